@@ -1,0 +1,1 @@
+"""BERT pre-training of image transformers."""

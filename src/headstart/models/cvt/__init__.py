@@ -1,0 +1,1 @@
+"""Convolutional vision transformer."""

@@ -1,0 +1,1 @@
+"""You only sample (almost) once."""

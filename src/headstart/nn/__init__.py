@@ -1,0 +1,1 @@
+"""Base model and blocks, one file a framework."""

@@ -1,0 +1,1 @@
+"""Transfer learning: data, recipes, the loop, the report."""
