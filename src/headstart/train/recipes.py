@@ -1,0 +1,289 @@
+"""Recipes: every value that decides how a model is tuned, as plain data.
+
+A recipe is resolved from four layers, each overriding the one before: the defaults of `Recipe`, the recipe of the model's family
+(a function of what was found in the data), a YAML file, the command line. The resolved recipe is saved beside the result.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from headstart.errors import ConfigError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a recipe may depend on: the size and shape of the data, and the size of image the model was made for.
+
+    Args:
+        examples: Training examples.
+        classes: Classes (0 where the task has none).
+        height: Median height of the images in pixels (0 where there are none).
+        width: Median width.
+        model_image_size: Side of the images that the model's own processor makes, where that is known.
+    """
+
+    examples: int
+    classes: int = 0
+    height: int = 0
+    width: int = 0
+    model_image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is tuned.
+
+    Args:
+        name: Where the values come from.
+        tune: "full" trains every weight, "head" fits only the last layer on features that are computed once.
+        optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`).
+        lr: Learning rate after the warm-up.
+        weight_decay: Applied to matrices and convolutions, not to biases and norms.
+        layer_decay: The rate of each layer is this times the rate of the layer above it.
+        clip_grad: Largest allowed norm of the gradient; None leaves it as it is.
+        schedule: "staircase" multiplies by `decay_factor` after each step in `decay_at`; "cosine" and "poly" (`power`) go down to
+            `final_lr`; "constant" stays.
+        steps: Updates of the weights.
+        warmup_steps: Steps over which the rate rises linearly from `warmup_lr` to `lr`.
+        batch_size: Examples in one update. A smaller data set is sampled with replacement to fill it.
+        micro_batch: Examples in one forward pass; the gradient is that of the whole batch. None finds one that fits.
+        resize: Side in pixels that training images are resized to before they are cropped.
+        crop: Side in pixels of what the network sees.
+        augment: "crop-flip" resizes, crops at random and mirrors; "resized-crop" crops a random part of 0.5 to 1 of the area; "flip" only
+            mirrors; "none" resizes to the crop size.
+        mixup: The a of MixUp's Beta(a, a), one draw a batch; 0 is off.
+        label_smoothing: Share of the label spread over all classes.
+        drop_path: Rate of stochastic depth; None keeps the model's own.
+        zero_head: Whether the new head starts at zero.
+        freeze: Beginnings of the names of parameters that stay as they are.
+        ema: Decay of an average of the weights, which becomes the result; None is off.
+        precision: "fp32", or "bf16" for the network's arithmetic with float32 weights.
+        seed: Decides order, augmentation, dropout and splits.
+        eval_every: Steps between evaluations; None makes about ten.
+        checkpoint_every: Steps between checkpoints; None makes about twenty.
+    """
+
+    name: str = "default"
+    tune: Literal["full", "head"] = "full"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-4
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    layer_decay: float = 1.0
+    clip_grad: float | None = None
+    schedule: Literal["staircase", "cosine", "poly", "constant"] = "cosine"
+    steps: int = 500
+    warmup_steps: int = 0
+    warmup_lr: float = 0.0
+    decay_at: tuple[int, ...] = ()
+    decay_factor: float = 0.1
+    final_lr: float = 0.0
+    power: float = 1.0
+    batch_size: int = 64
+    micro_batch: int | None = None
+    resize: int | None = None
+    crop: int | None = None
+    augment: Literal["crop-flip", "resized-crop", "flip", "none"] = "crop-flip"
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
+    drop_path: float | None = None
+    zero_head: bool = True
+    freeze: tuple[str, ...] = ()
+    ema: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, kind in _FIELD_TYPES.items():
+            _check_type(field, getattr(self, field), kind)
+        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "eval_every", "checkpoint_every"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ConfigError(f"recipe: {field}={value}; it must be at least 1")
+        for field in ("lr", "weight_decay", "warmup_steps", "warmup_lr", "final_lr", "mixup", "seed"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be finite and not negative")
+        for field in ("momentum", "label_smoothing", "drop_path", "ema"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"recipe: {field}={value}; it must be at least 0 and below 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"recipe: layer_decay={self.layer_decay}; it must be above 0 and at most 1")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ConfigError(f"recipe: clip_grad={self.clip_grad}; it must be above 0")
+        if self.resize and self.crop and self.resize < self.crop:
+            raise ConfigError(f"recipe: resize={self.resize} is smaller than crop={self.crop}; a crop cannot be larger than its image")
+
+    def lr_at(self, step: int) -> float | None:
+        """Learning rate of update `step` = 0, 1, 2, …; None when training is over.
+
+        A decay takes effect one step after its boundary and the first warm-up step has rate `warmup_lr`, as in
+        google-research/big_transfer's `bit_hyperrule.py`.
+        """
+        if step >= self.steps:
+            return None
+        if step < self.warmup_steps:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
+        if self.schedule == "staircase":
+            return self.lr * self.decay_factor ** sum(boundary < step for boundary in self.decay_at)
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        left = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "poly": (1 - progress) ** self.power, "constant": 1.0}[self.schedule]
+        return self.final_lr + (self.lr - self.final_lr) * left
+
+    def with_steps(self, steps: int) -> "Recipe":
+        """The same recipe over another number of steps, with warm-up and decays in proportion."""
+
+        def scaled(step: int) -> int:
+            return round(step * steps / self.steps)
+
+        return replace(self, steps=steps, warmup_steps=scaled(self.warmup_steps), decay_at=tuple(scaled(step) for step in self.decay_at))
+
+    def updated(self, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
+        """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in proportion.
+
+        Args:
+            values: Values by name; None (an option that was not given) is left out.
+            source: How an error names the layer, for example the YAML file.
+        """
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if value is not None}
+        for key in given:
+            if key not in _FIELD_TYPES:
+                near = difflib.get_close_matches(key, _FIELD_TYPES, n=3)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; known values: {', '.join(_FIELD_TYPES)}"
+                raise ConfigError(f"{source}: a recipe has no value {key!r}{hint}")
+        try:
+            steps = given.get("steps")
+            if isinstance(steps, int) and steps > 0 and not {"warmup_steps", "decay_at"} & given.keys():
+                return replace(self.with_steps(given.pop("steps")), **given)
+            return replace(self, **given)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {str(error).removeprefix('recipe: ')}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON knows them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
+        """A recipe from what `to_dict` gave."""
+        return cls().updated({"warmup_steps": 0, **values}, source)
+
+
+_FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - a type expression
+    options = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if not any(_is_kind(value, option) for option in options):
+        choices = " or ".join(" | ".join(map(repr, get_args(o))) if get_origin(o) is Literal else getattr(o, "__name__", str(o)) for o in options)
+        raise ConfigError(f"recipe: {name}={value!r}; expected {choices.replace('NoneType', 'nothing')}")
+
+
+def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type expression
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        args = [arg for arg in get_args(kind) if arg is not Ellipsis]
+        right_length = Ellipsis in get_args(kind) or (isinstance(value, tuple) and len(value) == len(args))
+        return isinstance(value, tuple) and right_length and all(_is_kind(item, args[0]) for item in value)
+    if kind is float:  # 1 is a fine rate, True is not
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def hyperrule(facts: Facts) -> Recipe:
+    """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and the area of the images.
+
+    Source of the numbers: google-research/big_transfer, `bit_hyperrule.py`.
+    """
+    if facts.examples < 20_000:
+        warmup, decays, steps = 100, (200, 300, 400), 500
+    elif facts.examples < 500_000:
+        warmup, decays, steps = 500, (3_000, 6_000, 9_000), 10_000
+    else:
+        warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
+    resize, crop = hyperrule_resolution(facts.height, facts.width)
+    return Recipe(
+        name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
+        batch_size=512, mixup=0.0 if facts.examples < 20_000 else 0.1, resize=resize, crop=crop, augment="crop-flip",
+    )  # fmt: skip
+
+
+def hyperrule_resolution(height: int, width: int) -> tuple[int, int]:
+    """Sides that images are resized and then cropped to."""
+    return (160, 128) if height * width < 96 * 96 else (512, 480)
+
+
+def finetune(facts: Facts) -> Recipe:
+    """A careful AdamW recipe for a pretrained transformer: small rate, layer-wise decay, cosine over about 30 epochs.
+
+    The rate and decay are between those of BEiT's base and large models in their authors' fine-tuning from ImageNet-22k.
+    """
+    batch_size = 64
+    steps = min(10_000, max(200, round(30 * facts.examples / batch_size)))
+    crop = facts.model_image_size
+    return Recipe(
+        name="finetune", optimizer="adamw", lr=1e-4, weight_decay=0.05, layer_decay=0.85, clip_grad=1.0, schedule="cosine", steps=steps,
+        warmup_steps=steps // 10, final_lr=1e-6, batch_size=batch_size, label_smoothing=0.1, augment="resized-crop",
+        resize=crop and round(crop * 1.15), crop=crop,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyperrule, "finetune": finetune}
+
+
+def named_recipe(name: str, facts: Facts) -> Recipe:
+    """The recipe of that name for this data."""
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name](facts)
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML (or JSON) recipe file; `recipe: NAME` there chooses the recipe that they change."""
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("pyyaml", "train") from None
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected lines of the form `name: value`")
+    return {key: _yaml_float(key, value) for key, value in values.items()}
+
+
+def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """YAML 1.1 reads `1e-3` as text; a value that should be a float becomes one."""
+    if isinstance(value, str) and "float" in str(_FIELD_TYPES.get(key, "")):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The family's recipe, then the file's values, then the command line's."""
+    recipe = base
+    if file is not None:
+        values = read_recipe_file(file)
+        values.pop("recipe", None)
+        recipe = recipe.updated(values, str(file))
+    return recipe.updated(overrides or {}, "options")
