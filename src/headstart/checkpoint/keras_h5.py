@@ -1,0 +1,58 @@
+"""Keras' HDF5 weights (`tf_model.h5`, BiT's .h5): groups and arrays, nothing else. Needs h5py."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileFormatError, MissingExtraError
+from .raw import Raw, checked, dtype_of_descr, from_array, map_file
+from .zips import MAX_RATIO, MAX_UNPACKED
+
+
+def read(path: Path) -> dict[str, Raw]:
+    """Every array by its full path, such as `cvt/cvt/encoder/…/kernel:0`; arrays that lie in one piece are mapped.
+
+    Links to other files, arrays stored in other files and virtual arrays are refused.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtraError("h5py", "keras") from error
+    data = map_file(path)
+    raws: dict[str, Raw] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            todo = [("", file)]
+            seen: set[Any] = set()
+            while todo:
+                name, group = todo.pop()
+                info = h5py.h5o.get_info(group.id)
+                if (info.fileno, info.addr) in seen:
+                    raise FileFormatError(f"{path}: group {name} contains itself")
+                seen.add((info.fileno, info.addr))
+                for key in group:
+                    full = f"{name}/{key}" if name else key
+                    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                        raise FileFormatError(f"{path}: {full} is a link; weights are never read through links")
+                    child = group[key]
+                    if isinstance(child, h5py.Group):
+                        todo.append((full, child))
+                    elif isinstance(child, h5py.Dataset):
+                        raws[full] = _dataset(path, data, child, full)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{path} is a damaged or cut off HDF5 file: {error}") from error
+    return raws
+
+
+def _dataset(path: Path, data: Any, dataset: Any, name: str) -> Raw:
+    where = f"{path}: {name}"
+    if dataset.external or dataset.is_virtual or dataset.shape is None:
+        raise FileFormatError(f"{where} keeps its numbers in another file or has none; weights are never read through links")
+    dtype = dtype_of_descr(dataset.dtype, where)
+    offset = dataset.id.get_offset()
+    if offset is not None and dataset.dtype.isnative:
+        return checked(Raw(data, dtype, dataset.shape, offset), where)
+    if dataset.nbytes > max(MAX_UNPACKED, MAX_RATIO * len(data)):
+        raise FileFormatError(f"{where} claims {dataset.nbytes} bytes in a file of {len(data)}; refusing to fill the memory")
+    return from_array(dataset[()], where)
