@@ -1,1 +1,29 @@
-"""You only sample (almost) once."""
+"""YOSO (Zeng et al. 2021): a text encoder whose attention is sampled by hashing, in linear time."""
+
+from headstart.zoo import Family
+
+_TORCH = "headstart.models.yoso.torch"
+
+FAMILY = Family(
+    model_type="yoso",
+    exports={
+        "YosoConfig": "headstart.models.yoso.config",
+        "YosoTokenizer": "headstart.models.yoso.tokenizer",
+        "YosoModel": _TORCH,
+        "YosoForMaskedLM": _TORCH,
+        "YosoForSequenceClassification": _TORCH,
+        "YosoForMultipleChoice": _TORCH,
+        "YosoForTokenClassification": _TORCH,
+        "YosoForQuestionAnswering": _TORCH,
+        "YosoPreTrainedModel": _TORCH,
+    },
+    tasks={
+        "base": "YosoModel",
+        "masked-language-modeling": "YosoForMaskedLM",
+        "text-classification": "YosoForSequenceClassification",
+        "multiple-choice": "YosoForMultipleChoice",
+        "token-classification": "YosoForTokenClassification",
+        "question-answering": "YosoForQuestionAnswering",
+    },
+    processor="YosoTokenizer",
+)

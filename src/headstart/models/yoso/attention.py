@@ -1,0 +1,180 @@
+"""YOSO's attention: exact in expectation, or sampled with hashes at a cost that is linear in the text's length.
+
+Legend: B texts, A heads, L tokens, K head size, M hashes. Masks are (B, L) and 1 keeps: a masked key is met by nobody, a masked
+query gets zeros.
+
+Both kinds compare unit queries and keys, sum the values by the chance of (or by actual) hash collisions, and scale every row
+of every head to length one. `exact_attention` costs L²; `sampled_attention` costs L · M and is noisy: its error falls as
+`1 / sqrt(M)` (docs/yoso-attention.md has the table). Below about 512 tokens the exact one is the better choice.
+
+Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli
+Sampling", ICML 2021.
+"""
+
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from .exact import collision_probability, exact_sum
+from .hashing import check_hash, check_projections, draw_projections
+from .sampled import sampled_sum
+
+__all__ = [
+    "SAMPLING_PAYS_FROM",
+
+    "draw_projections",
+    "exact_attention",
+    "exact_attention_plain",
+    "exact_weights",
+    "normalize_rows",
+    "sampled_attention",
+]
+
+# Tokens below which `exact_attention` is as fast and has no sampling error.
+SAMPLING_PAYS_FROM = 512
+
+# Rows shorter than this are taken for zero; the gradient of their direction would be noise times 1e12.
+_SHORTEST_ROW = 1e-12
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """The last dimension scaled to length one; rows of zeros stay zeros and get no gradient."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    square = wide.square().sum(-1, keepdim=True)
+    nonzero = square > _SHORTEST_ROW**2
+    scale = torch.where(nonzero, square, 1.0).rsqrt().where(nonzero, 0.0)
+    return (wide * scale).to(x.dtype)
+
+
+def exact_weights(query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
+    """The attention weights, all at once, for looking at them: (B, A, L, L), rows are queries.
+
+    They are collision probabilities, so a row does not add up to one.
+    """
+    similarity = normalize_rows(query) @ normalize_rows(key).mT  # (B, A, L, L)
+    weights = collision_probability(similarity, hash_code_len)
+    if mask is None:
+        return weights
+    keep = mask[:, None, :, None].bool() & mask[:, None, None, :].bool()  # (B, 1, L, L)
+    return weights.masked_fill(~keep, 0.0)
+
+
+def exact_attention_plain(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
+    """The definition of `exact_attention`, with all L × L weights in memory and the surrogate gradient spelt out.
+
+    Its operations are ordinary ones, so it can be exported to formats that know nothing of ours.
+    """
+    q, k = normalize_rows(query), normalize_rows(key)
+    similarity = q @ k.mT  # (B, A, L, L)
+    weights = collision_probability(similarity.detach(), hash_code_len)
+    if torch.is_grad_enabled():  # adds zero, whose gradient is the paper's lower bound tau / 2 * W
+        weights = weights + hash_code_len / 2 * weights * (similarity - similarity.detach())
+    if mask is None:
+        return normalize_rows(weights @ value)
+    keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
+    return normalize_rows((weights @ value.masked_fill(~keep, 0.0)).masked_fill(~keep, 0.0))  # (B, A, L, K)
+
+
+def exact_attention(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
+    """Attention with the expected collisions as weights, never holding more than a block of them.
+
+    Args:
+        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept in float32).
+        key: (B, A, L, K).
+        value: (B, A, L, K).
+        hash_code_len: The power tau of the collision probability of one bit.
+        mask: (B, L), 1 keeps.
+
+    Returns:
+        (B, A, L, K), every row of length one, or zero where it is masked.
+    """
+    _check(query, key, value, mask)
+    if hash_code_len < 1:
+        raise InputError(f"hash_code_len={hash_code_len}; expected a whole number of at least 1")
+    query, key, value = _one_dtype(query, key, value)
+    keep, value = _hide(mask, value)
+    out = exact_sum(normalize_rows(query), normalize_rows(key), value, hash_code_len)  # (B, A, L, K)
+    return normalize_rows(out if keep is None else out.masked_fill(~keep, 0.0))
+
+
+def sampled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    hash_code_len: int,
+    num_hash: int,
+    use_fast_hash: bool = True,
+    lsh_backward: bool = True,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    projections: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """Attention over the tokens that fall into the same hash buckets; time and memory are linear in L.
+
+    Args:
+        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept in float32).
+        key: (B, A, L, K).
+        value: (B, A, L, K).
+        hash_code_len: Bits of a hash, 1 to 16.
+        num_hash: Hashes; more are slower and more accurate.
+        use_fast_hash: Random signs and Hadamard transforms instead of Gaussian projections: faster, slightly biased low.
+        lsh_backward: Gradients sampled with the same codes; otherwise the exact surrogate gradient, quadratic in time, linear in memory.
+        mask: (B, L), 1 keeps.
+        generator: Source of the projections, on the queries' device.
+        seed: Draws the same projections on every device, again at each call.
+        projections: Ready-made ones from `draw_projections(B * A, …)`, row `b * A + a` for head a of text b. They decide the hash kind.
+        normalize: Scales queries and keys to length one. Codes depend on directions only, so this is about gradients:
+            without it they are those for the queries and keys as given.
+
+    Returns:
+        (B, A, L, K), every row of length one, or zero where it is masked or met no key.
+    """
+    _check(query, key, value, mask)
+    check_hash(hash_code_len, num_hash)
+    query, key, value = _one_dtype(query, key, value)
+    rows, head_size = query.shape[0] * query.shape[1], query.shape[-1]
+    if projections is None:
+        projections = draw_projections(
+            rows,
+            head_size,
+            hash_code_len=hash_code_len,
+            num_hash=num_hash,
+            use_fast_hash=use_fast_hash,
+            generator=generator,
+            seed=seed,
+            device=query.device,
+        )
+    elif generator is not None or seed is not None:
+        raise InputError("projections were given and a generator or seed too; give one of them")
+    check_projections(projections, rows, head_size, hash_code_len, num_hash)
+    if normalize:
+        query, key = normalize_rows(query), normalize_rows(key)
+    keep, value = _hide(mask, value)
+    out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)
+    return normalize_rows(out if keep is None else out.masked_fill(~keep, 0.0))
+
+
+def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The mask as (B, 1, L, 1), and the values with masked tokens zeroed: then nobody notices their keys, forward or backward."""
+    if mask is None:
+        return None, value
+    keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
+    return keep, value.masked_fill(~keep, 0.0)
+
+
+def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast the three may arrive in different precisions."""
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    if query.dim() != 4 or query.shape != key.shape or query.shape[:-1] != value.shape[:-1]:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in (("query", query), ("key", key), ("value", value)))
+        raise InputError(f"{shapes}; expected (texts, heads, tokens, head size) three times")
+    if mask is not None and mask.shape != (query.shape[0], query.shape[2]):
+        raise InputError(f"mask has shape {tuple(mask.shape)}, expected {(query.shape[0], query.shape[2])}: (texts, tokens)")

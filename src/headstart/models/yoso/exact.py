@@ -1,0 +1,115 @@
+"""YOSO's attention weights in expectation, block by block: never more than one block of the L × L weights exists.
+
+Legend: N rows of heads (texts × heads), L query tokens, S key tokens, K head size of queries and keys, V head size of values.
+
+With unit queries and keys, a hash of `tau` random hyperplanes puts a query and a key into the same bucket with probability
+
+    W[i, j] = (1 - arccos(q_i · k_j) / pi) ** tau                    (Zeng et al., 2021, "You Only Sample (Almost) Once")
+
+and the attention is `W v`. Training uses the paper's lower bound `tau / 2 * W` in place of the derivative of W with
+respect to `q_i · k_j`, because the true derivative has a pole where a query meets an equal key.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Weights in one block, over all the heads that are worked on together: what stays in the cache of two CPU cores,
+# and enough to fill a GPU.
+_BLOCK_ON_CPU = 2**18
+_BLOCK_ON_GPU = 2**25
+_QUERIES_IN_BLOCK = 128
+_KEYS_IN_BLOCK = 512
+
+
+def collision_probability(similarity: Tensor, hash_code_len: int) -> Tensor:
+    """The weight of each cosine similarity, which rounding may have pushed beyond [-1, 1]; any shape."""
+    angle = torch.acos(similarity.clamp(-1.0, 1.0))
+    return integer_power(1.0 - angle / math.pi, hash_code_len)
+
+
+def integer_power(base: Tensor, exponent: int) -> Tensor:
+    """`base ** exponent` for a whole exponent, by squaring: several times faster than `torch.pow`."""
+    result: Tensor | None = None
+    while True:
+        if exponent & 1:
+            result = base if result is None else result * base
+        exponent >>= 1
+        if not exponent:
+            return torch.ones_like(base) if result is None else result
+        base = base * base
+
+
+def in_working_precision(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as (N, tokens, size), in float32 at least: half precision is only for storage."""
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return [x.detach().reshape(-1, *x.shape[-2:]).to(dtype) for x in tensors]
+
+
+def _blocks(rows: int, queries: int, keys: int, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices of heads, queries and keys that cover all weights once."""
+    budget = _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK_ON_GPU
+    some_keys = max(1, min(keys, _KEYS_IN_BLOCK))
+    some_queries = max(1, min(queries, _QUERIES_IN_BLOCK))
+    some_rows = max(1, min(rows, budget // (some_keys * some_queries)))
+    for row in range(0, rows, some_rows):
+        for query in range(0, queries, some_queries):
+            for key in range(0, keys, some_keys):
+                yield slice(row, row + some_rows), slice(query, query + some_queries), slice(key, key + some_keys)
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """Autocast would turn the matrix products below into bfloat16."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+@torch.library.custom_op("headstart::yoso_exact", mutates_args=())
+def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+    """`W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    with no_autocast(query):
+        q, k, v = in_working_precision(query, key, value)  # (N, L, K), (N, S, K), (N, S, V)
+        out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])  # (N, L, V)
+        for n, i, j in _blocks(q.shape[0], q.shape[1], k.shape[1], q.device):
+            weights = collision_probability(q[n, i] @ k[n, j].mT, hash_code_len)  # (n, i, j)
+            out[n, i] += weights @ v[n, j]
+    return out.reshape(*query.shape[:-1], value.shape[-1]).to(value.dtype)
+
+
+@exact_sum.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+    return value.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@torch.library.custom_op("headstart::yoso_exact_backward", mutates_args=())
+def exact_sum_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `exact_sum` for query, key and value, with `tau / 2 * W` as the derivative of W."""
+    with no_autocast(query):
+        g, q, k, v = in_working_precision(grad, query, key, value)  # (N, L, V), (N, L, K), (N, S, K), (N, S, V)
+        g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for n, i, j in _blocks(q.shape[0], q.shape[1], k.shape[1], q.device):
+            weights = collision_probability(q[n, i] @ k[n, j].mT, hash_code_len)  # (n, i, j)
+            g_value[n, j] += weights.mT @ g[n, i]
+            g_similarity = (g[n, i] @ v[n, j].mT).mul_(weights).mul_(hash_code_len / 2)  # (n, i, j)
+            g_query[n, i] += g_similarity @ k[n, j]
+            g_key[n, j] += g_similarity.mT @ q[n, i]
+    return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)
+
+
+@exact_sum_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+    *tensors, ctx.hash_code_len = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    query, key, value = ctx.saved_tensors  # type: ignore[attr-defined]
+    return *exact_sum_backward(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
+
+
+exact_sum.register_autograd(_backward, setup_context=_save)

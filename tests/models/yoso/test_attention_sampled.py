@@ -1,0 +1,343 @@
+"""Sampled attention: hash codes, sums and gradients against recorded numbers, slow definitions and statistics."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import assert_close, golden_cases, golden_dir, read_json
+from headstart.errors import InputError
+from headstart.models.yoso.attention import exact_attention, normalize_rows, sampled_attention
+from headstart.models.yoso.exact import exact_sum, exact_sum_backward
+from headstart.models.yoso.hashing import dense_projections, draw_projections, hadamard, hash_codes, transform_size
+from headstart.models.yoso.sampled import sampled_sum, sampled_sum_backward
+
+CASES = [name for name in golden_cases("yoso_lsh") if name.startswith(("fast_", "plain_"))]
+
+
+def tokens(*shape, seed=0, dtype=torch.float32, number=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(number)]
+
+
+def golden(name):
+    folder = golden_dir("yoso_lsh", name)
+    return read_json(folder / "meta.json"), load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+
+
+def hidden(x, mask):
+    return x.masked_fill(mask[:, :, None] == 0, 0.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_codes(name):
+    meta, inputs, outputs = golden(name)
+    projections = inputs["Dmat"] if "Dmat" in inputs else inputs["rmat"]
+    for side in ("query", "key"):
+        codes = hash_codes(inputs[side], projections, hash_code_len=meta["hash_code_len"], num_hash=meta["num_hash"])
+        expected = outputs[f"{side}_hash_code"]
+        if "Dmat" in inputs:  # the fast hash's codes of masked tokens were recorded as 0
+            codes = codes * inputs[f"{side}_mask"][:, :, None]
+        assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize("lsh_backward", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_sums_and_gradients(name, lsh_backward):
+    meta, inputs, outputs = golden(name)
+    kind = f"lsh_backward_{str(lsh_backward).lower()}"
+    if f"{kind}.grad_query" not in outputs:
+        assert not meta["normalised_inputs"]
+        return
+    projections = inputs["Dmat"] if "Dmat" in inputs else inputs["rmat"]
+    tensors = [inputs[side].requires_grad_() for side in ("query", "key", "value")]
+    query, key, value = tensors
+    out = sampled_sum(
+        query, key, hidden(value, inputs["key_mask"]), projections, meta["hash_code_len"], meta["num_hash"], lsh_backward
+    )
+    out = hidden(out, inputs["query_mask"])
+    assert_close(out, outputs["cumulation"], what="sum")
+    for side, grad in zip(("query", "key", "value"), torch.autograd.grad(out, tensors, inputs["grad_output"]), strict=True):
+        assert_close(grad, outputs[f"{kind}.grad_{side}"], what=f"gradient of the {side}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_expectation(name):
+    meta, inputs, outputs = golden(name)
+    if "yoso_e_output" not in outputs:
+        assert not meta["normalised_inputs"]
+        return
+    out = exact_sum(inputs["query"], inputs["key"], hidden(inputs["value"], inputs["key_mask"]), meta["hash_code_len"])
+    assert_close(hidden(out, inputs["query_mask"]), outputs["yoso_e_output"])
+
+
+def codes_one_bit_at_a_time(x, projections, tau, num_hash):
+    """Codes of one head's tokens, by the Hadamard matrix's definition: entry (i, j) is -1 to the number of common bits of i and j."""
+    out = []
+    for token in x.tolist():
+        if projections.is_floating_point():
+            columns = projections.t().tolist()
+            values = [sum(a * b for a, b in zip(token, column, strict=True)) for column in columns]
+        else:
+            size, values = projections.shape[-1], []
+            for part in range(projections.shape[1]):
+                y = token + [0.0] * (size - len(token))
+                for step in range(3):
+                    y = [a * s for a, s in zip(y, projections[step, part].tolist(), strict=True)]
+                    y = [sum(y[i] * (-1) ** (i & j).bit_count() for i in range(size)) for j in range(size)]
+                values += y[: size // tau * tau]
+        out.append([sum((values[h * tau + b] > 0) << b for b in range(tau)) for h in range(num_hash)])
+    return torch.tensor(out)
+
+
+def sums_one_collision_at_a_time(q_codes, k_codes, query, key, value, grad, tau):
+    """Sum and gradients of one head, pair by pair and hash by hash."""
+    num_hash = q_codes.shape[1]
+    out, g_query, g_key, g_value = torch.zeros_like(grad), torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for i in range(len(query)):
+        for j in range(len(key)):
+            met = sum(int(a == b) for a, b in zip(q_codes[i].tolist(), k_codes[j].tolist(), strict=True)) / num_hash
+            out[i] += met * value[j]
+            g_value[j] += met * grad[i]
+            g_query[i] += tau / 2 * met * (grad[i] @ value[j]) * key[j]
+            g_key[j] += tau / 2 * met * (grad[i] @ value[j]) * query[i]
+    return out, g_query, g_key, g_value
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    "queries, keys, size, value_size, tau, num_hash", [(1, 1, 3, 2, 1, 1), (5, 9, 7, 4, 2, 5), (13, 6, 40, 3, 9, 8), (3, 4, 5, 6, 16, 3)]
+)
+def test_is_the_definition(fast, queries, keys, size, value_size, tau, num_hash):
+    rows = 2
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, grad = (
+        torch.randn(rows, n, d, generator=generator) for n, d in [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
+    )
+    key[:, 0] = query[:, 0] * 3  # at least one collision in every hash
+    projections = draw_projections(rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, generator=generator)
+    out = sampled_sum(query, key, value, projections, tau, num_hash, True)
+    grads = sampled_sum_backward(grad, query, key, value, projections, tau, num_hash)
+    for n in range(rows):
+        q_codes, k_codes = (codes_one_bit_at_a_time(x[n], projections[n], tau, num_hash) for x in (query, key))
+        assert torch.equal(hash_codes(query, projections, hash_code_len=tau, num_hash=num_hash)[n].long(), q_codes)
+        expected = sums_one_collision_at_a_time(q_codes, k_codes, query[n], key[n], value[n], grad[n], tau)
+        for ours, slow in zip((out[n], *(g[n] for g in grads)), expected, strict=True):
+            assert_close(ours, slow)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_hadamard_is_the_matrix_of_common_bits(size):
+    matrix = torch.tensor([[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)])
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
+    assert_close(hadamard(x), x @ matrix)
+
+
+def test_fast_projections_are_orthogonal():
+    signs = draw_projections(2, 64, hash_code_len=9, num_hash=7, seed=1)
+    dense = dense_projections(signs, 64, 9, 7)
+    assert_close(dense.mT @ dense, torch.eye(63).expand(2, 63, 63))
+
+
+@pytest.mark.parametrize("head_size, tau, expected", [(8, 9, 32), (33, 5, 64), (64, 9, 64), (65, 9, 128), (4, 16, 32)])
+def test_transform_size(head_size, tau, expected):
+    assert transform_size(head_size, tau) == expected
+
+
+def test_a_seed_repeats_and_a_generator_moves_on():
+    query, key, value = tokens(2, 2, 30, 8)
+    options = {"hash_code_len": 4, "num_hash": 6}
+    first, again, other = (sampled_attention(query, key, value, seed=s, **options) for s in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    generator = torch.Generator().manual_seed(3)
+    first, second = (sampled_attention(query, key, value, generator=generator, **options) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, sampled_attention(query, key, value, generator=torch.Generator().manual_seed(3), **options))
+    torch.manual_seed(5)
+    fresh = sampled_attention(query, key, value, **options)
+    torch.manual_seed(5)
+    assert torch.equal(fresh, sampled_attention(query, key, value, **options))
+    projections = draw_projections(4, 8, seed=3, **options)
+    assert torch.equal(sampled_attention(query, key, value, projections=projections, **options), again)
+
+
+def test_all_tokens_equal():
+    """Everybody meets everybody in every hash: the mean of the values, without error."""
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0)).expand(1, 2, 11, 8)
+    _, _, value = tokens(1, 2, 11, 8)
+    inputs = [y.clone().requires_grad_() for y in (x, x, value)]
+    out = sampled_attention(*inputs, hash_code_len=9, num_hash=5, seed=0)
+    assert_close(out, normalize_rows(value.sum(2, keepdim=True)).expand_as(out))
+    out.square().sum().backward()
+    assert all(y.grad.isfinite().all() for y in inputs)
+
+
+def test_one_token():
+    query, _, value = tokens(1, 2, 1, 8)
+    assert_close(sampled_attention(query, query, value, hash_code_len=9, num_hash=5), normalize_rows(value))
+
+
+def test_nobody_met_and_everything_masked():
+    """Opposite vectors never collide: zero rows, without an exploding gradient."""
+    query, _, value = tokens(1, 2, 6, 8)
+    x = query[:, :, :1].expand_as(query)
+    for key, mask in ((-x, None), (x, torch.zeros(1, 6))):
+        inputs = [y.clone().requires_grad_() for y in (x, key, value)]
+        out = sampled_attention(*inputs, hash_code_len=9, num_hash=5, mask=mask)
+        out.sum().backward()
+        assert out.eq(0).all() and all(y.grad.eq(0).all() for y in inputs)
+
+
+@pytest.mark.parametrize("lsh_backward", [True, False])
+def test_padding_changes_nothing(lsh_backward):
+    query, key, value = tokens(1, 2, 9, 8)
+    options = {"hash_code_len": 3, "num_hash": 5, "seed": 0, "lsh_backward": lsh_backward}
+    alone = [x[:, :, :6].clone().requires_grad_() for x in (query, key, value)]
+    value[:, :, 6:] = float("nan")  # padding may hold anything
+    padded = [x.clone().requires_grad_() for x in (query, key, value)]
+    expected = sampled_attention(*alone, **options)
+    out = sampled_attention(*padded, mask=torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0]]), **options)
+    assert_close(out[:, :, :6], expected)
+    assert out[:, :, 6:].eq(0).all()
+    direction = tokens(1, 2, 6, 8, seed=1)[0]
+    expected.backward(direction)
+    out[:, :, :6].backward(direction)
+    for ours, theirs in zip(padded, alone, strict=True):
+        assert_close(ours.grad[:, :, :6], theirs.grad)
+        assert ours.grad[:, :, 6:].eq(0).all()
+
+
+def test_exact_backward_is_the_expectation_gradient():
+    query, key, value = tokens(1, 2, 12, 8)
+    inputs = [normalize_rows(x).requires_grad_() for x in (query, key)] + [value.requires_grad_()]
+    grad = tokens(1, 2, 12, 8, seed=1)[0]
+    projections = draw_projections(2, 8, hash_code_len=4, num_hash=3, seed=0)
+    ours = torch.autograd.grad(sampled_sum(*inputs, projections, 4, 3, False), inputs, grad)
+    for a, b in zip(ours, exact_sum_backward(grad, *inputs, 4), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_value_gradient_is_a_true_gradient():
+    """The sum is linear in the values for fixed codes."""
+    query, key, value = tokens(2, 5, 4, dtype=torch.float64)
+    projections = draw_projections(2, 4, hash_code_len=2, num_hash=3, seed=0)
+    value.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: sampled_sum(query, key, v, projections, 2, 3, True), (value,))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_half_precision(dtype, tolerance):
+    inputs = [x.requires_grad_() for x in tokens(1, 2, 40, 16, dtype=dtype)]
+    options = {"hash_code_len": 5, "num_hash": 6, "seed": 0, "normalize": False}
+    out = sampled_attention(*inputs, **options)
+    assert out.dtype == dtype
+    assert_close(out, sampled_attention(*(x.double() for x in inputs), **options), tolerance)
+    out.sum().backward()
+    assert all(x.grad.dtype == dtype and x.grad.isfinite().all() for x in inputs)
+
+
+def test_autocast_keeps_full_precision_inside():
+    query, key, value = tokens(1, 2, 40, 16)
+    options = {"hash_code_len": 5, "num_hash": 6, "seed": 0}
+    expected = sampled_attention(query, key, value, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sampled_attention(query, key, value, **options), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 7])
+def test_compiles_and_exports_whole(seed):
+    class Layer(torch.nn.Module):
+        def forward(self, query, key, value):
+            return sampled_attention(query, key, value, hash_code_len=4, num_hash=6, seed=seed)
+
+    query, key, value = tokens(2, 2, 10, 8)
+    compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
+    query.requires_grad_()
+    out = compiled(query, key, value)
+    out.sum().backward()
+    assert out.shape == query.shape and query.grad.abs().sum() > 0
+    if seed is not None:
+        assert_close(out, Layer()(query, key, value))
+        tokens_dim = torch.export.Dim("tokens", min=2, max=512)
+        exported = torch.export.export(Layer(), (query.detach(), key, value), dynamic_shapes=({2: tokens_dim},) * 3)
+        assert_close(exported.module()(query, key, value), out)
+
+
+def test_operators_are_well_formed():
+    query, key, value = tokens(2, 5, 4)
+    for fast in (True, False):
+        projections = draw_projections(2, 4, hash_code_len=3, num_hash=2, use_fast_hash=fast, seed=0)
+        checks = ["test_schema", "test_faketensor"]
+        torch.library.opcheck(sampled_sum, (query, key, value, projections, 3, 2, True), test_utils=checks)
+        torch.library.opcheck(sampled_sum_backward, (value, query, key, value, projections, 3, 2), test_utils=checks)
+
+
+def mean_over_seeds(query, key, value, fast, tau, num_hash):
+    """The mean attention sum over `num_hash` independent hashes of unit vectors, and its standard error per pair of tokens."""
+    projections = draw_projections(1, query.shape[-1], hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=11)
+    return sampled_sum(query[None], key[None], value[None], projections, tau, num_hash, True)[0]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_mean_converges_to_the_expectation(fast):
+    """With unit vectors as values the sum is the collision frequency of every pair, a binomial mean.
+
+    Dense: all 144 frequencies lie within z of the expectation, where a right implementation fails with a chance of 1e-6
+    (two-sided, 144 comparisons: z = 5.8). Fast: the bias is known; it is low on average and by less than 0.01.
+    """
+    tau, num_hash, size = 5, 40_000, 32
+    query, key = (normalize_rows(x[0]) for x in tokens(1, 12, size, number=2))
+    key = normalize_rows(key + query * torch.linspace(0, 3, 12)[:, None])  # near and far pairs
+    frequency = mean_over_seeds(query, key, torch.eye(12), fast, tau, num_hash)
+    expected = exact_sum(query[None].double(), key[None].double(), torch.eye(12)[None].double(), tau)[0]
+    error = (expected * (1 - expected) / num_hash).sqrt()
+    if fast:
+        assert -0.01 < (frequency - expected).mean() < -0.001
+        assert (frequency - expected).abs().max() < 0.03
+    else:
+        assert ((frequency - expected).abs() / error).max() < 5.8
+
+
+def test_error_falls_with_the_root_of_the_hashes():
+    """Sixteen times the hashes: a quarter of the error, between a third and a fifth."""
+    query, key, value = tokens(1, 4, 200, 32)
+    key = key + 2 * query
+    expected = exact_attention(query, key, value, hash_code_len=6)
+
+    def error(num_hash):
+        options = {"hash_code_len": 6, "num_hash": num_hash, "use_fast_hash": False}
+        outs = [sampled_attention(query, key, value, seed=s, **options) for s in range(4)]
+        return sum((out - expected).norm(dim=-1).mean().item() for out in outs) / 4
+
+    assert 3 < error(16) / error(256) < 5
+
+
+def test_gradients_converge_to_the_surrogate():
+    """With many dense hashes the sampled gradients become those of the expectation."""
+    inputs = [normalize_rows(x) for x in tokens(1, 24, 16)]
+    grad = tokens(1, 24, 16, seed=1)[0]
+    inputs[1] = normalize_rows(inputs[1] + inputs[0])
+    projections = draw_projections(1, 16, hash_code_len=4, num_hash=5_000, use_fast_hash=False, seed=2)
+    sampled = sampled_sum_backward(grad, *inputs, projections, 4, 5_000)
+    for ours, expected in zip(sampled, exact_sum_backward(grad, *inputs, 4), strict=True):
+        assert ((ours - expected).norm() / expected.norm()).item() < 0.1  # about 1 / sqrt(5,000 * collisions) for each pair
+
+
+def test_refuses_what_does_not_fit():
+    query, key, value = tokens(2, 3, 7, 5)
+    options = {"hash_code_len": 4, "num_hash": 6}
+    for wrong, message in [
+        ({"hash_code_len": 17}, "hash_code_len=17; sampling needs 1 to 16 bits"),
+        ({"num_hash": 0}, "num_hash=0"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed=1"),
+        ({"seed": 1, "projections": torch.zeros(6, 5, 24)}, "give one of them"),
+        ({"projections": torch.zeros(6, 5, 23)}, r"shape \(6, 5, 23\), expected \(6, 5, 24\)"),
+        ({"projections": torch.ones(6, 3, 2, 32, dtype=torch.int8)}, r"shape \(6, 3, 2, 32\), expected \(6, 3, 1, 32\)"),
+        ({"projections": torch.ones(6, 3, 1, 24, dtype=torch.int8)}, "power of two of at least 5"),
+        ({"projections": torch.ones(6, 3, 1, 4, dtype=torch.int8)}, "power of two of at least 5"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            sampled_attention(query, key, value, **{**options, **wrong})
+    assert math.isfinite(sampled_attention(query, key, value, **options).sum())
