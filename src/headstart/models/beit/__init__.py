@@ -1,1 +1,33 @@
-"""BERT pre-training of image transformers."""
+"""BEiT (Bao et al. 2022): a vision transformer pretrained to predict the visual codes of masked patches."""
+
+from headstart.zoo import Family
+
+_TORCH, _FLAX, _IMAGE = "headstart.models.beit.torch", "headstart.models.beit.flax_model", "headstart.models.beit.image"
+
+FAMILY = Family(
+    model_type="beit",
+    exports={
+        "BeitConfig": "headstart.models.beit.config",
+        "BeitImageProcessor": _IMAGE,
+        "BeitFeatureExtractor": _IMAGE,
+        "BeitModel": _TORCH,
+        "BeitForMaskedImageModeling": _TORCH,
+        "BeitForImageClassification": _TORCH,
+        "BeitForSemanticSegmentation": "headstart.models.beit.segmentation",
+        "BeitBackbone": "headstart.models.beit.segmentation",
+        "BeitPreTrainedModel": _TORCH,
+        "DalleImageTokenizer": "headstart.models.beit.image_tokenizer",
+        "FlaxBeitModel": _FLAX,
+        "FlaxBeitForMaskedImageModeling": _FLAX,
+        "FlaxBeitForImageClassification": _FLAX,
+        "FlaxBeitPreTrainedModel": _FLAX,
+    },
+    tasks={
+        "base": "BeitModel",
+        "backbone": "BeitBackbone",
+        "image-classification": "BeitForImageClassification",
+        "masked-image-modeling": "BeitForMaskedImageModeling",
+        "semantic-segmentation": "BeitForSemanticSegmentation",
+    },
+    processor="BeitImageProcessor",
+)

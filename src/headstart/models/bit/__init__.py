@@ -1,1 +1,22 @@
-"""Big Transfer."""
+"""Big Transfer (Kolesnikov et al. 2020): ResNet-v2 with group norm and weight standardisation."""
+
+from headstart.zoo import Family
+
+_TORCH = "headstart.models.bit.torch"
+
+FAMILY = Family(
+    model_type="bit",
+    exports={
+        "BitConfig": "headstart.models.bit.config",
+        "BitImageProcessor": "headstart.models.bit.image",
+        "BitModel": _TORCH,
+        "BitForImageClassification": _TORCH,
+        "BitBackbone": _TORCH,
+        "BitPreTrainedModel": _TORCH,
+    },
+    tasks={"base": "BitModel", "backbone": "BitBackbone", "image-classification": "BitForImageClassification"},
+    processor="BitImageProcessor",
+    zoo="headstart.models.bit.config:PUBLISHED",
+    authors="headstart.models.bit.weights:read_authors",
+    recipe="headstart.train.recipes:hyper_rule",
+)

@@ -1,0 +1,357 @@
+"""From a checkpoint to its family: AutoConfig, AutoModel…, AutoImageProcessor, AutoTokenizer.
+
+A fifth family is one more folder in `headstart.models` and one more word in `FAMILIES`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from headstart.config import Compat, PreTrainedConfig, resolve_compat
+from headstart.errors import ConfigError, FileFormatError, HubError, NotFoundError
+from headstart.zoo import Family, Published
+
+FAMILIES = ("bit", "cvt", "beit", "yoso")
+
+
+@cache
+def families() -> dict[str, Family]:
+    """The families by model type."""
+    return {name: import_module(f"headstart.models.{name}").FAMILY for name in FAMILIES}
+
+
+def exports() -> dict[str, str]:
+    """Every public class of the families → its module."""
+    return {name: module for family in families().values() for name, module in family.exports.items()}
+
+
+def zoo() -> dict[str, tuple[Family, Published]]:
+    """Every published model by the authors' name."""
+    return {name: (family, model) for family in families().values() for name, model in family.published.items()}
+
+
+def find_published(name: str) -> tuple[Family, Published] | None:
+    """The published model of that name (letter case, and an ending such as ".npz", do not matter)."""
+    if Path(name).exists():
+        return None
+    models = zoo()
+    stem = name.removesuffix(".npz").removesuffix(".pth").removesuffix(".h5")
+    return models.get(stem) or next((each for key, each in models.items() if key.lower() == stem.lower()), None)
+
+
+def nearest_names(name: str) -> list[str]:
+    """Published names and Hub ids that look like the one given."""
+    known = list(zoo()) + [m.hub_id for _, m in zoo().values() if m.hub_id]
+    lower = {each.lower(): each for each in known}
+    return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+
+
+@contextmanager
+def suggesting(name: str | Path) -> Iterator[None]:
+    """Adds the nearest known names to the error of a name that is not found."""
+    try:
+        yield
+    except NotFoundError as error:
+        near = nearest_names(str(name))
+        if not near:
+            raise
+        raise NotFoundError(f"{error}. Did you mean {' or '.join(near)}?") from error
+
+
+def published_config(name: str, model_type: str | None = None) -> PreTrainedConfig | None:
+    """The configuration of a published model by the authors' name, or None."""
+    found = find_published(name)
+    if found is None or model_type not in (None, found[0].model_type):
+        return None
+    family, model = found
+    labels = {"id2label": read_labels(model.labels)} if model.labels else {}
+    return family.config(**(labels | dict(model.config)))  # type: ignore[no-any-return]
+
+
+def read_labels(name: str) -> dict[int, str]:
+    """A list of class names by its name in `headstart/labels`: number → name."""
+    import gzip
+    from importlib.resources import files
+
+    data = gzip.decompress(files("headstart").joinpath("labels", f"{name}.txt.gz").read_bytes())
+    return dict(enumerate(data.decode().splitlines()))
+
+
+def read_config_file(name: str | Path, **hub: Any) -> tuple[dict[str, Any], str]:
+    """Values of a checkpoint's config.json, and the name to remember it by."""
+    from headstart.hub import resolve_file
+
+    path = Path(name)
+    if path.is_file() and path.suffix == ".json":
+        file: Path | None = path
+    elif path.is_file() and (path.parent / "config.json").is_file():
+        file = path.parent / "config.json"
+    else:
+        with suggesting(name):
+            file = resolve_file(str(name), "config.json", **hub)
+    assert file is not None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{file} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise FileFormatError(f"{file} holds a {type(values).__name__}; expected an object")
+    return values, str(name)
+
+
+def load_checkpoint(
+    name: str | Path,
+    config_class: type[PreTrainedConfig],
+    config: PreTrainedConfig | None,
+    compat: Compat | None,
+    overrides: Mapping[str, Any],
+    hub: Mapping[str, Any],
+    framework: Literal["torch", "numpy"] = "torch",
+    formats: tuple[str, ...] = ("safetensors", "bin"),
+) -> tuple[Any, dict[str, Any]]:
+    """Configuration and published tensors of a checkpoint of any kind.
+
+    Args:
+        name: A folder, a file of any format, a Hub id, or an authors' name.
+        config_class: The family's configuration.
+        config: One to use instead of the checkpoint's.
+        compat: Whose arithmetic; None follows `resolve_compat`.
+        overrides: Values that win over the checkpoint's.
+        hub: `revision`, `cache_dir`, `token`, `local_files_only`.
+        framework: "torch" or "numpy" tensors.
+        formats: Kinds of files to look for in a folder or on the Hub, best first.
+
+    Returns:
+        The configuration, and published name → tensor.
+    """
+    from headstart.checkpoint import read_checkpoint
+    from headstart.hub import Download, download, resolve_weights
+
+    family = families()[config_class.model_type]
+    found = find_published(str(name))
+    if found is not None and not hub.get("revision"):
+        other, model = found
+        if other is not family:
+            raise ConfigError(f"{name} is a {other.model_type} model; load it with a class of that family, or with AutoModel")
+        if model.url is None:
+            return load_checkpoint(model.hub_id or "", config_class, config, compat, overrides, hub, framework, formats)
+        options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
+        path: Path | list[Path] = download(Download(model.url, model.size, model.sha256), **options)
+    elif Path(name).is_file():
+        path = Path(name)
+    else:
+        with suggesting(name):
+            path = resolve_weights(str(name), formats=formats, **hub)
+    tensors = read_checkpoint(path, framework)
+    where = path if isinstance(path, Path) else path[0]
+    beside = where.parent / "config.json"
+    if config is None and found is None and (not Path(name).is_file() or beside.is_file()):
+        values, remembered = read_config_file(name, **hub)
+        kind = values.get("model_type", config_class.model_type)
+        if kind != config_class.model_type:
+            raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
+        config = config_class.from_file_values(values, remembered, compat, **overrides)
+    elif config is not None and overrides:
+        config = config_class.from_dict(config.to_dict(), **overrides)
+    table_knows = family_table(family, config)
+    if family.read_authors is not None and not any(table_knows(key) for key in tensors):
+        base = config if config is not None else published_config(str(name), family.model_type)
+        chosen = resolve_compat({}, str(name), compat, config_class)
+        config, tensors = family.read_authors(tensors, str(name), base, compat=chosen, **({} if config is not None else dict(overrides)))
+    if config is None:
+        raise ConfigError(f"{name} has no config.json beside it; pass config=, or put the file in a folder with its config.json")
+    return config, tensors
+
+
+def family_table(family: Family, config: PreTrainedConfig | None) -> Any:
+    """Whether a published name belongs to the family, as a function."""
+    base = family.load(family.tasks["base"])
+    return base.name_table(config if config is not None else family.config()).knows
+
+
+def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:
+    """The family of a checkpoint, and the values of its config.json (empty for an authors' name or file)."""
+    found = find_published(str(name))
+    if found is not None:
+        return found[0], {}
+    values, _ = read_config_file(name, **hub)
+    kind = values.get("model_type")
+    if kind not in families():
+        raise ConfigError(f"{name} is a {kind!r} model; headstart has {', '.join(FAMILIES)}")
+    return families()[str(kind)], values
+
+
+HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
+
+
+class AutoConfig:
+    """The configuration of any checkpoint of the families."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+        """See `PreTrainedConfig.from_pretrained`."""
+        family, _ = family_of(name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_KEYS})
+        return family.config.from_pretrained(name_or_path, **kwargs)
+
+    @classmethod
+    def for_model(cls, model_type: str, **values: Any) -> Any:
+        """A configuration by its model type."""
+        if model_type not in families():
+            raise ConfigError(f"model_type={model_type!r}; expected one of {', '.join(FAMILIES)}")
+        return families()[model_type].config(**values)
+
+
+class _AutoModel:
+    """Base of the automatic classes; `task` is the key of `Family.tasks`."""
+
+    task: ClassVar[str] = "base"
+
+    def __init__(self) -> None:
+        raise TypeError(f"{type(self).__name__} is not made directly; use from_pretrained(name) or from_config(config)")
+
+    @classmethod
+    def model_class(cls, family: Family) -> Any:
+        """The family's network for this task."""
+        if cls.task not in family.tasks:
+            known = [each.model_type for each in families().values() if cls.task in each.tasks]
+            raise ConfigError(f"{family.model_type} has no network for {cls.task}; families that have: {', '.join(known)}")
+        return family.load(family.tasks[cls.task])
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+        """A network with the weights of a checkpoint; see `PreTrainedModel.from_pretrained`."""
+        config = kwargs.get("config")
+        if config is not None:
+            family = families()[config.model_type]
+        else:
+            family, _ = family_of(name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_KEYS})
+        return cls.model_class(family).from_pretrained(name_or_path, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> Any:
+        """A network with random weights."""
+        return cls.model_class(families()[config.model_type])(config)
+
+
+class AutoModel(_AutoModel):
+    """The network without a head, of any checkpoint."""
+
+
+class AutoBackbone(_AutoModel):
+    """Feature maps, of any image checkpoint."""
+
+    task = "backbone"
+
+
+class AutoModelForImageClassification(_AutoModel):
+    """Classes of images."""
+
+    task = "image-classification"
+
+
+class AutoModelForSemanticSegmentation(_AutoModel):
+    """Classes of pixels."""
+
+    task = "semantic-segmentation"
+
+
+class AutoModelForMaskedImageModeling(_AutoModel):
+    """Visual codes of masked patches."""
+
+    task = "masked-image-modeling"
+
+
+class AutoModelForMaskedLM(_AutoModel):
+    """Tokens of masked places."""
+
+    task = "masked-language-modeling"
+
+
+class AutoModelForSequenceClassification(_AutoModel):
+    """Classes of texts."""
+
+    task = "text-classification"
+
+
+class AutoModelForMultipleChoice(_AutoModel):
+    """The right one of several texts."""
+
+    task = "multiple-choice"
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """Classes of tokens."""
+
+    task = "token-classification"
+
+
+class AutoModelForQuestionAnswering(_AutoModel):
+    """The place of an answer in a text."""
+
+    task = "question-answering"
+
+
+class AutoImageProcessor:
+    """The image processor of any image checkpoint; the class is told by preprocessor_config.json, else by the family."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+        """See `BaseImageProcessor.from_pretrained`.
+
+        Raises:
+            NotFoundError: No such model.
+            ConfigError: The checkpoint's processor is none of the families'.
+        """
+        from headstart.hub import resolve_file
+
+        hub = {k: v for k, v in kwargs.items() if k in HUB_KEYS}
+        found = find_published(str(name_or_path))
+        if found is not None:
+            make = getattr(found[0].load(found[0].processor), "for_published", None)
+            return make(found[1], **kwargs) if make else found[0].load(found[0].processor)(**kwargs)
+        path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
+        if path is None:
+            family, _ = family_of(name_or_path, **hub)
+            return family.load(family.processor)(**{k: v for k, v in kwargs.items() if k not in HUB_KEYS})
+        values = json.loads(path.read_text(encoding="utf-8"))
+        name = values.get("image_processor_type") or values.get("feature_extractor_type") or ""
+        known = exports()
+        name = name.removesuffix("Fast")
+        if name not in known:
+            family, _ = family_of(name_or_path, **hub)
+            if name:
+                raise ConfigError(f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such image processor")
+            name = family.processor
+        return getattr(import_module(known[name]), name).from_pretrained(name_or_path, **kwargs)
+
+
+AutoFeatureExtractor = AutoImageProcessor
+
+
+class AutoTokenizer:
+    """The tokenizer of any text checkpoint."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+        """See `YosoTokenizer.from_pretrained`: a folder or Hub id with tokenizer.json, or vocab.json and merges.txt."""
+        hub = {k: v for k, v in kwargs.items() if k in HUB_KEYS}
+        try:
+            family, _ = family_of(name_or_path, **hub)
+        except NotFoundError:  # a folder that holds a tokenizer alone
+            family = next(each for each in families().values() if each.processor.endswith("Tokenizer"))
+        if not family.processor.endswith("Tokenizer"):
+            raise ConfigError(f"{name_or_path} is a {family.model_type} model, which reads images; use AutoImageProcessor")
+        return family.load(family.processor).from_pretrained(name_or_path, **kwargs)
+
+
+def try_config(name_or_path: str | Path, **hub: Any) -> Any:
+    """The configuration of a checkpoint, or None where it has none."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **hub)
+    except HubError:
+        return None

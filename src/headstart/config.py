@@ -1,0 +1,292 @@
+"""The base of the four configurations: what a config.json says, checked, kept and written back.
+
+A family's configuration is a dataclass whose fields are the documented arguments in the documented order, followed by the few plain
+values that `compat` is resolved into (see `resolve_compat`). Keywords that it does not know are kept as attributes and written back.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
+
+from headstart.errors import ConfigError
+
+Compat = Literal["authors", "transformers"]
+COMPATS = ("authors", "transformers")
+
+# Hub ids that hold conversions of networks which the authors trained.
+AUTHORS_IDS = ("google/bit-50", "microsoft/cvt-", "microsoft/beit-", "uw-madison/yoso-4096")
+
+logger = logging.getLogger("headstart")
+C = TypeVar("C", bound="PreTrainedConfig")
+
+
+@dataclass_transform(field_specifiers=(field,))
+def config_class(cls: type[C]) -> type[C]:
+    """Makes a dataclass of a configuration whose constructor keeps the keywords that are not fields."""
+    cls = dataclass(repr=False, eq=False)(cls)
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    plain_init: Callable[..., None] = cls.__init__
+
+    @wraps(plain_init)
+    def init(self: C, *args: Any, **kwargs: Any) -> None:
+        others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        self._set_common(others)
+        plain_init(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[assignment, method-assign]
+    return cls
+
+
+class PreTrainedConfig:
+    """Base of the configurations.
+
+    Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type` ("regression",
+    "single_label_classification", "multi_label_classification" or None: told from the labels), `output_hidden_states`,
+    `output_attentions`, `return_dict`, and `compat` ("authors" or "transformers": whose arithmetic the values came from).
+    """
+
+    model_type: ClassVar[str] = ""
+    attribute_map: ClassVar[dict[str, str]] = {}  # other name → field
+
+    def _set_common(self, values: dict[str, Any]) -> None:
+        """Takes the keywords that every family has, and keeps the unknown ones as attributes."""
+        self.compat: Compat = values.pop("compat", None) or "authors"
+        if self.compat not in COMPATS:
+            raise ConfigError(f"compat={self.compat!r}; expected one of {', '.join(COMPATS)}")
+        self.output_hidden_states = bool(values.pop("output_hidden_states", False))
+        self.output_attentions = bool(values.pop("output_attentions", False))
+        self.return_dict = bool(values.pop("return_dict", True))
+        self.problem_type: str | None = values.pop("problem_type", None)
+        kinds = (None, "regression", "single_label_classification", "multi_label_classification")
+        if self.problem_type not in kinds:
+            raise ConfigError(f"problem_type={self.problem_type!r}; expected one of {', '.join(map(str, kinds))}")
+        names, ids = values.pop("id2label", None), values.pop("label2id", None)
+        count = values.pop("num_labels", None)
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+            raise ConfigError(f"num_labels={count!r}; expected a whole number")
+        if names is None:
+            self.num_labels = 2 if count is None else count
+            if ids is not None and len(ids) == self.num_labels:
+                self.id2label, self.label2id = {int(i): str(name) for name, i in ids.items()}, dict(ids)
+        else:
+            names = names if isinstance(names, Mapping) else dict(enumerate(names))
+            self.id2label = {int(i): str(name) for i, name in names.items()}
+            self.label2id = dict(ids) if ids else {name: i for i, name in self.id2label.items()}
+            if count is not None and count != len(self.id2label):
+                self.num_labels = count
+        self._extra_names = [key for key in values if key not in ("model_type", *self.attribute_map)]
+        for key, value in values.items():
+            if key in self._extra_names:
+                setattr(self, key, value)
+
+    def __getattr__(self, name: str) -> Any:
+        mapped = type(self).attribute_map.get(name)
+        if mapped is None:
+            raise AttributeError(f"{type(self).__name__} has no value {name!r}")
+        return getattr(self, mapped)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes (or of regression targets): the length of `id2label`."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if len(getattr(self, "id2label", ())) != count or "id2label" not in self.__dict__:
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.label2id = {name: i for i, name in self.id2label.items()}
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether models return a named output rather than a tuple."""
+        return self.return_dict
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the configuration was loaded from, or the empty string."""
+        return str(self.__dict__.get("_name_or_path", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value as plain data; `from_dict` gives an equal configuration."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        values |= {key: getattr(self, key) for key in self._extra_names}
+        if self.id2label != {0: "LABEL_0", 1: "LABEL_1"}:
+            values |= {"id2label": {str(i): name for i, name in self.id2label.items()}, "label2id": self.label2id}
+        flags = {"output_hidden_states": False, "output_attentions": False, "return_dict": True, "problem_type": None}
+        values |= {key: getattr(self, key) for key, usual in flags.items() if getattr(self, key) != usual}
+        return values | {"compat": self.compat, "model_type": self.model_type}
+
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """`to_dict` as JSON with sorted keys. `use_diff` leaves out what equals the defaults."""
+        values = self.to_dict()
+        if use_diff:
+            usual = type(self)().to_dict()
+            values = {k: v for k, v in values.items() if k == "model_type" or k not in usual or usual[k] != v}
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """Builds a configuration from `to_dict`'s values; keywords win over them."""
+        values = dict(values)
+        kind = values.get("model_type")
+        if kind and kind != cls.model_type:
+            raise ConfigError(f"this configuration is of a {kind!r} model, not {cls.model_type!r}; use AutoConfig")
+        if "num_labels" in overrides and "id2label" not in overrides:
+            if len(values.get("id2label") or {}) != overrides["num_labels"]:
+                values.pop("id2label", None), values.pop("label2id", None)
+        elif "id2label" in overrides:
+            values.pop("num_labels", None), values.pop("label2id", None)
+        return cls(**(values | overrides))
+
+    @classmethod
+    def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
+        """Values of a config.json that others wrote, turned into this family's plain values under `compat`."""
+        return values
+
+    def to_published(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The way back: values as transformers reads them (plain values that it has no word for may stay)."""
+        return values
+
+    def differences(self) -> list[str]:
+        """Sentences for the model card: where transformers would compute something else from the saved folder."""
+        return []
+
+    @classmethod
+    def from_file_values(cls, values: Mapping[str, Any], name: str, compat: Compat | None = None, **overrides: Any) -> Self:
+        """A configuration from the values of a config.json, `compat` resolved.
+
+        Args:
+            values: The parsed config.json.
+            name: The name or path it was asked for by; Hub ids of the authors' networks keep the authors' arithmetic.
+            compat: "authors" or "transformers" to decide; None follows `resolve_compat`.
+            **overrides: Values that win over the file's.
+        """
+        values = dict(values)
+        ours = "headstart_version" in values and "transformers_version" not in values
+        chosen = resolve_compat(values, name, compat, cls)
+        if not ours or chosen != values.get("compat", chosen):
+            values = cls.from_published({k: v for k, v in values.items() if k != "headstart_version"}, chosen)
+        values.pop("headstart_version", None), values.pop("transformers_version", None)
+        return cls.from_dict(values | {"compat": chosen, "_name_or_path": name}, **overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, compat: Compat | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The configuration of a checkpoint.
+
+        Args:
+            name_or_path: A folder, a config.json, a Hub id, or an authors' name.
+            compat: See `from_file_values`.
+            return_unused_kwargs: Also return the keywords that are no values of the configuration.
+            **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, and values that win over the file's.
+
+        Raises:
+            NotFoundError: No such model.
+            ConfigError: The file does not describe this family, or not a working network.
+        """
+        from headstart.auto import published_config, read_config_file
+
+        hub_keys = ("revision", "cache_dir", "token", "local_files_only")
+        hub_kwargs = {key: kwargs.pop(key) for key in hub_keys if key in kwargs}
+        config = published_config(str(name_or_path), cls.model_type)
+        if config is not None:
+            config = cls.from_dict(config.to_dict(), **kwargs)
+        else:
+            values, where = read_config_file(name_or_path, **hub_kwargs)
+            config = cls.from_file_values(values, where, compat, **kwargs)
+        return (config, {k: v for k, v in kwargs.items() if k in config._extra_names}) if return_unused_kwargs else config
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Writes `config.json` into the folder (made if needed), atomically."""
+        import headstart
+        from headstart.checkpoint import atomic_write
+
+        values = self.to_published(self.to_dict()) | {"headstart_version": headstart.__version__}
+        for key in ("_name_or_path", "transformers_version"):
+            values.pop(key, None)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        atomic_write(Path(folder) / "config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PreTrainedConfig):
+            return NotImplemented
+        mine, theirs = self.to_dict(), other.to_dict()
+        mine.pop("_name_or_path", None), theirs.pop("_name_or_path", None)
+        return mine == theirs
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def resolve_compat(values: Mapping[str, Any], name: str, compat: str | None, cls: type[PreTrainedConfig]) -> Compat:
+    """Whose arithmetic a checkpoint runs with.
+
+    In this order: what the caller chose; what the file says, if we wrote it; the authors', for the Hub ids that hold their networks;
+    transformers', for a file that transformers wrote (its `transformers_version`), with a line in the log where that changes answers;
+    else the authors'.
+    """
+    if compat is not None:
+        if compat not in COMPATS:
+            raise ConfigError(f"compat={compat!r}; expected one of {', '.join(COMPATS)}")
+        return compat  # type: ignore[return-value]
+    by_transformers = "transformers_version" in values
+    if not by_transformers:
+        return "transformers" if values.get("compat") == "transformers" else "authors"
+    # A snapshot in the Hub cache, given as a folder, is still that Hub model.
+    plain = name.replace("\\", "/")
+    cached = plain.split("models--")[-1].split("/")[0].replace("--", "/") if "models--" in plain else plain
+    if any(cached == each or (each.endswith("-") and cached.startswith(each)) for each in AUTHORS_IDS):
+        return "authors"
+    free = {k: v for k, v in values.items() if k not in ("headstart_version", "compat")}
+    if cls.from_published(dict(free), "authors") != cls.from_published(dict(free), "transformers"):
+        logger.warning(
+            "%s was written by transformers %s: running its arithmetic (compat='transformers'); pass compat='authors' for the authors'",
+            name, values["transformers_version"],
+        )  # fmt: skip
+    return "transformers"
+
+
+def list_of(name: str, value: Any, length: int, kind: str = "stage") -> None:
+    """Raises ConfigError unless `value` is a list or tuple of that length."""
+    if not isinstance(value, list | tuple) or len(value) != length:
+        got = len(value) if isinstance(value, list | tuple) else repr(value)
+        raise ConfigError(f"{name} has {got} entries; expected {length}, one per {kind}")
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises ConfigError unless `value` is among the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def align_outputs(
+    out_features: list[str] | None, out_indices: list[int] | None, stage_names: list[str]
+) -> tuple[list[str], list[int]]:
+    """Names and numbers of the stages that a backbone returns; either may be given, the last stage is the default."""
+    count = len(stage_names)
+    if out_features is None and out_indices is None:
+        return [stage_names[-1]], [count - 1]
+    if out_features is None:
+        indices = [i + count if i < 0 else i for i in out_indices or []]
+        if any(not 0 <= i < count for i in indices):
+            raise ConfigError(f"out_indices={list(out_indices or [])}; expected {-count} to {count - 1}, for {', '.join(stage_names)}")
+        names = [stage_names[i] for i in indices]
+    else:
+        names = list(out_features)
+        unknown = [name for name in names if name not in stage_names]
+        if unknown:
+            raise ConfigError(f"out_features has {unknown[0]!r}; expected some of {', '.join(stage_names)}")
+        indices = [stage_names.index(name) for name in names]
+        if out_indices is not None and [i % count for i in out_indices] != indices:
+            raise ConfigError(f"out_features={names} and out_indices={list(out_indices)} name different stages; give one of them")
+    if indices != sorted(set(indices)):
+        raise ConfigError(f"out_features={names} must be in the order of the stages, each once: {', '.join(stage_names)}")
+    # The numbers are kept as they were given: -1 stays -1.
+    return names, indices if out_indices is None else list(out_indices)

@@ -1,0 +1,148 @@
+"""Name tables: our parameter names ↔ the names in published files, as data that works both ways.
+
+A table maps one of our names to theirs; `{}` stands for a number, the same numbers in the same order on both sides:
+
+    {"stages.{}.blocks.{}.conv_1.weight": "encoder.stages.{}.layers.{}.conv1.weight",
+     "blocks.{}.qkv.weight": ("layer.{}.query.weight", "layer.{}.key.weight", "layer.{}.value.weight")}  # stacked along the first axis
+
+A `Row` adds a conversion of the values, for a tensor that is laid out otherwise in the file.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from headstart.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one of our tensors lies in a published file.
+
+    Args:
+        theirs: Their name, or several whose tensors are stacked along the first axis.
+        to_ours: From their tensor (already stacked) to ours.
+        to_theirs: The way back (before it is split).
+    """
+
+    theirs: str | tuple[str, ...]
+    to_ours: Callable[[Any], Any] | None = None
+    to_theirs: Callable[[Any], Any] | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Their names, one or several."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+@dataclass
+class NameTable:
+    """A two-way table of names.
+
+    Args:
+        rows: Our name → theirs; see the module's text.
+        dropped: Regular expressions of their names that hold nothing we need (buffers that follow from the configuration).
+        prefix: What files of head models put before the names of the base model, without the dot ("bit").
+    """
+
+    rows: Mapping[str, str | tuple[str, ...] | Row]
+    dropped: tuple[str, ...] = ()
+    prefix: str = ""
+    _patterns: list[tuple[re.Pattern[str], Row]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = {ours: each if isinstance(each, Row) else Row(each) for ours, each in self.rows.items()}
+        self._patterns = [(_pattern(ours), row) for ours, row in rows.items()]
+
+    @cached_property
+    def _their_patterns(self) -> list[re.Pattern[str]]:
+        return [_pattern(part) for _, row in self._patterns for part in row.parts] + [re.compile(each) for each in self.dropped]
+
+    def theirs(self, ours: str) -> Row | None:
+        """The row of one of our names (of the base model, or of a head with its prefix), numbers filled in."""
+        base = ours.removeprefix(self.prefix + ".") if self.prefix else ours
+        for name, lead in ((ours, ""), (base, f"{self.prefix}." if base != ours else "")):
+            for pattern, row in self._patterns:
+                if found := pattern.fullmatch(name):
+                    parts = tuple(lead + part.format(*found.groups()) for part in row.parts)
+                    return Row(parts[0] if isinstance(row.theirs, str) else parts, row.to_ours, row.to_theirs)
+        return None
+
+    def knows(self, theirs: str) -> bool:
+        """Whether a published name belongs to this family: to any of its networks, or dropped on purpose."""
+        base = theirs.removeprefix(f"{self.prefix}.") if self.prefix else theirs
+        return any(p.fullmatch(name) for p in self._their_patterns for name in {theirs, base})
+
+    def to_ours(self, tensors: Mapping[str, Any], wanted: Iterable[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Picks and converts published tensors.
+
+        Args:
+            tensors: Published name → tensor (torch or numpy).
+            wanted: Our names.
+
+        Returns:
+            Our name → tensor; our names that are missing; published names that were not used and that the table does not know.
+        """
+        found: dict[str, Any] = {}
+        missing: list[str] = []
+        used: set[str] = set()
+        for ours in wanted:
+            row = self.theirs(ours)
+            keys = self._present(row, tensors) if row else [ours] if ours in tensors else None
+            if keys is None:
+                missing.append(ours)
+                continue
+            used.update(keys)
+            value = tensors[keys[0]] if len(keys) == 1 else concatenate([tensors[key] for key in keys])
+            found[ours] = row.to_ours(value) if row and row.to_ours else value
+        unknown = sorted(key for key in tensors if key not in used and not self.knows(key))
+        return found, missing, unknown
+
+    def _present(self, row: Row, tensors: Mapping[str, Any]) -> list[str] | None:
+        """The keys of a row as the file spells them: with the base model's prefix, or without."""
+        prefix = f"{self.prefix}."
+        for spell in (str, lambda key: key.removeprefix(prefix), lambda key: prefix + key):
+            keys = [spell(part) for part in row.parts]
+            if all(key in tensors for key in keys):
+                return keys
+        return None
+
+    def to_theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Published name → tensor, for all of our tensors.
+
+        Raises:
+            WeightsError: One of our names is not in the table.
+        """
+        out: dict[str, Any] = {}
+        for ours, value in tensors.items():
+            row = self.theirs(ours)
+            if row is None:
+                raise WeightsError(f"{ours} has no published name; the family's table in weights.py lacks a row for it")
+            value = row.to_theirs(value) if row.to_theirs else value
+            parts = row.parts
+            out |= {parts[0]: value} if len(parts) == 1 else dict(zip(parts, split(value, len(parts)), strict=True))
+        return out
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """Tensors of either kind, one after the other along the first axis."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(parts)
+
+
+def split(value: Any, count: int) -> list[Any]:
+    """The way back: equal parts along the first axis."""
+    if isinstance(value, np.ndarray):
+        return np.split(value, count)
+    return [part.contiguous() for part in value.chunk(count)]

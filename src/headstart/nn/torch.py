@@ -1,0 +1,427 @@
+"""What the PyTorch networks of every family share: the base model, activations, stochastic depth, losses."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from headstart import outputs
+from headstart.config import Compat, PreTrainedConfig
+from headstart.errors import ConfigError, InputError, WeightsError
+from headstart.names import NameTable
+
+logger = logging.getLogger("headstart")
+
+for _cls in outputs.output_classes():  # so that torch.export and FSDP see the tensors inside
+    torch.utils._pytree.register_pytree_node(
+        _cls,
+        lambda out: (list(out.values()), (type(out), list(out.keys()))),
+        lambda values, context: context[0](**dict(zip(context[1], values, strict=True))),
+        serialized_type_name=f"headstart.outputs.{_cls.__name__}",
+        to_dumpable_context=lambda context: [context[0].__name__, context[1]],
+        from_dumpable_context=lambda context: (getattr(outputs, context[0]), context[1]),
+    )
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, the sigmoid form
+    "selu": F.selu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "mish": F.mish,
+}
+
+
+def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The activation of that name, or the function itself.
+
+    Raises:
+        ConfigError: No activation of that name.
+    """
+    if callable(name):
+        return name
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act={name!r}; expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the whole branch of an example with probability `rate` in training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, …), each example zeroed or scaled by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (keep.to(x.dtype) / (1.0 - self.rate))
+
+    def extra_repr(self) -> str:
+        """The rate."""
+        return f"rate={self.rate}"
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Rates that grow evenly from 0 at the first of `depth` blocks to `rate` at the last."""
+    return [rate * i / max(1, depth - 1) for i in range(depth)]
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Loss of class scores, its kind told by `config.problem_type` or from the labels.
+
+    Args:
+        logits: (B, V).
+        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V = 1): mean squared error.
+        config: Gives `num_labels` and `problem_type`.
+
+    Raises:
+        InputError: Labels whose shape or range does not fit.
+    """
+    kind = config.problem_type
+    if kind is None:
+        integer = not labels.is_floating_point()
+        kind = "regression" if config.num_labels == 1 else "single_label_classification" if integer else "multi_label_classification"
+    if kind == "single_label_classification":
+        if labels.is_floating_point():
+            raise InputError(f"labels are {labels.dtype}; single_label_classification expects integers from 0 to {config.num_labels - 1}")
+        return F.cross_entropy(logits.view(-1, config.num_labels), labels.to(logits.device).view(-1).long())
+    labels = labels.to(logits.device, logits.dtype)
+    if config.num_labels == 1 and kind == "regression":
+        logits, labels = logits.squeeze(), labels.squeeze()
+    if logits.shape != labels.shape:
+        raise InputError(f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}")
+    return F.mse_loss(logits, labels) if kind == "regression" else F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def check_pixels(pixel_values: Tensor | None, channels: int) -> Tensor:
+    """The images (B, C, H, W) of a call.
+
+    Raises:
+        InputError: None given, another number of axes or channels, or not floating-point.
+    """
+    if pixel_values is None:
+        raise InputError("no pixel_values given; pass a (batch, channels, height, width) tensor, such as an image processor returns")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+        raise InputError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {channels}, height, width)")
+    if not pixel_values.is_floating_point():
+        raise InputError(f"pixel_values is {pixel_values.dtype}; expected floating-point values, such as an image processor returns")
+    return pixel_values
+
+
+class PreTrainedModel(nn.Module):
+    """Base of every network: loading, saving, and what a user may ask of any of them.
+
+    A family's base class sets the class values; a network sets `heads`, the first words of names that a checkpoint may lack.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
+    base_model_prefix: ClassVar[str] = ""
+    main_input_name: ClassVar[str] = "pixel_values"
+    heads: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+        self.config = config
+        self.gradient_checkpointing = False
+
+    # What a family fills in
+
+    @classmethod
+    def name_table(cls, config: Any) -> NameTable:
+        """The family's table of published names."""
+        return NameTable({})
+
+    def init_module(self, module: nn.Module) -> None:
+        """Gives the parameters that a module itself holds (not its children) their initial values."""
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+
+    def tie_weights(self) -> None:
+        """Makes parameters that are one tensor share it again."""
+
+    def post_init(self) -> None:
+        """Draws the initial values; the last line of every network's constructor."""
+        if not any(p.is_meta for p in self.parameters()):
+            with torch.no_grad():
+                for module in self.modules():
+                    self.init_module(module)
+        self.tie_weights()
+
+    init_weights = post_init
+
+    # Small questions
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The network without its head."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the floating-point parameters."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Always true."""
+        return True
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recomputes each block in the backward pass instead of keeping what it computed."""
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps what each block computed, as usual."""
+        self._set_checkpointing(False)
+
+    def _set_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.gradient_checkpointing = value
+
+    def run_block(self, block: Callable[..., Any], *args: Any) -> Any:
+        """`block(*args)`, checkpointed where that was asked for."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def wants(self, name: str, value: bool | None) -> bool:
+        """An output flag of a call, or the configuration's where it is None."""
+        return bool(getattr(self.config, name)) if value is None else value
+
+    def finish(self, output: outputs.ModelOutput, return_dict: bool | None) -> Any:
+        """The output as the caller wants it: named, or a tuple (`return_dict=False`)."""
+        named = self.config.use_return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
+
+    # Loading
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes our names (as `state_dict()` gives them) or the published ones."""
+        own = self.state_dict()
+        if not all(key in own for key in state_dict) and any(self.name_table(self.config).knows(key) for key in state_dict):
+            found, _, unknown = self.name_table(self.config).to_ours(state_dict, own)
+            state_dict = found | {key: state_dict[key] for key in unknown}
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.tie_weights()
+        return result
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        compat: Compat | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **config_overrides: Any,
+    ) -> Any:
+        """A network with the weights of a checkpoint, in evaluation mode.
+
+        Args:
+            name_or_path: A folder, a file of any format, a Hub id, or an authors' name (`headstart models` lists them).
+            config: A configuration to use instead of the checkpoint's.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where downloads are kept; default the Hub's cache.
+            token: Token of the Hub; default the one stored or in `HF_TOKEN`.
+            local_files_only: Take only what is on disk.
+            dtype: Type of the weights; default float32, "auto" is the file's.
+            torch_dtype: Older name of `dtype`.
+            device: Where to put the weights; default the CPU.
+            compat: Whose arithmetic: "authors" or "transformers"; None follows `headstart.config.resolve_compat`.
+            ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
+            output_loading_info: Also return what was missing, unexpected or of another shape.
+            **config_overrides: Values of the configuration that win over the checkpoint's, such as `num_labels=10`.
+
+        Raises:
+            HubError: The name could not be turned into files (see its subclasses).
+            FileFormatError: A file is damaged, unsafe or of an unknown format.
+            WeightsError: The tensors do not fit the network; all misfits are listed.
+        """
+        from headstart.auto import load_checkpoint
+
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub)
+        wanted = dtype if dtype is not None else torch_dtype if torch_dtype is not None else torch.float32
+        with torch.device("meta"):
+            model = cls(config)
+        resized = ignore_mismatched_sizes or bool({"num_labels", "id2label"} & set(config_overrides))
+        info = model._assign(tensors, str(name_or_path), ignore_mismatched_sizes, resized, device or "cpu", as_dtype(wanted))
+        model.eval()
+        return (model, info) if output_loading_info else model
+
+    def _assign(
+        self,
+        tensors: Mapping[str, Tensor],
+        name: str,
+        any_size: bool,
+        head_size: bool,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+    ) -> dict[str, list[Any]]:
+        """Gives a network on the meta device its tensors; what the file lacks is drawn at random, what does not fit raises."""
+        own = dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n in self.state_dict()}
+        found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
+        misfits = [(n, tuple(t.shape), tuple(own[n].shape)) for n, t in found.items() if t.shape != own[n].shape]
+        allowed = [n for n, _, _ in misfits if any_size or (head_size and self._is_head(n))]
+        for key in allowed:
+            del found[key]
+        lost = [n for n in missing if not self._is_head(n)]
+        wrong = [each for each in misfits if each[0] not in allowed]
+        if lost or wrong or unknown:
+            raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
+        for key, tensor in found.items():
+            to = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            set_tensor(self, key, tensor.to(device, to))
+        self._make_missing(device, dtype or torch.float32)
+        self.tie_weights()
+        fresh = sorted({*missing, *allowed})
+        if fresh:
+            logger.warning("%s: not in the checkpoint, drawn at random and to be trained: %s", name, ", ".join(fresh))
+        return {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits, "error_msgs": []}
+
+    def _is_head(self, name: str) -> bool:
+        return any(name == head or name.startswith(head + ".") for head in self.heads)
+
+    @torch.no_grad()
+    def _make_missing(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Draws what is still on the meta device; buffers that no file holds are computed again."""
+        for module in self.modules():
+            direct = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            absent = [n for n, t in direct.items() if t is not None and t.is_meta]
+            if not absent:
+                continue
+            for n, t in direct.items():  # what was loaded is set aside, for the initialisation to write elsewhere
+                kind = dtype if t.is_floating_point() else t.dtype
+                set_tensor(module, n, torch.zeros(t.shape, dtype=kind, device=device))
+            if hasattr(module, "reset_buffers"):
+                module.reset_buffers()  # type: ignore[operator]
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+            self.init_module(module)
+            for n, t in direct.items():
+                if n not in absent:
+                    set_tensor(module, n, t)
+
+    # Saving
+
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: str | int = "5GB", push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+    ) -> None:
+        """Writes a folder that `from_pretrained`, and transformers, read: `config.json` and `model.safetensors`, each atomically.
+
+        Args:
+            folder: Made if it does not exist.
+            max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+            push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
+            repo_id: Where to upload.
+            **hub: `token`, `private`, `revision`, `commit_message`.
+        """
+        from headstart import checkpoint as files
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach() for key, value in self.state_dict().items()}
+        files.write_tensors(folder, self.name_table(self.config).to_theirs(state), max_shard_size=max_shard_size)
+        self.config.architectures = [type(self).__name__]
+        if "architectures" not in self.config._extra_names:
+            self.config._extra_names.append("architectures")
+        self.config.save_pretrained(folder)
+        self._write_card(folder)
+        if push_to_hub:
+            self._upload(folder, repo_id or folder.name, hub)
+
+    def _write_card(self, folder: Path) -> None:
+        """A model card, unless the folder has one, that says where transformers would compute something else."""
+        from headstart.checkpoint import atomic_write
+
+        differences = self.config.differences()
+        if differences and not (folder / "README.md").exists():
+            lines = ["---", "library_name: headstart", "---", "", f"# {type(self).__name__}", ""]
+            lines += ["In transformers this folder computes something else:", ""]
+            atomic_write(folder / "README.md", "\n".join(lines + [f"- {each}" for each in differences] + [""]).encode())
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Uploads the network to the Hub and returns its address.
+
+        Args:
+            repo_id: "owner/name".
+            **hub: `token`, `private`, `revision`, `commit_message`.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return self._upload(Path(folder), repo_id, hub)
+
+    @staticmethod
+    def _upload(folder: Path, repo_id: str, hub: dict[str, Any]) -> str:
+        from headstart.hub import push_to_hub
+
+        return str(push_to_hub(folder, repo_id, **hub))
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
+    """A type by its name ("bfloat16", "torch.float16"); "auto" is None."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r}; expected a floating-point type such as 'float32', 'bfloat16' or 'float16', or 'auto'")
+    return found
+
+
+def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Puts a tensor in the place of a parameter or buffer, whose kind and `requires_grad` it takes."""
+    *path, leaf = name.split(".")
+    owner = module.get_submodule(".".join(path))
+    old = owner._parameters.get(leaf)
+    if old is not None:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
+    else:
+        owner._buffers[leaf] = value
+
+
+def misfit_message(name: str, cls: str, missing: Iterable[str], unknown: Iterable[str], wrong: Iterable[tuple[str, Any, Any]]) -> str:
+    """One readable list of everything that did not fit."""
+    lines = [f"{name} does not fit {cls}:"]
+    lines += [f"  missing: {each}" for each in sorted(missing)]
+    lines += [f"  unexpected: {each}" for each in sorted(unknown)]
+    lines += [f"  shape: {n} is {theirs} in the checkpoint, {ours} in the network" for n, theirs, ours in sorted(wrong)]
+    hint = "pass num_labels for a head of another size, or ignore_mismatched_sizes=True to make such parameters anew"
+    return "\n".join(lines + ([hint] if any("  shape" in line for line in lines) else []))
