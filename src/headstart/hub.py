@@ -243,6 +243,7 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
     huggingface_hub 2 begins again after every interrupted run. Files that go through its own protocol (xet) are left to it.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     cached = huggingface_hub.try_to_load_from_cache(name, filename, cache_dir=where["cache_dir"], revision=where["revision"])
     commit_given = where["revision"] is not None and len(where["revision"]) == 40
@@ -255,7 +256,7 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
         return  # huggingface_hub meets the same error, or serves the file from its cache
     if not facts.etag or not facts.size or facts.size < RESUMABLE or getattr(facts, "xet_file_data", None) is not None:
         return
-    folder = Path(where["cache_dir"] or huggingface_hub.constants.HF_HUB_CACHE).expanduser()
+    folder = Path(where["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
     blob = folder / f"models--{name.replace('/', '--')}" / "blobs" / facts.etag
     if blob.exists():
         return
@@ -268,10 +269,11 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
 def _secret(token: str | bool | None) -> str | None:
     """The token that huggingface_hub would send."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     if isinstance(token, str):
         return token
-    unwanted = token is None and huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+    unwanted = token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
     return None if token is False or unwanted else huggingface_hub.get_token()
 
 
@@ -294,15 +296,15 @@ def _commit(path: Path) -> str | None:
 
 
 def _endpoint() -> str:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(huggingface_hub.constants.ENDPOINT)
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
 
 
 def _offline(local_files_only: bool) -> bool:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    return local_files_only or is_true("HF_HUB_OFFLINE") or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+    return local_files_only or is_true("HF_HUB_OFFLINE") or bool(constants.HF_HUB_OFFLINE)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
