@@ -137,7 +137,8 @@ class Recipe:
         if self.schedule == "staircase":
             return self.lr * self.decay_factor ** sum(boundary < step for boundary in self.decay_at)
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        left = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "poly": (1 - progress) ** self.power, "constant": 1.0}[self.schedule]
+        shapes = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "poly": float((1 - progress) ** self.power), "constant": 1.0}
+        left: float = shapes[self.schedule]
         return self.final_lr + (self.lr - self.final_lr) * left
 
     def with_steps(self, steps: int) -> "Recipe":
@@ -155,7 +156,8 @@ class Recipe:
             values: Values by name; None (an option that was not given) is left out.
             source: How an error names the layer, for example the YAML file.
         """
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+        given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
         for key in given:
             if key not in _FIELD_TYPES:
                 near = difflib.get_close_matches(key, _FIELD_TYPES, n=3)
@@ -185,8 +187,15 @@ _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
 def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - a type expression
     options = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if not any(_is_kind(value, option) for option in options):
-        choices = " or ".join(" | ".join(map(repr, get_args(o))) if get_origin(o) is Literal else getattr(o, "__name__", str(o)) for o in options)
-        raise ConfigError(f"recipe: {name}={value!r}; expected {choices.replace('NoneType', 'nothing')}")
+        words = " or ".join(_kind_words(each) for each in options)
+        raise ConfigError(f"recipe: {name}={value!r}; expected {words}")
+
+
+def _kind_words(kind: Any) -> str:  # noqa: ANN401 - a type expression
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
+    return names.get(kind, str(kind))
 
 
 def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type expression
@@ -203,7 +212,7 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
     return isinstance(value, kind)
 
 
-def hyperrule(facts: Facts) -> Recipe:
+def hyper_rule(facts: Facts) -> Recipe:
     """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and the area of the images.
 
     Source of the numbers: google-research/big_transfer, `bit_hyperrule.py`.
@@ -214,14 +223,14 @@ def hyperrule(facts: Facts) -> Recipe:
         warmup, decays, steps = 500, (3_000, 6_000, 9_000), 10_000
     else:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
-    resize, crop = hyperrule_resolution(facts.height, facts.width)
+    resize, crop = hyper_rule_resolution(facts.height, facts.width)
     return Recipe(
         name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
         batch_size=512, mixup=0.0 if facts.examples < 20_000 else 0.1, resize=resize, crop=crop, augment="crop-flip",
     )  # fmt: skip
 
 
-def hyperrule_resolution(height: int, width: int) -> tuple[int, int]:
+def hyper_rule_resolution(height: int, width: int) -> tuple[int, int]:
     """Sides that images are resized and then cropped to."""
     return (160, 128) if height * width < 96 * 96 else (512, 480)
 
@@ -241,7 +250,7 @@ def finetune(facts: Facts) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyperrule, "finetune": finetune}
+RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyper_rule, "finetune": finetune}
 
 
 def named_recipe(name: str, facts: Facts) -> Recipe:

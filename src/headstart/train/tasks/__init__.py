@@ -5,14 +5,14 @@ know nothing about any task beyond the methods of `Task`. A run calls them in th
 
 1. `Task.read(path, options)` finds rows and labels. It reads no pixels and no model. Bad rows raise `DataError` with file and row.
 2. `task.facts()` tells the recipe what was found; `task.found()` tells the user, in lines.
-3. `task.build(name, recipe)` gives the model with its new head, and keeps the model's processor or tokenizer, set to the recipe.
-4. `task.prepare(recipe, folder)` checks every example (in parallel), caches what is worth caching below `folder`, and raises `DataError` that
+3. `task.build(name, recipe)` gives the model with its new head, and keeps the recipe and the model's processor or tokenizer, set to it.
+4. `task.prepare(folder)` checks every example (in parallel), caches what is worth caching below `folder`, and raises `DataError` that
    lists the bad ones, or leaves them out when `options.skip_bad`.
 5. For every step the loop asks for `task.example(index, rng)` of each index of the batch (in threads, ahead of time), then
    `task.collate(examples)`, `task.augment_batch(batch, rng)` and `task.weight(batch)` once for the whole batch, and for each micro-batch
    `task.loss(model, task.micro(batch, rows, device))`. The gradient is that of `sum of losses / weight`, whatever the micro-batch.
    All randomness comes from the `rng` passed in, which is a function of (seed, step, position): a resumed run repeats it.
-6. `task.evaluate(model, split, device)` gives an `Evaluation`; `task.report(evaluation)` the sections of the report that only this task has.
+6. `task.evaluate(model, split, device)` gives an `Evaluation`; `task.report(evaluation)` the sections of the report that are this task's.
 7. `task.save(folder)` writes processor or tokenizer beside the weights; `task.card()` says how the result is used, for the model card.
 
 A batch is a dict of tensors whose first dimension is the example, so that rows can be cut out of it; what belongs to the batch as a
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 TASKS: dict[str, str] = {
     "image-classification": "headstart.train.tasks.image_classification:ImageClassification",
 }
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,12 @@ class Task(ABC):
         """The pretrained model with a head for this data; None in `recipe` may be filled from its processor."""
 
     @abstractmethod
-    def prepare(self, recipe: "Recipe", folder: Path) -> None:
-        """Checks every example and fills the caches."""
+    def attach(self, name: str | Path) -> "nn.Module":
+        """The model of a result folder with its own head and processor, for judging it on this data."""
+
+    @abstractmethod
+    def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
+        """Checks every example of these splits and fills the caches; without a folder nothing is kept on disk."""
 
     @abstractmethod
     def example(self, index: int, rng: "np.random.Generator") -> dict[str, "Tensor"]:

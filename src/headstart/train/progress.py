@@ -1,0 +1,148 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from typing import Any, Self, TextIO
+
+
+class Progress(ABC):
+    """Told about every step; knows nothing of training."""
+
+    @abstractmethod
+    def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
+        """A piece of work of `total` steps begins, `done` of which are already done."""
+
+    @abstractmethod
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """So many steps are done. `rate` is in units a second."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """One line that stays."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The work is over, well or not."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Silent(Progress):
+    """Says nothing."""
+
+    def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
+        """See `Progress.start`."""
+
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """See `Progress.update`."""
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+
+    def close(self) -> None:
+        """See `Progress.close`."""
+
+
+class Lines(Progress):
+    """Plain lines, at most one every few seconds and about one for each twentieth of the work."""
+
+    def __init__(self, out: TextIO | None = None, every: float = 10.0) -> None:
+        self.out, self.every = out, every
+        self.label, self.total, self.unit, self.first = "", 1, "img", 0
+        self.began = self.last = time.monotonic()
+
+    def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
+        """See `Progress.start`."""
+        self.label, self.total, self.unit, self.first = label, total, unit, done
+        self.began = self.last = time.monotonic()
+
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """See `Progress.update`."""
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.total:
+            return
+        self.last = now
+        left = (now - self.began) / max(1, done - self.first) * (self.total - done)
+        speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
+        self.say(f"{self.label} {done}/{self.total}  {value_text(values)}{speed}  {duration(left)} left")
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        print(text, file=self.out or sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """See `Progress.close`."""
+
+
+class Bar(Progress):
+    """A rich progress bar with rate and time left. `rich` leaves colours out where NO_COLOR is set."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.bar: Any = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )  # fmt: skip
+        self.job: Any = None
+        self.unit = "img"
+
+    def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
+        """See `Progress.start`."""
+        if self.job is not None:
+            self.bar.remove_task(self.job)
+        self.unit = unit
+        self.bar.start()
+        self.job = self.bar.add_task(label, total=total, completed=done, values="", rate="")
+
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """See `Progress.update`."""
+        speed = f"{rate:.0f} {self.unit}/s" if rate else ""
+        self.bar.update(self.job, completed=done, values=value_text(values), rate=speed)
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """See `Progress.close`."""
+        self.bar.stop()
+
+
+def progress_for_terminal() -> Progress:
+    """A bar where the error stream is a terminal and `rich` is installed, lines elsewhere."""
+    if sys.stderr.isatty():
+        try:
+            return Bar()
+        except ImportError:
+            return Lines()
+    return Lines()
+
+
+def value_text(values: dict[str, float]) -> str:
+    """Values as the bar shows them: shares as per cent, losses with three digits."""
+    shown = (f"{name} {value:.1%}" if is_share(name) else f"{name} {value:.3f}" for name, value in values.items())
+    return "  ".join(shown)
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share between 0 and 1 that people read as per cent."""
+    return any(part in name for part in ("accuracy", "f1", "iou", "exact"))
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 8s, 3m 20s, 2h 05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

@@ -1,0 +1,288 @@
+"""Image classification: one class for each image.
+
+Letters: B images, H W sides of what the network sees, V classes, N images of a split.
+"""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from headstart.errors import DataError
+from headstart.train.data import Examples, ImageData, combined_fingerprint, read_images
+from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
+from headstart.train.metrics import classification_metrics, wilson
+from headstart.train.recipes import Facts, Recipe
+from headstart.train.report import Section
+from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
+from headstart.train.tasks.classification_report import classification_sections
+
+logger = logging.getLogger("headstart")
+
+
+class ImageClassification(Task):
+    """A class for each image: class folders, tables or arrays."""
+
+    name: ClassVar[str] = "image-classification"
+    headline: ClassVar[str] = "accuracy"
+
+    def __init__(self, data: ImageData, options: DataOptions) -> None:
+        self.data, self.options = data, options
+        self.bad: list[Bad] = []
+        self.skipped: list[Bad] = []
+        self._inspect()
+        self.processor: Any = None
+        self.recipe = Recipe()
+        self.caches: dict[str, PixelCache] = {}
+        self.trains = True
+
+    @classmethod
+    def read(cls, path: str | Path, options: DataOptions) -> Self:
+        """See `Task.read`."""
+        return cls(read_images(path, options), options)
+
+    def _inspect(self) -> None:
+        """Hashes and sizes of all images; those without a readable header are set aside."""
+        self.digests: dict[str, list[str]] = {}
+        self.sizes: dict[str, NDArray[np.int64]] = {}  # (N, 2): height and width
+        for split, examples in self.data.splits.items():
+            results = list(parallel(inspect, examples.images, self.options.workers))
+            self.bad += [Bad(split, i, examples.names[i], result) for i, result in enumerate(results) if isinstance(result, str)]
+            self.digests[split] = [result[0] if isinstance(result, tuple) else "" for result in results]
+            self.sizes[split] = np.array([result[1:] if isinstance(result, tuple) else (0, 0) for result in results]).reshape(-1, 2)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """See `Task.splits`."""
+        return {split: len(examples) for split, examples in self.data.splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Task.fingerprint`: of classes, and of content, label and split of every image."""
+        return combined_fingerprint(self.data.classes, self.data.splits, self.digests)
+
+    def facts(self) -> Facts:
+        """See `Task.facts`; sizes are those of the median training image by area."""
+        sizes = self.sizes["train"][self.sizes["train"].min(axis=1) > 0]
+        if not len(sizes):
+            check_bad(self.bad, False, sum(self.splits.values()))
+        height, width = sizes[np.argsort(sizes.prod(axis=1), kind="stable")[len(sizes) // 2]].tolist()
+        return Facts(examples=len(self.data.splits["train"]), classes=len(self.data.classes), height=height, width=width)
+
+    def found(self) -> list[str]:
+        """See `Task.found`."""
+        counts = np.bincount(self.data.splits["train"].labels, minlength=len(self.data.classes))
+        facts = self.facts()
+        balance = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else str(counts.min())
+        parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        lines = [f"{sum(self.splits.values())} images ({parts}), {len(self.data.classes)} classes of {balance} training images"]
+        lines.append(f"median image {facts.width}x{facts.height} pixels")
+        if counts.min() and counts.max() >= 10 * counts.min():
+            rare, common = self.data.classes[int(counts.argmin())], self.data.classes[int(counts.argmax())]
+            lines.append(f"unbalanced: {common!r} has {counts.max()} training images, {rare!r} {counts.min()}")
+        if self.bad:
+            lines.append(f"{len(self.bad)} images cannot be read")
+        return lines + self.data.notes
+
+    # Model ----------------------------------------------------------------------------------------------------------------------------
+
+    def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
+        """See `Task.build`."""
+        self.recipe = recipe
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        overrides: dict[str, Any] = {"id2label": dict(enumerate(self.data.classes))}
+        if recipe.drop_path is not None:
+            rate = config.drop_path_rate
+            overrides["drop_path_rate"] = [*rate[:-1], recipe.drop_path] if isinstance(rate, list) else recipe.drop_path
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(name, revision=revision, **overrides)
+        if recipe.zero_head:
+            nn.init.zeros_(head_of(model).weight)
+            nn.init.zeros_(head_of(model).bias)
+        self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        self.recipe = replace(recipe, crop=recipe.crop or processor_side(self.processor))
+        if self.recipe.crop:
+            set_processor_side(self.processor, self.recipe.crop)
+        return model
+
+    def attach(self, name: str | Path) -> nn.Module:
+        """See `Task.attach`."""
+        self.processor = AutoImageProcessor.from_pretrained(name)
+        self.trains = False
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(name)
+        return model
+
+    def save(self, folder: Path) -> None:
+        """See `Task.save`."""
+        self.processor.save_pretrained(folder)
+
+    # Pixels ---------------------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
+        """See `Task.prepare`."""
+        self.bad = [each for each in self.bad if each.split in splits]
+        total = sum(count for split, count in self.splits.items() if split in splits)
+        for split in splits:
+            if split not in self.data.splits:
+                continue
+            self._leave_out(split)
+            cache = self._cache(split, folder)
+            failed = cache.fill(self.options.workers)
+            self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
+            self.caches[split] = cache
+        everything = self.skipped + self.bad
+        check_bad(everything, self.options.skip_bad, total)
+        for split in splits:
+            if split in self.caches:
+                self._leave_out(split)
+        if everything:
+            self.data.notes.append(f"{len(everything)} unreadable images left out")
+        missing = set(range(len(self.data.classes))) - set(self.data.splits["train"].labels.tolist())
+        if "train" in splits and missing:
+            raise DataError(f"no readable training image is left of class {self.data.classes[min(missing)]!r}")
+
+    def _leave_out(self, split: str) -> None:
+        """Drops the bad images of a split from everything that is in its order."""
+        out = {each.index for each in self.bad if each.split == split}
+        self.skipped += [each for each in self.bad if each.split == split]
+        self.bad = [each for each in self.bad if each.split != split]
+        if not out:
+            return
+        kept = np.array([i for i in range(len(self.data.splits[split])) if i not in out], dtype=np.int64)
+        self.data.splits[split] = self.data.splits[split].take(kept)
+        self.digests[split] = [self.digests[split][i] for i in kept]
+        self.sizes[split] = self.sizes[split][kept]
+        if split in self.caches:
+            self.caches[split].keep(kept)
+
+    def _cache(self, split: str, folder: Path | None) -> PixelCache:
+        examples: Examples = self.data.splits[split]
+        file = folder / f"{split}.npy" if folder else None
+        if split == "train" and self.trains:
+            side = self.recipe.resize if self.recipe.augment in ("crop-flip", "resized-crop") and self.recipe.resize else self.recipe.crop
+            if side is None:
+                raise DataError("the model's image processor has no size; give one with --crop")
+            return PixelCache(examples, side, partial(square, side=side, resample=self.processor.resample), file)
+        side = processor_side(self.processor)
+        if side is None:
+            raise DataError("the model's image processor has no size; give one with --crop")
+        return PixelCache(examples, side, self._seen, file)
+
+    def _seen(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the processor shows the network of an image, before values are rescaled: (H, W, 3) uint8."""
+        out = self.processor(pixels, do_rescale=False, do_normalize=False, data_format="channels_last", return_tensors="np")
+        seen: NDArray[np.uint8] = np.rint(out["pixel_values"][0]).clip(0, 255).astype(np.uint8)
+        return seen
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Values as the network wants them, of uint8 (B, 3, H, W)."""
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std))
+        values: Tensor = images.float() * self.processor.rescale_factor
+        return (values - mean) / std if self.processor.do_normalize else values
+
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """See `Task.example`: image (3, H, W) uint8, and its label."""
+        image, side = self.caches["train"][index], self.recipe.crop
+        assert side is not None
+        if self.recipe.augment == "crop-flip":
+            top, left = rng.integers(0, image.shape[0] - side + 1, 2)
+            image = image[top : top + side, left : left + side]
+        elif self.recipe.augment == "resized-crop":
+            height, width, _ = image.shape
+            part = random_part(height, width, rng, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
+            image = square(image[part], side, self.processor.resample)
+        if self.recipe.augment != "none" and rng.random() < 0.5:
+            image = image[:, ::-1]
+        label = torch.tensor(int(self.data.splits["train"].labels[index]))
+        return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "label": label}
+
+    def augment_batch(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """See `Task.augment_batch`: MixUp with one share and one permutation a batch, as in the BiT paper."""
+        if self.recipe.mixup:
+            order = torch.from_numpy(rng.permutation(len(batch["label"])))
+            batch = batch | {"partner": order, "share": torch.tensor(rng.beta(self.recipe.mixup, self.recipe.mixup), dtype=torch.float32)}
+        return batch
+
+    def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
+        """See `Task.micro`: pixel_values (B, 3, H, W), and the targets (B, V)."""
+        classes = len(self.data.classes)
+
+        def part(which: slice | Tensor) -> tuple[Tensor, Tensor]:
+            targets = F.one_hot(batch["label"][which].to(device), classes).float()  # (B, V)
+            return self.normalised(batch["image"][which].to(device, non_blocking=True)), targets
+
+        pixels, targets = part(rows)
+        if "partner" in batch:
+            share = batch["share"].to(device)
+            other_pixels, other_targets = part(batch["partner"][rows])
+            pixels, targets = torch.lerp(other_pixels, pixels, share), torch.lerp(other_targets, targets, share)
+        return {"pixel_values": pixels, "targets": targets}
+
+    def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task.loss`: cross-entropy, and how many images are right (by the larger share of a mixture)."""
+        logits = model(pixel_values=inputs["pixel_values"]).logits.float()  # (B, V)
+        loss = F.cross_entropy(logits, inputs["targets"], reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        return loss, {"accuracy": (logits.detach().argmax(1) == inputs["targets"].argmax(1)).sum()}
+
+    # Judging --------------------------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
+        """See `Task.evaluate`: `details` are logits (N, V) and labels (N,)."""
+        cache = self.caches[split]
+        labels = cache.examples.labels
+        logits = []
+        for start in range(0, len(labels), 32):
+            images = np.stack([cache[i] for i in range(start, min(start + 32, len(labels)))])  # (B, H, W, 3)
+            pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))  # (B, 3, H, W)
+            logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
+        scores = np.concatenate(logits)
+        metrics = classification_metrics(scores, labels)
+        right = int((scores.argmax(axis=1) == labels).sum())
+        return Evaluation(split, len(labels), metrics, wilson(right, len(labels)), {"logits": scores, "labels": labels})
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        """See `Task.report`."""
+        examples = self.data.splits[evaluation.split]
+        return classification_sections(evaluation, self.data.classes, examples.names, lambda index: decode(examples.images[index]))
+
+    def card(self) -> str:
+        """See `Task.card`."""
+        return (
+            "from headstart import pipeline\n\n"
+            'classify = pipeline("image-classification", "FOLDER")\n'
+            'print(classify("photo.jpg", top_k=3))\n'
+        )
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The linear layer that gives the scores: the last one whose size is the number of classes."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels]  # type: ignore[union-attr]
+    return layers[-1]
+
+
+def processor_side(processor: Any) -> int | None:  # noqa: ANN401 - any family's processor
+    """Side of the squares that a processor makes, where it makes squares of one size."""
+    crops = bool(getattr(processor, "do_center_crop", False))
+    size: dict[str, int] = processor.crop_size if crops else processor.size
+    sides = set(size.values())
+    cropped = crops or "height" in size or not hasattr(processor, "do_center_crop")  # ConvNeXT's crops by itself
+    return sides.pop() if len(sides) == 1 and cropped else None
+
+
+def set_processor_side(processor: Any, side: int) -> None:  # noqa: ANN401 - any family's processor
+    """Makes a processor give squares of this side of the whole image (ConvNeXT's: its own way of getting there)."""
+    if "shortest_edge" in processor.size and not hasattr(processor, "do_center_crop"):
+        processor.size = {"shortest_edge": side}
+        return
+    processor.do_resize = True
+    processor.size = {"height": side, "width": side}
+    processor.crop_size = {"height": side, "width": side}
+    processor.do_center_crop = False
