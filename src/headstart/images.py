@@ -1,0 +1,442 @@
+"""The one image pipeline under every processor: decode, orient, convert, resize, crop, rescale, normalise.
+
+Shapes: N images, H height, W width, C channels. Between decoding and the last step every picture is one array of shape (H, W, C).
+
+What counts as a picture, and how it is read:
+
+- A path, bytes or an open binary file is decoded here, and turned upright by its EXIF orientation. A PIL image is taken as it is: whoever
+  holds pixels has already decided (`PIL.ImageOps.exif_transpose` turns it).
+- Alpha is dropped, not blended; palettes become their colours; CMYK and 16-bit become 8-bit RGB; float pictures hold 0..1 or 0..255.
+- An array is uint8 or whole numbers 0..255, or uint16 up to 65535 (a 16-bit picture when any value exceeds 255), or bool, or float.
+- Without `input_data_format` the axis of 1, 3 or 4 entries holds the channels. When the first and the last axis both qualify (a picture
+  3 pixels high or wide), a torch tensor is (C, H, W) and every other array is (H, W, C), the custom of their libraries.
+"""
+
+import io
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from headstart.errors import InputError
+
+Array = NDArray[Any]
+
+# PIL.Image.Resampling, by the numbers that preprocessor_config.json holds.
+NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
+
+IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)
+OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
+
+_ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
+_MAX_RESIZED_PIXELS = 2**26  # 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
+
+# What Pillow's decoders raise for damaged files, over all formats.
+_DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
+_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
+    """The upright pixels of a picture file, uint8 of shape (H, W, 3).
+
+    Args:
+        source: A path, the bytes of a file, or an open binary file.
+        convert_rgb: False keeps the file's own number of channels (1 grey, 2 grey and alpha, 3, or 4).
+
+    Raises:
+        InputError: The file is missing, damaged, too large to be a picture, or in a format that Pillow cannot read; the message names it.
+    """
+    data, name = _read(source)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else None
+            if pixels is None:
+                image.load()
+                pixels = pil_to_array(image, convert_rgb=convert_rgb)
+            return orient(pixels, _orientation(image))  # after load(): Pillow turns TIFF files itself, and clears the tag
+    except _DAMAGE as error:
+        raise InputError(f"{name}: cannot be read as an image: {_reason(error)}") from error
+
+
+def open_map(source: Any) -> Array:
+    """The upright label map of a file, shape (H, W): palette files give their indices, 16-bit files their 16-bit values."""
+    data, name = _read(source)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return orient(pil_to_labels(image), _orientation(image))
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{name}: cannot be read as a label map: {_reason(error)}") from error
+
+
+def is_file(source: Any) -> bool:
+    """Whether an argument names or holds a file, instead of pixels."""
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+
+
+def _read(source: Any) -> tuple[bytes, str]:
+    """The bytes of a file and the name that errors give it."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), f"{len(source)} bytes"
+    try:
+        if hasattr(source, "read"):
+            return source.read(), str(getattr(source, "name", "the open file"))
+        return Path(source).read_bytes(), str(source)
+    except IsADirectoryError as error:
+        raise InputError(f"{source}: is a folder, not an image file") from error
+    except FileNotFoundError as error:
+        hint = "; download it first" if str(source).startswith(("http:", "https:")) else ""
+        raise InputError(f"{source}: no such image file{hint}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be opened: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What a decoder said, without the address of the buffer that it names."""
+    text = str(error) or type(error).__name__
+    return "unknown image format" if isinstance(error, UnidentifiedImageError) else text
+
+
+def _decode_jpeg(data: bytes) -> Array | None:
+    """Pixels from simplejpeg where it is installed: the same libjpeg-turbo as Pillow's, without Pillow's copy of the pixels.
+
+    None where it is not installed or complains about the file: Pillow then decides what the file is worth.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True))
+    except ValueError:
+        return None
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a file, 1 (upright) where it has none or a damaged one."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def orient(pixels: Array, orientation: int) -> Array:
+    """Turns (H, W, ...) pixels upright; `orientation` is EXIF's number, 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)  # (W, H, ...)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+# ------------------------------------------------------------------------------------------------------- arrays of pixels
+
+
+def pil_to_array(image: Image.Image, *, convert_rgb: bool = True) -> Array:
+    """The 8-bit pixels of a PIL image of any mode, shape (H, W, C); C is 3 when `convert_rgb`."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return _channels(_eight_bit(np.asarray(image))[..., None], convert_rgb)  # (H, W, C)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns about transparent entries
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())  # premultiplied alpha becomes plain
+    if convert_rgb and image.mode != "RGB":
+        image = image.convert("RGB")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., None]  # (H, W, C)
+
+
+def _eight_bit(values: Array) -> Array:
+    """Grey values of a float, 16-bit or 32-bit picture as uint8."""
+    if values.dtype.kind == "f":
+        low, high = _float_range(values)
+        if low >= 0 and high <= 1:
+            values = values * 255
+        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    if values.dtype.itemsize == 2 or values.max() > 255:
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"values from {values.min()} to {values.max()}: a picture of integers holds 0..255 or 0..65535")
+        return (values >> 8).astype(np.uint8)
+    return values.astype(np.uint8)
+
+
+def _float_range(values: Array) -> tuple[float, float]:
+    """Smallest and largest value; refuses NaN and infinities, which would spread over the picture when it is resized."""
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError("holds NaN or infinite values; pixels must be finite numbers")
+    return low, high
+
+
+def _channels(pixels: Array, convert_rgb: bool) -> Array:
+    """(H, W, C) with three channels if `convert_rgb`: grey is repeated, alpha is dropped."""
+    count = pixels.shape[-1]
+    if not convert_rgb or count == 3:
+        return pixels
+    if count in (1, 2):
+        return np.repeat(pixels[..., :1], 3, axis=-1)  # (H, W, 3)
+    if count == 4:
+        return pixels[..., :3]  # (H, W, 3)
+    raise InputError(f"has {count} channels; pictures have 1, 3 or 4 (set do_convert_rgb=False to keep other counts)")
+
+
+def channel_axis(shape: Sequence[int], *, torch_like: bool = False) -> str:
+    """The layout of an array of pixels, by the rule at the top of this file.
+
+    Raises:
+        InputError: No axis can hold channels.
+    """
+    if len(shape) == 2:
+        return NO_CHANNELS
+    if len(shape) == 3:
+        first, last = shape[0] in (1, 3, 4), shape[-1] in (1, 3, 4)
+        if first or last:
+            return CHANNELS_FIRST if first and (torch_like or not last) else CHANNELS_LAST
+    raise InputError(
+        f"an array of shape {tuple(shape)} is no picture: expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels; "
+        'say which with input_data_format="channels_first", "channels_last" or "none"'
+    )
+
+
+def is_torch(value: Any) -> bool:
+    """Whether a value is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(value: Any) -> Array:
+    """A numpy array from a numpy, torch, JAX or TensorFlow array; bfloat16 becomes float32."""
+    if is_torch(value):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() and value.element_size() == 2 else value
+    array = np.asarray(value)
+    if array.dtype.kind == "V" or array.dtype == np.float16:  # "V": the bfloat16 of JAX, which numpy does not know
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "buif":
+        raise InputError(f"an array of {array.dtype} is no picture: expected integers, bool or floats")
+    return array
+
+
+def decode(image: Any, *, convert_rgb: bool = True, input_data_format: str | None = None) -> tuple[Array, str]:
+    """Pixels of shape (H, W, C) from anything that is one picture, and the layout that it came in.
+
+    The pixels are uint8, or float32 when a float array was given. They may share memory with the caller's: never write into them.
+    """
+    if is_file(image):
+        return load_image(image, convert_rgb=convert_rgb), CHANNELS_LAST
+    if isinstance(image, Image.Image):
+        try:
+            return pil_to_array(image, convert_rgb=convert_rgb), CHANNELS_LAST
+        except InputError:
+            raise
+        except _DAMAGE as error:  # an image opened lazily is decoded only now
+            raise InputError(f"{getattr(image, 'filename', '') or 'a PIL image'}: cannot be read as an image: {_reason(error)}") from error
+    array = to_numpy(image)
+    layout = input_data_format or channel_axis(array.shape, torch_like=is_torch(image))
+    if array.ndim != (2 if layout == NO_CHANNELS else 3):
+        raise InputError(f'an array of shape {array.shape} cannot be input_data_format="{layout}"')
+    if layout == NO_CHANNELS:
+        array = array[..., None]  # (H, W, 1)
+    elif layout == CHANNELS_FIRST:
+        array = array.transpose(1, 2, 0)  # (H, W, C)
+    if 0 in array.shape:
+        raise InputError(f"an array of shape {array.shape} holds no pixels")
+    if array.dtype.kind == "f":
+        _float_range(array)
+        array = array.astype(np.float32, copy=False)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype != np.uint8:
+        array = _integers(array)
+    return _channels(array, convert_rgb), layout
+
+
+def _integers(array: Array) -> Array:
+    """An integer array as uint8."""
+    low, high = int(array.min()), int(array.max())
+    if low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return _eight_bit(array)
+    raise InputError(f"{array.dtype} pixels from {low} to {high}: integers hold 0..255 (16-bit pictures are uint16 arrays)")
+
+
+def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
+    """The single pictures of one picture, a batch array, or a nested list of them; `ndim` is the most axes of one picture."""
+    if is_file(images) or isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, list | tuple):
+        for image in images:
+            yield from flatten(image, ndim)
+    elif hasattr(images, "shape") and hasattr(images, "__array__"):
+        if len(images.shape) <= ndim:
+            yield images
+        else:
+            for i in range(images.shape[0]):  # one axis of the batch at a time
+                yield from flatten(images[i], ndim)
+    else:
+        raise InputError(
+            f"{type(images).__name__} is no image: expected a path, bytes, a PIL image, an array or tensor of numpy, torch, JAX or "
+            "TensorFlow, or a list of them"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ label maps
+
+
+def pil_to_labels(image: Image.Image) -> Array:
+    """The labels of a PIL image, shape (H, W): a palette image holds its indices, not its colours."""
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise InputError(f"a label map of mode {image.mode} holds colours; expected one label per pixel (modes L, P, I;16 or I)")
+    return labels
+
+
+def decode_labels(labels: Any) -> Array:
+    """The labels of one map, integers of shape (H, W), from a file, a PIL image or an array of shape (H, W), (1, H, W) or (H, W, 1)."""
+    if is_file(labels):
+        array = open_map(labels)
+    elif isinstance(labels, Image.Image):
+        array = pil_to_labels(labels)
+    else:
+        array = to_numpy(labels)
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]  # (H, W)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"a label map of shape {array.shape}: expected (H, W), one label per pixel")
+    if array.dtype.kind == "f":
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            raise InputError("a label map of floats that are not whole numbers")
+        array = whole
+    return array
+
+
+# -------------------------------------------------------------------------------------------------- resize, crop, normalise
+
+
+def resize(image: Array, size: tuple[int, int], resample: int = BICUBIC, window: tuple[int, int, int, int] | None = None) -> Array:
+    """An (H, W, C) image at another size, within 1/255 of Pillow's antialiased filters.
+
+    Args:
+        image: uint8 or float32. Floats are not rounded to 8 bits on the way; what a filter overshoots is cut to 0..1 or 0..255, whichever
+            held the image.
+        size: Height and width of the whole result.
+        resample: Pillow's number of the filter, 0 to 5.
+        window: Top, left, height and width of the part of the result to compute; None means all of it.
+    """
+    old, (height, width) = image.shape[:2], size
+    top, left, rows, columns = window or (0, 0, height, width)
+    if rows * columns > _MAX_RESIZED_PIXELS:
+        raise InputError(f"resizing {old[1]}x{old[0]} pixels to {width}x{height} would need too much memory; set a crop or another size")
+    if old == size:
+        return image[top : top + rows, left : left + columns]
+    if resample == NEAREST:
+        y, x = _nearest(old[0], height), _nearest(old[1], width)
+        return image[y[top : top + rows, None], x[left : left + columns]]  # (rows, columns, C)
+    # The order of the passes shows, because each is rounded and cut to 0..255: on noise by 30 grey levels. This is the rule of Pillow 13.
+    vertical_first = height < old[0] and old[0] - height > 2 * (old[1] - width)
+    # torch computes the whole result, Pillow only the window, in five times as long per pixel. torch's 16-bit coefficients put one value in
+    # a million two levels away from Pillow where bicubic's negative lobes meet little averaging, so there Pillow does the work.
+    exact = resample == BILINEAR or (resample == BICUBIC and min(old[0] / height, old[1] / width) >= 4 / 3)
+    if image.dtype == np.uint8 and exact and height * width <= 4 * rows * columns:
+        return _resize_torch(image, size, resample, vertical_first)[top : top + rows, left : left + columns]
+    spans = {0: (height, top, rows), 1: (width, left, columns)}
+    for axis in (0, 1) if vertical_first else (1, 0):
+        image = _resize_axis(image, axis, *spans[axis], resample)
+    return image
+
+
+def _nearest(old: int, new: int) -> Array:
+    """Which of `old` pixels each of `new` pixels shows. Pillow does the rounding, so ties fall as they do there."""
+    line = Image.fromarray(np.arange(old, dtype=np.int32)[None]).resize((new, 1), Image.Resampling.NEAREST)
+    return np.asarray(line).reshape(new)
+
+
+def _resize_torch(image: Array, size: tuple[int, int], resample: int, vertical_first: bool) -> Array:
+    """torch's vectorised 8-bit antialiased filters, which have Pillow's coefficients (rounded to 16 bits)."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if not image.flags.writeable or min(image.strides) < 0:
+        image = image.copy()  # torch takes neither a read-only array (Pillow's) nor a flipped one
+    mode = "bilinear" if resample == BILINEAR else "bicubic"
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, C, H, W)
+    if vertical_first:
+        pixels = interpolate(pixels, size=(size[0], image.shape[1]), mode=mode, antialias=True)  # (1, C, height, W)
+    pixels = interpolate(pixels, size=size, mode=mode, antialias=True)  # (1, C, height, width)
+    resized: Array = pixels[0].permute(1, 2, 0).numpy()  # (height, width, C)
+    return resized
+
+
+def _resize_axis(image: Array, axis: int, new: int, start: int, count: int, resample: int) -> Array:
+    """Entries `start` to `start + count` of one axis resized to `new`, by Pillow."""
+    old = image.shape[axis]
+    if new == old:
+        return image[start : start + count] if axis == 0 else image[:, start : start + count]
+    if resample == BOX and count != new:  # its weights jump at the edges of pixels, where the rounding of a window would decide
+        image = _resize_axis(image, axis, new, 0, new, resample)
+        return image[start : start + count] if axis == 0 else image[:, start : start + count]
+    low, high = start * old / new, min((start + count) * old / new, old)
+    height, width = image.shape[:2]
+    size, box = ((width, count), (0, low, width, high)) if axis == 0 else ((count, height), (low, 0, high, height))
+    if image.dtype == np.uint8 and image.shape[-1] == 3:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling(resample), box))
+    # Plane by plane: Pillow has no images of floats with channels, and would weigh a fourth channel as alpha.
+    planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])]
+    resized = np.stack([np.asarray(plane.resize(size, Image.Resampling(resample), box)) for plane in planes], axis=-1)
+    if image.dtype != np.uint8 and image.min() >= 0 and image.max() <= 255:
+        resized = resized.clip(0, 1 if image.max() <= 1 else 255)
+    return resized
+
+
+def resize_and_crop(
+    image: Array, size: tuple[int, int] | None, crop: tuple[int, int] | None, resample: int = BICUBIC, fill: int = 0
+) -> Array:
+    """Resizes (H, W, C) to `size`, then cuts `crop` from the centre; `fill` surrounds a smaller image. None leaves a step out."""
+    height, width = size or (image.shape[0], image.shape[1])
+    rows, columns = crop or (height, width)
+    top, left = (height - rows) // 2, (width - columns) // 2  # negative: that much is added before
+    window = (max(top, 0), max(left, 0), min(rows, height), min(columns, width))
+    image = resize(image, (height, width), resample, window)  # (min(rows, height), min(columns, width), C)
+    if image.shape[:2] == (rows, columns):
+        return image
+    canvas = np.full((rows, columns, image.shape[2]), fill, image.dtype)
+    y, x = max(-top, 0), max(-left, 0)
+    canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return canvas
+
+
+def shortest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
+    """Height and width with the shorter side at `edge` and the same proportions; the longer side is rounded down, as published."""
+    if width <= height:
+        return max(edge, int(edge * height / width)), edge
+    return edge, max(edge, int(edge * width / height))
+
+
+def normalize(image: Array, scale: Array, shift: Array, out: Array) -> None:
+    """Writes `image * scale + shift` into `out`, one pass each; shapes broadcast, so `out` may be (C, H, W) of a transposed image."""
+    np.multiply(image, scale, out=out, casting="unsafe")
+    np.add(out, shift, out=out)
