@@ -1,0 +1,41 @@
+# Everything here works on a fresh machine with Python 3.11 or newer and a C compiler; nothing else need be installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types bench docs clean
+
+# Stamps of what is installed: made anew when the project's dependencies change.
+$(VENV)/core: pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "torch==2.13.0"
+	$(PIP) -e ".[train]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) -e ".[train,dev,keras,flax,tensorboard,onnx,openvino]" -r tests/requirements.txt
+	touch $@
+
+demo: $(VENV)/core
+	$(BIN)/headstart demo
+
+test: $(VENV)/dev lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+bench: $(VENV)/dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/dev
+	$(PIP) -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

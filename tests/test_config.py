@@ -1,0 +1,106 @@
+"""The base of the configurations, on BiT's."""
+
+import json
+import logging
+
+import pytest
+
+from headstart import BitConfig
+from headstart.config import align_outputs
+from headstart.errors import ConfigError
+
+STAGES = ["stem", "stage1", "stage2"]
+
+
+def test_unknown_keywords_are_kept_and_written_back(tmp_path):
+    config = BitConfig(depths=[1, 1], hidden_sizes=[32, 64], task_note="mine", finetuning_task="cats")
+    assert config.task_note == "mine"
+    config.save_pretrained(tmp_path)
+    again = BitConfig.from_pretrained(tmp_path)
+    assert again == config and again.finetuning_task == "cats"
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bit"
+
+
+def test_labels_follow_each_other():
+    assert BitConfig().id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    config = BitConfig(id2label={"0": "cat", "1": "dog", "2": "hen"})
+    assert config.num_labels == 3 and config.label2id == {"cat": 0, "dog": 1, "hen": 2}
+    assert BitConfig(label2id={"a": 1, "b": 0}).id2label == {1: "a", 0: "b"}
+    config.num_labels = 5
+    assert len(config.id2label) == 5 and config.label2id["LABEL_4"] == 4
+    again = BitConfig.from_dict(BitConfig(id2label={0: "cat", 1: "dog", 2: "hen"}).to_dict(), num_labels=4)
+    assert again.id2label[3] == "LABEL_3"
+
+
+def test_round_trips():
+    config = BitConfig(id2label={0: "a", 1: "b", 2: "c"}, problem_type="regression", output_hidden_states=True, drop_path_rate=0.25)
+    assert BitConfig.from_dict(config.to_dict()) == config
+    assert BitConfig.from_dict(json.loads(config.to_json_string())) == config
+    assert BitConfig(drop_path_rate=0.5) != config
+    assert set(json.loads(BitConfig().to_json_string(use_diff=True))) == {"model_type"}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"depths": [3, 4]}, "depths has 2 entries; expected 4"),
+        ({"layer_type": "basic"}, "layer_type='basic'"),
+        ({"global_padding": "reflect"}, "global_padding='reflect'"),
+        ({"num_groups": 33}, "num_groups=33 does not divide"),
+        ({"output_stride": 12}, "output_stride=12"),
+        ({"compat": "keras"}, "compat='keras'"),
+        ({"problem_type": "ranking"}, "problem_type='ranking'"),
+        ({"num_labels": -1}, "num_labels=-1"),
+        ({"out_features": ["stage9"]}, "stage9"),
+    ],
+)
+def test_bad_values_name_themselves(values, message):
+    with pytest.raises(ConfigError, match=message):
+        BitConfig(**values)
+
+
+def test_wrong_family_is_refused():
+    with pytest.raises(ConfigError, match="'cvt' model, not 'bit'"):
+        BitConfig.from_dict({"model_type": "cvt"})
+
+
+def test_backbone_stages():
+    assert align_outputs(None, None, STAGES) == (["stage2"], [2])
+    assert align_outputs(["stem", "stage2"], None, STAGES) == (["stem", "stage2"], [0, 2])
+    assert align_outputs(None, [-1], STAGES) == (["stage2"], [-1])
+    with pytest.raises(ConfigError, match="order"):
+        align_outputs(["stage2", "stem"], None, STAGES)
+    with pytest.raises(ConfigError, match="different stages"):
+        align_outputs(["stem"], [1], STAGES)
+    with pytest.raises(ConfigError, match=r"out_indices=\[7\]"):
+        align_outputs(None, [7], STAGES)
+
+
+def write(folder, **values):
+    (folder / "config.json").write_text(json.dumps({"model_type": "bit", **values}))
+    return folder
+
+
+def test_compat_rule(tmp_path, caplog):
+    """A folder that transformers wrote keeps its arithmetic; the authors' networks and our own folders keep theirs."""
+    folder = write(tmp_path, transformers_version="4.57.6")
+    with caplog.at_level(logging.WARNING, "headstart"):
+        config = BitConfig.from_pretrained(folder)
+    assert config.compat == "transformers" and config.conv_eps == 1e-8
+    assert "compat='authors'" in caplog.text
+    assert BitConfig.from_pretrained(folder, compat="authors").conv_eps == 1e-10
+    assert BitConfig.from_pretrained(write(tmp_path)).conv_eps == 1e-10
+    for name in ("google/bit-50", "/cache/models--google--bit-50/snapshots/abc"):
+        assert BitConfig.from_file_values({"model_type": "bit", "transformers_version": "4.2"}, name).conv_eps == 1e-10
+    values = {"model_type": "bit", "transformers_version": "4.2"}
+    assert BitConfig.from_file_values(values, "someone/bit-50-cats").conv_eps == 1e-8
+
+
+def test_our_folder_keeps_its_arithmetic_until_transformers_writes_it(tmp_path):
+    config = BitConfig(conv_eps=1e-6, compat="transformers")
+    config.save_pretrained(tmp_path)
+    assert BitConfig.from_pretrained(tmp_path).conv_eps == 1e-6
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert "transformers_version" not in values
+    # transformers keeps keys that it does not know, and adds its version: by then the network was trained with its arithmetic.
+    assert BitConfig.from_pretrained(write(tmp_path, **{k: v for k, v in values.items() if k != "model_type"}, transformers_version="4.57.6")).conv_eps == 1e-8
