@@ -13,7 +13,7 @@ STAGES = ["stem", "stage1", "stage2"]
 
 
 def test_unknown_keywords_are_kept_and_written_back(tmp_path):
-    config = BitConfig(depths=[1, 1], hidden_sizes=[32, 64], task_note="mine", finetuning_task="cats")
+    config = BitConfig(depths=[1, 1], hidden_sizes=[128, 256], task_note="mine", finetuning_task="cats")
     assert config.task_note == "mine"
     config.save_pretrained(tmp_path)
     again = BitConfig.from_pretrained(tmp_path)

@@ -148,30 +148,26 @@ def load_checkpoint(
         with suggesting(name):
             path = resolve_weights(str(name), formats=formats, **hub)
     tensors = read_checkpoint(path, framework)
-    where = path if isinstance(path, Path) else path[0]
-    beside = where.parent / "config.json"
-    if config is None and found is None and (not Path(name).is_file() or beside.is_file()):
+    known = family.load(family.tasks["base"]).name_table(config or family.config()).knows
+    by_authors = family.read_authors is not None and not any(known(key) for key in tensors)
+    beside = (path if isinstance(path, Path) else path[0]).parent / "config.json"
+    if config is not None:
+        config = config_class.from_dict(config.to_dict(), **overrides) if overrides else config
+    elif found is not None:
+        config = config_class.from_dict(published_config(str(name)).to_dict(), **overrides)  # type: ignore[union-attr]
+    elif not Path(name).is_file() or beside.is_file():
         values, remembered = read_config_file(name, **hub)
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
             raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
-        config = config_class.from_file_values(values, remembered, compat, **overrides)
-    elif config is not None and overrides:
-        config = config_class.from_dict(config.to_dict(), **overrides)
-    table_knows = family_table(family, config)
-    if family.read_authors is not None and not any(table_knows(key) for key in tensors):
-        base = config if config is not None else published_config(str(name), family.model_type)
-        chosen = resolve_compat({}, str(name), compat, config_class)
-        config, tensors = family.read_authors(tensors, str(name), base, compat=chosen, **({} if config is not None else dict(overrides)))
+        # A file of the authors runs their mathematics, whoever wrote the config.json beside it.
+        config = config_class.from_file_values(values, remembered, compat or ("authors" if by_authors else None), **overrides)
+    if by_authors and family.read_authors is not None:
+        chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)
+        config, tensors = family.read_authors(tensors, str(name), config, compat=chosen, **({} if config is not None else overrides))
     if config is None:
         raise ConfigError(f"{name} has no config.json beside it; pass config=, or put the file in a folder with its config.json")
     return config, tensors
-
-
-def family_table(family: Family, config: PreTrainedConfig | None) -> Any:
-    """Whether a published name belongs to the family, as a function."""
-    base = family.load(family.tasks["base"])
-    return base.name_table(config if config is not None else family.config()).knows
 
 
 def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:

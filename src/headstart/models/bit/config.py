@@ -70,9 +70,10 @@ class BitConfig(PreTrainedConfig):
         one_of("output_stride", self.output_stride, (4, 8, 16, 32))
         if min([self.num_channels, self.width_factor, self.num_groups, *self.depths, *self.hidden_sizes]) < 1:
             raise ConfigError("num_channels, width_factor, num_groups, depths and hidden_sizes must be at least 1")
-        for channels in [self.stem_channels] * (self.layer_type == "bottleneck") + self.stage_channels:
+        narrow = [round_channels(channels / 4) for channels in self.stage_channels]
+        for channels in [self.stem_channels, *narrow, *self.stage_channels]:
             if channels % self.num_groups:
-                raise ConfigError(f"num_groups={self.num_groups} does not divide the {channels} channels of a stage; choose one that does")
+                raise ConfigError(f"num_groups={self.num_groups} does not divide {channels} channels, of a stage or inside its blocks")
         self.out_features, self.out_indices = align_outputs(self.out_features, self.out_indices, self.stage_names)
 
     @property

@@ -233,9 +233,9 @@ class BitModel(BitPreTrainedModel):
     Example:
         >>> import torch
         >>> from headstart import BitConfig, BitModel
-        >>> model = BitModel(BitConfig(hidden_sizes=[64, 128], depths=[1, 1]))
+        >>> model = BitModel(BitConfig(hidden_sizes=[128, 256], depths=[1, 1]))
         >>> model(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape
-        torch.Size([1, 128, 8, 8])
+        torch.Size([1, 256, 8, 8])
     """
 
     def __init__(self, config: BitConfig) -> None:

@@ -81,18 +81,21 @@ def read_authors(
     for key, value in tensors.items():
         if not any(word in key for word in ("root", "block", "group_norm", "norm-pre-head", "head")):
             continue  # optimiser state, step counters
-        value = _oihw(value) if foreign and value.ndim == 4 else value
         target = hub_name(key)
-        hub[target] = value.reshape(value.shape[:2]) if target == "classifier.1.weight" and value.ndim == 4 else value
+        hub[target] = _as_pytorch(value, foreign, target)
     if config is None:
         config = _config_from_shapes(hub, name, compat, overrides)
-    elif "num_labels" not in overrides and "classifier.1.bias" in hub and len(hub["classifier.1.bias"]) != config.num_labels:
-        config.num_labels = len(hub["classifier.1.bias"])
     return config, hub
 
 
-def _oihw(value: Any) -> Any:
-    return np.ascontiguousarray(value.transpose(3, 2, 0, 1)) if isinstance(value, np.ndarray) else value.permute(3, 2, 0, 1).contiguous()
+def _as_pytorch(value: Any, foreign: bool, name: str) -> Any:
+    """Filters from HWIO, matrices from (in, out), the 1x1 filters of a head as a matrix, and vectors without axes of length 1."""
+    if foreign and value.ndim > 1:
+        axes = (3, 2, 0, 1) if value.ndim == 4 else (1, 0)
+        value = np.ascontiguousarray(value.transpose(axes)) if isinstance(value, np.ndarray) else value.permute(axes).contiguous()
+    if name == "classifier.1.weight":
+        return value.reshape(value.shape[:2])
+    return value.reshape(-1) if "norm" in name or name.endswith("bias") else value
 
 
 def _config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]) -> BitConfig:

@@ -1,0 +1,125 @@
+"""BiT's files: the authors' three formats read, the official one written back, and the published models."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import assert_close, golden_dir, read_json
+from headstart import AutoConfig, BitConfig, BitForImageClassification, BitModel
+from headstart.auto import find_published, nearest_names, zoo
+from headstart.config import PreTrainedConfig
+from headstart.errors import ConfigError, WeightsError
+from headstart.models.bit.config import ARCHITECTURES, PUBLISHED
+from headstart.models.bit.weights import save_npz
+
+CASE = ("authors", "bit", "tiny_g4")
+
+
+def expected():
+    folder = golden_dir(*CASE)
+    return load_file(folder / "inputs.safetensors")["x"], load_file(folder / "outputs.safetensors")["logits"]
+
+
+@pytest.mark.parametrize("file", ["weights.npz", "jax_params.npz", "bit.pth.tar"])
+def test_every_format_of_the_authors(file, tmp_path):
+    """TensorFlow's names, bit_jax's, and a bit_pytorch checkpoint: the same network, told from the shapes alone."""
+    path = tmp_path / file
+    path.write_bytes((golden_dir(*CASE) / file).read_bytes())
+    model = BitForImageClassification.from_pretrained(path, num_groups=4)
+    x, logits = expected()
+    assert_close(model(x).logits, logits)
+    assert model.config.depths == [1, 2, 1, 1] and model.config.num_labels == 5 and model.config.compat == "authors"
+
+
+def test_tensorflow_2_names(tmp_path):
+    """The .h5 files of the same networks name the same tensors with ":0"; h5py is what reads them."""
+    h5py = pytest.importorskip("h5py")
+    arrays = np.load(golden_dir(*CASE) / "weights.npz")
+    path = tmp_path / "BiT-M-mine.h5"
+    with h5py.File(path, "w") as file:
+        for key in arrays:
+            file[f"{key}:0"] = arrays[key]
+    x, logits = expected()
+    assert_close(BitForImageClassification.from_pretrained(path, num_groups=4)(x).logits, logits)
+
+
+def test_npz_is_written_back(tmp_path):
+    source = golden_dir(*CASE) / "weights.npz"
+    model = BitForImageClassification.from_pretrained(source, num_groups=4)
+    save_npz(model, tmp_path / "again.npz")
+    ours, theirs = np.load(tmp_path / "again.npz"), np.load(source)
+    assert sorted(ours) == sorted(theirs)
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    with pytest.raises(WeightsError, match="bottleneck"):
+        save_npz(BitForImageClassification(BitConfig(layer_type="bottleneck", hidden_sizes=[32], depths=[1], num_groups=8)), tmp_path / "no.npz")
+
+
+def test_converted_to_a_hub_folder(tmp_path):
+    model = BitForImageClassification.from_pretrained(golden_dir(*CASE) / "weights.npz", num_groups=4)
+    model.save_pretrained(tmp_path)
+    x, logits = expected()
+    assert_close(BitForImageClassification.from_pretrained(tmp_path)(x).logits, logits)
+    assert "standardised with eps 1e-10 here" in (tmp_path / "README.md").read_text()
+
+
+def test_body_alone_and_another_head():
+    source = golden_dir(*CASE) / "weights.npz"
+    x, _ = expected()
+    assert BitModel.from_pretrained(source, num_groups=4)(x).pooler_output.shape == (2, 256, 1, 1)
+    model, info = BitForImageClassification.from_pretrained(source, num_groups=4, num_labels=11, output_loading_info=True)
+    assert model(x).logits.shape == (2, 11)
+    assert [name for name, _, _ in info["mismatched_keys"]] == ["classifier.weight", "classifier.bias"]
+
+
+def test_another_networks_file_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"block1/unit01/a": np.zeros(3)})
+    with pytest.raises(WeightsError, match="no stem or no blocks"):
+        BitForImageClassification.from_pretrained(tmp_path / "x.npz")
+
+
+# Weights of the ILSVRC2012 models, in millions, as their authors' table and timm print them.
+MILLIONS = {"R50x1": 25.55, "R101x1": 44.54, "R50x3": 217.32, "R152x2": 236.34, "R101x3": 387.93, "R152x4": 936.53}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_parameter_counts(arch):
+    for name, labels in [(f"BiT-M-{arch}", 21843), (f"BiT-M-{arch}-ILSVRC2012", 1000)]:
+        published = PUBLISHED[name]
+        config = BitConfig.from_pretrained(name)
+        assert config.num_labels == labels
+        with torch.device("meta"):
+            assert BitForImageClassification(config).num_parameters() == published.parameters
+    assert PUBLISHED[f"BiT-M-{arch}-ILSVRC2012"].parameters / 1e6 == pytest.approx(MILLIONS[arch], abs=0.006)
+
+
+def test_the_zoo_has_every_published_file():
+    plain = [name for name in PUBLISHED if name.startswith("BiT-") and "distill" not in name]
+    assert len(plain) == 6 * 3 and len([n for n in PUBLISHED if n.startswith("vtab/")]) == 285
+    assert len(PUBLISHED) == 18 + 285 + 4
+    assert all(m.url == f"https://storage.googleapis.com/bit_models/{m.url.split('bit_models/')[1]}" for m in PUBLISHED.values())
+    assert PUBLISHED["BiT-M-R50x1"].url.endswith("/BiT-M-R50x1.npz")
+
+
+def test_names_are_found_and_suggested():
+    assert find_published("bit-m-r50X1.npz")[1].name == "BiT-M-R50x1"
+    assert find_published("BiT-M-R50x9") is None
+    assert "BiT-M-R50x1" in nearest_names("BiT-M-R50x9")
+    assert isinstance(AutoConfig.from_pretrained("BiT-M-R101x3"), PreTrainedConfig)
+    assert set(PUBLISHED) <= set(zoo())
+
+
+def test_class_names_of_the_published_heads():
+    config = BitConfig.from_pretrained("BiT-M-R50x1-ILSVRC2012")
+    assert config.id2label[207] == "golden retriever"
+    assert len(BitConfig.from_pretrained("BiT-M-R50x1").id2label) == 21843  # BEiT's list of 21,841 is another
+    assert BitConfig.from_pretrained("vtab/BiT-M-R50x1-run0-svhn").num_labels == 10
+
+
+def test_wrong_family(tmp_path):
+    BitConfig(depths=[1], hidden_sizes=[32], num_groups=8).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text().replace('"bit"', '"cvt"')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="'cvt' model"):
+        BitConfig.from_pretrained(tmp_path)
+    assert read_json(tmp_path / "config.json")["model_type"] == "cvt"
