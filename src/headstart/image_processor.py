@@ -65,23 +65,23 @@ def to_framework(batch: Array, return_tensors: str) -> Any:
     """A numpy batch as a tensor of "np", "pt", "tf" or "jax"; torch shares its memory."""
     if return_tensors == "np":
         return batch
-    try:
-        if return_tensors == "pt":
-            import torch
+    if return_tensors == "pt":
+        import torch
 
-            return torch.from_numpy(batch)
-        if return_tensors == "tf":
+        return torch.from_numpy(batch)
+    if return_tensors == "tf":
+        try:
             import tensorflow
-
-            return tensorflow.convert_to_tensor(batch)
-        if return_tensors == "jax":
+        except ImportError as error:
+            raise MissingExtraError("tensorflow", "keras") from error
+        return tensorflow.convert_to_tensor(batch)
+    if return_tensors == "jax":
+        try:
             import jax.numpy
-
-            return jax.numpy.asarray(batch)
-    except ImportError as error:
-        package, extra = {"tf": ("tensorflow", "keras"), "jax": ("jax", "flax")}[return_tensors]
-        raise MissingExtraError(package, extra) from error
-    raise InputError(f'return_tensors="{return_tensors}": expected None, "np", "pt", "tf" or "jax"')
+        except ImportError as error:
+            raise MissingExtraError("jax", "flax") from error
+        return jax.numpy.asarray(batch)
+    raise InputError(f"return_tensors={return_tensors!r}: expected None, 'np', 'pt', 'tf' or 'jax'")
 
 
 def size_dict(size: Any, *, square: bool = True, what: str = "size") -> dict[str, int]:

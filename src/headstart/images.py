@@ -282,14 +282,17 @@ def _integers(array: Array) -> Array:
 
 
 def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
-    """The single pictures of one picture, a batch array, or a nested list of them; `ndim` is the most axes of one picture."""
+    """The single pictures of one picture, a batch array, or a nested list of them.
+
+    `ndim` is the most axes of one picture: 3, or 2 for label maps and pictures without a channel axis (then (H, W, 1) is one too).
+    """
     if is_file(images) or isinstance(images, Image.Image):
         yield images
     elif isinstance(images, list | tuple):
         for image in images:
             yield from flatten(image, ndim)
     elif hasattr(images, "shape") and hasattr(images, "__array__"):
-        if len(images.shape) <= ndim:
+        if len(images.shape) <= ndim or (len(images.shape) == 3 and images.shape[-1] == 1):
             yield images
         else:
             for i in range(images.shape[0]):  # one axis of the batch at a time
@@ -327,10 +330,10 @@ def decode_labels(labels: Any) -> Array:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"a label map of shape {array.shape}: expected (H, W), one label per pixel")
     if array.dtype.kind == "f":
-        whole = array.astype(np.int64)
-        if not np.array_equal(whole, array):
+        _float_range(array)
+        if not np.array_equal(np.rint(array), array):
             raise InputError("a label map of floats that are not whole numbers")
-        array = whole
+        array = array.astype(np.int64)
     return array
 
 
