@@ -117,21 +117,20 @@ class _Broken(Exception):
 
 def _transfer(source: Download, path: Path, headers: dict[str, str], shown: str) -> None:
     partial, tag = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.etag")
-    failures, reached = 0, partial.stat().st_size if partial.exists() else 0
+    failures, best = 0, partial.stat().st_size if partial.exists() else 0
     while True:
         try:
             _stream(source, partial, tag, headers, shown)
             break
         except _Broken as broken:
             here = partial.stat().st_size if partial.exists() else 0
-            failures = 1 if here > reached else failures + 1
-            reached = here
+            failures = 1 if here > best else failures + 1
+            best = max(best, here)
             wait = broken.wait if broken.wait is not None else FIRST_WAIT * 2 ** (failures - 1)
             if failures >= TRIES or wait > LONGEST_WAIT:
-                raise DownloadError(
-                    f"fetching {source.url} failed: {broken}; the {here:,} bytes that came are kept apart for the next try"
-                    + (f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else "")
-                ) from broken
+                kept = f"; the {here:,} bytes that came are kept apart for the next try" if here else ""
+                asked = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
+                raise DownloadError(f"fetching {source.url} failed: {broken}{kept}{asked}") from broken
             log.info("%s; trying again in %.1f s", broken, wait)
             time.sleep(wait)
     _verify(source, partial, tag)
@@ -191,7 +190,7 @@ def _answer(request: urllib.request.Request, source: Download, partial: Path, ta
     except urllib.error.HTTPError as error:
         with error:
             _refused(error, source, partial, tag)
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise _Broken(f"no connection ({getattr(error, 'reason', error)})") from error
     with response:
         yield response
@@ -246,7 +245,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, source: Download, 
         while True:
             try:
                 chunk = response.read(CHUNK)
-            except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            except (http.client.HTTPException, OSError) as error:
                 raise _Broken(f"the connection broke after {here:,} bytes") from error
             if not chunk:
                 break

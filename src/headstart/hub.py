@@ -117,9 +117,13 @@ def resolve_weights(
             path = _converted(str(name), hub)
         if path is not None:
             return path
-    # Says that the model itself is missing, or cannot be reached, if that is why.
-    _from_hub(str(name), "config.json", revision, cache_dir, token, local_files_only, optional=True)
-    raise NotFoundError(f"{name} on {_endpoint()} has no weights that can be read here; looked for {', '.join(wanted)}")
+    # Without a network a file that is not cached looks absent; asking for it in earnest tells the two apart.
+    try:
+        path = resolve_file(name, wanted[0], revision=revision, **hub)
+        assert path is not None  # only an optional file can be
+        return path
+    except NotFoundError as error:
+        raise NotFoundError(f"{name} on {_endpoint()} has no weights that can be read here; looked for {', '.join(wanted)}") from error
 
 
 def resolve_folder(
@@ -207,7 +211,7 @@ def _from_hub(
     name: str, filename: str, revision: str | None, cache_dir: str | Path | None, token: str | bool | None, local_only: bool, optional: bool
 ) -> Path | None:
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, LocalEntryNotFoundError
 
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": _endpoint()}
     offline = _offline(local_only)
@@ -216,8 +220,10 @@ def _from_hub(
             if not offline and Path(filename).suffix not in (".json", ".txt", ".md"):
                 _fetch_blob(name, filename, where)
             return Path(huggingface_hub.hf_hub_download(name, filename, local_files_only=offline, **where))
-        except LocalEntryNotFoundError:
-            if optional and _known_absent(name, filename, revision, cache_dir):
+        except LocalEntryNotFoundError as error:
+            # Only without a network: a server that answers with an error has not said that the file is absent.
+            answered = hasattr(error.__cause__, "response") or isinstance(error.__cause__, FileMetadataError)
+            if optional and not answered and _known_absent(name, filename, revision, cache_dir):
                 return None
             raise
         except EntryNotFoundError:
@@ -230,11 +236,8 @@ def _known_absent(name: str, filename: str, revision: str | None, cache_dir: str
     """Without a network: whether the cache has this model but not this file of it."""
     import huggingface_hub
 
-    for probe in (filename, "config.json"):
-        found = huggingface_hub.try_to_load_from_cache(name, probe, cache_dir=cache_dir, revision=revision)
-        if found is not None:
-            return probe != filename or not isinstance(found, str)
-    return False
+    known = (filename, "config.json", *(each for names in FORMATS.values() for each in names))
+    return any(huggingface_hub.try_to_load_from_cache(name, each, cache_dir=cache_dir, revision=revision) is not None for each in known)
 
 
 def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
@@ -245,9 +248,7 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
     import huggingface_hub
     from huggingface_hub import constants
 
-    cached = huggingface_hub.try_to_load_from_cache(name, filename, cache_dir=where["cache_dir"], revision=where["revision"])
-    commit_given = where["revision"] is not None and len(where["revision"]) == 40
-    if isinstance(cached, str) and commit_given:
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, filename, cache_dir=where["cache_dir"], revision=where["revision"]), str):
         return
     url = huggingface_hub.hf_hub_url(name, filename, revision=where["revision"], endpoint=where["endpoint"])
     try:
@@ -349,7 +350,7 @@ def _raise_ours(error: Exception, name: str, filename: str, revision: str | None
     if status == 404:
         raise NotFoundError(f"{name} on {host} has no {filename}" + (f" at revision {revision!r}" if revision else "")) from error
     if status is not None:
-        raise DownloadError(f"{host} answered {status} for {filename} of {name}; nothing half-written was kept; try again later") from error
+        raise DownloadError(f"{host} answered {status} for {filename} of {name}; try again later") from error
     if offline:
         why = "HF_HUB_OFFLINE or local_files_only forbids the network"
         raise OfflineError(f"{filename} of {name} is not in the cache{f' {cache_dir}' if cache_dir else ''}, and {why}") from error
@@ -359,7 +360,7 @@ def _raise_ours(error: Exception, name: str, filename: str, revision: str | None
         raise DownloadError(f"no room for {filename} of {name}: {cause}; make room or set HF_HOME to another disk") from error
     if isinstance(error, theirs.LocalEntryNotFoundError):
         raise OfflineError(f"{filename} of {name} is not in the cache, and {host} cannot be reached ({cause})") from error
-    raise DownloadError(f"fetching {filename} of {name} from {host} failed ({cause}); nothing half-written was kept; try again") from error
+    raise DownloadError(f"{host}: {filename} of {name} failed ({cause}); nothing half-written was kept; try again") from error
 
 
 def push_to_hub(
@@ -395,11 +396,14 @@ def push_to_hub(
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision and revision != "main":
             api.create_branch(repo, branch=revision, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            revision=revision,
-            commit_message=commit_message,
-            ignore_patterns=["**/.*", ".*", "**/*.tmp"],
-        )
+        try:
+            done = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                ignore_patterns=["**/.*", ".*", "**/*.tmp"],
+            )
+        except RuntimeError as error:  # huggingface_hub's word for a large file that did not go through
+            raise DownloadError(f"{_endpoint()}: uploading to {repo_id} failed ({error.__cause__ or error}); try again") from error
     return str(done.commit_url)
