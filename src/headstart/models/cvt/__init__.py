@@ -21,4 +21,6 @@ FAMILY = Family(
     },
     tasks={"base": "CvtModel", "backbone": "CvtBackbone", "image-classification": "CvtForImageClassification"},
     processor="ConvNextImageProcessor",
+    zoo="headstart.models.cvt.config:PUBLISHED",
+    authors="headstart.models.cvt.weights:read_authors",
 )

@@ -1,0 +1,343 @@
+"""CvT in PyTorch: a vision transformer in stages, whose tokens and whose queries, keys and values come from convolutions (Wu et al. 2021).
+
+Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class token first where there is one),
+D hidden size, A heads, K = D // A, V classes.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.errors import InputError
+from headstart.models.cvt.config import CvtConfig
+from headstart.models.cvt.weights import HUB
+from headstart.names import NameTable
+from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates
+from headstart.outputs import (
+    BackboneOutput,
+    BaseModelOutputWithCLSToken,
+    ImageClassifierOutput,
+    ImageClassifierOutputWithNoAttention,
+)
+
+
+def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B, H * W, D) as a map (B, D, H, W): the same memory, which convolutions then read as channels-last."""
+    return tokens.view(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """The way back: a map (B, D, H, W) as tokens (B, H * W, D)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class Embedding(nn.Module):
+    """Convolutional token embedding: a strided convolution, then a layer norm over the channels (section 3.1)."""
+
+    def __init__(self, config: CvtConfig, stage: int) -> None:
+        super().__init__()
+        before = config.embed_dim[stage - 1] if stage else config.num_channels
+        kernel, stride, padding = config.patch_sizes[stage], config.patch_stride[stage], config.patch_padding[stage]
+        self.conv = nn.Conv2d(before, config.embed_dim[stage], kernel, stride, padding)
+        self.norm = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """x (B, C, H', W') → tokens (B, H * W, D), H, W."""
+        x = self.conv(x)  # (B, D, H, W)
+        return self.norm(to_tokens(x)), x.shape[2], x.shape[3]  # (B, H * W, D)
+
+
+class Projection(nn.Module):
+    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and batch norm, or pooling, or neither;
+    then a linear map, which is all that the class token sees."""
+
+    def __init__(self, config: CvtConfig, stage: int, query: bool) -> None:
+        super().__init__()
+        D, kernel = config.embed_dim[stage], config.kernel_qkv[stage]
+        stride = config.stride_q[stage] if query else config.stride_kv[stage]
+        padding = config.padding_q[stage] if query else config.padding_kv[stage]
+        method = config.qkv_projection_method[stage]
+        self.norm: nn.BatchNorm2d | None = None
+        if method == "dw_bn":
+            self.conv: nn.Module = nn.Conv2d(D, D, kernel, stride, padding, groups=D, bias=False)
+            self.norm = nn.BatchNorm2d(D)
+        elif method == "avg" and not query:
+            self.conv = nn.AvgPool2d(kernel, stride, padding, ceil_mode=True)
+        else:
+            self.conv = nn.Identity()
+        self.linear = nn.Linear(D, D, bias=config.qkv_bias[stage])
+
+    def forward(self, x: Tensor, cls: Tensor | None) -> Tensor:
+        """x (B, D, H, W) and cls (B, 1, D) → (B, L, D)."""
+        y = to_tokens(self.convolve(x))  # (B, H' * W', D)
+        return self.linear(y if cls is None else torch.cat([cls, y], 1))  # type: ignore[no-any-return]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """x (B, D, H, W) → (B, D, H', W')."""
+        norm = self.norm
+        if norm is None:
+            return self.conv(x)  # type: ignore[no-any-return]
+        if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None or norm.running_var is None:
+            return norm(self.conv(x))  # type: ignore[no-any-return]
+        # norm(conv(x)) with known statistics is one convolution. Folding costs less than asking whether a kept result is still right.
+        assert isinstance(self.conv, nn.Conv2d)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (D,)
+        weight, bias = self.conv.weight * scale[:, None, None, None], torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=len(scale))  # type: ignore[arg-type]
+
+
+class Attention(nn.Module):
+    """Self-attention between the tokens of a stage and a smaller map of them."""
+
+    def __init__(self, config: CvtConfig, stage: int) -> None:
+        super().__init__()
+        D = config.embed_dim[stage]
+        self.num_heads = config.num_heads[stage]
+        self.cls = int(config.cls_token[stage])
+        # The authors scale by the whole width, not by a head's.
+        self.scale = D**-0.5
+        self.query = Projection(config, stage, query=True)
+        self.key = Projection(config, stage, query=False)
+        self.value = Projection(config, stage, query=False)
+        self.proj = nn.Linear(D, D)
+        self.dropout = config.attention_drop_rate[stage]
+
+    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys, if `weigh`."""
+        B, L, D = x.shape
+        cls, patches = (x[:, :1], x[:, 1:].contiguous()) if self.cls else (None, x)
+        grid = to_map(patches, height, width)  # (B, D, H, W)
+        q, k, v = (self.heads(each(grid, cls)) for each in (self.query, self.key, self.value))  # (B, A, L, K), 2 × (B, A, L', K)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if weigh:
+            weights = torch.softmax(q @ k.transpose(2, 3) * self.scale, dim=-1)  # (B, A, L, L')
+            y = F.dropout(weights, dropout, self.training) @ v  # (B, A, L, K)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)  # (B, A, L, K)
+        return self.proj(y.transpose(1, 2).reshape(B, L, D)), weights  # (B, L, D)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """x (B, L, D) → (B, A, L, K)."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: CvtConfig, stage: int) -> None:
+        super().__init__()
+        D = config.embed_dim[stage]
+        inside = int(D * config.mlp_ratio[stage])
+        self.fc_1 = nn.Linear(D, inside)
+        self.fc_2 = nn.Linear(inside, D)
+        self.act = activation(config.hidden_act)
+        self.dropout = nn.Dropout(config.drop_rate[stage])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D), the same shape."""
+        return self.fc_2(self.dropout(self.act(self.fc_1(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: CvtConfig, stage: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+        self.attention = Attention(config, stage)
+        self.norm_2 = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+        self.mlp = Mlp(config, stage)
+        self.dropout = nn.Dropout(config.drop_rate[stage])
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, L, D), and the attention's weights if `weigh`."""
+        y, weights = self.attention(self.norm_1(x), height, width, weigh)
+        x = x + self.drop_path(self.dropout(y))  # (B, L, D)
+        return x + self.drop_path(self.dropout(self.mlp(self.norm_2(x)))), weights  # (B, L, D)
+
+
+class Stage(nn.Module):
+    """Tokens of a smaller map, and the blocks that work on them."""
+
+    def __init__(self, config: CvtConfig, stage: int) -> None:
+        super().__init__()
+        self.embedding = Embedding(config, stage)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim[stage])) if config.cls_token[stage] else None
+        self.dropout = nn.Dropout(config.drop_rate[stage])
+        rates = drop_path_rates(config.drop_path_rate[stage], config.depth[stage])
+        self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in rates)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """The map before (B, C, H', W') → tokens (B, L, D) for the blocks, H, W."""
+        x, height, width = self.embedding(x)  # (B, H * W, D)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)  # (B, 1 + H * W, D)
+        return self.dropout(x), height, width
+
+
+class CvtPreTrainedModel(PreTrainedModel):
+    """Base of the CvT networks."""
+
+    config_class = CvtConfig
+    base_model_prefix = "cvt"
+    heads: ClassVar[tuple[str, ...]] = ("norm", "classifier")
+    config: CvtConfig
+
+    @classmethod
+    def name_table(cls, config: CvtConfig) -> NameTable:
+        """Published names."""
+        return HUB
+
+    def init_module(self, module: nn.Module) -> None:
+        """Truncated normal weights and class tokens, biases 0, norms 1 and 0."""
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, Stage) and module.cls_token is not None:
+            nn.init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+
+
+class CvtModel(CvtPreTrainedModel):
+    """CvT without a head.
+
+    Args:
+        config: What the network is.
+        add_pooling_layer: Taken for the sake of older code; CvT has no pooling layer.
+
+    Example:
+        >>> import torch
+        >>> from headstart import CvtConfig, CvtModel
+        >>> model = CvtModel(CvtConfig(depth=[1, 1, 1])).eval()
+        >>> model(torch.zeros(1, 3, 64, 96)).last_hidden_state.shape
+        torch.Size([1, 384, 4, 6])
+    """
+
+    def __init__(self, config: CvtConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.stages = nn.ModuleList(Stage(config, i) for i in range(len(config.embed_dim)))
+        self.post_init()
+
+    def features(self, pixel_values: Tensor | None, weigh: bool = False) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every block's weights if `weigh`."""
+        x = check_pixels(pixel_values, self.config.num_channels)
+        maps: list[Tensor] = []
+        attentions: list[Tensor] = []
+        cls = None
+        try:
+            for stage in self.stages:
+                tokens, height, width = stage(x)  # (B, L, D)
+                for block in stage.blocks:  # type: ignore[union-attr]
+                    tokens, weights = self.run_block(block, tokens, height, width, weigh)  # (B, L, D), (B, A, L, L')
+                    attentions += [] if weights is None else [weights]
+                cls, patches = (tokens[:, :1], tokens[:, 1:]) if stage.cls_token is not None else (None, tokens)
+                x = to_map(patches, height, width)  # (B, D, H, W)
+                maps.append(x)
+        except RuntimeError as error:
+            if "ernel size" in str(error) or "too small" in str(error):
+                assert pixel_values is not None
+                raise InputError(f"images of {tuple(pixel_values.shape[-2:])} are too small for this network; give larger ones") from error
+            raise
+        return maps, cls, attentions
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """Features of images.
+
+        Args:
+            pixel_values: (B, C, H, W), as `ConvNextImageProcessor` gives them.
+            output_hidden_states: Also return each stage's map.
+            return_dict: False gives a tuple.
+            output_attentions: Also return each block's attention weights (B, A, L, L').
+
+        Returns:
+            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D), `hidden_states`, `attentions`.
+        """
+        weigh = self.wants("output_attentions", output_attentions)
+        maps, cls, attentions = self.features(pixel_values, weigh)
+        hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        return self.finish(BaseModelOutputWithCLSToken(maps[-1], cls, hidden, tuple(attentions) if weigh else None), return_dict)
+
+
+class CvtForImageClassification(CvtPreTrainedModel):
+    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last stage has none."""
+
+    def __init__(self, config: CvtConfig) -> None:
+        super().__init__(config)
+        self.cvt = CvtModel(config)
+        self.norm = nn.LayerNorm(config.embed_dim[-1], config.layer_norm_eps)
+        self.classifier = nn.Linear(config.embed_dim[-1], config.num_labels) if config.num_labels else nn.Identity()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """Scores of the classes.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            labels: (B,) integers, (B, V) zeros and ones, or (B,) numbers where `num_labels` is 1.
+            output_hidden_states: Also return each stage's map.
+            return_dict: False gives a tuple.
+            output_attentions: Also return each block's attention weights (B, A, L, L').
+
+        Returns:
+            `loss` (with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked for.
+        """
+        weigh = self.wants("output_attentions", output_attentions)
+        maps, cls, attentions = self.cvt.features(pixel_values, weigh)
+        tokens = to_tokens(maps[-1]) if cls is None else cls  # (B, L, D) or (B, 1, D)
+        logits = self.classifier(self.norm(tokens).mean(1))  # (B, V)
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        if weigh:
+            return self.finish(ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict)
+        return self.finish(ImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict)
+
+
+class CvtBackbone(CvtPreTrainedModel):
+    """Maps of the stages that `config.out_features` names."""
+
+    def __init__(self, config: CvtConfig) -> None:
+        super().__init__(config)
+        self.cvt = CvtModel(config)
+        self.num_features = list(config.embed_dim)
+        self.channels = [config.embed_dim[config.stage_names.index(name)] for name in config.out_features or []]
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """Feature maps of images (B, C, H, W).
+
+        Returns:
+            `feature_maps`, one a stage of `out_features`, `hidden_states`, and `attentions` where asked for.
+        """
+        weigh = self.wants("output_attentions", output_attentions)
+        maps, _, attentions = self.cvt.features(pixel_values, weigh)
+        chosen = tuple(maps[self.config.stage_names.index(name)] for name in self.config.out_features or [])
+        hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        return self.finish(BackboneOutput(chosen, hidden, tuple(attentions) if weigh else None), return_dict)
