@@ -26,4 +26,6 @@ FAMILY = Family(
         "question-answering": "YosoForQuestionAnswering",
     },
     processor="YosoTokenizer",
+    zoo="headstart.models.yoso.config:PUBLISHED",
+    authors="headstart.models.yoso.weights:read_authors",
 )

@@ -1,0 +1,380 @@
+"""YOSO's networks against transformers' and the authors' numbers, and against their own promises."""
+
+import re
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import headstart
+from conftest import SHARED, assert_close, golden_cases, golden_dir, read_json
+from golden_cases import check_case
+from headstart import (
+    YosoConfig,
+    YosoForMaskedLM,
+    YosoForMultipleChoice,
+    YosoForQuestionAnswering,
+    YosoForSequenceClassification,
+    YosoForTokenClassification,
+    YosoModel,
+)
+from headstart.errors import ConfigError, InputError
+from headstart.models.yoso import torch as networks
+from headstart.models.yoso.config import PUBLISHED, count_parameters
+from headstart.models.yoso.weights import AUTHORS, _released
+
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 30,
+    "type_vocab_size": 2,
+    "hash_code_len": 5,
+    "initializer_range": 0.5,
+}
+HEADS = [
+    YosoModel,
+    YosoForMaskedLM,
+    YosoForSequenceClassification,
+    YosoForMultipleChoice,
+    YosoForTokenClassification,
+    YosoForQuestionAnswering,
+]
+
+
+def small(cls=YosoModel, **values):
+    torch.manual_seed(0)
+    return cls(YosoConfig(**(SMALL | values))).eval()
+
+
+def ids(*shape, seed=0):
+    return torch.randint(3, 61, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("case", golden_cases("transformers", "yoso"))
+def test_transformers_numbers(case):
+    check_case("yoso", case, skip=("attentions",), tuples=False)  # recorded are context vectors, not weights
+
+
+def test_tuples_are_in_the_documented_order():
+    out = small(YosoForMaskedLM)(ids(2, 5), labels=ids(2, 5), output_hidden_states=True, output_attentions=True, return_dict=False)
+    loss, logits, hidden, weights = out
+    assert loss.ndim == 0 and logits.shape == (2, 5, 61) and len(hidden) == 3 and [w.shape for w in weights] == [(2, 3, 5, 5)] * 2
+    last, hidden = small()(ids(2, 5), output_hidden_states=True, return_dict=False)
+    assert last is hidden[-1]
+
+
+MLM = [case for case in golden_cases("authors", "yoso") if case.startswith("mlm")]
+
+
+def authors_case(case, cls, file="model.model", **values):
+    folder = golden_dir("authors", "yoso", case)
+    model = cls.from_pretrained(folder / file, compat="authors", **values)
+    tensors = [load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs", "grads")]
+    return model, *tensors
+
+
+def check_authors_gradients(model, grads):
+    found = {key.removeprefix("yoso."): p.grad for key, p in model.named_parameters() if p.grad is not None}
+    theirs = AUTHORS.to_theirs(found)
+    for name, value in grads.items():
+        ours = theirs[_released(name)]
+        if name.endswith("word_embeddings.weight"):  # padding's own vector is not trained here, as in transformers; nothing reads it
+            ours, value = (torch.cat([g[:1], g[2:]]) for g in (ours, value))
+        assert_close(ours, value, 1e-4, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("file", ["model.model", "model_released_names.model"])
+@pytest.mark.parametrize("case", MLM)
+def test_authors_numbers(case, file):
+    model, inputs, outputs, grads = authors_case(case, YosoForMaskedLM, file)
+    mask = inputs.get("sentence_mask")
+    out = model(inputs["input_ids"], mask, labels=inputs["labels"], output_hidden_states=True)
+    keep = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    for i, name in enumerate(["embeddings", "encoders.0", "encoders.1"]):
+        assert_close(out.hidden_states[i][keep == 1], outputs[name][keep == 1], 1e-5, name)
+    assert_close(out.logits[keep == 1], outputs["mlm_scores"][keep == 1], 1e-5, "logits")
+    assert_close(out.loss, outputs["loss"], 1e-5, "loss")
+    out.loss.backward()
+    check_authors_gradients(model, grads)
+
+
+def test_authors_question_answering():
+    model, inputs, outputs, grads = authors_case("qa", YosoForQuestionAnswering)
+    out = model(
+        inputs["input_ids"], inputs["sentence_mask"], start_positions=inputs["start_positions"], end_positions=inputs["end_positions"]
+    )
+    keep = inputs["sentence_mask"] == 1
+    assert_close(out.start_logits[keep], outputs["start_logits"][keep])
+    assert_close(out.end_logits[keep], outputs["end_logits"][keep])
+    assert_close(out.loss, outputs["loss"], 1e-5)
+    out.loss.backward()
+    check_authors_gradients(model, grads)
+
+
+def test_authors_text_classification():
+    model, inputs, outputs, grads = authors_case("seqcls", YosoForSequenceClassification, num_labels=3)
+    out = model(inputs["input_ids"], labels=inputs["labels"])  # the authors' own call passes no mask on
+    assert_close(out.logits, outputs["sent_scores"])
+    assert_close(out.loss, outputs["loss"])
+    out.loss.backward()
+    check_authors_gradients(model, grads)
+
+
+def test_authors_network_with_segments():
+    model, inputs, outputs, _ = authors_case("bert_sop", YosoForMaskedLM, num_attention_heads=4)
+    out = model(inputs["masked_sentence"], inputs["sentence_mask"], inputs["segment_ids"])
+    places = inputs["mask_pos_ids"].long()[:, :, None].expand(-1, -1, 61)
+    assert_close(out.logits.gather(1, places), outputs["mlm_scores"])
+
+
+@pytest.mark.parametrize("case", [case for case in golden_cases("yoso_lsh") if case.startswith("model_")])
+def test_sampled_numbers(case):
+    folder = golden_dir("yoso_lsh", case)
+    model = YosoForSequenceClassification.from_pretrained(folder, compat="transformers")
+    model.train("train" in case)
+    inputs, outputs, grads = (load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs", "grads"))
+    projections = [inputs.pop(f"Dmat.{i}") for i in range(2)]
+    sampled = networks.sampled_attention
+
+    def recorded(*args, **kwargs):
+        return sampled(*args, **(kwargs | {"projections": projections.pop(0)}))
+
+    with mock.patch.object(networks, "sampled_attention", recorded):
+        out = model(**inputs)
+    assert_close(out.logits, outputs["logits"], 1e-5)
+    assert_close(out.loss, outputs["loss"], 1e-5)
+    if model.training:
+        out.loss.backward()
+        published = model.name_table(model.config).to_theirs({n: p.grad for n, p in model.named_parameters()})
+        for name, value in grads.items():
+            if value.abs().max() < 1e3:
+                assert_close(published[name], value, 1e-4, name)
+            else:  # a row that met no key: the recorded gradient exploded, ours may not
+                assert published[name].abs().max() < 10.0, name
+
+
+@pytest.mark.parametrize("conv_window", [None, 3])
+@pytest.mark.parametrize("cls", HEADS)
+def test_padding_changes_nothing(cls, conv_window):
+    model = small(cls, conv_window=conv_window)
+    lengths = [7, 4, 1]
+    shape = (3, 2, 9) if cls is YosoForMultipleChoice else (3, 9)
+    batch = ids(*shape)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for i, length in enumerate(lengths):
+        mask[i, ..., :length] = 1
+    out = model(batch, mask)
+    for i, length in enumerate(lengths):
+        alone = model(batch[i : i + 1, ..., :length])
+        for key, value in alone.items():
+            ours = out[key][i : i + 1]
+            assert_close(ours[:, :length] if ours.shape != value.shape else ours, value, 1e-5, f"{cls.__name__} {key}")
+
+
+@pytest.mark.parametrize("cls", HEADS[1:])
+def test_every_parameter_gets_a_gradient(cls):
+    model = small(cls, conv_window=3).train()
+    labels = {
+        YosoForMaskedLM: {"labels": ids(2, 8, seed=2)},
+        YosoForSequenceClassification: {"labels": torch.tensor([0, 1])},
+        YosoForMultipleChoice: {"labels": torch.tensor([1, 0])},
+        YosoForTokenClassification: {"labels": torch.tensor([[0, 1, -100, 1, 0, 1, 1, -100]] * 2)},
+        YosoForQuestionAnswering: {"start_positions": torch.tensor([1, 40]), "end_positions": torch.tensor([3, 2])},
+    }[cls]
+    x = ids(2, 3, 8) if cls is YosoForMultipleChoice else ids(2, 8)
+    model(x, **labels).loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert not missing
+
+
+def test_equal_queries_and_keys_are_finite():
+    model = small(hash_code_len=9, initializer_range=0.02).train()
+    for block in model.blocks:
+        weight, bias = block.attention.qkv.weight, block.attention.qkv.bias
+        with torch.no_grad():
+            weight[24:48], bias[24:48] = weight[:24], bias[:24]
+    out = model(ids(2, 8)).last_hidden_state
+    out.sum().backward()
+    assert torch.isfinite(out).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_attentions_are_collision_probabilities():
+    model = small(num_hidden_layers=1)
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    x = ids(1, 5)
+    out = model(x, mask, output_attentions=True, output_hidden_states=True)
+    attention = model.blocks[0].attention
+    q, k, v = attention.heads(out.hidden_states[0])
+    for head in range(3):  # one pair at a time
+        for i in range(5):
+            for j in range(5):
+                a, b = q[0, head, i], k[0, head, j]
+                p = (1 - torch.acos((a @ b / a.norm() / b.norm()).clamp(-1, 1)) / torch.pi) ** 5
+                expected = p if mask[0, i] and mask[0, j] else torch.tensor(0.0)
+                assert_close(out.attentions[0][0, head, i, j], expected, 1e-5, f"{head} {i} {j}")
+    summed = out.attentions[0] @ v  # (B, A, L, K)
+    attended = attention.collide(q, k, v, mask)
+    assert_close(attended, torch.nn.functional.normalize(summed, dim=-1), 1e-5)
+
+
+def test_head_mask_takes_heads_out():
+    model = small(conv_window=3)
+    x = ids(2, 6)
+    only_first = torch.tensor([1.0, 0.0, 0.0])
+    out = model(x, head_mask=only_first).last_hidden_state
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.proj.weight[:, 8:] = 0.0
+    assert_close(out, model(x).last_hidden_state, 1e-6)
+    only_last = torch.stack([torch.zeros(3), torch.ones(3)])
+    out = model(x, head_mask=only_last, output_hidden_states=True).hidden_states
+    block = model.blocks[0]
+    assert_close(out[1], block.norm_2((y := block.norm_1(out[0] + block.attention.proj.bias)) + block.mlp(y)), 1e-6)
+
+
+def test_hash_seed_repeats_evaluation_only():
+    model = small(use_expectation=False, num_hash=4, hash_seed=3)
+    x = ids(2, 12)
+    first = model(x).last_hidden_state
+    assert torch.equal(first, model(x).last_hidden_state)
+    model.config.hash_seed = 4
+    assert not torch.equal(first, model(x).last_hidden_state)
+    model.config.hash_seed = None
+    assert not torch.equal(model(x).last_hidden_state, model(x).last_hidden_state)
+    torch.manual_seed(5)
+    drawn = model(x).last_hidden_state
+    torch.manual_seed(5)
+    assert torch.equal(drawn, model(x).last_hidden_state)
+
+
+def test_sampled_attention_comes_near_the_expectation():
+    model = small(hash_seed=0, num_hash=2048, use_fast_hash=False, use_expectation=False)
+    x = ids(2, 12)
+    sampled = model(x).last_hidden_state
+    model.config.use_expectation = True
+    assert (sampled - model(x).last_hidden_state).abs().mean().item() < 0.05
+
+
+def test_relative_positions_are_none_and_said_so(caplog):
+    model = small(position_embedding_type="relative_key")
+    assert "no positions" in caplog.text
+    x = ids(1, 5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert_close(model(x[:, order]).last_hidden_state, model(x).last_hidden_state[:, order], 1e-5)
+    absolute = small()
+    assert not torch.allclose(absolute(x[:, order]).last_hidden_state, absolute(x).last_hidden_state[:, order], atol=1e-2)
+
+
+def test_position_ids_are_rows_of_the_table():
+    model = small()
+    x = ids(2, 6)
+    assert_close(model(x, position_ids=torch.arange(2, 8)[None]).last_hidden_state, model(x).last_hidden_state)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_resize_token_embeddings(tied):
+    model = small(YosoForMaskedLM, tie_word_embeddings=tied)
+    x = ids(2, 6)
+    before = model(x).logits
+    table = model.resize_token_embeddings(70, pad_to_multiple_of=8)
+    out = model(x)
+    assert table.num_embeddings == model.config.vocab_size == 72 and table.padding_idx == 1
+    assert_close(out.logits[..., :61], before)
+    model(torch.tensor([[0, 71, 2]]), labels=torch.tensor([[-100, 71, -100]])).loss.backward()
+    model.resize_token_embeddings(61)
+    assert_close(model(x).logits, before)
+    with pytest.raises(InputError, match="new_num_tokens=1 "):
+        model.resize_token_embeddings(1)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = small(YosoForMaskedLM, hidden_dropout_prob=0.0, use_expectation=False, num_hash=4).train()
+    x = ids(2, 6)
+    results = []
+    for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        enable()
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(x, labels=x).loss.backward()
+        results.append(model.yoso.blocks[0].attention.qkv.weight.grad.clone())
+    assert_close(results[1], results[0], 1e-6)
+
+
+def test_losses_without_labels_are_zero():
+    model = small(YosoForMaskedLM)
+    assert model(ids(1, 4), labels=torch.full((1, 4), -100)).loss == 0
+    answer = small(YosoForQuestionAnswering)
+    outside = torch.tensor([99])
+    assert answer(ids(1, 4), start_positions=outside, end_positions=outside).loss == 0
+
+
+RAISES = SHARED / "golden" / "transformers" / "RAISES.json"
+REJECTED = [case for case in read_json(RAISES) if case["class"].startswith("Yoso")] if RAISES.exists() else []
+MESSAGES = {"conv_even": "conv_window=4", "both_inputs": "both given", "no_inputs": "neither given", "too_long": "41 tokens"}
+
+
+@pytest.mark.parametrize("case", REJECTED, ids=lambda case: case["case"])
+def test_what_transformers_rejects(case):
+    def call():
+        model = getattr(headstart, case["class"])(YosoConfig(**case["config"])).eval()
+        inputs = {k: torch.zeros(s, dtype=torch.long if k == "input_ids" else torch.float) for k, s in case["input_shapes"].items()}
+        return model(**inputs)
+
+    if case["case"] == "sampling_cpu":  # works here
+        assert torch.isfinite(call().last_hidden_state).all()
+        return
+    with pytest.raises((ConfigError, InputError), match=MESSAGES[case["case"]]):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m(torch.tensor([[3, 61]])), "input_ids go from 3 to 61; expected 0 to 60"),
+        (lambda m: m(torch.tensor([3, 4])), "input_ids has shape (2,)"),
+        (lambda m: m(ids(2, 5), torch.ones(2, 4)), "attention_mask has shape (2, 4); expected (2, 5)"),
+        (lambda m: m(ids(2, 5), head_mask=torch.ones(4)), "head_mask has shape (4,)"),
+        (lambda m: m(inputs_embeds=torch.zeros(2, 5, 7)), "inputs_embeds has shape (2, 5, 7); expected (texts, tokens, 24)"),
+        (lambda m: m(ids(2, 5), token_type_ids=torch.full((2, 5), 2)), "token_type_ids go from 2 to 2; expected 0 to 1"),
+        (lambda m: m(ids(2, 5), position_ids=torch.full((2, 5), 32)), "position_ids go from 32"),
+    ],
+)
+def test_bad_calls(call, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        call(small())
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=24"),
+        ({"conv_window": 0}, "conv_window=0"),
+        ({"position_embedding_type": "rotary"}, "position_embedding_type='rotary'"),
+        ({"pad_token_id": 61}, "pad_token_id=61"),
+        ({"hash_code_len": 17, "use_expectation": False}, "hash_code_len=17"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5"),
+        ({"num_hash": 0}, "num_hash=0"),
+        ({"hidden_act": "gleu"}, "hidden_act='gleu'"),
+    ],
+)
+def test_bad_configurations(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        small(**values)
+
+
+def test_published_parameters():
+    config = YosoConfig(**PUBLISHED["yoso-4096"].config)
+    with torch.device("meta"):
+        model = YosoForMaskedLM(config)
+    assert model.num_parameters() == PUBLISHED["yoso-4096"].parameters == count_parameters(config) == 127_449_945
+
+
+def test_half_precision_and_compile():
+    model = small(conv_window=3).bfloat16()
+    out = model(ids(2, 6), torch.ones(2, 6, dtype=torch.long)).last_hidden_state
+    assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
