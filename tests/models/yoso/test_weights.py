@@ -1,0 +1,130 @@
+"""YOSO's files: the Hub's, the authors', and our own, in both directions."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import headstart
+from conftest import assert_close, golden_cases, golden_dir
+from headstart import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    YosoConfig,
+    YosoForMaskedLM,
+    YosoForMultipleChoice,
+    YosoForQuestionAnswering,
+    YosoForSequenceClassification,
+    YosoModel,
+)
+from headstart.errors import ConfigError, WeightsError
+from headstart.models.yoso.weights import save_authors
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 40}
+IDS = torch.tensor([[0, 7, 33, 60, 2]])
+
+
+def model(cls=YosoForMaskedLM, **values):
+    return cls(YosoConfig(**({"vocab_size": 61} | SIZES | values))).eval()
+
+
+@pytest.mark.parametrize("case", [c for c in golden_cases("transformers", "yoso") if c.startswith("YosoFor")])
+def test_saved_names_are_the_published_ones(case, tmp_path):
+    folder = golden_dir("transformers", "yoso", case)
+    cls = getattr(headstart, case.split("__")[0])
+    cls.from_pretrained(folder).save_pretrained(tmp_path)
+    theirs, ours = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert set(theirs) == set(ours)
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    written = json.loads((tmp_path / "config.json").read_text())
+    for key, value in json.loads((folder / "config.json").read_text()).items():
+        if key in written and key not in ("transformers_version", "dtype"):
+            assert written[key] == value, key
+
+
+NETWORKS = [YosoModel, YosoForMaskedLM, YosoForMultipleChoice, YosoForSequenceClassification, YosoForQuestionAnswering]
+
+
+@pytest.mark.parametrize("cls", NETWORKS)
+def test_round_trip_is_exact(cls, tmp_path):
+    first = model(cls, conv_window=3)
+    first.save_pretrained(tmp_path)
+    again = cls.from_pretrained(tmp_path)
+    assert again.config == first.config
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    assert "padding changes nothing here" in (tmp_path / "README.md").read_text()
+
+
+def test_hub_folder_holds_bin_alone(tmp_path):
+    first = model()
+    first.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    # As transformers 4.12 wrote it: buffers, and the tied matrix and bias twice.
+    tensors["yoso.embeddings.position_ids"] = torch.arange(40)[None] + 2
+    tensors["yoso.embeddings.token_type_ids"] = torch.zeros(1, 40, dtype=torch.long)
+    tensors["cls.predictions.decoder.weight"] = tensors["yoso.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert_close(again(IDS).logits, first(IDS).logits, 0.0)
+    assert_close(YosoModel.from_pretrained(tmp_path)(IDS).last_hidden_state, first.yoso(IDS).last_hidden_state, 0.0)
+
+
+def test_new_head_is_said(tmp_path, caplog):
+    model(YosoModel).save_pretrained(tmp_path)
+    new, info = YosoForSequenceClassification.from_pretrained(tmp_path, num_labels=3, output_loading_info=True)
+    assert new.classifier.proj.weight.shape == (3, 32) and new.classifier.proj.weight.std() > 0
+    assert sorted(info["missing_keys"]) == [f"classifier.{name}.{leaf}" for name in ("dense", "proj") for leaf in ("bias", "weight")]
+    assert "drawn at random" in caplog.text
+
+
+def test_compat_is_resolved_into_plain_values(tmp_path):
+    values = YosoConfig(**SIZES).to_dict() | {"transformers_version": "4.57.6", "hidden_act": "relu"}
+    for key in ("attend_padding", "head_act", "ignore_head_mask", "compat"):
+        values.pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert (theirs.compat, theirs.attend_padding, theirs.head_act, theirs.ignore_head_mask) == ("transformers", True, "relu", True)
+    assert theirs.layer_norm_eps == 1e-12
+    authors = YosoConfig.from_pretrained(tmp_path, compat="authors")
+    assert (authors.attend_padding, authors.head_act, authors.ignore_head_mask, authors.layer_norm_eps) == (False, "tanh", False, 1e-5)
+    published = YosoConfig.from_file_values(values, "uw-madison/yoso-4096")
+    assert published.compat == "authors" and not published.attend_padding
+    assert YosoConfig.from_file_values(values | {"layer_norm_eps": 1e-3}, "uw-madison/yoso-4096").layer_norm_eps == 1e-3
+    assert not theirs.differences() and len(authors.differences()) == 3
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_authors_files_both_ways(released, tmp_path):
+    first = model(conv_window=3, layer_norm_eps=1e-5)
+    save_authors(first, tmp_path / "a.model", released)
+    keys = set(torch.load(tmp_path / "a.model", weights_only=True)["model_state_dict"])
+    recorded = golden_dir("authors", "yoso", "mlm_conv_nomask") / ("model_released_names.model" if released else "model.model")
+    assert keys == set(torch.load(recorded, weights_only=True)["model_state_dict"])
+    again = YosoForMaskedLM.from_pretrained(tmp_path / "a.model")
+    assert again.config.to_dict() | {"_name_or_path": ""} == first.config.to_dict() | {"_name_or_path": ""}
+    assert_close(again(IDS).logits, first(IDS).logits, 0.0)
+
+
+def test_authors_files_that_do_not_fit(tmp_path):
+    with pytest.raises(WeightsError, match="Long Range Arena"):
+        YosoModel.from_pretrained(golden_dir("authors", "yoso", "lra_mean") / "model.model")
+    with pytest.raises(ConfigError, match="pass num_attention_heads"):
+        YosoModel.from_pretrained(golden_dir("authors", "yoso", "bert_sop") / "model.model")
+    torch.save({"model_state_dict": {"model.other": torch.zeros(2)}}, tmp_path / "a.model")
+    with pytest.raises(WeightsError, match="no embeddings or no blocks"):
+        YosoModel.from_pretrained(tmp_path / "a.model")
+    with pytest.raises(WeightsError, match=re.escape("pre_classifier")):
+        save_authors(model(YosoForMultipleChoice), tmp_path / "b.model")
+
+
+def test_untied_head_of_the_authors(tmp_path):
+    first = model(tie_word_embeddings=False, conv_window=3, layer_norm_eps=1e-5)
+    save_authors(first, tmp_path / "a.model")
+    again = YosoForMaskedLM.from_pretrained(tmp_path / "a.model")
+    assert not again.config.tie_word_embeddings
+    assert_close(again(IDS).logits, first(IDS).logits, 0.0)
