@@ -153,11 +153,10 @@ class Recipe:
         """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in proportion.
 
         Args:
-            values: Values by name; None (an option that was not given) is left out.
+            values: Values by name.
             source: How an error names the layer, for example the YAML file.
         """
-        given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
-        given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for key in given:
             if key not in _FIELD_TYPES:
                 near = difflib.get_close_matches(key, _FIELD_TYPES, n=3)
@@ -289,10 +288,10 @@ def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML ho
 
 
 def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The family's recipe, then the file's values, then the command line's."""
+    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given."""
     recipe = base
     if file is not None:
         values = read_recipe_file(file)
         values.pop("recipe", None)
         recipe = recipe.updated(values, str(file))
-    return recipe.updated(overrides or {}, "options")
+    return recipe.updated({key: value for key, value in (overrides or {}).items() if value is not None}, "options")

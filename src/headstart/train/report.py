@@ -190,7 +190,6 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         f"Data fingerprint `{results['data_fingerprint']}`.",
         "",
     ]
-    differences = getattr(task, "differences", [])
-    if differences:
-        lines += ["## In transformers", "", "This folder computes something else there:", "", *(f"- {each}" for each in differences), ""]
+    if results["differences"]:
+        lines += ["## In transformers", "", "This folder computes something else there:", "", *(f"- {each}" for each in results["differences"]), ""]
     atomic_write(folder / "README.md", "\n".join(lines))

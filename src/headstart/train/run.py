@@ -214,10 +214,11 @@ def _same_request(request: Request, data: str, model: str | Path | None, values:
 def _judged_before(out: Path) -> dict[str, Evaluation]:
     """The evaluations that a finished run wrote down."""
     values = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-    return {
-        split: Evaluation(split, each["examples"], each["metrics"], each["confidence_interval_95"] and tuple(each["confidence_interval_95"]))
-        for split, each in values["evaluations"].items()
-    }
+    found = {}
+    for split, each in values["evaluations"].items():
+        interval = each["confidence_interval_95"]
+        found[split] = Evaluation(split, each["examples"], each["metrics"], tuple(interval) if interval else None)
+    return found
 
 
 def _refuse_used(out: Path) -> None:
@@ -294,6 +295,7 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
         "seconds": round(result.seconds, 2),
         "device": device_name(device),
         "versions": versions(),
+        "differences": model.config.differences(),  # type: ignore[operator, union-attr]
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     metrics_file = out / "metrics.jsonl"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-from headstart.errors import DataError
+from headstart.errors import ConfigError, DataError
 from headstart.train.data import Examples, ImageData, combined_fingerprint, read_images
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
 from headstart.train.metrics import classification_metrics, wilson
@@ -244,6 +244,8 @@ class ImageClassification(Task):
             pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))  # (B, 3, H, W)
             logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
         scores = np.concatenate(logits)
+        if not np.isfinite(scores).all():
+            raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
         metrics = classification_metrics(scores, labels)
         right = int((scores.argmax(axis=1) == labels).sum())
         return Evaluation(split, len(labels), metrics, wilson(right, len(labels)), {"logits": scores, "labels": labels})

@@ -1,0 +1,132 @@
+"""Models as plain functions: pictures in, words out.
+
+`pipeline(task, model)` gives an object that is called with one input or many. A task adds its class with one line in `PIPELINES`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import ConfigError, InputError
+
+PIPELINES: dict[str, str] = {
+    "image-classification": "headstart.pipelines:ImageClassificationPipeline",
+}
+
+
+def pipeline(task: str, model: Any = None, *, image_processor: Any = None, device: Any = None, **kwargs: Any) -> Any:
+    """A function for a task.
+
+    Args:
+        task: A name in `PIPELINES`, such as "image-classification".
+        model: A folder, a Hub id, an authors' name, or a model object.
+        image_processor: Processor for a model object; default the one beside the model.
+        device: "cpu", "cuda", …; default where the model is, or the CPU.
+        **kwargs: Further arguments of the task's pipeline.
+
+    Raises:
+        ConfigError: No such task, or no model.
+
+    Example:
+        >>> classify = pipeline("image-classification", "runs/flowers")  # doctest: +SKIP
+        >>> classify("photo.jpg", top_k=1)  # doctest: +SKIP
+        [{'label': 'tiger lily', 'score': 0.98}]
+    """
+    if task not in PIPELINES:
+        near = difflib.get_close_matches(task, PIPELINES, n=3) or list(PIPELINES)
+        raise ConfigError(f"no pipeline for {task!r}; did you mean {' or '.join(near)}?")
+    if model is None:
+        raise ConfigError(f"which model? pipeline({task!r}, model=...) takes a folder, a Hub id, an authors' name or a model object")
+    module, _, name = PIPELINES[task].partition(":")
+    return getattr(importlib.import_module(module), name)(model, image_processor=image_processor, device=device, **kwargs)
+
+
+class ImageClassificationPipeline:
+    """Names what is in pictures, with probabilities.
+
+    Args:
+        model: A folder, a Hub id, an authors' name, or a model object.
+        image_processor: Processor for a model object; default the one beside the model.
+        device: Where to compute.
+        top_k: Labels to give of each picture.
+        batch_size: Pictures that go through the network together.
+    """
+
+    task = "image-classification"
+
+    def __init__(self, model: Any, *, image_processor: Any = None, device: Any = None, top_k: int = 5, batch_size: int = 8) -> None:
+        from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
+
+        if isinstance(model, str | Path):
+            image_processor = image_processor or AutoImageProcessor.from_pretrained(model)
+            model = AutoModelForImageClassification.from_pretrained(model)
+        elif image_processor is None:
+            name = getattr(getattr(model, "config", None), "name_or_path", "")
+            if not name:
+                raise ConfigError("this model was not loaded from a checkpoint: pass image_processor= too")
+            image_processor = AutoImageProcessor.from_pretrained(name)
+        self.model = model.eval() if device is None else model.to(device).eval()
+        self.image_processor = image_processor
+        self.top_k, self.batch_size = top_k, batch_size
+
+    def __call__(self, images: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
+        """Labels and probabilities, best first.
+
+        Args:
+            images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
+            top_k: Labels to give of each picture; at most all of the model's.
+            batch_size: Pictures that go through the network together.
+
+        Returns:
+            A list of `{"label": str, "score": float}` for one picture, and a list of such lists for many.
+
+        Raises:
+            InputError: A picture that cannot be read; the message names it.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}; at least one label has to be given")
+        if is_one_image(images):
+            return next(self.stream([images], top_k, 1))
+        return list(self.stream(images, top_k, batch_size))
+
+    def stream(self, images: Iterable[Any], top_k: int | None = None, batch_size: int | None = None) -> Iterator[list[dict[str, Any]]]:
+        """As `__call__` for many pictures, one result at a time and without holding all pictures in memory."""
+        for batch in batched(images, batch_size or self.batch_size):
+            for row in self.probabilities(batch):
+                best = row.argsort(descending=True)[: top_k or self.top_k].tolist()
+                yield [{"label": self.model.config.id2label[i], "score": float(row[i])} for i in best]
+
+    def probabilities(self, images: list[Any]) -> Any:
+        """Probability of every class, a (B, V) tensor on the CPU. Pictures that the processor makes of different sizes go one by one."""
+        import torch
+
+        kind = self.model.config.problem_type
+        parts = [self.image_processor(image, return_tensors="pt")["pixel_values"] for image in images]  # each (1, 3, H, W)
+        same = len({part.shape for part in parts}) == 1
+        with torch.inference_mode():
+            batches = (batch.to(self.model.device, self.model.dtype) for batch in ([torch.cat(parts)] if same else parts))
+            logits = torch.cat([self.model(pixel_values=batch).logits.float().cpu() for batch in batches])  # (B, V)
+        return logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=1)
+
+
+def is_one_image(value: Any) -> bool:
+    """Whether an argument is one picture and not many: paths, bytes, PIL images, and arrays with at most three axes."""
+    if isinstance(value, str | bytes | Path) or hasattr(value, "convert") or hasattr(value, "read"):
+        return True
+    return hasattr(value, "shape") and len(value.shape) <= 3
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items."""
+    if size < 1:
+        raise InputError(f"batch_size={size}; it must be at least 1")
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

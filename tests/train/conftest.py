@@ -1,0 +1,46 @@
+"""Small models and small data sets that every training test may use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headstart import BitConfig, BitForImageClassification, BitImageProcessor
+
+CLASSES = {"bird": (220, 40, 40), "cat": (40, 200, 60), "dog": (50, 60, 220)}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A BiT of a few thousand weights with its processor: something to tune."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4, num_labels=5)
+    BitForImageClassification(config).save_pretrained(folder)
+    BitImageProcessor(size={"height": 20, "width": 20}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    return folder
+
+
+def make_photo(colour: tuple[int, int, int], seed: int, width: int = 30, height: int = 24) -> np.ndarray:
+    """Noise around a colour: classes that a tiny network tells apart."""
+    noise = np.random.default_rng(seed).normal(0, 40, (height, width, 3))
+    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+
+
+def make_class_folders(folder: Path, counts: dict[str, int], first_seed: int = 0) -> Path:
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(make_photo(CLASSES[label], first_seed + i)).save(folder / label / f"{label}_{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Class folders with train and val: 6, 5 and 4 training images, 4 of each for validation."""
+    folder = tmp_path_factory.mktemp("photos")
+    make_class_folders(folder / "train", {"bird": 6, "cat": 5, "dog": 4})
+    make_class_folders(folder / "val", {"bird": 4, "cat": 4, "dog": 4}, first_seed=100)
+    return folder
