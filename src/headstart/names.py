@@ -9,9 +9,9 @@ A `Row` adds a conversion of the values, for a tensor that is laid out otherwise
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,21 +52,23 @@ class NameTable:
     rows: Mapping[str, str | tuple[str, ...] | Row]
     dropped: tuple[str, ...] = ()
     prefix: str = ""
-    _patterns: list[tuple[re.Pattern[str], Row]] = field(init=False, repr=False)
+    # By the shape of a name: the few rows that may hold it.
+    _ours: dict[str, list[tuple[re.Pattern[str], Row]]] = field(init=False, repr=False)
+    _theirs: dict[str, list[re.Pattern[str]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        rows = {ours: each if isinstance(each, Row) else Row(each) for ours, each in self.rows.items()}
-        self._patterns = [(_pattern(ours), row) for ours, row in rows.items()]
-
-    @cached_property
-    def _their_patterns(self) -> list[re.Pattern[str]]:
-        return [_pattern(part) for _, row in self._patterns for part in row.parts] + [re.compile(each) for each in self.dropped]
+        self._ours, self._theirs = defaultdict(list), defaultdict(list)
+        for ours, each in self.rows.items():
+            row = each if isinstance(each, Row) else Row(each)
+            self._ours[_shape(ours)].append((_pattern(ours), row))
+            for part in row.parts:
+                self._theirs[_shape(part)].append(_pattern(part))
 
     def theirs(self, ours: str) -> Row | None:
         """The row of one of our names (of the base model, or of a head with its prefix), numbers filled in."""
         base = ours.removeprefix(self.prefix + ".") if self.prefix else ours
         for name, lead in ((ours, ""), (base, f"{self.prefix}." if base != ours else "")):
-            for pattern, row in self._patterns:
+            for pattern, row in self._ours.get(_shape(name), ()):
                 if found := pattern.fullmatch(name):
                     parts = tuple(lead + part.format(*found.groups()) for part in row.parts)
                     return Row(parts[0] if isinstance(row.theirs, str) else parts, row.to_ours, row.to_theirs)
@@ -75,7 +77,8 @@ class NameTable:
     def knows(self, theirs: str) -> bool:
         """Whether a published name belongs to this family: to any of its networks, or dropped on purpose."""
         base = theirs.removeprefix(f"{self.prefix}.") if self.prefix else theirs
-        return any(p.fullmatch(name) for p in self._their_patterns for name in {theirs, base})
+        known = any(p.fullmatch(name) for name in (theirs, base) for p in self._theirs.get(_shape(name), ()))
+        return known or any(re.fullmatch(p, name) for name in (theirs, base) for p in self.dropped)
 
     def to_ours(self, tensors: Mapping[str, Any], wanted: Iterable[str]) -> tuple[dict[str, Any], list[str], list[str]]:
         """Picks and converts published tensors.
@@ -130,6 +133,11 @@ class NameTable:
 
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+
+
+def _shape(name: str) -> str:
+    """A name or pattern with every number replaced by `{}`."""
+    return re.sub(r"\d+", "{}", name)
 
 
 def concatenate(parts: list[Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from headstart import outputs
@@ -276,7 +277,7 @@ class PreTrainedModel(nn.Module):
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub)
         wanted = dtype if dtype is not None else torch_dtype if torch_dtype is not None else torch.float32
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInit():
             model = cls(config)
         resized = ignore_mismatched_sizes or bool({"num_labels", "id2label"} & set(config_overrides))
         info = model._assign(tensors, str(name_or_path), ignore_mismatched_sizes, resized, device or "cpu", as_dtype(wanted))
@@ -319,6 +320,8 @@ class PreTrainedModel(nn.Module):
     @torch.no_grad()
     def _make_missing(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Draws what is still on the meta device; buffers that no file holds are computed again."""
+        if not any(t.is_meta for t in [*self.parameters(), *self.buffers()]):
+            return
         for module in self.modules():
             direct = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
             absent = [n for n, t in direct.items() if t is not None and t.is_meta]
@@ -392,6 +395,19 @@ class PreTrainedModel(nn.Module):
         from headstart.hub import push_to_hub
 
         return str(push_to_hub(folder, repo_id, **hub))
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves tensors as they are where a module would draw its initial values: they come from a file."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWS = {nn.init.kaiming_uniform_, nn.init.kaiming_normal_, Tensor.uniform_, Tensor.normal_}
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
