@@ -165,7 +165,10 @@ class BaseImageProcessor:
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             setattr(self, name, [float(v) for v in value] if isinstance(value, Sequence | np.ndarray) else float(value))
-        if np.any(np.asarray(self.image_std) == 0):
+        mean, std = np.atleast_1d(self.image_mean), np.atleast_1d(self.image_std)
+        if len(mean) != len(std) and 1 not in (len(mean), len(std)):
+            raise InputError(f"image_mean has {len(mean)} values and image_std {len(std)}; give one for each channel, or one for all")
+        if np.any(std == 0):
             raise InputError(f"image_std={self.image_std}: a deviation of 0 cannot be divided by")
 
     def _geometry(self, height: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:

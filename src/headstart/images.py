@@ -41,9 +41,9 @@ CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
 _MAX_RESIZED_PIXELS = 2**26  # 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
 
-# What Pillow's decoders raise for damaged files, over all formats.
+# What Pillow's decoders raise for damaged files, over all formats; `Warning` because a program may turn warnings into errors.
 _DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
-_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)
+_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError, Warning)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
