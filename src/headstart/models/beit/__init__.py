@@ -30,4 +30,6 @@ FAMILY = Family(
         "semantic-segmentation": "BeitForSemanticSegmentation",
     },
     processor="BeitImageProcessor",
+    zoo="headstart.models.beit.config:PUBLISHED",
+    authors="headstart.models.beit.weights:read_authors",
 )
