@@ -1,6 +1,7 @@
 """NumPy's .npz and .npy (the BiT authors' format), never with pickled objects. https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
         if read is None:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = read(head, max_header_size=MAX_HEADER)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise FileFormatError(f"{where} has a damaged NumPy header: {error}") from error
     if dtype.hasobject:
         raise FileFormatError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")

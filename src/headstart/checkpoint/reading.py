@@ -42,8 +42,6 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Raw]]:
         raise FileFormatError(f"{path} is empty; download or copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise FileFormatError(f"{path} is only a pointer of Git LFS; fetch the file itself with: git lfs pull")
-    if head.lstrip()[:1] == b"<":
-        raise FileFormatError(f"{path} is a web page, not a checkpoint; the download went wrong")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -52,6 +50,8 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Raw]]:
         return numpy_npz.read_npy
     if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
         return safetensors_file.read
+    if head.lstrip()[:1] == b"<":
+        raise FileFormatError(f"{path} is a web page, not a checkpoint; the download went wrong")
     if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
         return torch_pickle.read_old
     if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
@@ -186,10 +186,9 @@ def unwrap(tensors: Mapping[str, Any], wrappers: Sequence[str] = WRAPPERS) -> di
     """
     tensors = dict(tensors)
     while True:
-        heads = {name.partition(".")[0] for name in tensors if "." in name}
-        heads |= {name for name in tensors if "." not in name}
-        wrapped = [head for head in wrappers if head in heads]
-        if len(wrapped) != 1 or heads - {wrapped[0], *TRAINING_STATE}:
+        heads = {name.partition(".")[0] for name in tensors}
+        found = [head for head in wrappers if head in heads and head not in tensors]
+        if len(found) != 1 or heads - {found[0], *TRAINING_STATE}:
             return tensors
-        prefix = f"{wrapped[0]}."
+        prefix = f"{found[0]}."
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -112,7 +112,7 @@ def write(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str
 
 def dtype_name(tensor: Any) -> str:
     """Our name for the type of a torch tensor's or an array's values."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(getattr(tensor.dtype, "name", tensor.dtype)).removeprefix("torch.")
 
 
 def item_size(tensor: Any) -> int:

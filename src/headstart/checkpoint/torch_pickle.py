@@ -240,6 +240,9 @@ def _storage(ident: Any) -> Storage:
     return Storage(key, dtype, count)
 
 
+HOLDERS = (View, PickledArray, Inert, dict, list, tuple)  # what is a tensor, or may hold some
+
+
 def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
     """Names and tensors of nested containers and modules, names joined by dots as `state_dict` does."""
     names: set[str] = set()
@@ -257,7 +260,8 @@ def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
             names.add(name)
             yield name, raw
         else:
-            todo.extend((f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in reversed(_children(here)))
+            children = [(key, child) for key, child in reversed(_children(here)) if isinstance(child, HOLDERS)]
+            todo.extend((f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in children)
 
 
 def _as_raw(value: Any, where: str) -> Raw | None:

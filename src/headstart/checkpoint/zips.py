@@ -18,7 +18,7 @@ def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
+    except (zipfile.BadZipFile, ValueError, IndexError, NotImplementedError, OverflowError) as error:
         raise FileFormatError(f"{path} is a damaged or cut off zip archive ({error}); download it again") from error
     by_name = {info.filename: info for info in infos}
     if len(by_name) != len(infos):
