@@ -288,3 +288,7 @@ def _print_table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ..
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A whole run through `headstart.train`: the result folder, what stops a run before it starts, and judging a result again."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from train.conftest import make_class_folders, make_photo
+
+import headstart
+from headstart import AutoImageProcessor, AutoModelForImageClassification
+from headstart.errors import ConfigError, DataError, HubError
+from headstart.train.progress import Lines
+from headstart.train.run import evaluate
+
+SMALL = {"steps": 30, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def result(photos, tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result") / "run"
+    return headstart.train(photos, model=tiny_model, out=folder, **SMALL)
+
+
+def test_the_result_is_a_checkpoint_like_any_other(result):
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "preprocessor_config.json", "recipe.yaml",
+                     "report.html", "results.json", "run.json"}  # fmt: skip
+    model = AutoModelForImageClassification.from_pretrained(result.folder)
+    processor = AutoImageProcessor.from_pretrained(result.folder)
+    assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
+    assert processor(make_photo((0, 0, 0), 0), return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 20)
+
+
+def test_it_learned(result):
+    """Three colours: the tiny network must do better than the 12 validation images' chance, and its interval must say so."""
+    assert result.metrics["accuracy"] > 0.8
+    low, high = result.judged.interval
+    assert low < result.metrics["accuracy"] <= high and result.judged.examples == 12
+
+
+def test_results_tell_what_happened(result):
+    values = json.loads((result.folder / "results.json").read_text())
+    assert values["evaluations"]["validation"]["metrics"] == result.metrics
+    assert values["splits"] == {"train": 15, "validation": 12} and values["seed"] == 0
+    assert len(values["data_fingerprint"]) == 64 and {"headstart", "torch", "python"} <= values["versions"].keys()
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 31))
+    assert {"step", "loss", "accuracy", "lr", "seconds"} == set(lines[0])
+    card = (result.folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: headstart\n") and f"{result.metrics['accuracy']:.1%}" in card
+
+
+def test_the_report_is_one_page_with_the_numbers(result):
+    page = (result.folder / "report.html").read_text()
+    assert f"{result.metrics['accuracy']:.1%}" in page
+    for heading in ("Learning curves", "Confusion", "Classes", "Least certain", "Can its confidence be believed?"):
+        assert f"<h2>{heading}</h2>" in page, heading
+    assert "http" not in page.replace("http://www.w3.org", ""), "the page must not reach for the network"
+    assert page.count("data:image/jpeg") >= 12
+
+
+def test_judging_the_result_again_gives_the_same(result, photos):
+    task, again = evaluate(result.folder, photos, device="cpu")
+    assert again.split == "validation" and task.headline == "accuracy"
+    for name, value in again.metrics.items():
+        assert value == pytest.approx(result.metrics[name], abs=1e-6), name
+
+
+def test_the_saved_recipe_gives_the_same_run(result, photos, tiny_model, tmp_path):
+    again = headstart.train(photos, model=tiny_model, out=tmp_path / "run", config=result.folder / "recipe.yaml", device="cpu")
+    assert (again.folder / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+
+
+def test_the_fingerprint_is_of_the_content(photos, tiny_model, tmp_path, result):
+    import shutil
+
+    moved = shutil.copytree(photos, tmp_path / "elsewhere")
+    prints = []
+    for change in (False, True):
+        if change:
+            file = next((moved / "train" / "cat").iterdir())
+            Image.fromarray(make_photo((1, 2, 3), 0)).save(file)
+        prints.append(headstart.train.tasks.task_class("image-classification").read(moved, headstart.train.tasks.DataOptions()).fingerprint)
+    assert prints[0] == json.loads((result.folder / "results.json").read_text())["data_fingerprint"] != prints[1]
+
+
+def test_a_dry_run_writes_nothing(photos, tiny_model, tmp_path, capsys):
+    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", dry_run=True, progress=Lines(), **SMALL)
+    said = capsys.readouterr().err
+    assert found.folder is None and not (tmp_path / "run").exists()
+    assert "27 images (15 train, 12 validation), 3 classes of 4 to 6 training images" in said and "30 steps of 16 examples" in said
+
+
+def test_few_shots_and_a_test_split(photos, tiny_model, tmp_path):
+    test = make_class_folders(tmp_path / "test", {"bird": 3, "cat": 2, "dog": 2}, first_seed=500)
+    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", shots=2, test=test, seed=5, **SMALL | {"steps": 3})
+    assert set(found.evaluations) == {"validation", "test"} and found.judged.examples == 7
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["splits"] == {"train": 6, "validation": 12, "test": 7}
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Class folders with a text, an empty file, a truncated PNG and a missing file among them."""
+    folder = make_class_folders(tmp_path / "spoilt", {"bird": 8, "cat": 8})
+    (folder / "bird" / "words.jpg").write_text("not a picture")
+    (folder / "cat" / "empty.png").write_bytes(b"")
+    data = (folder / "cat" / "cat_0.png").read_bytes()
+    (folder / "cat" / "half.png").write_bytes(data[: len(data) // 2])
+    (folder / "bird" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    return folder
+
+
+def test_bad_images_stop_the_run_before_it_starts(spoilt, tiny_model, tmp_path):
+    with pytest.raises(DataError) as caught:
+        headstart.train(spoilt, model=tiny_model, out=tmp_path / "run", val_fraction=0.0, **SMALL)
+    message = str(caught.value)
+    assert "4 of 20 images cannot be read" in message and "--skip-bad" in message
+    for name in ("words.jpg", "empty.png", "half.png", "gone.png: no such file"):
+        assert name in message
+    assert "cat_0.png" not in message and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_skip_bad_goes_on_and_says_so(spoilt, tiny_model, tmp_path):
+    found = headstart.train(spoilt, model=tiny_model, out=tmp_path / "run", skip_bad=True, **SMALL | {"steps": 2})
+    values = json.loads((found.folder / "results.json").read_text())
+    assert sum(values["splits"].values()) == 16
+    assert any("4 unreadable images left out" in note for note in values["notes"])
+    assert "4 unreadable images left out" in (found.folder / "report.html").read_text()
+
+
+def test_a_class_of_bad_images_only(tmp_path, tiny_model):
+    folder = make_class_folders(tmp_path / "d", {"bird": 4, "cat": 4})
+    (folder / "dog").mkdir()
+    (folder / "dog" / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="no readable training image is left of class 'dog'"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", skip_bad=True, val_fraction=0.0, **SMALL)
+
+
+def test_mistakes_of_the_caller(photos, tiny_model, tmp_path, result):
+    with pytest.raises(ConfigError, match="which model"):
+        headstart.train(photos, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        headstart.train(photos, model=tiny_model, out=result.folder)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="is not empty"):
+        headstart.train(photos, model=tiny_model, out=tmp_path / "full")
+    with pytest.raises(ConfigError, match="no run to go on with"):
+        headstart.train(photos, out=tmp_path / "full", resume=True)
+    with pytest.raises(ConfigError, match="no task is called 'image-clasification'; did you mean image-classification"):
+        headstart.train(photos, model=tiny_model, out=tmp_path / "run", task="image-clasification")
+    with pytest.raises(HubError):
+        headstart.train(photos, model=tmp_path / "no-model", out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="device='gpu'"):
+        headstart.train(photos, model=tiny_model, out=tmp_path / "run", device="gpu")
+
+
+def test_a_resumed_run_must_be_the_same_run(photos, tiny_model, tmp_path):
+    from headstart.errors import TrainingInterrupted
+    from headstart.train import loop
+
+    out = tmp_path / "run"
+    before = loop.Stopper.__init__
+
+    def asked_at_once(self):
+        before(self)
+        self.asked = True
+
+    loop.Stopper.__init__ = asked_at_once
+    try:
+        with pytest.raises(TrainingInterrupted, match="stopped after step 1 of 30"):
+            headstart.train(photos, model=tiny_model, out=out, **SMALL)
+    finally:
+        loop.Stopper.__init__ = before
+    with pytest.raises(ConfigError, match="holds an unfinished run; go on with --resume"):
+        headstart.train(photos, model=tiny_model, out=out)
+    with pytest.raises(ConfigError, match=r"has lr=0.05, not 0.1"):
+        headstart.train(photos, out=out, resume=True, lr=0.1)
+    with pytest.raises(ConfigError, match="not other/model"):
+        headstart.train(photos, model="other/model", out=out, resume=True)
+    other = make_class_folders(tmp_path / "other", {"bird": 9, "cat": 9, "dog": 9})
+    with pytest.raises(DataError, match="the data is not what the run was started with"):
+        headstart.train(other, out=out, resume=True, device="cpu")
+    assert headstart.train(photos, out=out, resume=True, device="cpu").metrics["accuracy"] > 0.8
+
+
+def test_numbers_without_pixels_on_disk(tiny_model, tmp_path):
+    """Grey arrays of 28 x 28, as data sets of digits are."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (rng.normal(60, 20, (40, 28, 28)) + 120 * labels[:, None, None]).clip(0, 255).astype(np.uint8)
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    found = headstart.train(tmp_path / "digits.npz", model=tiny_model, out=tmp_path / "run", **SMALL)
+    assert found.metrics["accuracy"] == 1.0
