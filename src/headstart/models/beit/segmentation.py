@@ -1,0 +1,273 @@
+"""Semantic segmentation with BEiT in PyTorch, and its backbone: a pyramid of four scales, UPerNet (Xiao et al. 2018) and an FCN head.
+
+Shapes: B images, C channels, H W height and width, h w of a smaller map, D hidden size, V classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.errors import ConfigError, InputError
+from headstart.models.beit.config import BeitConfig
+from headstart.models.beit.positions import bilinear_matrix
+from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Encoder
+from headstart.outputs import BackboneOutput, SemanticSegmenterOutput
+
+
+def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B, 1 + h * w, D) as a map (B, D, h, w); the class token is left out."""
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A map (B, C, h, w) at another size, bilinear."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    """`conv2d(resize(x, size), weight, padding=1)` for 3x3 filters, with the multiplications done at the size of x.
+
+    Resizing is linear and acts on each channel alone, so each tap of the filter may be applied before it, as a 1x1 convolution; the taps'
+    maps are then resized, shifted to the tap's place (zeros come in at the border), and added. Resizing and shifting is one matrix an axis.
+
+    Args:
+        x: (B, C, h, w).
+        weight: (C_out, C, 3, 3).
+        size: H and W.
+
+    Returns:
+        (B, C_out, H, W).
+    """
+    B, C, h, w = x.shape
+    H, W = size
+    taps = F.conv2d(x, weight.permute(0, 3, 2, 1).reshape(-1, C, 1, 1))  # (B, C_out * dx * dy, h, w)
+    taps = taps.reshape(-1, 3, 3 * h, w)  # (B * C_out, dx, dy * h, w)
+    rows, columns = (tap_matrices(old, new, taps) for old, new in ((h, H), (w, W)))  # (3, H, h), (3, W, w)
+    y = rows.transpose(0, 1).reshape(H, 3 * h) @ taps  # (B * C_out, dx, H, w)
+    out = y[:, 0] @ columns[0].T  # (B * C_out, H, W)
+    for dx in (1, 2):
+        out = torch.baddbmm(out, y[:, dx], columns[dx].T.expand(out.shape[0], w, W))
+    return out.view(B, -1, H, W)
+
+
+def tap_matrices(old: int, new: int, like: Tensor) -> Tensor:
+    """Bilinear resizing from `old` to `new`, then a shift by the three taps of a filter: (3, new, old)."""
+    matrix = F.pad(bilinear_matrix(torch, old, new), (0, 0, 1, 1)).to(like.device, like.dtype)  # (new + 2, old)
+    return torch.stack([matrix[:-2], matrix[1:-1], matrix[2:]])
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, config: BeitConfig) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C_in, H, W) → (B, C_out, H, W)."""
+        return F.relu(self.norm(self.conv(x)))
+
+    def fuse(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same on the maps resized to the first one's size and concatenated: (B, C_out, H, W)."""
+        first, *others = maps
+        weights = torch.split(self.conv.weight, [each.shape[1] for each in maps], 1)
+        y = F.conv2d(first, weights[0], padding=1)  # (B, C_out, H, W)
+        for x, weight in zip(others, weights[1:], strict=True):
+            y = y + convolve_resized(x, weight, first.shape[2:])
+        return F.relu(self.norm(y))
+
+
+class Pyramid(nn.Module):
+    """Four maps of the size of the patches → four scales, each half the one before; the first is `pyramid_scale` times as large."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__()
+        D = config.hidden_size
+        scale = config.pyramid_scale or (2 if config.patch == (8, 8) else 4)
+        twice = nn.Sequential(nn.ConvTranspose2d(D, D, 2, 2))
+        if scale == 4:
+            up = [nn.ConvTranspose2d(D, D, 2, 2), nn.BatchNorm2d(D, config.batch_norm_eps), nn.GELU(), nn.ConvTranspose2d(D, D, 2, 2)]
+            levels = [nn.Sequential(*up), twice, nn.Identity(), nn.MaxPool2d(2)]
+        else:
+            levels = [twice, nn.Identity(), nn.MaxPool2d(2), nn.MaxPool2d(4)]
+        self.smallest = 8 // scale  # patches a side that the last level needs
+        for i, level in enumerate(levels, 1):
+            self.add_module(f"level_{i}", level)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Four maps (B, D, h, w) → four maps (B, D, 4h, 4w), (B, D, 2h, 2w), …"""
+        if min(maps[0].shape[2:]) < self.smallest:
+            raise InputError(
+                f"the pyramid needs {self.smallest} patches a side; images of {tuple(maps[0].shape[2:])} patches are too small"
+            )
+        return [self.get_submodule(f"level_{i}")(x) for i, x in enumerate(maps, 1)]
+
+
+class UPerHead(nn.Module):
+    """Pools the smallest map at several grids, adds each level to the next larger one, and classifies all levels together."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__()
+        D, C, scales = config.hidden_size, config.decoder_channels or config.hidden_size, config.pool_scales
+        self.scales = scales
+        self.pools = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in scales)
+        self.bottleneck = ConvNorm(D + len(scales) * C, C, 3, config)
+        self.laterals = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in range(3))
+        self.outs = nn.ModuleList(ConvNorm(C, C, 3, config) for _ in range(3))
+        self.fusion = ConvNorm(4 * C, C, 3, config)
+        self.dropout = nn.Dropout2d(config.decoder_dropout)
+        self.classifier = nn.Conv2d(C, config.num_labels, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps of falling size, the first (B, D, H, W) → (B, V, H, W)."""
+        if self.training and maps[0].shape[0] == 1 and 1 in self.scales:
+            raise InputError("batch norm cannot train on one image: it pools to one number a channel; give a batch of two or more")
+        pooled = [pool(F.adaptive_avg_pool2d(maps[3], scale)) for pool, scale in zip(self.pools, self.scales, strict=True)]
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=False)]
+        levels.append(self.bottleneck.fuse([maps[3], *pooled]))  # (B, C, H / 8, W / 8)
+        for i in (2, 1, 0):
+            levels[i] = levels[i] + resize(levels[i + 1], levels[i].shape[2:])
+        outs = [conv(x) for conv, x in zip(self.outs, levels, strict=False)]
+        x = self.fusion.fuse([*outs, levels[3]])  # (B, C, H, W)
+        return self.classifier(self.dropout(x))  # type: ignore[no-any-return]
+
+
+class FCNHead(nn.Module):
+    """The auxiliary head of training: 3x3 convolutions on the map of the size of the patches."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__()
+        D, C, count = config.hidden_size, config.auxiliary_channels, config.auxiliary_num_convs
+        self.convs = nn.ModuleList(ConvNorm(D if i == 0 else C, C, 3, config) for i in range(count))
+        width = C if count else D
+        self.fusion = ConvNorm(D + width, C, 3, config) if config.auxiliary_concat_input else None
+        self.dropout = nn.Dropout2d(config.decoder_dropout)
+        self.classifier = nn.Conv2d(width if self.fusion is None else C, config.num_labels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, D, H, W) → (B, V, H, W)."""
+        y = x
+        for conv in self.convs:
+            y = conv(y)
+        if self.fusion is not None:
+            y = self.fusion(torch.cat([x, y], 1))
+        return self.classifier(self.dropout(y))  # type: ignore[no-any-return]
+
+
+def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
+    """Cross-entropy of maps (B, V, h, w), resized to the labels (B, H, W); see `BeitConfig.semantic_loss_mean`."""
+    scores, ignored = resize(logits, labels.shape[1:]), config.semantic_loss_ignore_index
+    loss = F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum")
+    # A batch without a label to learn from has loss 0, not NaN.
+    return loss / (labels.numel() if config.semantic_loss_mean == "all" else (labels != ignored).sum().clamp(min=1))
+
+
+class BeitForSemanticSegmentation(BeitPreTrainedModel):
+    """BEiT with UPerNet: classes of pixels.
+
+    Blocks after the last one that `config.segmentation_blocks()` names are not run, and the auxiliary head only where there are labels.
+    """
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__(config)
+        self.blocks = config.segmentation_blocks()
+        self.beit = BeitModel(config, add_pooling_layer=False)
+        self.pyramid = Pyramid(config)
+        self.decoder = UPerHead(config)
+        self.auxiliary = FCNHead(config) if config.use_auxiliary_head else None
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = True,
+    ) -> Any:
+        """Scores of the classes of pixels, at the size of the pyramid's first map.
+
+        Args:
+            pixel_values: (B, C, H, W), of any size.
+            head_mask: (A,) or (blocks, A), 0 silences a head.
+            labels: (B, H', W') integers; `config.semantic_loss_ignore_index` is not counted.
+            output_attentions: Also return the attention weights.
+            output_hidden_states: Also return the embeddings and the output of each block.
+            return_dict: False gives a tuple.
+            interpolate_pos_encoding: Accepted for callers that pass it; positions always fit the image.
+
+        Returns:
+            `loss` (with labels), `logits` (B, V, H / 4, W / 4), `hidden_states`, `attentions`.
+        """
+        weights, all_states = self.flags(output_attentions, output_hidden_states)
+        used = [block + 1 for block in self.blocks]
+        keep = self.beit.all_states() if weights or all_states else used
+        states, attentions, grid = self.beit.encode(pixel_values, None, head_mask, keep, weights)
+        maps = self.pyramid([as_map(states[i], *grid) for i in used])
+        logits = self.decoder(maps)  # (B, V, H / 4, W / 4)
+        loss = None if labels is None else self.loss(logits, maps[2], labels)
+        hidden = tuple(states.values()) if all_states else None
+        return self.finish(SemanticSegmenterOutput(loss, logits, hidden, attentions if weights else None), return_dict)
+
+    def loss(self, logits: Tensor, third: Tensor, labels: Tensor) -> Tensor:
+        """The decoder's loss, and the weighted one of the auxiliary head on the pyramid's third map.
+
+        Raises:
+            InputError: Labels of another shape or type, or a network of one class.
+        """
+        if self.config.num_labels < 2:
+            raise InputError("segmentation is trained with two classes or more; the configuration has num_labels=1")
+        if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
+            raise InputError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected integers ({logits.shape[0]}, height, width)")
+        labels = labels.to(logits.device).long()
+        loss = pixel_loss(logits, labels, self.config)
+        if self.auxiliary is None:
+            return loss
+        return loss + self.config.auxiliary_loss_weight * pixel_loss(self.auxiliary(third), labels, self.config)
+
+
+class BeitBackbone(Encoder):
+    """Maps of the stages that `config.out_features` names."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__(config)
+        self.stages = [config.stage_names.index(name) for name in config.out_features or []]
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.channels = [config.hidden_size] * len(self.stages)
+        if config.add_fpn and (len(self.stages) != 4 or not config.reshape_hidden_states):
+            raise ConfigError(f"add_fpn makes a pyramid of four maps; out_features names {len(self.stages)}, as maps or not")
+        self.pyramid = Pyramid(config) if config.add_fpn else None
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Feature maps of images (B, C, H, W).
+
+        Args:
+            pixel_values: (B, C, H, W), of any size.
+            output_hidden_states: Also return the embeddings and the output of each block.
+            output_attentions: Also return the attention weights.
+            return_dict: False gives a tuple.
+
+        Returns:
+            `feature_maps`, (B, D, h, w) each (or tokens, `reshape_hidden_states=False`), `hidden_states`, `attentions`.
+        """
+        weights, all_states = self.flags(output_attentions, output_hidden_states)
+        keep = self.all_states() if weights or all_states else self.stages
+        states, attentions, grid = self.encode(pixel_values, keep=keep, with_attentions=weights)
+        maps = [as_map(states[i], *grid) if self.config.reshape_hidden_states else states[i] for i in self.stages]
+        if self.pyramid is not None:
+            maps = self.pyramid(maps)
+        hidden = tuple(states.values()) if all_states else None
+        return self.finish(BackboneOutput(tuple(maps), hidden, attentions if weights else None), return_dict)
