@@ -93,7 +93,7 @@ class ImageClassificationPipeline:
 
     def stream(self, images: Iterable[Any], top_k: int | None = None, batch_size: int | None = None) -> Iterator[list[dict[str, Any]]]:
         """As `__call__` for many pictures, one result at a time and without holding all pictures in memory."""
-        for batch in batched(images, batch_size or self.batch_size):
+        for batch in batched(images, self.batch_size if batch_size is None else batch_size):
             for row in self.probabilities(batch):
                 best = row.argsort(descending=True)[: top_k or self.top_k].tolist()
                 yield [{"label": self.model.config.id2label[i], "score": float(row[i])} for i in best]

@@ -21,7 +21,8 @@ def tiny_model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4, num_labels=5)
     BitForImageClassification(config).save_pretrained(folder)
-    BitImageProcessor(size={"height": 20, "width": 20}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    size = {"height": 20, "width": 20}
+    BitImageProcessor(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
     return folder
 
 

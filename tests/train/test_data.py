@@ -6,15 +6,15 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import data_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from train.conftest import CLASSES, make_class_folders, make_photo
 
+from conftest import data_dir
 from headstart.errors import DataError
 from headstart.train.data import batch_indices, few_shot, read_images, source_bytes, stratified
 from headstart.train.tasks import DataOptions
+from train.conftest import CLASSES, make_class_folders, make_photo
 
 
 def pixels(source):
@@ -99,7 +99,8 @@ def test_numbers_as_labels_are_in_numeric_order(tmp_path):
 
 def test_real_data_sets():
     """The kinds of folders that people have."""
-    assert {k: len(v) for k, v in read_images(data_dir("images", "hymenoptera"), DataOptions()).splits.items()} == {"train": 50, "validation": 24}
+    data = read_images(data_dir("images", "hymenoptera"), DataOptions())
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 50, "validation": 24}
     data = read_images(data_dir("images", "pneumoniamnist"), DataOptions())
     assert data.classes == ["normal", "pneumonia"] and len(data.splits["validation"]) == 100
     data = read_images(data_dir("images", "flowers102"), DataOptions())

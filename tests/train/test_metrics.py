@@ -51,7 +51,7 @@ def test_calibration_error_is_the_definition():
     bins = 15
     total = 0.0
     for b in range(bins):
-        inside = [i for i in range(200) if b / bins <= probabilities[i].max() < (b + 1) / bins or (b == bins - 1 and probabilities[i].max() == 1)]
+        inside = [i for i in range(200) if b == min(int(probabilities[i].max() * bins), bins - 1)]
         if inside:
             confidence = np.mean([probabilities[i].max() for i in inside])
             accuracy = np.mean([probabilities[i].argmax() == labels[i] for i in inside])

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from conftest import golden_dir, read_json
 
+from conftest import golden_dir, read_json
 from headstart.errors import ConfigError
 from headstart.train.recipes import Facts, Recipe, hyper_rule, hyper_rule_resolution, named_recipe, read_recipe_file, resolve_recipe
 
@@ -31,7 +31,8 @@ def test_hyper_rule_is_the_published_one():
 def test_hyper_rule_resolution_follows_the_area():
     for case in golden()["resolution"]:
         assert list(hyper_rule_resolution(*case["hw"])) == case["precrop_crop"], case
-    assert (hyper_rule(Facts(examples=1, height=95, width=96)).resize, hyper_rule(Facts(examples=1, height=95, width=96)).crop) == (160, 128)
+    recipe = hyper_rule(Facts(examples=1, height=95, width=96))
+    assert (recipe.resize, recipe.crop) == (160, 128)
 
 
 def test_hyper_rule_batch_and_optimizer():

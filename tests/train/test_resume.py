@@ -13,8 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 STEPS = 60
-OPTIONS = ["--steps", str(STEPS), "--lr", "0.05", "--resize", "24", "--crop", "20", "--batch-size", "12", "--micro-batch", "5", "--mixup", "0.3",
-           "--set", "checkpoint_every=3", "--set", "eval_every=10", "--set", "ema=0.9", "--set", "drop_path=0.2", "--device", "cpu"]  # fmt: skip
+OPTIONS = (
+    f"--steps {STEPS} --lr 0.05 --resize 24 --crop 20 --batch-size 12 --micro-batch 5 --mixup 0.3 "
+    "--set checkpoint_every=3 --set eval_every=10 --set ema=0.9 --set drop_path=0.2 --device cpu"
+).split()
 
 
 def start(photos, model, out, *more):

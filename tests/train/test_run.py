@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from train.conftest import make_class_folders, make_photo
 
 import headstart
 from headstart import AutoImageProcessor, AutoModelForImageClassification
 from headstart.errors import ConfigError, DataError, HubError
 from headstart.train.progress import Lines
 from headstart.train.run import evaluate
+from train.conftest import make_class_folders, make_photo
 
 SMALL = {"steps": 30, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}
 
