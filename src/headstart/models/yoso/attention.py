@@ -41,9 +41,9 @@ _SHORTEST_ROW = 1e-12
 def normalize_rows(x: Tensor) -> Tensor:
     """The last dimension scaled to length one; rows of zeros stay zeros and get no gradient."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    square = wide.square().sum(-1, keepdim=True)
-    nonzero = square > _SHORTEST_ROW**2
-    scale = torch.where(nonzero, square, 1.0).rsqrt().where(nonzero, 0.0)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    nonzero = length > _SHORTEST_ROW
+    scale = torch.where(nonzero, length, 1.0).reciprocal().where(nonzero, 0.0)
     return (wide * scale).to(x.dtype)
 
 
@@ -151,7 +151,7 @@ def sampled_attention(
     elif generator is not None or seed is not None:
         raise InputError("projections were given and a generator or seed too; give one of them")
     check_projections(projections, rows, head_size, hash_code_len, num_hash)
-    if normalize:
+    if normalize and torch.is_grad_enabled():  # only gradients see the lengths of queries and keys
         query, key = normalize_rows(query), normalize_rows(key)
     keep, value = _hide(mask, value)
     out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .kernels import cpu
+
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of two CPU cores,
 # and enough to fill a GPU.
 _BLOCK_ON_CPU = 2**18
@@ -68,6 +70,8 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 @torch.library.custom_op("headstart::yoso_exact", mutates_args=())
 def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
     """`W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    if cpu.usable(query, key, value):
+        return cpu.exact_forward(query, key, value, hash_code_len)
     with no_autocast(query):
         q, k, v = in_working_precision(query, key, value)  # (N, L, K), (N, S, K), (N, S, V)
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])  # (N, L, V)
@@ -85,6 +89,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
 @torch.library.custom_op("headstart::yoso_exact_backward", mutates_args=())
 def exact_sum_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `exact_sum` for query, key and value, with `tau / 2 * W` as the derivative of W."""
+    if cpu.usable(grad, query, key, value):
+        return cpu.exact_backward(grad, query, key, value, hash_code_len)
     with no_autocast(query):
         g, q, k, v = in_working_precision(grad, query, key, value)  # (N, L, V), (N, L, K), (N, S, K), (N, S, V)
         g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

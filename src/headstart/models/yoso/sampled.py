@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .exact import exact_sum_backward, in_working_precision, no_autocast
 from .hashing import hash_codes
+from .kernels import cpu
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
 
@@ -110,6 +111,8 @@ def sampled_sum(
         projections: Either form of `hashing.py`, for N = the product of the leading dimensions.
         lsh_backward: Gradients sampled with the same codes; otherwise the exact surrogate of `exact.py`, quadratic in time.
     """
+    if cpu.usable(query, key, value):
+        return cpu.sampled_forward(query, key, value, projections, hash_code_len, num_hash)
     with no_autocast(query):
         q, k, v = in_working_precision(query, key, value)
         q_codes, k_codes = (_codes(x, projections, hash_code_len, num_hash) for x in (q, k))  # (M, N, L), (M, N, S)
@@ -127,6 +130,8 @@ def sampled_sum_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sampled gradients of `sampled_sum` for query, key and value."""
+    if cpu.usable(grad, query, key, value):
+        return cpu.sampled_backward(grad, query, key, value, projections, hash_code_len, num_hash)
     with no_autocast(query):
         g, q, k, v = in_working_precision(grad, query, key, value)
         q_codes, k_codes = (_codes(x, projections, hash_code_len, num_hash) for x in (q, k))  # (M, N, L), (M, N, S)
