@@ -1,0 +1,589 @@
+"""YOSO's tokenizer: byte-level BPE in RoBERTa's layout, by the `tokenizers` library."""
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError
+from headstart.models.yoso.encoding import BatchEncoding, filled, plain
+
+UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
+# Role → token, in the order of RoBERTa's vocabulary.
+SPECIAL = {
+    "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "cls_token": "<s>",
+    "mask_token": "<mask>",
+}  # fmt: skip
+STRATEGIES = ("longest_first", "only_first", "only_second")
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class YosoTokenizer:
+    """Turns texts into the `input_ids` and `attention_mask` of a YOSO network, and back.
+
+    Args:
+        vocab: `vocab.json`, or its contents: token → number.
+        merges: `merges.txt`, or its contents: pairs of tokens, the first merged first.
+        tokenizer: A ready `tokenizers.Tokenizer` in place of the two.
+        model_max_length: Tokens of the longest text, for `truncation=True` without `max_length`.
+        padding_side: "right" or "left".
+        truncation_side: "right" or "left".
+        add_prefix_space: Whether a text's first word is split as one inside a text. Words that come split always are.
+        mask_alias: Also read as the mask token, as the published examples write it. None takes it literally.
+        **special: `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token`.
+
+    Example:
+        >>> from headstart import YosoTokenizer
+        >>> tokenizer = YosoTokenizer.train(["a cat sat", "a cat ran"], vocab_size=280)
+        >>> batch = tokenizer(["a cat", "a cat sat"], padding=True, return_tensors="np")
+        >>> batch.input_ids.shape, tokenizer.decode(batch.input_ids[0], skip_special_tokens=True)
+        ((2, 7), 'a cat')
+    """
+
+    is_fast: ClassVar[bool] = True
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    bos_token: str
+    eos_token: str
+    unk_token: str
+    sep_token: str
+    pad_token: str
+    cls_token: str
+    mask_token: str
+
+    def __init__(
+        self,
+        vocab: str | Path | Mapping[str, int] | None = None,
+        merges: str | Path | Sequence[tuple[str, str]] | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        model_max_length: int | None = None,
+        padding_side: Literal["right", "left"] = "right",
+        truncation_side: Literal["right", "left"] = "right",
+        add_prefix_space: bool = False,
+        mask_alias: str | None = "[MASK]",
+        name_or_path: str = "",
+        **special: str | Mapping[str, Any] | AddedToken,
+    ) -> None:
+        unknown = sorted(set(special) - set(SPECIAL))
+        if unknown:
+            raise ConfigError(f"YosoTokenizer has no argument {', '.join(unknown)}; special tokens are {', '.join(SPECIAL)}")
+        for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
+            if side not in ("right", "left"):
+                raise ConfigError(f"{name}={side!r}; expected 'right' or 'left'")
+        self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
+        self.padding_side, self.truncation_side = padding_side, truncation_side
+        self.add_prefix_space, self.mask_alias, self.name_or_path = add_prefix_space, mask_alias, str(name_or_path)
+        tokens = [as_added(special.get(role, token), role) for role, token in SPECIAL.items()]
+        for role, added in zip(SPECIAL, tokens, strict=True):
+            setattr(self, role, added.content)
+        self.backend_tokenizer = tokenizer if tokenizer is not None else bpe(vocab, merges)
+        self._is_bytes = pre_tokenizer_type(self.backend_tokenizer) in ("ByteLevel", None)
+        self.backend_tokenizer.add_special_tokens(tokens)
+        if self._is_bytes:
+            self._set_space(self.backend_tokenizer, add_prefix_space)
+        self._lock = threading.Lock()  # the library keeps the truncation of a call as state
+        self._words: Tokenizer | None = None
+
+    def _set_space(self, tokenizer: Tokenizer, add_prefix_space: bool) -> None:
+        """RoBERTa's frame around byte-level pieces: `<s> A </s>`, and `<s> A </s></s> B </s>` for pairs."""
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+        tokenizer.decoder = decoders.ByteLevel()
+        sep, cls = ((token, cast(int, tokenizer.token_to_id(token))) for token in (self.sep_token, self.cls_token))
+        tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=add_prefix_space, trim_offsets=True)
+
+    def _backend(self, words: bool) -> Tokenizer:
+        """The library's tokenizer; the one for words that come split puts a space before each."""
+        if not words or self.add_prefix_space or not self._is_bytes:
+            return self.backend_tokenizer
+        if self._words is None:
+            other = Tokenizer(self.backend_tokenizer.model)
+            for _, token in sorted(self.backend_tokenizer.get_added_tokens_decoder().items()):
+                (other.add_special_tokens if token.special else other.add_tokens)([token])
+            self._set_space(other, True)
+            self._words = other
+        return self._words
+
+    # Loading and saving
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 8000, min_frequency: int = 2, **values: Any) -> Self:
+        """A tokenizer for the vocabulary of these texts.
+
+        Args:
+            texts: Any number of texts, read once.
+            vocab_size: Tokens at most, the 256 bytes and 5 special tokens included.
+            min_frequency: How often a pair must occur to be merged.
+            **values: Arguments of the constructor.
+        """
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=list(dict.fromkeys(SPECIAL.values())),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        made = json.loads(tokenizer.to_str())["model"]
+        return cls(made["vocab"], [tuple(pair) for pair in made["merges"]], **values)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """The tokenizer of a folder or Hub id: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+        Args:
+            name_or_path: A folder, a Hub id, or an authors' name.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where downloads are kept.
+            token: Token of the Hub.
+            local_files_only: Take only what is on disk.
+            **overrides: Arguments of the constructor that win over the files'.
+
+        Raises:
+            NotFoundError: No such model, or it has no tokenizer of this kind.
+            FileFormatError: A file is damaged.
+        """
+        from headstart.auto import find_published
+        from headstart.hub import resolve_file
+
+        found = find_published(str(name_or_path))
+        name = found[1].hub_id if found and found[1].hub_id else str(name_or_path)
+        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        files = {file: resolve_file(name, file, optional=True, **hub) for file in FILES}
+        settings = read_settings(files["tokenizer_config.json"], files["special_tokens_map.json"]) | {"name_or_path": name}
+        values = {key: value for key, value in (settings | overrides).items() if key not in ("use_fast", "trust_remote_code")}
+        if files["tokenizer.json"]:
+            path = files["tokenizer.json"]
+            text = path.read_text(encoding="utf-8")
+            read_json(path, text)
+            try:
+                ready = Tokenizer.from_str(text)
+            except Exception as error:
+                if type(error) is not Exception:  # the library raises nothing more special
+                    raise
+                raise FileFormatError(f"{path} describes no tokenizer: {error}") from error
+            space = json.loads(text).get("pre_tokenizer") or {}
+            return cls(tokenizer=ready, **({"add_prefix_space": bool(space.get("add_prefix_space", False))} | values))
+        if not (files["vocab.json"] and files["merges.txt"]):
+            raise NotFoundError(f"{name} has no tokenizer that can be read here; looked for tokenizer.json, or vocab.json and merges.txt")
+        return cls(files["vocab.json"], files["merges.txt"], **values)
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> tuple[str, ...]:
+        """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read; returns their paths."""
+        from headstart.checkpoint import atomic_write
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = json.loads(self.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        flags = {t.content: added_values(t) for t in self.backend_tokenizer.get_added_tokens_decoder().values()}
+        config = {
+            "tokenizer_class": "RobertaTokenizer" if self._is_bytes else "PreTrainedTokenizerFast",
+            "model_max_length": self.model_max_length, "add_prefix_space": self.add_prefix_space,
+            "padding_side": self.padding_side, "truncation_side": self.truncation_side, "clean_up_tokenization_spaces": False,
+            **{role: getattr(self, role) for role in SPECIAL},
+        }  # fmt: skip
+        texts = {
+            "tokenizer.json": json.dumps(state, ensure_ascii=False),
+            "tokenizer_config.json": json.dumps(config, indent=2),
+            "special_tokens_map.json": json.dumps({r: flags.get(getattr(self, r), getattr(self, r)) for r in SPECIAL}, indent=2),
+        }
+        if state["model"]["type"] == "BPE":
+            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
+            texts |= {"vocab.json": json.dumps(state["model"]["vocab"], ensure_ascii=False)}
+            texts |= {"merges.txt": "\n".join(["#version: 0.2", *pairs, ""])}
+        for file, text in texts.items():
+            atomic_write(folder / file, text.encode())
+        return tuple(str(folder / file) for file in texts)
+
+    # The vocabulary
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens without those that were added."""
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → number, with those that were added."""
+        return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))
+
+    def __getattr__(self, name: str) -> Any:
+        role = name.removesuffix("_id")
+        if role in SPECIAL and role != name:  # pad_token_id, mask_token_id, …
+            return self.convert_tokens_to_ids(getattr(self, role))
+        raise AttributeError(f"YosoTokenizer has no {name}")
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Role → token."""
+        return {role: getattr(self, role) for role in SPECIAL}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Every special token once."""
+        return list(dict.fromkeys(self.special_tokens_map.values()))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Their numbers."""
+        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    def add_tokens(self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        """Adds tokens that are never split, and returns how many were new; then resize the network's table."""
+        listed = [tokens] if isinstance(tokens, str | AddedToken) else list(tokens)
+        add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
+        self._words = None
+        return int(add(listed))
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Numbers of tokens, one or a list; unknown ones are `unk_token_id`."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.backend_tokenizer.token_to_id(tokens)
+        return self.backend_tokenizer.token_to_id(self.unk_token) if found is None else found
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Tokens of numbers, one or a list."""
+        ids = plain(ids)
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.backend_tokenizer.id_to_token(i) for i in ids if i not in skipped]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens."""
+        return str(self.backend_tokenizer.decoder.decode(list(tokens)))
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Special tokens around a text, or a pair."""
+        return int(self.backend_tokenizer.num_special_tokens_to_add(pair))
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
+        """The text of a list, array or tensor of numbers.
+
+        Args:
+            token_ids: Numbers, or one.
+            skip_special_tokens: Leave the special ones out.
+            clean_up_tokenization_spaces: Also take out spaces before punctuation and contractions.
+        """
+        ids = plain(token_ids)
+        text = self.backend_tokenizer.decode([ids] if isinstance(ids, int) else ids, skip_special_tokens=skip_special_tokens)
+        if clean_up_tokenization_spaces:
+            for end in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
+                text = text.replace(" ' ", "'") if end == "'" else text.replace(f" {end}", end)
+        return str(text)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """`decode` of each."""
+        return [self.decode(each, skip_special_tokens, **options) for each in sequences]
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text, as strings."""
+        return list(self(text, pair, add_special_tokens=add_special_tokens).tokens())
+
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """The `input_ids` of a call."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    # From texts to numbers
+
+    def __call__(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool = False,
+        return_attention_mask: bool = True,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Numbers of the tokens of texts.
+
+        Args:
+            text: A text, a list of texts, or a list of pairs; with `is_split_into_words` a list of words, or a list of those.
+            text_pair: Second texts, of the same form.
+            add_special_tokens: Whether to put `<s>` and `</s>` around.
+            padding: True or "longest" fills all to the longest, "max_length" to `max_length`.
+            truncation: True or "longest_first", "only_first", "only_second"; None truncates if `max_length` is given and nothing is padded.
+            max_length: Tokens at most, special ones included; default the tokenizer's `model_max_length`.
+            stride: Tokens that a further part of a long text repeats, with `return_overflowing_tokens`.
+            is_split_into_words: Whether texts come as lists of words.
+            pad_to_multiple_of: Round the padded length up.
+            return_tensors: "np", "pt", "jax", "tf", or None for lists.
+            return_token_type_ids: Also segments (all 0, as in RoBERTa).
+            return_attention_mask: 1 for tokens, 0 for padding.
+            return_overflowing_tokens: Return every part of a long text, and `overflow_to_sample_mapping`: which text it is of.
+            return_special_tokens_mask: 1 for special tokens and padding.
+            return_offsets_mapping: First and last character of each token.
+            return_length: Also the number of tokens.
+            verbose: Takes no effect; kept for calls written for other tokenizers.
+
+        Raises:
+            InputError: Not texts, or lengths that cannot be kept.
+        """
+        batch, single, pair = self._batch(text, text_pair, is_split_into_words)
+        fills = choice("padding", padding, {True: "longest", False: "", None: "", "do_not_pad": ""}, ("longest", "max_length"))
+        cuts = choice("truncation", truncation, {True: "longest_first", False: "", None: "", "do_not_truncate": ""}, STRATEGIES)
+        if truncation is None and max_length is not None and not fills:
+            cuts = "longest_first"
+        limit = self.model_max_length if max_length is None else max_length
+        backend = self._backend(is_split_into_words)
+        if cuts and limit < UNLIMITED:
+            self._check_limit(backend, batch, cuts, limit, stride, pair, add_special_tokens, is_split_into_words)
+        with self._lock:
+            if cuts and limit < UNLIMITED:
+                backend.enable_truncation(limit, stride=stride, strategy=cuts, direction=self.truncation_side)
+            else:
+                backend.no_truncation()
+            encoded = backend.encode_batch(batch, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens)
+        parts = [[each, *(each.overflowing if return_overflowing_tokens else [])] for each in encoded]
+        encodings = [part for each in parts for part in each]
+        if fills:
+            longest = max(len(each) for each in encodings)
+            self._fill(encodings, longest if fills == "longest" or limit >= UNLIMITED else limit, pad_to_multiple_of)
+        data: dict[str, Any] = {"input_ids": [each.ids for each in encodings]}
+        for wanted, key, name in (
+            (return_token_type_ids, "token_type_ids", "type_ids"),
+            (return_attention_mask, "attention_mask", "attention_mask"),
+            (return_special_tokens_mask, "special_tokens_mask", "special_tokens_mask"),
+            (return_offsets_mapping, "offset_mapping", "offsets"),
+        ):
+            if wanted:
+                data[key] = [getattr(each, name) for each in encodings]
+        if return_length:
+            data["length"] = [len(each) for each in encodings]
+        if return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = [i for i, each in enumerate(parts) for _ in each]
+        elif single and return_tensors is None:
+            data = {key: value[0] for key, value in data.items()}
+        return BatchEncoding(data, encodings).convert_to_tensors(return_tensors)
+
+    def _batch(self, text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool, bool]:
+        """What the library takes: a list of texts or of pairs; whether one was given; whether they are pairs."""
+
+        alias = self.mask_alias if self.mask_alias and self.backend_tokenizer.token_to_id(self.mask_alias) is None else None
+
+        def one(value: Any) -> bool:
+            return isinstance(value, str) or (split and is_list(value) and all(isinstance(word, str) for word in value))
+
+        def read(value: Any) -> Any:
+            if not alias:
+                return value
+            return value.replace(alias, self.mask_token) if isinstance(value, str) else [read(word) for word in value]
+
+        single = one(text) and not (split and is_list(text) and not text and is_list(text_pair) and text_pair and not one(text_pair))
+        firsts = [text] if single else list(text) if is_list(text) else None
+        if firsts is None:
+            raise InputError(f"text is {type(text).__name__}; expected a text, or a list of texts" + (" split into words" if split else ""))
+        seconds = None if text_pair is None else [text_pair] if single else list(text_pair) if is_list(text_pair) else None
+        if text_pair is None and not split and firsts and all(is_list(p) and len(p) == 2 and all(map(one, p)) for p in firsts):
+            firsts, seconds = [p[0] for p in firsts], [p[1] for p in firsts]
+        if text_pair is not None and (seconds is None or len(seconds) != len(firsts)):
+            raise InputError(f"{len(firsts)} texts and {0 if seconds is None else len(seconds)} second texts; give one for each")
+        for i, each in enumerate((*firsts, *(seconds or []))):
+            if not one(each):
+                expected = "a list of words" if split else "a text (pass is_split_into_words=True for lists of words)"
+                raise InputError(f"text {i % max(1, len(firsts)) + 1} of {len(firsts)} is {type(each).__name__}; expected {expected}")
+        if seconds is None:
+            return [read(each) for each in firsts], single, False
+        return [(read(a), read(b)) for a, b in zip(firsts, seconds, strict=True)], single, True
+
+    def _check_limit(
+        self, backend: Tokenizer, batch: list[Any], cuts: str, limit: int, stride: int, pair: bool, special: bool, split: bool
+    ) -> None:
+        """Raises InputError where texts cannot be cut to `limit`."""
+        room = limit - (backend.num_special_tokens_to_add(pair) if special else 0)
+        if room <= 0 or stride >= room:
+            left = f"max_length={limit} leaves room for {max(0, room)} tokens beside the special ones"
+            raise InputError(f"{left}; stride={stride} must be smaller")
+        if cuts == "only_second" and not pair:
+            raise InputError("truncation='only_second', but there are no second texts")
+        if pair and cuts != "longest_first":
+            with self._lock:
+                backend.no_truncation()
+                kept = [each[0 if cuts == "only_second" else 1] for each in batch]
+                lengths = [len(each) for each in backend.encode_batch(kept, is_pretokenized=split, add_special_tokens=False)]
+            if max(lengths, default=0) + stride >= room:
+                i = int(np.argmax(lengths))
+                other = "first" if cuts == "only_second" else "second"
+                raise InputError(
+                    f"pair {i + 1} of {len(batch)}: its {other} text has {lengths[i]} tokens, which leaves no room in max_length={limit}; "
+                    "raise max_length, lower stride, or truncate with 'longest_first'"
+                )
+
+    def _fill(self, encodings: list[Encoding], length: int, multiple: int | None) -> None:
+        """Pads to a length."""
+        if multiple:
+            length = -(-length // multiple) * multiple
+        for each in encodings:
+            each.pad(length, direction=self.padding_side, pad_id=self.pad_token_id, pad_token=self.pad_token)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool = True,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """One batch of examples that were encoded before.
+
+        Args:
+            encoded_inputs: What a call returned, a dict of lists, or a list of dicts; values of unknown names are kept as they are.
+            padding: True or "longest", or "max_length".
+            max_length: The length of "max_length".
+            pad_to_multiple_of: Round the length up.
+            return_attention_mask: Make the mask where it is not among the inputs.
+            return_tensors: "np", "pt", "jax", "tf", or None for lists.
+        """
+        rows = encoded_inputs
+        if not isinstance(rows, Mapping):
+            rows = {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]}
+        data = {key: plain(value) for key, value in rows.items()}
+        if "input_ids" not in data:
+            raise InputError(f"input_ids are missing; there is {', '.join(data)}")
+        single = bool(data["input_ids"]) and isinstance(data["input_ids"][0], int)
+        if single:
+            data = {key: [value] for key, value in data.items()}
+        if return_attention_mask and "attention_mask" not in data:
+            data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
+        fills = choice("padding", padding, {True: "longest", False: "", "do_not_pad": ""}, ("longest", "max_length"))
+        if fills:
+            longest = max(len(ids) for ids in data["input_ids"])
+            length = longest if fills == "longest" else self.model_max_length if max_length is None else max_length
+            length = longest if length >= UNLIMITED else length
+            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of if pad_to_multiple_of else length
+            values = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+            for key in values.keys() & data.keys():
+                data[key] = [filled(each, length, values[key], self.padding_side) for each in data[key]]
+        if single and return_tensors is None:
+            data = {key: value[0] for key, value in data.items()}
+        return BatchEncoding(data).convert_to_tensors(return_tensors)
+
+    def __repr__(self) -> str:
+        return f"YosoTokenizer({self.name_or_path!r}, {len(self)} tokens, model_max_length={self.model_max_length})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_words")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock, self._words = threading.Lock(), None
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value holds several texts or words."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, ...]) -> str:
+    """An option that is a switch or a word; "" is off."""
+    if not isinstance(value, str) or value in words:
+        if isinstance(value, bool | str | None):
+            return words[value]
+    elif value in allowed:
+        return value
+    raise InputError(f"{name}={value!r}; expected True, False, {', '.join(map(repr, allowed))}")
+
+
+def bpe(vocab: Any, merges: Any) -> Tokenizer:
+    """The library's tokenizer of a vocabulary and its merges, given as files or contents."""
+    if vocab is None or merges is None:
+        raise ConfigError("give vocab and merges, or a ready tokenizer; YosoTokenizer.from_pretrained(folder) reads them from files")
+    if isinstance(vocab, str | Path):
+        vocab = read_json(Path(vocab), Path(vocab).read_text(encoding="utf-8"))
+    if isinstance(merges, str | Path):
+        path = Path(merges)
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
+        merges = [tuple(line.split(" ")) for line in lines]
+        wrong = next((i for i, pair in enumerate(merges) if len(pair) != 2), None)
+        if wrong is not None:
+            raise FileFormatError(f"{path}: {lines[wrong]!r} is no pair of tokens")
+    unknown = next((part for a, b in merges for part in (a, b, a + b) if part not in vocab), None)
+    if unknown is not None:
+        raise FileFormatError(f"the merges have {unknown!r}, which is not in the vocabulary; the two are of different tokenizers")
+    return Tokenizer(models.BPE(dict(vocab), list(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+
+
+def pre_tokenizer_type(tokenizer: Tokenizer) -> str | None:
+    """The word for how texts are cut before merging, None where they are not."""
+    if tokenizer.pre_tokenizer is None:
+        return None
+    return str(json.loads(tokenizer.pre_tokenizer.__getstate__())["type"])
+
+
+def as_added(value: Any, role: str) -> AddedToken:
+    """A special token from its text, or from the object that files hold."""
+    if isinstance(value, AddedToken):
+        return value
+    if isinstance(value, Mapping):
+        flags = {key: bool(value[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
+        return AddedToken(str(value["content"]), special=True, **flags)
+    if not isinstance(value, str):
+        raise ConfigError(f"{role}={value!r}; expected a text")
+    return AddedToken(value, special=True, lstrip=role == "mask_token", normalized=False)  # a mask takes the space before it
+
+
+def added_values(token: AddedToken) -> dict[str, Any]:
+    """A special token as files hold it."""
+    return {key: getattr(token, key) for key in ("content", "single_word", "lstrip", "rstrip", "normalized")}
+
+
+def read_json(path: Path, text: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileFormatError: It holds none.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise FileFormatError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise FileFormatError(f"{path} holds a {type(values).__name__}; expected an object")
+    return values
+
+
+def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
+    """Arguments of the constructor from tokenizer_config.json and special_tokens_map.json."""
+    values: dict[str, Any] = {}
+    for path in (special, config):  # the newer file wins
+        if path is not None:
+            found = read_json(path, path.read_text(encoding="utf-8"))
+            flags = {each["content"]: each for each in (found.get("added_tokens_decoder") or {}).values()}
+            for key, value in found.items():
+                if key in SPECIAL and value is not None and not (isinstance(value, str) and key in values):
+                    values[key] = flags.get(value, value) if isinstance(value, str) else value
+                elif key in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space") and value is not None:
+                    values[key] = value
+    return values
+
+
