@@ -149,8 +149,10 @@ def load_checkpoint(
             path = resolve_weights(str(name), formats=formats, **hub)
     tensors = read_checkpoint(path, framework)
     known = family.load(family.tasks["base"]).name_table(config or family.config()).knows
-    by_authors = family.read_authors is not None and not any(known(key) for key in tensors)
-    beside = (path if isinstance(path, Path) else path[0]).parent / "config.json"
+    # Some names may be the same on both sides.
+    by_authors = family.read_authors is not None and 2 * sum(map(known, tensors)) < len(tensors)
+    where = path if isinstance(path, Path) else path[0]
+    beside = where.parent / "config.json"
     if config is not None:
         config = config_class.from_dict(config.to_dict(), **overrides) if overrides else config
     elif found is not None:
@@ -160,8 +162,9 @@ def load_checkpoint(
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
             raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
-        # A file of the authors runs their mathematics, whoever wrote the config.json beside it.
-        config = config_class.from_file_values(values, remembered, compat or ("authors" if by_authors else None), **overrides)
+        # A file of the authors runs their mathematics, whoever wrote the config.json beside it; a tf_model.h5 is of transformers.
+        theirs = by_authors and where.name != "tf_model.h5"
+        config = config_class.from_file_values(values, remembered, compat or ("authors" if theirs else None), **overrides)
     if by_authors and family.read_authors is not None:
         chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)
         config, tensors = family.read_authors(tensors, str(name), config, compat=chosen, **({} if config is not None else overrides))

@@ -1,8 +1,8 @@
 """What a BEiT network is, and the ones that its authors published."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, one_of
 from headstart.errors import ConfigError
@@ -166,6 +166,15 @@ class BeitConfig(PreTrainedConfig):
         return chosen
 
     @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """Also moves the blocks that segmentation reads where `out_indices` is given anew."""
+        if "out_indices" in overrides:
+            values = {k: v for k, v in values.items() if k not in ("out_features", "pyramid_blocks")}
+            if values.get("compat") == "transformers":
+                values |= as_transformers_segments(overrides["out_indices"])
+        return super().from_dict(values, **overrides)
+
+    @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
         """The authors' epsilon, pyramid, loss and tables, or transformers'."""
         values = {k: v for k, v in values.items() if k not in (*OURS, "stage_names")}
@@ -175,10 +184,7 @@ class BeitConfig(PreTrainedConfig):
                 values["layer_norm_eps"] = EPS_AUTHORS
             return values
         # Values that change nothing in this network are not worth telling apart.
-        blocks = values.get("out_indices") or []
-        if len(blocks) == 4:
-            # transformers keeps hidden state i where i + 1 is in the list, and hidden state 0 is the embeddings.
-            values |= {"pyramid_blocks": [i - 2 for i in blocks], "semantic_loss_mean": "valid", "decoder_dropout": 0.0, "pyramid_scale": 4}
+        values |= as_transformers_segments(values.get("out_indices"))
         if values.get("use_relative_position_bias") or values.get("use_shared_relative_position_bias"):
             height, width = pair("image_size", values.get("image_size", 224))
             values |= {"bias_resize": "bilinear", "bias_by_width": height != width}
@@ -206,10 +212,16 @@ class BeitConfig(PreTrainedConfig):
         return out
 
 
-OURS = (
-    "pyramid_blocks", "pyramid_scale", "decoder_channels", "decoder_dropout", "semantic_loss_mean", "bias_resize", "bias_by_width",
-    "norm_twice",
-)  # fmt: skip
+# Values that `compat` decides.
+OURS = ("pyramid_blocks", "pyramid_scale", "decoder_dropout", "semantic_loss_mean", "bias_resize", "bias_by_width", "norm_twice")
+
+
+def as_transformers_segments(out_indices: list[int] | None) -> dict[str, Any]:
+    """Our values for transformers' segmentation: it keeps hidden state i where i + 1 is listed, and hidden state 0 is the embeddings."""
+    if len(out_indices or []) != 4:
+        return {}
+    blocks = [i - 2 for i in out_indices or []]
+    return {"pyramid_blocks": blocks, "semantic_loss_mean": "valid", "decoder_dropout": 0.0, "pyramid_scale": 4}
 
 
 def pair(name: str, size: Any) -> tuple[int, int]:

@@ -128,6 +128,8 @@ def read_authors(
     grid = _grid(tensors, name)
     ours = {our_name(key): value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)}
     unknown = sorted(key for key in tensors if our_name(key) is None and not key.endswith(INDEX_BUFFER))
+    if "patches.weight" not in ours or "blocks.0.attention.qkv.weight" not in ours or "blocks.0.mlp.fc_1.weight" not in ours:
+        raise WeightsError(f"{name} holds no BEiT network: no patches or no blocks found; expected an official .pth file")
     values = _values(ours, grid)
     if config is None:
         asked = {"use_shared_relative_position_bias": False} if overrides.get("use_relative_position_bias") else {}
