@@ -48,6 +48,13 @@ def test_npz_of_torch_tensors_and_of_jax_bfloat16(tmp_path):
     assert torch.equal(read_tensors(tmp_path / "b.npz")["w"], torch.tensor([1.5, -2.5, 3.0]).bfloat16())
 
 
+def test_values_begin_at_a_multiple_of_their_size(tmp_path):
+    """Archives put them anywhere; some processors and kernels do not take that."""
+    write_npz(tmp_path / "a.npz", {"w" * n: np.arange(3.0) for n in range(1, 9)})
+    assert all(value.data_ptr() % 8 == 0 for value in read_tensors(tmp_path / "a.npz").values())
+    assert all(value.flags.aligned for value in read_tensors(tmp_path / "a.npz", "numpy").values())
+
+
 def test_npy_and_foreign_byte_order(tmp_path):
     np.save(tmp_path / "one.npy", np.arange(6, dtype=">f8").reshape(2, 3).T)
     read = read_tensors(tmp_path / "one.npy", "numpy")["one"]

@@ -116,6 +116,15 @@ def test_a_model_of_the_hub_is_fetched_once(server, tmp_path):
     assert server.count("GET", "/content/") == 1
 
 
+def test_a_cached_model_costs_one_question_a_file(server, tmp_path):
+    server.add("o/m", saved(tmp_path))
+    resolve_folder("o/m")
+    before = server.count("HEAD", "/o/m/")
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
+    assert server.count("HEAD", "/o/m/") == before + 2
+
+
 def test_safetensors_are_preferred_and_bin_is_the_second_choice(server, tmp_path):
     files = saved(tmp_path)
     server.add("o/both", files | {"pytorch_model.bin": b"old"})
@@ -291,13 +300,17 @@ def test_offline_with_only_a_configuration_does_not_claim_that_there_are_no_weig
         resolve_weights("o/m", local_files_only=True)
 
 
-def test_an_unreachable_hub_is_like_being_offline(server, tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_like_being_offline(server, tmp_path, monkeypatch, slept):
     server.add("o/m", saved(tmp_path))
     resolve_weights("o/m")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     same_weights(resolve_weights("o/m"))
     with pytest.raises(OfflineError, match=r"o/new.*127\.0\.0\.1:9"):
         resolve_file("o/new", "config.json")
+    assert resolve_file("o/m", "preprocessor_config.json", optional=True) is None
+    with pytest.raises(OfflineError, match="preprocessor"):
+        resolve_file("o/m", "preprocessor_config.json")
+    assert sum(slept) <= 3, "nobody wants to wait for a Hub that is not there"
 
 
 # The authors' addresses.

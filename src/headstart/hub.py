@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -219,13 +220,13 @@ def _from_hub(
     offline = _offline(local_only)
     with _explained(name, filename, revision, cache_dir, offline):
         try:
-            if not offline and Path(filename).suffix not in (".json", ".txt", ".md"):
-                _fetch_blob(name, filename, where)
+            if not offline:
+                _prepare(name, filename, where)
             return Path(huggingface_hub.hf_hub_download(name, filename, local_files_only=offline, **where))
-        except LocalEntryNotFoundError as error:
+        except (LocalEntryNotFoundError, OfflineError) as error:
             # Only without a network: a server that answers with an error has not said that the file is absent.
             answered = hasattr(error.__cause__, "response") or isinstance(error.__cause__, FileMetadataError)
-            if optional and not answered and _known_absent(name, filename, revision, cache_dir):
+            if optional and (isinstance(error, OfflineError) or not answered) and _known_absent(name, filename, revision, cache_dir):
                 return None
             raise
         except EntryNotFoundError:
@@ -242,10 +243,14 @@ def _known_absent(name: str, filename: str, revision: str | None, cache_dir: str
     return any(huggingface_hub.try_to_load_from_cache(name, each, cache_dir=cache_dir, revision=revision) is not None for each in known)
 
 
-def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
-    """Puts a large file's bytes where huggingface_hub looks for them before it downloads, so that a broken download goes on where it broke.
+def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
+    """Looks at a file that is not cached before huggingface_hub does.
 
+    Puts a large file's bytes where huggingface_hub looks for them before it downloads, so that a broken download goes on where it broke:
     huggingface_hub 2 begins again after every interrupted run. Files that go through its own protocol (xet) are left to it.
+
+    Raises:
+        OfflineError: Nobody answers. huggingface_hub would try for half a minute.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -253,10 +258,9 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
     if isinstance(huggingface_hub.try_to_load_from_cache(name, filename, cache_dir=where["cache_dir"], revision=where["revision"]), str):
         return
     url = huggingface_hub.hf_hub_url(name, filename, revision=where["revision"], endpoint=where["endpoint"])
-    try:
-        facts = huggingface_hub.get_hf_file_metadata(url, token=where["token"], endpoint=where["endpoint"])
-    except _transport_errors():
-        return  # huggingface_hub meets the same error, or serves the file from its cache
+    facts = _facts(name, filename, url, where)
+    if facts is None:
+        return
     if not facts.etag or not facts.size or facts.size < RESUMABLE or getattr(facts, "xet_file_data", None) is not None:
         return
     folder = Path(where["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
@@ -267,6 +271,26 @@ def _fetch_blob(name: str, filename: str, where: dict[str, Any]) -> None:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     sha256 = facts.etag if len(facts.etag) == 64 else None
     fetch(Download(facts.location, facts.size, sha256), blob, headers, filename)
+
+
+def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
+    """Size, tag and place of a file; None where the server is busy or refuses, which huggingface_hub's own requests deal with."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    for last in (False, True):
+        try:
+            return huggingface_hub.get_hf_file_metadata(url, token=where["token"], endpoint=where["endpoint"])
+        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except _transport_errors() as error:
+            if getattr(error, "response", None) is not None:
+                return None
+            if last:
+                reason = f"{where['endpoint']} cannot be reached ({error})"
+                raise OfflineError(f"{filename} of {name} is not in the cache, and {reason}") from error
+            time.sleep(1)
+    return None
 
 
 def _secret(token: str | bool | None) -> str | None:
