@@ -26,6 +26,7 @@ class Fault:
         headers: With these headers.
         drop_after: Close the connection after so many bytes of the body.
         lie: Announce so many bytes more than there are.
+        no_length: Do not say how long the body is; its end is the end of the connection.
         ignore_range: Send everything although only the rest was asked for.
         times: How often.
     """
@@ -34,6 +35,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     drop_after: int | None = None
     lie: int = 0
+    no_length: bool = False
     ignore_range: bool = False
     times: int = 1
 
@@ -129,7 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
-            self.send_header(key, value)
+            if value:
+                self.send_header(key, value)
         if "Content-Length" not in (headers or {}):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -153,8 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         body = data[start:]
-        headers["Content-Length"] = str(len(body) + fault.lie)
-        if fault.drop_after is not None or fault.lie:
+        headers["Content-Length"] = "" if fault.no_length else str(len(body) + fault.lie)
+        if fault.drop_after is not None or fault.lie or fault.no_length:
             body = body[: fault.drop_after]
             self.close_connection = True
         return self._answer(206 if "Content-Range" in headers else 200, body, headers)

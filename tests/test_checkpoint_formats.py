@@ -122,6 +122,15 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
         read_tensors(path)
 
 
+def test_a_wrong_checksum_of_a_deflated_entry_is_noticed(tmp_path):
+    write_npz(tmp_path / "a.npz", {"w": np.arange(100.0)}, compress=True)
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[data.index(b"PK\x01\x02") + 16] ^= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(FileFormatError, match="does not unpack"):
+        read_tensors(tmp_path / "a.npz")
+
+
 def test_a_damaged_byte_in_a_deflated_entry_is_noticed(tmp_path):
     write_npz(tmp_path / "a.npz", {"w": np.random.default_rng(0).integers(0, 9, 1000)}, compress=True)
     data = bytearray((tmp_path / "a.npz").read_bytes())

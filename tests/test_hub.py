@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,22 @@ def test_a_server_that_announces_too_much_ends_in_an_error(server):
     with pytest.raises(DownloadError, match="failed"):
         download(Download(source.url))
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.npz"))
+
+
+def test_a_file_of_unknown_length_is_taken_only_where_its_size_is_known(server):
+    source, data = authors_file(server)
+    server.fail("GET", "/files/", no_length=True, drop_after=1000)
+    with pytest.raises(DownloadError, match="how long"):
+        download(Download(source.url))
+    server.fail("GET", "/files/", no_length=True, drop_after=1000)
+    assert download(source).read_bytes() == data
+
+
+def test_two_at_once_fetch_once(server):
+    source, data = authors_file(server, 300_000)
+    with ThreadPoolExecutor(4) as pool:
+        assert {path.read_bytes() for path in pool.map(download, [source] * 4)} == {data}
+    assert server.count("GET", "/files/") == 1
 
 
 def test_a_wrong_hash_is_thrown_away(server):

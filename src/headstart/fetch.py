@@ -170,6 +170,8 @@ def _stream(source: Download, partial: Path, tag: Path, headers: dict[str, str],
         total = _total(response, start)
         if source.size is not None and total not in (None, source.size):
             raise DownloadError(f"{source.url} has {total:,} bytes, expected {source.size:,}: it is another file than the published one")
+        if source.size is None and total is None and not response.chunked:
+            raise DownloadError(f"the server of {source.url} does not say how long the file is, so half of it would look whole")
         needed = (source.size or total or 0) - start
         if needed > shutil.disk_usage(partial.parent).free:
             raise DownloadError(f"no room for {shown} in {partial.parent}{_room(partial, needed)}; make room or set HF_HOME elsewhere")

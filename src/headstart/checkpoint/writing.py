@@ -150,8 +150,7 @@ def write_tensors(
         # Shards of two saves must never be read together: without an index there is a clear error instead, should the power fail just now.
         if len(shards) > 1 and old & set(names):
             (folder / SAFETENSORS_INDEX).unlink(missing_ok=True)
-    # model.safetensors goes first: it is read before an index.
-    for name in sorted(old - {path.name for path, _ in files}, key=lambda name: (name != SINGLE, name != SAFETENSORS_INDEX)):
+    for name in sorted(old - {path.name for path, _ in files}):
         (folder / name).unlink(missing_ok=True)
     return [path for path, _ in files]
 
