@@ -27,6 +27,7 @@ class Facts:
         height: Median height of the images in pixels (0 where there are none).
         width: Median width.
         model_image_size: Side of the images that the model's own processor makes, where that is known.
+        task: Name of the task.
     """
 
     examples: int
@@ -34,6 +35,7 @@ class Facts:
     height: int = 0
     width: int = 0
     model_image_size: int | None = None
+    task: str = "image-classification"
 
 
 @dataclass(frozen=True)

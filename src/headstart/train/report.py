@@ -50,6 +50,7 @@ class Section:
         table: A table.
         pictures: A gallery.
         folded: Whether the section is closed until it is clicked.
+        wide: Whether each picture of the gallery takes the whole width.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Section:
     table: Table | None = None
     pictures: Sequence[Picture] = field(default_factory=list)
     folded: bool = False
+    wide: bool = False
 
 
 def new_figure(width: float = 6.4, height: float = 3.6) -> "Figure":
@@ -191,5 +193,6 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         "",
     ]
     if results["differences"]:
-        lines += ["## In transformers", "", "This folder computes something else there:", "", *(f"- {each}" for each in results["differences"]), ""]
+        lines += ["## In transformers", "", "This folder computes something else there:", ""]
+        lines += [*(f"- {each}" for each in results["differences"]), ""]
     atomic_write(folder / "README.md", "\n".join(lines))

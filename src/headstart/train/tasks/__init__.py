@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from headstart.train.progress import Progress
     from headstart.train.recipes import Facts, Recipe
     from headstart.train.report import Section
 
 TASKS: dict[str, str] = {
     "image-classification": "headstart.train.tasks.image_classification:ImageClassification",
+    "semantic-segmentation": "headstart.train.tasks.semantic_segmentation:SemanticSegmentation",
 }
 
 SPLITS = ("train", "validation", "test")
@@ -157,6 +159,13 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: "nn.Module", split: str, device: "torch.device") -> Evaluation:
         """Judges the model on a split, without augmentation."""
+
+    def tune_head(self, model: "nn.Module", device: "torch.device", progress: "Progress") -> dict[str, Evaluation]:
+        """Fits the model's head on features that are computed once, and judges it on every split that was held out.
+
+        Called in place of `prepare`, the loop and `evaluate` when the recipe says `tune: head`.
+        """
+        raise ConfigError(f"--tune head is not available for {self.name}; use --tune full")
 
     def report(self, evaluation: Evaluation) -> list["Section"]:
         """Sections of the report that only this task has."""
