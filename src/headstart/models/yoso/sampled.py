@@ -13,7 +13,7 @@ Its mean over random projections is `W v` of `exact.py`. The gradients are sampl
     g_q[i] = tau / (2 M) * sum over h and the keys j of i's bucket: (g[i] · v[j]) k[j]
     g_k[j] = tau / (2 M) * sum over h and the queries i of j's bucket: (g[i] · v[j]) q[i]
 
-What is here is the definition in plain PyTorch, for every device and for machines without the compiled kernel.
+What is here is the definition in plain PyTorch, for every device and for machines without the kernels of `kernels/`.
 """
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .exact import exact_sum_backward, in_working_precision, no_autocast
 from .hashing import hash_codes
-from .kernels import cpu
+from .kernels import cpu, gpu
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
 
@@ -113,6 +113,8 @@ def sampled_sum(
     """
     if cpu.usable(query, key, value):
         return cpu.sampled_forward(query, key, value, projections, hash_code_len, num_hash)
+    if gpu.usable(query, key, value):
+        return gpu.sampled_forward(query, key, value, projections, hash_code_len, num_hash)
     with no_autocast(query):
         q, k, v = in_working_precision(query, key, value)
         q_codes, k_codes = (_codes(x, projections, hash_code_len, num_hash) for x in (q, k))  # (M, N, L), (M, N, S)
@@ -132,6 +134,8 @@ def sampled_sum_backward(
     """The sampled gradients of `sampled_sum` for query, key and value."""
     if cpu.usable(grad, query, key, value):
         return cpu.sampled_backward(grad, query, key, value, projections, hash_code_len, num_hash)
+    if gpu.usable(grad, query, key, value):
+        return gpu.sampled_backward(grad, query, key, value, projections, hash_code_len, num_hash)
     with no_autocast(query):
         g, q, k, v = in_working_precision(grad, query, key, value)
         q_codes, k_codes = (_codes(x, projections, hash_code_len, num_hash) for x in (q, k))  # (M, N, L), (M, N, S)
