@@ -381,9 +381,10 @@ def _nearest(old: int, new: int) -> Array:
 def _resize_torch(image: Array, first: int, spans: dict[int, tuple[int, int, int]], resample: int) -> Array:
     """Bilinear and bicubic of 8-bit images by torch's vectorised filters, which have Pillow's coefficients in 16 instead of 22 bits.
 
-    That rounds one value in 300 the other way in the first pass; where the second pass meets several of those, a value can end two grey
-    levels from Pillow. Of 90 million values of photographs that shrank by less than `_EXACT_UNTIL`, 99 did; of 30 million that shrank by
-    more, 3. Below it the first pass is therefore exact, as products with a banded matrix, which halves the speed.
+    That rounds one value in 300 the other way in the first pass; where bicubic's second pass meets several of those, a value can end two
+    grey levels from Pillow. Of 90 million values of photographs that shrank by less than `_EXACT_UNTIL`, 99 did; of 30 million that shrank
+    by more, 3. Below it the first pass is therefore exact, as products with a banded matrix, which halves the speed. Bilinear needs none of
+    this: its coefficients are never negative.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -396,8 +397,8 @@ def _resize_torch(image: Array, first: int, spans: dict[int, tuple[int, int, int
     second = 1 - first
     new, start, count = spans[first]
     shrinks = min(pixels.shape[2] / new, pixels.shape[1] / spans[second][0])
-    if shrinks < _EXACT_UNTIL and new != pixels.shape[2] and spans[second][0] != pixels.shape[1]:
-        bands = _bands(pixels.shape[2], new, start, count, resample)
+    if resample == BICUBIC and shrinks < _EXACT_UNTIL and new != pixels.shape[2] and spans[second][0] != pixels.shape[1]:
+        bands = _bands(pixels.shape[2], new, start, count)
         low, high = bands[0][0], bands[-1][1]
         lines = pixels[:, :, low:high].float().reshape(-1, high - low)  # (C * lines, pixels that are needed)
         result = torch.empty(len(lines), count)
@@ -415,14 +416,13 @@ def _resize_torch(image: Array, first: int, spans: dict[int, tuple[int, int, int
 
 
 _EXACT_UNTIL = 1.6
-_SUPPORT = {BILINEAR: 1.0, BICUBIC: 2.0}
 _COEFFICIENT_BITS = 22  # of Pillow's filters for 8-bit pixels
 _BAND = 16  # results per product: narrow enough to leave out most zeros, wide enough for a fast product
 
 
 @lru_cache(maxsize=64)
-def _bands(old: int, new: int, start: int, count: int, resample: int) -> list[tuple[int, int, int, Any]]:
-    """The filter that resizes `old` pixels to entries `start` to `start + count` of `new`, in bands of `_BAND` results.
+def _bands(old: int, new: int, start: int, count: int) -> list[tuple[int, int, int, Any]]:
+    """The bicubic filter that resizes `old` pixels to entries `start` to `start + count` of `new`, in bands of `_BAND` results.
 
     Returns:
         First and last (exclusive) pixel that a band reads, its first result, and its weights, a float tensor of shape (pixels, results).
@@ -430,16 +430,13 @@ def _bands(old: int, new: int, start: int, count: int, resample: int) -> list[tu
     import torch
 
     scale = old / new
-    wide = max(scale, 1.0)
+    wide = max(scale, 1.0)  # the filter spans 2 * wide pixels to either side
     centre = (np.arange(start, start + count) + 0.5) * scale
-    low = np.maximum((centre - _SUPPORT[resample] * wide + 0.5).astype(int), 0)
-    high = np.minimum((centre + _SUPPORT[resample] * wide + 0.5).astype(int), old)
+    low = np.maximum((centre - 2 * wide + 0.5).astype(int), 0)
+    high = np.minimum((centre + 2 * wide + 0.5).astype(int), old)
     at = low[:, None] + np.arange((high - low).max())  # (count, taps): pixels under the filter
     x = np.abs((at - centre[:, None] + 0.5) / wide)
-    if resample == BILINEAR:
-        weights = np.maximum(1 - x, 0)
-    else:  # Keys' cubic with a = -0.5
-        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
+    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))  # Keys, a = -0.5
     weights *= at < high[:, None]
     weights /= weights.sum(1, keepdims=True)
     weights = np.rint(weights * 2**_COEFFICIENT_BITS) / 2**_COEFFICIENT_BITS
