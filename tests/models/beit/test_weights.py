@@ -200,7 +200,7 @@ def geometric_points(old, new):
 def test_geometric_resizing_is_a_cubic_spline(old, new):
     values = np.random.default_rng(0).normal(size=(old, old, 2))
     points, wanted = geometric_points(old, new), np.arange(new) - new // 2
-    ours = positions.resize_grid(np, values, new, new, "geometric")
+    ours = positions.resize_grid(np, values, *[positions.geometric_matrix(np, old, new)] * 2)
     for channel in range(2):
         theirs = RectBivariateSpline(points, points, values[:, :, channel])(
             wanted.clip(points[0], points[-1]), wanted.clip(points[0], points[-1])
@@ -225,7 +225,8 @@ def test_other_resizing_is_pytorchs(method, old, new):
     values = torch.randn(*old, 3, dtype=torch.float64)
     theirs = torch.nn.functional.interpolate(values.permute(2, 0, 1)[None], size=new, mode=method, align_corners=False)
     for xp, each in ((torch, values), (np, values.numpy())):
-        assert_close(positions.resize_grid(xp, each, *new, method), theirs[0].permute(1, 2, 0), 1e-6)
+        matrices = [positions.MATRICES[method](xp, *sizes) for sizes in zip(old, new, strict=True)]
+        assert_close(positions.resize_grid(xp, each, *matrices), theirs[0].permute(1, 2, 0), 1e-6)
 
 
 # Published models

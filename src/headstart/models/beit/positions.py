@@ -97,30 +97,22 @@ def _splines(xp: Any, points: Any, at: Any, degree: int) -> Any:
 
     Outside the points, the values at the nearest end.
     """
-    at = xp.where(at < points[0], 0 * at + points[0], at)
-    at = xp.where(at > points[-1], 0 * at + points[-1], at)
-    knots = [points[0]] * (degree + 1) + [points[i] for i in range(2, len(points) - 2)] + [points[-1]] * (degree + 1)
+    count = len(points)
     if degree == 0:
-        return xp.stack([0 * at + 1], -1)
-    last = len(points) - 1  # the last interval with a length; it holds its right end too
-    values = [
-        xp.where((knots[i] <= at) & ((at <= knots[i + 1]) if i == last else (at < knots[i + 1])), 0 * at + 1, 0 * at)
-        if degree <= i <= last
-        else 0 * at
-        for i in range(len(knots) - 1)
-    ]
-    for d in range(1, degree + 1):
-        values = [_raised(xp, values, knots, at, i, d) for i in range(len(values) - 1)]
-    return xp.stack(values, -1)
-
-
-def _raised(xp: Any, values: list[Any], knots: list[Any], at: Any, i: int, degree: int) -> Any:
-    """The i-th B-spline of a degree, from those of the degree below (Cox–de Boor)."""
-    left, right = knots[i + degree] - knots[i], knots[i + degree + 1] - knots[i + 1]
-    # An empty interval has a spline that is 0 everywhere; the 1 only keeps the division finite.
-    rise = (at - knots[i]) / xp.where(left == 0, left + 1, left)
-    fall = (knots[i + degree + 1] - at) / xp.where(right == 0, right + 1, right)
-    return rise * values[i] + fall * values[i + 1]
+        return 0 * at[:, None] + 1
+    ends = degree + 1
+    knots = points[[0] * ends + list(range(2, count - 2)) + [count - 1] * ends]  # (count + degree + 1,)
+    at = xp.where(at < points[0], 0 * at + points[0], at)
+    at = xp.where(at > points[-1], 0 * at + points[-1], at)[:, None]
+    within = (knots[:-1] <= at) & (at < knots[1:])
+    within = within | ((at == points[-1]) & (_arange(xp, count + degree) == count - 1))  # the last interval holds its right end too
+    values = within * (0 * at + 1)
+    for d in range(1, degree + 1):  # Cox–de Boor: each spline from two of the degree below
+        length = knots[d:] - knots[:-d]
+        length = xp.where(length == 0, length + 1, length)  # an empty interval has a spline that is 0 everywhere
+        rise = (at - knots[: -d - 1]) / length[:-1] * values[:, :-1]
+        values = rise + (knots[d + 1 :] - at) / length[1:] * values[:, 1:]
+    return values
 
 
 def _arange(xp: Any, size: int) -> Any:
@@ -130,34 +122,41 @@ def _arange(xp: Any, size: int) -> Any:
 MATRICES = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix, "geometric": geometric_matrix}
 
 
-def resize_grid(xp: Any, grid: Any, height: int, width: int, method: str) -> Any:
-    """Values (h, w, C) on another grid, (height, width, C)."""
-    for axis, size in ((0, height), (1, width)):
-        matrix = MATRICES[method](xp, grid.shape[axis], size)
-        matrix = matrix.to(grid.device, grid.dtype) if hasattr(grid, "device") and hasattr(matrix, "to") else matrix.astype(grid.dtype)
-        grid = xp.einsum("yh,hwc->ywc" if axis == 0 else "xw,hwc->hxc", matrix, grid)
-    return grid
+def as_type(matrix: Any, like: Any) -> Any:
+    """A matrix in the type, and on the device, of another array of its kind."""
+    return matrix.to(like.device, like.dtype) if hasattr(matrix, "to") else matrix.astype(like.dtype)
 
 
-def resize_table(xp: Any, table: Any, old: tuple[int, int], new: tuple[int, int], method: str, by_width: bool = False) -> Any:
-    """A bias table (rows, A) for another grid of patches; the three last rows stay.
+def resize_grid(xp: Any, grid: Any, rows: Any, columns: Any) -> Any:
+    """Values (h, w, C) on another grid, (H, W, C), by the matrices of its axes, (H, h) and (W, w)."""
+    return xp.einsum("xw,ywc->yxc", as_type(columns, grid), xp.einsum("yh,hwc->ywc", as_type(rows, grid), grid))
+
+
+def table_matrices(xp: Any, old: tuple[int, int], new: tuple[int, int], method: str, by_width: bool = False) -> tuple[Any, Any]:
+    """What `resize_table` multiplies by.
 
     Args:
         xp: `numpy` or `torch`.
-        table: (table_rows(*old), A).
-        old: Height and width of its grid, in patches.
+        old: Height and width, in patches, of the grid that the table is made for.
         new: Height and width wanted.
         method: "geometric" (the authors) or "bilinear" (transformers).
-        by_width: Read the rows as (dx, dy) although they are (dy, dx): what transformers does with a grid that is not square.
+        by_width: Read the rows of the table as (dx, dy) although they are (dy, dx): what transformers does with a grid that is not square.
     """
-    h, w = (2 * old[1] - 1, 2 * old[0] - 1) if by_width else (2 * old[0] - 1, 2 * old[1] - 1)
-    height, width = 2 * new[0] - 1, 2 * new[1] - 1
-    inner = resize_grid(xp, table[:-3].reshape(h, w, table.shape[1]), height, width, method)
-    return xp.concatenate([inner.reshape(height * width, table.shape[1]), table[-3:]])
+    height, width = reversed(old) if by_width else old
+    make = MATRICES[method]
+    return make(xp, 2 * height - 1, 2 * new[0] - 1), make(xp, 2 * width - 1, 2 * new[1] - 1)
+
+
+def resize_table(xp: Any, table: Any, rows: Any, columns: Any) -> Any:
+    """A bias table (rows, A) for another grid of patches, by `table_matrices`; the three last rows stay."""
+    heads = table.shape[1]
+    inner = resize_grid(xp, table[:-3].reshape(rows.shape[1], columns.shape[1], heads), rows, columns)
+    return xp.concatenate([inner.reshape(rows.shape[0] * columns.shape[0], heads), table[-3:]])
 
 
 def resize_positions(xp: Any, positions: Any, old: tuple[int, int], new: tuple[int, int]) -> Any:
     """Position embeddings (1, 1 + patches, D) for another grid of patches, bicubic; the class token's stays."""
     size = positions.shape[2]
-    inner = resize_grid(xp, positions[0, 1:].reshape(*old, size), *new, "bicubic")
+    rows, columns = bicubic_matrix(xp, old[0], new[0]), bicubic_matrix(xp, old[1], new[1])
+    inner = resize_grid(xp, positions[0, 1:].reshape(*old, size), rows, columns)
     return xp.concatenate([positions[:, :1], inner.reshape(1, new[0] * new[1], size)], 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
-from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_rows
+from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.names import NameTable
 from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates
@@ -23,11 +23,19 @@ KEPT_BYTES = 2**28  # a bias that is larger is computed anew each time; BEiT-lar
 
 
 class Grid(NamedTuple):
-    """Where the tokens of a batch are: patches from top to bottom, from left to right, and each pair's row of the bias table, (L, L)."""
+    """Where the tokens of a batch are.
+
+    Fields:
+        height: Patches from top to bottom.
+        width: Patches from left to right.
+        rows: Each pair's row of the bias table, (L, L).
+        fit: What fits the table to this grid (see `resize_table`), or None where it does.
+    """
 
     height: int
     width: int
-    rows: Tensor | None
+    rows: Tensor
+    fit: tuple[Tensor, Tensor] | None
 
 
 class RelativeBias(nn.Module):
@@ -39,22 +47,13 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        self.grid, self.method, self.by_width = config.grid, config.bias_resize, config.bias_by_width
         self.table = nn.Parameter(torch.zeros(table_rows(*config.grid), config.num_attention_heads))
         self._kept: tuple[Any, Tensor] | None = None
 
-    def fitted(self, height: int, width: int) -> Tensor:
-        """The table for a grid, ((2h-1)(2w-1) + 3, A): resized unless the grid is the configuration's."""
-        # A symbolic size (torch.export) must not be compared, or the program would be bound to the answer.
-        if isinstance(height, int) and isinstance(width, int) and (height, width) == self.grid and not self.by_width:
-            return self.table
-        return resize_table(torch, self.table, self.grid, (height, width), self.method, self.by_width)  # type: ignore[no-any-return]
-
     def expanded(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """The bias of every pair of tokens, (1, A, L, L)."""
-        assert grid.rows is not None
-        table = self.fitted(grid.height, grid.width).t().contiguous()  # (A, rows)
-        return table.index_select(1, grid.rows.flatten()).view(1, table.shape[0], *grid.rows.shape).to(dtype)  # (1, A, L, L)
+        table = self.table if grid.fit is None else resize_table(torch, self.table, *grid.fit)  # (rows, A)
+        return table.t().contiguous().index_select(1, grid.rows.flatten()).view(1, -1, *grid.rows.shape).to(dtype)  # (1, A, L, L)
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """The bias (1, A, L, L) that is added to the scores, in the type of queries and keys."""
@@ -101,14 +100,14 @@ class Attention(nn.Module):
         q, k, v = qkv.view(B, L, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind()  # 3 × (B, A, L, K)
         return q, k, v
 
-    def score_bias(self, grid: Grid, shared: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def score_bias(self, grid: Grid | None, shared: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores, (1, A, L, L), or None."""
-        own: Tensor | None = None if self.bias is None else self.bias(grid, dtype)
+        own: Tensor | None = None if self.bias is None or grid is None else self.bias(grid, dtype)
         if shared is None or own is None:
             return own if shared is None else shared.to(dtype)
         return own + shared.to(dtype)
 
-    def weights(self, x: Tensor, grid: Grid, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+    def weights(self, x: Tensor, grid: Grid | None, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
         """The attention weights (B, A, L, L) of x (B, L, D), after the softmax, before dropout."""
         q, k, _ = self.heads(x)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, A, L, L)
@@ -116,7 +115,7 @@ class Attention(nn.Module):
         weights: Tensor = (scores if bias is None else scores + bias).softmax(-1)
         return weights if head_mask is None else weights * head_mask
 
-    def forward(self, x: Tensor, grid: Grid, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
         """x (B, L, D), the same shape; head_mask (A, 1, 1)."""
         q, k, v = self.heads(x)  # 3 × (B, A, L, K)
         bias = self.score_bias(grid, shared, q.dtype)
@@ -165,7 +164,7 @@ class Block(nn.Module):
             return x + self.drop_path(branch if scale is None else scale * branch)  # type: ignore[no-any-return]
         return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
-    def forward(self, x: Tensor, grid: Grid, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
         """x (B, L, D), the same shape."""
         x = self.add(x, self.attention(self.norm_1(x), grid, shared, head_mask), self.lambda_1)
         return self.add(x, self.mlp(self.norm_2(x)), self.lambda_2)
@@ -243,22 +242,34 @@ class Encoder(BeitPreTrainedModel):
         self.shared_bias = RelativeBias(config) if config.use_shared_relative_position_bias else None
         rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
         self.blocks = nn.ModuleList(Block(config, i, rate) for i, rate in enumerate(rates))
-        self._index: Tensor | None = None
-        self._index_of: tuple[Any, ...] = ()
+        self._grid: tuple[Any, Grid] | None = None
 
-    def index(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        """Rows of the bias table for each pair of tokens, (L, L); the last one is kept."""
+    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
+        """What relative bias needs to know of a grid of patches; None without it. The last one is kept."""
         if not (self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias):
             return None
         if torch.compiler.is_compiling():
-            return relative_position_index(torch, height, width, device=device)  # type: ignore[no-any-return]
-        if self._index is None or self._index_of != (height, width, device):
-            self._index = relative_position_index(torch, height, width, device=device).int()
-            self._index_of = (height, width, device)
-        return self._index
+            return self.make_grid(height, width, device)
+        key = (height, width, device)
+        if self._grid is None or self._grid[0] != key:
+            with torch.inference_mode(False):  # what is kept must serve training too
+                self._grid = (key, self.make_grid(height, width, device))
+        return self._grid[1]
+
+    def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
+        """The same, made anew."""
+        c, fit = self.config, None
+        if c.bias_by_width or not self.is_own_grid(height, width):
+            fit = table_matrices(torch, c.grid, (height, width), c.bias_resize, c.bias_by_width)
+        return Grid(height, width, relative_position_index(torch, height, width, device=device).int(), fit)
+
+    def is_own_grid(self, height: int, width: int) -> bool:
+        """Whether positions are made for this grid."""
+        # A symbolic size (torch.export) must not be compared, or the program would be bound to the answer.
+        return isinstance(height, int) and isinstance(width, int) and (height, width) == self.config.grid
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": None}
+        return {**self.__dict__, "_grid": None}
 
     def embed(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> tuple[Tensor, int, int]:
         """Tokens (B, L, D) of images (B, C, H, W), and the height and width of the grid of patches."""
@@ -271,9 +282,8 @@ class Encoder(BeitPreTrainedModel):
             x = torch.where(self.check_mask(bool_masked_pos, x).unsqueeze(-1), self.mask_token.to(x.dtype), x)  # type: ignore[union-attr]
         x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)  # (B, L, D)
         if self.positions is not None:
-            fixed = isinstance(height, int) and isinstance(width, int) and (height, width) == self.config.grid
-            positions = self.positions if fixed else resize_positions(torch, self.positions, self.config.grid, (height, width))
-            x = x + positions
+            own = self.is_own_grid(height, width)
+            x = x + (self.positions if own else resize_positions(torch, self.positions, self.config.grid, (height, width)))
         return F.dropout(x, self.config.hidden_dropout_prob, self.training), height, width
 
     def check_mask(self, mask: Tensor, x: Tensor) -> Tensor:
@@ -309,8 +319,8 @@ class Encoder(BeitPreTrainedModel):
             Number → (B, L, D); attention weights, (B, A, L, L) a block; height and width of the grid of patches.
         """
         x, height, width = self.embed(check_pixels(pixel_values, self.config.num_channels), bool_masked_pos)
-        grid = Grid(height, width, self.index(height, width, x.device))
-        shared = None if self.shared_bias is None else self.shared_bias(grid, x.dtype)
+        grid = self.grid(height, width, x.device)
+        shared = None if self.shared_bias is None or grid is None else self.shared_bias(grid, x.dtype)
         masks = expand_head_mask(head_mask, self.config, x)
         states, attentions = {0: x} if 0 in keep else {}, []
         for i, block in enumerate(self.blocks[: max(keep)], 1):

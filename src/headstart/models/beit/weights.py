@@ -11,7 +11,7 @@ from headstart.checkpoint import atomic_write, unwrap
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.beit.config import BeitConfig
-from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_rows
+from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.names import NameTable
 
 PARAMETERS, STATISTICS = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -224,7 +224,7 @@ def fit_positions(tensors: Mapping[str, Any], config: BeitConfig, grid: tuple[in
         if key.endswith(_TABLE):
             old = grid or _square(round((value.shape[0] - 3) ** 0.5), value.shape[0] - 3)
             if old and table_rows(*old) == value.shape[0] and old != config.grid:
-                tensors[key] = resize_table(xp, value, old, config.grid, config.bias_resize)
+                tensors[key] = resize_table(xp, value, *table_matrices(xp, old, config.grid, config.bias_resize))
         elif key.endswith("position_embeddings"):
             side = round((value.shape[1] - 1) ** 0.5)
             old = grid or ((side, side) if side * side == value.shape[1] - 1 else None)
