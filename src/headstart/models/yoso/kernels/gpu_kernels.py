@@ -5,7 +5,8 @@ Tokens of a pair are sorted by bucket with a counting sort, so that sums over bu
 All tensors are contiguous; block sizes are powers of two, at least 16 where a matrix product needs it.
 """
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"  (arguments of kernels have Triton's types, not Python's)
+# Arguments of kernels have Triton's types, not Python's.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 import triton
 import triton.language as tl
