@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headstart import fetch, hub
+from headstart import fetch
 from headstart.checkpoint import read_checkpoint, write_tensors
 from headstart.errors import AuthError, DownloadError, FileFormatError, InputError, NotFoundError, OfflineError
 from headstart.hub import Download, download, push_to_hub, resolve_file, resolve_folder, resolve_weights
@@ -36,7 +36,7 @@ def slept(monkeypatch):
 @pytest.fixture
 def server(monkeypatch, tmp_path, slept):
     """A Hub on this machine that headstart and huggingface_hub take for the real one, with an empty cache."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -44,11 +44,14 @@ def server(monkeypatch, tmp_path, slept):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # huggingface_hub < 0.30 has none
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "RESUMABLE", 1000)
     with running() as made:
         monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        for module in (constants, file_download):  # huggingface_hub < 1 keeps a second copy
+            template = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield made
 
 
@@ -402,6 +405,13 @@ def test_a_file_of_unknown_length_is_taken_only_where_its_size_is_known(server):
     assert download(source).read_bytes() == data
 
 
+def test_a_server_that_never_stops_is_stopped(server):
+    source, _ = authors_file(server)
+    server.fail("GET", "/files/", no_length=True)
+    with pytest.raises(DownloadError, match="more than the 4,000 bytes"):
+        download(Download(source.url, 4000))
+
+
 def test_two_at_once_fetch_once(server):
     source, data = authors_file(server, 300_000)
     with ThreadPoolExecutor(4) as pool:
@@ -502,7 +512,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file(server, monkeypatch, tmp_path,
 # Uploading.
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning:httpx2")  # huggingface_hub's own call of its client
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of its client
 def test_a_pushed_folder_comes_back(server, tmp_path):
     files = saved(tmp_path / "model")
     (tmp_path / "model" / ".secret").write_text("not for others")

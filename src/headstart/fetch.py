@@ -177,9 +177,7 @@ def _stream(source: Download, partial: Path, tag: Path, headers: dict[str, str],
             raise DownloadError(f"no room for {shown} in {partial.parent}{_room(partial, needed)}; make room or set HF_HOME elsewhere")
         etag = response.headers.get("ETag", "")
         tag.write_text("" if etag.startswith("W/") else etag)  # a weak tag does not promise equal bytes
-        with partial.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            file.truncate()
+        with partial.open("ab" if start else "wb") as file:
             _copy(response, file, source, shown, start, source.size or total)
             os.fsync(file.fileno())
 

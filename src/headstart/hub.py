@@ -1,7 +1,7 @@
 """A name → files on disk: a local folder or file, a model on the Hub, or a file at its authors' address.
 
-The Hub is reached through huggingface_hub, with its cache and its environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). Large files
-that the Hub serves over plain HTTP, and the authors' files, go through `fetch`: resumed after a break, also in the next run, and taken for
+The Hub is reached through huggingface_hub, with its cache and its environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). Files that
+the Hub serves over plain HTTP, and the authors' files, go through `fetch`: resumed after a break, also in the next run, and taken for
 whole only when size and hash are right. Nothing is imported or contacted before it is needed.
 """
 
@@ -35,7 +35,6 @@ EMBEDDED = ("bit-mini",)
 SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md")
 # The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are used.
 CONVERSION_BOT = "SFconvertbot"
-RESUMABLE = 16 << 20  # bytes from which on a file of the Hub is worth resuming
 
 
 def resolve_file(
@@ -246,7 +245,7 @@ def _known_absent(name: str, filename: str, revision: str | None, cache_dir: str
 def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
     """Looks at a file that is not cached before huggingface_hub does.
 
-    Puts a large file's bytes where huggingface_hub looks for them before it downloads, so that a broken download goes on where it broke:
+    Puts its bytes where huggingface_hub looks for them before it downloads, so that a broken download goes on where it broke:
     huggingface_hub 2 begins again after every interrupted run. Files that go through its own protocol (xet) are left to it.
 
     Raises:
@@ -261,7 +260,7 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
     facts = _facts(name, filename, url, where)
     if facts is None:
         return
-    if not facts.etag or not facts.size or facts.size < RESUMABLE or getattr(facts, "xet_file_data", None) is not None:
+    if not facts.etag or not facts.size or getattr(facts, "xet_file_data", None) is not None:
         return
     folder = Path(where["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
     blob = folder / f"models--{name.replace('/', '--')}" / "blobs" / facts.etag
@@ -280,7 +279,7 @@ def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
 
     for last in (False, True):
         try:
-            return huggingface_hub.get_hf_file_metadata(url, token=where["token"], endpoint=where["endpoint"])
+            return huggingface_hub.get_hf_file_metadata(url, token=where["token"])
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except _transport_errors() as error:
