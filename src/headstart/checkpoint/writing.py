@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import re
@@ -221,10 +220,3 @@ def _as_array(tensor: Any) -> Any:
     plain = tensor.detach().cpu()
     # NumPy has no bfloat16; float32 holds its values exactly.
     return (plain.float() if dtype_name(plain) == "bfloat16" else plain).numpy()
-
-
-def to_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The tensors as one safetensors file in memory."""
-    file = io.BytesIO()
-    safetensors_file.write(file, tensors, metadata or {})
-    return file.getvalue()
