@@ -1,6 +1,7 @@
 """How fast do the weights of a 100 MB model become tensors in memory, beside each format's own library? And how fast are they saved?
 
 Reading is timed until every number has been touched once: mapping a file alone costs next to nothing and would flatter us.
+Our saving also waits until the bytes are on the disk, so that a power cut cannot leave half a file; the libraries do not.
 
     python benchmarks/loading.py [format …]
 """
