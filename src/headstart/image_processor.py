@@ -315,6 +315,21 @@ class BaseImageProcessor:
         atomic_write(path, self.to_json_string().encode())
         return [str(path)]
 
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Uploads `preprocessor_config.json` to "owner/name" and returns its address.
+
+        Args:
+            repo_id: "owner/name".
+            **hub: `token`, `private`, `revision`, `commit_message`.
+        """
+        import tempfile
+
+        from headstart.hub import push_to_hub
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_to_hub(folder, repo_id, **hub)
+
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, BaseImageProcessor) else NotImplemented
 
