@@ -58,6 +58,7 @@ class Recipe:
         micro_batch: Examples in one forward pass; the gradient is that of the whole batch. None finds one that fits.
         resize: Side in pixels that training images are resized to before they are cropped.
         crop: Side in pixels of what the network sees.
+        max_length: Tokens of the longest text; None keeps the tokenizer's limit.
         augment: "crop-flip" resizes, crops at random and mirrors; "resized-crop" crops a random part of 0.5 to 1 of the area; "flip" only
             mirrors; "none" resizes to the crop size.
         mixup: The a of MixUp's Beta(a, a), one draw a batch; 0 is off.
@@ -93,6 +94,7 @@ class Recipe:
     micro_batch: int | None = None
     resize: int | None = None
     crop: int | None = None
+    max_length: int | None = None
     augment: Literal["crop-flip", "resized-crop", "flip", "none"] = "crop-flip"
     mixup: float = 0.0
     label_smoothing: float = 0.0
@@ -108,7 +110,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, kind in _FIELD_TYPES.items():
             _check_type(field, getattr(self, field), kind)
-        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "eval_every", "checkpoint_every"):
+        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "max_length", "eval_every", "checkpoint_every"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 1")
@@ -251,7 +253,16 @@ def finetune(facts: Facts) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyper_rule, "finetune": finetune}
+def text(facts: Facts) -> Recipe:
+    """Fine-tuning of a text encoder as BERT's and RoBERTa's authors do it: AdamW at a small rate, warm-up, then down to 0 in a line."""
+    steps = min(20_000, max(100, round(5 * facts.examples / 32)))
+    return Recipe(
+        name="text", optimizer="adamw", lr=5e-5, weight_decay=0.01, clip_grad=1.0, schedule="poly", power=1.0, steps=steps,
+        warmup_steps=steps // 10, batch_size=32, augment="none", zero_head=False,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyper_rule, "finetune": finetune, "text": text}
 
 
 def named_recipe(name: str, facts: Facts) -> Recipe:

@@ -28,4 +28,5 @@ FAMILY = Family(
     processor="YosoTokenizer",
     zoo="headstart.models.yoso.config:PUBLISHED",
     authors="headstart.models.yoso.weights:read_authors",
+    recipe="headstart.train.recipes:text",
 )

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "image-classification": "headstart.train.tasks.image_classification:ImageClassification",
+    "text-classification": "headstart.train.tasks.text_classification:TextClassification",
+    "token-classification": "headstart.train.tasks.token_classification:TokenClassification",
+    "question-answering": "headstart.train.tasks.question_answering:QuestionAnswering",
+    "multiple-choice": "headstart.train.tasks.multiple_choice:MultipleChoice",
+    "masked-language-modeling": "headstart.train.tasks.masked_language_modeling:MaskedLanguageModeling",
     "semantic-segmentation": "headstart.train.tasks.semantic_segmentation:SemanticSegmentation",
 }
 
