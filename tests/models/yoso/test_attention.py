@@ -56,6 +56,7 @@ def test_weights_give_the_attention():
 
 @pytest.mark.parametrize("length", [1, 3, 129, 1100])
 def test_blocks_agree_with_the_plain_form(length, monkeypatch):
+    monkeypatch.setattr(exact.cpu, "usable", lambda *tensors: False)
     monkeypatch.setattr(exact, "_BLOCK_ON_CPU", 2**14)  # several blocks of heads, too
     monkeypatch.setattr(exact, "_QUERIES_IN_BLOCK", 48)
     query, key, value = (x.requires_grad_() for x in tokens(2, 2, length, 6, dtype=torch.float64))
@@ -187,7 +188,7 @@ def test_operators_are_well_formed():
     torch.library.opcheck(exact.exact_sum_backward, (value, query.detach(), key, value, 3), test_utils=["test_schema", "test_faketensor"])
 
 
-def test_memory_is_linear_in_the_length():
+def test_memory_is_linear_in_the_length(monkeypatch):
     """The largest tensor that is alive is a block, not L × L."""
     length = 3000
     query, key, value = tokens(1, 1, length, 4)
@@ -200,9 +201,10 @@ def test_memory_is_linear_in_the_length():
             largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor))])
             return out
 
+    monkeypatch.setattr(exact.cpu, "usable", lambda *tensors: False)
     with Watch():
-        exact.exact_sum._init_fn(query, key, value, 9)
-        exact.exact_sum_backward._init_fn(value, query, key, value, 9)
+        exact.sum_in_blocks(query, key, value, 9)
+        exact.gradients_in_blocks(value, query, key, value, 9)
     assert largest <= exact._BLOCK_ON_CPU < length * length / 8
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from conftest import assert_close, golden_cases, golden_dir, read_json
 from headstart.errors import InputError
-from headstart.models.yoso.attention import exact_attention, normalize_rows, sampled_attention
+from headstart.models.yoso.attention import choose_num_hash, exact_attention, measure_num_hash, normalize_rows, sampled_attention
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
 from headstart.models.yoso.hashing import dense_projections, draw_projections, hadamard, hash_codes, transform_size
 from headstart.models.yoso.sampled import sampled_sum, sampled_sum_backward
@@ -312,6 +312,35 @@ def test_error_falls_with_the_root_of_the_hashes():
         return sum((out - expected).norm(dim=-1).mean().item() for out in outs) / 4
 
     assert 3 < error(16) / error(256) < 5
+
+
+def clustered(tokens_in_text, seed=0, size=64):
+    """Texts whose tokens are near 16 centres, with values that go with them."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(2, 16, size, generator=generator)
+    which = torch.randint(0, 16, (tokens_in_text,), generator=generator)
+    noise = torch.randn(3, 1, 2, tokens_in_text, size, generator=generator)
+    return [centres[0, which] + 0.5 * noise[0], centres[0, which] + 0.5 * noise[1], centres[1, which] + noise[2]]
+
+
+@pytest.mark.parametrize("length", [200, 1000])
+@pytest.mark.parametrize("target", [0.3, 0.1])
+def test_chosen_number_of_hashes_meets_the_target(length, target):
+    """Both ways of choosing land within a third of the error that was asked for."""
+    query, key, value = clustered(length)
+    expected = exact_attention(query, key, value, hash_code_len=9)
+    for num_hash in (choose_num_hash(target, length), measure_num_hash(target, query, key, value, hash_code_len=9)):
+        out = sampled_attention(query, key, value, hash_code_len=9, num_hash=num_hash, seed=5)
+        assert 0.67 * target < (out - expected).norm(dim=-1).mean().item() < 1.33 * target
+
+
+def test_number_of_hashes_refuses_nonsense():
+    with pytest.raises(InputError, match="target_error=0"):
+        choose_num_hash(0, 100)
+    with pytest.raises(InputError, match="length=0"):
+        choose_num_hash(0.1, 0)
+    with pytest.raises(InputError, match="target_error=-1"):
+        measure_num_hash(-1, *clustered(10), hash_code_len=9)
 
 
 def test_gradients_converge_to_the_surrogate():

@@ -38,6 +38,7 @@ def instruction_set(request, monkeypatch):
     if request.param not in available:
         pytest.skip(f"this machine has no {request.param}")
     monkeypatch.setattr(cpu, "instruction_sets", lambda: [request.param])
+    monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)  # as many threads as are asked for, even for small problems
     return request.param
 
 
@@ -222,7 +223,9 @@ def test_wrong_sizes_never_reach_the_library():
 FORKED = """
 import os, torch
 from headstart.models.yoso.attention import exact_attention, sampled_attention
+from headstart.models.yoso.kernels import cpu
 torch.set_num_threads(2)
+cpu._WORK_OF_A_THREAD = 1
 x = torch.randn(1, 4, 300, 16)
 (x @ x.mT).sum()  # wakes PyTorch's threads
 run = lambda: sampled_attention(x, x, x, hash_code_len=4, num_hash=8, seed=0).sum() + exact_attention(x, x, x, hash_code_len=4).sum()
@@ -230,8 +233,6 @@ expected = run()
 child = os.fork()
 if child == 0:
     torch.set_num_threads(2)
-    from headstart.models.yoso.exact import exact_sum
-    from headstart.models.yoso.kernels import cpu
     from headstart.models.yoso.hashing import draw_projections
     out = cpu.sampled_forward(x, x, x, draw_projections(4, 16, hash_code_len=4, num_hash=8, seed=0), 4, 8)
     os._exit(0 if out.isfinite().all() and out.abs().sum() > 0 else 1)

@@ -12,6 +12,8 @@ Sampling", ICML 2021.
 """
 
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,17 +24,22 @@ from .sampled import sampled_sum
 
 __all__ = [
     "SAMPLING_PAYS_FROM",
+    "choose_num_hash",
 
     "draw_projections",
     "exact_attention",
     "exact_attention_plain",
     "exact_weights",
+    "measure_num_hash",
     "normalize_rows",
     "sampled_attention",
 ]
 
 # Tokens below which `exact_attention` is as fast and has no sampling error.
 SAMPLING_PAYS_FROM = 512
+
+# Error of one hash of 9 bits by length, on texts whose tokens form 16 clusters: benchmarks/yoso_attention.py --accuracy measures it.
+_ERROR_LIMIT, _ERROR_OF_SHORT_TEXTS = 0.4, 7.2
 
 # Rows shorter than this are taken for zero; the gradient of their direction would be noise times 1e12.
 _SHORTEST_ROW = 1e-12
@@ -156,6 +163,40 @@ def sampled_attention(
     keep, value = _hide(mask, value)
     out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)
     return normalize_rows(out if keep is None else out.masked_fill(~keep, 0.0))
+
+
+def choose_num_hash(target_error: float, length: int) -> int:
+    """Hashes that bring the mean relative error of an attention row down to `target_error`, for texts of `length` tokens.
+
+    A rule of thumb for 9 bits and tokens that form clusters, as those of a trained network do; where keys and values have nothing
+    to do with each other, no number of hashes is enough. `measure_num_hash` asks the data instead.
+
+    >>> choose_num_hash(0.1, 4096)
+    27
+    """
+    if target_error <= 0 or length < 1:
+        raise InputError(f"target_error={target_error}, length={length}; expected an error above 0 and at least one token")
+    error_of_one_hash = _ERROR_LIMIT + _ERROR_OF_SHORT_TEXTS / math.sqrt(length)
+    return max(1, math.ceil((error_of_one_hash / target_error) ** 2))
+
+
+@torch.no_grad()
+def measure_num_hash(
+    target_error: float, query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, use_fast_hash: bool = True, seed: int = 0
+) -> int:
+    """Hashes that bring the mean relative error of an attention row down to `target_error` on these tensors (B, A, L, K).
+
+    Two samples of 64 hashes differ by sqrt(2) of the error of one, and the error falls with the root of the hashes. Linear in L.
+    """
+    if target_error <= 0:
+        raise InputError(f"target_error={target_error}; expected an error above 0")
+    tried = 64
+    one, other = (
+        sampled_attention(query, key, value, hash_code_len=hash_code_len, num_hash=tried, use_fast_hash=use_fast_hash, seed=s).float()
+        for s in (seed, seed + 1)
+    )
+    error = float((one - other).norm(dim=-1).mean()) / math.sqrt(2)
+    return max(1, math.ceil(tried * (error / target_error) ** 2))
 
 
 def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .kernels import cpu
+from .operators import operator
 
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of two CPU cores,
 # and enough to fill a GPU.
@@ -67,8 +68,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-@torch.library.custom_op("headstart::yoso_exact", mutates_args=())
-def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+def sum_in_blocks(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
     """`W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
     if cpu.usable(query, key, value):
         return cpu.exact_forward(query, key, value, hash_code_len)
@@ -81,14 +81,8 @@ def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> 
     return out.reshape(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 
-@exact_sum.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
-    return value.new_empty(*query.shape[:-1], value.shape[-1])
-
-
-@torch.library.custom_op("headstart::yoso_exact_backward", mutates_args=())
-def exact_sum_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `exact_sum` for query, key and value, with `tau / 2 * W` as the derivative of W."""
+def gradients_in_blocks(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `sum_in_blocks` for query, key and value, with `tau / 2 * W` as the derivative of W."""
     if cpu.usable(grad, query, key, value):
         return cpu.exact_backward(grad, query, key, value, hash_code_len)
     with no_autocast(query):
@@ -103,9 +97,15 @@ def exact_sum_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, 
     return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)
 
 
-@exact_sum_backward.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+    return value.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _fake_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+exact_sum_backward = operator("yoso_exact_backward", _fake_gradients)(gradients_in_blocks)
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
@@ -118,4 +118,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return *exact_sum_backward(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
 
 
-exact_sum.register_autograd(_backward, setup_context=_save)
+exact_sum = operator("yoso_exact", _fake_sum, _save, _backward)(sum_in_blocks)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .operators import operator
 
 MAX_HASH_CODE_LEN = 16  # a code fits into 16 bits
 _MIN_TRANSFORM = 32  # shorter heads are padded to this, as in the authors' published behaviour
@@ -28,17 +29,6 @@ def transform_size(head_size: int, hash_code_len: int) -> int:
 def num_transforms(size: int, hash_code_len: int, num_hash: int) -> int:
     """P, the transforms of one size that are needed for `num_hash` hashes."""
     return -(-num_hash // (size // hash_code_len))
-
-
-@torch.library.custom_op("headstart::yoso_projections", mutates_args=())
-def _seeded_projections(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), generator)
-
-
-@_seeded_projections.register_fake
-def _(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
-    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), None)
 
 
 def _draw(
@@ -56,6 +46,18 @@ def _draw(
     shape = (rows, 3, num_transforms(size, hash_code_len, num_hash), size)
     signs: Tensor = torch.randint(0, 2, shape, device=device, generator=generator, dtype=torch.int8) * 2 - 1
     return signs
+
+
+def _seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), generator)
+
+
+def _fake_seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
+    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), None)
+
+
+_seeded_projections = operator("yoso_projections", _fake_seeded)(_seeded)
 
 
 def draw_projections(

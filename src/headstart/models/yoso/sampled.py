@@ -23,6 +23,7 @@ from torch import Tensor
 from .exact import exact_sum_backward, in_working_precision, no_autocast
 from .hashing import hash_codes
 from .kernels import cpu, gpu
+from .operators import operator
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
 
@@ -101,8 +102,7 @@ def _through_buckets(to_code: Tensor, x: Tensor, from_code: Tensor, y: Tensor, z
     return out
 
 
-@torch.library.custom_op("headstart::yoso_sampled", mutates_args=())
-def sampled_sum(
+def sum_over_buckets(
     query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int, lsh_backward: bool
 ) -> Tensor:
     """The sampled `W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V).
@@ -122,16 +122,10 @@ def sampled_sum(
     return out.view(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 
-@sampled_sum.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int, lsh_backward: bool) -> Tensor:
-    return value.new_empty(*query.shape[:-1], value.shape[-1])
-
-
-@torch.library.custom_op("headstart::yoso_sampled_backward", mutates_args=())
-def sampled_sum_backward(
+def gradients_over_buckets(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sampled gradients of `sampled_sum` for query, key and value."""
+    """The sampled gradients of `sum_over_buckets` for query, key and value."""
     if cpu.usable(grad, query, key, value):
         return cpu.sampled_backward(grad, query, key, value, projections, hash_code_len, num_hash)
     if gpu.usable(grad, query, key, value):
@@ -150,11 +144,19 @@ def sampled_sum_backward(
     return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)
 
 
-@sampled_sum_backward.register_fake
-def _(
+def _fake_sum(
+    query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int, lsh_backward: bool
+) -> Tensor:
+    return value.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _fake_gradients(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+sampled_sum_backward = operator("yoso_sampled_backward", _fake_gradients)(gradients_over_buckets)
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool], output: Tensor) -> None:
@@ -172,4 +174,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return *grads, None, None, None, None
 
 
-sampled_sum.register_autograd(_backward, setup_context=_save)
+sampled_sum = operator("yoso_sampled", _fake_sum, _save, _backward)(sum_over_buckets)

@@ -21,6 +21,9 @@ INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "generic": 0}
 # Bytes of hash codes that may be alive at once; more heads are hashed together when their texts are short.
 _CODES_LIMIT = 16 * 2**20
 
+# Multiplications, about, for which it pays to wake another thread.
+_WORK_OF_A_THREAD = 2**20
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -135,7 +138,9 @@ def _run(
         else:
             problem.signs = projections.data_ptr()
             problem.transforms, problem.transform_size = projections.shape[2:]
-    problem.threads, problem.scratch_limit, problem.parallel = torch.get_num_threads(), _CODES_LIMIT, _openmp()
+    work = texts * heads * (queries + keys) * max(num_hash, min(queries, keys)) * (size + value_size)
+    problem.threads = min(torch.get_num_threads(), 1 + work // _WORK_OF_A_THREAD)
+    problem.scratch_limit, problem.parallel = _CODES_LIMIT, _openmp()
     loaded = library()
     assert loaded is not None
     if getattr(loaded, name)(ctypes.byref(problem), INSTRUCTION_SETS[instruction_sets()[0]]):

@@ -1,0 +1,33 @@
+"""Makes a function over tensors an operator of PyTorch, so that compiling and exporting keep it whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY: Any = torch.library.Library("headstart", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def operator(
+    name: str, fake: Callable[..., Any], setup_context: Any = None, backward: Any = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function as `torch.ops.headstart.<name>` for every device, and returns the operator.
+
+    `torch.library.custom_op` does the same, but imports PyTorch's compiler at the first call, which takes a second.
+
+    Args:
+        fake: Returns empty tensors of the right shapes and types.
+        setup_context: Keeps what `backward` needs, as for `torch.library.register_autograd`.
+        backward: Gradients for the inputs; None makes an operator without gradients.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"headstart::{name}", fake, lib=_LIBRARY)
+        if backward is not None:
+            torch.library.register_autograd(f"headstart::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+        registered: Callable[..., Any] = getattr(torch.ops.headstart, name).default
+        return registered
+
+    return register
