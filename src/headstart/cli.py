@@ -29,6 +29,8 @@ DATA_HELP = "Folder of class folders, of train/val/test, or a table (CSV, TSV, J
 COLUMN_HELP = "Column of a table, such as image=file or label=species."
 DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
+MasksArgument = Annotated[Path | None, typer.Argument(help="Folder of masks, where DATA is a folder of images (semantic segmentation).")]
+TaskOption = Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the task; may be repeated.")]
 ColumnOption = Annotated[list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
@@ -43,6 +45,8 @@ def command(function: F) -> F:
 @command
 def train(  # noqa: PLR0913 - one parameter for each option
     data: DataArgument,
+    masks: MasksArgument = None,
+    *,
     out: Annotated[Path, typer.Option(help="Result folder; must be new, or hold the run that --resume goes on with.")],
     model: Annotated[str | None, typer.Option(help="Pretrained model: folder, Hub id or authors' name (`headstart models`).")] = None,
     task: Annotated[str, typer.Option(help="What is learned.")] = "image-classification",
@@ -67,6 +71,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     test: Annotated[Path | None, typer.Option(help="Test data, if it is elsewhere.")] = None,
     val_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out where the data has no validation split.")] = 0.2,
     column: ColumnOption = None,
+    option: TaskOption = None,
     skip_bad: Annotated[bool, typer.Option(help="Go on without images that cannot be read.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, and stop.")] = False,
@@ -90,8 +95,8 @@ def train(  # noqa: PLR0913 - one parameter for each option
     values |= {name: _value(text) for name, text in _pairs(set_, "--set").items()}
     run(
         data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots,
-        val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"), validation=val, test=test, device=device,
-        workers=workers, progress=progress_for_terminal(), **values,
+        val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"), validation=val, test=test,
+        task_options=_task_options(option, masks), device=device, workers=workers, progress=progress_for_terminal(), **values,
     )  # fmt: skip
 
 
@@ -99,9 +104,11 @@ def train(  # noqa: PLR0913 - one parameter for each option
 def evaluate(
     model: ModelArgument,
     data: DataArgument,
+    masks: MasksArgument = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test; default the last of these that there is.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     column: ColumnOption = None,
+    option: TaskOption = None,
     skip_bad: Annotated[bool, typer.Option(help="Go on without images that cannot be read.")] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -111,8 +118,10 @@ def evaluate(
     from headstart.train.report import metric_text
     from headstart.train.run import evaluate as run
 
-    columns = _pairs(column, "--column")
-    job, found = run(model, data, columns=columns, skip_bad=skip_bad, split=split, device=device, workers=workers)
+    columns, options = _pairs(column, "--column"), _task_options(option, masks)
+    job, found = run(
+        model, data, columns=columns, skip_bad=skip_bad, split=split, task_options=options, device=device, workers=workers
+    )
     if as_json:
         values = {"split": found.split, "examples": found.examples, "metrics": found.metrics, "confidence_interval_95": found.interval}
         print(json.dumps(values, indent=2))
@@ -130,13 +139,17 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Labels to give of each image.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for what is painted: masks and overlays, reconstructions.")] = Path("predictions"),
     device: DeviceOption = None,
 ) -> None:
-    """Say what is in pictures."""
-    from headstart.pipelines import pipeline
+    """Say what is in pictures: classes, or (segmentation, masked image modelling) pictures in --out."""
+    from headstart.pipelines import pipeline, task_of
 
     _check_model(model)
-    files = _image_files(images)
+    files, task = _image_files(images), task_of(model)
+    if task in ("semantic-segmentation", "masked-image-modeling"):
+        _paint(pipeline(task, model, device=device), files, out, top, as_json)
+        return
     classify = pipeline("image-classification", model, device=device)
     results = zip(files, classify.stream(files, top, batch_size), strict=True)
     if as_json:
@@ -145,6 +158,21 @@ def predict(
         return
     rows = [(str(file), "  ".join(f"{each['label']} {each['score']:.1%}" for each in labels)) for file, labels in results]
     _print_table("", ("image", f"top {top}"), rows)
+
+
+def _paint(painter: Any, files: list[Path], out: Path, top: int, as_json: bool) -> None:  # noqa: ANN401 - a pipeline that writes pictures
+    """Writes the pictures of a pipeline and says where they are."""
+    rows, taken = [], set()
+    for file in files:
+        stem = next(out / name for name in (file.stem, *(f"{file.stem}_{i}" for i in range(2, len(files) + 2))) if name not in taken)
+        taken.add(stem.name)
+        found = painter.write(file, stem)
+        written = [found[key] for key in found if key.endswith("_file")]
+        if as_json:
+            print(json.dumps({"image": str(file), "classes": found["classes"], "files": written}), flush=True)
+        rows.append((str(file), "  ".join(f"{each['label']} {each['share']:.1%}" for each in found["classes"][:top]), ", ".join(written)))
+    if not as_json:
+        _print_table("", ("image", f"largest {top}", "written"), rows)
 
 
 @command
@@ -244,6 +272,11 @@ def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{item!r}: expected NAME=VALUE", param_hint=option)
         pairs[name.strip()] = value.strip()
     return pairs
+
+
+def _task_options(items: list[str] | None, masks: Path | None) -> dict[str, Any]:
+    options = {name: _value(text) for name, text in _pairs(items, "--option").items()}
+    return options | ({"masks": masks} if masks is not None else {})
 
 
 def _value(text: str) -> Any:  # noqa: ANN401 - any JSON value

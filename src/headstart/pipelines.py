@@ -5,6 +5,7 @@
 
 import difflib
 import importlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from headstart.errors import ConfigError, InputError
 
 PIPELINES: dict[str, str] = {
     "image-classification": "headstart.pipelines:ImageClassificationPipeline",
+    "semantic-segmentation": "headstart.segmentation:SemanticSegmentationPipeline",
+    "masked-image-modeling": "headstart.models.beit.reconstruction:MaskedImageModelingPipeline",
 }
 
 
@@ -41,6 +44,18 @@ def pipeline(task: str, model: Any = None, *, image_processor: Any = None, devic
         raise ConfigError(f"which model? pipeline({task!r}, model=...) takes a folder, a Hub id, an authors' name or a model object")
     module, _, name = PIPELINES[task].partition(":")
     return getattr(importlib.import_module(module), name)(model, image_processor=image_processor, device=device, **kwargs)
+
+
+def task_of(model: str | Path) -> str:
+    """The task of a checkpoint: what a result folder says, else what the class in its config.json is for, else image classification."""
+    from headstart.auto import family_of
+
+    results = Path(model) / "results.json"
+    if results.is_file():
+        return str(json.loads(results.read_text(encoding="utf-8"))["task"])
+    family, values = family_of(model)
+    named = (values.get("architectures") or [""])[0]
+    return next((task for task, name in family.tasks.items() if name == named and task in PIPELINES), "image-classification")
 
 
 class ImageClassificationPipeline:

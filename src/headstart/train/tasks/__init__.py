@@ -45,6 +45,7 @@ TASKS: dict[str, str] = {
     "multiple-choice": "headstart.train.tasks.multiple_choice:MultipleChoice",
     "masked-language-modeling": "headstart.train.tasks.masked_language_modeling:MaskedLanguageModeling",
     "semantic-segmentation": "headstart.train.tasks.semantic_segmentation:SemanticSegmentation",
+    "masked-image-modeling": "headstart.train.tasks.masked_image_modeling:MaskedImageModeling",
 }
 
 SPLITS = ("train", "validation", "test")
