@@ -13,12 +13,12 @@ def read_pictures(path: str | Path, options: DataOptions) -> tuple[dict[str, Exa
     """Pictures by split, and what the user should know about them.
 
     Args:
-        path: A folder with pictures anywhere below it, perhaps under `train` and `val`; or a file that `read_images` reads, without its
-            labels.
+        path: A folder with pictures anywhere below it, perhaps under `train` and `val`; or a table, `.npz` or `.tar`, or a folder of these,
+            as `read_images` takes them, without its labels.
         options: Split and seed. `options.extra["validation"]` and `["test"]` may name further folders.
     """
     path, notes = Path(path), list[str]()
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and next(path.glob("*.npz"), next(path.glob("*.tar"), None)) is not None):
         data = read_images(path, options)
         return data.splits, data.notes
     splits = _folder(path)

@@ -1,0 +1,102 @@
+"""Pretrains a small BEiT on CIFAR-100 with a small tokenizer, and shows what that is worth on a few CIFAR-10 images.
+
+    python examples/train_dvae.py DATA/images/cifar100/train runs/dvae
+    python examples/beit_pretrain.py DATA runs/dvae runs/beit
+
+Three runs of `headstart.train`, each with its report: masked image modelling from random weights; classification of CIFAR-10 from that
+checkpoint; classification from the same network's random weights, with the same recipe. `summary.json` holds the two accuracies. Runs that
+are finished are not made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import headstart
+from headstart import AutoModelForMaskedImageModeling, BeitConfig, BeitImageProcessor, DalleImageTokenizer
+from headstart.train.progress import progress_for_terminal
+
+# 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for the same 4x4 pixels.
+SHAPE = {
+    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32, "patch_size": 4,
+    "use_mask_token": True, "use_shared_relative_position_bias": True, "drop_path_rate": 0.0, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def write_pictures(data: Path, folder: Path, count: int) -> Path:
+    """`train.npz` and `val.npz` of CIFAR-100's sheets of 1,000 pictures."""
+    if not (folder / "val.npz").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))[: -(-count // 1000)]
+        tiles = [np.asarray(Image.open(p).convert("RGB")).reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for p in sheets]
+        labels = np.load(data / "images" / "cifar100" / "train_labels.npz")["labels"]
+        np.savez(folder / "train.npz", images=np.concatenate(tiles)[:count], labels=labels[:count])
+        val = np.load(data / "images" / "cifar100" / "val.npz")
+        np.savez(folder / "val.npz", images=val["images"], labels=val["labels"])
+    return folder
+
+
+def write_random_network(folder: Path, tokenizer: Path) -> Path:
+    """A folder with the small network's random weights."""
+    config = BeitConfig(**SHAPE, vocab_size=DalleImageTokenizer.from_pretrained(tokenizer).vocab_size)
+    AutoModelForMaskedImageModeling.from_config(config).save_pretrained(folder)
+    BeitImageProcessor(size=32, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def run(out: Path, data: Path, **values: object) -> dict[str, float]:
+    """One run of training, or what it gave if it was made before."""
+    if (out / "results.json").exists():
+        evaluations = json.loads((out / "results.json").read_text())["evaluations"]
+        return evaluations["validation"]["metrics"]
+    resume = (out / "run.json").exists()
+    return headstart.train(data, out=out, resume=resume, progress=progress_for_terminal(), **({} if resume else values)).metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pictures", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=1200, help="of pretraining, 64 pictures each")
+    parser.add_argument("--shots", type=int, default=100, help="CIFAR-10 images of each class")
+    parser.add_argument("--tune-steps", type=int, default=400)
+    args = parser.parse_args()
+
+    pictures = write_pictures(args.data, args.out / "pictures", args.pictures)
+    network = args.out / "random"
+    if not network.exists():
+        write_random_network(network, args.tokenizer)
+    pretrained = args.out / "pretrained"
+    guessed = run(
+        pretrained, pictures, model=network, task="masked-image-modeling", recipe="finetune", precision="bf16", steps=args.steps,
+        warmup_steps=args.steps // 10, batch_size=64, micro_batch=64, lr=2e-3, layer_decay=1.0, weight_decay=0.05, clip_grad=3.0,
+        resize=40, augment="resized-crop", label_smoothing=0.0, eval_every=max(1, args.steps // 4),
+        task_options={"tokenizer": args.tokenizer, "views": 2},
+    )  # fmt: skip
+    tune = {
+        "recipe": "finetune", "precision": "bf16", "steps": args.tune_steps, "batch_size": 64, "micro_batch": 64, "lr": 1e-3, "crop": 32,
+        "resize": 36, "layer_decay": 1.0, "augment": "crop-flip", "shots": args.shots, "eval_every": max(1, args.tune_steps // 4),
+    }  # fmt: skip
+    few = args.out / "cifar10"
+    if not few.exists():
+        few.mkdir()
+        for name, source in (("train", "train_100shot.npz"), ("val", "val.npz")):
+            (few / f"{name}.npz").write_bytes((args.data / "images" / "cifar10" / source).read_bytes())
+        (few / "classes.json").write_bytes((args.data / "images" / "cifar10" / "classes.json").read_bytes())
+    accuracies = {
+        name: run(args.out / f"tuned-{name}", few, model=start, **tune)["accuracy"]
+        for name, start in (("pretrained", pretrained), ("random", network))
+    }
+    summary = {"masked_codes_guessed": guessed["code_accuracy"], "most_common_code": guessed["most_common_code_accuracy"]}
+    summary |= {f"cifar10_accuracy_{name}": value for name, value in accuracies.items()}
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()
