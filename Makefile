@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml constraints.txt setup.py
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) -e ".[train,dev,keras,flax,tensorboard,onnx,openvino]" -r tests/requirements.txt
+	$(PIP) -e ".[train,dev,keras,flax,onnx,openvino]"
 	touch $@
 
 demo: $(VENV)/core

@@ -141,7 +141,7 @@ def load_checkpoint(
         if model.url is None:
             return load_checkpoint(model.hub_id or "", config_class, config, compat, overrides, hub, framework, formats)
         options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
-        path: Path | list[Path] = download(Download(model.url, model.size, model.sha256), **options)
+        path = download(Download(model.url, model.size, model.sha256), **options)
     elif Path(name).is_file():
         path = Path(name)
     else:
@@ -151,19 +151,17 @@ def load_checkpoint(
     known = family.load(family.tasks["base"]).name_table(config or family.config()).knows
     # Some names may be the same on both sides.
     by_authors = family.read_authors is not None and 2 * sum(map(known, tensors)) < len(tensors)
-    where = path if isinstance(path, Path) else path[0]
-    beside = where.parent / "config.json"
     if config is not None:
         config = config_class.from_dict(config.to_dict(), **overrides) if overrides else config
     elif found is not None:
         config = config_class.from_dict(published_config(str(name)).to_dict(), **overrides)  # type: ignore[union-attr]
-    elif not Path(name).is_file() or beside.is_file():
+    elif not Path(name).is_file() or (path.parent / "config.json").is_file():
         values, remembered = read_config_file(name, **hub)
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
             raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
         # A file of the authors runs their mathematics, whoever wrote the config.json beside it; a tf_model.h5 is of transformers.
-        theirs = by_authors and where.name != "tf_model.h5"
+        theirs = by_authors and path.name != "tf_model.h5"
         config = config_class.from_file_values(values, remembered, compat or ("authors" if theirs else None), **overrides)
     if by_authors and family.read_authors is not None:
         chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)
