@@ -50,6 +50,7 @@ class Family:
         authors: "module:function" that reads the authors' own files: (tensors, name, config or None, compat=, **values) →
             (configuration, published name → tensor).
         recipe: "module:function" that gives the recipe of fine-tuning for a data set, or "" for the general one.
+        folds: "module:function" that works out beforehand what depends on no input (see `headstart.engine.folds.fold`).
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Family:
     zoo: str = ""
     authors: str = ""
     recipe: str = ""
+    folds: str = ""
 
     def load(self, name: str) -> Any:
         """One of the family's public classes."""

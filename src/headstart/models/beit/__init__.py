@@ -30,6 +30,7 @@ FAMILY = Family(
         "semantic-segmentation": "BeitForSemanticSegmentation",
     },
     processor="BeitImageProcessor",
+    folds="headstart.models.beit.folds:fold",
     zoo="headstart.models.beit.config:PUBLISHED",
     authors="headstart.models.beit.weights:read_authors",
 )

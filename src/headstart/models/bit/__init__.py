@@ -16,6 +16,7 @@ FAMILY = Family(
     },
     tasks={"base": "BitModel", "backbone": "BitBackbone", "image-classification": "BitForImageClassification"},
     processor="BitImageProcessor",
+    folds="headstart.models.bit.folds:fold",
     zoo="headstart.models.bit.config:PUBLISHED",
     authors="headstart.models.bit.weights:read_authors",
     recipe="headstart.train.recipes:hyper_rule",

@@ -21,6 +21,7 @@ FAMILY = Family(
     },
     tasks={"base": "CvtModel", "backbone": "CvtBackbone", "image-classification": "CvtForImageClassification"},
     processor="ConvNextImageProcessor",
+    folds="headstart.models.cvt.folds:fold",
     zoo="headstart.models.cvt.config:PUBLISHED",
     authors="headstart.models.cvt.weights:read_authors",
 )

@@ -26,6 +26,7 @@ FAMILY = Family(
         "question-answering": "YosoForQuestionAnswering",
     },
     processor="YosoTokenizer",
+    folds="headstart.models.yoso.folds:fold",
     zoo="headstart.models.yoso.config:PUBLISHED",
     authors="headstart.models.yoso.weights:read_authors",
     recipe="headstart.train.recipes:text",

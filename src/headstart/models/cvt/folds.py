@@ -1,0 +1,40 @@
+"""CvT with everything that does not depend on the image worked out beforehand.
+
+Shapes: B images, L tokens, D hidden size, A heads, K = D // A.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.models.cvt.torch import Block, CvtForImageClassification, Projection, to_map
+from headstart.nn.folding import recast, with_norm
+
+
+class ClassTokenBlock(Block):
+    """The last block where only the class token is read: its query, its branch and its MLP alone."""
+
+    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, L, D), of which the first token is right and the others are those before the block."""
+        attention = self.attention
+        B, _, D = x.shape
+        y = self.norm_1(x)
+        cls, grid = y[:, :1], to_map(y[:, 1:].contiguous(), height, width)  # (B, 1, D), (B, D, H, W)
+        q = attention.heads(attention.query.linear(cls))  # (B, A, 1, K)
+        k, v = (attention.heads(each(grid, cls)) for each in (attention.key, attention.value))  # 2 × (B, A, L', K)
+        branch = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)  # (B, A, 1, K)
+        first = x[:, :1] + attention.proj(branch.transpose(1, 2).reshape(B, 1, D))  # (B, 1, D)
+        first = first + self.mlp(self.norm_2(first))
+        return torch.cat([first, x[:, 1:]], 1), None
+
+
+def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
+    """Folds batch norms into the depthwise convolutions before them. See `headstart.engine.folds.fold`."""
+    for module in model.modules():
+        if isinstance(module, Projection) and isinstance(module.norm, nn.BatchNorm2d):
+            assert isinstance(module.conv, nn.Conv2d)
+            module.conv, module.norm = with_norm(module.conv, module.norm), None
+    if lean and isinstance(model, CvtForImageClassification):
+        last = model.cvt.stages[-1]
+        if last.cls_token is not None:
+            recast(last.blocks[-1], ClassTokenBlock)  # type: ignore[index,arg-type]

@@ -1,0 +1,80 @@
+"""YOSO without what nobody reads, and in operators that every engine knows.
+
+Shapes: B texts, L tokens, D hidden size, A heads, K = D // A.
+"""
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.errors import ConfigError
+from headstart.models.yoso.attention import exact_attention_plain, normalize_rows
+from headstart.models.yoso.exact import collision_probability, exact_sum
+from headstart.models.yoso.torch import (
+    Attention,
+    Block,
+    YosoForMultipleChoice,
+    YosoForSequenceClassification,
+    YosoModel,
+    YosoPreTrainedModel,
+)
+from headstart.nn.folding import recast
+
+
+class PortableAttention(Attention):
+    """Exact attention spelt out, for formats that know nothing of our kernels."""
+
+    def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, A, L, K): values of the keys that a query collides with, in expectation."""
+        return exact_attention_plain(q, k, v, hash_code_len=self.config.hash_code_len, mask=mask)
+
+
+class FirstTokenBlock(Block):
+    """The last block where only the first token's vector is read: its query, its branch and its MLP alone."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+        """x (B, L, D) → (B, 1, D)."""
+        attention, D = self.attention, x.shape[2]
+        config = attention.config
+        first, (weight, bias) = x[:, :1], (attention.qkv.weight, attention.qkv.bias)  # (B, 1, D)
+        q = self.split(F.linear(first, weight[:D], bias[:D]))  # (B, A, 1, K)
+        k, v = (self.split(each) for each in F.linear(x, weight[D:], bias[D:]).chunk(2, -1))  # 2 × (B, A, L, K)
+        keep = None if mask is None or config.attend_padding else mask[:, None, :, None].bool()  # (B, 1, L, 1)
+        seen = v if keep is None else v.masked_fill(~keep, 0.0)
+        if isinstance(attention, PortableAttention):
+            y = collision_probability(normalize_rows(q) @ normalize_rows(k).mT, config.hash_code_len) @ seen  # (B, A, 1, K)
+        else:
+            y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)  # (B, A, 1, K)
+        y = normalize_rows(y if keep is None else y.masked_fill(~keep[:, :, :1], 0.0))
+        if attention.conv is not None:
+            reach = int(attention.conv.padding[0]) + 1  # tokens that the first one's window sees
+            near = v if mask is None else v * mask[:, None, :, None].to(v.dtype)
+            y = y + attention.conv(near[:, :, :reach])[:, :, :1]
+        if head_mask is not None:
+            y = y * head_mask[:, None, None].to(y.dtype)
+        first = self.norm_1(first + attention.proj(y.transpose(1, 2).flatten(2)))  # (B, 1, D)
+        return cast(Tensor, self.norm_2(first + self.mlp(first)))
+
+    def split(self, x: Tensor) -> Tensor:
+        """x (B, L, D) → (B, A, L, K)."""
+        return x.reshape(x.shape[0], x.shape[1], self.attention.num_heads, -1).transpose(1, 2)
+
+
+def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
+    """Drops the last block's work on tokens that no head reads; spells the attention out. See `headstart.engine.folds.fold`.
+
+    Raises:
+        ConfigError: Sampled attention, which draws random numbers and has no portable form.
+    """
+    config = cast(YosoPreTrainedModel, model).config
+    if portable:
+        if not config.use_expectation:
+            raise ConfigError("sampled attention exists in PyTorch only; set use_expectation=True, or keep to the torch engine")
+        for module in list(model.modules()):
+            if type(module) is Attention:
+                recast(module, PortableAttention)
+    if lean and config.use_expectation and isinstance(model, YosoForSequenceClassification | YosoForMultipleChoice):
+        blocks = cast(YosoModel, model.base_model).blocks
+        if len(blocks):
+            recast(blocks[-1], FirstTokenBlock)
