@@ -84,6 +84,8 @@ _TF_WORDS = {
 def hub_name_of_tf(name: str) -> str:
     """The Hub's name for an array of a `tf_model.h5`, such as `cvt/tf_cvt_model/cvt/encoder/stages.0/…/kernel:0`."""
     path = name.removesuffix(":0").split("/")
+    if "." in path[-1]:  # class tokens keep their whole name
+        return path[-1]
     path[-1] = _TF_WORDS.get(path[-1], path[-1])
     return ".".join(["cvt", *path[path.index("encoder") :]] if "encoder" in path else path[-2:])
 

@@ -1,0 +1,399 @@
+"""CvT in Keras 3, on any of its backends: the same classes, names and steps as in `torch.py`.
+
+Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class token first where there is one),
+D hidden size, A heads, K = D // A, V classes. Images and the maps returned are (B, C, H, W) as documented; inside, maps are (B, H, W, D).
+"""
+
+from typing import Any, ClassVar
+
+import keras
+from keras import layers, ops
+
+from headstart.errors import InputError
+from headstart.models.cvt.config import CvtConfig
+from headstart.models.cvt.weights import HUB
+from headstart.names import NameTable
+from headstart.nn.keras import BatchNorm, DropPath, PreTrainedModel, activation, classification_loss, weight_init
+from headstart.outputs import ImageClassifierOutput, TFBaseModelOutputWithCLSToken, TFImageClassifierOutputWithNoAttention
+
+
+def to_map(tokens: Any, height: Any, width: Any) -> Any:
+    """Tokens (B, H * W, D) as a map (B, H, W, D)."""
+    return ops.reshape(tokens, (-1, height, width, tokens.shape[-1]))
+
+
+def to_tokens(x: Any) -> Any:
+    """The way back: a map (B, H, W, D) as tokens (B, H * W, D)."""
+    _, H, W, _ = ops.shape(x)
+    return ops.reshape(x, (-1, H * W, x.shape[-1]))
+
+
+def pad(x: Any, before: int, after: int) -> Any:
+    """Zeros around the map x (B, H, W, D)."""
+    return ops.pad(x, ((0, 0), (before, after), (before, after), (0, 0))) if before or after else x
+
+
+class Part(layers.Layer):  # type: ignore[misc]
+    """Base of the layers of a stage: keeps the configuration, and makes its variables at once."""
+
+    def __init__(self, config: CvtConfig, stage: int, dtype: Any = None, **kwargs: Any) -> None:
+        super().__init__(dtype=dtype, **kwargs)
+        self.config, self.stage = config, stage
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration and the number of the stage."""
+        return {**super().get_config(), "config": self.config.to_dict(), "stage": self.stage}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The way back."""
+        values = dict(config)
+        return cls(CvtConfig.from_dict(values.pop("config")), **values)
+
+    @property
+    def init(self) -> Any:
+        """Initial values of weights."""
+        return weight_init(self.config.initializer_range)
+
+    def dense(self, inputs: int, outputs: int, bias: bool = True) -> Any:
+        """A linear map."""
+        layer = layers.Dense(outputs, use_bias=bias, kernel_initializer=self.init, dtype=self.dtype_policy)
+        layer.build((None, inputs))
+        return layer
+
+    def layer_norm(self, size: int) -> Any:
+        """A layer norm."""
+        layer = layers.LayerNormalization(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy)
+        layer.build((None, None, size))
+        return layer
+
+
+class Embedding(Part):
+    """Convolutional token embedding: a strided convolution, then a layer norm over the channels (section 3.1)."""
+
+    def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        before, D = config.embed_dim[stage - 1] if stage else config.num_channels, config.embed_dim[stage]
+        self.padding = config.patch_padding[stage]
+        self.conv = layers.Conv2D(
+            D, config.patch_sizes[stage], config.patch_stride[stage], data_format="channels_last", kernel_initializer=self.init,
+            dtype=self.dtype_policy,
+        )  # fmt: skip
+        self.conv.build((None, None, None, before))
+        self.norm = self.layer_norm(D)
+
+    def call(self, x: Any) -> Any:
+        """x (B, H', W', C) → (B, H, W, D)."""
+        return self.norm(self.conv(pad(x, self.padding, self.padding)))
+
+
+class AvgPool(layers.Layer):  # type: ignore[misc]
+    """Mean pooling as PyTorch's with `ceil_mode`: a last window may reach over the edge, and only the part inside counts."""
+
+    def __init__(self, kernel: int, stride: int, padding: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        # A window begins before the right padding does.
+        self.over = min(stride - 1, kernel - 1 - padding)
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """x (B, H, W, D) → (B, H', W', D)."""
+        inside = pad(ops.ones_like(x[:1, :, :, :1]), 0, 0)  # (1, H, W, 1)
+        if self.padding:  # padding counts as pixels
+            inside = ops.pad(inside, ((0, 0), *((self.padding, self.padding),) * 2, (0, 0)), constant_values=1)
+        inside, x = pad(inside, 0, self.over), pad(x, self.padding, self.padding + self.over)
+        total, count = (
+            ops.average_pool(each, self.kernel, self.stride, "valid", data_format="channels_last") for each in (x, inside)
+        )  # (B, H', W', D), (1, H', W', 1)
+        return total / count
+
+
+class Projection(Part):
+    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and batch norm, or pooling, or neither;
+    then a linear map, which is all that the class token sees."""
+
+    def __init__(self, config: CvtConfig, stage: int, query: bool, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        self.is_query = query
+        D, kernel = config.embed_dim[stage], config.kernel_qkv[stage]
+        stride = config.stride_q[stage] if query else config.stride_kv[stage]
+        padding = config.padding_q[stage] if query else config.padding_kv[stage]
+        method = config.qkv_projection_method[stage]
+        self.padding, self.conv, self.norm = 0, None, None
+        if method == "dw_bn":
+            self.padding = padding
+            self.conv = layers.DepthwiseConv2D(
+                kernel, stride, use_bias=False, data_format="channels_last", depthwise_initializer=self.init, dtype=self.dtype_policy
+            )
+            self.conv.build((None, None, None, D))
+            self.norm = BatchNorm(dtype=self.dtype_policy)
+            self.norm.build((None, None, None, D))
+        elif method == "avg" and not query:
+            self.conv = AvgPool(kernel, stride, padding, dtype=self.dtype_policy)
+        self.linear = self.dense(D, D, config.qkv_bias[stage])
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration, the stage, and whether this makes queries."""
+        return {**super().get_config(), "query": self.is_query}
+
+    def call(self, x: Any, cls: Any = None, training: bool = False) -> Any:
+        """x (B, H, W, D) and cls (B, 1, D) → (B, L, D)."""
+        if self.conv is not None:
+            x = self.conv(pad(x, self.padding, self.padding))  # (B, H', W', D)
+        if self.norm is not None:
+            x = self.norm(x, training=training)
+        y = to_tokens(x)  # (B, H' * W', D)
+        return self.linear(y if cls is None else ops.concatenate([cls, y], axis=1))
+
+
+class Attention(Part):
+    """Self-attention between the tokens of a stage and a smaller map of them."""
+
+    def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        D = config.embed_dim[stage]
+        self.num_heads = config.num_heads[stage]
+        self.cls = int(config.cls_token[stage])
+        # The authors scale by the whole width, not by a head's.
+        self.scale = D**-0.5
+        self.query = Projection(config, stage, query=True, dtype=self.dtype_policy)
+        self.key = Projection(config, stage, query=False, dtype=self.dtype_policy)
+        self.value = Projection(config, stage, query=False, dtype=self.dtype_policy)
+        self.proj = self.dense(D, D)
+        self.dropout = layers.Dropout(config.attention_drop_rate[stage], dtype=self.dtype_policy)
+
+    def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
+        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys."""
+        L, D = ops.shape(x)[1], x.shape[-1]
+        cls, patches = (x[:, :1], x[:, 1:]) if self.cls else (None, x)
+        grid = to_map(patches, height, width)  # (B, H, W, D)
+        q, k, v = (self.heads(each(grid, cls=cls, training=training)) for each in (self.query, self.key, self.value))
+        scores = ops.matmul(q * self.scale, ops.swapaxes(k, 2, 3))  # (B, A, L, L')
+        weights = ops.softmax(scores, axis=-1)
+        y = ops.matmul(self.dropout(weights, training=training), v)  # (B, A, L, K)
+        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, L, D))  # (B, L, D)
+        return self.proj(y), weights
+
+    def heads(self, x: Any) -> Any:
+        """x (B, L, D) → (B, A, L, K)."""
+        L, D = ops.shape(x)[1], x.shape[-1]
+        return ops.transpose(ops.reshape(x, (-1, L, self.num_heads, D // self.num_heads)), (0, 2, 1, 3))
+
+
+class Mlp(Part):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        D = config.embed_dim[stage]
+        inside = int(D * config.mlp_ratio[stage])
+        self.fc_1 = self.dense(D, inside)
+        self.fc_2 = self.dense(inside, D)
+        self.act = activation(config.hidden_act)
+        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """x (B, L, D), the same shape."""
+        return self.fc_2(self.dropout(self.act(self.fc_1(x)), training=training))
+
+
+class Block(Part):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: CvtConfig, stage: int, drop_path: float, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        self.rate = drop_path
+        self.norm_1 = self.layer_norm(config.embed_dim[stage])
+        self.attention = Attention(config, stage, dtype=self.dtype_policy)
+        self.norm_2 = self.layer_norm(config.embed_dim[stage])
+        self.mlp = Mlp(config, stage, dtype=self.dtype_policy)
+        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
+        self.drop_path = DropPath(drop_path, dtype=self.dtype_policy)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration, the stage, and the rate of stochastic depth."""
+        return {**super().get_config(), "drop_path": self.rate}
+
+    def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
+        """x (B, L, D) → (B, L, D), and the attention's weights."""
+        y, weights = self.attention(self.norm_1(x), height=height, width=width, training=training)
+        x = x + self.drop_path(self.dropout(y, training=training), training=training)  # (B, L, D)
+        y = self.dropout(self.mlp(self.norm_2(x), training=training), training=training)
+        return x + self.drop_path(y, training=training), weights  # (B, L, D)
+
+
+class Stage(Part):
+    """Tokens of a smaller map, and the blocks that work on them."""
+
+    def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
+        super().__init__(config, stage, **kwargs)
+        self.embedding = Embedding(config, stage, dtype=self.dtype_policy)
+        self.cls_token = None
+        if config.cls_token[stage]:
+            self.cls_token = self.add_weight(shape=(1, 1, config.embed_dim[stage]), initializer=self.init, name="cls_token")
+        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
+        depth = config.depth[stage]
+        rates = [config.drop_path_rate[stage] * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = [Block(config, stage, rate, dtype=self.dtype_policy) for rate in rates]
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """The map before (B, H', W', C) → this stage's map (B, H, W, D), class token (B, 1, D) or None, and every block's weights."""
+        x = self.embedding(x)  # (B, H, W, D)
+        B, H, W, _ = ops.shape(x)
+        tokens = to_tokens(x)  # (B, H * W, D)
+        if self.cls_token is not None:
+            cls = ops.cast(ops.broadcast_to(self.cls_token, (B, 1, x.shape[-1])), tokens.dtype)
+            tokens = ops.concatenate([cls, tokens], axis=1)  # (B, 1 + H * W, D)
+        tokens = self.dropout(tokens, training=training)
+        attentions = []
+        for block in self.blocks:
+            tokens, weights = block(tokens, height=H, width=W, training=training)  # (B, L, D), (B, A, L, L')
+            attentions.append(weights)
+        if self.cls_token is None:
+            return to_map(tokens, H, W), None, attentions
+        return to_map(tokens[:, 1:], H, W), tokens[:, :1], attentions
+
+
+class CvtPreTrainedModel(PreTrainedModel):
+    """Base of the CvT networks."""
+
+    config_class = CvtConfig
+    base_model_prefix = "cvt"
+    heads: ClassVar[tuple[str, ...]] = ("norm", "classifier")
+    config: CvtConfig
+
+    @classmethod
+    def name_table(cls, config: CvtConfig) -> NameTable:
+        """Published names."""
+        return HUB
+
+
+@keras.saving.register_keras_serializable(package="headstart")
+class TFCvtModel(CvtPreTrainedModel):
+    """CvT without a head.
+
+    Args:
+        config: What the network is.
+        *inputs: Taken for the sake of older code.
+        **kwargs: Of `keras.Model`: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import CvtConfig, TFCvtModel
+        >>> model = TFCvtModel(CvtConfig(depth=[1, 1, 1]))
+        >>> tuple(model(np.zeros((1, 3, 64, 96), "float32")).last_hidden_state.shape)
+        (1, 384, 4, 6)
+    """
+
+    torch_class = "CvtModel"
+
+    def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.stages = [Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))]
+        self.built = True
+
+    def features(self, pixel_values: Any, training: bool) -> tuple[list[Any], Any, list[Any]]:
+        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every block's weights."""
+        if pixel_values is None:
+            raise InputError("no pixel_values given; pass a (batch, channels, height, width) tensor, such as an image processor returns")
+        if len(pixel_values.shape) != 4 or pixel_values.shape[1] != self.config.num_channels:
+            shape = tuple(pixel_values.shape)
+            raise InputError(f"pixel_values has shape {shape}; expected (batch, {self.config.num_channels}, height, width)")
+        x = ops.transpose(ops.cast(pixel_values, self.compute_dtype), (0, 2, 3, 1))  # (B, H, W, C)
+        maps, attentions, cls = [], [], None
+        for stage in self.stages:
+            x, cls, weights = stage(x, training=training)  # (B, H, W, D), (B, 1, D)
+            maps.append(ops.transpose(x, (0, 3, 1, 2)))  # (B, D, H, W)
+            attentions += weights
+        return maps, cls, attentions
+
+    def call(
+        self,
+        pixel_values: Any = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool = False,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """Features of images.
+
+        Args:
+            pixel_values: (B, C, H, W), or a list, tuple or dict that holds them.
+            output_hidden_states: Also return each stage's map.
+            return_dict: False gives a tuple.
+            training: Whether dropout and batch statistics are on.
+            output_attentions: Also return each block's attention weights (B, A, L, L').
+
+        Returns:
+            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D), `hidden_states`, `attentions`.
+        """
+        maps, cls, attentions = self.features(self.unpack(pixel_values).get("pixel_values"), training)
+        hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        weights = tuple(attentions) if self.wants("output_attentions", output_attentions) else None
+        return self.finish(TFBaseModelOutputWithCLSToken(maps[-1], cls, hidden, weights), return_dict)
+
+
+@keras.saving.register_keras_serializable(package="headstart")
+class TFCvtForImageClassification(CvtPreTrainedModel):
+    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last stage has none.
+
+    Compiled without a loss, `fit` minimises the network's own: give the labels as `y`, or as "labels" among the inputs.
+
+    Args:
+        config: What the network is.
+        *inputs: Taken for the sake of older code.
+        **kwargs: Of `keras.Model`: `name`, `dtype`, `trainable`.
+    """
+
+    torch_class = "CvtForImageClassification"
+
+    def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        D = config.embed_dim[-1]
+        self.cvt = TFCvtModel(config, dtype=self.dtype_policy)
+        self.norm = layers.LayerNormalization(epsilon=config.layer_norm_eps, dtype=self.dtype_policy)
+        self.norm.build((None, None, D))
+        # Scores are float32 under mixed precision too.
+        self.classifier = layers.Dense(
+            config.num_labels, kernel_initializer=weight_init(config.initializer_range), dtype=self.dtype_policy.variable_dtype
+        )
+        self.classifier.build((None, D))
+        self.built = True
+
+    def call(
+        self,
+        pixel_values: Any = None,
+        labels: Any = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool = False,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """Scores of the classes.
+
+        Args:
+            pixel_values: (B, C, H, W), or a list, tuple or dict that holds them and the labels.
+            labels: (B,) integers, (B, V) zeros and ones, or (B,) numbers where `num_labels` is 1.
+            output_hidden_states: Also return each stage's map.
+            return_dict: False gives a tuple.
+            training: Whether dropout and batch statistics are on.
+            output_attentions: Also return each block's attention weights (B, A, L, L').
+
+        Returns:
+            `loss` (a scalar, with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked for.
+        """
+        given = self.unpack(pixel_values, labels=labels)
+        maps, cls, attentions = self.cvt.features(given.get("pixel_values"), training)
+        tokens = to_tokens(ops.transpose(maps[-1], (0, 2, 3, 1))) if cls is None else cls  # (B, L, D) or (B, 1, D)
+        logits = self.classifier(ops.mean(self.norm(tokens), axis=1))  # (B, V)
+        loss = None if given.get("labels") is None else classification_loss(logits, given["labels"], self.config)
+        hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        if self.wants("output_attentions", output_attentions):
+            return self.finish(ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict)
+        return self.finish(TFImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict)
+
+
+KerasCvtModel = TFCvtModel
+KerasCvtForImageClassification = TFCvtForImageClassification
