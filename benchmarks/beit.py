@@ -44,7 +44,7 @@ def forward() -> Rows:
         for batch in (1, 8):
             x = torch.randn(batch, 3, 224, 224)
             compare(models, x)
-            rows[f"forward, batch {batch}"] = interleaved({n: lambda m=m: logits(m, x) for n, m in models.items()}, 15.0 * batch**0.5)
+            rows[f"forward, batch {batch}"] = interleaved({n: lambda m=m, x=x: logits(m, x) for n, m in models.items()}, 15.0 * batch**0.5)
     return rows
 
 

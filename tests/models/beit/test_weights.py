@@ -12,10 +12,11 @@ import headstart
 from conftest import assert_close, data_dir, golden_cases, golden_dir, read_json
 from headstart import BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling, BeitForSemanticSegmentation, BeitModel
 from headstart.auto import published_config
+from headstart.checkpoint import read_checkpoint
 from headstart.errors import WeightsError
 from headstart.models.beit import positions
 from headstart.models.beit.config import PUBLISHED, renumber_labels
-from headstart.models.beit.weights import AUTHORS, save_pth
+from headstart.models.beit.weights import AUTHORS, read_authors, save_pth
 
 FINETUNE = [case for case in golden_cases("authors", "beit") if case.startswith("finetune")]
 PRETRAIN = [case for case in golden_cases("authors", "beit") if case.startswith("pretrain")]
@@ -161,6 +162,18 @@ def test_every_wrapper(wrap, case, tmp_path):
     assert all(torch.equal(value, wrapped.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
+def test_arrays_are_read_as_tensors_are():
+    """For other frameworks: the same, without PyTorch's tensors."""
+    path = golden_dir("authors", "beit", "transfer_pt_resize_abs") / "source.pth"
+    values = {"image_size": 56, "use_relative_position_bias": True}
+    config, tensors = read_authors(read_checkpoint(path), path.name, **values)
+    same, arrays = read_authors(read_checkpoint(path, "numpy"), path.name, **values)
+    assert config == same and set(tensors) == set(arrays)
+    assert all(isinstance(arrays[key], np.ndarray) for key in arrays)
+    for key, value in tensors.items():
+        assert_close(arrays[key], value, 1e-6, key)
+
+
 def test_foreign_tensors_are_listed(tmp_path):
     torch.save(
         {"model": {"cls_token": torch.zeros(1, 1, 4), "patch_embed.proj.weight": torch.zeros(4, 3, 2, 2), "odd": torch.ones(1)}},
@@ -174,8 +187,8 @@ def test_a_published_folder_is_fitted_to_another_size_and_to_a_table_a_block(tmp
     """What the authors do with their files works from a Hub folder too."""
     folder = golden_dir("authors", "beit", "transfer_pt_resize_abs")
     BeitForMaskedImageModeling.from_pretrained(folder / "source.pth").save_pretrained(tmp_path)
-    values = {"image_size": 56, "use_relative_position_bias": True, "use_shared_relative_position_bias": False}
-    model = BeitForImageClassification.from_pretrained(tmp_path, num_labels=4, **values)
+    model = BeitForImageClassification.from_pretrained(tmp_path, num_labels=4, image_size=56, use_relative_position_bias=True)
+    assert not model.config.use_shared_relative_position_bias
     expected = load_file(folder / "outputs.safetensors")
     for i in range(2):
         table = expected[f"converted.blocks.{i}.attn.relative_position_bias_table"]

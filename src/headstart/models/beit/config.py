@@ -167,7 +167,9 @@ class BeitConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Also moves the blocks that segmentation reads where `out_indices` is given anew."""
+        """Also fits what depends on an override: blocks that segmentation reads, and a bias a block in place of a shared one."""
+        if overrides.get("use_relative_position_bias") and not values.get("use_relative_position_bias"):
+            overrides.setdefault("use_shared_relative_position_bias", False)
         if "out_indices" in overrides:
             values = {k: v for k, v in values.items() if k not in ("out_features", "pyramid_blocks")}
             if values.get("compat") == "transformers":

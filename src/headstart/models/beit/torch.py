@@ -144,14 +144,13 @@ class Block(nn.Module):
 
     def __init__(self, config: BeitConfig, number: int, drop_path: float) -> None:
         super().__init__()
-        D, scale = config.hidden_size, config.layer_scale_init_value
+        D, self.scale = config.hidden_size, config.layer_scale_init_value  # 0: no layer scale
         self.norm_1 = nn.LayerNorm(D, config.layer_norm_eps)
         self.attention = Attention(config)
         self.norm_2 = nn.LayerNorm(D, config.layer_norm_eps)
         self.mlp = Mlp(config)
-        self.scale = scale
-        self.lambda_1 = nn.Parameter(torch.full((D,), float(scale))) if scale > 0 else None
-        self.lambda_2 = nn.Parameter(torch.full((D,), float(scale))) if scale > 0 else None
+        self.lambda_1 = nn.Parameter(torch.full((D,), float(self.scale))) if self.scale > 0 else None
+        self.lambda_2 = nn.Parameter(torch.full((D,), float(self.scale))) if self.scale > 0 else None
         self.dropout = config.hidden_dropout_prob
         self.drop_path = DropPath(drop_path)
         # The authors divide the last matrices of the two branches so that depth does not add up at the start.
@@ -332,7 +331,7 @@ class Encoder(BeitPreTrainedModel):
         return states, tuple(attentions), (height, width)
 
     def all_states(self) -> range:
-        """`keep` of every hidden state."""
+        """What to `keep` for every hidden state."""
         return range(len(self.blocks) + 1)
 
 

@@ -107,7 +107,7 @@ def our_name(theirs: str) -> str | None:
 def read_authors(
     tensors: Mapping[str, Any], name: str, config: BeitConfig | None = None, *, compat: Compat = "authors", **overrides: Any
 ) -> tuple[BeitConfig, dict[str, Any]]:
-    """Reads an official `.pth`: pretraining, fine-tuning, or segmentation (mmsegmentation).
+    """Reads an official `.pth` (pretraining, fine-tuning, or mmsegmentation's), or a `flax_model.msgpack` of transformers' Flax classes.
 
     Args:
         tensors: As the file holds them, in the wrappers of a training checkpoint or without.
@@ -122,8 +122,12 @@ def read_authors(
         The configuration, and the Hub's names → tensors.
 
     Raises:
-        WeightsError: No BEiT network in the file.
+        WeightsError: No BEiT network in the file, or one in Flax's format without a configuration.
     """
+    if any(key.endswith("/kernel") for key in tensors):
+        if config is None:
+            raise WeightsError(f"{name} is a Flax checkpoint; its config.json must lie beside it, or pass config=")
+        return config, dict(hub_tensor_of_flax(key, value) for key, value in tensors.items())
     tensors = {key.removeprefix("backbone."): value for key, value in unwrap(tensors).items()}
     grid = _grid(tensors, name)
     ours = {our_name(key): value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)}
@@ -132,17 +136,25 @@ def read_authors(
         raise WeightsError(f"{name} holds no BEiT network: no patches or no blocks found; expected an official .pth file")
     values = _values(ours, grid)
     if config is None:
-        asked = {"use_shared_relative_position_bias": False} if overrides.get("use_relative_position_bias") else {}
-        config = BeitConfig.from_dict(BeitConfig.from_published(values, compat) | asked | {"compat": compat}, **overrides)
+        config = BeitConfig.from_dict(BeitConfig.from_published(values, compat) | {"compat": compat}, **overrides)
     else:
-        changed = BeitConfig.from_published(config.to_dict(), compat) if compat != config.compat else config.to_dict()
-        config = BeitConfig.from_dict(changed | {"compat": compat}, **overrides)
+        known = BeitConfig.from_published(config.to_dict(), compat) if compat != config.compat else config.to_dict()
+        config = BeitConfig.from_dict(known | {"compat": compat}, **overrides)
     for i in range(values["num_hidden_layers"]):
         for bias in ("query_bias", "value_bias"):  # networks without them have zeros
             weight = ours[f"blocks.{i}.attention.qkv.weight"]
             ours.setdefault(f"blocks.{i}.attention.{bias}", 0 * weight[: weight.shape[1], 0])
     hub = HUB.to_theirs({key: value for key, value in ours.items() if key})
     return config, fit_positions(hub, config, grid) | {key: tensors[key] for key in unknown}
+
+
+def hub_tensor_of_flax(name: str, value: Any) -> tuple[str, Any]:
+    """The Hub's name and layout for an array of a `flax_model.msgpack`, such as `beit/encoder/layer/0/output/dense/kernel`."""
+    *modules, leaf = name.split("/")
+    if leaf == "kernel":  # matrices (I, O) → (O, I), filters HWIO → OIHW
+        axes = (1, 0) if value.ndim == 2 else (3, 2, 0, 1)
+        value = np.ascontiguousarray(value.transpose(axes)) if isinstance(value, np.ndarray) else value.permute(axes).contiguous()
+    return ".".join([*modules, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)]), value
 
 
 def _grid(tensors: Mapping[str, Any], name: str) -> tuple[int, int]:
