@@ -149,7 +149,7 @@ class Loop:
         Raises:
             TrainingInterrupted: A signal came; a checkpoint was written first.
         """
-        rows = slice(0, self.recipe.batch_size) if self.recipe.mixup else self.world.rows(self.recipe.batch_size)
+        rows = slice(0, self.recipe.batch_size) if self.recipe.mixes else self.world.rows(self.recipe.batch_size)
         batches = Batches(self.task, self.recipe, rows, self.workers)
         stopper = Stopper()
         self.progress.start("training", self.recipe.steps, self.step)
@@ -188,7 +188,7 @@ class Loop:
         seed_all([recipe.seed, self.step, self.world.rank])
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
-        whole = self.recipe.mixup > 0  # then every process holds the whole batch, to mix it alike
+        whole = self.recipe.mixes  # then every process holds the whole batch, to mix it alike
         mine = self.world.rows(recipe.batch_size) if whole else slice(0, len(next(iter(batch.values()))))
         weight = torch.tensor(self.task.weight(batch), device=device, dtype=torch.float64)
         total = float(weight) if whole else float(self.world.total(weight))

@@ -28,6 +28,7 @@ class Facts:
         width: Median width.
         model_image_size: Side of the images that the model's own processor makes, where that is known.
         task: Name of the task.
+        config: The model's configuration, where it is known.
     """
 
     examples: int
@@ -36,6 +37,7 @@ class Facts:
     width: int = 0
     model_image_size: int | None = None
     task: str = "image-classification"
+    config: Any = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Recipe:
         augment: "crop-flip" resizes, crops at random and mirrors; "resized-crop" crops a random part of 0.5 to 1 of the area; "flip" only
             mirrors; "none" resizes to the crop size.
         mixup: The a of MixUp's Beta(a, a), one draw a batch; 0 is off.
+        cutmix: The same of CutMix; where both are on, each batch is mixed by one of them.
+        rand_augment: Magnitude of RandAugment, 0 to 10; 0 is off.
+        color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off, and RandAugment takes its place.
+        erasing: Chance that a random rectangle of an image is erased.
         label_smoothing: Share of the label spread over all classes.
         drop_path: Rate of stochastic depth; None keeps the model's own.
         zero_head: Whether the new head starts at zero.
@@ -97,6 +103,10 @@ class Recipe:
     max_length: int | None = None
     augment: Literal["crop-flip", "resized-crop", "flip", "none"] = "crop-flip"
     mixup: float = 0.0
+    cutmix: float = 0.0
+    rand_augment: float = 0.0
+    color_jitter: float = 0.0
+    erasing: float = 0.0
     label_smoothing: float = 0.0
     drop_path: float | None = None
     zero_head: bool = True
@@ -114,19 +124,27 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 1")
-        for field in ("lr", "weight_decay", "warmup_steps", "warmup_lr", "final_lr", "mixup", "seed"):
+        for field in ("lr", "weight_decay", "warmup_steps", "warmup_lr", "final_lr", "mixup", "cutmix", "seed"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be finite and not negative")
         for field in ("momentum", "label_smoothing", "drop_path", "ema"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 0 and below 1")
+        for field, most in (("rand_augment", 10), ("color_jitter", 1), ("erasing", 1)):
+            if not 0 <= getattr(self, field) <= most:
+                raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"recipe: layer_decay={self.layer_decay}; it must be above 0 and at most 1")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ConfigError(f"recipe: clip_grad={self.clip_grad}; it must be above 0")
         if self.resize and self.crop and self.resize < self.crop:
             raise ConfigError(f"recipe: resize={self.resize} is smaller than crop={self.crop}; a crop cannot be larger than its image")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples of a batch are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def lr_at(self, step: int) -> float | None:
         """Learning rate of update `step` = 0, 1, 2, …; None when training is over.

@@ -33,4 +33,5 @@ FAMILY = Family(
     folds="headstart.models.beit.folds:fold",
     zoo="headstart.models.beit.config:PUBLISHED",
     authors="headstart.models.beit.weights:read_authors",
+    recipe="headstart.models.beit.recipes:recipe",
 )

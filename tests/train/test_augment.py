@@ -1,0 +1,101 @@
+"""RandAugment, colour jitter, random erasing and CutMix's box."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headstart.train.augment import OPERATIONS, color_jitter, cutmix_box, rand_augment, random_erase
+from headstart.train.recipes import Recipe
+from headstart.train.run import train
+from headstart.train.tasks import DataOptions, task_class
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (23, 31, 3)).astype(np.uint8)
+SMOOTH = np.linspace(20, 220, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_every_operation_changes_a_picture_and_keeps_its_size(name):
+    from PIL import Image
+
+    picture = IMAGE // 2 + 40
+    strong = np.asarray(OPERATIONS[name](Image.fromarray(picture), 0.9, (1, 2, 3)))
+    assert strong.shape == picture.shape and strong.dtype == np.uint8
+    assert not np.array_equal(strong, picture)
+
+
+@pytest.mark.parametrize("name", ["rotate", "colour", "contrast", "brightness", "sharpness", "shear x", "shear y", "translate x"])
+def test_geometry_and_enhancement_do_nothing_at_zero(name):
+    from PIL import Image
+
+    assert np.array_equal(np.asarray(OPERATIONS[name](Image.fromarray(SMOOTH), 0.0, (0, 0, 0))), SMOOTH)
+
+
+def test_a_larger_magnitude_changes_more():
+    def change(magnitude):
+        changes = [np.abs(rand_augment(SMOOTH, magnitude, np.random.default_rng(i)).astype(int) - SMOOTH).mean() for i in range(80)]
+        return float(np.mean(changes))
+
+    assert change(2) < change(9)
+    left = [np.array_equal(rand_augment(SMOOTH, 9, np.random.default_rng(i)), SMOOTH) for i in range(200)]
+    assert 0.1 < np.mean(left) < 0.45  # neither of two operations is applied in a quarter of the pictures
+
+
+def test_the_same_generator_gives_the_same_picture():
+    changes = (rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, [0.2] * 3, rng), 1)
+    for function, strength in changes:
+        one, two = (function(IMAGE, strength, np.random.default_rng(4)) for _ in range(2))
+        assert np.array_equal(one, two) and one.shape == IMAGE.shape
+
+
+def test_jitter_stays_within_its_bounds():
+    grey = np.full((6, 6, 3), 100, np.uint8)
+    values = [color_jitter(grey, 0.4, np.random.default_rng(i)) for i in range(50)]
+    assert min(v.min() for v in values) >= 59 and max(v.max() for v in values) <= 141 and len({v.tobytes() for v in values}) > 10
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_erasing_touches_one_rectangle(seed):
+    before = IMAGE.copy()
+    out = random_erase(IMAGE, 1.0, [0.5] * 3, [0.25] * 3, np.random.default_rng(seed))
+    assert np.array_equal(IMAGE, before)  # the cached picture is not written to
+    changed = (out != IMAGE).any(axis=2)
+    if changed.any():
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert changed.sum() > 0.9 * area and area <= 0.45 * 23 * 31
+    assert random_erase(IMAGE, 0.0, [0.5] * 3, [0.25] * 3, np.random.default_rng(seed)) is IMAGE
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.integers(0, 10**6))
+def test_the_box_lies_inside_and_is_no_larger_than_asked(height, width, share, seed):
+    top, left, bottom, right = cutmix_box(height, width, share, np.random.default_rng(seed))
+    assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
+    assert (bottom - top) * (right - left) <= (1 - share) * height * width + 1e-9
+
+
+def test_cutmix_pastes_the_box_and_shares_the_labels(photos, tiny_model):
+    task = task_class("image-classification").read(photos, DataOptions())
+    task.build(str(tiny_model), Recipe(crop=20, augment="none", cutmix=1.0))
+    task.prepare(None)
+    plain = task.collate([task.example(i, np.random.default_rng(i)) for i in range(6)])
+    mixed = next(b for b in (task.augment_batch(plain, np.random.default_rng(s)) for s in range(9)) if 0.2 < float(b["share"]) < 0.8)
+    top, left, bottom, right = mixed["box"].tolist()
+    whole, cpu = slice(0, 6), torch.device("cpu")
+    own, both = task.micro(plain, whole, cpu), task.micro(mixed, whole, cpu)
+    expected = own["pixel_values"].clone()
+    expected[..., top:bottom, left:right] = own["pixel_values"][mixed["partner"]][..., top:bottom, left:right]
+    assert torch.equal(both["pixel_values"], expected)
+    kept = 1 - (bottom - top) * (right - left) / 400
+    assert torch.allclose(both["targets"], kept * own["targets"] + (1 - kept) * own["targets"][mixed["partner"]], atol=1e-6)
+    parts = [task.micro(mixed, rows, cpu)["pixel_values"] for rows in (slice(0, 2), slice(2, 6))]
+    assert torch.equal(torch.cat(parts), expected)
+
+
+def test_a_strong_recipe_trains(photos, tiny_model, tmp_path):
+    values = {"mixup": 0.8, "cutmix": 1.0, "rand_augment": 9.0, "erasing": 0.25, "label_smoothing": 0.1, "ema": 0.9}
+    result = train(photos, model=tiny_model, out=tmp_path / "r", recipe="finetune", crop=20, steps=6, batch_size=4, **values)
+    assert result.recipe.cutmix == 1.0 and "accuracy" in result.metrics
