@@ -435,6 +435,17 @@ def test_micro_batches_of_texts_change_nothing(moods, tiny_yoso, tmp_path):
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+def test_batches_give_what_each_text_gives_alone(moods, tiny_yoso):
+    task = TextClassification.read(moods, DataOptions())
+    model = task.build(str(tiny_yoso), Recipe(zero_head=False)).eval()
+    task.prepare(None)
+    together = task.scores(model, "validation", torch.device("cpu"), lambda out: out.logits)
+    for row, scores in zip(task.data.splits["validation"], together, strict=True):
+        with torch.inference_mode():
+            alone = model(**task.tokenizer(row.values["text"], return_tensors="pt")).logits[0]
+        np.testing.assert_allclose(scores, alone.numpy(), atol=1e-5)
+
+
 def test_resumed_run_is_the_same_run(moods, tiny_yoso, tmp_path):
     """With dropout: bit for bit."""
     whole = looped(moods, tiny_yoso, tmp_path / "a", STEPS)
