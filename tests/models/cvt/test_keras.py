@@ -23,8 +23,7 @@ def report(backend: str) -> dict[str, list[str]]:
     pytest.importorskip(backend)
     file = Path(os.environ.get("TMPDIR", "/tmp")) / f"headstart-keras-{backend}-{os.getpid()}.xml"
     quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # Compiling takes most of the time on JAX; the numbers are the same without optimisation.
-    quiet |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if backend == "jax" else {}
+    quiet |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling takes most of the time
     command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "--tb=short", f"--junitxml={file}"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=1800)
     if not file.exists():
