@@ -157,11 +157,12 @@ def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str
     """A folder of splits, or of classes."""
     children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
     split_folders = [child for child in children if child.is_dir() and child.name.lower() in SPLIT_NAMES]
-    if any(SPLIT_NAMES[child.name.lower()] == "train" for child in split_folders):
+    whole = options.classes and len(split_folders) == sum(child.is_dir() for child in children)  # judging needs no training data
+    if any(SPLIT_NAMES[child.name.lower()] == "train" for child in split_folders) or (split_folders and whole):
         return _no_twice({child: {SPLIT_NAMES[child.name.lower()]: _read_class_folders(child, notes)} for child in split_folders})
     readable = (*TABLE_SUFFIXES, ".npz", ".tar")
     split_files = [c for c in children if c.is_file() and c.suffix.lower() in readable and _file_split(c) is not None]
-    if any(_file_split(child) == "train" for child in split_files):
+    if any(_file_split(child) == "train" for child in split_files) or (split_files and options.classes):
         return _no_twice({c: {str(_file_split(c)): _joined(_read_file(c, options, notes))} for c in split_files})
     tables = [child for child in children if child.is_file() and child.suffix.lower() in readable and child.name != "classes.json"]
     if not any(child.is_dir() for child in children) and len(tables) == 1:

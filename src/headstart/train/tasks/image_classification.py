@@ -3,7 +3,7 @@
 Letters: B images, H W sides of what the network sees, V classes, N images of a split.
 """
 
-import logging
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-from headstart.errors import ConfigError, DataError
-from headstart.train.data import Examples, ImageData, combined_fingerprint, read_images
+from headstart.errors import ConfigError, DataError, InputError
+from headstart.pipelines import batched
+from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
+from headstart.train.data import Examples, ImageData, Source, combined_fingerprint, read_images
+from headstart.train.head import FeatureStore, fit_head, inputs_of, install, model_key
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
 from headstart.train.metrics import classification_metrics, wilson
+from headstart.train.progress import Progress
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Section
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
 from headstart.train.tasks.classification_report import classification_sections
 
-logger = logging.getLogger("headstart")
+FEATURES_KEPT = 512  # images after which features are written, so that an interrupted run loses little
 
 
 class ImageClassification(Task):
@@ -128,7 +132,6 @@ class ImageClassification(Task):
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
         """See `Task.prepare`."""
         self.bad = [each for each in self.bad if each.split in splits]
-        total = sum(count for split, count in self.splits.items() if split in splits)
         for split in splits:
             if split not in self.data.splits:
                 continue
@@ -137,15 +140,21 @@ class ImageClassification(Task):
             failed = cache.fill(self.options.workers)
             self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
             self.caches[split] = cache
+        self._settle_bad(splits)
+
+    def _settle_bad(self, splits: tuple[str, ...]) -> None:
+        """Stops over unreadable images, or leaves them out and says so."""
+        total = sum(count for split, count in self.splits.items() if split in splits)
         everything = self.skipped + self.bad
-        check_bad(everything, self.options.skip_bad, total)
+        check_bad(everything, self.options.skip_bad, total + len(self.skipped))
         for split in splits:
-            if split in self.caches:
-                self._leave_out(split)
+            self._leave_out(split)
         if everything:
             self.data.notes.append(f"{len(everything)} unreadable images left out")
+        if "train" not in splits or not self.trains:
+            return
         missing = set(range(len(self.data.classes))) - set(self.data.splits["train"].labels.tolist())
-        if "train" in splits and missing:
+        if missing:
             raise DataError(f"no readable training image is left of class {self.data.classes[min(missing)]!r}")
 
     def _leave_out(self, split: str) -> None:
@@ -200,15 +209,33 @@ class ImageClassification(Task):
             image = square(image[part], side, self.processor.resample)
         if self.recipe.augment != "none" and rng.random() < 0.5:
             image = image[:, ::-1]
+        image = self._recoloured(image, rng)
         label = torch.tensor(int(self.data.splits["train"].labels[index]))
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "label": label}
 
+    def _recoloured(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The image after RandAugment or colour jitter, and random erasing, where the recipe asks for them."""
+        recipe, mean, std = self.recipe, self.processor.image_mean, self.processor.image_std
+        if recipe.rand_augment:
+            image = rand_augment(image, recipe.rand_augment, rng, [255 * each for each in mean])
+        elif recipe.color_jitter:
+            image = color_jitter(image, recipe.color_jitter, rng)
+        return random_erase(image, recipe.erasing, mean, std, rng) if recipe.erasing else image
+
     def augment_batch(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """See `Task.augment_batch`: MixUp with one share and one permutation a batch, as in the BiT paper."""
-        if self.recipe.mixup:
-            order = torch.from_numpy(rng.permutation(len(batch["label"])))
-            batch = batch | {"partner": order, "share": torch.tensor(rng.beta(self.recipe.mixup, self.recipe.mixup), dtype=torch.float32)}
-        return batch
+        """See `Task.augment_batch`: MixUp or CutMix with one share and one permutation a batch, as in the BiT paper."""
+        if not self.recipe.mixes:
+            return batch
+        order = torch.from_numpy(rng.permutation(len(batch["label"])))
+        cut = self.recipe.cutmix > 0 and (self.recipe.mixup == 0 or rng.random() < 0.5)
+        alpha = self.recipe.cutmix if cut else self.recipe.mixup
+        share = float(rng.beta(alpha, alpha))
+        if cut:
+            _, _, H, W = batch["image"].shape
+            top, left, bottom, right = cutmix_box(H, W, share, rng)
+            batch = batch | {"box": torch.tensor([top, left, bottom, right])}
+            share = 1 - (bottom - top) * (right - left) / (H * W)
+        return batch | {"partner": order, "share": torch.tensor(share, dtype=torch.float32)}
 
     def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
         """See `Task.micro`: pixel_values (B, 3, H, W), and the targets (B, V)."""
@@ -222,7 +249,12 @@ class ImageClassification(Task):
         if "partner" in batch:
             share = batch["share"].to(device)
             other_pixels, other_targets = part(batch["partner"][rows])
-            pixels, targets = torch.lerp(other_pixels, pixels, share), torch.lerp(other_targets, targets, share)
+            targets = torch.lerp(other_targets, targets, share)
+            if "box" in batch:
+                top, left, bottom, right = batch["box"].tolist()
+                pixels[..., top:bottom, left:right] = other_pixels[..., top:bottom, left:right]
+            else:
+                pixels = torch.lerp(other_pixels, pixels, share)
         return {"pixel_values": pixels, "targets": targets}
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -230,6 +262,64 @@ class ImageClassification(Task):
         logits = model(pixel_values=inputs["pixel_values"]).logits.float()  # (B, V)
         loss = F.cross_entropy(logits, inputs["targets"], reduction="sum", label_smoothing=self.recipe.label_smoothing)
         return loss, {"accuracy": (logits.detach().argmax(1) == inputs["targets"].argmax(1)).sum()}
+
+    # A head on fixed features ---------------------------------------------------------------------------------------------------------
+
+    def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
+        """See `Task.tune_head`."""
+        features = self._features(model, device, progress)
+        layer = head_of(model)
+        fit = fit_head(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
+        install(layer, fit)
+        how = f"chosen by {fit.folds}-fold cross-validation" if fit.losses else "not chosen: a class has a single image"
+        self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
+        progress.say(self.data.notes[-1])
+        scores = {split: rows @ fit.weight.T + fit.bias for split, rows in features.items() if split != "train"}
+        return {split: self._judged(split, each) for split, each in scores.items()}
+
+    @torch.inference_mode()
+    def _features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
+        """What goes into the head, (N, D) for every split: from the store, or computed and kept there."""
+        store = FeatureStore(model_key(model, self.processor.to_dict()))
+        sources = {d: self.data.splits[split].images[i] for split, digests in self.digests.items() for i, d in enumerate(digests) if d}
+        missing = [(digest, source) for digest, source in sources.items() if digest not in store]
+        if len(missing) < len(sources):
+            progress.say(f"features of {len(sources) - len(missing)} images are known from before")
+        failed: dict[str, str] = {}
+        done, began = 0, time.perf_counter()
+        progress.start("features", len(missing))
+        for part in batched(missing, FEATURES_KEPT):
+            digests: list[str] = []
+            rows: list[Tensor] = []
+            ready = zip(part, parallel(self._pixels_or_reason, [source for _, source in part], self.options.workers), strict=True)
+            for chunk in batched(ready, 32 if processor_side(self.processor) else 1):
+                failed |= {digest: result for (digest, _), result in chunk if isinstance(result, str)}
+                good = {digest: result for (digest, _), result in chunk if not isinstance(result, str)}
+                if good:
+                    digests += good
+                    rows.append(self._head_inputs(model, torch.cat(list(good.values())).to(device)))
+                done += len(chunk)
+                progress.update(done, {}, done / (time.perf_counter() - began))
+            if rows:
+                store.add(digests, torch.cat(rows).numpy())
+        for split, examples in self.data.splits.items():
+            self.bad += [Bad(split, i, examples.names[i], failed[d]) for i, d in enumerate(self.digests[split]) if d in failed]
+        self._settle_bad(SPLITS)
+        return {split: store[digests] for split, digests in self.digests.items()}
+
+    def _pixels_or_reason(self, source: Source) -> Tensor | str:
+        """What the processor makes of an image, (1, 3, H, W), or why it cannot be read."""
+        try:
+            pixels: Tensor = self.processor(decode(source), return_tensors="pt")["pixel_values"]
+        except InputError as error:
+            return str(error)
+        return pixels
+
+    def _head_inputs(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+        """(B, D) on the CPU."""
+        with inputs_of(head_of(model)) as seen:
+            model(pixel_values=pixel_values)
+        return seen[0].float().cpu()
 
     # Judging --------------------------------------------------------------------------------------------------------------------------
 
@@ -243,7 +333,11 @@ class ImageClassification(Task):
             images = np.stack([cache[i] for i in range(start, min(start + 32, len(labels)))])  # (B, H, W, 3)
             pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))  # (B, 3, H, W)
             logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
-        scores = np.concatenate(logits)
+        return self._judged(split, np.concatenate(logits))
+
+    def _judged(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
+        """The evaluation of scores (N, V) of a split."""
+        labels = self.data.splits[split].labels
         if not np.isfinite(scores).all():
             raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
         metrics = classification_metrics(scores, labels)

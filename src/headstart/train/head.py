@@ -1,0 +1,225 @@
+"""`--tune head`: features once, kept on disk, and a linear head fitted to convergence.
+
+The backbone is run once over every image; a later run with other labels, splits or settings finds the features again by the hash of the
+image's content and of the network and its preprocessing. The head is multinomial logistic regression (L-BFGS), and how strongly it is
+regularised is chosen by cross-validation.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.checkpoint import atomic_write
+from headstart.errors import ConfigError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # inverse regularisation, on features of mean square 1
+CV_EXAMPLES = 4000  # more tell nothing new about the regularisation
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `HEADSTART_CACHE`, else the user's cache folder."""
+    root = os.environ.get("HEADSTART_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    return Path(root)
+
+
+class FeatureStore:
+    """Features on disk by content hash, for one network with one preprocessing.
+
+    Each part is a file that is written whole and never changed, so that runs at the same time and killed runs do no harm.
+    """
+
+    def __init__(self, key: str, root: Path | None = None) -> None:
+        self.folder = (root or cache_folder() / "features") / key
+        self.rows: dict[str, Floats] = {}
+        for part in sorted(self.folder.glob("*.npz")):
+            try:
+                with part.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                    self.rows.update(zip(file["digests"].tolist(), file["features"], strict=True))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # a damaged part is computed again
+                part.unlink(missing_ok=True)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.rows
+
+    def __getitem__(self, digests: list[str]) -> Floats:
+        """(N, D) features in the order asked for."""
+        return np.stack([self.rows[digest] for digest in digests])
+
+    def add(self, digests: list[str], features: Floats) -> None:
+        """Keeps features (N, D), on disk too."""
+        self.rows.update(zip(digests, features, strict=True))
+        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+        def write(file: Any) -> None:  # noqa: ANN401 - a binary file
+            np.savez(file, digests=np.array(digests), features=features)
+
+        atomic_write(self.folder / f"{name}.npz", write)
+
+
+def model_key(model: nn.Module, processor: dict[str, Any]) -> str:
+    """Hash of everything that decides a feature: the weights below the head, the configuration, the preprocessing."""
+    whole = hashlib.sha256()
+    heads: tuple[str, ...] = getattr(model, "heads", ())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not any(name.startswith(head + ".") for head in heads):
+            whole.update(name.encode())
+            whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("id2label", "label2id", "_name_or_path")}  # type: ignore[operator, union-attr]
+    whole.update(json.dumps([config, processor], sort_keys=True, default=str).encode())
+    return whole.hexdigest()[:32]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside the block torch computes with one thread: thousands of small products lose more by waiting for each other than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside the block, what goes into a layer is kept in a list instead of being used there."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head.
+
+    Args:
+        weight: (C, D).
+        bias: (C,).
+        strength: The inverse regularisation that was chosen.
+        losses: Cross-validated loss by strength; empty where the data is too small for it.
+        folds: Number of folds.
+    """
+
+    weight: Floats
+    bias: Floats
+    strength: float
+    losses: dict[float, float]
+    folds: int
+
+
+def fit_head(features: Floats, labels: Ints, classes: int, seed: int = 0) -> Fit:
+    """Multinomial logistic regression whose regularisation is chosen by cross-validation.
+
+    Args:
+        features: (N, D).
+        labels: (N,), each class at least once.
+        classes: C.
+        seed: Decides the folds.
+    """
+    mean = features.mean(axis=0)
+    scale = float(np.sqrt(np.square(features - mean).mean())) or 1.0
+    x = np.asarray((features - mean) / scale, dtype=np.float64)
+    # With fewer examples than features the weights lie in the span of the examples: the same problem, in as many dimensions as examples.
+    basis = span(x) if len(x) < x.shape[1] else None  # (up to N, D)
+    x = x if basis is None else x @ basis.T
+    folds = min(5, int(np.bincount(labels, minlength=classes).min()))
+    losses = cross_validate(x, labels, folds, seed) if folds >= 2 else {}
+    strength = min(losses, key=lambda each: (losses[each], each)) if losses else 1.0
+    weight, bias = logistic(x, labels, strength)
+    weight = weight if basis is None else weight @ basis  # (C, D)
+    # The scaling goes into the layer: W ((f - mean) / scale) + b.
+    weight = weight / scale
+    bias = bias - weight @ mean
+    return Fit(weight.astype(np.float32), bias.astype(np.float32), strength, losses, folds)
+
+
+def span(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An orthonormal basis (R, D) of the rows of x (N, D), R at most N."""
+    rows = torch.from_numpy(x)
+    with one_thread():
+        squares, vectors = torch.linalg.eigh(rows @ rows.T)  # (N,), (N, N)
+        used = squares > 1e-12 * squares.max()
+        return np.asarray((vectors[:, used] / squares[used].sqrt()).T @ rows)
+
+
+def cross_validate(x: NDArray[np.float64], labels: Ints, folds: int, seed: int) -> dict[float, float]:
+    """Mean loss on held-out folds by strength; every fold holds its share of every class."""
+    rng = np.random.default_rng([seed, 0xF01D])
+    if len(x) > CV_EXAMPLES:
+        chosen = rng.permutation(len(x))[:CV_EXAMPLES]
+        x, labels = x[chosen], labels[chosen]
+    fold = np.empty(len(x), dtype=np.int64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        fold[members] = (np.arange(len(members)) + rng.integers(folds)) % folds
+    totals = dict.fromkeys(STRENGTHS, 0.0)
+    for number in range(folds):
+        train, held = fold != number, fold == number
+        start = None
+        for strength in STRENGTHS:
+            start = logistic(x[train], labels[train], strength, start, tolerance=1e-5)
+            totals[strength] += log_loss(x[held], labels[held], *start) / len(x)
+    return totals
+
+
+def log_loss(x: NDArray[np.float64], labels: Ints, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+    """Sum of -log p(label)."""
+    logits = torch.from_numpy(x @ weight.T + bias)
+    return float(nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum"))
+
+
+def logistic(
+    x: NDArray[np.float64],
+    labels: Ints,
+    strength: float,
+    start: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    tolerance: float = 1e-7,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights (C, D) and biases (C,) of logistic regression with an L2 penalty of 1 / strength on the weights.
+
+    Minimises `sum of cross-entropies + |W|² / (2 strength)`, as scikit-learn does, by torch's L-BFGS; C is one more than the largest label.
+    """
+    classes = int(labels.max()) + 1 if start is None else len(start[1])
+    data, target = torch.from_numpy(x), torch.from_numpy(labels)
+    first = np.zeros((classes, x.shape[1] + 1)) if start is None else np.concatenate([start[0], start[1][:, None]], axis=1)
+    parameters = torch.from_numpy(first).requires_grad_()  # (C, D + 1), biases last
+    solver = torch.optim.LBFGS(
+        [parameters], max_iter=500, history_size=20, tolerance_grad=tolerance, tolerance_change=tolerance / 10, line_search_fn="strong_wolfe"
+    )
+
+    def mean_loss() -> float:
+        solver.zero_grad()
+        weight, bias = parameters[:, :-1], parameters[:, -1]
+        loss = nn.functional.cross_entropy(data @ weight.T + bias, target) + weight.square().sum() / (2 * strength * len(target))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    with one_thread(), torch.enable_grad():
+        solver.step(mean_loss)  # type: ignore[no-untyped-call]
+    result = parameters.detach().numpy()
+    return result[:, :-1], result[:, -1]
+
+
+def install(layer: nn.Linear, fit: Fit) -> None:
+    """Writes a fitted head into the network."""
+    if tuple(layer.weight.shape) != fit.weight.shape:
+        raise ConfigError(f"the head is {tuple(layer.weight.shape)}, the fitted one {fit.weight.shape}")
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(fit.weight))
+        layer.bias.copy_(torch.from_numpy(fit.bias))
