@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pictures", type=int, default=16_000)
+    parser.add_argument("--views", type=int, default=2, help="fixed views of each picture")
     parser.add_argument("--steps", type=int, default=1200, help="of pretraining, 64 pictures each")
     parser.add_argument("--shots", type=int, default=100, help="CIFAR-10 images of each class")
     parser.add_argument("--tune-steps", type=int, default=400)
@@ -76,7 +77,7 @@ def main() -> None:
         pretrained, pictures, model=network, task="masked-image-modeling", recipe="finetune", precision="bf16", steps=args.steps,
         warmup_steps=args.steps // 10, batch_size=64, micro_batch=64, lr=2e-3, layer_decay=1.0, weight_decay=0.05, clip_grad=3.0,
         resize=40, augment="resized-crop", label_smoothing=0.0, eval_every=max(1, args.steps // 4),
-        task_options={"tokenizer": args.tokenizer, "views": 2},
+        task_options={"tokenizer": args.tokenizer, "views": args.views},
     )  # fmt: skip
     tune = {
         "recipe": "finetune", "precision": "bf16", "steps": args.tune_steps, "batch_size": 64, "micro_batch": 64, "lr": 1e-3, "crop": 32,

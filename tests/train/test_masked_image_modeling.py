@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor, DalleImageTokenizer
+from headstart.cli import main as command_line
 from headstart.errors import ConfigError, DataError
 from headstart.models.beit.reconstruction import MaskedImageModelingPipeline, panels, tokenizer_view
+from headstart.train.loop import Loop
 from headstart.train.recipes import Recipe
 from headstart.train.run import evaluate, train
 from headstart.train.tasks import DataOptions, task_class
@@ -220,6 +223,41 @@ def test_pipeline_paints(result, pictures, tmp_path):
     written = imagine.write(pictures / "val" / "deep" / "0.png", tmp_path / "x")
     with Image.open(written["reconstruction_file"]) as picture:
         assert picture.size == (4 * 48 + 3 * 6, 48)
+
+
+def run_command(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command_line(arguments)
+    assert not end.value.code
+
+
+def test_command_line_round_trip(result, pictures, tmp_path, capsys):
+    run_command(["predict", str(result.folder), str(pictures / "val"), "--out", str(tmp_path / "out"), "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5 and all(Path(file).is_file() for line in lines for file in line["files"])
+    run_command(["evaluate", str(result.folder), str(pictures), "--json"])
+    assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(result.metrics, abs=1e-6)
+
+
+def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path, monkeypatch):
+    values = {"recipe": "finetune", "steps": 8, "batch_size": 4, "checkpoint_every": 3, "eval_every": 100, "drop_path": 0.1}
+    values |= {"model": str(network), "task": "masked-image-modeling", "task_options": {"tokenizer": tokenizer}}
+    whole = train(pictures, out=tmp_path / "whole", **values)
+    update = Loop.update
+
+    def power_cut(self, batch):
+        if self.step == 7:
+            raise RuntimeError("power cut")
+        return update(self, batch)
+
+    monkeypatch.setattr(Loop, "update", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(pictures, out=tmp_path / "broken", **values)
+    monkeypatch.setattr(Loop, "update", update)
+    resumed = train(pictures, out=tmp_path / "broken", resume=True)
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert whole.metrics == resumed.metrics
 
 
 def test_classification_goes_on_from_it(result, photos, tmp_path):

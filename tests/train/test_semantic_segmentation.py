@@ -10,12 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from conftest import data_dir
 from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor
+from headstart.cli import main as command_line
 from headstart.errors import DataError
+from headstart.pipelines import task_of as task_of_model
 from headstart.segmentation import SemanticSegmentationPipeline, class_colours, class_scores, overlay, segment, starts
+from headstart.train.loop import Loop
 from headstart.train.recipes import Recipe
 from headstart.train.run import evaluate, train
 from headstart.train.segmentation_augment import largest_share, random_colours, random_crop
@@ -267,6 +271,7 @@ def test_ignored_pixels_never_count():
 
 
 @pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
 def test_measures_agree_with_torchmetrics():
     classification = pytest.importorskip("torchmetrics.functional.classification")
     rng = np.random.default_rng(1)
@@ -444,3 +449,48 @@ def test_modes(result):
     picture, _ = scene(501, 40, 120)
     slide, whole = (segment(predict.model, predict.image_processor, picture, mode) for mode in ("slide", "whole"))
     assert slide.shape == whole.shape == (40, 120) and (slide == whole).mean() > 0.5
+
+
+def run_command(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command_line(arguments)
+    assert not end.value.code
+
+
+def test_command_line_round_trip(result, scenes, tmp_path, capsys):
+    assert task_of_model(result.folder) == "semantic-segmentation"
+    run_command(["predict", str(result.folder), str(scenes / "val" / "images"), "--out", str(tmp_path / "out"), "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5 and all(Path(file).is_file() for line in lines for file in line["files"])
+    assert lines[0]["files"][0].endswith("s0.png") and lines[0]["files"][1].endswith("s0_overlay.jpg")
+    run_command(["evaluate", str(result.folder), str(scenes / "val" / "images"), str(scenes / "val" / "masks"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == pytest.approx(result.metrics, abs=1e-6)
+    run_command(["evaluate", str(result.folder), str(scenes), "--option", "mode=whole", "--json"])
+    assert json.loads(capsys.readouterr().out)["metrics"]["mean_iou"] > 0.4
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(result, scenes, tmp_path, capsys):
+    folders = [str(scenes / split / "images" / "s0.png") for split in ("train", "val")]
+    run_command(["predict", str(result.folder), *folders, "--out", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"s0.png", "s0_overlay.jpg", "s0_2.png", "s0_2_overlay.jpg"}
+
+
+def test_a_broken_run_goes_on_bit_for_bit(scenes, tiny_beit, tmp_path, monkeypatch):
+    values = {"recipe": "finetune", "steps": 8, "batch_size": 3, "crop": 32, "checkpoint_every": 3, "eval_every": 100, "drop_path": 0.1}
+    whole = train(scenes, model=str(tiny_beit), out=tmp_path / "whole", task="semantic-segmentation", **values)
+    update = Loop.update
+
+    def power_cut(self, batch):
+        if self.step == 7:
+            raise RuntimeError("power cut")
+        return update(self, batch)
+
+    monkeypatch.setattr(Loop, "update", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(scenes, model=str(tiny_beit), out=tmp_path / "broken", task="semantic-segmentation", **values)
+    monkeypatch.setattr(Loop, "update", update)
+    resumed = train(scenes, out=tmp_path / "broken", resume=True)
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert whole.metrics == resumed.metrics

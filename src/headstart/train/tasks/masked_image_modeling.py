@@ -129,8 +129,8 @@ class MaskedImageModeling(Task):
         if recipe.drop_path is not None:
             overrides["drop_path_rate"] = recipe.drop_path
         model: nn.Module
+        torch.manual_seed(recipe.seed)  # what the checkpoint lacks is drawn at random
         if self.options.extra.get("scratch"):
-            torch.manual_seed(recipe.seed)
             model = AutoModelForMaskedImageModeling.from_config(type(config).from_dict(config.to_dict(), **overrides))
         else:
             other_codes = config.vocab_size != self.tokenizer.vocab_size  # then the last layer is made anew

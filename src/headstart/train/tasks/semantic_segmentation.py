@@ -126,6 +126,7 @@ class SemanticSegmentation(Task):
             overrides["drop_path_rate"] = recipe.drop_path
         if self.classes.colours is not None:
             overrides["palette"] = self.classes.colours.tolist()
+        torch.manual_seed(recipe.seed)  # the new head is drawn at random
         model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(name, revision=revision, **overrides)
         self.colours = class_colours(model.config)
         self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
