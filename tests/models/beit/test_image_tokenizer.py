@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from conftest import assert_close, golden_dir
 from headstart import DalleImageTokenizer
-from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError, WeightsError
+from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError, OfflineError, WeightsError
 
 CASES = ["encoder_tiny", "encoder_nonsquare"]
 
@@ -66,6 +66,18 @@ def test_a_folder_of_the_authors_files(tmp_path):
         alone.decode(expected["codes"])
     shutil.copy(folder / "decoder_state_dict.pt", tmp_path / "decoder.pkl")
     assert_close(DalleImageTokenizer.from_pretrained(tmp_path).decode(expected["codes"]), expected["reconstruction"], 1e-5)
+
+
+def test_the_published_name_uses_openais_addresses(tmp_path):
+    folder, image, expected = load_case("encoder_tiny")
+    with pytest.raises(OfflineError, match=r"cdn\.openai\.com/dall-e/encoder\.pkl"):
+        DalleImageTokenizer.from_pretrained("dall-e", cache_dir=tmp_path, local_files_only=True)
+    cached = tmp_path / "headstart" / "cdn.openai.com" / "dall-e"
+    cached.mkdir(parents=True)
+    shutil.copy(folder / "encoder.pkl", cached / "encoder.pkl")
+    shutil.copy(folder / "decoder_state_dict.pt", cached / "decoder.pkl")
+    tokenizer = DalleImageTokenizer.from_pretrained("dall-e", cache_dir=tmp_path, local_files_only=True)
+    assert torch.equal(tokenizer.encode(image), expected["codes"]) and tokenizer.decoder is not None
 
 
 def test_published_size():
