@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import ROOT, data_dir
 from headstart import YosoConfig, YosoForMaskedLM, YosoTokenizer
@@ -452,6 +453,27 @@ def test_resumed_run_is_the_same_run(moods, tiny_yoso, tmp_path):
     looped(moods, tiny_yoso, tmp_path / "b", STEPS, until=3)
     resumed = looped(moods, tiny_yoso, tmp_path / "b", STEPS, checkpoint=load_checkpoint(tmp_path / "b" / "checkpoints"))
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_broken_run_goes_on_bit_for_bit(moods, tiny_yoso, tmp_path, monkeypatch):
+    values = {"model": str(tiny_yoso), "task": "text-classification", "device": "cpu", "steps": 8, "batch_size": 8, "checkpoint_every": 3}
+    whole = train(moods, out=tmp_path / "whole", eval_every=100, **values)
+    update = Loop.update
+
+    def power_cut(self, batch):
+        if self.step == 7:
+            raise RuntimeError("power cut")
+        return update(self, batch)
+
+    monkeypatch.setattr(Loop, "update", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(moods, out=tmp_path / "broken", eval_every=100, **values)
+    monkeypatch.setattr(Loop, "update", update)
+    torch.manual_seed(99)
+    resumed = train(moods, out=tmp_path / "broken", resume=True)
+    assert resumed.metrics == whole.metrics
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 def test_tokenizer_of_another_network(moods, tiny_yoso, tmp_path):

@@ -94,6 +94,7 @@ class TextTask(Task):
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
         self._take_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision), config, recipe)
+        torch.manual_seed(recipe.seed)  # the new head is drawn at random
         model: nn.Module = self.auto.from_pretrained(name, revision=revision, **self.overrides())
         if recipe.zero_head and self.labels:
             last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(self.labels)][-1]
