@@ -160,8 +160,8 @@ def load_checkpoint(
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
             raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
-        # A file of the authors runs their mathematics, whoever wrote the config.json beside it; a tf_model.h5 is of transformers.
-        theirs = by_authors and path.name != "tf_model.h5"
+        # A file of the authors runs their mathematics, whoever wrote the config.json beside it; these two are of transformers.
+        theirs = by_authors and path.name not in ("tf_model.h5", "flax_model.msgpack")
         config = config_class.from_file_values(values, remembered, compat or ("authors" if theirs else None), **overrides)
     if by_authors and family.read_authors is not None:
         chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)

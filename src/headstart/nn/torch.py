@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from headstart import outputs
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
 from headstart.names import NameTable
+from headstart.nn.saving import misfit_message, push_network, save_network
 
 logger = logging.getLogger("headstart")
 
@@ -248,6 +249,7 @@ class PreTrainedModel(nn.Module):
         compat: Compat | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
+        optimized: bool | None = None,
         **config_overrides: Any,
     ) -> Any:
         """A network with the weights of a checkpoint, in evaluation mode.
@@ -265,6 +267,8 @@ class PreTrainedModel(nn.Module):
             compat: Whose arithmetic: "authors" or "transformers"; None follows `headstart.config.resolve_compat`.
             ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
+            optimized: False loads the network itself from a folder that `headstart.optimize` made; by default its optimised form is loaded,
+                unless something else is asked of it too.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as `num_labels=10`.
 
         Raises:
@@ -274,6 +278,12 @@ class PreTrainedModel(nn.Module):
         """
         from headstart.auto import load_checkpoint
 
+        asked = (config, dtype, torch_dtype, device, compat, ignore_mismatched_sizes, output_loading_info, config_overrides)
+        if optimized is not False and not any(asked) and (Path(name_or_path) / "headstart_optimized.json").is_file():
+            from headstart.engine import holds, load
+
+            if holds(name_or_path, cls):
+                return load(name_or_path)
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub)
         wanted = dtype if dtype is not None else torch_dtype if torch_dtype is not None else torch.float32
@@ -353,29 +363,10 @@ class PreTrainedModel(nn.Module):
             repo_id: Where to upload.
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart import checkpoint as files
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach() for key, value in self.state_dict().items()}
-        files.write_tensors(folder, self.name_table(self.config).to_theirs(state), max_shard_size=max_shard_size)
-        self.config.architectures = [type(self).__name__]
-        if "architectures" not in self.config._extra_names:
-            self.config._extra_names.append("architectures")
-        self.config.save_pretrained(folder)
-        self._write_card(folder)
+        save_network(folder, self.config, self.name_table(self.config).to_theirs(state), type(self).__name__, max_shard_size)
         if push_to_hub:
-            self._upload(folder, repo_id or folder.name, hub)
-
-    def _write_card(self, folder: Path) -> None:
-        """A model card, unless the folder has one, that says where transformers would compute something else."""
-        from headstart.checkpoint import atomic_write
-
-        differences = self.config.differences()
-        if differences and not (folder / "README.md").exists():
-            lines = ["---", "library_name: headstart", "---", "", f"# {type(self).__name__}", ""]
-            lines += ["In transformers this folder computes something else:", ""]
-            atomic_write(folder / "README.md", "\n".join(lines + [f"- {each}" for each in differences] + [""]).encode())
+            push_network(folder, repo_id or Path(folder).name, hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -388,13 +379,7 @@ class PreTrainedModel(nn.Module):
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return self._upload(Path(folder), repo_id, hub)
-
-    @staticmethod
-    def _upload(folder: Path, repo_id: str, hub: dict[str, Any]) -> str:
-        from headstart.hub import push_to_hub
-
-        return str(push_to_hub(folder, repo_id, **hub))
+            return push_network(folder, repo_id, hub)
 
 
 class _NoInit(TorchFunctionMode):
@@ -431,13 +416,3 @@ def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
     else:
         owner._buffers[leaf] = value
-
-
-def misfit_message(name: str, cls: str, missing: Iterable[str], unknown: Iterable[str], wrong: Iterable[tuple[str, Any, Any]]) -> str:
-    """One readable list of everything that did not fit."""
-    lines = [f"{name} does not fit {cls}:"]
-    lines += [f"  missing: {each}" for each in sorted(missing)]
-    lines += [f"  unexpected: {each}" for each in sorted(unknown)]
-    lines += [f"  shape: {n} is {theirs} in the checkpoint, {ours} in the network" for n, theirs, ours in sorted(wrong)]
-    hint = "pass num_labels for a head of another size, or ignore_mismatched_sizes=True to make such parameters anew"
-    return "\n".join(lines + ([hint] if any("  shape" in line for line in lines) else []))
