@@ -21,6 +21,7 @@ from headstart.pipelines import task_of as task_of_model
 from headstart.segmentation import SemanticSegmentationPipeline, class_colours, class_scores, overlay, segment, starts
 from headstart.train.loop import Loop
 from headstart.train.recipes import Recipe
+from headstart.train.report import learning_curves
 from headstart.train.run import evaluate, train
 from headstart.train.segmentation_augment import largest_share, random_colours, random_crop
 from headstart.train.segmentation_data import IGNORED, ClassList, read_classes
@@ -494,3 +495,10 @@ def test_a_broken_run_goes_on_bit_for_bit(scenes, tiny_beit, tmp_path, monkeypat
     one, two = (load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert whole.metrics == resumed.metrics
+
+
+def test_learning_curves_show_a_measure_that_only_validation_has():
+    lines = [{"step": i, "loss": 1.0 / i} for i in range(1, 9)]
+    plain = learning_curves(lines, "mean_iou")
+    both = learning_curves([*lines, {"step": 4, "validation": {"mean_iou": 0.3}}, {"step": 8, "validation": {"mean_iou": 0.4}}], "mean_iou")
+    assert len(both.figures[0]) > 1.3 * len(plain.figures[0])  # a second panel

@@ -104,12 +104,13 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
     if len(steps) < 2:
         return None
     judged = [line for line in metrics if "validation" in line]
-    shown = [name for name in ("loss", headline) if any(name in line for line in steps)]
+    shown = [name for name in ("loss", headline) if any(name in line for line in [*steps, *(each["validation"] for each in judged)])]
     figure = new_figure(8.4, 3.0)
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        x, y = [line["step"] for line in steps], [line[name] for line in steps]
-        axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
-        axes.plot(x, _smooth(y, max(1, len(y) // 25)), color=BLUE, label="training (running mean)")
+        x, y = [line["step"] for line in steps if name in line], [line[name] for line in steps if name in line]
+        if y:
+            axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
+            axes.plot(x, _smooth(y, max(1, len(y) // 25)), color=BLUE, label="training (running mean)")
         points = [(line["step"], line["validation"][name]) for line in judged if name in line["validation"]]
         if points:
             axes.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=4, label="validation")
@@ -118,7 +119,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         if name == "loss" and min(y) >= 0:
             axes.set_ylim(bottom=0)
         plain_axes(axes)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8)
     return Section("Learning curves", "Training values are of augmented images, so they may lie below validation.", [figure_source(figure)])
 
 
