@@ -15,17 +15,19 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], seconds: float = 10.0, least: int = 5) -> dict[str, list[float]]:
-    """Milliseconds of each contender, measured in turns until about `seconds` have passed and each ran `least` times."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], seconds: float = 10.0, least: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Milliseconds of each contender by `clock`, measured in turns until about `seconds` have passed and each ran `least` times."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         run(), run()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (clock() - start))
     return times
 
 

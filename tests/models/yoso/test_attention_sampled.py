@@ -53,9 +53,7 @@ def test_recorded_sums_and_gradients(name, lsh_backward):
     projections = inputs["Dmat"] if "Dmat" in inputs else inputs["rmat"]
     tensors = [inputs[side].requires_grad_() for side in ("query", "key", "value")]
     query, key, value = tensors
-    out = sampled_sum(
-        query, key, hidden(value, inputs["key_mask"]), projections, meta["hash_code_len"], meta["num_hash"], lsh_backward
-    )
+    out = sampled_sum(query, key, hidden(value, inputs["key_mask"]), projections, meta["hash_code_len"], meta["num_hash"], lsh_backward)
     out = hidden(out, inputs["query_mask"])
     assert_close(out, outputs["cumulation"], what="sum")
     for side, grad in zip(("query", "key", "value"), torch.autograd.grad(out, tensors, inputs["grad_output"]), strict=True):

@@ -11,7 +11,6 @@ Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once:
 Sampling", ICML 2021.
 """
 
-
 import math
 
 import torch
@@ -25,7 +24,6 @@ from .sampled import sampled_sum
 __all__ = [
     "SAMPLING_PAYS_FROM",
     "choose_num_hash",
-
     "draw_projections",
     "exact_attention",
     "exact_attention_plain",

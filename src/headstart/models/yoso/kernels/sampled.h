@@ -2,11 +2,14 @@
  *
  * A wave of heads is worked on at a time, so that only the codes of those heads are in memory. */
 
-#define SLICE 32            /* floats of a value row that are summed together: two cache lines */
-#define TABLES 4            /* hashes that are summed together: their slices of all bucket sums stay in the cache */
+/* Value rows are summed in slices, so that the slices of all bucket sums of a few hashes stay in the cache: wide slices for four hashes
+ * at a time, or, for texts that do not fit into the cache, narrow slices for eight, which read and write those texts less often. */
+#define WIDE_SLICE 32
+#define NARROW_SLICE 16
+#define TABLE_FLOATS 128    /* floats of one bucket of all these hashes */
+#define LONG_TEXT 16384     /* queries and keys from which slices are narrow */
 #define HASH_BLOCK 512      /* tokens hashed by one piece of work */
 #define TILE_ROWS 32        /* rows of a bucket that are multiplied together in the backward pass */
-#define VECTORS_IN_SLICE (SLICE / LANES)
 
 #define Wave NAME(WaveOf)
 typedef struct {
@@ -20,6 +23,7 @@ typedef struct {
     const Tensor *from, *to;
     const uint16_t *from_codes, *to_codes;
     int64_t from_tokens, to_tokens;
+    int64_t slice;
     /* Private sums of g_query and g_key where several pieces of work share a head. */
     int64_t parts;
     float *partial;
@@ -72,33 +76,33 @@ static void NAME(renumber)(void *context, int64_t number, int64_t slot) {
     for (int64_t i = 0; i < p->queries; i++) q_codes[i] = names[q_codes[i]] == none ? buckets : names[q_codes[i]];
 }
 
-/* acc += the sums over G hashes' buckets. Rows of `from` and `acc` are slices, tables are (G, rows, SLICE). */
+/* acc += the sums over G hashes' buckets. Rows of `from` and `acc` are slices of SIZE floats, tables are (G, rows, SIZE). */
 INLINE void NAME(add_bucket_sums)(float *tables, int64_t rows, const float *from, const uint16_t *from_codes, int64_t from_tokens,
-                                  float *acc, const uint16_t *to_codes, int64_t to_tokens, const int G) {
-    __builtin_memset(tables, 0, sizeof(float) * G * rows * SLICE);
+                                  float *acc, const uint16_t *to_codes, int64_t to_tokens, const int G, const int SIZE) {
+    __builtin_memset(tables, 0, sizeof(float) * G * rows * SIZE);
     for (int64_t j = 0; j < from_tokens; j++) {
-        VF value[VECTORS_IN_SLICE];
+        VF value[SIZE / LANES];
 #pragma GCC unroll 8
-        for (int c = 0; c < VECTORS_IN_SLICE; c++) value[c] = LOAD(from + j * SLICE + c * LANES);
+        for (int c = 0; c < SIZE / LANES; c++) value[c] = LOAD(from + j * SIZE + c * LANES);
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) {
-            float *sum = tables + (g * rows + from_codes[g * from_tokens + j]) * SLICE;
+            float *sum = tables + (g * rows + from_codes[g * from_tokens + j]) * SIZE;
 #pragma GCC unroll 8
-            for (int c = 0; c < VECTORS_IN_SLICE; c++) STORE(sum + c * LANES, LOAD(sum + c * LANES) + value[c]);
+            for (int c = 0; c < SIZE / LANES; c++) STORE(sum + c * LANES, LOAD(sum + c * LANES) + value[c]);
         }
     }
     for (int64_t i = 0; i < to_tokens; i++) {
-        VF total[VECTORS_IN_SLICE];
+        VF total[SIZE / LANES];
 #pragma GCC unroll 8
-        for (int c = 0; c < VECTORS_IN_SLICE; c++) total[c] = LOAD(acc + i * SLICE + c * LANES);
+        for (int c = 0; c < SIZE / LANES; c++) total[c] = LOAD(acc + i * SIZE + c * LANES);
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) {
-            const float *sum = tables + (g * rows + to_codes[g * to_tokens + i]) * SLICE;
+            const float *sum = tables + (g * rows + to_codes[g * to_tokens + i]) * SIZE;
 #pragma GCC unroll 8
-            for (int c = 0; c < VECTORS_IN_SLICE; c++) total[c] += LOAD(sum + c * LANES);
+            for (int c = 0; c < SIZE / LANES; c++) total[c] += LOAD(sum + c * LANES);
         }
 #pragma GCC unroll 8
-        for (int c = 0; c < VECTORS_IN_SLICE; c++) STORE(acc + i * SLICE + c * LANES, total[c]);
+        for (int c = 0; c < SIZE / LANES; c++) STORE(acc + i * SIZE + c * LANES, total[c]);
     }
 }
 
@@ -106,30 +110,31 @@ INLINE void NAME(add_bucket_sums)(float *tables, int64_t rows, const float *from
 static void NAME(sum_slice)(void *context, int64_t number, int64_t slot) {
     const Wave *w = context;
     const Problem *p = w->p;
-    const int64_t slices = yoso_blocks(p->value_size, SLICE), head = number / slices, column = number % slices * SLICE;
-    const int64_t width = yoso_min(SLICE, p->value_size - column), rows = w->table_rows;
-    float *tables = NAME(scratch_of)(w, slot), *from = tables + TABLES * rows * SLICE, *acc = from + w->from_tokens * SLICE;
+    const int64_t size = w->slice, slices = yoso_blocks(p->value_size, size), head = number / slices, column = number % slices * size;
+    const int64_t width = yoso_min(size, p->value_size - column), rows = w->table_rows;
+    float *tables = NAME(scratch_of)(w, slot), *from = tables + TABLE_FLOATS * rows, *acc = from + w->from_tokens * size;
     const float *source = yoso_head(w->from, p->heads, w->first + head) + column;
     float *target = yoso_head(w->to, p->heads, w->first + head) + column;
-    if (width < SLICE) __builtin_memset(from, 0, sizeof(float) * SLICE * w->from_tokens);
-    if (width == SLICE)
-        for (int64_t j = 0; j < w->from_tokens; j++) __builtin_memcpy(from + j * SLICE, source + j * w->from->token_stride, sizeof(float) * SLICE);
-    else
-        for (int64_t j = 0; j < w->from_tokens; j++)
-            for (int64_t c = 0; c < width; c++) from[j * SLICE + c] = source[j * w->from->token_stride + c];
-    __builtin_memset(acc, 0, sizeof(float) * SLICE * w->to_tokens);
+    if (width < size) __builtin_memset(from, 0, sizeof(float) * size * w->from_tokens);
+    for (int64_t j = 0; j < w->from_tokens; j++) __builtin_memcpy(from + j * size, source + j * w->from->token_stride, sizeof(float) * width);
+    __builtin_memset(acc, 0, sizeof(float) * size * w->to_tokens);
     const uint16_t *from_codes = w->from_codes + head * p->num_hash * w->from_tokens;
     const uint16_t *to_codes = w->to_codes + head * p->num_hash * w->to_tokens;
-#define ADD(G)                                                                                                                  \
+#define ADD(G, SIZE)                                                                                                            \
     NAME(add_bucket_sums)(tables, rows, from, from_codes + h * w->from_tokens, w->from_tokens, acc, to_codes + h * w->to_tokens, \
-                          w->to_tokens, G)
+                          w->to_tokens, G, SIZE)
     int64_t h = 0;
-    for (; h + TABLES <= p->num_hash; h += TABLES) ADD(TABLES);
-    for (; h < p->num_hash; h++) ADD(1);
+    if (size == WIDE_SLICE) {
+        for (; h + 4 <= p->num_hash; h += 4) ADD(4, WIDE_SLICE);
+        for (; h < p->num_hash; h++) ADD(1, WIDE_SLICE);
+    } else {
+        for (; h + 8 <= p->num_hash; h += 8) ADD(8, NARROW_SLICE);
+        for (; h < p->num_hash; h++) ADD(1, NARROW_SLICE);
+    }
 #undef ADD
     const float scale = 1.0f / (float)p->num_hash;
     for (int64_t i = 0; i < w->to_tokens; i++)
-        for (int64_t c = 0; c < width; c++) target[i * w->to->token_stride + c] = acc[i * SLICE + c] * scale;
+        for (int64_t c = 0; c < width; c++) target[i * w->to->token_stride + c] = acc[i * size + c] * scale;
 }
 
 /* Rows `order[0…count)` of a tensor's head, packed with padding and scaled. */
@@ -221,6 +226,23 @@ static void NAME(through_matrices)(const Buckets *b, const int32_t *queries, int
     }
 }
 
+/* Asks for rows that are needed soon; they lie all over the memory. */
+INLINE void NAME(fetch)(const float *from, int64_t step, const int32_t *order, int64_t count, int64_t size) {
+    for (int64_t r = 0; r < yoso_min(count, TILE_ROWS); r++)
+        for (int64_t d = 0; d < size; d += 16) __builtin_prefetch(from + order[r] * step + d);
+}
+
+INLINE void NAME(fetch_bucket)(const Buckets *b, const int32_t *queries, int64_t num_queries, const int32_t *keys, int64_t num_keys) {
+    const Problem *p = b->p;
+    if (!num_queries || !num_keys) return;
+    NAME(fetch)(b->query, p->query.token_stride, queries, num_queries, p->size);
+    NAME(fetch)(b->grad, p->grad.token_stride, queries, num_queries, p->value_size);
+    NAME(fetch)(b->g_query, p->size, queries, num_queries, p->size);
+    NAME(fetch)(b->key, p->key.token_stride, keys, num_keys, p->size);
+    NAME(fetch)(b->value, p->value.token_stride, keys, num_keys, p->value_size);
+    NAME(fetch)(b->g_key, p->size, keys, num_keys, p->size);
+}
+
 /* Counting sort: order = tokens by code; bucket c is order[starts[c] … starts[c + 1]). */
 static void NAME(sort_by_code)(const uint16_t *codes, int64_t tokens, int64_t rows, int32_t *starts, int32_t *order) {
     __builtin_memset(starts, 0, sizeof(int32_t) * (rows + 2));
@@ -256,6 +278,9 @@ static void NAME(differentiate)(void *context, int64_t number, int64_t slot) {
         NAME(sort_by_code)(w->k_codes + (head * p->num_hash + h) * p->keys, p->keys, rows, k_starts, k_order);
         for (int64_t c = 0; c < rows; c++) {
             const int64_t queries = q_starts[c + 1] - q_starts[c], keys = k_starts[c + 1] - k_starts[c];
+            if (c + 1 < rows)
+                NAME(fetch_bucket)(&b, q_order + q_starts[c + 1], q_starts[c + 2] - q_starts[c + 1], k_order + k_starts[c + 1],
+                                   k_starts[c + 2] - k_starts[c + 1]);
             if (!queries || !keys) continue;
             const int64_t by_pairs = queries * keys * (p->size + p->value_size), by_matrices = (queries + keys) * p->size * p->value_size;
             (by_pairs <= by_matrices ? NAME(pairs) : NAME(through_matrices))(&b, q_order + q_starts[c], queries, k_order + k_starts[c], keys);
@@ -281,7 +306,7 @@ static void NAME(add_parts)(void *context, int64_t head, int64_t slot) {
 
 static int64_t NAME(scratch_needed)(const Problem *p, int64_t table_rows, int backward) {
     const int64_t hash = (p->dense ? GROUPS * p->size : 2 * p->transform_size) * LANES + (p->dense ? 0 : 3 * p->transforms * p->transform_size);
-    const int64_t sums = (TABLES * table_rows + p->queries + p->keys) * SLICE;
+    const int64_t sums = TABLE_FLOATS * table_rows + (p->queries + p->keys) * WIDE_SLICE;
     const int64_t tiles = TILE_ROWS * (4 * NAME(padded)(p->size) + 2 * NAME(padded)(p->value_size) + TILE_ROWS);
     const int64_t buckets = tiles + 2 * p->value_size * NAME(padded)(p->size) + 2 * (table_rows + 2) + p->queries + p->keys;
     const int64_t names = ((int64_t)1 << p->hash_code_len) / 2 + 1;
@@ -294,7 +319,8 @@ static void NAME(sum_wave)(Wave *w, const Tensor *from, const uint16_t *from_cod
                            const uint16_t *to_codes, int64_t to_tokens) {
     w->from = from, w->from_codes = from_codes, w->from_tokens = from_tokens;
     w->to = to, w->to_codes = to_codes, w->to_tokens = to_tokens;
-    yoso_parallel(w->p, w->heads * yoso_blocks(w->p->value_size, SLICE), NAME(sum_slice), w);
+    w->slice = from_tokens + to_tokens > LONG_TEXT || w->p->value_size <= NARROW_SLICE ? NARROW_SLICE : WIDE_SLICE;
+    yoso_parallel(w->p, w->heads * yoso_blocks(w->p->value_size, w->slice), NAME(sum_slice), w);
 }
 
 static int NAME(sampled)(const Problem *p, int backward) {

@@ -30,29 +30,39 @@ INLINE VF NAME(square_root)(VF x) {
 /* Floats of a padded row: rows of scratch buffers are whole vectors, with zeros behind the last element. */
 INLINE int64_t NAME(padded)(int64_t size) { return yoso_blocks(size, LANES) * LANES; }
 
+/* Does something for row r < R and column c < C of a tile. Each element is a variable of its own, s_rc: GCC leaves arrays in memory. */
+#define FOR_COLUMNS(DO, r)                 \
+    {                                      \
+        DO(r, 0)                           \
+        if (C > 1) { DO(r, 1) }            \
+        if (C > 2) { DO(r, 2) DO(r, 3) }   \
+    }
+#define FOR_TILE(DO)                       \
+    FOR_COLUMNS(DO, 0)                     \
+    if (R > 1) FOR_COLUMNS(DO, 1)          \
+    if (R > 2) FOR_COLUMNS(DO, 2)          \
+    if (R > 3) FOR_COLUMNS(DO, 3)          \
+    if (R > 4) FOR_COLUMNS(DO, 4)          \
+    if (R > 5) FOR_COLUMNS(DO, 5)
+#define FOUR(r) s_##r##0 = {0}, s_##r##1 = {0}, s_##r##2 = {0}, s_##r##3 = {0}
+
 /* out[r][:] += sum over t of x[r * row_step + t * depth_step] * y[t][:], for R rows and C vectors of columns held in registers. */
 INLINE void NAME(product_tile)(float *out, int64_t out_step, const float *x, int64_t row_step, int64_t depth_step, const float *y,
                                int64_t y_step, int64_t depth, const int R, const int C) {
-    VF sum[R][C];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-        for (int c = 0; c < C; c++) sum[r][c] = LOAD(out + r * out_step + c * LANES);
-    for (int64_t t = 0; t < depth; t++) {
-        VF row[C];
-#pragma GCC unroll 16
-        for (int c = 0; c < C; c++) row[c] = LOAD(y + t * y_step + c * LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            const float factor = x[r * row_step + t * depth_step];
-#pragma GCC unroll 16
-            for (int c = 0; c < C; c++) sum[r][c] += row[c] * factor;
-        }
+    VF FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5);
+#define READ(r, c) s_##r##c = LOAD(out + r * out_step + c * LANES);
+    FOR_TILE(READ)
+    for (int64_t t = 0; t < depth; t++, x += depth_step, y += y_step) {
+        const VF y_0 = LOAD(y), y_1 = LOAD(y + (C > 1 ? LANES : 0)), y_2 = LOAD(y + (C > 2 ? 2 * LANES : 0));
+        const VF y_3 = LOAD(y + (C > 2 ? 3 * LANES : 0));
+#define ADD(r, c) s_##r##c += y_##c * x[r * row_step];
+        FOR_TILE(ADD)
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-        for (int c = 0; c < C; c++) STORE(out + r * out_step + c * LANES, sum[r][c]);
+#define WRITE(r, c) STORE(out + r * out_step + c * LANES, s_##r##c);
+    FOR_TILE(WRITE)
+#undef READ
+#undef ADD
+#undef WRITE
 }
 
 /* The same for any number of rows, and of columns that is a whole number of vectors. */
@@ -63,8 +73,13 @@ static void NAME(add_product)(float *out, int64_t out_step, const float *x, int6
     do {                                          \
         int64_t r = 0;                            \
         for (; r + 6 <= rows; r += 6) TILE(6, C); \
-        for (; r + 3 <= rows; r += 3) TILE(3, C); \
-        for (; r < rows; r++) TILE(1, C);         \
+        switch (rows - r) {                       \
+            case 5: TILE(5, C); break;            \
+            case 4: TILE(4, C); break;            \
+            case 3: TILE(3, C); break;            \
+            case 2: TILE(2, C); break;            \
+            case 1: TILE(1, C); break;            \
+        }                                         \
     } while (0)
     int64_t c = 0;
 #if LANES == 16 /* 32 registers: 6 x 4 sums, 4 columns */
