@@ -77,6 +77,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, and stop.")] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
+    budget: Annotated[str | None, typer.Option(help="Time that everything may take, such as 10m; the recipe is cut to fit.")] = None,
 ) -> None:
     """Tune a pretrained model to your data.
 
@@ -96,7 +97,8 @@ def train(  # noqa: PLR0913 - one parameter for each option
     run(
         data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots,
         val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"), validation=val, test=test,
-        task_options=_task_options(option, masks), device=device, workers=workers, progress=progress_for_terminal(), **values,
+        task_options=_task_options(option, masks), device=device, workers=workers, budget=budget,
+        progress=progress_for_terminal(), **values,
     )  # fmt: skip
 
 

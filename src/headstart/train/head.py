@@ -200,7 +200,12 @@ def logistic(
     first = np.zeros((classes, x.shape[1] + 1)) if start is None else np.concatenate([start[0], start[1][:, None]], axis=1)
     parameters = torch.from_numpy(first).requires_grad_()  # (C, D + 1), biases last
     solver = torch.optim.LBFGS(
-        [parameters], max_iter=500, history_size=20, tolerance_grad=tolerance, tolerance_change=tolerance / 10, line_search_fn="strong_wolfe"
+        [parameters],
+        max_iter=500,
+        history_size=20,
+        tolerance_grad=tolerance,
+        tolerance_change=tolerance / 10,
+        line_search_fn="strong_wolfe",
     )
 
     def mean_loss() -> float:

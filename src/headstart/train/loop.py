@@ -143,8 +143,8 @@ class Loop:
             save_checkpoint(self.folder / "checkpoints", self.step, tensors, self.identity)
         self.world.wait()
 
-    def run(self) -> None:
-        """Trains to the recipe's end.
+    def run(self, deadline: float | None = None) -> None:
+        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline.
 
         Raises:
             TrainingInterrupted: A signal came; a checkpoint was written first.
@@ -161,6 +161,9 @@ class Loop:
                     seconds = time.perf_counter() - began
                     self.step += 1
                     self._tell(values, seconds)
+                    if deadline is not None and self.world.any(time.perf_counter() > deadline) and self.step < self.recipe.steps:
+                        self.progress.say(f"stopped after step {self.step} of {self.recipe.steps} to keep the budget")
+                        break
                     if self.world.any(stopper.asked):
                         self.save()
                         where = f"step {self.step} of {self.recipe.steps}"

@@ -33,12 +33,14 @@ class Result:
         recipe: The resolved recipe.
         evaluations: By split.
         seconds: Time that training took, in this process.
+        estimated: Time that was expected before it began.
     """
 
     folder: Path | None
     recipe: Recipe
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     seconds: float = 0.0
+    estimated: float | None = None
 
     @property
     def judged(self) -> Evaluation | None:
@@ -107,6 +109,7 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
         "seed": result.recipe.seed,
         "data_fingerprint": job.fingerprint,
         "seconds": round(result.seconds, 2),
+        "estimated_seconds": result.estimated and round(result.estimated, 2),
         "device": device_name(device),
         "versions": versions(),
         "differences": model.config.differences(),  # type: ignore[operator, union-attr]
@@ -134,9 +137,10 @@ def summary(job: Task, result: Result) -> str:
     if judged is None:
         return f"done in {duration(result.seconds)}; not judged, for no data was held out: {result.folder}"
     low_high = f" (95 % interval {judged.interval[0]:.1%} to {judged.interval[1]:.1%})" if judged.interval else ""
+    expected = f" (expected {duration(result.estimated)})" if result.estimated else ""
     return (
         f"{judged.split} {job.headline} {judged.metrics[job.headline]:.1%}{low_high} on {judged.examples} examples, "
-        f"after {duration(result.seconds)}; model and report.html are in {result.folder}"
+        f"after {duration(result.seconds)}{expected}; model and report.html are in {result.folder}"
     )
 
 

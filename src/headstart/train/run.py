@@ -13,6 +13,7 @@ from torch import nn
 from headstart.auto import AutoConfig, family_of
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
+from headstart.train.estimate import LONG, fit_budget, measure, parse_budget
 from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.progress import Progress, Silent
 from headstart.train.recipes import RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
@@ -44,6 +45,7 @@ def train(
     task_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     workers: int | None = None,
+    budget: str | float | None = None,
     progress: Progress | None = None,
     **recipe_values: Any,
 ) -> Result:
@@ -68,6 +70,7 @@ def train(
         task_options: Further options of the task by name, such as {"masks": "masks/"}; its class lists them.
         device: "cpu", "cuda", …; None takes the best there is.
         workers: Threads that read and decode.
+        budget: Time that everything may take, such as "10m" or a number of minutes; the recipe is cut to fit.
         progress: Where progress is shown; None is silent.
         **recipe_values: Any value of `headstart.train.recipes.Recipe`, such as `lr=0.001`, `steps=200`, `seed=1`.
 
@@ -81,6 +84,7 @@ def train(
         TrainingInterrupted: A signal stopped the run; a checkpoint was written.
     """
     out = Path(out)
+    deadline = None if budget is None else time.perf_counter() + parse_budget(budget)
     world = World(device)
     progress = (progress or Silent()) if world.leads else Silent()
     if resume:
@@ -109,7 +113,7 @@ def train(
     progress.say(describe(resolved, request.model))
     if dry_run:
         return Result(None, resolved)
-    run = _Run(job, request, resolved, out, world, progress, workers)
+    run = _Run(job, request, resolved, out, world, progress, workers, deadline)
     return run.tune_head() if resolved.tune == "head" else run.tune_all(resume)
 
 
@@ -124,9 +128,11 @@ class _Run:
     world: World
     progress: Progress
     workers: int | None
+    deadline: float | None
 
     def _begin(self) -> None:
         """Makes the result folder and writes down what was asked for, so that the run can be gone on with."""
+        self.world.wait()  # every process has seen that the folder is free
         if self.world.leads:
             self.request = dataclasses.replace(self.request, recipe=self.recipe.to_dict())
             self.request.write(self.out)
@@ -134,28 +140,44 @@ class _Run:
 
     def tune_all(self, resume: bool) -> Result:
         """Trains every weight."""
-        job, world, out = self.job, self.world, self.out
-        network = job.build(self.request.model, self.recipe, revision=self.request.revision)
-        job.prepare(out / "cache")
-        if not resume:
-            size = fitting_micro_batch(job, network.to(world.device), self.recipe, world, self.progress.say)
-            self.recipe = dataclasses.replace(self.recipe, micro_batch=size)
-            self._begin()
-        identity = {"recipe": self.recipe.to_dict(), "fingerprint": job.fingerprint}
-        go_on = f"headstart train {self.request.data} --out {out} --resume"
-        loop = Loop(job, network, self.recipe, out, world, self.progress, workers=self.workers, identity=identity, go_on=go_on)
+        loop = self._loop(resume)
         if resume:
-            _restore(loop, out, identity, self.progress)
+            _restore(loop, self.out, loop.identity, self.progress)
+        estimate = measure(loop)
+        if self.deadline is not None and not resume:
+            self.recipe, given_up = fit_budget(self.recipe, estimate, self.deadline - time.perf_counter())
+            if given_up:
+                self.progress.say(f"to keep the budget: {', '.join(given_up)}")
+                if self.recipe.tune == "head":
+                    return self.tune_head()
+                loop = self._loop(resume)
+                estimate = measure(loop)
+        self.progress.say(estimate.text(self.recipe, self.recipe.steps - loop.step))
+        expected = estimate.seconds(self.recipe, self.recipe.steps - loop.step)
+        if expected > LONG and self.world.device.type == "cpu" and self.deadline is None:
+            self.progress.say("that is long: --tune head computes features once and is much quicker; --budget 30m cuts the recipe")
+        if not resume:
+            self._begin()
         began = time.perf_counter()
+        judging = sum(self.job.splits.get(split, 0) for split in SPLITS[1:]) * estimate.forward
         with self.progress:
-            loop.run()
+            loop.run(None if self.deadline is None else self.deadline - judging)
+        evaluations = {split: loop.evaluate(split) for split in SPLITS[1:] if split in self.job.splits} if self.world.leads else {}
         seconds = time.perf_counter() - began
-        if world.leads:
-            evaluations = {split: loop.evaluate(split) for split in SPLITS[1:] if split in job.splits}
-            with loop.averaged():
-                return self._finish(network, evaluations, seconds)
-        world.wait()
-        return Result(out, self.recipe, seconds=seconds)
+        with loop.averaged():
+            return self._finish(loop.model, evaluations, seconds, expected)
+
+    def _loop(self, resume: bool) -> Loop:
+        """Model, data and loop as the recipe says; a new run finds its micro-batch."""
+        network = self.job.build(self.request.model, self.recipe, revision=self.request.revision)
+        self.job.prepare(self.out / "cache" / str(self.world.rank))
+        if not resume:
+            size = fitting_micro_batch(self.job, network.to(self.world.device), self.recipe, self.world, self.progress.say)
+            self.recipe = dataclasses.replace(self.recipe, micro_batch=size)
+        parts = (self.job, network, self.recipe, self.out, self.world, self.progress)
+        identity = {"recipe": self.recipe.to_dict(), "fingerprint": self.job.fingerprint}
+        go_on = f"headstart train {self.request.data} --out {self.out} --resume"
+        return Loop(*parts, workers=self.workers, identity=identity, go_on=go_on)
 
     def tune_head(self) -> Result:
         """Fits the last layer on features that are computed once."""
@@ -166,13 +188,14 @@ class _Run:
         self._begin()
         return self._finish(network, evaluations, time.perf_counter() - began)
 
-    def _finish(self, network: nn.Module, evaluations: dict[str, Evaluation], seconds: float) -> Result:
+    def _finish(self, network: nn.Module, evaluations: dict[str, Evaluation], seconds: float, expected: float | None = None) -> Result:
         """Writes the result folder."""
-        result = Result(self.out, self.recipe, evaluations, seconds)
-        write_result(self.job, network, result, self.request, self.world.device)
-        for leftover in ("cache", "checkpoints"):
-            shutil.rmtree(self.out / leftover, ignore_errors=True)
-        self.progress.say(summary(self.job, result))
+        result = Result(self.out, self.recipe, evaluations, seconds, expected)
+        if self.world.leads:
+            write_result(self.job, network, result, self.request, self.world.device)
+            for leftover in ("cache", "checkpoints"):
+                shutil.rmtree(self.out / leftover, ignore_errors=True)
+            self.progress.say(summary(self.job, result))
         self.world.wait()
         return result
 

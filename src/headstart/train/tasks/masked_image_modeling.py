@@ -229,13 +229,19 @@ class MaskedImageModeling(Task):
                 if kept.shape == shape:
                     return kept
             note.unlink()
-        codes = np.empty(shape, dtype=np.uint16)
+        if file is None or note is None:
+            return self._fill(split, np.empty(shape, dtype=np.uint16))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        codes = self._fill(split, np.lib.format.open_memmap(file, mode="w+", dtype=np.uint16, shape=shape))
+        codes.flush()  # type: ignore[attr-defined]
+        atomic_write(note, json.dumps(digest))  # last: its presence says that the codes are whole
+        return codes
+
+    def _fill(self, split: str, codes: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """Writes the codes of every view into an array (N, K, h, w)."""
         flat = codes.reshape(-1, *self.config.grid)  # (N * K, h, w)
-        for start, batch in self._chunks(split, views):
+        for start, batch in self._chunks(split, codes.shape[1]):
             flat[start : start + len(batch)] = batch.cpu().numpy()
-        if file is not None and note is not None:
-            atomic_write(file, lambda out: np.save(out, codes))
-            atomic_write(note, json.dumps(digest))  # last: its presence says that the codes are whole
         return codes
 
     def _chunks(self, split: str, views: int) -> Iterator[tuple[int, Tensor]]:
