@@ -69,7 +69,9 @@ def keras() -> dict[str, dict[str, list[float]]]:
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         contenders()["transformers"].save_pretrained(folder)
-        peer = transformers.TFCvtForImageClassification.from_pretrained(folder, image_size=224, from_pt=True)
+        config = transformers.CvtConfig.from_pretrained(folder)
+        config.image_size = 224  # which that class wants and CvtConfig lacks
+        peer = transformers.TFCvtForImageClassification.from_pretrained(folder, config=config, from_pt=True)
         ours = headstart.TFCvtForImageClassification.from_pretrained(folder)
         runs = {
             "transformers, TensorFlow": tf.function(lambda x: peer(x, training=False).logits, jit_compile=True),
