@@ -17,6 +17,8 @@ _MODULES = dict.fromkeys(_AUTO.split(), "headstart.auto") | {
     "pipeline": "headstart.pipelines",
     "train": "headstart.train",
     "errors": "headstart.errors",
+    "optimize": "headstart.engine",
+    "export": "headstart.engine",
 }
 
 

@@ -13,7 +13,7 @@ from headstart.errors import ConfigError
 
 CASES = [(family, case) for family in ("bit", "cvt", "beit", "yoso") for case in golden_cases("transformers", family)]
 HEADS = [each for each in CASES if "Model__" not in each[1] and "Backbone" not in each[1]]
-KINDS = {"yoso": (False, True)} | dict.fromkeys(("bit", "cvt", "beit"), (False,))  # whether other engines' operators differ
+KINDS = {"yoso": (False, True), "bit": (False, True), "cvt": (False,), "beit": (False,)}  # whether other engines' operators differ
 PLAIN = {"output_hidden_states", "output_attentions", "labels", "start_positions", "end_positions"}
 
 

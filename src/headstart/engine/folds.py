@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.auto import families
 from headstart.errors import ConfigError
-from headstart.zoo import locate
+from headstart.zoo import Family, locate
 
 
 @torch.no_grad()
@@ -25,17 +25,26 @@ def fold(model: nn.Module, *, size: tuple[int, int] | None = None, lean: bool = 
     Raises:
         ConfigError: Not one of our networks, or one that is in training mode.
     """
-    config = getattr(model, "config", None)
-    family = families().get(getattr(config, "model_type", ""))
-    if family is None:
-        raise ConfigError(f"{type(model).__name__} is no network of headstart")
-    if model.training:
-        raise ConfigError("the model is in training mode, where weights still change; call model.eval() first")
+    family = check(model)
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     copied = copy.deepcopy(model, cast(dict[int, Any], shared))
     if family.folds:
         locate(family.folds)(copied, size, lean=lean, portable=portable)
     return copied
+
+
+def check(model: nn.Module) -> Family:
+    """The family of a network that can be folded.
+
+    Raises:
+        ConfigError: Not one of our networks, or one that is in training mode.
+    """
+    family = families().get(getattr(getattr(model, "config", None), "model_type", ""))
+    if family is None or not hasattr(model, "name_table"):
+        raise ConfigError(f"{type(model).__name__} is no network of headstart")
+    if model.training:
+        raise ConfigError("the model is in training mode, where weights still change; call model.eval() first")
+    return family
 
 
 def image_size(inputs: Mapping[str, Any]) -> tuple[int, int] | None:

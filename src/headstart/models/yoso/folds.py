@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
-from headstart.models.yoso.attention import exact_attention_plain, normalize_rows
+from headstart.models.yoso.attention import normalize_rows
 from headstart.models.yoso.exact import collision_probability, exact_sum
 from headstart.models.yoso.torch import (
     Attention,
@@ -27,7 +27,15 @@ class PortableAttention(Attention):
 
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query collides with, in expectation."""
-        return exact_attention_plain(q, k, v, hash_code_len=self.config.hash_code_len, mask=mask)
+        keep = None if mask is None else mask[:, None, :, None].bool()  # (B, 1, L, 1)
+        y = collide(q, k, v if keep is None else v.masked_fill(~keep, 0.0), self.config.hash_code_len)
+        return normalize_rows(y if keep is None else y.masked_fill(~keep, 0.0))
+
+
+def collide(q: Tensor, k: Tensor, v: Tensor, hash_code_len: int) -> Tensor:
+    """Sums of the values by the expected collisions, in operators that every engine knows: `exact_sum` spelt out."""
+    similarity = normalize_rows(q) @ normalize_rows(k).transpose(2, 3)  # (B, A, L, L); tracing has no `.mT`
+    return collision_probability(similarity, hash_code_len) @ v  # (B, A, L, K)
 
 
 class FirstTokenBlock(Block):
@@ -43,7 +51,7 @@ class FirstTokenBlock(Block):
         keep = None if mask is None or config.attend_padding else mask[:, None, :, None].bool()  # (B, 1, L, 1)
         seen = v if keep is None else v.masked_fill(~keep, 0.0)
         if isinstance(attention, PortableAttention):
-            y = collision_probability(normalize_rows(q) @ normalize_rows(k).mT, config.hash_code_len) @ seen  # (B, A, 1, K)
+            y = collide(q, k, seen, config.hash_code_len)  # (B, A, 1, K)
         else:
             y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)  # (B, A, 1, K)
         y = normalize_rows(y if keep is None else y.masked_fill(~keep[:, :, :1], 0.0))

@@ -1,0 +1,124 @@
+"""The commands `headstart optimize` and `headstart export`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.errors import InputError
+
+ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
+SizeOption = Annotated[int | None, typer.Option(min=1, help="Side of the images; default what the image processor makes.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts of a call.")]
+LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text.")]
+DynamicOption = Annotated[str | None, typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none.")]
+CALIBRATION_HELP = "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
+
+
+def optimize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    engine: Annotated[str | None, typer.Option(help="torch, openvino or onnxruntime; default the fastest here.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+    calibration: Annotated[Path | None, typer.Option(help=CALIBRATION_HELP)] = None,
+    size: SizeOption = None,
+    batch: BatchOption = 1,
+    length: LengthOption = None,
+    dynamic: DynamicOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest difference of an output, as a share of the largest.")] = None,
+) -> None:
+    """Make a model as fast as this machine allows, and say how far its outputs moved."""
+    from headstart.engine import optimize as run
+
+    network, processor = load_both(model)
+    calls = list(read_calibration(calibration, processor, network, length)) if calibration is not None else []
+    example = example_of(network, processor, size, batch, length)
+    fast = run(
+        network, example=example, engine=engine, precision=precision, dynamic=axes(dynamic), threads=threads,  # type: ignore[arg-type]
+        tolerance=tolerance, calibration=calls,
+    )  # fmt: skip
+    fast.save_pretrained(out)
+    processor.save_pretrained(out)
+    print(fast.report)
+
+
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
+    size: SizeOption = None,
+    batch: BatchOption = 1,
+    length: LengthOption = None,
+    dynamic: DynamicOption = None,
+    opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
+    normalize: Annotated[bool, typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255.")] = False,
+) -> None:
+    """Write a model as a file that needs no headstart, and check it against PyTorch."""
+    from headstart.engine import export as run
+
+    network, processor = load_both(model)
+    deviation = run(
+        network, out, to=to, example=example_of(network, processor, size, batch, length), dynamic=axes(dynamic), opset=opset,  # type: ignore[arg-type]
+        processor=processor, normalize=normalize,
+    )  # fmt: skip
+    print(f"written; largest deviation from PyTorch {deviation.largest:.1e}")
+
+
+def load_both(name: str) -> tuple[Any, Any]:
+    """The network that a checkpoint's config.json names (not an optimised form of it), and its image processor or tokenizer."""
+    from headstart.auto import AutoImageProcessor, AutoTokenizer, family_of
+
+    family, values = family_of(name)
+    known = set(family.tasks.values())
+    named = next((each for each in values.get("architectures") or [] if each in known), None)
+    fallback = family.tasks.get("image-classification") or family.tasks["masked-language-modeling"]
+    network = family.load(named or fallback).from_pretrained(name, optimized=False)
+    processor = AutoTokenizer if family.processor.endswith("Tokenizer") else AutoImageProcessor
+    return network, processor.from_pretrained(name)
+
+
+def example_of(network: Any, processor: Any, size: int | None, batch: int, length: int | None) -> dict[str, Any]:
+    """Inputs of the shape that calls will have."""
+    import numpy as np
+    import torch
+
+    from headstart.engine.signature import make_example
+
+    if network.main_input_name != "pixel_values":
+        inputs = make_example(network)
+        return {key: torch.cat([value[..., :length]] * batch) for key, value in inputs.items()}
+    if size is None:
+        photo = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
+        pixels = processor(photo, return_tensors="pt")["pixel_values"]
+    else:
+        pixels = torch.randn(1, network.config.num_channels, size, size, generator=torch.Generator().manual_seed(0))
+    return {"pixel_values": torch.cat([pixels] * batch)}
+
+
+def read_calibration(path: Path, processor: Any, network: Any, length: int | None) -> Iterator[dict[str, Any]]:
+    """Calls of one image or text each."""
+    if network.main_input_name == "pixel_values":
+        from headstart.train.data import IMAGE_SUFFIXES
+
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+        if not files:
+            raise InputError(f"{path} is no folder with images")
+        for file in files[:: max(1, len(files) // 256)]:
+            yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.is_file() else []
+    if not lines:
+        raise InputError(f"{path} is no file with texts, one a line")
+    limit = length or network.config.max_position_embeddings
+    for line in lines[:: max(1, len(lines) // 256)]:
+        found = processor(line, truncation=True, max_length=limit, return_tensors="pt")
+        yield {key: found[key] for key in ("input_ids", "attention_mask")}
+
+
+def axes(text: str | None) -> tuple[str, ...] | None:
+    """Axes as the library takes them."""
+    if text is None:
+        return None
+    return () if text == "none" else tuple(word.strip() for word in text.split(","))

@@ -1,0 +1,57 @@
+"""How far the outputs of an engine are from the network's own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Outputs whose largest entry along the last axis (for maps of classes along the second) is an answer.
+ANSWERS = ("logits", "start_logits", "end_logits")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Differences between two lists of outputs.
+
+    Args:
+        largest: Largest difference, as a share of the largest output (or of 1, if that is more).
+        mean: Mean difference, as a share of the same.
+        agreement: Share of answers (top-1 classes) that are the same; None where the outputs are no scores.
+        answers: How many were compared.
+    """
+
+    largest: float
+    mean: float
+    agreement: float | None
+    answers: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self)
+
+
+def top_classes(name: str, scores: Tensor) -> Tensor | None:
+    """The classes that scores name, flat; None where they are no scores of several classes."""
+    if name not in ANSWERS or scores.ndim < 2:
+        return None
+    axis = 1 if scores.ndim == 4 else -1
+    return None if scores.shape[axis] < 2 else scores.argmax(axis).flatten()
+
+
+def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> Deviation:
+    """Deviation of one list of outputs (a mapping of names for each call) from another."""
+    largest, mean, same, answers = 0.0, 0.0, 0, 0
+    for name in wanted[0]:
+        pairs = [(a[name].float(), b[name].float()) for a, b in zip(wanted, found, strict=True)]
+        scale = max(1.0, *(float(a.abs().max()) for a, _ in pairs if a.numel()))
+        gaps = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+        if not torch.isfinite(gaps).all():
+            return Deviation(float("inf"), float("inf"), 0.0, 0)
+        largest, mean = max(largest, float(gaps.max()) / scale), max(mean, float(gaps.mean()) / scale)
+        for a, b in pairs:
+            tops = top_classes(name, a), top_classes(name, b)
+            if tops[0] is not None and tops[1] is not None:
+                same, answers = same + int((tops[0] == tops[1]).sum()), answers + tops[0].numel()
+    return Deviation(largest, mean, same / answers if answers else None, answers)

@@ -1,0 +1,115 @@
+"""The engines that can run a network, each in a file of its own behind the same few words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from headstart.engine.signature import Signature
+from headstart.errors import ConfigError, MissingExtraError
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+
+# Engine → (package it needs, extra that brings it, precisions it can compute in)
+ENGINES: dict[str, tuple[str, str, tuple[Precision, ...]]] = {
+    "torch": ("torch", "", ("float32", "bfloat16")),
+    "openvino": ("openvino", "openvino", PRECISIONS),
+    "onnxruntime": ("onnxruntime", "onnx", ("float32", "int8")),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to run.
+
+    Args:
+        model: The network, in evaluation mode.
+        signature: Its inputs and outputs.
+        example: Tensors of a call.
+        dynamic: Axes that may change.
+        precision: What to compute in.
+        threads: Threads of one call.
+        calibration: Calls to measure ranges on, for int8; at least one.
+        mixed: For int8: leave what hurts most in higher precision.
+    """
+
+    model: nn.Module
+    signature: Signature
+    example: Mapping[str, Tensor]
+    dynamic: tuple[str, ...]
+    precision: Precision
+    threads: int
+    calibration: Sequence[Mapping[str, Tensor]] = ()
+    mixed: bool = False
+
+
+class Runner(Protocol):
+    """A network made ready."""
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Output tensors of input tensors, both in the order of the signature."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes what `load` needs into an existing folder; returns facts to remember."""
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A runner that can share a batch among streams."""
+
+    def with_streams(self, streams: int) -> Runner:
+        """The same network, the images of a batch side by side."""
+
+
+class Engine(Protocol):
+    """What each module of this package offers."""
+
+    def build(self, job: Job) -> Runner:
+        """Makes a network ready."""
+
+    def load(self, folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> Runner:
+        """What `Runner.save` wrote; `model()` gives the network in PyTorch."""
+
+
+def installed(name: str) -> bool:
+    """Whether an engine can be used here."""
+    needed = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript")}.get(name, (ENGINES[name][0],))
+    return all(find_spec(each) is not None for each in needed)
+
+
+def engine(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        ConfigError: No such engine.
+        MissingExtraError: Its package is not installed.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine={name!r}; expected one of {', '.join(ENGINES)}")
+    if not installed(name):
+        raise MissingExtraError(ENGINES[name][0], ENGINES[name][1])
+    return import_module(f"headstart.engine.engines.{name}_engine")  # type: ignore[return-value]
+
+
+def candidates(name: str | None, precision: Precision) -> list[str]:
+    """Engines to try for a precision: the one named, or all that are here.
+
+    Raises:
+        ConfigError: None can compute in it.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if name is not None:
+        engine(name)
+        if precision not in ENGINES[name][2]:
+            raise ConfigError(f"the {name} engine has no {precision}; it has {', '.join(ENGINES[name][2])}")
+        return [name]
+    found = [each for each, (_, _, precisions) in ENGINES.items() if precision in precisions and installed(each)]
+    if not found:
+        raise ConfigError(f"no installed engine computes in {precision}; install one with: pip install 'headstart[openvino]'")
+    return found

@@ -1,0 +1,59 @@
+"""ONNX Runtime as an engine: the folded network exported to ONNX, in float32 or int8."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from headstart.checkpoint import atomic_write
+from headstart.engine.engines import Job
+from headstart.engine.signature import Signature
+from headstart.errors import FileFormatError
+
+MODEL = "onnxruntime.onnx"
+
+
+class OnnxRunner:
+    """A session over a graph that is kept as bytes."""
+
+    def __init__(self, graph: bytes, signature: Signature, threads: int) -> None:
+        self.graph, self.signature = graph, signature
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of inputs."""
+        feed = {name: x.detach().contiguous().numpy() for name, x in zip(self.signature.inputs, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in self.session.run(list(self.signature.outputs), feed)]
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """The graph."""
+        atomic_write(folder / MODEL, self.graph)
+        return {}
+
+
+def build(job: Job) -> OnnxRunner:
+    """Exports, quantises if asked to, and opens a session."""
+    from headstart.engine.export import write_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        write_onnx(job.model, path, job.signature, job.example, job.dynamic)
+        if job.precision == "int8":
+            from headstart.engine.quantise import quantise_onnx
+
+            quantise_onnx(path, job)
+        return OnnxRunner(path.read_bytes(), job.signature, job.threads)
+
+
+def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> OnnxRunner:
+    """A saved graph."""
+    if not (folder / MODEL).is_file():
+        raise FileFormatError(f"{folder} has no {MODEL}; optimise the model again")
+    return OnnxRunner((folder / MODEL).read_bytes(), signature, threads)

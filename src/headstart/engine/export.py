@@ -1,0 +1,246 @@
+"""Export alone: a network as an ONNX, OpenVINO or torch-export file, with its labels and preprocessing inside, checked after writing."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart.engine.deviation import Deviation, compare
+from headstart.engine.engines import Job, installed
+from headstart.engine.engines.torch_engine import fixed_size
+from headstart.engine.folds import fold
+from headstart.engine.signature import Program, Signature, check_dynamic, dynamic_axes, flatten, make_example, resized, signature_of
+from headstart.errors import ConfigError, MissingExtraError
+
+Format = Literal["onnx", "openvino", "torch-export"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+OPSET = 20
+TOLERANCE = 1e-4
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    to: Format = "onnx",
+    example: Any = None,
+    dynamic: Sequence[str] | str | bool | None = None,
+    opset: int = OPSET,
+    processor: Any = None,
+    normalize: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Deviation:
+    """Writes a network as a program that needs no headstart, runs the file, and compares.
+
+    Args:
+        model: A network of any family, with any head, in evaluation mode.
+        path: File to write; the format's suffix is added where there is none.
+        to: "onnx", "openvino" or "torch-export".
+        example: Inputs as they will be; default one image or text of the network's size.
+        dynamic: Axes that change from call to call: "batch", "size", "length". Default: the batch, and the length of texts.
+        opset: Of ONNX, 18 or later.
+        processor: The image processor or tokenizer; its values are written into the file beside the labels.
+        normalize: Put the image processor's rescaling and normalisation into the program: it then takes pixels from 0 to 255.
+        tolerance: Largest difference from PyTorch, as a share of the largest output.
+
+    Returns:
+        How far the file's outputs are from PyTorch's.
+
+    Raises:
+        ConfigError: An unknown format, or a file whose outputs are not the network's.
+    """
+    if to not in SUFFIXES:
+        raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")
+    inputs = make_example(model, example)
+    network = Normalized(model, processor) if normalize else model
+    if normalize:
+        inputs["pixel_values"] = ((inputs["pixel_values"] - inputs["pixel_values"].min()) * 50).clamp(0, 255).round()
+    axes = check_dynamic(dynamic, inputs)
+    signature = signature_of(network, inputs, axes)
+    path = Path(path)
+    path = path if path.suffix == SUFFIXES[to] else path.with_name(path.name + SUFFIXES[to])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = metadata(model, processor, normalize)
+    if to == "onnx":
+        write_onnx(network, path, signature, inputs, axes, opset, facts)
+    elif to == "openvino":
+        _write_openvino(network, path, signature, inputs, axes, facts)
+    else:
+        _write_torch(network, path, signature, inputs, axes, facts)
+    found = check_file(path, to, network, signature, inputs, axes)
+    if not found.largest <= tolerance:
+        raise ConfigError(f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of {tolerance:.1e}")
+    return found
+
+
+class Normalized(nn.Module):
+    """A network behind its processor's rescaling and normalisation; takes pixels from 0 to 255."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__()
+        if model.main_input_name != "pixel_values" or processor is None:
+            raise ConfigError("normalize=True needs a network of images and its image processor")
+        self.model, self.config, self.main_input_name = model, model.config, model.main_input_name
+        channels = model.config.num_channels
+        factor = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+        mean, deviation = torch.zeros(channels), torch.ones(channels)
+        if getattr(processor, "do_normalize", True):
+            mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        self.register_buffer("mean", mean.view(-1, 1, 1) / factor)
+        self.register_buffer("deviation", deviation.view(-1, 1, 1) / factor)
+        self.train(model.training)
+
+    def forward(self, pixel_values: Tensor, **others: Any) -> Any:
+        """pixel_values (B, C, H, W), from 0 to 255."""
+        return self.model((pixel_values - self.mean) / self.deviation, **others)
+
+
+def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict[str, str]:
+    """What a reader of the file wants to know, as texts: network, labels, preprocessing."""
+    config = model.config
+    facts = {"headstart.model": type(model).__name__, "headstart.model_type": str(config.model_type)}
+    facts["labels"] = json.dumps([config.id2label[i] for i in sorted(config.id2label)], ensure_ascii=False)
+    if processor is not None and hasattr(processor, "to_dict"):
+        facts["preprocessing"] = json.dumps(processor.to_dict(), sort_keys=True)
+        facts["preprocessing.inside"] = "rescale, normalize" if normalize else ""
+    return facts
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporters' own remarks from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def portable(model: nn.Module, signature: Signature) -> nn.Module:
+    """The folded network in operators that every engine knows."""
+    if isinstance(model, Normalized):
+        inside = fold(model.model, size=fixed_size(signature), lean=True, portable=True)
+        outside = Normalized.__new__(Normalized)
+        nn.Module.__init__(outside)
+        outside.model, outside.config, outside.main_input_name = inside, model.config, model.main_input_name
+        outside.mean, outside.deviation = model.mean, model.deviation
+        return outside.eval()
+    return fold(model, size=fixed_size(signature), lean=True, portable=True)  # type: ignore[no-any-return]
+
+
+def dynamic_shapes(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Any, ...]:
+    """The axes that may change, as `torch.export` wants them."""
+    free = (dynamic_axes(name, inputs[name].ndim, dynamic) for name in signature.inputs)
+    return (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free),)
+
+
+def traced_inputs(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Tensor, ...]:
+    """The inputs with two in the batch where it may change: an axis of one would be taken for a constant."""
+    if "batch" in dynamic and inputs[signature.inputs[0]].shape[0] == 1:
+        return tuple(torch.cat([inputs[name]] * 2) for name in signature.inputs)
+    return tuple(inputs[name] for name in signature.inputs)
+
+
+def program_of(network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Any:
+    """The network as a program of `torch.export`."""
+    program = Program(portable(network, signature), signature.inputs).eval()
+    with quiet():
+        return torch.export.export(
+            program, traced_inputs(signature, inputs, dynamic), dynamic_shapes=dynamic_shapes(signature, inputs, dynamic)
+        )
+
+
+def write_onnx(
+    network: nn.Module,
+    path: Path,
+    signature: Signature,
+    inputs: Mapping[str, Tensor],
+    dynamic: Sequence[str],
+    opset: int = OPSET,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes an ONNX file.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    if not installed("onnxruntime"):
+        raise MissingExtraError("onnxruntime", "onnx")
+    exported = program_of(network, signature, inputs, dynamic)
+    with quiet():
+        program = torch.onnx.export(
+            exported, traced_inputs(signature, inputs, dynamic), dynamo=True, opset_version=opset, verbose=False,
+            input_names=list(signature.inputs), output_names=list(signature.outputs),
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props.update(facts or {})
+    program.save(str(path))
+
+
+def _write_openvino(
+    network: nn.Module, path: Path, signature: Signature, inputs: Mapping[str, Tensor], dynamic: tuple[str, ...], facts: Mapping[str, str]
+) -> None:
+    if not installed("openvino"):
+        raise MissingExtraError("openvino", "openvino")
+    import openvino as ov
+
+    from headstart.engine.engines.openvino_engine import convert
+
+    graph = convert(Job(network, signature, inputs, dynamic, "float32", torch.get_num_threads()))
+    for key, value in facts.items():
+        graph.set_rt_info(value, ["headstart", key.removeprefix("headstart.")])
+    ov.save_model(graph, str(path), compress_to_fp16=False)
+
+
+def _write_torch(
+    network: nn.Module, path: Path, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str], facts: Mapping[str, str]
+) -> None:
+    program = program_of(network, signature, inputs, dynamic)
+    names = {"inputs": json.dumps(signature.inputs), "outputs": json.dumps(signature.outputs)}
+    with quiet():
+        torch.export.save(program, path, extra_files=names | dict(facts))
+
+
+def check_file(
+    path: Path, to: Format, network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Deviation:
+    """Runs a written file on the example and on another batch and length, and compares with PyTorch."""
+    wanted, found = [], []
+    for each in (dict(inputs), resized(inputs, dynamic)):
+        with torch.no_grad():
+            wanted.append(flatten(network(**each)))
+        tensors = signature.prepare(each)
+        assert tensors is not None
+        found.append(dict(zip(signature.outputs, run_file(path, to, signature, tensors), strict=True)))
+    return compare(wanted, found)
+
+
+def run_file(path: Path, to: Format, signature: Signature, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of a written file."""
+    if to == "torch-export":
+        with quiet():
+            return list(torch.export.load(path).module()(*tensors))
+    if to == "onnx":
+        import onnxruntime as ort
+
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        feed = {name: x.numpy() for name, x in zip(signature.inputs, tensors, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(list(signature.outputs), feed)]
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    result = compiled([x.numpy() for x in tensors])
+    return [torch.from_numpy(result[name].copy()) for name in signature.outputs]

@@ -1,0 +1,214 @@
+"""The optimised model: the call and outputs of the network, with an engine inside; saved and loaded as a folder."""
+
+import inspect
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.checkpoint import atomic_write
+from headstart.engine.engines import PRECISIONS, Runner, engine
+from headstart.engine.report import Report
+from headstart.engine.signature import Signature
+from headstart.errors import ConfigError, FileFormatError, InputError
+
+logger = logging.getLogger("headstart")
+
+FILE, FOLDER, VERSION = "headstart_optimized.json", "engine", 1
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "results.json",
+)  # fmt: skip
+# Arguments that change nothing of what an engine computes.
+IDLE = ("return_dict", "interpolate_pos_encoding")
+
+
+class OptimizedModel(nn.Module):
+    """A network that an engine runs; `optimize` makes it, `load` reads a saved one.
+
+    Calls that the engine was not made for (labels, hidden states, attention weights, other image sizes) go to the network in PyTorch, which
+    a loaded folder reads when it is first needed.
+    """
+
+    def __init__(self, model: nn.Module | None, runner: Runner, signature: Signature, report: Report, folder: Path | None = None) -> None:
+        super().__init__()
+        self._network = [model]  # in a list, so that its weights are not counted as ours
+        self.runner, self.signature, self.report, self.folder = runner, signature, report, folder
+        self.model_class: type[nn.Module] = _class_of(report.model) if model is None else type(model)
+        self._told = False
+        super().train(False)
+
+    @property
+    def original(self) -> Any:
+        """The network in PyTorch."""
+        if self._network[0] is None:
+            self._network[0] = self.model_class.from_pretrained(self.folder, optimized=False)  # type: ignore[attr-defined]
+        return self._network[0]
+
+    @cached_property
+    def config(self) -> Any:
+        """The network's configuration."""
+        if self._network[0] is None:
+            return self.model_class.config_class.from_pretrained(self.folder)  # type: ignore[attr-defined]
+        return self._network[0].config
+
+    @property
+    def main_input_name(self) -> str:
+        """Name of the first input."""
+        return str(self.model_class.main_input_name)  # type: ignore[attr-defined]
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs are."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of floating-point inputs and outputs; what is computed in is `report.chosen.precision`."""
+        return torch.float32
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the network: the same arguments, the same named outputs."""
+        given = {name: value for name, value in self._bind(args, kwargs).items() if value is not None}
+        named = given.get("return_dict", self.config.use_return_dict)
+        if self._is_ours(given):
+            inputs = self.signature.prepare(given)
+            if inputs is not None:
+                out = self.signature.pack(self.runner(inputs))
+                return out if named else out.to_tuple()
+        if not self._told:
+            self._told = True
+            logger.warning("a call that the %s engine was not made for runs in PyTorch", self.report.chosen.engine)
+        with torch.inference_mode():
+            return self.original(**given)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            bound = self._parameters_of_call.bind(None, *args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"{self.model_class.__name__}: {error}") from error
+        return {name: value for name, value in bound.arguments.items() if name != "self"}
+
+    @cached_property
+    def _parameters_of_call(self) -> inspect.Signature:
+        return inspect.signature(self.model_class.forward)
+
+    def _is_ours(self, given: Mapping[str, Any]) -> bool:
+        """Whether the engine computes all that a call asks for."""
+        config = self.config
+        flags = [given.get(flag, getattr(config, flag)) for flag in ("output_hidden_states", "output_attentions")]
+        others = set(given) - {*self.signature.inputs, *IDLE, "output_hidden_states", "output_attentions"}
+        spare = {name for name in others if name in ("attention_mask", "token_type_ids") and self._changes_nothing(name, given[name])}
+        return not any(flags) and others <= spare
+
+    def _changes_nothing(self, name: str, value: Any) -> bool:
+        """Whether a mask keeps everything, or all segments are the first."""
+        return bool(torch.as_tensor(value).eq(1 if name == "attention_mask" else 0).all())
+
+    def train(self, mode: bool = True) -> "OptimizedModel":
+        """Evaluation only.
+
+        Raises:
+            ConfigError: Training was asked for.
+        """
+        if mode:
+            raise ConfigError("an optimised model cannot be trained; train `model.original`, then optimise that")
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """The model itself, which stays on the CPU.
+
+        Raises:
+            ConfigError: Another device.
+        """
+        device = next((each for each in (*args, kwargs.get("device")) if isinstance(each, str | torch.device)), None)
+        if device is not None and torch.device(device).type != "cpu":
+            raise ConfigError(f"this model was optimised for the CPU, not {device}; move the network and optimise it there")
+        return self
+
+    def extra_repr(self) -> str:
+        """The network, and what runs it."""
+        return f"{self.model_class.__name__}, {self.report.chosen.engine}, {self.report.chosen.precision}"
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Writes a folder that `from_pretrained`, `pipeline` and `load` read: the network's own files, and the engine's.
+
+        Args:
+            folder: Made if it does not exist.
+            **kwargs: As for the network's `save_pretrained`.
+        """
+        folder = Path(folder)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        source = Path(getattr(self.config, "name_or_path", "") or ".")
+        self.original.save_pretrained(folder, **kwargs)
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file() and source.resolve() != folder.resolve() and str(source) != ".":
+                shutil.copyfile(source / name, folder / name)
+        facts = self.runner.save(folder / FOLDER) | {"threads": self.report.threads, "precision": self.report.chosen.precision}
+        values = {"version": VERSION, "engine": self.report.chosen.engine, "signature": self.signature.to_dict(), "facts": facts}
+        values["report"] = self.report.to_dict()
+        atomic_write(folder / FILE, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def is_optimized(name: str | Path) -> bool:
+    """Whether this is a folder that `OptimizedModel.save_pretrained` wrote."""
+    return (Path(name) / FILE).is_file()
+
+
+def holds(name: str | Path, cls: type) -> bool:
+    """Whether this is a folder with an optimised network of exactly that class."""
+    return is_optimized(name) and _read(Path(name))["report"]["model"] == cls.__name__
+
+
+def load(folder: str | Path, *, threads: int | None = None) -> OptimizedModel:
+    """An optimised model from the folder it was saved in, ready to run; nothing is compiled where the machine is the same.
+
+    Args:
+        folder: Where `OptimizedModel.save_pretrained` wrote.
+        threads: Threads of a call; default those it was optimised for.
+
+    Raises:
+        FileFormatError: Not such a folder, or a damaged one.
+        MissingExtraError: The engine is not installed.
+    """
+    folder = Path(folder)
+    values = _read(folder)
+    try:
+        signature, report = Signature.from_dict(values["signature"]), Report.from_dict(values["report"])
+        name, facts = str(values["engine"]), dict(values["facts"])
+        if facts["precision"] not in PRECISIONS:
+            raise KeyError(facts["precision"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{folder / FILE} is damaged ({error!r}); optimise the model again") from error
+    found = OptimizedModel(None, None, signature, report, folder)  # type: ignore[arg-type]
+    found.runner = engine(name).load(folder / FOLDER, signature, facts, threads or int(facts["threads"]), lambda: found.original)
+    return found
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    if not path.is_file():
+        raise FileFormatError(f"{folder} has no {FILE}; headstart.optimize(model).save_pretrained(folder) writes one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("version") != VERSION or not isinstance(values.get("report"), dict):
+        raise FileFormatError(f"{path} is of another version of headstart; optimise the model again")
+    return values
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    """One of the families' networks by its name."""
+    from headstart.auto import families
+
+    for family in families().values():
+        if name in family.tasks.values():
+            return family.load(name)  # type: ignore[no-any-return]
+    raise FileFormatError(f"the folder names {name!r}, which is no network of headstart")

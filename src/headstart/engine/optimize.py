@@ -1,0 +1,221 @@
+"""`headstart.optimize`: tries the engines that are here on this machine, keeps the fastest whose outputs are right, and says so."""
+
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.engine.deviation import Deviation, compare
+from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
+from headstart.engine.folds import check
+from headstart.engine.model import OptimizedModel
+from headstart.engine.report import Report, Trial
+from headstart.engine.signature import Signature, bare, check_dynamic, flatten, make_example, resized, signature_of
+from headstart.errors import ConfigError, HeadstartError, InputError
+
+logger = logging.getLogger("headstart")
+
+# Largest difference of an output that is taken, as a share of the largest output.
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
+# Share of top-1 answers that must stay, where outputs are scores and precision is given up. Few answers allow one to change.
+AGREEMENT = 0.99
+SECONDS = 3.0  # how long each round of timing takes at most, for all engines together
+SAMPLES = 32  # calls that deviations are measured on, at most
+
+
+def optimize(
+    model: nn.Module,
+    *,
+    example: Any = None,
+    engine: str | None = None,
+    precision: Precision = "float32",
+    dynamic: Sequence[str] | str | bool | None = None,
+    threads: int | None = None,
+    tolerance: float | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> OptimizedModel:
+    """A model of the same call and outputs that runs as fast as this machine allows.
+
+    Engines are tried in turns on the example, their outputs are compared with the model's own, and the fastest of those that are close
+    enough is taken. Where none is, a higher precision is taken instead and a warning says so.
+
+    Args:
+        model: A network of any family, with any head, in evaluation mode.
+        example: Inputs as they will be: a mapping of tensors, or a tensor for the main input. Default: one image or text.
+        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed.
+        precision: "float32", "bfloat16" or "int8" (which needs `calibration`).
+        dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts). Default: the batch, and the length of
+            texts. Calls of other shapes run in PyTorch.
+        threads: Threads of one call; default PyTorch's.
+        tolerance: Largest difference of an output, as a share of the largest output; default 1e-4 in float32, 0.1 in bfloat16, 0.5 in int8,
+            where 99 % of the answers must also stay the same.
+        calibration: Inputs like `example` of real data: int8 measures its ranges on them, and deviations are measured on some of them.
+
+    Returns:
+        The optimised model; `report` says what was measured.
+
+    Raises:
+        ConfigError: Arguments that do not fit together.
+        InputError: An example or calibration that the network does not take.
+
+    Example:
+        >>> fast = headstart.optimize(model, engine="openvino")  # doctest: +SKIP
+        >>> fast(pixel_values).logits  # doctest: +SKIP
+        >>> fast.save_pretrained("fast")  # doctest: +SKIP
+    """
+    check(model)
+    inputs = make_example(model, example)
+    names = candidates(engine, precision)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads={threads}; expected at least 1")
+    samples = [make_example(model, each) for each in calibration or ()]
+    if precision == "int8" and not samples:
+        raise ConfigError("int8 measures ranges on real inputs; pass calibration=, such as a hundred preprocessed images")
+    if any(set(each) != set(inputs) for each in samples):
+        raise InputError(f"calibration has other inputs than the example ({', '.join(inputs)})")
+    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads or torch.get_num_threads())
+    report, runner = search.best(names, engine, precision, tolerance)
+    return OptimizedModel(model, runner, search.signature, report)
+
+
+class Search:
+    """Builds, checks and times engines for one network."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int
+    ) -> None:
+        self.model, self.inputs, self.samples, self.dynamic, self.threads = model, inputs, samples, dynamic, threads
+        self.signature: Signature = signature_of(model, inputs, dynamic)
+        for each in samples:
+            if self.signature.prepare(each) is None:
+                shapes = {name: tuple(tensor.shape) for name, tensor in each.items()}
+                raise InputError(f"calibration has inputs of {shapes}; the example and dynamic= allow {self.signature.shapes}")
+        chosen = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+        self.checks = [dict(inputs), resized(inputs, dynamic), *chosen]
+        with torch.inference_mode():
+            self.wanted = [flatten(model(**each, **bare(model))) for each in self.checks]
+
+    def best(self, names: list[str], asked: str | None, precision: Precision, tolerance: float | None) -> tuple[Report, Runner]:
+        """The fastest engine in a precision, or in a higher one where none is close enough."""
+        trials: list[Trial] = []
+        for level in PRECISIONS[PRECISIONS.index(precision) :: -1]:
+            usable = names if level == precision else [n for n in candidates(None, level) if asked in (None, n)] or candidates(None, level)
+            ready = self.attempt(usable, level, TOLERANCES[level] if tolerance is None else tolerance, trials)
+            if ready:
+                report, runner = self.race(ready, trials, precision)
+                return report, runner
+            logger.warning("no engine is close enough in %s: %s", level, "; ".join(t.describe() for t in trials if t.precision == level))
+        raise ConfigError("no engine gives the outputs of the network, not even in float32: " + "; ".join(t.describe() for t in trials))
+
+    def attempt(self, names: list[str], precision: Precision, tolerance: float, trials: list[Trial]) -> list[tuple[Trial, Runner]]:
+        """Builds engines and keeps those that are close enough; every trial is noted."""
+        ready = []
+        for name in names:
+            for mixed in (False, True) if precision == "int8" and name == "openvino" else (False,):
+                trial = Trial(name, precision)
+                trials.append(trial)
+                try:
+                    before, start = memory(), time.perf_counter()
+                    runner = self.build(name, precision, mixed)
+                    trial.deviation = self.deviation(runner)
+                    trial.build_seconds, trial.memory_mb = time.perf_counter() - start, memory() - before
+                except (HeadstartError, RuntimeError) as error:  # an engine that cannot run this network is no reason to give up
+                    trial.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                    continue
+                trial.refused = refusal(trial.deviation, precision, tolerance)
+                if trial.refused is None:
+                    ready.append((trial, runner))
+                    break
+        return ready
+
+    def build(self, name: str, precision: Precision, mixed: bool) -> Runner:
+        """One engine, made ready."""
+        job = Job(self.model, self.signature, self.inputs, self.dynamic, precision, self.threads, self.samples, mixed)
+        return engine(name).build(job)
+
+    def deviation(self, runner: Runner) -> Deviation:
+        """How far an engine is from the network, on every check."""
+        found = []
+        for each in self.checks:
+            tensors = self.signature.prepare(each)
+            if tensors is None:
+                raise InputError(f"a sample has shapes {[tuple(t.shape) for t in each.values()]}, expected {self.signature.shapes}")
+            found.append(dict(zip(self.signature.outputs, runner(tensors), strict=True)))
+        return compare(self.wanted, found)
+
+    def race(self, ready: list[tuple[Trial, Runner]], trials: list[Trial], precision: Precision) -> tuple[Report, Runner]:
+        """Times engines in turns with the network itself, and takes the fastest."""
+        tensors = self.signature.prepare(self.inputs)
+        assert tensors is not None
+
+        def original() -> Any:
+            with torch.inference_mode():
+                return self.model(**self.inputs)
+
+        ready = ready + self.with_streams(ready, tensors)
+        contenders: dict[Any, Callable[[], Any]] = {"original": original}
+        contenders |= {i: partial(runner, tensors) for i, (_, runner) in enumerate(ready)}
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            times = in_turns(contenders, SECONDS)
+        finally:
+            torch.set_num_threads(before)
+        for i, (trial, _) in enumerate(ready):
+            trial.ms = times[i]
+            if trial not in trials:
+                trials.append(trial)
+        chosen, runner = min(ready, key=lambda each: each[0].ms or 0.0)
+        batch = int(tensors[0].shape[0])
+        return Report(type(self.model).__name__, chosen, times["original"], batch, self.threads, precision, trials), runner
+
+    def with_streams(self, ready: list[tuple[Trial, Runner]], tensors: list[Tensor]) -> list[tuple[Trial, Runner]]:
+        """The engines that can share a batch among streams of one thread each, doing so."""
+        found: list[tuple[Trial, Runner]] = []
+        for trial, runner in ready:
+            if isinstance(runner, Streams) and self.threads > 1 and len(tensors[0]) > 1:
+                found.append((replace(trial, streams=self.threads), runner.with_streams(self.threads)))
+        return found
+
+
+def refusal(deviation: Deviation, precision: Precision, tolerance: float) -> str | None:
+    """Why a deviation is too much, or None."""
+    if not deviation.largest <= tolerance:
+        return f"outputs differ by {deviation.largest:.1e}, above the tolerance of {tolerance:.1e}"
+    allowed = 1 / deviation.answers if deviation.answers else 0.0
+    if precision != "float32" and deviation.agreement is not None and deviation.agreement < min(AGREEMENT, 1 - allowed):
+        return f"only {deviation.agreement:.1%} of the answers stay the same"
+    return None
+
+
+def in_turns(contenders: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 3) -> dict[Any, float]:
+    """Median milliseconds of each, measured in turns for about some seconds."""
+    for run in contenders.values():
+        run()
+    times: dict[Any, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+        if len(times[name]) >= 200:
+            break
+    return {name: median(each) for name, each in times.items()}
+
+
+def memory() -> float:
+    """Megabytes that this process holds now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux: the largest so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pages * resource.getpagesize() / 2**20

@@ -1,0 +1,101 @@
+"""What was tried and measured when a model was optimised."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from headstart.engine.deviation import Deviation
+
+
+@dataclass
+class Trial:
+    """One engine in one precision.
+
+    Args:
+        engine: Its name.
+        precision: What it computes in.
+        deviation: How far its outputs are from the network's.
+        ms: Median milliseconds of a call with the example; None where it was not timed.
+        build_seconds: How long making it ready took.
+        memory_mb: Megabytes that the process grew by, exporting included.
+        refused: Why it was not taken, or None.
+        streams: Images of a batch that run side by side, each on a share of the threads.
+    """
+
+    engine: str
+    precision: str
+    deviation: Deviation | None = None
+    ms: float | None = None
+    build_seconds: float = 0.0
+    memory_mb: float = 0.0
+    refused: str | None = None
+    streams: int = 1
+
+    def describe(self) -> str:
+        """One line."""
+        parts = [f"{self.engine} {self.precision}" + (f" in {self.streams} streams" if self.streams > 1 else "")]
+        if self.ms is not None:
+            parts.append(f"{self.ms:.1f} ms")
+        if self.deviation is not None:
+            parts.append(f"largest deviation {self.deviation.largest:.1e}, mean {self.deviation.mean:.1e}")
+            if self.deviation.agreement is not None:
+                parts.append(f"{self.deviation.agreement:.1%} of {self.deviation.answers} answers the same")
+        if self.refused:
+            parts.append(f"refused: {self.refused}")
+        return ", ".join(parts)
+
+
+@dataclass
+class Report:
+    """What was measured; `str(report)` is a few readable lines.
+
+    Args:
+        model: Class of the network.
+        chosen: The engine that was taken.
+        original_ms: Median milliseconds of the network in PyTorch, in the same run.
+        batch: Images or texts of a call that was timed.
+        threads: Threads of a call.
+        asked: Precision that was asked for; `chosen.precision` is higher where that was not close enough.
+        trials: Everything that was tried.
+    """
+
+    model: str
+    chosen: Trial
+    original_ms: float
+    batch: int
+    threads: int
+    asked: str
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the network in PyTorch."""
+        return self.original_ms / self.chosen.ms if self.chosen.ms else 1.0
+
+    def __str__(self) -> str:
+        ms = self.chosen.ms or self.original_ms
+        lines = [
+            f"{self.model} on {self.threads} threads, batch {self.batch}",
+            f"before: {self.original_ms:.1f} ms, {1e3 * self.batch / self.original_ms:.1f} a second (PyTorch, float32)",
+            f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, {self.speedup:.2f} times as fast, {self.chosen.memory_mb:.0f} MB",
+            f"taken:  {self.chosen.describe()}",
+        ]
+        if self.chosen.precision != self.asked:
+            lines.append(f"{self.asked} was asked for, and no engine was close enough in it")
+        return "\n".join(lines + [f"tried:  {trial.describe()}" for trial in self.trials if trial != self.chosen])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self) | {"speedup": self.speedup}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        """The way back."""
+        plain = {key: values[key] for key in ("model", "original_ms", "batch", "threads", "asked")}
+        trials = [_trial(each) for each in values["trials"]]
+        return cls(chosen=_trial(values["chosen"]), trials=trials, **plain)
+
+
+def _trial(values: Mapping[str, Any]) -> Trial:
+    deviation = values["deviation"]
+    return Trial(**(dict(values) | {"deviation": None if deviation is None else Deviation(**deviation)}))

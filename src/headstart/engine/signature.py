@@ -1,0 +1,205 @@
+"""What goes in and out of an optimised network: names, shapes and types, and the network as a function of tensors."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart import outputs
+from headstart.errors import ConfigError, InputError
+
+Axis = Literal["batch", "size", "length"]
+AXES: tuple[Axis, ...] = ("batch", "size", "length")
+IMAGES = ("pixel_values", "bool_masked_pos")
+TEXTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+TEXT_LENGTH = 128  # tokens of a text, where nobody says what texts will be like
+IMAGE_SIDE = 224  # pixels, where a configuration does not say
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names, shapes and types of inputs and outputs.
+
+    Args:
+        inputs: Names of the inputs, in order.
+        shapes: Shape of each input; None where it may change.
+        dtypes: Type of each input, such as "float32".
+        outputs: Names of the output tensors; "feature_maps.0" is part of a tuple.
+        output_class: Name of the documented output class.
+    """
+
+    inputs: tuple[str, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    dtypes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    output_class: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Signature":
+        """The way back."""
+        texts = {key: tuple(map(str, values[key])) for key in ("inputs", "dtypes", "outputs")}
+        shapes = tuple(tuple(None if n is None else int(n) for n in shape) for shape in values["shapes"])
+        return cls(shapes=shapes, output_class=str(values["output_class"]), **texts)
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors have these shapes."""
+        return all(
+            len(shape) == tensor.ndim and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
+            for shape, tensor in zip(self.shapes, tensors, strict=True)
+        )
+
+    def prepare(self, given: Mapping[str, Any]) -> list[Tensor] | None:
+        """The inputs in order and of their types; None where something is missing. Absent masks keep everything."""
+        found = []
+        for name, dtype in zip(self.inputs, self.dtypes, strict=True):
+            value = given.get(name)
+            if value is None and name in ("attention_mask", "token_type_ids") and isinstance(given.get("input_ids"), Tensor):
+                value = torch.ones_like(given["input_ids"]) if name == "attention_mask" else torch.zeros_like(given["input_ids"])
+            if not isinstance(value, Tensor):
+                return None
+            found.append(value.to("cpu", getattr(torch, dtype)))
+        return found if self.fits(found) else None
+
+    def pack(self, tensors: Sequence[Tensor]) -> Any:
+        """Output tensors under their names."""
+        values: dict[str, Any] = {}
+        for name, tensor in zip(self.outputs, tensors, strict=True):
+            stem, dot, _ = name.partition(".")
+            values[stem] = (*values.get(stem, ()), tensor) if dot else tensor
+        return getattr(outputs, self.output_class)(**values)
+
+
+class Program(nn.Module):
+    """A network as a function of tensors in the order of a signature, returning a tuple of tensors."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Tensors in, tensors out."""
+        out = self.model(**dict(zip(self.names, inputs, strict=True)), **bare(self.model))
+        return tuple(flatten(out).values())
+
+
+def bare(model: nn.Module) -> dict[str, bool]:
+    """Arguments of a call that asks for a network's main outputs only, by name, whatever its configuration says."""
+    inside = getattr(model, "model", None)  # of a network behind its preprocessing
+    model = inside if isinstance(inside, nn.Module) else model
+    known = inspect.signature(model.forward).parameters
+    return {"return_dict": True} | {flag: False for flag in ("output_hidden_states", "output_attentions") if flag in known}
+
+
+def flatten(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output by name; parts of a tuple as "name.0"."""
+    found: dict[str, Tensor] = {}
+    for name, value in output.items():
+        if isinstance(value, tuple):
+            found |= {f"{name}.{i}": each for i, each in enumerate(value)}
+        else:
+            found[name] = value
+    return found
+
+
+def default_dynamic(inputs: Mapping[str, Any]) -> tuple[Axis, ...]:
+    """What may change from call to call unless somebody says otherwise."""
+    return ("batch",) if "pixel_values" in inputs else ("batch", "length")
+
+
+def check_dynamic(dynamic: Sequence[str] | str | bool | None, inputs: Mapping[str, Any]) -> tuple[Axis, ...]:
+    """The axes that may change.
+
+    Raises:
+        ConfigError: A word that is no axis.
+    """
+    if dynamic is None:
+        return default_dynamic(inputs)
+    if isinstance(dynamic, bool):
+        return ("batch", "size" if "pixel_values" in inputs else "length") if dynamic else ()
+    words = tuple(dynamic.replace(",", " ").split()) if isinstance(dynamic, str) else tuple(dynamic)
+    unknown = [word for word in words if word not in AXES]
+    if unknown:
+        raise ConfigError(f"dynamic={unknown[0]!r}; expected some of {', '.join(AXES)}")
+    return tuple(axis for axis in AXES if axis in words)
+
+
+def dynamic_axes(name: str, ndim: int, dynamic: Sequence[str]) -> dict[int, str]:
+    """Axis → its name, for the axes of an input that may change."""
+    axes = {0: "batch"} if "batch" in dynamic else {}
+    if name == "pixel_values" and "size" in dynamic:
+        axes |= {2: "height", 3: "width"}
+    elif name == "bool_masked_pos" and "size" in dynamic:
+        axes |= {1: "patches"}
+    elif name in TEXTS and "length" in dynamic:
+        axes[ndim - 2 if name == "inputs_embeds" else ndim - 1] = "length"
+    return axes
+
+
+@torch.no_grad()
+def signature_of(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Signature:
+    """The signature of a network that is called like this."""
+    out = model(**inputs, **bare(model))
+    shapes = []
+    for name, tensor in inputs.items():
+        free = dynamic_axes(name, tensor.ndim, dynamic)
+        shapes.append(tuple(None if i in free else int(n) for i, n in enumerate(tensor.shape)))
+    dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for tensor in inputs.values())
+    return Signature(tuple(inputs), tuple(shapes), dtypes, tuple(flatten(out)), type(out).__name__)
+
+
+def make_example(model: Any, example: Any = None) -> dict[str, Tensor]:
+    """The inputs of a call: what was given, or made up for the network.
+
+    Args:
+        model: A network.
+        example: A mapping of tensors, one tensor for the main input, or None.
+
+    Raises:
+        InputError: Something else, or names that the network does not take.
+    """
+    if example is None:
+        return _made_up(model)
+    if isinstance(example, Tensor):
+        example = {model.main_input_name: example}
+    try:
+        found = {str(name): value for name, value in dict(example).items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"example is a {type(example).__name__}; expected a tensor, or a mapping of names to tensors") from error
+    known = inspect.signature(model.forward).parameters
+    wrong = [name for name, value in found.items() if name not in known or not isinstance(value, Tensor)]
+    if wrong or not found:
+        raise InputError(f"example has {wrong or 'nothing'}; {type(model).__name__} takes tensors named {', '.join(known)}")
+    return found
+
+
+def _made_up(model: Any) -> dict[str, Tensor]:
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    if model.main_input_name == "pixel_values":
+        size = getattr(config, "image_size", IMAGE_SIDE)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {"pixel_values": torch.randn(1, config.num_channels, height, width, generator=generator)}
+    shape: tuple[int, ...] = (1, min(TEXT_LENGTH, config.max_position_embeddings))
+    if type(model).__name__.endswith("MultipleChoice"):
+        shape = (1, 2, shape[1])
+    ids = torch.randint(config.vocab_size, shape, generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def resized(inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> dict[str, Tensor]:
+    """The same inputs with every axis that may change of another length, to try out a program: one more of a batch, half a length."""
+    found = {}
+    for name, tensor in inputs.items():
+        for axis, word in dynamic_axes(name, tensor.ndim, dynamic).items():
+            if word == "batch":
+                tensor = torch.cat([tensor, tensor[:1]])
+            elif word == "length":
+                tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] // 2))
+        found[name] = tensor.contiguous()
+    return found
