@@ -40,7 +40,7 @@ def test_help_is_light():
     code += "heavy = {'torch', 'numpy', 'matplotlib', 'keras', 'jax', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
     assert done.returncode == 0, done.stderr
-    for name in ("train", "evaluate", "predict", "models", "info"):
+    for name in ("train", "evaluate", "predict", "audit", "models", "info"):
         assert name in done.stdout
 
 
@@ -78,6 +78,18 @@ def test_predict(tuned, photos, capsys):  # noqa: F811
     assert right / len(rows) == json.loads((tuned / "results.json").read_text())["evaluations"]["validation"]["metrics"]["accuracy"]
     code, out, _ = call(capsys, "predict", tuned, files[0], files[1], "--top", 1)
     assert code == 0 and len(out.splitlines()) == 2 and out.splitlines()[0].startswith(f"{files[0]}\t")
+
+
+def test_audit(photos, tmp_path, capsys):  # noqa: F811
+    code, out, err = call(capsys, "audit", make_class_folders(tmp_path / "train", {"bird": 3, "cat": 3}).parent)
+    assert code == 0 and out == "" and "6 images: 0 unreadable, 0 duplicates, 0 leaks, 0 contradictions" in err
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "same.png").write_bytes((tmp_path / "train" / "bird" / "bird_0.png").read_bytes())
+    (tmp_path / "val" / "cat" / "words.png").write_text("words")
+    code, out, _ = call(capsys, "audit", tmp_path)
+    assert code == 1 and "exact duplicate, leak: train and validation, classes: bird and cat\t" in out and "unreadable\t" in out
+    code, out, _ = call(capsys, "audit", tmp_path, "--json")
+    assert code == 1 and json.loads(out)["pairs"][0]["leaks"] is True
 
 
 def test_models_and_info(tuned, capsys):

@@ -178,6 +178,34 @@ def _paint(painter: Any, files: list[Path], out: Path, top: int, as_json: bool) 
 
 
 @command
+def audit(
+    data: DataArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    column: ColumnOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Find unreadable images, duplicates, leaks between splits and contradicting labels. Exit code 1 if there are any."""
+    from headstart.train.audit import audit as run
+    from headstart.train.tasks import DataOptions
+
+    found = run(data, DataOptions(val_fraction=0.0, columns=_pairs(column, "--column"), workers=workers))
+    if as_json:
+        pairs = [vars(pair) | {"leaks": pair.leaks, "contradicts": pair.contradicts} for pair in found.pairs]
+        print(json.dumps({"images": found.images, "unreadable": found.unreadable, "pairs": pairs}, indent=2))
+    else:
+        rows = [("unreadable", name, reason) for name, reason in found.unreadable]
+        for pair in found.pairs:
+            words = [f"{pair.kind} duplicate"] + ["leak: " + " and ".join(pair.splits)] * pair.leaks
+            words += ["classes: " + " and ".join(pair.labels)] * pair.contradicts
+            rows.append((", ".join(words), pair.first, pair.second))
+        _print_table("", ("what", "image", "and"), rows)
+        counts = f"{len(found.unreadable)} unreadable, {len(found.pairs)} duplicates"
+        print(f"{found.images} images: {counts}, {len(found.leaks)} leaks, {len(found.contradictions)} contradictions", file=sys.stderr)
+    if found.unreadable or found.pairs:
+        raise typer.Exit(1)
+
+
+@command
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the published models."""
     from headstart.auto import zoo

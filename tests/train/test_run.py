@@ -137,6 +137,17 @@ def test_a_class_of_bad_images_only(tmp_path, tiny_model):
         headstart.train(folder, model=tiny_model, out=tmp_path / "run", skip_bad=True, val_fraction=0.0, **SMALL)
 
 
+def test_a_leak_is_told(tiny_model, tmp_path):
+    make_class_folders(tmp_path / "d" / "train", {"bird": 3, "cat": 3})
+    make_class_folders(tmp_path / "d" / "val", {"bird": 1, "cat": 1}, first_seed=50)
+    found = headstart.train(tmp_path / "d", model=tiny_model, out=tmp_path / "run", **SMALL | {"steps": 1})
+    assert "are also in the data that judges" not in (found.folder / "README.md").read_text()
+    make_class_folders(tmp_path / "e" / "train", {"bird": 3, "cat": 3})
+    make_class_folders(tmp_path / "e" / "val", {"bird": 1, "cat": 1})
+    found = headstart.train(tmp_path / "e", model=tiny_model, out=tmp_path / "run2", **SMALL | {"steps": 1})
+    assert "2 training images are also in the data that judges" in (found.folder / "README.md").read_text()
+
+
 def test_mistakes_of_the_caller(photos, tiny_model, tmp_path, result):
     with pytest.raises(ConfigError, match="which model"):
         headstart.train(photos, out=tmp_path / "run")

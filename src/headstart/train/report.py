@@ -105,8 +105,10 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         return None
     judged = [line for line in metrics if "validation" in line]
     shown = [name for name in ("loss", headline) if any(name in line for line in [*steps, *(each["validation"] for each in judged)])]
-    figure = new_figure(8.4, 3.0)
-    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    figures = []
+    for name in shown:  # one figure each, so that a phone shows them one below the other
+        figure = new_figure(4.4, 3.0)
+        axes = figure.subplots()
         x, y = [line["step"] for line in steps if name in line], [line[name] for line in steps if name in line]
         if y:
             axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
@@ -117,10 +119,11 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         axes.set_xlabel("step")
         axes.set_title(name)
         if name == "loss" and min(y) >= 0:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(y) or 1)
         plain_axes(axes)
         axes.legend(frameon=False, fontsize=8)
-    return Section("Learning curves", "Training values are of augmented images, so they may lie below validation.", [figure_source(figure)])
+        figures.append(figure_source(figure))
+    return Section("Learning curves", "Training values are of augmented images, so they may lie below validation.", figures)
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:

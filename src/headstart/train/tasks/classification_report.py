@@ -110,10 +110,11 @@ def gallery_sections(
 def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Section:
     """Confidence against accuracy, as it is and after temperature scaling."""
     temperature = best_temperature(logits, labels)
-    figure = new_figure(8.4, 3.2)
-    errors = []
+    errors, figures = [], []
     panels = [("as trained", 1.0), (f"temperature {temperature:.2f}", temperature)]
-    for axes, (title, divisor) in zip(figure.subplots(1, 2), panels, strict=True):
+    for title, divisor in panels:
+        figure = new_figure(4.2, 3.2)
+        axes = figure.subplots()
         bins = reliability(softmax(logits, divisor), labels)
         used = bins.count > 0
         errors.append(bins.error)
@@ -123,8 +124,9 @@ def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.in
         axes.set_title(f"{title}: error {bins.error:.1%}", fontsize=10)
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.05), xlabel="confidence", ylabel="accuracy")
         plain_axes(axes)
+        figures.append(figure_source(figure))
     text = (
         f"Where points lie below the line, the model is surer than it should be. Its expected calibration error is {errors[0]:.1%}; "
         f"dividing the scores by {temperature:.2f} (fitted on these same examples, so a little flattering) makes it {errors[1]:.1%}."
     )
-    return Section("Can its confidence be believed?", text, [figure_source(figure)])
+    return Section("Can its confidence be believed?", text, figures)

@@ -63,6 +63,12 @@ class ImageClassification(Task):
             self.digests[split] = [result[0] if isinstance(result, tuple) else "" for result in results]
             self.sizes[split] = np.array([result[1:] if isinstance(result, tuple) else (0, 0) for result in results]).reshape(-1, 2)
 
+        judged = {d for split, digests in self.digests.items() if split != "train" for d in digests if d}
+        leaked = sum(d in judged for d in self.digests.get("train", []))
+        if leaked:
+            text = "training images are also in the data that judges: the result flatters (`headstart audit` lists them)"
+            self.data.notes.append(f"{leaked} {text}")
+
     @property
     def splits(self) -> dict[str, int]:
         """See `Task.splits`."""
