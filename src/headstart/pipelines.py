@@ -15,7 +15,7 @@ from headstart.errors import ConfigError, InputError
 PIPELINES: dict[str, str] = {
     "image-classification": "headstart.pipelines:ImageClassificationPipeline",
     "semantic-segmentation": "headstart.segmentation:SemanticSegmentationPipeline",
-    "masked-image-modeling": "headstart.models.beit.reconstruction:MaskedImageModelingPipeline",
+    "masked-image-modeling": "headstart.masked_images:MaskedImageModelingPipeline",
 }
 
 

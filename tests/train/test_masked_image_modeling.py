@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor, DalleImageTokenizer
 from headstart.cli import main as command_line
 from headstart.errors import ConfigError, DataError
-from headstart.models.beit.reconstruction import MaskedImageModelingPipeline, panels, tokenizer_view
+from headstart.masked_images import MaskedImageModelingPipeline, panels, tokenizer_view
 from headstart.train.loop import Loop
 from headstart.train.recipes import Recipe
 from headstart.train.run import evaluate, train

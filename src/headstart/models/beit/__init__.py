@@ -17,6 +17,7 @@ FAMILY = Family(
         "BeitBackbone": "headstart.models.beit.segmentation",
         "BeitPreTrainedModel": _TORCH,
         "DalleImageTokenizer": "headstart.models.beit.image_tokenizer",
+        "blockwise_mask": "headstart.models.beit.masking",
         "FlaxBeitModel": _FLAX,
         "FlaxBeitForMaskedImageModeling": _FLAX,
         "FlaxBeitForImageClassification": _FLAX,

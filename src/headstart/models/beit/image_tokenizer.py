@@ -8,7 +8,7 @@ Letters: B images, H W sides of an image, h w = H/8 W/8 sides of its code map, V
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,9 @@ class DalleImageTokenizer(nn.Module):
         >>> codes.shape, tokenizer.decode(codes).shape
         (torch.Size([2, 14, 14]), torch.Size([2, 3, 112, 112]))
     """
+
+    stride: ClassVar[int] = STRIDE
+    published: ClassVar[Mapping[str, tuple[str, str]]] = PUBLISHED
 
     def __init__(
         self, vocab_size: int = 8192, hidden_size: int = 256, blocks_per_group: int = 2, decoder_init_size: int | None = 128

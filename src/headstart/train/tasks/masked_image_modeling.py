@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedImageModeling
 from headstart.checkpoint import atomic_write
 from headstart.errors import ConfigError, DataError
-from headstart.models.beit.image_tokenizer import PUBLISHED, DalleImageTokenizer
-from headstart.models.beit.masking import MASK_RATIO, blockwise_mask
-from headstart.models.beit.reconstruction import (
+from headstart.masked_images import (
     TOKENIZER_FOLDER,
     as_tensor,
     codes_of,
@@ -45,6 +44,7 @@ from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
 from headstart.train.tasks.segmentation_report import side_by_side
 
 VIEWS = 4  # of each training picture
+MASK_RATIO = 0.4  # of the patches, as in the paper
 AREA, ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # of a view, as a share of the picture
 CHUNK = 64  # pictures that go through tokenizer or network together
 SHOWN = 8
@@ -80,7 +80,7 @@ class MaskedImageModeling(Task):
         self.recipe, self.trains = Recipe(), True
         self.processor: Any = None
         self.config: Any = None
-        self.tokenizer: DalleImageTokenizer | None = None
+        self.tokenizer: Any = None
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -143,12 +143,12 @@ class MaskedImageModeling(Task):
         self.processor.size = {"height": self.recipe.crop, "width": self.recipe.crop}
         self.processor.crop_size, self.processor.do_center_crop = dict(self.processor.size), False
         asked = self.options.extra.get("tokenizer")
-        self.config.image_tokenizer = asked if asked in PUBLISHED else TOKENIZER_FOLDER
+        self.config.image_tokenizer = asked if asked in DalleImageTokenizer.published else TOKENIZER_FOLDER
         if "image_tokenizer" not in self.config._extra_names:
             self.config._extra_names.append("image_tokenizer")
         return model
 
-    def _load_tokenizer(self, name: str | Path, config: Any) -> DalleImageTokenizer:  # noqa: ANN401 - a configuration
+    def _load_tokenizer(self, name: str | Path, config: Any) -> Any:  # noqa: ANN401 - a configuration; a tokenizer
         asked = self.options.extra.get("tokenizer")
         if asked is not None:
             return DalleImageTokenizer.from_pretrained(asked)
@@ -169,7 +169,7 @@ class MaskedImageModeling(Task):
     def save(self, folder: Path) -> None:
         """See `Task.save`: the processor, and the tokenizer unless it is a published one."""
         self.processor.save_pretrained(folder)
-        if self.config.image_tokenizer not in PUBLISHED and self.tokenizer is not None:
+        if self.config.image_tokenizer not in DalleImageTokenizer.published:
             self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
 
     # Pixels and codes -----------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,6 @@ class MaskedImageModeling(Task):
 
     def _chunks(self, split: str, views: int) -> Iterator[tuple[int, Tensor]]:
         """Codes of consecutive views, made on the accelerator where there is one."""
-        assert self.tokenizer is not None
 
         def one(number: int) -> Pixels:
             return tokenizer_view(self.view(split, *divmod(number, views)), self.config.grid)
@@ -260,7 +259,6 @@ class MaskedImageModeling(Task):
         self.tokenizer = tokenizer.cpu()
 
     def _tokenizer_digest(self) -> str:
-        assert self.tokenizer is not None
         whole = hashlib.sha256()
         for name, tensor in sorted(self.tokenizer.encoder.state_dict().items()):
             whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -271,7 +269,8 @@ class MaskedImageModeling(Task):
     def mask(self, rng: np.random.Generator) -> NDArray[np.bool_]:
         """A new mask, (h, w)."""
         height, width = self.config.grid
-        return blockwise_mask(height, width, rng, int(self.ratio * height * width))
+        mask: NDArray[np.bool_] = blockwise_mask(height, width, rng, int(self.ratio * height * width))
+        return mask
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, S, S) uint8, mask (h, w) and codes (h, w)."""
@@ -331,7 +330,6 @@ class MaskedImageModeling(Task):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
-        assert self.tokenizer is not None
         split, metrics = evaluation.split, evaluation.metrics
         codes = np.asarray(self.codes[split][:, 0]).astype(np.int64)  # (N, h, w)
         share = np.bincount(codes.ravel(), minlength=self.tokenizer.vocab_size) / codes.size

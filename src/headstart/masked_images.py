@@ -1,4 +1,5 @@
-"""What a pretrained BEiT imagines behind a mask: two views of a picture, codes of the masked patches, and the picture they stand for.
+"""What a network pretrained on masked images imagines behind a mask: two views of a picture, codes of the masked patches, and the picture
+they stand for.
 
 Letters: H W sides of an image, S side of what the network sees, h w sides of the grid of patches and of the map of codes, V codes.
 """
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.errors import ConfigError, InputError
 from headstart.images import LANCZOS, decode, resize
-from headstart.models.beit.image_tokenizer import PUBLISHED, STRIDE, DalleImageTokenizer
-from headstart.models.beit.masking import blockwise_mask
 
 TOKENIZER_FOLDER = "image_tokenizer"  # inside the folder of a pretrained network
 GREY = 128
@@ -31,7 +31,8 @@ def network_view(picture: Pixels, size: tuple[int, int], resample: int) -> Pixel
 
 def tokenizer_view(picture: Pixels, grid: tuple[int, int]) -> Pixels:
     """What the tokenizer sees of the same picture: 8 pixels a patch (112 for 14 patches), lanczos."""
-    return np.ascontiguousarray(resize(picture, (grid[0] * STRIDE, grid[1] * STRIDE), LANCZOS))
+    stride: int = DalleImageTokenizer.stride
+    return np.ascontiguousarray(resize(picture, (grid[0] * stride, grid[1] * stride), LANCZOS))
 
 
 def normalised(images: Tensor, processor: Any) -> Tensor:
@@ -46,9 +47,10 @@ def as_tensor(pictures: Iterable[Pixels], device: torch.device | str = "cpu") ->
     return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).to(device)
 
 
-def codes_of(tokenizer: DalleImageTokenizer, pictures: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
+def codes_of(tokenizer: Any, pictures: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
     """Codes (B, h, w) of tokenizer views."""
-    return tokenizer.encode(as_tensor(pictures, device).float() / 255)
+    codes: Tensor = tokenizer.encode(as_tensor(pictures, device).float() / 255)
+    return codes
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def guess_codes(model: nn.Module, pixel_values: Tensor, mask: Tensor) -> Tensor:
     return best
 
 
-def panels(picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: DalleImageTokenizer) -> list[Pixels]:
+def panels(picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any) -> list[Pixels]:
     """Pictures to compare: the original, what the mask leaves of it, and (where the tokenizer can paint) the picture of visible and guessed
     codes, and that of the true codes.
 
@@ -80,7 +82,7 @@ def panels(picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tens
     return shown + [resize(each, (height, width)) for each in painted]
 
 
-def load_tokenizer(folder: str | Path, config: Any) -> DalleImageTokenizer:
+def load_tokenizer(folder: str | Path, config: Any) -> Any:
     """The tokenizer that a pretrained network's folder names or holds.
 
     Raises:
@@ -90,7 +92,7 @@ def load_tokenizer(folder: str | Path, config: Any) -> DalleImageTokenizer:
     if inside.is_dir():
         return DalleImageTokenizer.from_pretrained(inside)
     name = getattr(config, "image_tokenizer", None)
-    if name not in PUBLISHED:
+    if name not in DalleImageTokenizer.published:
         raise ConfigError(f"{folder} has no folder {TOKENIZER_FOLDER} with the tokenizer it was pretrained with; name one with tokenizer=")
     return DalleImageTokenizer.from_pretrained(name)
 
