@@ -130,23 +130,14 @@ def load_checkpoint(
         The configuration, and published name → tensor.
     """
     from headstart.checkpoint import read_checkpoint
-    from headstart.hub import Download, download, resolve_weights
 
     family = families()[config_class.model_type]
-    found = find_published(str(name))
-    if found is not None and not hub.get("revision"):
-        other, model = found
-        if other is not family:
-            raise ConfigError(f"{name} is a {other.model_type} model; load it with a class of that family, or with AutoModel")
-        if model.url is None:
-            return load_checkpoint(model.hub_id or "", config_class, config, compat, overrides, hub, framework, formats)
-        options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
-        path = download(Download(model.url, model.size, model.sha256), **options)
-    elif Path(name).is_file():
-        path = Path(name)
-    else:
-        with suggesting(name):
-            path = resolve_weights(str(name), formats=formats, **hub)
+    found = find_published(str(name)) if not hub.get("revision") else None
+    if found is not None and found[0] is not family:
+        raise ConfigError(f"{name} is a {found[0].model_type} model; load it with a class of that family, or with AutoModel")
+    if found is not None and found[1].url is None:  # the authors' address is gone; a conversion is on the Hub
+        return load_checkpoint(found[1].hub_id or "", config_class, config, compat, overrides, hub, framework, formats)
+    path = weights_file(name, found[1] if found else None, hub, formats)
     tensors = read_checkpoint(path, framework)
     known = family.load(family.tasks["base"]).name_table(config or family.config()).knows
     # Some names may be the same on both sides.
@@ -154,7 +145,9 @@ def load_checkpoint(
     if config is not None:
         config = config_class.from_dict(config.to_dict(), **overrides) if overrides else config
     elif found is not None:
-        config = config_class.from_dict(published_config(str(name)).to_dict(), **overrides)  # type: ignore[union-attr]
+        values = published_config(str(name)).to_dict()  # type: ignore[union-attr]
+        values = config_class.from_published(values, compat) | {"compat": compat} if compat else values
+        config = config_class.from_dict(values, **overrides)
     elif not Path(name).is_file() or (path.parent / "config.json").is_file():
         values, remembered = read_config_file(name, **hub)
         kind = values.get("model_type", config_class.model_type)
@@ -169,6 +162,19 @@ def load_checkpoint(
     if config is None:
         raise ConfigError(f"{name} has no config.json beside it; pass config=, or put the file in a folder with its config.json")
     return config, tensors
+
+
+def weights_file(name: str | Path, published: Published | None, hub: Mapping[str, Any], formats: tuple[str, ...]) -> Path:
+    """The file that holds a checkpoint's weights, or the index of its shards, downloaded if need be."""
+    from headstart.hub import Download, download, resolve_weights
+
+    if published is not None and published.url is not None:
+        options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
+        return download(Download(published.url, published.size, published.sha256), **options)
+    if Path(name).is_file():
+        return Path(name)
+    with suggesting(name):
+        return resolve_weights(str(name), formats=formats, **hub)
 
 
 def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:

@@ -52,7 +52,9 @@ def test_npz_is_written_back(tmp_path):
     assert sorted(ours) == sorted(theirs)
     assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
     with pytest.raises(WeightsError, match="bottleneck"):
-        save_npz(BitForImageClassification(BitConfig(layer_type="bottleneck", hidden_sizes=[32], depths=[1], num_groups=8)), tmp_path / "no.npz")
+        save_npz(
+            BitForImageClassification(BitConfig(layer_type="bottleneck", hidden_sizes=[32], depths=[1], num_groups=8)), tmp_path / "no.npz"
+        )
 
 
 def test_converted_to_a_hub_folder(tmp_path):
@@ -123,3 +125,16 @@ def test_wrong_family(tmp_path):
     with pytest.raises(ConfigError, match="'cvt' model"):
         BitConfig.from_pretrained(tmp_path)
     assert read_json(tmp_path / "config.json")["model_type"] == "cvt"
+
+
+@pytest.mark.parametrize("compat, eps", [(None, 1e-10), ("authors", 1e-10), ("transformers", 1e-8)])
+def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
+    """The address, the configuration and the file go together; `compat` decides whose arithmetic."""
+    file = tmp_path / "R50x1.npz"
+    asked = []
+    monkeypatch.setattr("headstart.hub.download", lambda source, **options: asked.append(source.url) or file)
+    torch.manual_seed(0)
+    save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)
+    model = BitForImageClassification.from_pretrained("BiT-M-R50x1-ILSVRC2012", compat=compat)
+    assert asked == ["https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"]
+    assert model.config.conv_eps == eps and model.config.id2label[0] == "tench, Tinca tinca"
