@@ -1,15 +1,20 @@
 """DALL-E's image tokenizer: OpenAI's numbers, files that run no code, round trips."""
 
 import io
+import json
 import pickle
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import assert_close, golden_dir
+from conftest import ROOT, assert_close, golden_dir
 from headstart import DalleImageTokenizer
 from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError, OfflineError, WeightsError
 
@@ -237,3 +242,19 @@ def test_the_attacks_are_real():
     pickle.loads(ATTACKS["call"]())
     pickle.loads(ATTACKS["state"]())
     assert touched == ["call", "state"]
+
+
+def test_the_example_trains_a_tokenizer_that_loads(tmp_path, monkeypatch, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (3, 4, 3)).repeat(10, 0).repeat(10, 1).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
+    options = ["--size", "24", "--crop", "16", "--codes", "8", "--hidden-size", "8", "--steps", "10", "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["train_dvae.py", str(tmp_path / "photos"), str(tmp_path / "out"), *options])
+    runpy.run_path(str(ROOT / "examples" / "train_dvae.py"), run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert len(lines) == 10 and lines[-1]["rmse"] < 128 and 1 <= lines[-1]["codes_in_use"] <= 8
+    tokenizer = DalleImageTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.vocab_size == 8 and tokenizer.encode(torch.rand(1, 3, 24, 40)).shape == (1, 3, 5)
+    with Image.open(tmp_path / "out" / "reconstructions.png") as picture:
+        assert picture.size == (2 * 12 * 24, 2 * 2 * 24)
