@@ -80,6 +80,15 @@ def test_predict(tuned, photos, capsys):  # noqa: F811
     assert code == 0 and len(out.splitlines()) == 2 and out.splitlines()[0].startswith(f"{files[0]}\t")
 
 
+def test_explain(tuned, photos, tmp_path, capsys):  # noqa: F811
+    files = sorted((photos / "val").rglob("*.png"))[:2]
+    code, out, _ = call(capsys, "explain", tuned, *files, "--out", tmp_path / "seen", "--device", "cpu")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [f"000{i + 1}_{file.stem}.png" for i, file in enumerate(files)]
+    code, _, err = call(capsys, "explain", tuned, files[0], "--out", tmp_path / "seen", "--label", "wing")
+    assert code == 2 and "no class 'wing'; it has bird, cat, dog" in err
+
+
 def test_audit(photos, tmp_path, capsys):  # noqa: F811
     code, out, err = call(capsys, "audit", make_class_folders(tmp_path / "train", {"bird": 3, "cat": 3}).parent)
     assert code == 0 and out == "" and "6 images: 0 unreadable, 0 duplicates, 0 leaks, 0 contradictions" in err

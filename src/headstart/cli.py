@@ -178,6 +178,33 @@ def _paint(painter: Any, files: list[Path], out: Path, top: int, as_json: bool) 
 
 
 @command
+def explain(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    label: Annotated[str | None, typer.Option(help="Class to look for; default the most probable one.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Show where in pictures a classifier saw what it says (Grad-CAM)."""
+    _check_model(model)
+    files = _image_files(images)
+    from PIL import Image
+
+    from headstart.pipelines import pipeline
+    from headstart.train.explain import explain as run
+
+    classify = pipeline("image-classification", model, device=device)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, file in enumerate(files, start=1):
+        found = run(classify.model, classify.image_processor, file, label)
+        picture = out / f"{number:04d}_{file.stem}.png"  # the number keeps files of the same name apart
+        Image.fromarray(found.overlay()).save(picture)
+        rows.append((str(file), f"{found.label} {found.score:.1%}", str(picture)))
+    _print_table("", ("image", "class", "picture"), rows)
+
+
+@command
 def audit(
     data: DataArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

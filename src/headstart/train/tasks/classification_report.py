@@ -19,7 +19,11 @@ GALLERY = 12
 
 
 def classification_sections(
-    evaluation: Evaluation, classes: list[str], names: list[str], pixels: Callable[[int], NDArray[np.uint8]] | None
+    evaluation: Evaluation,
+    classes: list[str],
+    names: list[str],
+    pixels: Callable[[int], NDArray[np.uint8]] | None,
+    looked_at: Callable[[int, str], NDArray[np.uint8]] | None = None,
 ) -> list[Section]:
     """The sections of one evaluation.
 
@@ -28,13 +32,14 @@ def classification_sections(
         classes: Names of the classes.
         names: How each example is named to the user.
         pixels: Gives the picture of an example; None where examples are not pictures.
+        looked_at: Gives the picture with what spoke for a class in the eyes of the network.
     """
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     probabilities = softmax(logits)
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(classes))
     sections = [baseline_section(confusion, classes), confusion_section(confusion, classes), class_section(confusion, classes)]
     if pixels is not None:
-        sections += gallery_sections(probabilities, labels, classes, names, pixels)
+        sections += gallery_sections(probabilities, labels, classes, names, pixels, looked_at)
     return [*sections, calibration_section(logits, labels)]
 
 
@@ -85,7 +90,12 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
 
 
 def gallery_sections(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], classes: list[str], names: list[str], pixels: Callable[[int], Any]
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    classes: list[str],
+    names: list[str],
+    pixels: Callable[[int], Any],
+    looked_at: Callable[[int, str], Any] | None,
 ) -> list[Section]:
     """The surest mistakes, and the images the model is least sure of."""
     said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -93,17 +103,21 @@ def gallery_sections(
     mistakes = mistakes[np.argsort(-sure[mistakes], kind="stable")][:GALLERY]
     doubts = np.argsort(sure, kind="stable")[:GALLERY]
 
-    def picture(index: int) -> Picture:
+    def picture(index: int, shown: NDArray[np.uint8]) -> Picture:
         verdict = f"{classes[said[index]]} {sure[index]:.0%}"
         verdict += "" if said[index] == labels[index] else f", is {classes[labels[index]]}"
-        return Picture(picture_source(pixels(index)), f"{verdict}\n{Path(names[index].split(' (')[0]).name}")
+        return Picture(picture_source(shown), f"{verdict}\n{Path(names[index].split(' (')[0]).name}")
 
     sections = []
     if len(mistakes):
         text = "What the model was surest of and got wrong: hard images, or wrong labels."
-        sections.append(Section("Most confident mistakes", text, pictures=[picture(int(i)) for i in mistakes]))
+        sections.append(Section("Most confident mistakes", text, pictures=[picture(int(i), pixels(int(i))) for i in mistakes]))
+    if looked_at is not None and len(mistakes):
+        text = "The same mistakes: bright where the network saw what speaks for its wrong answer (Grad-CAM)."
+        shown = [picture(int(i), looked_at(int(i), classes[said[i]])) for i in mistakes]
+        sections.append(Section("What the network looked at", text, pictures=shown))
     text = "Images whose best class got the smallest probability, right or wrong."
-    sections.append(Section("Least certain", text, pictures=[picture(int(i)) for i in doubts], folded=True))
+    sections.append(Section("Least certain", text, pictures=[picture(int(i), pixels(int(i))) for i in doubts], folded=True))
     return sections
 
 

@@ -20,6 +20,7 @@ from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines import batched
 from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.train.data import Examples, ImageData, Source, combined_fingerprint, read_images
+from headstart.train.explain import explain
 from headstart.train.head import FeatureStore, fit_head, inputs_of, install, model_key
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
 from headstart.train.metrics import classification_metrics, wilson
@@ -44,6 +45,7 @@ class ImageClassification(Task):
         self.skipped: list[Bad] = []
         self._inspect()
         self.processor: Any = None
+        self.model: nn.Module | None = None
         self.recipe = Recipe()
         self.caches: dict[str, PixelCache] = {}
         self.trains = True
@@ -120,6 +122,7 @@ class ImageClassification(Task):
         self.recipe = replace(recipe, crop=recipe.crop or processor_side(self.processor))
         if self.recipe.crop:
             set_processor_side(self.processor, self.recipe.crop)
+        self.model = model
         return model
 
     def attach(self, name: str | Path) -> nn.Module:
@@ -127,6 +130,7 @@ class ImageClassification(Task):
         self.processor = AutoImageProcessor.from_pretrained(name)
         self.trains = False
         model: nn.Module = AutoModelForImageClassification.from_pretrained(name)
+        self.model = model
         return model
 
     def save(self, folder: Path) -> None:
@@ -352,8 +356,16 @@ class ImageClassification(Task):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
-        examples = self.data.splits[evaluation.split]
-        return classification_sections(evaluation, self.data.classes, examples.names, lambda index: decode(examples.images[index]))
+        examples, model = self.data.splits[evaluation.split], self.model
+
+        def pixels(index: int) -> NDArray[np.uint8]:
+            return decode(examples.images[index])
+
+        def looked_at(index: int, label: str) -> NDArray[np.uint8]:
+            assert model is not None
+            return explain(model, self.processor, pixels(index), label).overlay()
+
+        return classification_sections(evaluation, self.data.classes, examples.names, pixels, looked_at if model is not None else None)
 
     def card(self) -> str:
         """See `Task.card`."""
