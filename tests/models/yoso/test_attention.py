@@ -45,6 +45,15 @@ def test_is_the_definition(attention, tau):
             assert_close(ours[b, a], torch.tensor(expected), what=f"text {b}, head {a}")
 
 
+def test_without_gradients_nothing_changes():
+    """There, rows are scaled in place."""
+    query, key, value = tokens(2, 3, 7, 5)
+    before, expected = value.clone(), exact_attention(query, key, value, hash_code_len=4)
+    with torch.no_grad():
+        assert torch.equal(exact_attention(query, key, value, hash_code_len=4), expected)
+    assert torch.equal(value, before)
+
+
 def test_weights_give_the_attention():
     query, key, value = tokens(2, 3, 7, 5)
     mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0], [1] * 7])

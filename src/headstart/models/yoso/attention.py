@@ -46,10 +46,14 @@ _SHORTEST_ROW = 1e-12
 def normalize_rows(x: Tensor) -> Tensor:
     """The last dimension scaled to length one; rows of zeros stay zeros and get no gradient."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide * _scale(wide)).to(x.dtype)
+
+
+def _scale(x: Tensor) -> Tensor:
+    """One over the length of every row (…, 1), or zero."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     nonzero = length > _SHORTEST_ROW
-    scale = torch.where(nonzero, length, 1.0).reciprocal().where(nonzero, 0.0)
-    return (wide * scale).to(x.dtype)
+    return torch.where(nonzero, length, 1.0).reciprocal().where(nonzero, 0.0)
 
 
 def exact_weights(query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
@@ -100,7 +104,7 @@ def exact_attention(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len:
     query, key, value = _one_dtype(query, key, value)
     keep, value = _hide(mask, value)
     out = exact_sum(normalize_rows(query), normalize_rows(key), value, hash_code_len)  # (B, A, L, K)
-    return normalize_rows(out if keep is None else out.masked_fill(~keep, 0.0))
+    return _finish(out, keep)
 
 
 def sampled_attention(
@@ -160,7 +164,7 @@ def sampled_attention(
         query, key = normalize_rows(query), normalize_rows(key)
     keep, value = _hide(mask, value)
     out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)
-    return normalize_rows(out if keep is None else out.masked_fill(~keep, 0.0))
+    return _finish(out, keep)
 
 
 def choose_num_hash(target_error: float, length: int) -> int:
@@ -203,6 +207,14 @@ def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:
         return None, value
     keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
     return keep, value.masked_fill(~keep, 0.0)
+
+
+def _finish(out: Tensor, keep: Tensor | None) -> Tensor:
+    """The sums without masked rows, scaled to length one; in place where no gradient needs them, which matters for long texts."""
+    if keep is not None:
+        out = out.masked_fill(~keep, 0.0)
+    in_place = not torch.is_grad_enabled() and out.dtype in (torch.float32, torch.float64)
+    return out.mul_(_scale(out)) if in_place else normalize_rows(out)
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@
 #define WIDE_SLICE 32
 #define NARROW_SLICE 16
 #define TABLE_FLOATS 128    /* floats of one bucket of all these hashes */
-#define LONG_TEXT 16384     /* queries and keys from which slices are narrow */
+#define LONG_TEXT 65536     /* queries and keys above which slices are narrow */
 #define HASH_BLOCK 512      /* tokens hashed by one piece of work */
 #define TILE_ROWS 32        /* rows of a bucket that are multiplied together in the backward pass */
 
