@@ -112,7 +112,8 @@ class MaskedImageModeling(Task):
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
         facts = self.facts()
         lines = [f"{sum(self.splits.values())} pictures ({parts})", f"median picture {facts.width}x{facts.height} pixels"]
-        lines.append(f"{self.views} fixed views of each, up to {self.ratio:.0%} of the patches hidden in blocks")
+        views = "1 fixed view" if self.views == 1 else f"{self.views} fixed views"
+        lines.append(f"{views} of each, up to {self.ratio:.0%} of the patches hidden in blocks")
         if self.bad:
             lines.append(f"{len(self.bad)} pictures cannot be read")
         return lines + self.notes
