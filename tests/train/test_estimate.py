@@ -105,7 +105,9 @@ def test_a_budget_is_kept_and_leaves_a_model(photos, tiny_model, tmp_path, capsy
     assert time.perf_counter() - began < 12  # writing the report on a busy machine is not part of training
     assert "to keep the budget: " in said and "in place of 100000 steps" in said
     assert found.recipe.steps < 100_000 and found.metrics["accuracy"] > 0.5
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["estimated_seconds"] > 0
+    values = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert values["estimated_seconds"] > 0 and any("to keep the budget: " in note for note in values["notes"])
+    assert "to keep the budget: " in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):

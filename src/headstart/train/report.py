@@ -156,7 +156,7 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
-        found=task.found(),
+        found=[*task.found()[:1], *results["notes"]],
         judged=judged,
         headline=task.headline,
         headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
@@ -176,7 +176,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
     evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
     lines = ["---", "library_name: headstart", f"pipeline_tag: {task.name}", f"base_model: {results['model']}", "tags: [headstart]", "---"]
     lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
-    lines += [*(f"- {line}" for line in task.found()), ""]
+    lines += [*(f"- {line}" for line in [*task.found()[:1], *results["notes"]]), ""]
     if evaluation:
         split = "test" if "test" in results["evaluations"] else "validation"
         lines += [f"## Result on {evaluation['examples']} {split} examples", "", "| measure | value |", "| --- | --- |"]

@@ -34,6 +34,7 @@ class Result:
         evaluations: By split.
         seconds: Time that training took, in this process.
         estimated: Time that was expected before it began.
+        given_up: What a budget of time cost.
     """
 
     folder: Path | None
@@ -41,6 +42,7 @@ class Result:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     seconds: float = 0.0
     estimated: float | None = None
+    given_up: list[str] = field(default_factory=list)
 
     @property
     def judged(self) -> Evaluation | None:
@@ -105,7 +107,7 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
             for split, each in result.evaluations.items()
         },
         "splits": job.splits,
-        "notes": job.found()[1:],
+        "notes": job.found()[1:] + [f"to keep the budget: {each}" for each in result.given_up],
         "seed": result.recipe.seed,
         "data_fingerprint": job.fingerprint,
         "seconds": round(result.seconds, 2),

@@ -144,12 +144,13 @@ class _Run:
         if resume:
             _restore(loop, self.out, loop.identity, self.progress)
         estimate = measure(loop)
+        given_up: list[str] = []
         if self.deadline is not None and not resume:
             self.recipe, given_up = fit_budget(self.recipe, estimate, self.deadline - time.perf_counter())
             if given_up:
                 self.progress.say(f"to keep the budget: {', '.join(given_up)}")
                 if self.recipe.tune == "head":
-                    return self.tune_head()
+                    return self.tune_head(given_up)
                 loop = self._loop(resume)
                 estimate = measure(loop)
         self.progress.say(estimate.text(self.recipe, self.recipe.steps - loop.step))
@@ -163,9 +164,11 @@ class _Run:
         with self.progress:
             loop.run(None if self.deadline is None else self.deadline - judging)
         evaluations = {split: loop.evaluate(split) for split in SPLITS[1:] if split in self.job.splits} if self.world.leads else {}
-        seconds = time.perf_counter() - began
+        if loop.step < self.recipe.steps:
+            given_up.append(f"stopped after step {loop.step} of {self.recipe.steps}")
+        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, expected, given_up)
         with loop.averaged():
-            return self._finish(loop.model, evaluations, seconds, expected)
+            return self._finish(loop.model, result)
 
     def _loop(self, resume: bool) -> Loop:
         """Model, data and loop as the recipe says; a new run finds its micro-batch."""
@@ -179,18 +182,18 @@ class _Run:
         go_on = f"headstart train {self.request.data} --out {self.out} --resume"
         return Loop(*parts, workers=self.workers, identity=identity, go_on=go_on)
 
-    def tune_head(self) -> Result:
+    def tune_head(self, given_up: list[str] | None = None) -> Result:
         """Fits the last layer on features that are computed once."""
         network = self.job.build(self.request.model, self.recipe, revision=self.request.revision).to(self.world.device).eval()
         began = time.perf_counter()
         with self.progress:
             evaluations = self.job.tune_head(network, self.world.device, self.progress)
         self._begin()
-        return self._finish(network, evaluations, time.perf_counter() - began)
+        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, given_up=given_up or [])
+        return self._finish(network, result)
 
-    def _finish(self, network: nn.Module, evaluations: dict[str, Evaluation], seconds: float, expected: float | None = None) -> Result:
+    def _finish(self, network: nn.Module, result: Result) -> Result:
         """Writes the result folder."""
-        result = Result(self.out, self.recipe, evaluations, seconds, expected)
         if self.world.leads:
             write_result(self.job, network, result, self.request, self.world.device)
             for leftover in ("cache", "checkpoints"):
