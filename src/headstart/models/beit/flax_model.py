@@ -54,6 +54,27 @@ def fit_matrices(old: Grid, new: Grid, method: str, by_width: bool) -> tuple[Any
     return table_matrices(np, old, new, method, by_width)
 
 
+class Patches(nn.Module):  # type: ignore[misc]
+    """The patches of an image through a linear layer: a convolution whose stride is its size, as the one matrix product that it is."""
+
+    config: BeitConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        c = self.config
+        self.kernel = self.param("kernel", nn.initializers.normal(c.initializer_range), (*c.patch, c.num_channels, c.hidden_size))
+        self.bias = self.param("bias", zeros, (c.hidden_size,))
+
+    def __call__(self, x: Any, grid: Grid) -> Any:
+        """Images (B, H, W, C) → (B, h * w, D); what is left over below and on the right is not seen."""
+        B, (height, width), (p, q), C = x.shape[0], grid, self.config.patch, x.shape[-1]
+        x = x[:, : height * p, : width * q].reshape(B, height, p, width, q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, h, w, p, q, C)
+        kernel = self.kernel.astype(self.dtype).reshape(p * q * C, -1)
+        x = x.astype(self.dtype).reshape(B, height * width, p * q * C) @ kernel  # (B, h * w, D)
+        return x + self.bias.astype(self.dtype)[None, None]
+
+
 class RelativeBias(nn.Module):  # type: ignore[misc]
     """A learned bias of attention scores by relative position, one for each head."""
 
@@ -92,12 +113,13 @@ class Attention(nn.Module):  # type: ignore[misc]
         self.dropout = nn.Dropout(c.attention_probs_dropout_prob)
 
     def heads(self, x: Any) -> tuple[Any, Any, Any]:
-        """Queries, keys and values of x (B, L, D), each (B, L, A, K)."""
+        """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
         B, L, D = x.shape
         A = self.config.num_attention_heads
         bias = jnp.stack([self.query_bias, jnp.zeros_like(self.query_bias), self.value_bias]).astype(self.dtype)  # (3, D)
-        qkv = (self.qkv(x) + bias[None, None]).reshape(B, L, 3, A, D // A)  # (B, L, 3, A, K)
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # 3 × (B, L, A, K)
+        qkv = self.qkv(x) + bias[None, None]  # (B, L, 3, D)
+        q, k, v = qkv.reshape(B, L, 3, A, D // A).transpose(2, 0, 3, 1, 4)  # 3 × (B, A, L, K)
+        return q, k, v
 
     def score_bias(self, grid: Grid, shared: Any = None) -> Any:
         """What is added to the scores, (1, A, L, L), or None."""
@@ -105,9 +127,11 @@ class Attention(nn.Module):  # type: ignore[misc]
         return own if shared is None else shared if own is None else own + shared
 
     def softmax(self, q: Any, k: Any, bias: Any) -> Any:
-        """The attention weights (B, A, L, L) of queries and keys (B, L, A, K), before dropout."""
+        """The attention weights (B, A, L, L) of queries and keys (B, A, L, K), before dropout; the softmax is float32."""
+        # jax.nn.dot_product_attention does the same sums (without cuDNN, which is never its default), and is slower on a CPU (JAX 0.10).
         exact = jnp.promote_types(q.dtype, jnp.float32)
-        scores = jnp.einsum("bqak,blak->baql", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5  # (B, A, L, L)
+        q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        scores = jnp.einsum("baqk,balk->baql", q, k, preferred_element_type=exact)  # (B, A, L, L)
         return jax.nn.softmax(scores if bias is None else scores + bias).astype(q.dtype)
 
     def weights(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None) -> Any:
@@ -118,16 +142,12 @@ class Attention(nn.Module):  # type: ignore[misc]
 
     def __call__(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None, deterministic: bool = True) -> Any:
         """x (B, L, D), the same shape; head_mask (A,)."""
-        q, k, v = self.heads(x)  # 3 × (B, L, A, K)
-        bias = self.score_bias(grid, shared)
-        if self.dropout.rate and not deterministic:
-            weights = self.dropout(self.softmax(q, k, bias), deterministic=False)
-            y = jnp.einsum("baql,blak->bqak", weights, v)  # (B, L, A, K)
-        else:
-            y = jax.nn.dot_product_attention(q, k, v, bias)  # (B, L, A, K)
+        q, k, v = self.heads(x)  # 3 × (B, A, L, K)
+        weights = self.dropout(self.softmax(q, k, self.score_bias(grid, shared)), deterministic=deterministic)  # (B, A, L, L)
+        y = weights @ v  # (B, A, L, K)
         if head_mask is not None:
-            y = y * head_mask[None, None, :, None]
-        return self.proj(y.reshape(x.shape))  # (B, L, D)
+            y = y * head_mask[None, :, None, None]
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(x.shape))  # (B, L, D)
 
 
 class Mlp(nn.Module):  # type: ignore[misc]
@@ -223,7 +243,7 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         """Makes the layers."""
         c, D = self.config, self.config.hidden_size
         init = nn.initializers.normal(c.initializer_range)
-        self.patches = nn.Conv(D, c.patch, c.patch, padding="VALID", dtype=self.dtype, kernel_init=init)
+        self.patches = Patches(c, self.dtype)
         self.cls_token = self.param("cls_token", init, (1, 1, D))
         self.mask_token = self.param("mask_token", init, (1, 1, D)) if c.use_mask_token else None
         places = 1 + c.grid[0] * c.grid[1]
@@ -245,7 +265,7 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         grid = Grid(H // c.patch[0], W // c.patch[1])
         if min(grid) < 1:
             raise InputError(f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones")
-        x = self.patches(pixel_values.astype(dtype)).reshape(B, -1, c.hidden_size)  # (B, h * w, D)
+        x = self.patches(pixel_values, grid)  # (B, h * w, D)
         if bool_masked_pos is not None:
             x = jnp.where(self.check_mask(bool_masked_pos, x), self.mask_token.astype(dtype), x)  # type: ignore[union-attr]
         x = jnp.concatenate([jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size)), x], 1)  # (B, L, D)
