@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from headstart.engine.deviation import Deviation, compare
 from headstart.engine.engines import Job, installed
-from headstart.engine.engines.torch_engine import fixed_size
-from headstart.engine.folds import fold
+from headstart.engine.normalized import Normalized, portable
 from headstart.engine.signature import Program, Signature, check_dynamic, dynamic_axes, flatten, make_example, resized, signature_of
 from headstart.errors import ConfigError, MissingExtraError
 
@@ -79,31 +78,6 @@ def export(
     return found
 
 
-class Normalized(nn.Module):
-    """A network behind its processor's rescaling and normalisation; takes pixels from 0 to 255."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__()
-        if model.main_input_name != "pixel_values" or processor is None:
-            raise ConfigError("normalize=True needs a network of images and its image processor")
-        self.model, self.config, self.main_input_name = model, model.config, model.main_input_name
-        channels = model.config.num_channels
-        factor = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
-        mean, deviation = torch.zeros(channels), torch.ones(channels)
-        if getattr(processor, "do_normalize", True):
-            mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-        self.register_buffer("mean", mean.view(-1, 1, 1) / factor)
-        self.register_buffer("deviation", deviation.view(-1, 1, 1) / factor)
-        self.train(model.training)
-
-    def forward(self, pixel_values: Tensor, **others: Any) -> Any:
-        """pixel_values (B, C, H, W), from 0 to 255."""
-        return self.model((pixel_values - self.mean) / self.deviation, **others)
-
-
 def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict[str, str]:
     """What a reader of the file wants to know, as texts: network, labels, preprocessing."""
     config = model.config
@@ -127,18 +101,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def portable(model: nn.Module, signature: Signature) -> nn.Module:
-    """The folded network in operators that every engine knows."""
-    if isinstance(model, Normalized):
-        inside = fold(model.model, size=fixed_size(signature), lean=True, portable=True)
-        outside = Normalized.__new__(Normalized)
-        nn.Module.__init__(outside)
-        outside.model, outside.config, outside.main_input_name = inside, model.config, model.main_input_name
-        outside.mean, outside.deviation = model.mean, model.deviation
-        return outside.eval()
-    return fold(model, size=fixed_size(signature), lean=True, portable=True)  # type: ignore[no-any-return]
 
 
 def dynamic_shapes(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Any, ...]:

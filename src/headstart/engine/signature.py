@@ -48,6 +48,12 @@ class Signature:
         shapes = tuple(tuple(None if n is None else int(n) for n in shape) for shape in values["shapes"])
         return cls(shapes=shapes, output_class=str(values["output_class"]), **texts)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images; None where they change, and for texts."""
+        shape = dict(zip(self.inputs, self.shapes, strict=True)).get("pixel_values", (None,) * 4)
+        return None if shape[2] is None or shape[3] is None else (shape[2], shape[3])
+
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors have these shapes."""
         return all(

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from headstart.checkpoint import atomic_write
 from headstart.engine.engines import Job
-from headstart.engine.engines.torch_engine import fixed_size
-from headstart.engine.folds import fold
+from headstart.engine.normalized import portable
 from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
 
@@ -28,7 +27,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not int
 def convert(job: Job) -> ov.Model:
     """The network as OpenVINO's graph, inputs and outputs under their names."""
     signature = job.signature
-    model = fold(job.model, size=fixed_size(signature), lean=True, portable=True)
+    model = portable(job.model, signature)
     inputs = tuple(job.example[name] for name in signature.inputs)
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing warns of every size it meets; that sizes were not frozen is checked by calling the result with others.

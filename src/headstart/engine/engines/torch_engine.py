@@ -70,14 +70,7 @@ def build(job: Job) -> TorchRunner:
 
 def make(model: nn.Module, signature: Signature, precision: str) -> TorchRunner:
     """The folded network, for the images of a signature."""
-    return TorchRunner(fold(model, size=fixed_size(signature), lean=True), signature, precision)
-
-
-def fixed_size(signature: Signature) -> tuple[int, int] | None:
-    """Height and width of the images, where they do not change."""
-    shapes = dict(zip(signature.inputs, signature.shapes, strict=True))
-    shape = shapes.get("pixel_values", (None,) * 4)
-    return None if shape[2] is None or shape[3] is None else (shape[2], shape[3])
+    return TorchRunner(fold(model, size=signature.size, lean=True), signature, precision)
 
 
 def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> TorchRunner:

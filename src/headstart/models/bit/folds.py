@@ -30,7 +30,7 @@ class PortableStem(Stem):
             x = F.pad(x, (1, 1, 1, 1), value=NEARLY_ZERO)
         x = self.norm(x)
         if self.pads_same:
-            x = pad_same(x - NEARLY_ZERO, 3, 2) + NEARLY_ZERO
+            x = pad_same(x, 3, 2, value=NEARLY_ZERO)
         return F.max_pool2d(x, 3, 2)  # (B, C, H / 4, W / 4)
 
 

@@ -25,14 +25,14 @@ def standardize(weight: Tensor, eps: float) -> Tensor:
     return (weight - mean) / torch.sqrt(variance + eps)
 
 
-def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
-    """Zeros around x (B, C, H, W) as TensorFlow's "SAME" puts them: the odd one goes after."""
+def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: float = 0.0) -> Tensor:
+    """Zeros (or another value) around x (B, C, H, W) as TensorFlow's "SAME" puts them: the odd one goes after."""
     pads: list[Any] = []
     for size in (x.shape[-1], x.shape[-2]):
         need = torch.sym_max(  # type: ignore[no-untyped-call]
             (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
         pads += [need // 2, need - need // 2]
-    return F.pad(x, pads)
+    return F.pad(x, pads, value=value)
 
 
 class StandardizedConv2d(nn.Conv2d):

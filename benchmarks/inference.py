@@ -1,0 +1,216 @@
+"""How fast is inference of each family, beside its peers, in each precision?
+
+    python benchmarks/inference.py                          # every model, batch 1, float32, bfloat16 and int8
+    python benchmarks/inference.py --models bit-50 --batches 1 8 --seconds 20
+    python benchmarks/inference.py --plot                   # draws docs/inference.svg from the last results
+
+Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers' network as a user would. All in one
+process, in turns, with the same weights; outputs are compared before timing, and each time is given as a share of the arithmetic limit,
+the speed of a large matrix product of the same precision in the same run.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from timing import RESULTS, interleaved, machine, peak_gflops
+
+import headstart
+
+PLOT = Path(__file__).parents[1] / "docs" / "inference.svg"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with random weights: class name in both libraries, configuration, GFLOP of one input, and its inputs."""
+
+    name: str
+    values: dict[str, Any]
+    gflop: float
+    shape: tuple[int, ...]
+    timm: str = ""
+
+
+CASES = {
+    "bit-50": Case("BitForImageClassification", {"num_labels": 1000}, 8.2, (3, 224, 224), "resnetv2_50x1_bit"),
+    "cvt-13": Case("CvtForImageClassification", {"num_labels": 1000}, 9.1, (3, 224, 224)),
+    "beit-base": Case(
+        "BeitForImageClassification", {"num_labels": 1000, "use_relative_position_bias": True}, 35.1, (3, 224, 224), "beit_base_patch16_224"
+    ),
+    "yoso-512": Case("YosoForSequenceClassification", {"num_labels": 2, "vocab_size": 50265, "use_expectation": True}, 96.7, (512,)),
+    "beit-segmentation-640": Case(
+        "BeitForSemanticSegmentation",
+        {"num_labels": 150, "image_size": 640, "use_relative_position_bias": True, "use_mean_pooling": False, "out_indices": [3, 5, 7, 11]},
+        1930.0,
+        (3, 640, 640),
+    ),
+}
+
+
+class Plain(torch.nn.Module):
+    """A peer's network as a function of one tensor, which exporters like."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.model(x)
+        return out if isinstance(out, torch.Tensor) else out.logits
+
+
+def pair(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The same network in transformers and here, with the same weights."""
+    torch.manual_seed(0)
+    theirs = getattr(transformers, case.name)
+    peer = theirs(theirs.config_class(**case.values)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        ours = getattr(headstart, case.name).from_pretrained(folder, compat="transformers")
+    return peer, ours
+
+
+def peers(case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]) -> dict[str, Callable[[], Any]]:
+    """Ways to run the peer's network that were asked for."""
+    plain = Plain(peer).eval()
+    runs: dict[str, Callable[[], Any]] = {"transformers": lambda: plain(x)}
+    if "compile" in wanted:
+        compiled = torch.compile(plain)
+        runs["transformers + compile"] = lambda: compiled(x)
+    if "timm" in wanted and case.timm and importlib.util.find_spec("timm"):
+        import timm
+
+        other = timm.create_model(case.timm).eval()
+        runs["timm"] = lambda: other(x)
+    if "openvino" in wanted:
+        import openvino as ov
+
+        graph = ov.convert_model(plain, example_input=x)
+        graph.reshape(list(x.shape))
+        for name, hint in (("OpenVINO", "f32"), ("OpenVINO bf16", "bf16")):
+            config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+            request = ov.compile_model(graph, "CPU", config).create_infer_request()
+            runs[f"transformers in {name}"] = lambda request=request: torch.from_numpy(request.infer([x.numpy()])[0])
+    if "onnxruntime" in wanted:
+        import onnxruntime as ort
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(plain, (x,), dynamo=True, input_names=["x"], verbose=False).save(str(path))
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = ort.InferenceSession(str(path), options)
+        runs["transformers in ONNX Runtime"] = lambda: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    return runs
+
+
+def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], precisions: list[str]) -> dict[str, Any]:
+    """Our network in each engine and precision that can run it."""
+    samples = [torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000) for _ in range(8)]
+    found = {}
+    for precision in precisions:
+        for engine in engines:
+            name = f"headstart, {engine}, {precision}"
+            try:
+                data = samples if precision == "int8" else None
+                found[name] = headstart.optimize(model, example=x, engine=engine, precision=precision, calibration=data, tolerance=10.0)
+            except headstart.errors.HeadstartError as error:
+                print(f"  {name}: {error}")
+    return found
+
+
+def measure(key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str, float]) -> dict[str, Any]:
+    """One model at one batch: every contender's times, deviations and shares of the limit."""
+    case = CASES[key]
+    x = torch.randint(5, 50000, (batch, *case.shape)) if len(case.shape) == 1 else torch.randn(batch, *case.shape)
+    peer, ours = pair(case)
+    runs = peers(case, peer, x, set(arguments.peers))
+    runs["headstart, eager"] = lambda: ours(x).logits
+    runs |= {name: lambda fast=fast: fast(x).logits for name, fast in optimised(ours, x, arguments.engines, arguments.precisions).items()}
+    with torch.inference_mode():
+        reference = runs["transformers"]().float()
+        outputs = {name: run().float() for name, run in runs.items()}
+        times = interleaved(runs, arguments.seconds, 3)
+    rows = {}
+    base = statistics.median(times["transformers"])
+    for name, each in times.items():
+        ms, precision = statistics.median(each), "int8" if "int8" in name else "bfloat16" if "bf" in name else "float32"
+        rows[name] = {
+            "ms": round(ms, 2), "min_ms": round(min(each), 2), "times_as_fast": round(base / ms, 2),
+            "share_of_limit": round(case.gflop * batch / min(each) * 1e3 / peaks[precision], 3) if precision in peaks else None,
+            "deviation": None if name == "timm" else float((outputs[name] - reference).abs().max() / reference.abs().max().clamp(min=1)),
+        }  # fmt: skip
+        row = rows[name]
+        off = "" if row["deviation"] is None else f"{row['deviation']:.1e}"
+        share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
+        print(f"{key} b{batch:<3} {name:<36} {ms:>10.1f} ms {row['times_as_fast']:>6.2f} x  {share:>5} of limit  off by {off}", flush=True)
+    return rows
+
+
+def int8_peak(size: int = 1024) -> float:
+    """GFLOP/s of a large int8 product."""
+    a, b = torch.randint(-127, 127, (size, size), dtype=torch.int8), torch.randint(-127, 127, (size, size), dtype=torch.int8)
+    return 2 * size**3 / min(interleaved({"product": lambda: torch._int_mm(a, b)}, 1.0)["product"]) / 1e6
+
+
+def plot(table: dict[str, Any]) -> None:
+    """Bars of how many times as fast as transformers each contender is."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.24 * sum(len(rows) + 1 for rows in table["rows"].values())))
+    axes = figure.subplots()
+    labels, values, colours = [], [], []
+    for case, rows in table["rows"].items():
+        for name, row in sorted(rows.items(), key=lambda each: each[1]["times_as_fast"]):
+            labels.append(f"{case}: {name}"), values.append(row["times_as_fast"])
+            colours.append("#2a6f97" if name.startswith("headstart") else "#b8b8b8")
+    axes.barh(labels, values, color=colours)
+    axes.set_xlabel("times as fast as transformers, eager, float32")
+    axes.tick_params(labelsize=7)
+    axes.axvline(1, color="black", linewidth=0.5)
+    figure.tight_layout()
+    figure.savefig(PLOT)
+    print(f"drawn: {PLOT}")
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
+    parser.add_argument("--peers", nargs="*", default=["openvino"], help="compile, timm, openvino, onnxruntime; transformers always")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", action="store_true")
+    arguments = parser.parse_args()
+    file = RESULTS / "inference.json"
+    if arguments.plot:
+        plot(json.loads(file.read_text()))
+        return
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    peaks = {"float32": peak_gflops(), "bfloat16": peak_gflops(torch.bfloat16), "int8": int8_peak()}
+    print({name: f"{value:.0f} GFLOP/s" for name, value in peaks.items()})
+    table = json.loads(file.read_text()) if file.exists() else {"title": "Inference", "rows": {}}
+    for key in arguments.models:
+        for batch in arguments.batches:
+            rows = measure(key, batch, arguments, peaks)
+            table["rows"][f"{key}, batch {batch}"] = table["rows"].get(f"{key}, batch {batch}", {}) | rows
+            table |= {"machine": machine(), "limit_gflops": {name: round(value) for name, value in peaks.items()}}
+            RESULTS.mkdir(exist_ok=True)
+            file.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The two commands, on a folder as a user has it."""
+
+import sys
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import headstart
+from engine_networks import build
+from headstart.engine import cli
+from headstart.engine.engines import installed
+from headstart.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "SECONDS", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model, _ = build("BitForImageClassification")
+    model.save_pretrained(tmp_path / "model")
+    size = {"height": 32, "width": 32}
+    headstart.BitImageProcessor(size=size, crop_size=size).save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path
+
+
+def call(*arguments):
+    app = typer.Typer()
+    app.command()(cli.optimize)
+    app.command()(cli.export)
+    return CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+
+
+def test_optimize_and_predict(folder):
+    result = call("optimize", folder / "model", "--out", folder / "fast", "--engine", "torch", "--calibration", folder / "photos")
+    assert result.exit_code == 0 and "of 6 answers the same" in result.output and "times as fast" in result.output
+    photo = folder / "photos" / "1.png"
+    slow, fast = (headstart.pipeline("image-classification", folder / name) for name in ("model", "fast"))
+    assert isinstance(fast.model, headstart.engine.OptimizedModel)
+    for a, b in zip(slow(photo), fast(photo), strict=True):
+        assert a["label"] == b["label"] and abs(a["score"] - b["score"]) < 1e-4
+    with pytest.raises(InputError, match="no folder with images"):
+        call("optimize", folder / "model", "--out", folder / "other", "--calibration", folder / "fast")
+
+
+@pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
+def test_export(folder):
+    result = call("export", folder / "model", "--out", folder / "model.xml", "--to", "openvino", "--normalize")
+    assert result.exit_code == 0 and "largest deviation" in result.output and (folder / "model.xml").is_file()
+
+

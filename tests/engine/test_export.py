@@ -1,0 +1,103 @@
+"""Exported files run without headstart, say what they are, and give PyTorch's outputs."""
+
+import json
+
+import pytest
+import torch
+
+import headstart
+from conftest import assert_close
+from engine_networks import build, pixels
+from headstart.engine.engines import installed
+from headstart.errors import ConfigError, InputError
+
+needs_onnx = pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
+NAMES = ("BitForImageClassification", "CvtForImageClassification", "BeitForImageClassification", "YosoForSequenceClassification")
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", NAMES)
+def test_openvino(name, tmp_path):
+    import openvino as ov
+
+    model, inputs = build(name)
+    deviation = headstart.export(model, tmp_path / "model", to="openvino", example=inputs)
+    assert deviation.largest < 1e-4 and deviation.agreement == 1.0
+    graph = ov.Core().read_model(str(tmp_path / "model.xml"))
+    assert [port.any_name for port in graph.inputs] == list(inputs) and graph.outputs[0].any_name == "logits"
+    assert graph.inputs[0].partial_shape[0].is_dynamic
+    assert json.loads(graph.get_rt_info(["headstart", "labels"]).astype(str))[1] == "LABEL_1"
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx(name, tmp_path):
+    import onnx
+    import onnxruntime as ort
+
+    model, inputs = build(name)
+    deviation = headstart.export(model, tmp_path / "model.onnx", example=inputs)
+    assert deviation.largest < 1e-4
+    found = onnx.load(str(tmp_path / "model.onnx"))
+    facts = {each.key: each.value for each in found.metadata_props}
+    assert json.loads(facts["labels"])[1] == "LABEL_1" and facts["headstart.model"] == name
+    assert next(each.version for each in found.opset_import if not each.domain) == 20
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"))
+    more = {key: torch.cat([value] * 3) for key, value in inputs.items()}
+    with torch.no_grad():
+        expected = model(**more).logits
+    assert_close(session.run(["logits"], {key: value.numpy() for key, value in more.items()})[0], expected, 1e-4)
+
+
+@needs_onnx
+@pytest.mark.parametrize("padding", [None, "same"])
+def test_onnx_runtime_pads_the_stem_of_bit_with_zeros(padding, tmp_path):
+    """It used to merge the padding into the pooling, which pads with -inf: logits were off by 2e-3 in BiT-50."""
+    model, inputs = build("BitForImageClassification", global_padding=padding, embedding_dynamic_padding=padding is not None)
+    with torch.no_grad():
+        model.bit.stem.conv.weight.neg_()
+    assert headstart.export(model, tmp_path / "model.onnx", example=inputs, tolerance=1e-5).largest <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES[:1])
+def test_torch_export(name, tmp_path):
+    model, inputs = build(name)
+    assert headstart.export(model, tmp_path / "model", to="torch-export", example=inputs).largest < 1e-4
+    texts = {"labels": "", "outputs": ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=texts).module()
+    assert json.loads(texts["labels"])[2] == "LABEL_2" and json.loads(texts["outputs"]) == ["logits"]
+    each = pixels(batch=5)
+    with torch.no_grad():
+        assert_close(program(each["pixel_values"])[0], model(**each).logits, 1e-4)
+
+
+@needs_openvino
+def test_normalisation_inside(tmp_path):
+    import openvino as ov
+
+    model, _ = build("BitForImageClassification")
+    processor = headstart.BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    headstart.export(model, tmp_path / "model.xml", to="openvino", example=pixels(), processor=processor, normalize=True)
+    raw = torch.randint(0, 256, (2, 3, 32, 32)).float()
+    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    with torch.no_grad():
+        expected = model((raw / 255 - mean) / deviation).logits
+    graph = ov.Core().read_model(str(tmp_path / "model.xml"))
+    assert_close(ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([raw.numpy()])["logits"], expected, 1e-4)
+    assert graph.get_rt_info(["headstart", "preprocessing.inside"]).astype(str) == "rescale, normalize"
+    assert json.loads(graph.get_rt_info(["headstart", "preprocessing"]).astype(str))["image_mean"] == list(processor.image_mean)
+
+
+def test_refusals(tmp_path):
+    model, inputs = build("BitForImageClassification")
+    with pytest.raises(ConfigError, match="to='tflite'"):
+        headstart.export(model, tmp_path / "model", to="tflite")
+    with pytest.raises(ConfigError, match="its image processor"):
+        headstart.export(model, tmp_path / "model", normalize=True)
+    with pytest.raises(InputError, match="takes tensors named"):
+        headstart.export(model, tmp_path / "model", example={"input_ids": torch.zeros(1, 2)})
+    if installed("openvino"):
+        with pytest.raises(ConfigError, match="differs from PyTorch by"):
+            headstart.export(model, tmp_path / "model", to="openvino", example=inputs, tolerance=-1.0)

@@ -1,0 +1,87 @@
+"""int8 on a network that was really trained: nearly all answers stay."""
+
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+import headstart
+from conftest import data_dir
+from engine_networks import build, pixels, tokens
+from headstart.engine.deviation import compare
+from headstart.engine.engines import installed
+from headstart.engine.signature import signature_of
+from headstart.errors import HeadstartError, NotFoundError
+
+ENGINES = [name for name, needed in (("openvino", "nncf"), ("onnxruntime", "onnx")) if installed(name) and find_spec(needed)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "SECONDS", 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_trained_network_keeps_its_answers(engine, tmp_path, monkeypatch):
+    """bit-mini on photos of CIFAR-100 that neither its training nor the calibration saw."""
+    try:
+        model = headstart.AutoModelForImageClassification.from_pretrained("bit-mini")
+        process = headstart.AutoImageProcessor.from_pretrained("bit-mini")
+    except NotFoundError:
+        pytest.skip("bit-mini is not here")
+    with np.load(data_dir("images", "cifar100", "val.npz")) as file:
+        photos = file["images"][:160]
+    pixels = process(list(photos), return_tensors="pt")["pixel_values"]
+    calls = [{"pixel_values": part} for part in pixels.split(8)]
+    # bit-mini is right in three of ten photos and unsure of the others: close calls flip, and its accuracy stays.
+    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "AGREEMENT", 0.9)
+    fast = headstart.optimize(model, example=calls[0], engine=engine, precision="int8", calibration=calls[:8])
+    assert fast.report.chosen.precision == "int8", str(fast.report)
+    with torch.no_grad():
+        wanted, found = ([{"logits": each(**call).logits} for call in calls[8:]] for each in (model, fast))
+    deviation = compare(wanted, found)
+    assert deviation.agreement >= 0.9 and 0 < deviation.mean < 0.01, deviation
+    fast.save_pretrained(tmp_path)
+    again = headstart.engine.load(tmp_path)
+    assert torch.equal(again(**calls[0]).logits, fast(**calls[0]).logits)
+
+
+@pytest.mark.skipif("openvino" not in ENGINES, reason="needs openvino and nncf")
+@pytest.mark.slow
+def test_layers_that_hurt_are_put_back():
+    from headstart.engine.engines import Job
+    from headstart.engine.engines.openvino_engine import build as ready
+
+    model, inputs = build("BitForImageClassification")
+    with torch.no_grad():
+        model.bit.stages[1][0].norm_2.weight[:3] *= 1e4  # a range that eight bits cannot hold
+    signature = signature_of(model, inputs, ("batch",))
+    calls = [pixels(seed=seed) for seed in range(12)]
+    off = []
+    for mixed in (False, True):
+        runner = ready(Job(model, signature, inputs, ("batch",), "int8", 1, calls, mixed))
+        with torch.no_grad():
+            wanted = [{"logits": model(**each).logits} for each in calls]
+        found = [{"logits": runner(list(each.values()))[0]} for each in calls]
+        off.append(compare(wanted, found))
+    assert off[1].agreement > off[0].agreement and off[1].mean < off[0].mean
+
+
+def test_texts_need_the_inputs_of_the_example():
+    model, inputs = build("YosoForSequenceClassification")
+    with pytest.raises(HeadstartError, match="other inputs than the example"):
+        headstart.optimize(model, example=inputs, precision="int8", calibration=[{"input_ids": tokens()["input_ids"]}])
+
+
+def test_deviations_are_counted_right():
+    a = [{"logits": torch.tensor([[1.0, 4.0], [0.0, -2.0]])}, {"logits": torch.tensor([[0.0, 1.0]])}]
+    b = [{"logits": torch.tensor([[1.0, 3.0], [-1.0, -0.5]])}, {"logits": torch.tensor([[0.0, 1.0]])}]
+    found = compare(a, b)
+    assert (found.largest, found.agreement, found.answers) == (1.5 / 4, 2 / 3, 3) and found.mean == pytest.approx(3.5 / 6 / 4)
+    assert compare(a, [b[0], {"logits": torch.tensor([[float("nan"), 1.0]])}]).largest == float("inf")
+    maps = [{"logits": torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]])}]  # two classes, a map of 1 x 2
+    assert compare(maps, maps).answers == 2
+    assert compare([{"last_hidden_state": torch.ones(1, 2, 3)}], [{"last_hidden_state": torch.ones(1, 2, 3)}]).agreement is None
