@@ -3,9 +3,9 @@
     python examples/train_dvae.py DATA/images/cifar100/train runs/dvae
     python examples/beit_pretrain.py DATA runs/dvae runs/beit
 
-Three runs of `headstart.train`, each with its report: masked image modelling from random weights; classification of CIFAR-10 from that
-checkpoint; classification from the same network's random weights, with the same recipe. `summary.json` holds the two accuracies. Runs that
-are finished are not made again.
+Five runs of `headstart.train`, each with its report: masked image modelling from random weights; then classification of CIFAR-10 from that
+checkpoint and from the same network's random weights, once with only a new head and once with every weight. `summary.json` holds the
+accuracies. Runs that are finished are not made again.
 """
 
 import argparse
@@ -89,12 +89,11 @@ def main() -> None:
         for name, source in (("train", "train_100shot.npz"), ("val", "val.npz")):
             (few / f"{name}.npz").write_bytes((args.data / "images" / "cifar10" / source).read_bytes())
         (few / "classes.json").write_bytes((args.data / "images" / "cifar10" / "classes.json").read_bytes())
-    accuracies = {
-        name: run(args.out / f"tuned-{name}", few, model=start, **tune)["accuracy"]
-        for name, start in (("pretrained", pretrained), ("random", network))
-    }
     summary = {"masked_codes_guessed": guessed["code_accuracy"], "most_common_code": guessed["most_common_code_accuracy"]}
-    summary |= {f"cifar10_accuracy_{name}": value for name, value in accuracies.items()}
+    for name, start in (("pretrained", pretrained), ("random", network)):
+        head = run(args.out / f"head-{name}", few, model=start, tune="head", crop=32, shots=args.shots)
+        summary[f"cifar10_accuracy_{name}_head"] = head["accuracy"]
+        summary[f"cifar10_accuracy_{name}_all"] = run(args.out / f"tuned-{name}", few, model=start, **tune)["accuracy"]
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 
