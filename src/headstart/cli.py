@@ -15,6 +15,7 @@ try:
 except ImportError:
     sys.exit("headstart: the command line needs typer and rich; install them with: pip install 'headstart[train]'")
 
+from headstart.engine import cli as engine_commands
 from headstart.errors import HeadstartError, NotFoundError, TrainingInterrupted
 
 app = typer.Typer(
@@ -121,9 +122,7 @@ def evaluate(
     from headstart.train.run import evaluate as run
 
     columns, options = _pairs(column, "--column"), _task_options(option, masks)
-    job, found = run(
-        model, data, columns=columns, skip_bad=skip_bad, split=split, task_options=options, device=device, workers=workers
-    )
+    job, found = run(model, data, columns=columns, skip_bad=skip_bad, split=split, task_options=options, device=device, workers=workers)
     if as_json:
         values = {"split": found.split, "examples": found.examples, "metrics": found.metrics, "confidence_interval_95": found.interval}
         print(json.dumps(values, indent=2))
@@ -251,6 +250,17 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 @command
+def demo(
+    out: Annotated[Path, typer.Option(help="Result folder; a number is added where it exists.")] = Path("runs/demo"),
+    draws: Annotated[int, typer.Option(min=1, help="Draws of ten pictures of each digit.")] = 5,
+) -> None:
+    """Transfer the network that comes with the package to handwritten digits: a minute, no network needed."""
+    from headstart.demo import demo as run
+
+    run(out, draws)
+
+
+@command
 def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show what a checkpoint is: family, size, classes, and how it was made."""
     _check_model(model)
@@ -272,6 +282,9 @@ def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", h
         parts = (f"{split} {made['headline']} {each['metrics'][made['headline']]:.1%}" for split, each in made["evaluations"].items())
         values["evaluations"] = ", ".join(parts)
     _print_table("", ("", ""), [(key, str(value)) for key, value in values.items()])
+
+
+command(engine_commands.optimize), command(engine_commands.export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """The two commands, on a folder as a user has it."""
 
-import sys
 
 import numpy as np
 import pytest
@@ -10,14 +9,14 @@ from typer.testing import CliRunner
 
 import headstart
 from engine_networks import build
-from headstart.engine import cli
+from headstart.engine import cli, search
 from headstart.engine.engines import installed
 from headstart.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "SECONDS", 0.0)
+    monkeypatch.setattr(search, "SECONDS", 0.0)
 
 
 @pytest.fixture

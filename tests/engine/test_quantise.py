@@ -1,6 +1,5 @@
 """int8 on a network that was really trained: nearly all answers stay."""
 
-import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import headstart
 from conftest import data_dir
 from engine_networks import build, pixels, tokens
+from headstart.engine import search
 from headstart.engine.deviation import compare
 from headstart.engine.engines import installed
 from headstart.engine.signature import signature_of
@@ -20,7 +20,7 @@ ENGINES = [name for name, needed in (("openvino", "nncf"), ("onnxruntime", "onnx
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "SECONDS", 0.0)
+    monkeypatch.setattr(search, "SECONDS", 0.0)
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_a_trained_network_keeps_its_answers(engine, tmp_path, monkeypatch):
     pixels = process(list(photos), return_tensors="pt")["pixel_values"]
     calls = [{"pixel_values": part} for part in pixels.split(8)]
     # bit-mini is right in three of ten photos and unsure of the others: close calls flip, and its accuracy stays.
-    monkeypatch.setattr(sys.modules["headstart.engine.optimize"], "AGREEMENT", 0.9)
+    monkeypatch.setattr(search, "AGREEMENT", 0.9)
     fast = headstart.optimize(model, example=calls[0], engine=engine, precision="int8", calibration=calls[:8])
     assert fast.report.chosen.precision == "int8", str(fast.report)
     with torch.no_grad():

@@ -40,7 +40,7 @@ class OnnxRunner:
 
 def build(job: Job) -> OnnxRunner:
     """Exports, quantises if asked to, and opens a session."""
-    from headstart.engine.export import write_onnx
+    from headstart.engine.exporting import write_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL
