@@ -1,11 +1,12 @@
 """How fast is eager BiT-50 beside transformers and timm? Forward at batch 1 and 8, a training step, and loading.
 
-    python benchmarks/bit.py            # all
-    python benchmarks/bit.py forward    # one part
+python benchmarks/bit.py            # all
+python benchmarks/bit.py forward    # one part
 """
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -39,7 +40,7 @@ def forward(models: dict[str, torch.nn.Module]) -> dict[str, dict[str, list[floa
             x = torch.randn(batch, 3, 224, 224)
             difference = (logits(models["headstart"], x) - logits(models["transformers"], x)).abs().max().item()
             print(f"batch {batch}: logits differ from transformers' by {difference:.1e}")
-            rows[f"forward, batch {batch}"] = interleaved({n: lambda m=m: logits(m, x) for n, m in models.items()}, 12.0 * batch**0.5)
+            rows[f"forward, batch {batch}"] = interleaved({n: partial(logits, m, x) for n, m in models.items()}, 12.0 * batch**0.5)
     return rows
 
 

@@ -1,9 +1,9 @@
 """How fast is CvT-13 beside transformers? Eager forward at batch 1 and 8, a training step, and the Keras model under XLA.
 
-    python benchmarks/cvt.py                    # forward and training
-    python benchmarks/cvt.py forward            # one part
-    python benchmarks/cvt.py forward --busy     # one thread, its own processor time: for a machine that does other work as well
-    python benchmarks/cvt.py keras              # beside transformers' TensorFlow class (transformers 4, tensorflow, tf-keras)
+python benchmarks/cvt.py                    # forward and training
+python benchmarks/cvt.py forward            # one part
+python benchmarks/cvt.py forward --busy     # one thread, its own processor time: for a machine that does other work as well
+python benchmarks/cvt.py keras              # beside transformers' TensorFlow class (transformers 4, tensorflow, tf-keras)
 """
 
 import functools

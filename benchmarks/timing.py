@@ -65,4 +65,7 @@ def report(title: str, rows: Mapping[str, Mapping[str, list[float]]], baseline: 
         for name, row in table[case].items():
             print(f"{case:<28} {name:<28} {row['ms']:>10.2f} ms   min {row['min_ms']:>10.2f}   {row['times_as_fast']:>5.2f} x {baseline}")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{file}.json").write_text(json.dumps({"title": title, "machine": facts, "baseline": baseline, "rows": table}, indent=1) + "\n")
+    result = {"title": title, "machine": facts, "baseline": baseline, "rows": table}
+    (RESULTS / f"{file}.json").write_text(json.dumps(result, indent=1) + "\n")
+        json.dumps({"title": title, "machine": facts, "baseline": baseline, "rows": table}, indent=1) + "\n"
+    )

@@ -339,5 +339,3 @@ def test_no_damage_ends_in_anything_but_our_error(tmp_path, samples, seed):
                     tensor.sum() if framework == "torch" else tensor.tobytes()  # touches every byte
             except HeadstartError as error:
                 assert "damaged" in str(error)
-
-

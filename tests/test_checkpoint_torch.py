@@ -341,5 +341,3 @@ def test_no_instruction_of_pickle_is_forgotten():
     known = inline | pickle_machine._VALUES | pickle_machine._CONSTANTS.keys()
     missing = {op.name for op in pickletools.opcodes} - known - {name[1:].upper() for name in vars(pickle_machine.Machine)}
     assert missing == refused
-
-

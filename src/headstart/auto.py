@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from headstart.config import Compat, PreTrainedConfig, resolve_compat
+from headstart.embedded import EMBEDDED
 from headstart.errors import ConfigError, FileFormatError, HubError, NotFoundError
 from headstart.zoo import Family, Published
 
@@ -37,7 +38,7 @@ def zoo() -> dict[str, tuple[Family, Published]]:
 
 def find_published(name: str) -> tuple[Family, Published] | None:
     """The published model of that name (letter case, and an ending such as ".npz", do not matter)."""
-    if Path(name).exists():
+    if Path(name).exists() or name in EMBEDDED:
         return None
     models = zoo()
     stem = name.removesuffix(".npz").removesuffix(".pth").removesuffix(".h5")

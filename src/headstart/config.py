@@ -266,9 +266,7 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ConfigError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def align_outputs(
-    out_features: list[str] | None, out_indices: list[int] | None, stage_names: list[str]
-) -> tuple[list[str], list[int]]:
+def align_outputs(out_features: list[str] | None, out_indices: list[int] | None, stage_names: list[str]) -> tuple[list[str], list[int]]:
     """Names and numbers of the stages that a backbone returns; either may be given, the last stage is the default."""
     count = len(stage_names)
     if out_features is None and out_indices is None:

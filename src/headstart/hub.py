@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from .embedded import EMBEDDED, embedded_folder
 from .errors import AuthError, DownloadError, HubError, InputError, NotFoundError, OfflineError
 from .fetch import Download, download, fetch, is_true
 
@@ -29,8 +30,6 @@ FORMATS = {
     "h5": ("tf_model.h5", "tf_model.h5.index.json"),
     "msgpack": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 }
-# Models that come with the package, in its folder `embedded`.
-EMBEDDED = ("bit-mini",)
 # What a model folder holds beside its weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md")
 # The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are used.
@@ -312,7 +311,7 @@ def _local_folder(name: str | Path) -> Path | None:
         return path.parent
     text = str(name)
     if text in EMBEDDED:
-        return Path(__file__).parent / "embedded" / text
+        return embedded_folder(text)
     if isinstance(name, Path) or not text or text[0] in "./~\\" or text.count("/") > 1 or "\\" in text or path.is_absolute():
         raise NotFoundError(f"there is no file or folder {text!r}")
     return None

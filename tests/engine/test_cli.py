@@ -1,6 +1,5 @@
 """The two commands, on a folder as a user has it."""
 
-
 import numpy as np
 import pytest
 import typer
@@ -54,5 +53,3 @@ def test_optimize_and_predict(folder):
 def test_export(folder):
     result = call("export", folder / "model", "--out", folder / "model.xml", "--to", "openvino", "--normalize")
     assert result.exit_code == 0 and "largest deviation" in result.output and (folder / "model.xml").is_file()
-
-

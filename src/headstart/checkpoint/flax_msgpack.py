@@ -151,4 +151,3 @@ def _joined(path: Path, value: dict[str, Any], name: str) -> Raw:
     for raw in raws:
         joined += raw.buffer[raw.offset : raw.offset + raw.size * ITEM_SIZE[raw.dtype]]
     return checked(Raw(joined, raws[0].dtype, sizes), where)
-

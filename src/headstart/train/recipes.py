@@ -245,6 +245,8 @@ def hyper_rule(facts: Facts) -> Recipe:
     else:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
     resize, crop = hyper_rule_resolution(facts.height, facts.width)
+    if facts.model_image_size is not None and facts.model_image_size < 96:  # made for smaller images than any published BiT
+        resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
         name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
         batch_size=512, mixup=0.0 if facts.examples < 20_000 else 0.1, resize=resize, crop=crop, augment="crop-flip",

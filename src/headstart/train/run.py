@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from headstart.auto import AutoConfig, family_of
+from headstart.auto import AutoConfig, AutoImageProcessor, family_of
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
 from headstart.train.estimate import LONG, fit_budget, measure, parse_budget
@@ -213,6 +213,11 @@ def _resolve(
     else:
         family, _ = family_of(model, revision=revision)
         facts = dataclasses.replace(facts, config=AutoConfig.from_pretrained(model, revision=revision))
+        if family.processor.endswith("ImageProcessor"):
+            from headstart.train.tasks.image_classification import processor_side
+
+            side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
+            facts = dataclasses.replace(facts, model_image_size=side)
         base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
     resolved = resolve_recipe(base, config, values)
     if resolved.tune == "head" and not values.get("crop"):
@@ -277,8 +282,15 @@ def describe(recipe: Recipe, model: str) -> str:
 
 
 def evaluate(
-    model: str | Path, data: str | Path, *, columns: Mapping[str, str] | None = None, skip_bad: bool = False, split: str | None = None,
-    task_options: Mapping[str, Any] | None = None, device: str | None = None, workers: int | None = None,
+    model: str | Path,
+    data: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    split: str | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    workers: int | None = None,
 ) -> tuple[Task, Evaluation]:
     """Judges a result folder (or any classifier) on labelled data.
 

@@ -112,7 +112,7 @@ def _read_jsonl(path: Path) -> Table:
     columns: dict[str, None] = {}
     for place, row in numbered:
         if not isinstance(row, dict):
-            raise DataError(f"{path} {unit} {place}: expected an object like {{\"image\": …, \"label\": …}}, found {type(row).__name__}")
+            raise DataError(f'{path} {unit} {place}: expected an object like {{"image": …, "label": …}}, found {type(row).__name__}')
         columns |= dict.fromkeys(row)
         rows.append(row)
         places.append(place)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import assert_close, golden_dir, read_json
+from conftest import assert_close, data_dir, golden_dir, read_json
 from headstart import AutoConfig, BitConfig, BitForImageClassification, BitModel
 from headstart.auto import find_published, nearest_names, zoo
 from headstart.config import PreTrainedConfig
@@ -98,8 +98,12 @@ def test_parameter_counts(arch):
 def test_the_zoo_has_every_published_file():
     plain = [name for name in PUBLISHED if name.startswith("BiT-") and "distill" not in name]
     assert len(plain) == 6 * 3 and len([n for n in PUBLISHED if n.startswith("vtab/")]) == 285
-    assert len(PUBLISHED) == 18 + 285 + 4
-    assert all(m.url == f"https://storage.googleapis.com/bit_models/{m.url.split('bit_models/')[1]}" for m in PUBLISHED.values())
+    assert len(PUBLISHED) == 18 + 285 + 4 + 1
+    assert all(
+        m.url == f"https://storage.googleapis.com/bit_models/{m.url.split('bit_models/')[1]}"
+        for m in PUBLISHED.values()
+        if m.name != "bit-mini"
+    )
     assert PUBLISHED["BiT-M-R50x1"].url.endswith("/BiT-M-R50x1.npz")
 
 
@@ -138,3 +142,19 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     model = BitForImageClassification.from_pretrained("BiT-M-R50x1-ILSVRC2012", compat=compat)
     assert asked == ["https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"]
     assert model.config.conv_eps == eps and model.config.id2label[0] == "tench, Tinca tinca"
+
+
+def test_bit_mini_comes_with_the_package():
+    """Small, complete, of the size that is published, and better than chance on what it was trained for."""
+    import headstart
+    from headstart.embedded import embedded_folder
+
+    model = BitForImageClassification.from_pretrained("bit-mini")
+    assert model.num_parameters() == PUBLISHED["bit-mini"].parameters and model.dtype == torch.float32
+    assert sum(f.stat().st_size for f in embedded_folder("bit-mini").iterdir()) < 6_000_000
+    processor = headstart.AutoImageProcessor.from_pretrained("bit-mini")
+    data = np.load(data_dir("images", "cifar100", "val.npz"))
+    with torch.no_grad():
+        logits = model(processor(list(data["images"][:200]), return_tensors="pt").pixel_values).logits
+    assert (logits.argmax(-1).numpy() == data["labels"][:200]).mean() > 0.45
+    assert model.config.id2label[int(data["labels"][0])] in read_json(data_dir("images", "cifar100", "classes.json"))["classes"]

@@ -30,7 +30,8 @@ def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: floa
     pads: list[Any] = []
     for size in (x.shape[-1], x.shape[-2]):
         need = torch.sym_max(  # type: ignore[no-untyped-call]
-            (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0
+        )
         pads += [need // 2, need - need // 2]
     return F.pad(x, pads, value=value)
 

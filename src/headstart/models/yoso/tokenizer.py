@@ -585,5 +585,3 @@ def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
                 elif key in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space") and value is not None:
                     values[key] = value
     return values
-
-

@@ -361,5 +361,3 @@ class MaskedImageModeling(Task):
             'imagine.write("photo.jpg", Path("photo"))  # picture, mask and reconstruction side by side\n\n'
             '# headstart train photos/ --model "FOLDER" --out runs/classifier   goes on to classification\n'
         )
-
-
