@@ -67,5 +67,3 @@ def report(title: str, rows: Mapping[str, Mapping[str, list[float]]], baseline: 
     RESULTS.mkdir(exist_ok=True)
     result = {"title": title, "machine": facts, "baseline": baseline, "rows": table}
     (RESULTS / f"{file}.json").write_text(json.dumps(result, indent=1) + "\n")
-        json.dumps({"title": title, "machine": facts, "baseline": baseline, "rows": table}, indent=1) + "\n"
-    )
