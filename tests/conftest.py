@@ -22,8 +22,9 @@ def _needed(path: Path) -> Path:
 
 def golden_dir(*parts: str) -> Path:
     """A folder of reference numbers: `tests/golden` holds a choice, `HEADSTART_SHARED/golden` all."""
-    own = ROOT / "tests" / "golden" / Path(*parts)
-    return own if own.exists() else _needed(SHARED / "golden" / Path(*parts))
+    own, full = ROOT / "tests" / "golden" / Path(*parts), SHARED / "golden" / Path(*parts)
+    # Our choice holds whole cases; a folder above them is complete only in the full set.
+    return own if own.exists() and (own.is_file() or (own / "meta.json").exists() or not full.exists()) else _needed(full)
 
 
 def data_dir(*parts: str) -> Path:

@@ -41,7 +41,8 @@ def register_outputs() -> None:
         if keras.backend.backend() == "jax":
             import jax
 
-            jax.tree_util.register_pytree_node(cls, _flatten, build)
+            if jax.tree_util.all_leaves([cls()]):  # else Flax has registered them
+                jax.tree_util.register_pytree_node(cls, _flatten, build)
         elif keras.backend.backend() == "tensorflow":  # tf.nest asks the class itself
             cls.__tf_flatten__ = lambda self: (tuple(self.keys()), tuple(self.values()))  # type: ignore[attr-defined]
             cls.__tf_unflatten__ = classmethod(lambda c, keys, values: c(**dict(zip(keys, values, strict=True))))  # type: ignore[attr-defined]

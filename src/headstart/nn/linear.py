@@ -59,6 +59,15 @@ class _Linear(torch.autograd.Function):
         )
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` that runs through oneDNN where that serves: x (…, D), weight (D', D), bias (D',) → (…, D')."""
+    if not onednn_serves(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return product(x, weight, bias)
+
+
 class Linear(nn.Linear):
     """`nn.Linear` that runs through oneDNN on CPUs.
 
@@ -68,8 +77,4 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input (…, D) → (…, D')."""
-        if not onednn_serves(input, self.weight):
-            return F.linear(input, self.weight, self.bias)
-        if torch.is_grad_enabled():
-            return _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
-        return product(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)

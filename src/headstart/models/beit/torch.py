@@ -16,6 +16,7 @@ from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.names import NameTable
+from headstart.nn.linear import Linear, linear
 from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
@@ -89,14 +90,14 @@ class Attention(nn.Module):
         self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.bias = RelativeBias(config) if config.use_relative_position_bias else None
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
         B, L, D = x.shape
         A = self.num_heads
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])  # (3D,)
-        qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3D)
+        qkv = linear(x, self.qkv.weight, bias)  # (B, L, 3D)
         q, k, v = qkv.view(B, L, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind()  # 3 × (B, A, L, K)
         return q, k, v
 
@@ -130,8 +131,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        self.fc_1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc_2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc_1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc_2 = Linear(config.intermediate_size, config.hidden_size)
         self.act = activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -408,7 +409,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
         if not config.norm_twice:
             self.beit.norm = nn.Identity()
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def forward(

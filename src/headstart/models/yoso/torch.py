@@ -17,6 +17,7 @@ from headstart.models.yoso.attention import exact_attention, exact_weights, samp
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.weights import HUB
 from headstart.names import NameTable
+from headstart.nn.linear import Linear, linear
 from headstart.nn.torch import PreTrainedModel, activation, classification_loss
 from headstart.outputs import (
     BaseModelOutputWithCrossAttentions,
@@ -74,10 +75,10 @@ class Attention(nn.Module):
         D, A = config.hidden_size, config.num_attention_heads
         self.num_heads, self.layer = A, layer
         self.config = config
-        self.qkv = nn.Linear(D, 3 * D)
+        self.qkv = Linear(D, 3 * D)
         window = config.conv_window
         self.conv = nn.Conv2d(A, A, (window, 1), padding=(window // 2, 0), groups=A, bias=False) if window else None
-        self.proj = nn.Linear(D, D)
+        self.proj = Linear(D, D)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, A, L, K) each."""
@@ -119,7 +120,7 @@ class Mlp(nn.Sequential):
     """Two linear maps with an activation between."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: Any) -> None:
-        super().__init__(nn.Linear(hidden_size, intermediate_size), nn.Linear(intermediate_size, hidden_size))
+        super().__init__(Linear(hidden_size, intermediate_size), Linear(intermediate_size, hidden_size))
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,7 +339,7 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
         """x (B, L, D), words (V, D) the tokens' vectors."""
         x = self.norm(self.act(self.dense(x)))  # (B, L, D)
-        return F.linear(x, words if self.decoder is None else self.decoder.weight, self.bias)  # (B, L, V)
+        return linear(x, words if self.decoder is None else self.decoder.weight, self.bias)  # (B, L, V)
 
 
 class TextClassifier(nn.Module):
