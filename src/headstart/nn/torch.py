@@ -81,6 +81,18 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(1, depth - 1) for i in range(depth)]
 
 
+def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
+    """A key under which something computed from a weight may be kept, or None while the weight may change or is traced.
+
+    It is kept in evaluation, without gradients. The key sees another tensor, another version of it (in-place writes), and on a CPU other
+    values in a sample of it, since writing to `.data` leaves the version alone.
+    """
+    if training or torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
+        return None
+    sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].tolist() if weight.is_cpu else None
+    return weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape, sample
+
+
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
     """Loss of class scores, its kind told by `config.problem_type` or from the labels.
 

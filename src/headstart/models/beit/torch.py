@@ -17,7 +17,7 @@ from headstart.models.beit.positions import relative_position_index, resize_posi
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.names import NameTable
 from headstart.nn.linear import Linear, linear
-from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates
+from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
 KEPT_BYTES = 2**28  # a bias that is larger is computed anew each time; BEiT-large at 640 pixels has 1.6e8 bytes a block
@@ -42,8 +42,7 @@ class Grid(NamedTuple):
 class RelativeBias(nn.Module):
     """A learned bias of attention scores by relative position, one for each head.
 
-    The expanded bias is kept while nothing can change it: in evaluation, without gradients. The key sees another table, another version
-    of it (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves the version alone.
+    The expanded bias is kept while nothing can change it (see `state_of`).
     """
 
     def __init__(self, config: BeitConfig) -> None:
@@ -58,11 +57,10 @@ class RelativeBias(nn.Module):
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """The bias (1, A, L, L) that is added to the scores, in the type of queries and keys."""
-        t = self.table
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or t.is_inference():
+        state = state_of(self.table, self.training)
+        if state is None:
             return self.expanded(grid, dtype)
-        sample = t.detach().flatten()[:: max(1, t.numel() // 16)].tolist() if t.is_cpu else None
-        key = (t.data_ptr(), t._version, t.dtype, t.device, t.shape, sample, grid.height, grid.width, dtype)
+        key = (state, grid.height, grid.width, dtype)
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # the old one is given back first
             bias = self.expanded(grid, dtype)

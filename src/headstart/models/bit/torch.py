@@ -13,7 +13,7 @@ from headstart.errors import InputError
 from headstart.models.bit.config import BitConfig, round_channels
 from headstart.models.bit.weights import HUB
 from headstart.names import NameTable
-from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates
+from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
 from headstart.outputs import BackboneOutput, BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
 
 NORM_EPS = 1e-5  # of every group norm, in the authors' code and in transformers
@@ -39,8 +39,7 @@ def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: floa
 class StandardizedConv2d(nn.Conv2d):
     """Convolution whose filters are standardised before use.
 
-    Standardised filters are kept while nothing can change them: in evaluation, without gradients. The key sees another tensor, another
-    version of it (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves the version alone.
+    Standardised filters are kept while nothing can change them (see `state_of`).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, config: BitConfig, stride: int = 1, dilation: int = 1) -> None:
@@ -56,13 +55,11 @@ class StandardizedConv2d(nn.Conv2d):
 
     def standardized(self) -> Tensor:
         """The filters as they are used."""
-        w = self.weight
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or w.is_inference():
-            return standardize(w, self.eps)
-        sample = w.detach().flatten()[:: max(1, w.numel() // 16)].tolist() if w.is_cpu else None
-        key = (w.data_ptr(), w._version, w.dtype, w.device, w.shape, sample)
+        key = state_of(self.weight, self.training)
+        if key is None:
+            return standardize(self.weight, self.eps)
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, standardize(w, self.eps))
+            self._kept = (key, standardize(self.weight, self.eps))
         return self._kept[1]
 
     def train(self, mode: bool = True) -> "StandardizedConv2d":
