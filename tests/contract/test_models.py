@@ -106,7 +106,9 @@ def test_saved_and_loaded_is_bit_equal(name, tmp_path):
     model.save_pretrained(tmp_path)
     again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not again.training and not any(info.values())
-    assert_same(model(**inputs), again(**inputs), 0.0)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert_same(model(**inputs), again(**inputs), 1e-6)  # products round by where in memory a matrix lies
     assert again.config == model.config
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [name]
     by_word = headstart.AutoConfig.from_pretrained(tmp_path)

@@ -117,3 +117,17 @@ def test_wrong_files_are_named(tmp_path):
         resolve_recipe(Recipe(), tmp_path / "typo.yaml")
     with pytest.raises(ConfigError, match="no recipe is called 'hyper'"):
         named_recipe("hyper", Facts(examples=1))
+
+
+def test_a_small_model_keeps_its_own_resolution():
+    """HyperRule's sides are for the published models; one made for smaller images is not shown larger ones."""
+    assert (hyper_rule(Facts(100, 2, 300, 400)).resize, hyper_rule(Facts(100, 2, 300, 400)).crop) == (512, 480)
+    small = hyper_rule(Facts(100, 2, 300, 400, model_image_size=64))
+    assert (small.resize, small.crop) == (72, 64)
+    assert hyper_rule(Facts(100, 2, 300, 400, model_image_size=224)).crop == 480
+
+
+def test_another_crop_keeps_its_border():
+    recipe = resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240})
+    assert (recipe.resize, recipe.crop) == (256, 240)
+    assert resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240, "resize": 250}).resize == 250

@@ -327,4 +327,7 @@ def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapp
         values = read_recipe_file(file)
         values.pop("recipe", None)
         recipe = recipe.updated(values, str(file))
-    return recipe.updated({key: value for key, value in (overrides or {}).items() if value is not None}, "options")
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
+        given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
+    return recipe.updated(given, "options")
