@@ -123,7 +123,8 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         plain_axes(axes)
         axes.legend(frameon=False, fontsize=8)
         figures.append(figure_source(figure))
-    return Section("Learning curves", "Training values are of augmented images, so they may lie below validation.", figures)
+    text = "Training values are of examples as the network saw them, augmented and with dropout, so they may lie below validation."
+    return Section("Learning curves", text, figures)
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
