@@ -13,7 +13,7 @@ from headstart.engine import search
 from headstart.engine.deviation import compare
 from headstart.engine.engines import installed
 from headstart.engine.signature import signature_of
-from headstart.errors import HeadstartError, NotFoundError
+from headstart.errors import HeadstartError
 
 ENGINES = [name for name, needed in (("openvino", "nncf"), ("onnxruntime", "onnx")) if installed(name) and find_spec(needed)]
 
@@ -27,16 +27,13 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_trained_network_keeps_its_answers(engine, tmp_path, monkeypatch):
     """bit-mini on photos of CIFAR-100 that neither its training nor the calibration saw."""
-    try:
-        model = headstart.AutoModelForImageClassification.from_pretrained("bit-mini")
-        process = headstart.AutoImageProcessor.from_pretrained("bit-mini")
-    except NotFoundError:
-        pytest.skip("bit-mini is not here")
+    model = headstart.AutoModelForImageClassification.from_pretrained("bit-mini")
+    process = headstart.AutoImageProcessor.from_pretrained("bit-mini")
     with np.load(data_dir("images", "cifar100", "val.npz")) as file:
         photos = file["images"][:160]
     pixels = process(list(photos), return_tensors="pt")["pixel_values"]
     calls = [{"pixel_values": part} for part in pixels.split(8)]
-    # bit-mini is right in three of ten photos and unsure of the others: close calls flip, and its accuracy stays.
+    # The target for a trained network is 0.99; bit-mini does not reach it yet, so this test does not show that target.
     monkeypatch.setattr(search, "AGREEMENT", 0.9)
     fast = headstart.optimize(model, example=calls[0], engine=engine, precision="int8", calibration=calls[:8])
     assert fast.report.chosen.precision == "int8", str(fast.report)
