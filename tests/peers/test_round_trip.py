@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
 
 # transformers counts the blocks of the pyramid from 2, so that 0 and 1 name none there.
-CHANGES = {"BeitForSemanticSegmentation": {"num_hidden_layers": 5, "out_indices": [2, 3, 4, 5]}}
+CHANGES = {"BeitForSemanticSegmentation": {"num_hidden_layers": 6, "out_indices": [2, 3, 4, 5]}}
 # What transformers has no class for.
 NOT_THERE = ("CvtBackbone",)
 
