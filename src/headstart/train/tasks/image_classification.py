@@ -225,12 +225,12 @@ class ImageClassification(Task):
 
     def _recoloured(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """The image after RandAugment or colour jitter, and random erasing, where the recipe asks for them."""
-        recipe, mean, std = self.recipe, self.processor.image_mean, self.processor.image_std
+        recipe, mean = self.recipe, self.processor.image_mean
         if recipe.rand_augment:
-            image = rand_augment(image, recipe.rand_augment, rng, [255 * each for each in mean])
+            image = rand_augment(image, recipe.rand_augment, rng)
         elif recipe.color_jitter:
             image = color_jitter(image, recipe.color_jitter, rng)
-        return random_erase(image, recipe.erasing, mean, std, rng) if recipe.erasing else image
+        return random_erase(image, recipe.erasing, mean, rng) if recipe.erasing else image
 
     def augment_batch(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.augment_batch`: MixUp or CutMix with one share and one permutation a batch, as in the BiT paper."""
@@ -387,13 +387,13 @@ def processor_side(processor: Any) -> int | None:  # noqa: ANN401 - any family's
     crops = bool(getattr(processor, "do_center_crop", False))
     size: dict[str, int] = processor.crop_size if crops else processor.size
     sides = set(size.values())
-    cropped = crops or "height" in size or not hasattr(processor, "do_center_crop")  # ConvNeXT's crops by itself
+    cropped = crops or "height" in size or hasattr(processor, "crop_pct")  # ConvNeXT's crops by itself
     return sides.pop() if len(sides) == 1 and cropped else None
 
 
 def set_processor_side(processor: Any, side: int) -> None:  # noqa: ANN401 - any family's processor
     """Makes a processor give squares of this side of the whole image (ConvNeXT's: its own way of getting there)."""
-    if "shortest_edge" in processor.size and not hasattr(processor, "do_center_crop"):
+    if hasattr(processor, "crop_pct"):
         processor.size = {"shortest_edge": side}
         return
     processor.do_resize = True
