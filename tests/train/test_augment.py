@@ -1,12 +1,14 @@
 """RandAugment, colour jitter, random erasing and CutMix's box."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.train.augment import OPERATIONS, color_jitter, cutmix_box, rand_augment, random_erase
+from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.train.recipes import Recipe
 from headstart.train.run import train
 from headstart.train.tasks import DataOptions, task_class
@@ -15,38 +17,27 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (23, 31, 3)).astype(np.uint8)
 SMOOTH = np.linspace(20, 220, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(OPERATIONS))
-def test_every_operation_changes_a_picture_and_keeps_its_size(name):
-    from PIL import Image
-
-    picture = IMAGE // 2 + 40
-    strong = np.asarray(OPERATIONS[name](Image.fromarray(picture), 0.9, (1, 2, 3)))
-    assert strong.shape == picture.shape and strong.dtype == np.uint8
-    assert not np.array_equal(strong, picture)
-
-
-@pytest.mark.parametrize("name", ["rotate", "colour", "contrast", "brightness", "sharpness", "shear x", "shear y", "translate x"])
-def test_geometry_and_enhancement_do_nothing_at_zero(name):
-    from PIL import Image
-
-    assert np.array_equal(np.asarray(OPERATIONS[name](Image.fromarray(SMOOTH), 0.0, (0, 0, 0))), SMOOTH)
-
-
 def test_a_larger_magnitude_changes_more():
     def change(magnitude):
         changes = [np.abs(rand_augment(SMOOTH, magnitude, np.random.default_rng(i)).astype(int) - SMOOTH).mean() for i in range(80)]
         return float(np.mean(changes))
 
     assert change(2) < change(9)
-    left = [np.array_equal(rand_augment(SMOOTH, 9, np.random.default_rng(i)), SMOOTH) for i in range(200)]
-    assert 0.1 < np.mean(left) < 0.45  # neither of two operations is applied in a quarter of the pictures
 
 
-def test_the_same_generator_gives_the_same_picture():
-    changes = (rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, [0.2] * 3, rng), 1)
-    for function, strength in changes:
-        one, two = (function(IMAGE, strength, np.random.default_rng(4)) for _ in range(2))
-        assert np.array_equal(one, two) and one.shape == IMAGE.shape
+CHANGES = [(rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, rng), 1)]
+
+
+@pytest.mark.parametrize("function, strength", CHANGES)
+def test_only_the_generator_that_is_passed_in_decides(function, strength):
+    """In threads too, where the global generator, which dropout draws from in the meantime, stays as it is."""
+    state = torch.get_rng_state()
+    one = [function(IMAGE, strength, np.random.default_rng(i)) for i in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        other = list(pool.map(lambda i: function(IMAGE, strength, np.random.default_rng(i)), range(24)))
+    assert all(np.array_equal(a, b) and a.shape == IMAGE.shape and a.dtype == np.uint8 for a, b in zip(one, other, strict=True))
+    assert len({each.tobytes() for each in one}) > 12
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_jitter_stays_within_its_bounds():
@@ -59,14 +50,14 @@ def test_jitter_stays_within_its_bounds():
 @given(st.integers(0, 10**6))
 def test_erasing_touches_one_rectangle(seed):
     before = IMAGE.copy()
-    out = random_erase(IMAGE, 1.0, [0.5] * 3, [0.25] * 3, np.random.default_rng(seed))
+    out = random_erase(IMAGE, 1.0, [0.5] * 3, np.random.default_rng(seed))
     assert np.array_equal(IMAGE, before)  # the cached picture is not written to
     changed = (out != IMAGE).any(axis=2)
     if changed.any():
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert changed.sum() > 0.9 * area and area <= 0.45 * 23 * 31
-    assert random_erase(IMAGE, 0.0, [0.5] * 3, [0.25] * 3, np.random.default_rng(seed)) is IMAGE
+    assert random_erase(IMAGE, 0.0, [0.5] * 3, np.random.default_rng(seed)) is IMAGE
 
 
 @settings(max_examples=200, deadline=None)
