@@ -24,4 +24,5 @@ FAMILY = Family(
     folds="headstart.models.cvt.folds:fold",
     zoo="headstart.models.cvt.config:PUBLISHED",
     authors="headstart.models.cvt.weights:read_authors",
+    recipe="headstart.models.cvt.recipes:recipe",
 )
