@@ -244,11 +244,11 @@ def test_autocast_keeps_full_precision_inside():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [None, 7])
-def test_compiles_and_exports_whole(seed):
+@pytest.mark.parametrize("seed, fast", [(None, True), (7, True), (7, False)])
+def test_compiles_and_exports_whole(seed, fast):
     class Layer(torch.nn.Module):
         def forward(self, query, key, value):
-            return sampled_attention(query, key, value, hash_code_len=4, num_hash=6, seed=seed)
+            return sampled_attention(query, key, value, hash_code_len=4, num_hash=6, use_fast_hash=fast, seed=seed)
 
     query, key, value = tokens(2, 2, 10, 8)
     compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
@@ -258,9 +258,11 @@ def test_compiles_and_exports_whole(seed):
     assert out.shape == query.shape and query.grad.abs().sum() > 0
     if seed is not None:
         assert_close(out, Layer()(query, key, value))
-        tokens_dim = torch.export.Dim("tokens", min=2, max=512)
-        exported = torch.export.export(Layer(), (query.detach(), key, value), dynamic_shapes=({2: tokens_dim},) * 3)
+        open_sizes = {0: torch.export.Dim("texts", min=1, max=64), 2: torch.export.Dim("tokens", min=2, max=512)}
+        exported = torch.export.export(Layer(), (query.detach(), key, value), dynamic_shapes=(open_sizes,) * 3)
         assert_close(exported.module()(query, key, value), out)
+        others = tokens(5, 2, 23, 8)
+        assert_close(exported.module()(*others), Layer()(*others))
 
 
 def test_operators_are_well_formed():

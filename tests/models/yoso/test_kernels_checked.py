@@ -1,8 +1,11 @@
-"""The CPU kernel under AddressSanitizer, ThreadSanitizer, valgrind and an emulated ARM processor, through a C program without Python.
+"""The CPU kernel under AddressSanitizer, ThreadSanitizer, valgrind and on emulated processors, through a C program without Python.
 
-Each way skips with a reason where its tool is missing: gcc, clang, valgrind, aarch64-linux-gnu-gcc with qemu-aarch64.
+Each way skips with a reason where its tool is missing: gcc, clang, valgrind, cross compilers and qemu's user mode. Emulated are NEON
+(aarch64), a processor without vectors (riscv64: the same four lanes in scalar instructions), and x86 with and without AVX2. qemu has no
+AVX-512: test_kernels_cpu.py runs that on machines that have it.
 """
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,7 +31,12 @@ WAYS = {
     "clang": (["clang", "-O1"], []),
     "valgrind": (["gcc", "-O1", "-g"], ["valgrind", "-q", "--leak-check=full", "--error-exitcode=9"]),
     "aarch64": (["aarch64-linux-gnu-gcc", "-O1", "-static"], ["qemu-aarch64"]),
+    "riscv64": (["riscv64-linux-gnu-gcc", "-O1", "-static"], ["qemu-riscv64"]),
+    "x86-avx2": (["gcc", "-O1", "-static"], ["qemu-x86_64", "-cpu", "max"]),
+    "x86-old": (["gcc", "-O1", "-static"], ["qemu-x86_64", "-cpu", "Nehalem"]),
 }
+# Numbers of the instruction sets that run there; elsewhere the generic one and, with dense hashes, AVX2.
+EMULATED = {"aarch64": ["0"], "riscv64": ["0"], "x86-avx2": ["1"], "x86-old": ["0"], "valgrind": ["0"]}
 
 # texts, heads, queries, keys, head size, value size, hash_code_len, num_hash: odd sizes, and both kinds of buckets
 SHAPES = [(1, 2, 45, 61, 7, 5, 2, 3), (2, 1, 9, 70, 20, 33, 9, 6)]
@@ -38,6 +46,8 @@ SHAPES = [(1, 2, 45, 61, 7, 5, 2, 3), (2, 1, 9, 70, 20, 33, 9, 6)]
 def way(request, tmp_path_factory):
     """The command that runs the program, built this way."""
     compiler, runner = WAYS[request.param]
+    if request.param.startswith("x86") and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("this machine's compiler makes no x86 programs")
     for tool in (compiler[0], *runner[:1]):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -57,9 +67,9 @@ def test_results_and_memory(way, shape, entry):
     shapes = [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
     query, key, value, grad = (torch.randn(texts, heads, *s, generator=generator) for s in shapes)
     query, key = torch.nn.functional.normalize(query, dim=-1), torch.nn.functional.normalize(key, dim=-1)
-    emulated = name in ("aarch64", "valgrind")
-    # one thread for aarch64: qemu's own threads crashed once in some thousand runs; ThreadSanitizer watches the kernel's
-    for fast, numbers, threads in ((True, ["0"], 1 if name == "aarch64" else 3), (False, ["0"] if emulated else ["0", "1"], 1)):
+    # one thread for qemu: its own threads crashed once in some thousand runs; ThreadSanitizer watches the kernel's
+    several = 1 if command[0].startswith("qemu") else 3
+    for fast, numbers, threads in ((True, EMULATED.get(name, ["0"]), several), (False, EMULATED.get(name, ["0", "1"]), 1)):
         if "exact" in entry and not fast:
             continue
         projections = draw_projections(texts * heads, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=2)
@@ -67,13 +77,23 @@ def test_results_and_memory(way, shape, entry):
         header = np.array([*shape, *transforms, int(fast)], dtype=np.int64).tobytes()
         data = header + b"".join(x.numpy().tobytes() for x in (query, key, value, grad, projections))
         for number in numbers:
-            if number == "1" and "avx2" not in cpu.instruction_sets():
+            if number == "1" and name not in EMULATED and "avx2" not in cpu.instruction_sets():
                 continue
             done = subprocess.run([*command, entry, number, str(threads)], input=data, capture_output=True, timeout=300, check=False)
             assert done.returncode == 0, done.stderr.decode()[-3000:]
             got = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).copy())
             expected = torch.cat([x.flatten() for x in in_torch(entry, (grad, query, key, value), projections, tau, num_hash)])
             assert_close(got, expected, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["x86-avx2", "x86-old"], indirect=True)
+def test_processors_refuse_instructions_that_they_lack(way):
+    """The program ends with 4 where the library says no, and with 3 where it goes on and finds no input."""
+    name, command = way
+    calls = ([*command, "exact_forward", str(number), "1"] for number in (0, 1, 2))
+    codes = [subprocess.run(call, input=b"", capture_output=True, check=False).returncode for call in calls]
+    assert codes == ([3, 3, 4] if name == "x86-avx2" else [3, 4, 4])
 
 
 def in_torch(entry, tensors, projections, tau, num_hash):

@@ -31,30 +31,31 @@ def num_transforms(size: int, hash_code_len: int, num_hash: int) -> int:
     return -(-num_hash // (size // hash_code_len))
 
 
-def _draw(
-    rows: int,
-    head_size: int,
-    hash_code_len: int,
-    num_hash: int,
-    fast: bool,
-    device: torch.device,
-    generator: torch.Generator | None,
-) -> Tensor:
+def _shape(rows: int, head_size: int, hash_code_len: int, num_hash: int, fast: bool) -> tuple[int, ...]:
+    """The shape of projections of either form."""
     if not fast:
-        return torch.randn(rows, head_size, num_hash * hash_code_len, device=device, generator=generator)
+        return rows, head_size, num_hash * hash_code_len
     size = transform_size(head_size, hash_code_len)
-    shape = (rows, 3, num_transforms(size, hash_code_len, num_hash), size)
+    return rows, 3, num_transforms(size, hash_code_len, num_hash), size
+
+
+def _draw(shape: tuple[int, ...], fast: bool, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if not fast:
+        return torch.randn(shape, device=device, generator=generator, dtype=torch.float32)
     signs: Tensor = torch.randint(0, 2, shape, device=device, generator=generator, dtype=torch.int8) * 2 - 1
     return signs
 
 
 def _seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), generator)
+    shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
+    return _draw(shape, use_fast_hash, torch.device("cpu"), generator)
 
 
 def _fake_seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
-    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device("cpu"), None)
+    # nothing may be drawn here: `rows` is a symbol where the number of texts is left open
+    shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
+    return torch.empty(shape, dtype=torch.int8 if use_fast_hash else torch.float32)
 
 
 _seeded_projections = operator("yoso_projections", _fake_seeded)(_seeded)
@@ -86,7 +87,7 @@ def draw_projections(
     if seed is not None:
         drawn: Tensor = _seeded_projections(rows, head_size, hash_code_len, num_hash, use_fast_hash, seed)
         return drawn.to(device)
-    return _draw(rows, head_size, hash_code_len, num_hash, use_fast_hash, torch.device(device), generator)
+    return _draw(_shape(rows, head_size, hash_code_len, num_hash, use_fast_hash), use_fast_hash, torch.device(device), generator)
 
 
 def check_hash(hash_code_len: int, num_hash: int) -> None:
