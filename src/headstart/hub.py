@@ -177,7 +177,7 @@ def _converted(name: str, hub: dict[str, Any]) -> Path | None:
     import huggingface_hub
 
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=hub["token"])
-    expected: tuple[type[Exception], ...] = (*_transport_errors(), ValueError, KeyError)
+    expected: tuple[type[Exception], ...] = (*transport_errors(), ValueError, KeyError)
     try:
         requests = list(api.get_repo_discussions(name, author=CONVERSION_BOT, discussion_type="pull_request", discussion_status="open"))
     except expected as error:
@@ -202,7 +202,7 @@ def _same_source(api: Any, name: str, revision: str) -> bool:
         url = huggingface_hub.hf_hub_url(name, filename, revision=at, endpoint=_endpoint())
         try:
             return str(api.get_hf_file_metadata(url=url, token=api.token).etag)
-        except _transport_errors():
+        except transport_errors():
             return None
 
     return all(etag("main", filename) == etag(revision, filename) for filename in FORMATS["bin"])
@@ -281,7 +281,7 @@ def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
             return huggingface_hub.get_hf_file_metadata(url, token=where["token"])
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
-        except _transport_errors() as error:
+        except transport_errors() as error:
             if getattr(error, "response", None) is not None:
                 return None
             if last:
@@ -334,7 +334,7 @@ def _offline(local_files_only: bool) -> bool:
     return local_files_only or is_true("HF_HUB_OFFLINE") or bool(constants.HF_HUB_OFFLINE)
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
+def transport_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises, of whichever HTTP library it is built on (requests, httpx, httpx2)."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -353,7 +353,7 @@ def _explained(name: str, filename: str, revision: str | None, cache_dir: str | 
         raise
     except HFValidationError as error:
         raise NotFoundError(f"{name!r} is no folder here, and cannot be the id of a model on the Hub ('owner/name')") from error
-    except _transport_errors() as error:
+    except transport_errors() as error:
         _raise_ours(error, name, filename, revision, cache_dir, offline)
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from conftest import data_dir
 from headstart.errors import DataError
-from headstart.train.data import batch_indices, few_shot, read_images, source_bytes, stratified
+from headstart.train.data import batch_indices, read_images
+from headstart.train.labels import few_shot, stratified
+from headstart.train.sources import source_bytes
 from headstart.train.tasks import DataOptions
 from train.conftest import CLASSES, make_class_folders, make_photo
 
@@ -88,7 +90,7 @@ def test_classes_json_names_numbers(tmp_path):
     data = read_images(tmp_path, DataOptions(val_fraction=0.0))
     assert [data.classes[label] for label in data.splits["train"].labels] == ["normal", "ill", "ill", "normal"]
     np.savez(tmp_path / "train.npz", images=np.zeros((4, 5, 6), np.uint8), labels=np.array([0, 1, 2, 0]))
-    with pytest.raises(DataError, match=r"train\.npz row 2: label 2, but classes.json names 2"):
+    with pytest.raises(DataError, match=r"train\.npz row 2: label is 2, but classes.json names 2"):
         read_images(tmp_path, DataOptions())
 
 
@@ -188,7 +190,7 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": "x"}\n[1]\n')
     with pytest.raises(DataError, match=r"t\.jsonl line 2: expected an object"):
         read_images(tmp_path / "t.jsonl", DataOptions())
-    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": 1.5}\n')
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": 1.5}\n{"image": "b.png", "label": "x"}\n')
     with pytest.raises(DataError, match=r"line 1: label is 1.5"):
         read_images(tmp_path / "t.jsonl", DataOptions())
     for name in ("t.parquet", "t.npz", "t.tar"):

@@ -100,7 +100,7 @@ def example_of(network: Any, processor: Any, size: int | None, batch: int, lengt
 def read_calibration(path: Path, processor: Any, network: Any, length: int | None) -> Iterator[dict[str, Any]]:
     """Calls of one image or text each."""
     if network.main_input_name == "pixel_values":
-        from headstart.train.data import IMAGE_SUFFIXES
+        from headstart.train.sources import IMAGE_SUFFIXES
 
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
         if not files:

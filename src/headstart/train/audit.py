@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from headstart.errors import InputError
 from headstart.images import BOX, resize
-from headstart.train.data import ImageData, Source, read_images
+from headstart.train.data import ImageData, read_images
 from headstart.train.image_cache import decode, inspect, parallel
+from headstart.train.sources import Source
 from headstart.train.tasks import DataOptions
 
 NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32

@@ -1,112 +1,65 @@
-"""Labelled images: class folders, tables, arrays and tars become splits of (image, class).
+"""Labelled images: class folders, tables, arrays, tars and Hub data sets become splits of images and what they are labelled.
 
 What is read here is names and labels; pixels are read by `image_cache`.
 """
 
 import hashlib
 import json
-import tarfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import DataError
-from headstart.train.tables import TABLE_SUFFIXES, Table, read_table
+from headstart.train import hub_data
+from headstart.train.image_tables import class_names, holds_several, read_image_table
+from headstart.train.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    WORDS,
+    class_in,
+    class_key,
+    classes_in,
+    few_shot,
+    held_out_of,
+    kind_of,
+    numbers_in,
+)
+from headstart.train.shards import expand, read_tar
+from headstart.train.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
+from headstart.train.tables import TABLE_SUFFIXES, read_table
 from headstart.train.tasks import DataOptions
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".mpo", ".ppm", ".pgm", ".heic"}
-)
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "filepath", "img", "picture", "photo")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "class_name", "name", "species", "y")
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A file inside an uncompressed tar."""
-
-    path: Path
-    offset: int
-    size: int
-
-
-Source = Path | Slice | bytes | NDArray[np.uint8]
-
-
-def source_bytes(source: Source) -> bytes:
-    """The bytes of a source: of the file, or of the array's pixels."""
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, np.ndarray):
-        return f"{source.shape}".encode() + source.tobytes()
-    if isinstance(source, Slice):
-        with source.path.open("rb") as file:
-            file.seek(source.offset)
-            return file.read(source.size)
-    return source.read_bytes()
-
-
-@dataclass
-class Examples:
-    """The images of one split.
-
-    Args:
-        images: Where the pixels are.
-        labels: Class of each, (N,) int64.
-        names: How each is named to the user: its file, or table and row.
-    """
-
-    images: list[Source]
-    labels: NDArray[np.int64]
-    names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
-        """These examples, in this order."""
-        labels = self.labels[np.asarray(indices, dtype=np.int64)]
-        return Examples([self.images[i] for i in indices], labels, [self.names[i] for i in indices])
+FILE_SUFFIXES = (*TABLE_SUFFIXES, ".arrow", ".npz", ".tar")
+MANY = 20  # whole numbers of more values than this may be meant as numbers
 
 
 @dataclass
 class ImageData:
-    """A labelled image data set: class names, splits by name, and what the user should know about them."""
+    """A labelled image data set.
+
+    Args:
+        classes: Names of the classes; of the numbers, where `kind` is regression.
+        splits: Examples by split.
+        notes: What the user should know about them.
+        kind: What the labels are, as `problem_type` of a configuration says it.
+    """
 
     classes: list[str]
     splits: dict[str, Examples]
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Raw:
-    """Examples whose labels are still as they were written."""
-
-    images: list[Source] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-
-    def add(self, image: Source, label: str, name: str) -> None:
-        self.images.append(image)
-        self.labels.append(label)
-        self.names.append(name)
+    kind: str = SINGLE
 
 
 def read_images(path: str | Path, options: DataOptions) -> ImageData:
     """Reads a data set of labelled images.
 
     Args:
-        path: A folder of class folders, or of `train` and `val` (and `test`) folders, tables, tars or `.npz` files; or one such file.
+        path: A folder of class folders, or of `train` and `val` (and `test`) folders, tables, tars or `.npz` files; one such file; several
+            tars as `shard-{0000..0003}.tar`; a data set that the `datasets` library saved; or one on the Hub, as `hf:owner/name`.
         options: Columns, split, shots and seed. `options.extra["validation"]` and `["test"]` may name further data.
     """
     path = Path(path)
@@ -115,58 +68,78 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
     for split in ("validation", "test"):
         if options.extra.get(split):
             raw[split] = _joined(_read_source(Path(options.extra[split]), options, notes))
-    data = ImageData(*_index_labels(raw, options, path), notes=notes)
+    data = _interpret(raw, options, path, notes)
     if options.classes is None:
         _make_splits(data, options)
     return data
 
 
-def _joined(raw: dict[str, _Raw]) -> _Raw:
-    whole = _Raw()
-    for part in raw.values():
-        whole.images += part.images
-        whole.labels += part.labels
-        whole.names += part.names
+def _joined(parts: dict[str, Raw]) -> Raw:
+    whole = Raw()
+    for part in parts.values():
+        whole.extend(part)
     return whole
 
 
 # Reading --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _read_source(path: Path, options: DataOptions, notes: list[str]) -> dict[str, _Raw]:
-    if not path.exists():
-        raise DataError(f"there is no file or folder {path}")
+def _read_source(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
+    if hub_data.is_saved(path):
+        return hub_data.read_saved(path, options, notes)
     if path.is_dir():
         return _read_folder(path, options, notes)
-    return _read_file(path, options, notes)
+    if (name := hub_data.hub_name(path)) is not None:
+        return hub_data.read_hub(name, options, notes)
+    return _read_files(expand(path), options, notes)
 
 
-def _read_file(path: Path, options: DataOptions, notes: list[str]) -> dict[str, _Raw]:
+def _read_files(paths: list[Path], options: DataOptions, notes: list[str]) -> dict[str, Raw]:
+    """One file, or the parts of one data set."""
+    if hub_data.is_table(paths[0]):
+        return hub_data.read_files({"train": paths}, options, notes)
+    found: dict[str, Raw] = {}
+    for path in paths:
+        for split, raw in _read_file(path, options, notes).items():
+            found.setdefault(split, Raw()).extend(raw)
+    return found
+
+
+def _read_file(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}")
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
-        return _read_image_table(read_table(path), options)
+        return read_image_table(read_table(path), options)
     if suffix == ".npz":
         return {"train": _read_npz(path)}
     if suffix == ".tar":
-        return {"train": _read_tar(path, notes)}
-    kinds = ", ".join((*TABLE_SUFFIXES, ".tar", ".npz"))
+        return {"train": read_tar(path, options, notes)}
+    kinds = ", ".join(FILE_SUFFIXES)
     raise DataError(f"{path} is not a data set; expected a folder, or a file that ends in {kinds}")
 
 
-def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str, _Raw]:
-    """A folder of splits, or of classes."""
+def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
+    """A folder of splits, of files, or of classes."""
     children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-    split_folders = [child for child in children if child.is_dir() and child.name.lower() in SPLIT_NAMES]
-    whole = options.classes and len(split_folders) == sum(child.is_dir() for child in children)  # judging needs no training data
+    folders = [child for child in children if child.is_dir()]
+    files = [c for c in children if c.is_file() and c.suffix.lower() in FILE_SUFFIXES and c.name != "classes.json"]
+    parts: dict[str, list[Path]] = {}
+    split_folders = [child for child in folders if child.name.lower() in SPLIT_NAMES]
+    whole = options.classes and len(split_folders) == len(folders)  # judging needs no training data
     if any(SPLIT_NAMES[child.name.lower()] == "train" for child in split_folders) or (split_folders and whole):
-        return _no_twice({child: {SPLIT_NAMES[child.name.lower()]: _read_class_folders(child, notes)} for child in split_folders})
-    readable = (*TABLE_SUFFIXES, ".npz", ".tar")
-    split_files = [c for c in children if c.is_file() and c.suffix.lower() in readable and _file_split(c) is not None]
-    if any(_file_split(child) == "train" for child in split_files) or (split_files and options.classes):
-        return _no_twice({c: {str(_file_split(c)): _joined(_read_file(c, options, notes))} for c in split_files})
-    tables = [child for child in children if child.is_file() and child.suffix.lower() in readable and child.name != "classes.json"]
-    if not any(child.is_dir() for child in children) and len(tables) == 1:
-        return _read_file(tables[0], options, notes)
+        for child in split_folders:
+            parts.setdefault(SPLIT_NAMES[child.name.lower()], []).append(child)
+        return {split: _joined(_read_folder(_only(found, split), options, notes)) for split, found in parts.items()}
+    for file in files:
+        if (split := _file_split(file)) is not None:
+            parts.setdefault(split, []).append(file)
+    if "train" in parts or (parts and options.classes):
+        return {split: _joined(_read_files(_shards(found, split), options, notes)) for split, found in parts.items()}
+    if files and not folders and (len(files) == 1 or _are_shards(files)):
+        return _read_files(files, options, notes)
+    if [child.name for child in folders] == ["data"] and any((path / "data").glob("*.parquet")):  # a copy of a Hub repository
+        return _read_folder(path / "data", options, notes)
     return {"train": _read_class_folders(path, notes)}
 
 
@@ -175,19 +148,24 @@ def _file_split(path: Path) -> str | None:
     return SPLIT_NAMES.get(path.name.lower().split(".")[0].split("_")[0].split("-")[0])
 
 
-def _no_twice(parts: dict[Path, dict[str, _Raw]]) -> dict[str, _Raw]:
-    found: dict[str, _Raw] = {}
-    owner: dict[str, Path] = {}
-    for path, part in parts.items():
-        for split, raw in part.items():
-            if split in found:
-                raise DataError(f"both {owner[split]} and {path} look like the {split} data; keep one, or name the file itself")
-            found[split], owner[split] = raw, path
-    return found
+def _are_shards(files: list[Path]) -> bool:
+    """Whether files are the parts of one data set: tars or Parquet files whose names differ in numbers only."""
+    names = {"".join("#" if c.isdigit() else c for c in file.name) for file in files}
+    return len(files) > 1 and len(names) == 1 and files[0].suffix.lower() in (".tar", ".parquet", ".arrow")
 
 
-def _read_class_folders(path: Path, notes: list[str]) -> _Raw:
-    raw, ignored = _Raw(), 0
+def _shards(files: list[Path], split: str) -> list[Path]:
+    return files if _are_shards(files) else [_only(files, split)]
+
+
+def _only(paths: list[Path], split: str) -> Path:
+    if len(paths) > 1:
+        raise DataError(f"both {paths[0]} and {paths[1]} look like the {split} data; keep one, or name the file itself")
+    return paths[0]
+
+
+def _read_class_folders(path: Path, notes: list[str]) -> Raw:
+    raw, ignored = Raw(), 0
     folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     for folder in folders:
         files = sorted(file for file in folder.rglob("*") if not any(part.startswith(".") for part in file.relative_to(folder).parts))
@@ -206,29 +184,8 @@ def _read_class_folders(path: Path, notes: list[str]) -> _Raw:
     return raw
 
 
-def _read_tar(path: Path, notes: list[str]) -> _Raw:
-    """A plain tar of class folders; members are read in place when they are needed."""
-    raw, ignored = _Raw(), 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is not a plain (uncompressed) tar: {error}") from None
-    for member in members:
-        name = PurePosixPath(member.name)
-        if name.suffix.lower() not in IMAGE_SUFFIXES or len(name.parts) < 2:
-            ignored += 1
-            continue
-        raw.add(Slice(path, member.offset_data, member.size), name.parts[-2], f"{path}:{member.name}")
-    if not raw.images:
-        raise DataError(f"{path} holds no images in class folders; expected members like CLASS/image.jpg")
-    if ignored:
-        notes.append(f"{ignored} members of {path} are not images in class folders and are left alone")
-    return raw
-
-
-def _read_npz(path: Path) -> _Raw:
-    """Arrays `images` (N, H, W) or (N, H, W, 3) uint8, and `labels` (N,)."""
+def _read_npz(path: Path) -> Raw:
+    """Arrays `images` (N, H, W) or (N, H, W, 3) uint8, and `labels` (N,), or (N, V) of zeros and ones or of numbers."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if not {"images", "labels"} <= set(file.files):
@@ -240,99 +197,85 @@ def _read_npz(path: Path) -> _Raw:
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise DataError(f"{path}: images is {images.dtype} {images.shape}; expected uint8 of shape (N, H, W) or (N, H, W, 3)")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuU":
+    if labels.shape[:1] != images.shape[:1] or labels.ndim > 2 or labels.dtype.kind not in "biufU":
         raise DataError(f"{path}: labels is {labels.dtype} {labels.shape}; expected {images.shape[0]} whole numbers or names")
-    names = _class_names(path)
-    raw = _Raw()
+    names = class_names(path)
+    raw = Raw(class_names=names)
+    if labels.ndim == 2:
+        raw.columns = tuple(names if names and len(names) == labels.shape[1] else map(str, range(labels.shape[1])))
     for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        if names is not None and isinstance(label, int):
-            if not 0 <= label < len(names):
-                raise DataError(f"{path} row {i}: label {label}, but classes.json names {len(names)} classes")
-            label = names[label]
-        raw.add(image, str(label), f"{path} row {i}")
+        raw.add(image, tuple(label) if isinstance(label, list) else label, f"{path} row {i}")
     return raw
-
-
-def _class_names(path: Path) -> list[str] | None:
-    """Names in a `classes.json` beside the file: a list, {"classes": [...]}, or {"0": name}."""
-    file = path.parent / "classes.json"
-    if not file.is_file():
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from None
-    value = value.get("classes", value) if isinstance(value, dict) else value
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value, key=lambda key: int(key) if str(key).isdigit() else 0)]
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
-        raise DataError(f"{file}: expected a list of different class names")
-    return value
-
-
-def _read_image_table(table: Table, options: DataOptions) -> dict[str, _Raw]:
-    image_column = table.column("image", options.columns.get("image"), IMAGE_COLUMNS)
-    label_column = table.column("label", options.columns.get("label"), tuple(c for c in LABEL_COLUMNS if c != image_column.strip().lower()))
-    split_column = options.columns.get("split") or next((c for c in table.columns if c.strip().lower() == "split"), None)
-    if split_column is not None:
-        table.column("split", split_column, ())
-    names = _class_names(table.path)
-    found: dict[str, _Raw] = {}
-    for i, row in enumerate(table.rows):
-        split = "train"
-        if split_column is not None:
-            split = SPLIT_NAMES.get(str(row.get(split_column)).strip().lower(), "")
-            if not split:
-                raise DataError(f"{table.where(i)}: split is {row.get(split_column)!r}; expected train, validation or test")
-        image, name = _row_image(row.get(image_column), table, i, image_column)
-        found.setdefault(split, _Raw()).add(image, _row_label(row.get(label_column), table, i, label_column, names), name)
-    if "train" not in found:
-        raise DataError(f"{table.path}: no row has split train")
-    return found
-
-
-def _row_image(value: Any, table: Table, index: int, column: str) -> tuple[Source, str]:  # noqa: ANN401 - what a table holds
-    """The picture of a row: a path beside the table, bytes, or the {bytes, path} of Hub data sets."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and value:
-        return value, table.where(index)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{table.where(index)}: {column} is {value!r}; expected the path of an image")
-    path = table.path.parent / value.strip()
-    return path, f"{path} ({table.where(index)})"
-
-
-def _row_label(value: Any, table: Table, index: int, column: str, names: list[str] | None) -> str:  # noqa: ANN401 - what a table holds
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise DataError(f"{table.where(index)}: {column} is {value!r}; expected a class name or number")
-    if names is not None and str(value).strip().isdigit() and str(value).strip() not in names:
-        if int(value) >= len(names):
-            raise DataError(f"{table.where(index)}: {column} is {value}, but classes.json names {len(names)} classes")
-        return names[int(value)]
-    return str(value).strip()
 
 
 # Labels and splits ----------------------------------------------------------------------------------------------------------------------
 
 
-def _index_labels(raw: dict[str, _Raw], options: DataOptions, path: Path) -> tuple[list[str], dict[str, Examples]]:
-    seen = {label for split, part in raw.items() if split == "train" or options.classes for label in part.labels}
-    classes = options.classes or sorted(seen, key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name))
+def _interpret(raw: dict[str, Raw], options: DataOptions, path: Path, notes: list[str]) -> ImageData:
+    """Labels as numbers, after finding out what they are."""
+    first = raw.get("train") or next(iter(raw.values()))
+    cells = [label for part in raw.values() for label in part.labels]
+    widths = {len(label) for label in cells}
+    if len(widths) > 1:
+        raise DataError(f"{path}: one part has {min(widths)} label columns, another {max(widths)}; name them with --column labels=A,B")
+    found = kind_of(cells, several=holds_several(first, options))
+    kind = options.problem_type or found
+    what = f"column{'s' if len(first.columns) > 1 else ''} {_shortened(list(first.columns))}"
+    if options.problem_type is None and options.classes is None and (kind != SINGLE or len(first.columns) > 1):
+        notes.append(f"{what}: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)")
+    values = {str(label[0]) for label in cells}
+    if kind == SINGLE and options.classes is None and len(values) > max(MANY, len(cells) / 3) and all(v.strip().isdigit() for v in values):
+        notes.append(f"{what} has {len(values)} whole numbers, each taken as a class; --problem-type regression takes them as numbers")
+    if kind == REGRESSION:
+        classes, splits = _numbers(raw, options, first)
+    else:
+        classes, splits = _indexed(raw, options, path, kind)
+    return ImageData(classes, splits, notes, kind)
+
+
+def _numbers(raw: dict[str, Raw], options: DataOptions, first: Raw) -> tuple[list[str], dict[str, Examples]]:
+    names = options.classes or list(first.columns)
+    if len(names) != len(first.columns):
+        raise DataError(f"the model gives {len(names)} numbers, {_shortened(names)}; the data has {_shortened(list(first.columns))}")
+    splits = {}
+    for split, part in raw.items():
+        rows = [numbers_in(label, part.columns, place) for label, place in zip(part.labels, part.places, strict=True)]
+        splits[split] = Examples(part.images, np.array(rows, dtype=np.float32).reshape(len(rows), len(names)), part.names)
+    return names, splits
+
+
+def _indexed(raw: dict[str, Raw], options: DataOptions, path: Path, kind: str) -> tuple[list[str], dict[str, Examples]]:
+    """Class names, and the labels of every split as numbers of classes, or as rows of zeros and ones."""
+    parsed: dict[str, list[list[str]]] = {}
+    for split, part in raw.items():
+        rows = zip(part.labels, part.places, strict=True)
+        if kind == MULTI:
+            parsed[split] = [classes_in(cells, part.columns, place, part.class_names) for cells, place in rows]
+        else:
+            parsed[split] = [[class_in(cells, part.columns, place, part.class_names)] for cells, place in rows]
+    seen = {label for split, rows in parsed.items() if split == "train" or options.classes for row in rows for label in row}
+    columns = next(iter(raw.values())).columns
+    classes = options.classes or (list(columns) if len(columns) > 1 else sorted(seen, key=class_key))
     if len(classes) < 2:
-        raise DataError(f"{path} has one class, {classes[0]!r}; telling things apart needs at least two")
+        only = f"one class, {classes[0]!r}" if classes else "no classes"
+        raise DataError(f"{path} has {only}; telling things apart needs at least two")
     index = {name: i for i, name in enumerate(classes)}
     whose = "the model's classes" if options.classes else "the classes of the training data"
-    if options.classes and all(name.isdigit() and int(name) < len(classes) for part in raw.values() for name in part.labels):
+    if options.classes and all(name.isdigit() and int(name) < len(classes) for rows in parsed.values() for row in rows for name in row):
         index = {str(i): i for i in range(len(classes))} | index  # numbers of classes whose names the data does not know
     splits = {}
     for split, part in raw.items():
-        for label, name in zip(part.labels, part.names, strict=True):
-            if label not in index:
-                raise DataError(f"{name}: class {label!r} is not among {whose}: {_shortened(classes)}")
-        splits[split] = Examples(part.images, np.array([index[label] for label in part.labels], dtype=np.int64), part.names)
+        for row, name in zip(parsed[split], part.names, strict=True):
+            for label in row:
+                if label not in index:
+                    raise DataError(f"{name}: class {label!r} is not among {whose}: {_shortened(classes)}")
+        if kind == MULTI:
+            labels = np.zeros((len(part.names), len(classes)), dtype=np.float32)
+            for i, row in enumerate(parsed[split]):
+                labels[i, [index[label] for label in row]] = 1
+        else:
+            labels = np.array([index[row[0]] for row in parsed[split]], dtype=np.int64)
+        splits[split] = Examples(part.images, labels, part.names)
     return classes, splits
 
 
@@ -343,9 +286,8 @@ def _shortened(names: list[str]) -> str:
 def _make_splits(data: ImageData, options: DataOptions) -> None:
     """Holds validation data out where there is none, then takes the shots."""
     train = data.splits["train"]
-    rng = np.random.default_rng([options.seed, 0x5B117])
     if "validation" not in data.splits and "test" not in data.splits and options.val_fraction > 0:
-        held_out = stratified(train.labels, options.val_fraction, rng)
+        held_out = held_out_of(train.labels, data.kind, options.val_fraction, np.random.default_rng([options.seed, 0x5B117]))
         if held_out.any():
             data.splits["validation"] = train.take(np.flatnonzero(held_out))
             data.splits["train"] = train = train.take(np.flatnonzero(~held_out))
@@ -353,29 +295,14 @@ def _make_splits(data: ImageData, options: DataOptions) -> None:
         else:
             data.notes.append("too few images to hold any out: the result will not be judged")
     if options.shots is not None:
-        chosen = few_shot(train.labels, options.shots, np.random.default_rng([options.seed, 0x540]))
-        short = [data.classes[c] for c, n in sorted(Counter(train.labels[chosen].tolist()).items()) if n < options.shots]
+        if data.kind == REGRESSION:
+            raise DataError(f"--shots {options.shots} are examples of each class, and these are numbers; leave it out")
+        chosen = few_shot(train.labels, options.shots, options.shot_generator())
+        counts = Counter(train.labels[chosen].tolist()) if data.kind == SINGLE else dict(enumerate(train.labels[chosen].sum(0)))
+        short = [data.classes[c] for c, n in sorted(counts.items()) if n < options.shots]
         if short:
             data.notes.append(f"fewer than {options.shots} training images in {_shortened(short)}: all of them are taken")
         data.splits["train"] = train.take(chosen)
-
-
-def stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which examples are held out: this share of every class, at least one of a class with two, none of a class with one."""
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = 0 if len(members) < 2 else min(len(members) - 1, max(1, round(len(members) * fraction)))
-        held_out[rng.permutation(members)[:count]] = True
-    return held_out
-
-
-def few_shot(labels: NDArray[np.int64], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of `shots` examples of every class (all of a class that has fewer), in their order."""
-    if shots < 1:
-        raise DataError(f"--shots {shots}: at least one example of each class is needed")
-    chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
-    return np.sort(np.concatenate(chosen))
 
 
 def batch_indices(examples: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from PIL import Image
 from headstart.errors import DataError, InputError
 from headstart.images import decode as decode_any
 from headstart.images import resize
-from headstart.train.data import Examples, Source, source_bytes
+from headstart.train.sources import Examples, Source, source_bytes
 
 CACHE_LIMIT = 8 << 30  # bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
 T = TypeVar("T")

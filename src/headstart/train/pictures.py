@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from headstart.errors import DataError
-from headstart.train.data import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Source, read_images
+from headstart.train.data import read_images
+from headstart.train.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Source
 from headstart.train.tasks import DataOptions
 
 

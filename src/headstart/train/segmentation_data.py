@@ -16,8 +16,8 @@ from PIL import Image
 
 from headstart.errors import DataError, InputError
 from headstart.images import decode_labels
-from headstart.train.data import IMAGE_SUFFIXES, SPLIT_NAMES
 from headstart.train.image_cache import decode, inspect, parallel
+from headstart.train.sources import IMAGE_SUFFIXES, SPLIT_NAMES
 from headstart.train.tasks import DataOptions
 
 IGNORED = 255  # the label that no loss and no metric counts

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ class Table:
         path: The file.
         columns: Column names, in order.
         rows: One dict a row.
-        unit: What `places` counts: "line" of a text file, "row" of a binary one.
-        places: Where each row stands in the file, counted from 1.
+        unit: What `places` names: "line" of a text file, "row" of a binary one, "member" of a tar.
+        places: Where each row stands in the file, counted from 1, or its name.
     """
 
     path: Path
     columns: list[str]
     rows: list[dict[str, Any]]
     unit: str
-    places: list[int]
+    places: Sequence[int | str]
 
     def where(self, index: int) -> str:
         """How an error names a row."""

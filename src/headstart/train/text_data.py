@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from headstart.errors import ConfigError, DataError
-from headstart.train.data import LABEL_COLUMNS, SPLIT_NAMES, few_shot, stratified
 from headstart.train.image_cache import Bad
+from headstart.train.image_tables import LABEL_COLUMNS, SCORE_COLUMNS
+from headstart.train.labels import few_shot, stratified
+from headstart.train.sources import SPLIT_NAMES
 from headstart.train.tables import TABLE_SUFFIXES, Table, read_table
 from headstart.train.tasks import DataOptions
 
@@ -28,7 +30,6 @@ PAIR_COLUMNS = (
     ("query", "passage"), ("#1 string", "#2 string"), ("text", "text_pair"), ("text_a", "text_b"), ("text1", "text2"),
 )  # fmt: skip
 CLASS_COLUMNS = (*LABEL_COLUMNS, "gold_label", "quality", "sentiment", "is_duplicate")
-SCORE_COLUMNS = ("score", "similarity", "rating")
 EMPTY = "no text"
 
 
@@ -142,7 +143,7 @@ def hold_out(data: TextData, options: DataOptions, labels: Sequence[int] | None 
     if options.shots is not None:
         if labels is None:
             raise ConfigError(f"shots={options.shots} are examples of each class, and these rows have no classes; leave it out")
-        kept = kept[few_shot(classes[kept], options.shots, np.random.default_rng([options.seed, 0x540]))]
+        kept = kept[few_shot(classes[kept], options.shots, options.shot_generator())]
     data.splits["train"] = [rows[i] for i in kept]
 
 

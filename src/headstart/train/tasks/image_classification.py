@@ -19,7 +19,7 @@ from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClas
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines import batched
 from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
-from headstart.train.data import Examples, ImageData, Source, combined_fingerprint, read_images
+from headstart.train.data import ImageData, combined_fingerprint, read_images
 from headstart.train.explain import explain
 from headstart.train.head import FeatureStore, fit_head, inputs_of, install, model_key
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
@@ -27,6 +27,7 @@ from headstart.train.metrics import classification_metrics, wilson
 from headstart.train.progress import Progress
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Section
+from headstart.train.sources import Examples, Source
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
 from headstart.train.tasks.classification_report import classification_sections
 

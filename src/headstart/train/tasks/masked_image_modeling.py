@@ -34,12 +34,12 @@ from headstart.masked_images import (
     panels,
     tokenizer_view,
 )
-from headstart.train.data import Examples
 from headstart.train.image_cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
 from headstart.train.metrics import wilson
 from headstart.train.pictures import read_pictures
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Picture, Section, Table, picture_source
+from headstart.train.sources import Examples
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
 from headstart.train.tasks.segmentation_report import side_by_side
 
