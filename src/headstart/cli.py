@@ -118,7 +118,7 @@ def evaluate(
 ) -> None:
     """Judge a tuned model on labelled data."""
     _check_model(model)
-    from headstart.train.report import metric_text
+    from headstart.train.progress import metric_text
     from headstart.train.run import evaluate as run
 
     columns, options = _pairs(column, "--column"), _task_options(option, masks)
@@ -360,7 +360,7 @@ def _value(text: str) -> Any:  # noqa: ANN401 - any JSON value
 def _image_files(paths: list[Path]) -> list[Path]:
     """The images among the paths, folders searched through."""
     from headstart.errors import InputError
-    from headstart.train.data import IMAGE_SUFFIXES
+    from headstart.train.sources import IMAGE_SUFFIXES
 
     files: list[Path] = []
     for path in paths:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.errors import DataError
 from headstart.train import hub_data
-from headstart.train.image_tables import class_names, holds_several, read_image_table
+from headstart.train.image_tables import class_names, promises_several, read_image_table
 from headstart.train.labels import (
     MULTI,
     REGRESSION,
@@ -217,8 +217,8 @@ def _interpret(raw: dict[str, Raw], options: DataOptions, path: Path, notes: lis
     cells = [label for part in raw.values() for label in part.labels]
     widths = {len(label) for label in cells}
     if len(widths) > 1:
-        raise DataError(f"{path}: one part has {min(widths)} label columns, another {max(widths)}; name them with --column labels=A,B")
-    found = kind_of(cells, several=holds_several(first, options))
+        raise DataError(f"{path}: one part has {min(widths)} label columns, another {max(widths)}; name them with --column label=A,B")
+    found = MULTI if "labels" in options.columns else kind_of(cells, several=promises_several(first))
     kind = options.problem_type or found
     what = f"column{'s' if len(first.columns) > 1 else ''} {_shortened(list(first.columns))}"
     if options.problem_type is None and options.classes is None and (kind != SINGLE or len(first.columns) > 1):

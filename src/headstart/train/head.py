@@ -1,15 +1,15 @@
 """`--tune head`: features once, kept on disk, and a linear head fitted to convergence.
 
 The backbone is run once over every image; a later run with other labels, splits or settings finds the features again by the hash of the
-image's content and of the network and its preprocessing. The head is multinomial logistic regression (L-BFGS), and how strongly it is
-regularised is chosen by cross-validation.
+image's content and of the network and its preprocessing. The head is logistic regression (L-BFGS), one for all classes or one for each
+label, or ridge regression of numbers; how strongly it is regularised is chosen by cross-validation.
 """
 
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,13 @@ from torch import Tensor, nn
 
 from headstart.checkpoint import atomic_write
 from headstart.errors import ConfigError
+from headstart.train.labels import REGRESSION, SINGLE
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Solver = Callable[..., tuple[Doubles, Doubles]]
+Judge = Callable[..., float]
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # inverse regularisation, on features of mean square 1
 CV_EXAMPLES = 4000  # more tell nothing new about the regularisation
 
@@ -109,8 +113,8 @@ class Fit:
     """A fitted head.
 
     Args:
-        weight: (C, D).
-        bias: (C,).
+        weight: (V, D).
+        bias: (V,).
         strength: The inverse regularisation that was chosen.
         losses: Cross-validated loss by strength; empty where the data is too small for it.
         folds: Number of folds.
@@ -123,33 +127,41 @@ class Fit:
     folds: int
 
 
-def fit_head(features: Floats, labels: Ints, classes: int, seed: int = 0) -> Fit:
-    """Multinomial logistic regression whose regularisation is chosen by cross-validation.
+def fit_head(
+    features: Floats, labels: NDArray[Any], classes: int, seed: int = 0, *, kind: str = SINGLE, weights: NDArray[np.float64] | None = None
+) -> Fit:
+    """A linear head whose regularisation is chosen by cross-validation.
 
     Args:
         features: (N, D).
-        labels: (N,), each class at least once.
-        classes: C.
+        labels: (N,) classes, each at least once: multinomial logistic regression. (N, V) zeros and ones: logistic regression of each label.
+            (N, V) numbers: ridge regression.
+        classes: V.
         seed: Decides the folds.
+        kind: Which of the three.
+        weights: What each label counts, (N,) for classes and (N, V) for several labels; None counts all the same.
     """
+    solve, judge = (ridge, squared_error) if kind == REGRESSION else (logistic, log_loss)
     mean = features.mean(axis=0)
     scale = float(np.sqrt(np.square(features - mean).mean())) or 1.0
     x = np.asarray((features - mean) / scale, dtype=np.float64)
+    labels = labels if kind == SINGLE else labels.astype(np.float64)
     # With fewer examples than features the weights lie in the span of the examples: the same problem, in as many dimensions as examples.
     basis = span(x) if len(x) < x.shape[1] else None  # (up to N, D)
     x = x if basis is None else x @ basis.T
-    folds = min(5, int(np.bincount(labels, minlength=classes).min()))
-    losses = cross_validate(x, labels, folds, seed) if folds >= 2 else {}
+    fewest = int(np.bincount(labels, minlength=classes).min()) if kind == SINGLE else len(x)
+    folds = min(5, fewest)
+    losses = cross_validate(x, labels, folds, seed, weights, solve, judge) if folds >= 2 else {}
     strength = min(losses, key=lambda each: (losses[each], each)) if losses else 1.0
-    weight, bias = logistic(x, labels, strength)
-    weight = weight if basis is None else weight @ basis  # (C, D)
+    weight, bias = solve(x, labels, strength, weights=weights)
+    weight = weight if basis is None else weight @ basis  # (V, D)
     # The scaling goes into the layer: W ((f - mean) / scale) + b.
     weight = weight / scale
     bias = bias - weight @ mean
     return Fit(weight.astype(np.float32), bias.astype(np.float32), strength, losses, folds)
 
 
-def span(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def span(x: Doubles) -> Doubles:
     """An orthonormal basis (R, D) of the rows of x (N, D), R at most N."""
     rows = torch.from_numpy(x)
     with one_thread():
@@ -158,47 +170,91 @@ def span(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray((vectors[:, used] / squares[used].sqrt()).T @ rows)
 
 
-def cross_validate(x: NDArray[np.float64], labels: Ints, folds: int, seed: int) -> dict[float, float]:
-    """Mean loss on held-out folds by strength; every fold holds its share of every class."""
+def folds_of(labels: NDArray[Any], folds: int, rng: np.random.Generator) -> Ints:
+    """Fold of each example, (N,); every fold holds its share of every class."""
+    fold = np.empty(len(labels), dtype=np.int64)
+    groups = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == label))
+        fold[members] = (np.arange(len(members)) + rng.integers(folds)) % folds
+    return fold
+
+
+def cross_validate(
+    x: Doubles, labels: NDArray[Any], folds: int, seed: int, weights: Doubles | None, solve: Solver, judge: Judge
+) -> dict[float, float]:
+    """Mean loss on held-out folds by strength."""
     rng = np.random.default_rng([seed, 0xF01D])
     if len(x) > CV_EXAMPLES:
         chosen = rng.permutation(len(x))[:CV_EXAMPLES]
-        x, labels = x[chosen], labels[chosen]
-    fold = np.empty(len(x), dtype=np.int64)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        fold[members] = (np.arange(len(members)) + rng.integers(folds)) % folds
+        x, labels, weights = x[chosen], labels[chosen], None if weights is None else weights[chosen]
+    fold = folds_of(labels, folds, rng)
     totals = dict.fromkeys(STRENGTHS, 0.0)
     for number in range(folds):
         train, held = fold != number, fold == number
         start = None
         for strength in STRENGTHS:
-            start = logistic(x[train], labels[train], strength, start, tolerance=1e-5)
-            totals[strength] += log_loss(x[held], labels[held], *start) / len(x)
+            start = solve(x[train], labels[train], strength, start, 1e-5, None if weights is None else weights[train])
+            totals[strength] += judge(x[held], labels[held], *start, None if weights is None else weights[held]) / len(x)
     return totals
 
 
-def log_loss(x: NDArray[np.float64], labels: Ints, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+def losses_of(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum of -log p: of the class (labels (N,)), or of the presence or absence of each label (labels (N, V))."""
+    if labels.ndim == 1:
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    else:
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (losses if weights is None else losses * weights).sum()
+
+
+def log_loss(x: Doubles, labels: NDArray[Any], weight: Doubles, bias: Doubles, weights: Doubles | None = None) -> float:
     """Sum of -log p(label)."""
-    logits = torch.from_numpy(x @ weight.T + bias)
-    return float(nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum"))
+    scores = torch.from_numpy(x @ weight.T + bias)
+    return float(losses_of(scores, torch.from_numpy(labels), None if weights is None else torch.from_numpy(weights)))
+
+
+def squared_error(x: Doubles, labels: NDArray[Any], weight: Doubles, bias: Doubles, weights: Doubles | None = None) -> float:
+    """Sum of the squared errors, each number in its own standard deviations so that all count alike."""
+    spread = labels.std(axis=0)
+    return float(np.square((x @ weight.T + bias - labels) / np.where(spread > 0, spread, 1)).sum())
+
+
+def ridge(
+    x: Doubles,
+    labels: Doubles,
+    strength: float,
+    start: tuple[Doubles, Doubles] | None = None,
+    tolerance: float = 0.0,
+    weights: Doubles | None = None,
+) -> tuple[Doubles, Doubles]:
+    """Weights (V, D) and biases (V,) that minimise `|x W' + b - labels|² + |W|² / strength`, in closed form; biases are not penalised."""
+    centre, target = x.mean(axis=0), labels.mean(axis=0)
+    rows = torch.from_numpy(x - centre)
+    with one_thread():
+        square = rows.T @ rows + torch.eye(x.shape[1], dtype=torch.float64) / strength
+        weight = np.asarray(torch.linalg.solve(square, rows.T @ torch.from_numpy(labels - target)).T)
+    return weight, target - weight @ centre
 
 
 def logistic(
-    x: NDArray[np.float64],
-    labels: Ints,
+    x: Doubles,
+    labels: NDArray[Any],
     strength: float,
-    start: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    start: tuple[Doubles, Doubles] | None = None,
     tolerance: float = 1e-7,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (C, D) and biases (C,) of logistic regression with an L2 penalty of 1 / strength on the weights.
+    weights: Doubles | None = None,
+) -> tuple[Doubles, Doubles]:
+    """Weights (V, D) and biases (V,) of logistic regression with an L2 penalty of 1 / strength on the weights.
 
-    Minimises `sum of cross-entropies + |W|² / (2 strength)`, as scikit-learn does, by torch's L-BFGS; C is one more than the largest label.
+    Minimises `sum of cross-entropies + |W|² / (2 strength)`, as scikit-learn does, by torch's L-BFGS. Labels are classes (N,), and V is one
+    more than the largest; or zeros and ones (N, V), each label a problem of its own.
     """
-    classes = int(labels.max()) + 1 if start is None else len(start[1])
+    classes = len(start[1]) if start is not None else int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
     data, target = torch.from_numpy(x), torch.from_numpy(labels)
+    counts = None if weights is None else torch.from_numpy(weights)
     first = np.zeros((classes, x.shape[1] + 1)) if start is None else np.concatenate([start[0], start[1][:, None]], axis=1)
-    parameters = torch.from_numpy(first).requires_grad_()  # (C, D + 1), biases last
+    parameters = torch.from_numpy(first).requires_grad_()  # (V, D + 1), biases last
     solver = torch.optim.LBFGS(
         [parameters],
         max_iter=500,
@@ -211,7 +267,7 @@ def logistic(
     def mean_loss() -> float:
         solver.zero_grad()
         weight, bias = parameters[:, :-1], parameters[:, -1]
-        loss = nn.functional.cross_entropy(data @ weight.T + bias, target) + weight.square().sum() / (2 * strength * len(target))
+        loss = (losses_of(data @ weight.T + bias, target, counts) + weight.square().sum() / (2 * strength)) / len(target)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 

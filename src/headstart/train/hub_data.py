@@ -70,9 +70,10 @@ def load_hub(name: str) -> dict[str, Any]:
     except MissingExtraError as error:
         raise DataError(f"there is no file or folder {name}; for the data set of that name on the Hub: {error}") from None
     _ask(name, found["id"], found["revision"])
+    expected: tuple[type[Exception], ...] = (ValueError, RuntimeError, *transport_errors())
     try:
         loaded = datasets.load_dataset(found["id"], found["config"], revision=found["revision"])
-    except (ValueError, RuntimeError, *transport_errors()) as error:
+    except expected as error:
         raise DataError(f"the data set {name} of the Hub cannot be read: {' '.join(str(error).split())}") from None
     return dict(loaded)
 

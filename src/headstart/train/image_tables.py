@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import DataError
-from headstart.train.labels import SINGLE, as_flag, as_list, as_number
+from headstart.train.labels import SINGLE, as_flag, as_number
 from headstart.train.sources import SPLIT_NAMES, Cell, Raw, Slice, Source
 from headstart.train.tables import Table
 from headstart.train.tasks import DataOptions
@@ -101,7 +101,6 @@ def class_names(path: Path) -> list[str] | None:
     return value
 
 
-def holds_several(raw: Raw, options: DataOptions) -> bool:
-    """Whether the column of the labels promises several classes: by its name, or because it was asked for as `labels`."""
-    asked = "labels" in options.columns or any(as_list(label[0]) is not None for label in raw.labels[:1])
-    return asked or raw.columns[0].strip().lower() in SEVERAL_COLUMNS
+def promises_several(raw: Raw) -> bool:
+    """Whether the column of the labels promises several classes by its name."""
+    return raw.columns[0].strip().lower() in SEVERAL_COLUMNS

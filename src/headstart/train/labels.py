@@ -123,9 +123,9 @@ def classes_in(cells: Cells, columns: Sequence[str], place: str, names: Sequence
     cell = cells[0]
     parts = as_list(cell)
     if parts is None:
-        if cell is None or isinstance(cell, (bool, dict, bytes)):
+        if not isinstance(cell, str):
             raise DataError(f"{place}: {columns[0]} is {cell!r}; expected a list of classes, such as a|b")
-        parts = separated(as_class(cell))
+        parts = separated(cell)
     return sorted({with_name(as_class(part), names, place, columns[0]) for part in parts if as_class(part)})
 
 

@@ -135,7 +135,12 @@ def value_text(values: dict[str, float]) -> str:
 
 def is_share(name: str) -> bool:
     """Whether a metric is a share between 0 and 1 that people read as per cent."""
-    return any(part in name for part in ("accuracy", "f1", "iou", "exact"))
+    return any(part in name for part in ("accuracy", "f1", "iou", "exact", "precision", "recall"))
+
+
+def metric_text(name: str, value: float) -> str:
+    """A metric as people read it."""
+    return f"{value:.1%}" if is_share(name) or name.endswith("_error") else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -69,6 +69,8 @@ class Recipe:
         color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off, and RandAugment takes its place.
         erasing: Chance that a random rectangle of an image is erased.
         label_smoothing: Share of the label spread over all classes.
+        class_weights: What the classes count in the loss: "none" counts all examples the same, "balanced" makes up for rare classes; or
+            a weight for each class, by name or in order.
         drop_path: Rate of stochastic depth; None keeps the model's own.
         zero_head: Whether the new head starts at zero.
         freeze: Beginnings of the names of parameters that stay as they are.
@@ -115,6 +117,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     eval_every: int | None = None
+    class_weights: Literal["none", "balanced"] | dict[str, float] | tuple[float, ...] = "none"
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -147,6 +150,9 @@ class Recipe:
         return self.mixup > 0 or self.cutmix > 0
 
     def lr_at(self, step: int) -> float | None:
+        weights = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+        if not isinstance(weights, str) and not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(f"recipe: class_weights={self.class_weights!r}; every weight must be finite and above 0")
         """Learning rate of update `step` = 0, 1, 2, …; None when training is over.
 
         A decay takes effect one step after its boundary and the first warm-up step has rate `warmup_lr`, as in
@@ -203,6 +209,8 @@ class Recipe:
 
 
 _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
+        if isinstance(given.get("class_weights"), dict):
+            given["class_weights"] = {str(name): weight for name, weight in given["class_weights"].items()}
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - a type expression
@@ -235,6 +243,10 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
 
 def hyper_rule(facts: Facts) -> Recipe:
     """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and the area of the images.
+    if get_origin(kind) is dict:
+        return "a weight for each name"
+    if get_origin(kind) is tuple:
+        return "a list"
 
     Source of the numbers: google-research/big_transfer, `bit_hyperrule.py`.
     """
@@ -246,6 +258,9 @@ def hyper_rule(facts: Facts) -> Recipe:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
     resize, crop = hyper_rule_resolution(facts.height, facts.width)
     if facts.model_image_size is not None and facts.model_image_size < 96:  # made for smaller images than any published BiT
+    if get_origin(kind) is dict:
+        of, to = get_args(kind)
+        return isinstance(value, dict) and all(_is_kind(k, of) and _is_kind(v, to) for k, v in value.items())
         resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
         name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
@@ -330,4 +345,24 @@ def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapp
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
         given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
+def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """Class weights as the command line gives them: none, balanced, a YAML or JSON file, or its text: {cat: 2} or [1, 2].
+
+    Raises:
+        ConfigError: None of these.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("pyyaml", "train") from None
+    path = Path(text)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--class-weights {text}: {' '.join(str(error).split())}") from None
+    if value is None or isinstance(value, str) and value not in ("none", "balanced"):
+        raise ConfigError(f"--class-weights {text}: expected none, balanced, a YAML or JSON file that exists, or {{cat: 2, dog: 1}}")
+    return value
+
+
     return recipe.updated(given, "options")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.checkpoint import atomic_write
 from headstart.errors import MissingExtraError
-from headstart.train.progress import duration, is_share
+from headstart.train.progress import duration, metric_text
 from headstart.train.recipes import Recipe
 from headstart.train.tasks import Evaluation, Task
 
@@ -117,7 +117,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         if points:
             axes.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=4, label="validation")
         axes.set_xlabel("step")
-        axes.set_title(name)
+        axes.set_title(name.replace("_", " "))
         if name == "loss" and min(y) >= 0:
             axes.set_ylim(0, 1.1 * max(y) or 1)
         plain_axes(axes)
@@ -130,11 +130,6 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
 def _smooth(values: Sequence[float], width: int) -> list[float]:
     """Running mean over the last `width` values."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
-
-
-def metric_text(name: str, value: float) -> str:
-    """A metric as people read it."""
-    return f"{value:.1%}" if is_share(name) or name.endswith("_error") else f"{value:.4g}"
 
 
 def write_report(
@@ -159,7 +154,7 @@ def write_report(
         title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
         found=[*task.found()[:1], *results["notes"]],
         judged=judged,
-        headline=task.headline,
+        headline=task.headline.replace("_", " "),
         headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
         interval=[metric_text(task.headline, bound) for bound in judged.interval] if judged and judged.interval else None,
         metrics=[(name.replace("_", " "), metric_text(name, value)) for name, value in judged.metrics.items()] if judged else [],
@@ -184,7 +179,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         lines += [f"| {name.replace('_', ' ')} | {metric_text(name, value)} |" for name, value in evaluation["metrics"].items()]
         if evaluation["confidence_interval_95"]:
             low, high = (metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"])
-            lines += ["", f"95 % confidence interval of {task.headline}: {low} to {high}."]
+            lines += ["", f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}."]
     else:
         lines += ["The model was not judged: no data was held out."]
     lines += ["", "## Use", "", "```python", task.card().replace("FOLDER", "path/to/this/folder").rstrip(), "```", ""]

@@ -16,7 +16,7 @@ import headstart
 from headstart.checkpoint import atomic_write
 from headstart.errors import ConfigError, MissingExtraError
 from headstart.train.loop import read_metrics
-from headstart.train.progress import duration
+from headstart.train.progress import duration, metric_text
 from headstart.train.recipes import Recipe
 from headstart.train.report import write_card, write_report
 from headstart.train.tasks import Evaluation, Task
@@ -96,6 +96,7 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
     out = result.folder
     assert out is not None
     model.save_pretrained(out)  # type: ignore[operator]
+    job.finish(model)
     job.save(out)
     write_recipe(out, result.recipe)
     values = {
@@ -138,10 +139,12 @@ def summary(job: Task, result: Result) -> str:
     judged = result.judged
     if judged is None:
         return f"done in {duration(result.seconds)}; not judged, for no data was held out: {result.folder}"
-    low_high = f" (95 % interval {judged.interval[0]:.1%} to {judged.interval[1]:.1%})" if judged.interval else ""
+    bounds = [metric_text(job.headline, bound) for bound in judged.interval or ()]
+    low_high = f" (95 % interval {' to '.join(bounds)})" if bounds else ""
     expected = f" (expected {duration(result.estimated)})" if result.estimated else ""
     return (
-        f"{judged.split} {job.headline} {judged.metrics[job.headline]:.1%}{low_high} on {judged.examples} examples, "
+        f"{judged.split} {job.headline.replace('_', ' ')} {metric_text(job.headline, judged.metrics[job.headline])}{low_high} "
+        f"on {judged.examples} examples, "
         f"after {duration(result.seconds)}{expected}; model and report.html are in {result.folder}"
     )
 

@@ -15,6 +15,7 @@ from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
 from headstart.train.estimate import LONG, fit_budget, measure, parse_budget
 from headstart.train.loop import Loop, fitting_micro_batch
+from headstart.train.labels import kind_named
 from headstart.train.progress import Progress, Silent
 from headstart.train.recipes import RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
 from headstart.train.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
@@ -41,6 +42,7 @@ def train(
     skip_bad: bool = False,
     columns: Mapping[str, str] | None = None,
     validation: str | Path | None = None,
+    problem_type: str | None = None,
     test: str | Path | None = None,
     task_options: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -64,7 +66,8 @@ def train(
         shots: Training examples of each class; None takes all.
         val_fraction: Share of the training data held out where the data has no validation split.
         skip_bad: Go on without unreadable examples.
-        columns: Columns of a table by role, such as {"image": "file", "label": "species"}.
+        columns: Columns of a table by role, such as {"image": "file", "label": "species"}; {"label": "x,y"} are several.
+        problem_type: What the labels are: "single_label_classification", "multi_label_classification" or "regression"; None looks at them.
         validation: Further data to judge the model on while it is tuned.
         test: Further data to judge the result on.
         task_options: Further options of the task by name, such as {"masks": "masks/"}; its class lists them.
@@ -112,6 +115,7 @@ def train(
         progress.say(line)
     progress.say(describe(resolved, request.model))
     if dry_run:
+            "problem_type": None if problem_type is None else kind_named(problem_type),
         return Result(None, resolved)
     run = _Run(job, request, resolved, out, world, progress, workers, deadline)
     return run.tune_head() if resolved.tune == "head" else run.tune_all(resume)
@@ -306,9 +310,12 @@ def evaluate(
     """
     saved = Path(model) / RESULTS
     task = json.loads(saved.read_text(encoding="utf-8"))["task"] if saved.is_file() else "image-classification"
-    labels = [name for _, name in sorted(AutoConfig.from_pretrained(model).id2label.items())]
-    extra = _extra(task_options or {})
-    options = DataOptions(classes=labels, columns=dict(columns or {}), skip_bad=skip_bad, workers=workers, extra=extra)
+    config, extra = AutoConfig.from_pretrained(model), _extra(task_options or {})
+    labels = [name for _, name in sorted(config.id2label.items())]
+    kind = config.problem_type or ("single_label_classification" if task == "image-classification" else None)
+    options = DataOptions(
+        classes=labels, columns=dict(columns or {}), skip_bad=skip_bad, problem_type=kind, workers=workers, extra=extra
+    )
     job = task_class(task).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in job.splits)
     if chosen not in job.splits:

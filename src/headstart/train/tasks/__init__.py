@@ -13,7 +13,8 @@ know nothing about any task beyond the methods of `Task`. A run calls them in th
    `task.loss(model, task.micro(batch, rows, device))`. The gradient is that of `sum of losses / weight`, whatever the micro-batch.
    All randomness comes from the `rng` passed in, which is a function of (seed, step, position): a resumed run repeats it.
 6. `task.evaluate(model, split, device)` gives an `Evaluation`; `task.report(evaluation)` the sections of the report that are this task's.
-7. `task.save(folder)` writes processor or tokenizer beside the weights; `task.card()` says how the result is used, for the model card.
+7. `task.finish(model)` puts what only training knew into the weights, `task.save(folder)` writes processor or tokenizer beside them;
+   `task.card()` says how the result is used, for the model card.
 
 A batch is a dict of tensors whose first dimension is the example, so that rows can be cut out of it; what belongs to the batch as a
 whole (MixUp's share) is a tensor without dimensions, and `micro` knows about it.
@@ -96,6 +97,7 @@ class Evaluation:
         metrics: Numbers by name; the task's `headline` is among them.
         interval: 95 % confidence interval of the headline.
         details: Arrays that the report needs, for example "logits" and "labels".
+        max_error: Share of mistakes allowed among answers where a classifier may refuse to answer; None is the usual one.
     """
 
     split: str
@@ -103,18 +105,23 @@ class Evaluation:
     metrics: dict[str, float]
     interval: tuple[float, float] | None = None
     details: dict[str, "np.ndarray[Any, Any]"] = field(default_factory=dict)
+    max_error: float | None = None
 
 
 class Task(ABC):
     """One kind of training; see the top of this module for the order of calls."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the metric that is shown first, and that more is better of
 
     @classmethod
     @abstractmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """Finds rows and labels."""
+
+    @property
+    @abstractmethod
+    def headline(self) -> str:
+        """The metric that is shown first, and that more is better of."""
 
     @property
     @abstractmethod
@@ -182,6 +189,9 @@ class Task(ABC):
         Called in place of `prepare`, the loop and `evaluate` when the recipe says `tune: head`.
         """
         raise ConfigError(f"--tune head is not available for {self.name}; use --tune full")
+
+    def finish(self, model: "nn.Module") -> None:  # noqa: B027 - most tasks have nothing to do
+        """Puts what only training knew into the weights; called once, before they are written."""
 
     def report(self, evaluation: Evaluation) -> list["Section"]:
         """Sections of the report that only this task has."""

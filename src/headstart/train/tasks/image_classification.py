@@ -1,4 +1,4 @@
-"""Image classification: one class for each image.
+"""Image classification: one class, any number of classes, or numbers for each image.
 
 Letters: B images, H W sides of what the network sees, V classes, N images of a split.
 """
@@ -21,27 +21,28 @@ from headstart.pipelines import batched
 from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.train.data import ImageData, combined_fingerprint, read_images
 from headstart.train.explain import explain
-from headstart.train.head import FeatureStore, fit_head, inputs_of, install, model_key
+from headstart.train.head import FeatureStore, inputs_of, install, model_key
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
-from headstart.train.metrics import classification_metrics, wilson
+from headstart.train.labels import MULTI, REGRESSION, SINGLE
+from headstart.train.problems import problem_of
 from headstart.train.progress import Progress
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Section
 from headstart.train.sources import Examples, Source
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
-from headstart.train.tasks.classification_report import classification_sections
+from headstart.train.tasks.problem_report import problem_sections
 
 FEATURES_KEPT = 512  # images after which features are written, so that an interrupted run loses little
 
 
 class ImageClassification(Task):
-    """A class for each image: class folders, tables or arrays."""
+    """A class, several classes or numbers for each image, as the labels of the data say."""
 
     name: ClassVar[str] = "image-classification"
-    headline: ClassVar[str] = "accuracy"
 
     def __init__(self, data: ImageData, options: DataOptions) -> None:
         self.data, self.options = data, options
+        self.problem = problem_of(data.kind)
         self.bad: list[Bad] = []
         self.skipped: list[Bad] = []
         self._inspect()
@@ -73,6 +74,11 @@ class ImageClassification(Task):
             self.data.notes.append(f"{leaked} {text}")
 
     @property
+    def headline(self) -> str:
+        """See `Task.headline`."""
+        return self.problem.headline
+
+    @property
     def splits(self) -> dict[str, int]:
         """See `Task.splits`."""
         return {split: len(examples) for split, examples in self.data.splits.items()}
@@ -92,18 +98,36 @@ class ImageClassification(Task):
 
     def found(self) -> list[str]:
         """See `Task.found`."""
-        counts = np.bincount(self.data.splits["train"].labels, minlength=len(self.data.classes))
-        facts = self.facts()
-        balance = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else str(counts.min())
+        facts, labels = self.facts(), self.data.splits["train"].labels
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
-        lines = [f"{sum(self.splits.values())} images ({parts}), {len(self.data.classes)} classes of {balance} training images"]
+        lines = [f"{sum(self.splits.values())} images ({parts}), {self._labels_found(labels)}"]
         lines.append(f"median image {facts.width}x{facts.height} pixels")
-        if counts.min() and counts.max() >= 10 * counts.min():
+        counts = self._counts(labels)
+        if len(counts) and counts.min() and counts.max() >= 10 * counts.min():
             rare, common = self.data.classes[int(counts.argmin())], self.data.classes[int(counts.argmax())]
-            lines.append(f"unbalanced: {common!r} has {counts.max()} training images, {rare!r} {counts.min()}")
+            what = f"unbalanced: {common!r} has {counts.max()} training images, {rare!r} {counts.min()}"
+            lines.append(what + " (--class-weights balanced makes up for it)" * (self.recipe.class_weights == "none"))
         if self.bad:
             lines.append(f"{len(self.bad)} images cannot be read")
         return lines + self.data.notes
+
+    def _counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Training images of each class, (V,); none where labels are numbers."""
+        if self.data.kind == SINGLE:
+            return np.bincount(labels, minlength=len(self.data.classes))
+        return labels.sum(0).astype(np.int64) if self.data.kind == MULTI else np.zeros(0, dtype=np.int64)
+
+    def _labels_found(self, labels: NDArray[Any]) -> str:
+        """What the training labels are, for the first line that the user sees."""
+        classes = self.data.classes
+        if self.data.kind == REGRESSION:
+            ranges = [f"{name} from {low:.4g} to {high:.4g}" for name, low, high in zip(classes, labels.min(0), labels.max(0), strict=True)]
+            return ", ".join(ranges[:4]) + (f" and {len(ranges) - 4} more numbers" if len(ranges) > 4 else "")
+        counts = self._counts(labels)
+        balance = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else str(counts.min())
+        if self.data.kind == MULTI:
+            return f"{labels.sum(1).mean():.1f} of {len(classes)} labels each, each label in {balance} training images"
+        return f"{len(classes)} classes of {balance} training images"
 
     # Model ----------------------------------------------------------------------------------------------------------------------------
 
@@ -111,14 +135,14 @@ class ImageClassification(Task):
         """See `Task.build`."""
         self.recipe = recipe
         config = AutoConfig.from_pretrained(name, revision=revision)
-        overrides: dict[str, Any] = {"id2label": dict(enumerate(self.data.classes))}
+        overrides = self.problem.overrides(self.data.classes)
         if recipe.drop_path is not None:
             rate = config.drop_path_rate
             overrides["drop_path_rate"] = [*rate[:-1], recipe.drop_path] if isinstance(rate, list) else recipe.drop_path
         model: nn.Module = AutoModelForImageClassification.from_pretrained(name, revision=revision, **overrides)
+        self.problem.look(self.data.classes, self.data.splits["train"].labels, recipe.class_weights)
         if recipe.zero_head:
-            nn.init.zeros_(head_of(model).weight)
-            nn.init.zeros_(head_of(model).bias)
+            self.problem.start(head_of(model))
         self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         self.recipe = replace(recipe, crop=recipe.crop or processor_side(self.processor))
         if self.recipe.crop:
@@ -164,9 +188,9 @@ class ImageClassification(Task):
             self.data.notes.append(f"{len(everything)} unreadable images left out")
         if "train" not in splits or not self.trains:
             return
-        missing = set(range(len(self.data.classes))) - set(self.data.splits["train"].labels.tolist())
-        if missing:
-            raise DataError(f"no readable training image is left of class {self.data.classes[min(missing)]!r}")
+        counts = self._counts(self.data.splits["train"].labels)
+        if len(counts) and not counts.all():
+            raise DataError(f"no readable training image is left of class {self.data.classes[int(counts.argmin())]!r}")
 
     def _leave_out(self, split: str) -> None:
         """Drops the bad images of a split from everything that is in its order."""
@@ -221,7 +245,7 @@ class ImageClassification(Task):
         if self.recipe.augment != "none" and rng.random() < 0.5:
             image = image[:, ::-1]
         image = self._recoloured(image, rng)
-        label = torch.tensor(int(self.data.splits["train"].labels[index]))
+        label = torch.tensor(self.data.splits["train"].labels[index])
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "label": label}
 
     def _recoloured(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -250,10 +274,11 @@ class ImageClassification(Task):
 
     def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
         """See `Task.micro`: pixel_values (B, 3, H, W), and the targets (B, V)."""
-        classes = len(self.data.classes)
 
         def part(which: slice | Tensor) -> tuple[Tensor, Tensor]:
-            targets = F.one_hot(batch["label"][which].to(device), classes).float()  # (B, V)
+            targets = batch["label"][which].to(device)
+            if self.data.kind == SINGLE:
+                targets = F.one_hot(targets, len(self.data.classes)).float()  # (B, V)
             return self.normalised(batch["image"][which].to(device, non_blocking=True)), targets
 
         pixels, targets = part(rows)
@@ -269,10 +294,13 @@ class ImageClassification(Task):
         return {"pixel_values": pixels, "targets": targets}
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Task.loss`: cross-entropy, and how many images are right (by the larger share of a mixture)."""
+        """See `Task.loss`: what the labels ask for, see `headstart.train.problems`."""
         logits = model(pixel_values=inputs["pixel_values"]).logits.float()  # (B, V)
-        loss = F.cross_entropy(logits, inputs["targets"], reduction="sum", label_smoothing=self.recipe.label_smoothing)
-        return loss, {"accuracy": (logits.detach().argmax(1) == inputs["targets"].argmax(1)).sum()}
+        return self.problem.compare(logits, inputs["targets"], self.recipe.label_smoothing)
+
+    def finish(self, model: nn.Module) -> None:
+        """See `Task.finish`."""
+        self.problem.finish(head_of(model))
 
     # A head on fixed features ---------------------------------------------------------------------------------------------------------
 
@@ -280,7 +308,7 @@ class ImageClassification(Task):
         """See `Task.tune_head`."""
         features = self._features(model, device, progress)
         layer = head_of(model)
-        fit = fit_head(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
+        fit = self.problem.fit(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
         install(layer, fit)
         how = f"chosen by {fit.folds}-fold cross-validation" if fit.losses else "not chosen: a class has a single image"
         self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
@@ -336,7 +364,7 @@ class ImageClassification(Task):
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`: `details` are logits (N, V) and labels (N,)."""
+        """See `Task.evaluate`: `details` are logits (N, V) (numbers in their units) and labels."""
         cache = self.caches[split]
         labels = cache.examples.labels
         logits = []
@@ -344,16 +372,15 @@ class ImageClassification(Task):
             images = np.stack([cache[i] for i in range(start, min(start + 32, len(labels)))])  # (B, H, W, 3)
             pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))  # (B, 3, H, W)
             logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
-        return self._judged(split, np.concatenate(logits))
+        return self._judged(split, self.problem.in_units(np.concatenate(logits)))
 
     def _judged(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
         """The evaluation of scores (N, V) of a split."""
         labels = self.data.splits[split].labels
         if not np.isfinite(scores).all():
             raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
-        metrics = classification_metrics(scores, labels)
-        right = int((scores.argmax(axis=1) == labels).sum())
-        return Evaluation(split, len(labels), metrics, wilson(right, len(labels)), {"logits": scores, "labels": labels})
+        metrics, interval = self.problem.measure(scores, labels)
+        return Evaluation(split, len(labels), metrics, interval, {"logits": scores, "labels": labels})
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
@@ -366,14 +393,15 @@ class ImageClassification(Task):
             assert model is not None
             return explain(model, self.processor, pixels(index), label).overlay()
 
-        return classification_sections(evaluation, self.data.classes, examples.names, pixels, looked_at if model is not None else None)
+        seen = looked_at if model is not None else None
+        return problem_sections(self.data.kind, evaluation, self.data.classes, examples.names, pixels, seen)
 
     def card(self) -> str:
         """See `Task.card`."""
         return (
             "from headstart import pipeline\n\n"
             'classify = pipeline("image-classification", "FOLDER")\n'
-            'print(classify("photo.jpg", top_k=3))\n'
+            f'print(classify("photo.jpg"{", top_k=3" if self.data.kind == SINGLE else ""}))\n'
         )
 
 

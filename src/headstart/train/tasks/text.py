@@ -97,7 +97,7 @@ class TextTask(Task):
         torch.manual_seed(recipe.seed)  # the new head is drawn at random
         model: nn.Module = self.auto.from_pretrained(name, revision=revision, **self.overrides())
         if recipe.zero_head and self.labels:
-            last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(self.labels)][-1]
+            last = last_linear(model, len(self.labels))
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         return model
@@ -201,6 +201,11 @@ class TextTask(Task):
             f'model = {network}.from_pretrained("FOLDER")\n'
             'out = model(**tokenizer("A text.", return_tensors="pt"))\n'
         )
+
+
+def last_linear(model: nn.Module, size: int) -> nn.Linear:
+    """The last linear layer that gives so many values: the head."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == size][-1]
 
 
 def class_names(values: list[str], options: DataOptions, what: str = "class") -> list[str]:
