@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from headstart import BitConfig
+from headstart import BitConfig, CvtConfig
 from headstart.config import align_outputs
 from headstart.errors import ConfigError
 
@@ -57,6 +57,15 @@ def test_round_trips():
 def test_bad_values_name_themselves(values, message):
     with pytest.raises(ConfigError, match=message):
         BitConfig(**values)
+
+
+def test_whole_numbers_become_floats_where_those_belong(tmp_path):
+    """transformers 5 refuses a config.json that holds 0 for 0.0."""
+    CvtConfig(mlp_ratio=[4, 4, 4], initializer_range=1).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    floats = [written["initializer_range"], *written["mlp_ratio"]]
+    assert floats == [1, 4, 4, 4] and all(isinstance(each, float) for each in floats)
+    assert all(isinstance(each, int) for each in written["depth"])
 
 
 def test_wrong_family_is_refused():

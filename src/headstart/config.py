@@ -36,6 +36,7 @@ def config_class(cls: type[C]) -> type[C]:
         others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
         self._set_common(others)
         plain_init(self, *args, **kwargs)
+        self._set_floats()
 
     cls.__init__ = init  # type: ignore[assignment, method-assign]
     return cls
@@ -82,6 +83,15 @@ class PreTrainedConfig:
         for key, value in values.items():
             if key in self._extra_names:
                 setattr(self, key, value)
+
+    def _set_floats(self) -> None:
+        """Whole numbers become floats where those belong: transformers 5 refuses a config.json with `0` for `0.0`."""
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.type is float and isinstance(value, int):
+                setattr(self, f.name, float(value))
+            elif f.type == list[float] and isinstance(value, list | tuple):
+                setattr(self, f.name, [float(each) for each in value])
 
     def __getattr__(self, name: str) -> Any:
         mapped = type(self).attribute_map.get(name)

@@ -27,11 +27,13 @@ class Row:
         theirs: Their name, or several whose tensors are stacked along the first axis.
         to_ours: From their tensor (already stacked) to ours.
         to_theirs: The way back (before it is split).
+        copy: Their second name of the same tensor, where files may hold it twice: read before the first, and written too.
     """
 
     theirs: str | tuple[str, ...]
     to_ours: Callable[[Any], Any] | None = None
     to_theirs: Callable[[Any], Any] | None = None
+    copy: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class NameTable:
         for ours, each in self.rows.items():
             row = each if isinstance(each, Row) else Row(each)
             self._ours[_shape(ours)].append((_pattern(ours), row))
-            for part in row.parts:
+            for part in (*row.parts, *((row.copy,) if row.copy else ())):
                 self._theirs[_shape(part)].append(_pattern(part))
 
     def theirs(self, ours: str) -> Row | None:
@@ -71,7 +73,8 @@ class NameTable:
             for pattern, row in self._ours.get(_shape(name), ()):
                 if found := pattern.fullmatch(name):
                     parts = tuple(lead + part.format(*found.groups()) for part in row.parts)
-                    return Row(parts[0] if isinstance(row.theirs, str) else parts, row.to_ours, row.to_theirs)
+                    copy = lead + row.copy.format(*found.groups()) if row.copy else None
+                    return Row(parts[0] if isinstance(row.theirs, str) else parts, row.to_ours, row.to_theirs, copy)
         return None
 
     def knows(self, theirs: str) -> bool:
@@ -108,10 +111,11 @@ class NameTable:
     def _present(self, row: Row, tensors: Mapping[str, Any]) -> list[str] | None:
         """The keys of a row as the file spells them: with the base model's prefix, or without."""
         prefix = f"{self.prefix}."
-        for spell in (str, lambda key: key.removeprefix(prefix), lambda key: prefix + key):
-            keys = [spell(part) for part in row.parts]
-            if all(key in tensors for key in keys):
-                return keys
+        for parts in ((row.copy,), row.parts) if row.copy else (row.parts,):
+            for spell in (str, lambda key: key.removeprefix(prefix), lambda key: prefix + key):
+                keys = [spell(part) for part in parts]
+                if all(key in tensors for key in keys):
+                    return keys
         return None
 
     def to_theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +132,8 @@ class NameTable:
             value = row.to_theirs(value) if row.to_theirs else value
             parts = row.parts
             out |= {parts[0]: value} if len(parts) == 1 else dict(zip(parts, split(value, len(parts)), strict=True))
+            if row.copy:  # in memory of its own: what lies in one place is stored once
+                out[row.copy] = value.copy() if isinstance(value, np.ndarray) else value.clone()
         return out
 
 

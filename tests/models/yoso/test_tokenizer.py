@@ -37,12 +37,13 @@ def test_recorded_answers(small, i):
 @needs_transformers
 @pytest.mark.parametrize("vocabulary", ["small", "roberta-base"])
 def test_equal_to_transformers_on_random_texts(vocabulary):
-    from transformers import RobertaTokenizerFast
+    from transformers import AddedToken, RobertaTokenizerFast
 
     folder = FOLDER if vocabulary == "small" else data_dir("tokenizer", "roberta-base")
     ours = YosoTokenizer.from_pretrained(folder)
-    files = {"vocab_file": str(folder / "vocab.json"), "merges_file": str(folder / "merges.txt")}
-    plain, spaced = (RobertaTokenizerFast(**files, clean_up_tokenization_spaces=False, add_prefix_space=s) for s in (False, True))
+    # transformers 4 lets the mask take the space before it by itself, 5 only where a file says so.
+    values = {"clean_up_tokenization_spaces": False, "mask_token": AddedToken("<mask>", lstrip=True, special=True)}
+    plain, spaced = (RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=s, **values) for s in (False, True))
     texts, rng = fuzzed(400), random.Random(1)
     flags = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
     for text in texts:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import headstart
 from conftest import assert_close, golden_cases, golden_dir
@@ -36,6 +36,8 @@ def test_saved_names_are_the_published_ones(case, tmp_path):
     cls = getattr(headstart, case.split("__")[0])
     cls.from_pretrained(folder).save_pretrained(tmp_path)
     theirs, ours = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    if "untied" in case:  # transformers 5 wants the decoder's bias by its own name too
+        theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"]
     assert set(theirs) == set(ours)
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     written = json.loads((tmp_path / "config.json").read_text())
@@ -56,6 +58,28 @@ def test_round_trip_is_exact(cls, tmp_path):
     state = again.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
     assert "padding changes nothing here" in (tmp_path / "README.md").read_text()
+
+
+def test_of_two_biases_the_decoders_counts(tmp_path):
+    """Files of transformers 5 without tied embeddings hold both, and its network adds the decoder's."""
+    first = model(tie_word_embeddings=False)
+    first.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["cls.predictions.bias"] = torch.zeros(61)
+    tensors["cls.predictions.decoder.bias"] = torch.arange(61.0)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    again = YosoForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(again.head.bias, torch.arange(61.0))
+    del tensors["cls.predictions.decoder.bias"]  # as version 4 writes it
+    save_file(tensors | {"cls.predictions.bias": torch.ones(61)}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(YosoForMaskedLM.from_pretrained(tmp_path).head.bias, torch.ones(61))
+
+
+def test_places_follow_the_version_that_wrote_the_file():
+    """transformers 4 drops them under "relative_key"; 5 adds them whatever the value says."""
+    for version, kind in (("4.57.6", "relative_key"), ("5.0.0", "absolute"), ("5.23.0", "absolute")):
+        values = {"position_embedding_type": "relative_key", "transformers_version": version}
+        assert YosoConfig.from_file_values(values, "folder").position_embedding_type == kind
 
 
 def test_hub_folder_holds_bin_alone(tmp_path):

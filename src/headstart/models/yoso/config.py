@@ -37,6 +37,8 @@ class YosoConfig(PreTrainedConfig):
         use_expectation: Whether attention is exact, or sampled with hashes.
         hash_code_len: Bits of a hash.
         num_hash: Hashes of sampled attention.
+        hash_error: Error that sampled attention may have, as a share of a row's length. The number of hashes is then chosen for each
+            text's length (`choose_num_hash`), and `num_hash` is not used. None keeps to `num_hash`.
         conv_window: Odd width of a convolution over the values of neighbouring tokens, added to each head, or None.
         use_fast_hash: Whether sampling hashes with Hadamard transforms, or with Gaussian projections (slower, without bias).
         lsh_backward: Whether gradients of sampled attention are sampled too.
@@ -84,6 +86,7 @@ class YosoConfig(PreTrainedConfig):
     head_act: str | Callable[..., Any] = "tanh"
     ignore_head_mask: bool = False
     hash_seed: int | None = None
+    hash_error: float | None = None
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
@@ -102,6 +105,8 @@ class YosoConfig(PreTrainedConfig):
             raise ConfigError(f"hash_code_len={self.hash_code_len}; sampled attention (use_expectation=False) takes at most 16 bits")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(f"pad_token_id={self.pad_token_id} is not in the vocabulary of {self.vocab_size} tokens")
+        if self.hash_error is not None and not self.hash_error > 0:
+            raise ConfigError(f"hash_error={self.hash_error}; expected a share above 0, such as 0.1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected a share from 0 to below 1")
@@ -118,6 +123,8 @@ class YosoConfig(PreTrainedConfig):
         eps = values.get("layer_norm_eps", EPS_TRANSFORMERS)
         if compat == "transformers":
             act = values.get("hidden_act", "gelu")
+            if int(str(values.get("transformers_version") or "4").split(".")[0]) >= 5:  # it adds places whatever this says
+                values["position_embedding_type"] = "absolute"
             return values | {"layer_norm_eps": eps, "attend_padding": True, "head_act": act, "ignore_head_mask": True}
         # The conversion of the authors' weights wrote transformers' default; whoever chose another value meant it.
         return values | {"layer_norm_eps": EPS_AUTHORS if eps == EPS_TRANSFORMERS else eps}

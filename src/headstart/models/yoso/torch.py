@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import InputError
-from headstart.models.yoso.attention import exact_attention, exact_weights, sampled_attention
+from headstart.models.yoso.attention import choose_num_hash, exact_attention, exact_weights, sampled_attention
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
-from headstart.models.yoso.weights import HUB
+from headstart.models.yoso.weights import HUB, HUB_UNTIED
 from headstart.names import NameTable
 from headstart.nn.linear import Linear, linear
 from headstart.nn.torch import PreTrainedModel, activation, classification_loss
@@ -27,6 +27,8 @@ from headstart.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+
+TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
 
 
 class Embeddings(nn.Module):
@@ -92,9 +94,10 @@ class Attention(nn.Module):
         if config.use_expectation:
             return exact_attention(q, k, v, hash_code_len=config.hash_code_len, mask=mask)
         fixed = config.hash_seed is not None and not self.training
+        num_hash = config.num_hash if config.hash_error is None else choose_num_hash(config.hash_error, q.shape[2])
         return sampled_attention(
             q, k, v,
-            hash_code_len=config.hash_code_len, num_hash=config.num_hash, use_fast_hash=config.use_fast_hash,
+            hash_code_len=config.hash_code_len, num_hash=num_hash, use_fast_hash=config.use_fast_hash,
             lsh_backward=config.lsh_backward, mask=mask,
             seed=cast(int, config.hash_seed) * config.num_hidden_layers + self.layer if fixed else None,
         )  # fmt: skip
@@ -124,8 +127,12 @@ class Mlp(nn.Sequential):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to the same."""
-        return cast(Tensor, self[1](self.act(self[0](x))))  # (B, L, D)
+        """(B, L, D) to the same. Very long texts go through in parts, so that the wide vectors between the maps need little memory."""
+        L = x.shape[1]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or L <= TOKENS_AT_ONCE:
+            return cast(Tensor, self[1](self.act(self[0](x))))  # (B, L, D)
+        parts = [self[1](self.act(self[0](part))) for part in x.split(TOKENS_AT_ONCE, dim=1)]  # (B, up to TOKENS_AT_ONCE, D) each
+        return torch.cat(parts, dim=1)  # (B, L, D)
 
 
 class Block(nn.Module):
@@ -157,7 +164,7 @@ class YosoPreTrainedModel(PreTrainedModel):
     @classmethod
     def name_table(cls, config: YosoConfig) -> NameTable:
         """Published names."""
-        return HUB
+        return HUB if config.tie_word_embeddings else HUB_UNTIED
 
     def init_module(self, module: nn.Module) -> None:
         """Normal weights of `initializer_range`, biases 0; norms 1 and 0; the vector of padding 0."""
@@ -206,6 +213,37 @@ class YosoPreTrainedModel(PreTrainedModel):
                     head.decoder.weight = nn.Parameter(self._longer(head.decoder.weight, size))
             self.config.vocab_size = size
         return self.get_input_embeddings()
+
+    @torch.no_grad()
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Makes the longest text longer or shorter.
+
+        Places beyond the old last one repeat the old ones in order, so that neighbours stay neighbours (Beltagy et al. 2020,
+        "Longformer", began so). A network that has never seen so long texts should be tuned on some.
+
+        Args:
+            new_num_position_embeddings: Tokens of the longest text.
+        """
+        length = new_num_position_embeddings
+        if length < 1:
+            raise InputError(f"new_num_position_embeddings={length}; expected at least 1")
+        old = cast(YosoModel, self.base_model).embeddings.positions.weight  # (FIRST_POSITION + old length, D)
+        places = torch.arange(length, device=old.device) % (len(old) - FIRST_POSITION) + FIRST_POSITION  # (length,)
+        table = nn.Embedding.from_pretrained(torch.cat([old[:FIRST_POSITION], old[places]]), freeze=not old.requires_grad)
+        cast(YosoModel, self.base_model).embeddings.positions = table
+        self.config.max_position_embeddings = length
+
+    def read_long_texts(self, length: int, *, sample: bool = True) -> None:
+        """Makes ready for texts of `length` tokens: positions are repeated where there are too few, and attention is sampled.
+
+        Args:
+            length: Tokens of the longest text.
+            sample: Whether exact attention, whose time is quadratic, is replaced by the sampled one.
+        """
+        if length > self.config.max_position_embeddings:
+            self.resize_position_embeddings(length)
+        if sample:
+            self.config.use_expectation = False
 
     @torch.no_grad()
     def _longer(self, old: Tensor, size: int, std: float | None = None) -> Tensor:
@@ -294,7 +332,7 @@ class YosoModel(YosoPreTrainedModel):
         if given.shape[1] > self.config.max_position_embeddings:
             raise InputError(
                 f"texts of {given.shape[1]} tokens are longer than max_position_embeddings={self.config.max_position_embeddings}; "
-                "truncate them: tokenizer(…, truncation=True, max_length=…)"
+                "truncate them with tokenizer(…, truncation=True, max_length=…), or make room with model.read_long_texts(…)"
             )
         return given if axes == 3 else look_up(self.embeddings.words, given, "input_ids")
 
@@ -390,18 +428,27 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        logits_at: Tensor | None = None,
     ) -> Any:
-        """Scores of the vocabulary at each place. All but `labels` are `YosoModel`'s arguments.
+        """Scores of the vocabulary at each place. All but `labels` and `logits_at` are `YosoModel`'s arguments.
 
         Args:
             labels: (B, L) tokens; -100 is left out of the loss.
+            logits_at: (B, L), true where scores are wanted. The scores of all places need much memory: a large vocabulary for each token.
 
         Returns:
-            `loss` (with labels), `logits` (B, L, V), `hidden_states`, `attentions`.
+            `loss` (with labels), `logits` (B, L, V), or (places, V) in reading order with `logits_at`, `hidden_states`, `attentions`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        logits = self.head(out.last_hidden_state, self.get_input_embeddings().weight)  # (B, L, V)
+        x = out.last_hidden_state
+        if logits_at is not None:
+            if logits_at.shape != x.shape[:2]:
+                raise InputError(
+                    f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}: true where scores are wanted"
+                )
+            x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]  # (places, D), (places,)
+        logits = self.head(x, self.get_input_embeddings().weight)  # (B, L, V) or (places, V)
         loss = None if labels is None else token_loss(logits, labels)
         return self.finish(MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
 

@@ -9,7 +9,7 @@ from headstart.checkpoint import unwrap
 from headstart.config import Compat
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.yoso.config import EPS_AUTHORS, EPS_TRANSFORMERS, FIRST_POSITION, YosoConfig
-from headstart.names import NameTable, concatenate
+from headstart.names import NameTable, Row, concatenate
 
 
 def _both(ours: str, theirs: str | tuple[str, ...]) -> dict[str, str | tuple[str, ...]]:
@@ -47,6 +47,12 @@ HUB = NameTable(
         **_both("span", "qa_outputs"),
     },
     dropped=(r"embeddings\.position_ids", r"embeddings\.token_type_ids", r"cls\.predictions\.decoder\.bias"),
+)
+# Where the scores' matrix is not the embeddings', transformers 5 has two biases and adds the decoder's; version 4 has one under both names.
+HUB_UNTIED = NameTable(
+    rows={**HUB.rows, "head.bias": Row("cls.predictions.bias", copy="cls.predictions.decoder.bias")},
+    dropped=HUB.dropped,
+    prefix=HUB.prefix,
 )
 
 # A block of the authors' released files; a checkpoint of their training code spells it `backbone.backbone.encoders.0` and `ff.0`, `ff.2`.
