@@ -3,9 +3,9 @@
     python examples/train_dvae.py DATA/images/cifar100/train runs/dvae
     python examples/beit_pretrain.py DATA runs/dvae runs/beit
 
-Five runs of `headstart.train`, each with its report: masked image modelling from random weights; then classification of CIFAR-10 from that
-checkpoint and from the same network's random weights, once with only a new head and once with every weight. `summary.json` holds the
-accuracies. Runs that are finished are not made again.
+Runs of `headstart.train`, each with its report: masked image modelling from random weights; then classification of CIFAR-10 from that
+checkpoint and from the same network's random weights, with only a new head, and with every weight at three rates. `summary.json` holds
+the accuracies. Runs that are finished are not made again.
 """
 
 import argparse
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of pretraining, 64 pictures each")
     parser.add_argument("--shots", type=int, default=100, help="CIFAR-10 images of each class")
     parser.add_argument("--tune-steps", type=int, default=400)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     args = parser.parse_args()
 
     pictures = write_pictures(args.data, args.out / "pictures", args.pictures)
@@ -79,7 +80,7 @@ def main() -> None:
         task_options={"tokenizer": args.tokenizer, "views": args.views},
     )  # fmt: skip
     tune = {
-        "recipe": "finetune", "precision": "bf16", "steps": args.tune_steps, "batch_size": 64, "micro_batch": 64, "lr": 1e-3, "crop": 32,
+        "recipe": "finetune", "precision": "bf16", "steps": args.tune_steps, "batch_size": 64, "micro_batch": 64, "crop": 32,
         "resize": 36, "layer_decay": 1.0, "augment": "crop-flip", "shots": args.shots, "eval_every": max(1, args.tune_steps // 4),
     }  # fmt: skip
     few = args.out / "cifar10"
@@ -92,7 +93,9 @@ def main() -> None:
     for name, start in (("pretrained", pretrained), ("random", network)):
         head = run(args.out / f"head-{name}", few, model=start, tune="head", crop=32, shots=args.shots)
         summary[f"cifar10_accuracy_{name}_head"] = head["accuracy"]
-        summary[f"cifar10_accuracy_{name}_all"] = run(args.out / f"tuned-{name}", few, model=start, **tune)["accuracy"]
+        summary[f"cifar10_accuracy_{name}_all"] = {
+            rate: run(args.out / f"tuned-{name}-{rate}", few, model=start, lr=rate, **tune)["accuracy"] for rate in args.rates
+        }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 

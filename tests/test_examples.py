@@ -62,7 +62,7 @@ def test_tokenizer_and_pretraining(tmp_path):
     data = data_dir()
     run("train_dvae.py", data / "images" / "cifar100" / "train", tmp_path / "dvae", "--steps", "3", "--batch-size", "4")
     assert DalleImageTokenizer.from_pretrained(tmp_path / "dvae").vocab_size > 1
-    few = ("--pictures", "64", "--views", "1", "--steps", "2", "--shots", "2", "--tune-steps", "2")
+    few = ("--pictures", "64", "--views", "1", "--steps", "2", "--shots", "2", "--tune-steps", "2", "--rates", "1e-3")
     run("beit_pretrain.py", data, tmp_path / "dvae", tmp_path / "beit", *few)
     summary = json.loads((tmp_path / "beit" / "summary.json").read_text())
     assert {f"cifar10_accuracy_{start}_{part}" for start in ("random", "pretrained") for part in ("head", "all")} < set(summary)
