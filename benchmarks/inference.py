@@ -2,11 +2,16 @@
 
     python benchmarks/inference.py                          # every model, batch 1, float32, bfloat16 and int8
     python benchmarks/inference.py --models bit-50 --batches 1 8 --seconds 20
+    python benchmarks/inference.py --trained bit-mini --calibration train.npz --photos val.npz
     python benchmarks/inference.py --plot                   # draws docs/inference.svg from the last results
 
 Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers' network as a user would. All in one
 process, in turns, with the same weights; outputs are compared before timing, and each time is given as a share of the arithmetic limit,
-the speed of a large matrix product of the same precision in the same run.
+the speed of a large matrix product of the same precision in the same run. Runs add to one table, so that it can be made in parts; a model
+at a batch is always measured whole.
+
+The weights are random, so int8 is timed with every layer in int8 and its answers mean nothing. `--trained` measures int8 as
+`headstart.optimize` makes it, on a network that was really trained: how many answers stay, and how fast it is then.
 """
 
 import argparse
@@ -20,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from timing import RESULTS, interleaved, machine, peak_gflops
 
 import headstart
+from headstart.engine import search
 
 PLOT = Path(__file__).parents[1] / "docs" / "inference.svg"
 
@@ -115,6 +122,7 @@ def peers(case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]) 
 
 def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], precisions: list[str]) -> dict[str, Any]:
     """Our network in each engine and precision that can run it."""
+    search.AGREEMENT = 0.0  # of random weights, whose answers are not worth keeping
     samples = [torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000) for _ in range(8)]
     found = {}
     for precision in precisions:
@@ -143,9 +151,9 @@ def measure(key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str
     rows = {}
     base = statistics.median(times["transformers"])
     for name, each in times.items():
-        ms, precision = statistics.median(each), "int8" if "int8" in name else "bfloat16" if "bf" in name else "float32"
+        ms, precision = statistics.median(each), precision_of(name)
         rows[name] = {
-            "ms": round(ms, 2), "min_ms": round(min(each), 2), "times_as_fast": round(base / ms, 2),
+            "group": group(name), "ms": round(ms, 2), "min_ms": round(min(each), 2), "times_as_fast": round(base / ms, 2),
             "share_of_limit": round(case.gflop * batch / min(each) * 1e3 / peaks[precision], 3) if precision in peaks else None,
             "deviation": None if name == "timm" else float((outputs[name] - reference).abs().max() / reference.abs().max().clamp(min=1)),
         }  # fmt: skip
@@ -154,6 +162,43 @@ def measure(key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str
         share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
         print(f"{key} b{batch:<3} {name:<36} {ms:>10.1f} ms {row['times_as_fast']:>6.2f} x  {share:>5} of limit  off by {off}", flush=True)
     return rows
+
+
+def group(name: str) -> str:
+    """What a contender is compared within."""
+    return ("headstart" if name.startswith("headstart") else "peer") + " " + precision_of(name)
+
+
+def precision_of(name: str) -> str:
+    """What a contender computes in."""
+    return "int8" if "int8" in name else "bfloat16" if "bf" in name else "float32"
+
+
+def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[str, Any]:
+    """int8 on a trained network: share of answers that stay on photos that the calibration did not see, and times at batch 1 and 8."""
+    model = headstart.AutoModelForImageClassification.from_pretrained(name)
+    processor = headstart.AutoImageProcessor.from_pretrained(name)
+    seen, unseen = (processor(list(np.load(file)["images"]), return_tensors="pt")["pixel_values"] for file in (calibration, photos))
+    fast = {
+        precision: headstart.optimize(
+            model, example=seen[:1], engine="openvino", precision=precision, calibration=[each[None] for each in seen[:512]]
+        )
+        for precision in ("float32", "bfloat16", "int8")
+    }
+    found = {}
+    with torch.inference_mode():
+        wanted = torch.cat([model(each).logits for each in unseen.split(8)])
+        runs = {precision: (lambda each=each: each(unseen[:1])) for precision, each in fast.items()}
+        times = interleaved(runs, seconds, 20)
+        for precision, each in fast.items():
+            logits = torch.cat([each(part).logits for part in unseen.split(8)])
+            found[precision] = {
+                "computed_in": each.report.chosen.precision, "ms": round(statistics.median(times[precision]), 3),
+                "agreement": float((logits.argmax(1) == wanted.argmax(1)).float().mean()), "photos": len(unseen),
+                "mean_deviation": float((logits - wanted).abs().mean() / wanted.abs().max()),
+            }  # fmt: skip
+            print(f"{name} {precision}: {found[precision]}", flush=True)
+    return found
 
 
 def int8_peak(size: int = 1024) -> float:
@@ -190,6 +235,9 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--peers", nargs="*", default=["openvino"], help="compile, timm, openvino, onnxruntime; transformers always")
+    parser.add_argument("--trained", help="a trained classifier, in place of the models above")
+    parser.add_argument("--calibration", type=Path, help="npz with images that int8 is calibrated on")
+    parser.add_argument("--photos", type=Path, help="npz with images to count answers on")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", action="store_true")
@@ -199,17 +247,29 @@ def main() -> None:
         plot(json.loads(file.read_text()))
         return
     torch.set_num_threads(arguments.threads)
+    search.SECONDS = 1.0  # which engine is fastest is seen here
     warnings.simplefilter("ignore")
     peaks = {"float32": peak_gflops(), "bfloat16": peak_gflops(torch.bfloat16), "int8": int8_peak()}
     print({name: f"{value:.0f} GFLOP/s" for name, value in peaks.items()})
-    table = json.loads(file.read_text()) if file.exists() else {"title": "Inference", "rows": {}}
+    table = json.loads(file.read_text()) if file.exists() else {"title": "Inference", "rows": {}, "limit_gflops": {}, "trained": {}}
+    table["machine"] = machine()
+    if arguments.trained:
+        name = Path(arguments.trained).name
+        table["trained"][name] = trained(arguments.trained, arguments.calibration, arguments.photos, arguments.seconds)
+        write(table)
+        return
     for key in arguments.models:
         for batch in arguments.batches:
             rows = measure(key, batch, arguments, peaks)
-            table["rows"][f"{key}, batch {batch}"] = table["rows"].get(f"{key}, batch {batch}", {}) | rows
-            table |= {"machine": machine(), "limit_gflops": {name: round(value) for name, value in peaks.items()}}
-            RESULTS.mkdir(exist_ok=True)
-            file.write_text(json.dumps(table, indent=1) + "\n")
+            table["rows"][f"{key}, batch {batch}"] = rows
+            table["limit_gflops"][f"{key}, batch {batch}"] = {name: round(value) for name, value in peaks.items()}
+            write(table)
+
+
+def write(table: dict[str, Any]) -> None:
+    """Keeps what was measured so far."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "inference.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

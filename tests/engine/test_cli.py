@@ -1,5 +1,7 @@
 """The two commands, on a folder as a user has it."""
 
+import json
+
 import numpy as np
 import pytest
 import typer
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 
 import headstart
 from engine_networks import build
+from headstart.cli import main
 from headstart.engine import cli, search
 from headstart.engine.engines import installed
 from headstart.errors import InputError
@@ -47,6 +50,32 @@ def test_optimize_and_predict(folder):
         assert a["label"] == b["label"] and abs(a["score"] - b["score"]) < 1e-4
     with pytest.raises(InputError, match="no folder with images"):
         call("optimize", folder / "model", "--out", folder / "other", "--calibration", folder / "fast")
+
+
+@pytest.mark.parametrize("engine", [name for name in ("torch", "openvino") if installed(name)])
+def test_every_command_takes_the_folder(engine, folder, capsys):
+    """from_pretrained, pipeline, predict and evaluate give on the optimised folder what they give on the network's."""
+    model, fast = folder / "model", folder / "fast"
+    assert call("optimize", model, "--out", fast, "--engine", engine).exit_code == 0
+    assert type(headstart.AutoModelForImageClassification.from_pretrained(fast)) is headstart.engine.OptimizedModel
+    photo = folder / "photos" / "1.png"
+    a, b = (headstart.pipeline("image-classification", each)(photo) for each in (model, fast))
+    assert [each["label"] for each in a] == [each["label"] for each in b]
+    for i in range(10):
+        label = f"LABEL_{i % 5}"
+        (folder / "judged" / label).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "judged" / label / f"{i}.png")
+    said = []
+    for each in (model, fast):
+        for arguments in (["evaluate", each, folder / "judged"], ["predict", each, photo]):
+            with pytest.raises(SystemExit) as stopped:
+                main([*map(str, arguments), "--json"])
+            assert stopped.value.code == 0
+            said.append(json.loads(capsys.readouterr().out))
+    assert said[0]["examples"] == said[2]["examples"] == 10
+    assert said[0]["metrics"] == pytest.approx(said[2]["metrics"], abs=1e-4)
+    assert said[1]["labels"][0]["label"] == said[3]["labels"][0]["label"]
 
 
 @pytest.mark.skipif(not installed("openvino"), reason="needs openvino")

@@ -1,6 +1,7 @@
 """Optimised models give the network's outputs, whatever runs them, and survive a folder."""
 
 import json
+from shutil import which
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ import headstart
 from conftest import assert_close
 from engine_networks import CASES, build, pixels, tokens
 from headstart.engine import load, search
-from headstart.engine.engines import installed
-from headstart.engine.signature import flatten
+from headstart.engine.engines import candidates, installed, torch_engine
+from headstart.engine.signature import flatten, signature_of
 from headstart.errors import ConfigError, FileFormatError, InputError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]
@@ -49,6 +50,20 @@ def test_every_network_on_every_engine(name, engine):
         assert_same(found, expected)
     assert isinstance(fast(**inputs, return_dict=False), tuple)
     assert fast._told is False  # nothing went the slow way
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("Classification")])
+def test_every_family_on_onnx_runtime(name, tmp_path):
+    model, inputs = build(name)
+    fast = headstart.optimize(model, example=inputs, engine="onnxruntime", threads=1)
+    assert fast.report.chosen.engine == "onnxruntime" and fast.report.chosen.deviation.largest < 1e-4
+    fast.save_pretrained(tmp_path)
+    more = {key: torch.cat([value, value[:1]]) for key, value in inputs.items()}
+    for each in (fast, load(tmp_path)):
+        assert_same(each(**more), run(model, **more))
+        assert each._told is False
 
 
 def test_calls_that_the_engine_cannot_serve_go_to_the_network():
@@ -116,6 +131,26 @@ def test_a_program_of_another_machine_is_compiled_again(tmp_path):
     assert_same(again(**inputs), run(model, **inputs))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not which("g++"), reason="needs a C++ compiler")
+def test_the_compiler_works_once(tmp_path, monkeypatch):
+    """The compiled package lies in the folder; loading it compiles nothing."""
+    model, inputs = build("YosoForSequenceClassification", num_hidden_layers=1)
+    fast = headstart.optimize(model, example=inputs, engine="inductor")
+    assert fast.report.chosen.engine == "inductor" and "inductor" not in candidates(None, "float32")
+    fast.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
+    again = load(tmp_path)
+    for each in (inputs, tokens(3, 7)):
+        assert_same(again(**each), run(model, **each))
+    assert again._told is False and again._network == [None]
+    path = tmp_path / "headstart_optimized.json"
+    values = json.loads(path.read_text())
+    values["facts"]["made_for"]["torch"] = "another"
+    path.write_text(json.dumps(values))
+    assert_same(load(tmp_path)(**inputs), run(model, **inputs))
+
+
 def test_damaged_folders_are_refused(tmp_path):
     with pytest.raises(FileFormatError, match="has no headstart_optimized.json"):
         load(tmp_path)
@@ -177,6 +212,48 @@ def test_an_optimised_model_is_not_trained_or_moved():
     with pytest.raises(InputError, match="unexpected keyword argument 'wrong'"):
         fast(wrong=1)
     assert "torch, float32" in repr(fast)
+
+
+def test_engines_run_where_the_network_is():
+    """Tensors of the meta device have no numbers but a place: whatever moves them to the CPU on the way fails here."""
+    model, inputs = build("BitForImageClassification")
+    signature = signature_of(model, inputs, ("batch",))
+    runner = torch_engine.make(model.to("meta"), signature, "bfloat16")
+    assert runner.device.type == "meta"
+    (out,) = runner(signature.prepare(inputs, runner.device))
+    assert out.is_meta and out.shape == (2, 5) and out.dtype == torch.float32
+    assert candidates(None, "float32", "cuda") == ["torch"]
+    if installed("openvino"):
+        with pytest.raises(ConfigError, match="the openvino engine runs on cpu, and the model is on cuda"):
+            candidates("openvino", "float32", "cuda")
+    with pytest.raises(ConfigError, match="no installed engine computes in int8 on cuda"):
+        candidates(None, "int8", "cuda")
+
+
+def test_a_folder_of_another_device_says_so(tmp_path, monkeypatch):
+    model, inputs = build("BitForImageClassification")
+    headstart.optimize(model, example=inputs, engine="torch").save_pretrained(tmp_path)
+    path = tmp_path / "headstart_optimized.json"
+    values = json.loads(path.read_text())
+    assert values["facts"]["device"] == "cpu"
+    values["facts"]["device"] = "cuda:0"
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="optimised for cuda:0, which is not here"):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_a_gpu(precision, tmp_path):
+    model, inputs = build("CvtForImageClassification")
+    expected = run(model, **inputs).logits
+    fast = headstart.optimize(model.cuda(), example=inputs, precision=precision, tolerance=0.2)
+    fast.save_pretrained(tmp_path)
+    for each in (fast, load(tmp_path)):
+        found = each(**{name: x.cuda() for name, x in inputs.items()}).logits
+        assert found.is_cuda
+        assert_close(found.cpu(), expected, 0.2)
 
 
 def test_wrong_arguments():

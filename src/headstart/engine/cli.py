@@ -29,7 +29,10 @@ def optimize(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest difference of an output, as a share of the largest.")] = None,
 ) -> None:
-    """Make a model as fast as this machine allows, and say how far its outputs moved."""
+    """Make a model as fast as this machine allows, and say how far its outputs moved.
+
+    Example: [bold]headstart optimize runs/photos --out runs/fast[/bold]
+    """
     from headstart.engine import optimize as run
 
     network, processor = load_both(model)
@@ -55,7 +58,10 @@ def export(
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
     normalize: Annotated[bool, typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255.")] = False,
 ) -> None:
-    """Write a model as a file that needs no headstart, and check it against PyTorch."""
+    """Write a model as a file that needs no headstart, and check it against PyTorch.
+
+    Example: [bold]headstart export runs/photos --out photos.onnx[/bold]
+    """
     from headstart.engine import export as run
 
     network, processor = load_both(model)

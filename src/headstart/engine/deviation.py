@@ -1,14 +1,17 @@
 """How far the outputs of an engine are from the network's own."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 # Outputs whose largest entry along the last axis (for maps of classes along the second) is an answer.
 ANSWERS = ("logits", "start_logits", "end_logits")
+
+AGREEMENT = 0.99  # share of top-1 answers that must stay, where outputs are scores and precision is given up
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Deviation:
         mean: Mean difference, as a share of the same.
         agreement: Share of answers (top-1 classes) that are the same; None where the outputs are no scores.
         answers: How many were compared.
+        expected: The same where the errors are also taken the other way round, which scatters less.
     """
 
     largest: float
     mean: float
     agreement: float | None
     answers: int
+    expected: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -42,7 +47,7 @@ def top_classes(name: str, scores: Tensor) -> Tensor | None:
 
 def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> Deviation:
     """Deviation of one list of outputs (a mapping of names for each call) from another."""
-    largest, mean, same, answers = 0.0, 0.0, 0, 0
+    largest, mean, same, mirrored, answers = 0.0, 0.0, 0, 0, 0
     for name in wanted[0]:
         pairs = [(a[name].float(), b[name].float()) for a, b in zip(wanted, found, strict=True)]
         scale = max(1.0, *(float(a.abs().max()) for a, _ in pairs if a.numel()))
@@ -54,4 +59,15 @@ def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str,
             tops = top_classes(name, a), top_classes(name, b)
             if tops[0] is not None and tops[1] is not None:
                 same, answers = same + int((tops[0] == tops[1]).sum()), answers + tops[0].numel()
-    return Deviation(largest, mean, same / answers if answers else None, answers)
+                mirrored += int(torch.eq(tops[0], cast(Tensor, top_classes(name, 2 * a - b))).sum())
+    if not answers:
+        return Deviation(largest, mean, None, 0)
+    return Deviation(largest, mean, same / answers, answers, (same + mirrored) / (2 * answers))
+
+
+def enough(deviation: Deviation, share: float, spare: float = 0.0) -> bool:
+    """Whether a share of the answers stays: with errors of either sign, and not fewer in the count than chance explains."""
+    if deviation.agreement is None or deviation.expected is None:
+        return True
+    chance = 2 * math.sqrt(share * (1 - share) / max(1, deviation.answers))  # two standard deviations of a count
+    return deviation.expected >= share + spare and deviation.agreement >= share - chance

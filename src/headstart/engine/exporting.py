@@ -91,16 +91,18 @@ def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporters' own remarks from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps the remarks of exporters and compilers from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")]
+    levels = [each.level for each in loggers]
     try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def dynamic_shapes(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Any, ...]:
@@ -118,7 +120,12 @@ def traced_inputs(signature: Signature, inputs: Mapping[str, Tensor], dynamic: S
 
 def program_of(network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Any:
     """The network as a program of `torch.export`."""
-    program = Program(portable(network, signature), signature.inputs).eval()
+    return export_program(portable(network, signature), signature, inputs, dynamic)
+
+
+def export_program(folded: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Any:
+    """A folded network as a program of `torch.export`."""
+    program = Program(folded, signature.inputs).eval()
     with quiet():
         return torch.export.export(
             program, traced_inputs(signature, inputs, dynamic), dynamic_shapes=dynamic_shapes(signature, inputs, dynamic)

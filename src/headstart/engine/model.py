@@ -41,14 +41,15 @@ class OptimizedModel(nn.Module):
         self._network = [model]  # in a list, so that its weights are not counted as ours
         self.runner, self.signature, self.report, self.folder = runner, signature, report, folder
         self.model_class: type[nn.Module] = _class_of(report.model) if model is None else type(model)
-        self._told = False
+        self._told, self._place = False, torch.device("cpu") if runner is None else runner.device
         super().train(False)
 
     @property
     def original(self) -> Any:
         """The network in PyTorch."""
         if self._network[0] is None:
-            self._network[0] = self.model_class.from_pretrained(self.folder, optimized=False)  # type: ignore[attr-defined]
+            network = self.model_class.from_pretrained(self.folder, optimized=False)  # type: ignore[attr-defined]
+            self._network[0] = network.to(self._place)
         return self._network[0]
 
     @cached_property
@@ -65,8 +66,8 @@ class OptimizedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs and outputs are."""
-        return torch.device("cpu")
+        """Where inputs and outputs are: where the network was when it was optimised."""
+        return self.runner.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +79,7 @@ class OptimizedModel(nn.Module):
         given = {name: value for name, value in self._bind(args, kwargs).items() if value is not None}
         named = given.get("return_dict", self.config.use_return_dict)
         if self._is_ours(given):
-            inputs = self.signature.prepare(given)
+            inputs = self.signature.prepare(given, self.device)
             if inputs is not None:
                 out = self.signature.pack(self.runner(inputs))
                 return out if named else out.to_tuple()
@@ -122,14 +123,14 @@ class OptimizedModel(nn.Module):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """The model itself, which stays on the CPU.
+        """The model itself, which stays where it was optimised.
 
         Raises:
             ConfigError: Another device.
         """
         device = next((each for each in (*args, kwargs.get("device")) if isinstance(each, str | torch.device)), None)
-        if device is not None and torch.device(device).type != "cpu":
-            raise ConfigError(f"this model was optimised for the CPU, not {device}; move the network and optimise it there")
+        if device is not None and torch.device(device).type != self.device.type:
+            raise ConfigError(f"this model was optimised for {self.device}, not {device}; move `model.original` and optimise it there")
         return self
 
     def extra_repr(self) -> str:
@@ -151,6 +152,7 @@ class OptimizedModel(nn.Module):
             if (source / name).is_file() and source.resolve() != folder.resolve() and str(source) != ".":
                 shutil.copyfile(source / name, folder / name)
         facts = self.runner.save(folder / FOLDER) | {"threads": self.report.threads, "precision": self.report.chosen.precision}
+        facts["device"] = str(self.device)
         values = {"version": VERSION, "engine": self.report.chosen.engine, "signature": self.signature.to_dict(), "facts": facts}
         values["report"] = self.report.to_dict()
         atomic_write(folder / FILE, (json.dumps(values, indent=1) + "\n").encode())
@@ -187,8 +189,22 @@ def load(folder: str | Path, *, threads: int | None = None) -> OptimizedModel:
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{folder / FILE} is damaged ({error!r}); optimise the model again") from error
     found = OptimizedModel(None, None, signature, report, folder)  # type: ignore[arg-type]
+    found._place = here(str(facts.get("device", "cpu")))
     found.runner = engine(name).load(folder / FOLDER, signature, facts, threads or int(facts["threads"]), lambda: found.original)
     return found
+
+
+def here(device: str) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        ConfigError: It is not here.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"this folder was optimised for {device}, which is not here; from_pretrained(folder, optimized=False) loads the network"
+        )
+    return torch.device(device)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.engine.deviation import Deviation, compare
+from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
 from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
 from headstart.engine.folds import check
 from headstart.engine.model import OptimizedModel
@@ -25,10 +25,8 @@ logger = logging.getLogger("headstart")
 
 # Largest difference of an output that is taken, as a share of the largest output.
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
-# Share of top-1 answers that must stay, where outputs are scores and precision is given up. Few answers allow one to change.
-AGREEMENT = 0.99
 SECONDS = 3.0  # how long each round of timing takes at most, for all engines together
-SAMPLES = 32  # calls that deviations are measured on, at most
+SAMPLES: dict[Precision, int] = {"float32": 32, "bfloat16": 256, "int8": 512}  # calls that deviations are measured on, at most
 
 
 def optimize(
@@ -50,7 +48,8 @@ def optimize(
     Args:
         model: A network of any family, with any head, in evaluation mode.
         example: Inputs as they will be: a mapping of tensors, or a tensor for the main input. Default: one image or text.
-        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed.
+        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed. "inductor" is PyTorch's compiler, which takes a
+            minute and is tried only where it is named.
         precision: "float32", "bfloat16" or "int8" (which needs `calibration`).
         dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts). Default: the batch, and the length of
             texts. Calls of other shapes run in PyTorch.
@@ -73,15 +72,17 @@ def optimize(
     """
     check(model)
     inputs = make_example(model, example)
-    names = candidates(engine, precision)
+    device = next(iter(model.parameters())).device
+    inputs = {name: each.to(device) for name, each in inputs.items()}
+    names = candidates(engine, precision, device.type)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}; expected at least 1")
-    samples = [make_example(model, each) for each in calibration or ()]
+    samples = [{name: x.to(device) for name, x in make_example(model, each).items()} for each in calibration or ()]
     if precision == "int8" and not samples:
         raise ConfigError("int8 measures ranges on real inputs; pass calibration=, such as a hundred preprocessed images")
     if any(set(each) != set(inputs) for each in samples):
         raise InputError(f"calibration has other inputs than the example ({', '.join(inputs)})")
-    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads or torch.get_num_threads())
+    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads or torch.get_num_threads(), precision)
     report, runner = search.best(names, engine, precision, tolerance)
     return OptimizedModel(model, runner, search.signature, report)
 
@@ -90,15 +91,17 @@ class Search:
     """Builds, checks and times engines for one network."""
 
     def __init__(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int
-    ) -> None:
+        self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int,
+        precision: Precision,
+    ) -> None:  # fmt: skip
         self.model, self.inputs, self.samples, self.dynamic, self.threads = model, inputs, samples, dynamic, threads
         self.signature: Signature = signature_of(model, inputs, dynamic)
+        self.device = next(iter(inputs.values())).device
         for each in samples:
-            if self.signature.prepare(each) is None:
+            if self.signature.prepare(each, self.device) is None:
                 shapes = {name: tuple(tensor.shape) for name, tensor in each.items()}
                 raise InputError(f"calibration has inputs of {shapes}; the example and dynamic= allow {self.signature.shapes}")
-        chosen = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+        chosen = samples[:: max(1, len(samples) // SAMPLES[precision])][: SAMPLES[precision]]
         self.checks = [dict(inputs), resized(inputs, dynamic), *chosen]
         with torch.inference_mode():
             self.wanted = [flatten(model(**each, **bare(model))) for each in self.checks]
@@ -107,13 +110,18 @@ class Search:
         """The fastest engine in a precision, or in a higher one where none is close enough."""
         trials: list[Trial] = []
         for level in PRECISIONS[PRECISIONS.index(precision) :: -1]:
-            usable = names if level == precision else [n for n in candidates(None, level) if asked in (None, n)] or candidates(None, level)
+            usable = names if level == precision else self.engines(level, asked)
             ready = self.attempt(usable, level, TOLERANCES[level] if tolerance is None else tolerance, trials)
             if ready:
                 report, runner = self.race(ready, trials, precision)
                 return report, runner
             logger.warning("no engine is close enough in %s: %s", level, "; ".join(t.describe() for t in trials if t.precision == level))
         raise ConfigError("no engine gives the outputs of the network, not even in float32: " + "; ".join(t.describe() for t in trials))
+
+    def engines(self, precision: Precision, asked: str | None) -> list[str]:
+        """The engine asked for where it has a precision, else all that have."""
+        found = candidates(None, precision, self.device.type)
+        return [name for name in found if asked in (None, name)] or found
 
     def attempt(self, names: list[str], precision: Precision, tolerance: float, trials: list[Trial]) -> list[tuple[Trial, Runner]]:
         """Builds engines and keeps those that are close enough; every trial is noted."""
@@ -145,7 +153,7 @@ class Search:
         """How far an engine is from the network, on every check."""
         found = []
         for each in self.checks:
-            tensors = self.signature.prepare(each)
+            tensors = self.signature.prepare(each, self.device)
             if tensors is None:
                 raise InputError(f"a sample has shapes {[tuple(t.shape) for t in each.values()]}, expected {self.signature.shapes}")
             found.append(dict(zip(self.signature.outputs, runner(tensors), strict=True)))
@@ -153,7 +161,7 @@ class Search:
 
     def race(self, ready: list[tuple[Trial, Runner]], trials: list[Trial], precision: Precision) -> tuple[Report, Runner]:
         """Times engines in turns with the network itself, and takes the fastest."""
-        tensors = self.signature.prepare(self.inputs)
+        tensors = self.signature.prepare(self.inputs, self.device)
         assert tensors is not None
 
         def original() -> Any:
@@ -190,8 +198,7 @@ def refusal(deviation: Deviation, precision: Precision, tolerance: float) -> str
     """Why a deviation is too much, or None."""
     if not deviation.largest <= tolerance:
         return f"outputs differ by {deviation.largest:.1e}, above the tolerance of {tolerance:.1e}"
-    allowed = 1 / deviation.answers if deviation.answers else 0.0
-    if precision != "float32" and deviation.agreement is not None and deviation.agreement < min(AGREEMENT, 1 - allowed):
+    if precision != "float32" and not enough(deviation, AGREEMENT):
         return f"only {deviation.agreement:.1%} of the answers stay the same"
     return None
 
@@ -200,22 +207,31 @@ def in_turns(contenders: Mapping[Any, Callable[[], Any]], seconds: float, least:
     """Median milliseconds of each, measured in turns for about some seconds."""
     for run in contenders.values():
         run()
+        wait()
     times: dict[Any, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
+            wait()
             times[name].append(1e3 * (time.perf_counter() - start))
         if len(times[name]) >= 200:
             break
     return {name: median(each) for name, each in times.items()}
 
 
+def wait() -> None:
+    """Until accelerators have done what they were given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def memory() -> float:
-    """Megabytes that this process holds now."""
+    """Megabytes that this process holds now, with what it has on accelerators."""
+    held = sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20 if torch.cuda.is_available() else 0.0
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux: the largest so far
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + held
+    return pages * resource.getpagesize() / 2**20 + held

@@ -16,6 +16,7 @@ AXES: tuple[Axis, ...] = ("batch", "size", "length")
 IMAGES = ("pixel_values", "bool_masked_pos")
 TEXTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 TEXT_LENGTH = 128  # tokens of a text, where nobody says what texts will be like
+LARGER = {"height": 32, "width": 64}  # pixels that an image of another size has more
 IMAGE_SIDE = 224  # pixels, where a configuration does not say
 
 
@@ -61,8 +62,8 @@ class Signature:
             for shape, tensor in zip(self.shapes, tensors, strict=True)
         )
 
-    def prepare(self, given: Mapping[str, Any]) -> list[Tensor] | None:
-        """The inputs in order and of their types; None where something is missing. Absent masks keep everything."""
+    def prepare(self, given: Mapping[str, Any], device: torch.device | str = "cpu") -> list[Tensor] | None:
+        """The inputs in order, of their types and on a device; None where something is missing. Absent masks keep everything."""
         found = []
         for name, dtype in zip(self.inputs, self.dtypes, strict=True):
             value = given.get(name)
@@ -70,7 +71,7 @@ class Signature:
                 value = torch.ones_like(given["input_ids"]) if name == "attention_mask" else torch.zeros_like(given["input_ids"])
             if not isinstance(value, Tensor):
                 return None
-            found.append(value.to("cpu", getattr(torch, dtype)))
+            found.append(value.to(device, getattr(torch, dtype)))
         return found if self.fits(found) else None
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:
@@ -199,11 +200,20 @@ def _made_up(model: Any) -> dict[str, Tensor]:
 
 
 def resized(inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> dict[str, Tensor]:
-    """The same inputs with every axis that may change of another length, to try out a program: one more of a batch, half a length."""
-    found = {}
+    """The same inputs with every axis that may change of another length, to try out a program.
+
+    One more of a batch, half a length, larger images that are not square.
+    """
+    found: dict[str, Tensor] = {}
     for name, tensor in inputs.items():
         for axis, word in dynamic_axes(name, tensor.ndim, dynamic).items():
-            if word == "batch":
+            if word in LARGER:
+                more = LARGER[word]
+                tensor = torch.cat([tensor, *[tensor.narrow(axis, 0, 1)] * more], axis)
+            elif word == "patches":  # as many as there were for so many pixels
+                before, after = (x["pixel_values"].shape[2] * x["pixel_values"].shape[3] for x in (inputs, found))
+                tensor = tensor[:, :1].expand(-1, tensor.shape[1] * after // before)
+            elif word == "batch":
                 tensor = torch.cat([tensor, tensor[:1]])
             elif word == "length":
                 tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] // 2))

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from headstart.engine.signature import Signature
@@ -15,12 +16,14 @@ from headstart.errors import ConfigError, MissingExtraError
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
-# Engine → (package it needs, extra that brings it, precisions it can compute in)
-ENGINES: dict[str, tuple[str, str, tuple[Precision, ...]]] = {
-    "torch": ("torch", "", ("float32", "bfloat16")),
-    "openvino": ("openvino", "openvino", PRECISIONS),
-    "onnxruntime": ("onnxruntime", "onnx", ("float32", "int8")),
+# Engine → (package it needs, extra that brings it, precisions it can compute in, kinds of devices it runs on; none for all)
+ENGINES: dict[str, tuple[str, str, tuple[Precision, ...], tuple[str, ...]]] = {
+    "torch": ("torch", "", ("float32", "bfloat16"), ()),
+    "openvino": ("openvino", "openvino", PRECISIONS, ("cpu",)),
+    "onnxruntime": ("onnxruntime", "onnx", ("float32", "int8"), ("cpu",)),
+    "inductor": ("torch", "", ("float32", "bfloat16"), ()),
 }
+SLOW_TO_BUILD = ("inductor",)  # a minute of compiling: only tried where it is asked for
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Job:
 
 
 class Runner(Protocol):
-    """A network made ready."""
+    """A network made ready; `device` is where its inputs and outputs are."""
+
+    device: torch.device
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Output tensors of input tensors, both in the order of the signature."""
@@ -96,11 +101,11 @@ def engine(name: str) -> Engine:
     return import_module(f"headstart.engine.engines.{name}_engine")  # type: ignore[return-value]
 
 
-def candidates(name: str | None, precision: Precision) -> list[str]:
-    """Engines to try for a precision: the one named, or all that are here.
+def candidates(name: str | None, precision: Precision, device: str = "cpu") -> list[str]:
+    """Engines to try for a precision on a kind of device: the one named, or all that are here.
 
     Raises:
-        ConfigError: None can compute in it.
+        ConfigError: None can compute in it, or not there.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -108,8 +113,14 @@ def candidates(name: str | None, precision: Precision) -> list[str]:
         engine(name)
         if precision not in ENGINES[name][2]:
             raise ConfigError(f"the {name} engine has no {precision}; it has {', '.join(ENGINES[name][2])}")
+        if device not in (ENGINES[name][3] or (device,)):
+            raise ConfigError(
+                f"the {name} engine runs on {', '.join(ENGINES[name][3])}, and the model is on {device}; move it, or leave engine out"
+            )
         return [name]
-    found = [each for each, (_, _, precisions) in ENGINES.items() if precision in precisions and installed(each)]
+    usable = [each for each, (_, _, _, devices) in ENGINES.items() if device in (devices or (device,)) and each not in SLOW_TO_BUILD]
+    found = [each for each in usable if precision in ENGINES[each][2] and installed(each)]
     if not found:
-        raise ConfigError(f"no installed engine computes in {precision}; install one with: pip install 'headstart[openvino]'")
+        more = "install one with: pip install 'headstart[openvino]'" if device == "cpu" else "try bfloat16, or move the model to the CPU"
+        raise ConfigError(f"no installed engine computes in {precision} on {device}; {more}")
     return found

@@ -21,7 +21,7 @@ class OnnxRunner:
     """A session over a graph that is kept as bytes."""
 
     def __init__(self, graph: bytes, signature: Signature, threads: int) -> None:
-        self.graph, self.signature = graph, signature
+        self.graph, self.signature, self.device = graph, signature, torch.device("cpu")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

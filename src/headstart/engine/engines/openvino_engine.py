@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headstart.checkpoint import atomic_write
 from headstart.engine.engines import Job
+from headstart.engine.exporting import program_of
 from headstart.engine.normalized import portable
 from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
@@ -27,13 +28,16 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not int
 def convert(job: Job) -> ov.Model:
     """The network as OpenVINO's graph, inputs and outputs under their names."""
     signature = job.signature
-    model = portable(job.model, signature)
     inputs = tuple(job.example[name] for name in signature.inputs)
-    with warnings.catch_warnings(), torch.no_grad():
-        # Tracing warns of every size it meets; that sizes were not frozen is checked by calling the result with others.
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(Program(model, signature.inputs).eval(), inputs, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
-        graph = ov.convert_model(traced, example_input=inputs)
+    if "size" in job.dynamic:
+        graph = ov.convert_model(program_of(job.model, signature, job.example, job.dynamic))
+    else:
+        model = portable(job.model, signature)
+        with warnings.catch_warnings(), torch.no_grad():
+            # Tracing warns of every size it meets; that sizes were not frozen is checked by calling the result with others.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(Program(model, signature.inputs).eval(), inputs, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            graph = ov.convert_model(traced, example_input=inputs)
     for port, name in zip(graph.inputs, signature.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(graph.outputs, signature.outputs, strict=True):
@@ -48,7 +52,7 @@ class OpenVinoRunner:
 
     def __init__(self, graph: ov.Model | None, signature: Signature, precision: str, threads: int, path: Path | None = None) -> None:
         self.graph, self.path, self.signature, self.precision, self.threads = graph, path, signature, precision, threads
-        self.streams = 1
+        self.streams, self.device = 1, torch.device("cpu")
         self.blob: Path | None = None  # the file that the fixed program was read from
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self._compiled: dict[bool, Any] = {}

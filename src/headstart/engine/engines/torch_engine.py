@@ -51,6 +51,7 @@ class TorchRunner:
         else:
             pack(model)
         self.program = Program(model, signature.inputs)
+        self.device = next(iter(model.parameters())).device
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs in float32."""

@@ -4,13 +4,13 @@ Shapes: B images, h w patches from top to bottom and from left to right, L = 1 +
 C channels of the decoder.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.models.beit.positions import relative_position_index, resize_table
+from headstart.models.beit.positions import relative_position_index, resize_table, table_matrices
 from headstart.models.beit.segmentation import BeitBackbone, BeitForSemanticSegmentation, ConvNorm, Pyramid
 from headstart.models.beit.torch import Attention, BeitForImageClassification, BeitModel, Block, Encoder, Grid, RelativeBias
 from headstart.nn.folding import convolution, parameter, recast, scale_and_shift, with_norm
@@ -56,6 +56,47 @@ class _Fixed(Encoder):
         if (height, width) == self.size:
             return Grid(height, width, self.rows, None)
         return super().make_grid(height, width, device)
+
+
+class Spelt:
+    """`torch`, with equations solved in operators that every engine knows."""
+
+    class linalg:  # noqa: N801 - the name that torch gives it
+        """The part of `torch.linalg` that is needed."""
+
+        @staticmethod
+        def solve(a: Tensor, b: Tensor) -> Tensor:
+            """x (N, M) with a @ x = b, of a (N, N) and b (N, M), by elimination.
+
+            No rows change places, which the matrix of a spline at its own points does not need: it is totally positive (de Boor 1978).
+            """
+            N = a.shape[0]
+            both, one = torch.cat([a, b], 1), torch.eye(N, dtype=a.dtype, device=a.device)  # (N, N + M), (N, N)
+            for i in range(N):
+                row = both[i : i + 1] / both[i : i + 1, i : i + 1]  # (1, N + M)
+                both = both - (both[:, i : i + 1] - one[:, i : i + 1]) * row
+            return both[:, N:]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+class _Portable(Encoder):
+    """Fits bias tables to any grid of patches in operators that every engine knows."""
+
+    def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
+        """Where the tokens of a grid are."""
+        c = self.config
+        fit = table_matrices(Spelt(), c.grid, (height, width), c.bias_resize, c.bias_by_width)
+        return Grid(height, width, relative_position_index(torch, height, width, device=device).int(), fit)
+
+
+class PortableModel(_Portable, BeitModel):
+    """`BeitModel` for grids of any size."""
+
+
+class PortableBackbone(_Portable, BeitBackbone):
+    """`BeitBackbone` for grids of any size."""
 
 
 class FixedModel(_Fixed, BeitModel):
@@ -128,6 +169,8 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     if size is not None:
         fix_places(encoder, (size[0] // encoder.config.patch[0], size[1] // encoder.config.patch[1]))
+    elif portable:
+        recast(encoder, PortableBackbone if isinstance(encoder, BeitBackbone) else PortableModel)
     for module in model.modules():
         if isinstance(module, Pyramid):
             fold_pyramid(module)
