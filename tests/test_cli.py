@@ -44,10 +44,20 @@ def test_help_is_light():
         assert name in done.stdout
 
 
-def test_every_command_has_help():
-    for name in ("train", "evaluate", "predict", "models", "info"):
-        result = CliRunner().invoke(cli.app, [name, "--help"])
-        assert result.exit_code == 0 and "--help" in result.output
+def test_every_command_has_help_with_an_example():
+    names = [each.name or each.callback.__name__ for each in cli.app.registered_commands]
+    assert {"train", "evaluate", "predict", "explain", "audit", "models", "convert", "info", "demo"} <= set(names)
+    for name in names:
+        result = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        assert result.exit_code == 0 and "Example" in result.output and f"headstart {name}" in result.output, name
+
+
+@pytest.mark.parametrize("words, expected", [("headstart tr", "train"), ("headstart train --model BiT-M-R5", "BiT-M-R50x1")])
+def test_the_shell_completes_commands_and_models(words, expected):
+    environment = {"_HEADSTART_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "import sys; sys.argv = ['headstart']; from headstart.cli import app; app(prog_name='headstart')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert expected in done.stdout.split(), done.stderr
 
 
 def test_train_prints_plain_lines(photos, tiny_model, tmp_path, capsys):  # noqa: F811

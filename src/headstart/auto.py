@@ -178,6 +178,17 @@ def weights_file(name: str | Path, published: Published | None, hub: Mapping[str
         return resolve_weights(str(name), formats=formats, **hub)
 
 
+def cached_file(model: Published) -> Path | None:
+    """The weights of a published model where they are on this machine already; None where they would be downloaded."""
+    if model.url is None and model.hub_id is None:
+        return None
+    name, where = (model.name, model) if model.url is not None else (str(model.hub_id), None)
+    try:
+        return weights_file(name, where, {"local_files_only": True}, ("safetensors", "bin"))
+    except HubError:
+        return None
+
+
 def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the values of its config.json (empty for an authors' name or file)."""
     found = find_published(str(name))

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `headstart --help` 
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,10 +27,25 @@ app = typer.Typer(
 )
 F = TypeVar("F", bound=Callable[..., None])
 
-DATA_HELP = "Folder of class folders, of train/val/test, or a table (CSV, TSV, JSONL, Parquet), .npz or .tar."
-COLUMN_HELP = "Column of a table, such as image=file or label=species."
+DATA_HELP = (
+    "Folder of class folders, of train/val/test or of WebDataset tars, a table (CSV, TSV, JSONL, Parquet), .npz, .tar or "
+    "'shard-{0000..0009}.tar', or a data set of the Hub: hf:owner/name."
+)
+COLUMN_HELP = "Column of a table, such as image=file or label=species; label=x,y takes several."
+PROBLEM_HELP = "What labels are: single-label, multi-label or regression; default what they look like."
+WEIGHTS_HELP = "What classes count in the loss: none, balanced, a YAML or JSON file, or '{cat: 2, dog: 1}'."
+MODEL_HELP = "Pretrained model: folder, Hub id or authors' name (`headstart models`)."
 DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
-ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
+
+
+def _model_names(incomplete: str) -> list[str]:
+    """What the shell offers for a model: the published names."""
+    from headstart.auto import zoo
+
+    return [name for name in zoo() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.", autocompletion=_model_names)]
 MasksArgument = Annotated[Path | None, typer.Argument(help="Folder of masks, where DATA is a folder of images (semantic segmentation).")]
 TaskOption = Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the task; may be repeated.")]
 ColumnOption = Annotated[list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)]
@@ -49,12 +65,13 @@ def train(  # noqa: PLR0913 - one parameter for each option
     masks: MasksArgument = None,
     *,
     out: Annotated[Path, typer.Option(help="Result folder; must be new, or hold the run that --resume goes on with.")],
-    model: Annotated[str | None, typer.Option(help="Pretrained model: folder, Hub id or authors' name (`headstart models`).")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, autocompletion=_model_names)] = None,
     task: Annotated[str, typer.Option(help="What is learned.")] = "image-classification",
     config: Annotated[Path | None, typer.Option(help="YAML file of recipe values.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take in place of the family's own: hyperrule or finetune.")] = None,
     tune: Annotated[str | None, typer.Option(help="full: every weight. head: only the last layer, on features computed once.")] = None,
     shots: Annotated[int | None, typer.Option(min=1, help="Training examples of each class.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Train on so many draws of the --shots: mean and 95 % interval.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Decides order, augmentation, dropout and splits.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights; warm-up and decays keep their proportions.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate after the warm-up.")] = None,
@@ -65,40 +82,54 @@ def train(  # noqa: PLR0913 - one parameter for each option
     resize: Annotated[int | None, typer.Option(min=1, help="Side of training images before the crop.")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Side of what the network sees.")] = None,
     mixup: Annotated[float | None, typer.Option(help="MixUp's a; 0 is off.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (with scaled gradients).")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Beginning of names of weights that stay as they are; may be repeated.")] = None,
+    unfreeze: Annotated[list[str] | None, typer.Option(help="Beginning of names of weights that are trained; all else stays.")] = None,
+    lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", help="Train LoRA matrices of this rank, and the head.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other recipe value; may be repeated.")] = None,
     val: Annotated[Path | None, typer.Option(help="Validation data, if it is elsewhere.")] = None,
     test: Annotated[Path | None, typer.Option(help="Test data, if it is elsewhere.")] = None,
     val_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out where the data has no validation split.")] = 0.2,
     column: ColumnOption = None,
     option: TaskOption = None,
+    problem_type: Annotated[str | None, typer.Option(help=PROBLEM_HELP)] = None,
+    class_weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     skip_bad: Annotated[bool, typer.Option(help="Go on without images that cannot be read.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, and stop.")] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
     budget: Annotated[str | None, typer.Option(help="Time that everything may take, such as 10m; the recipe is cut to fit.")] = None,
+    fsdp: Annotated[bool, typer.Option(help="Share the model between the processes of torchrun.")] = False,
+    max_error: Annotated[float | None, typer.Option(help="Mistakes allowed when the model may refuse to answer; default 0.05.")] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Write the numbers for TensorBoard too, below --out.")] = False,
 ) -> None:
     """Tune a pretrained model to your data.
 
-    Example: [bold]headstart train photos/ --model BiT-M-R50x1 --out runs/photos[/bold]
+    Examples: [bold]headstart train photos/ --model BiT-M-R50x1 --out runs/photos[/bold] · the head alone, quick on a CPU:
+    [bold]headstart train photos/ --model BiT-M-R50x1 --tune head --out runs/head[/bold] · within a time: [bold]… --budget 10m[/bold] ·
+    goes on: [bold]headstart train photos/ --out runs/photos --resume[/bold] · LoRA: [bold]… --lora 8[/bold] · many processes:
+    [bold]torchrun --nproc-per-node 2 -m headstart train …[/bold]
     """
     if model is not None:
         _check_model(model)
     from headstart.train.progress import progress_for_terminal
+    from headstart.train.recipes import read_class_weights
     from headstart.train.run import train as run
 
     values: dict[str, Any] = {
         "tune": tune, "seed": seed, "steps": steps, "lr": lr, "batch_size": batch_size, "micro_batch": micro_batch, "optimizer": optimizer,
         "schedule": schedule, "resize": resize, "crop": crop, "mixup": mixup, "precision": precision,
-        "freeze": tuple(freeze) if freeze else None,
+        "freeze": tuple(freeze) if freeze else None, "unfreeze": tuple(unfreeze) if unfreeze else None, "lora_rank": lora,
+        "class_weights": read_class_weights(class_weights) if class_weights else None,
     }  # fmt: skip
     values |= {name: _value(text) for name, text in _pairs(set_, "--set").items()}
     run(
-        data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots,
-        val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"), validation=val, test=test,
-        task_options=_task_options(option, masks), device=device, workers=workers, budget=budget,
+        data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots, draws=draws,
+        problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"),
+        validation=val, test=test,
+        task_options=_task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
+        max_error=max_error,
         progress=progress_for_terminal(), **values,
     )  # fmt: skip
 
@@ -116,7 +147,10 @@ def evaluate(
     device: DeviceOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Judge a tuned model on labelled data."""
+    """Judge a tuned model on labelled data.
+
+    Example: [bold]headstart evaluate runs/photos photos/ --split test[/bold]
+    """
     _check_model(model)
     from headstart.train.progress import metric_text
     from headstart.train.run import evaluate as run
@@ -136,29 +170,58 @@ def evaluate(
 @command
 def predict(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Labels to give of each image.")] = 3,
+    files: Annotated[list[Path] | None, typer.Argument(help="Images, or folders of them; text files or tables for a text model.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Labels, guesses or answers to give of each; default 3.")] = None,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Several labels an image: give those at least as probable.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts that go through the network together.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for what is painted: masks and overlays, reconstructions.")] = Path("predictions"),
+    refuse: Annotated[bool, typer.Option("--refuse", help='Say "I don\'t know" where the model is not sure enough.')] = False,
+    max_error: Annotated[float | None, typer.Option(help="With --refuse: mistakes allowed among the answers, such as 0.02.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text itself; may be repeated.")] = None,
+    question: Annotated[str | None, typer.Option(help="What is asked of every text (question answering).")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Each line of a text file is a text.")] = False,
+    long: Annotated[str, typer.Option(help="Texts longer than the network reads: refuse, cut or extend (sampled attention).")] = "refuse",
+    hash_error: Annotated[float | None, typer.Option(help="Sample attention, with hashes enough for this error, such as 0.1.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value of a text model's configuration.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Say what is in pictures: classes, or (segmentation, masked image modelling) pictures in --out."""
+    """Say what is in pictures or texts: classes, numbers, hidden words, tags, answers; pictures in --out (segmentation and masked images).
+
+    Example: [bold]headstart predict runs/photos holiday/ --top 1 --refuse[/bold]
+    """
+    from headstart import text_files
     from headstart.pipelines import pipeline, task_of
 
     _check_model(model)
-    files, task = _image_files(images), task_of(model)
-    if task in ("semantic-segmentation", "masked-image-modeling"):
-        _paint(pipeline(task, model, device=device), files, out, top, as_json)
+    task, best = task_of(model), top or 3
+    if task in text_files.TASKS:
+        inputs = text_files.read_inputs(task, files or [], text or [], question, lines)
+        values = {name: _value(value) for name, value in _pairs(set_, "--set").items()}
+        results = text_files.predict_texts(
+            task, model, inputs, top=best, batch_size=batch_size, long=long, hash_error=hash_error, settings=values, device=device
+        )
+        if as_json:
+            for name, found in results:
+                print(text_files.as_json(task, name, found), flush=True)
+            return
+        _print_table("", ("text", text_files.KEYS[task]), [(name, text_files.as_line(task, found)) for name, found in results])
         return
-    classify = pipeline("image-classification", model, device=device)
-    results = zip(files, classify.stream(files, top, batch_size), strict=True)
+    images = _image_files(files or [])
+    if task in ("semantic-segmentation", "masked-image-modeling"):
+        _paint(pipeline(task, model, device=device), images, out, best, as_json)
+        return
+    how: bool | float = refuse if max_error is None else max_error
+    classify = pipeline("image-classification", model, device=device, refuse=how, label_threshold=threshold)
+    single = classify.kind in (None, "single_label_classification")
+    answers = zip(images, classify.stream(images, best if single else top, batch_size), strict=True)
     if as_json:
-        for file, labels in results:
+        for file, labels in answers:
             print(json.dumps({"image": str(file), "labels": labels}), flush=True)
         return
-    rows = [(str(file), "  ".join(f"{each['label']} {each['score']:.1%}" for each in labels)) for file, labels in results]
-    _print_table("", ("image", f"top {top}"), rows)
+    form = ".4g" if classify.kind == "regression" else ".1%"
+    rows = [(str(file), "  ".join(f"{each['label']} {each['score']:{form}}" for each in labels)) for file, labels in answers]
+    _print_table("", ("image", f"top {best}" if single else "labels"), rows)
 
 
 def _paint(painter: Any, files: list[Path], out: Path, top: int, as_json: bool) -> None:  # noqa: ANN401 - a pipeline that writes pictures
@@ -184,7 +247,10 @@ def explain(
     label: Annotated[str | None, typer.Option(help="Class to look for; default the most probable one.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Show where in pictures a classifier saw what it says (Grad-CAM)."""
+    """Show where in pictures a classifier saw what it says (Grad-CAM).
+
+    Example: [bold]headstart explain runs/photos bee.jpg --out seen/[/bold]
+    """
     _check_model(model)
     files = _image_files(images)
     from PIL import Image
@@ -207,46 +273,94 @@ def explain(
 def audit(
     data: DataArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Page with the pictures, such as audit.html.")] = None,
+    model: Annotated[str, typer.Option(help="Network whose features tell wrong labels and outliers.")] = "bit-mini",
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out wrong labels and outliers, which need the network.")] = False,
     column: ColumnOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Find unreadable images, duplicates, leaks between splits and contradicting labels. Exit code 1 if there are any."""
+    """Find unreadable images, duplicates, leaks between splits, contradicting and probably wrong labels, and outliers.
+
+    Exit code 1 if images are unreadable or there are duplicates; wrong labels and outliers are guesses, which do not change it.
+
+    Examples: [bold]headstart audit photos/[/bold]
+
+    [bold]headstart audit photos/ --model BiT-M-R50x1 --html audit.html[/bold]
+    """
+    if not quick:
+        _check_model(model)
     from headstart.train.audit import audit as run
+    from headstart.train.audit import write_page
     from headstart.train.tasks import DataOptions
 
-    found = run(data, DataOptions(val_fraction=0.0, columns=_pairs(column, "--column"), workers=workers))
+    found = run(data, DataOptions(val_fraction=0.0, columns=_pairs(column, "--column"), workers=workers), None if quick else model)
+    if html is not None:
+        write_page(found, html, str(data))
     if as_json:
         pairs = [vars(pair) | {"leaks": pair.leaks, "contradicts": pair.contradicts} for pair in found.pairs]
-        print(json.dumps({"images": found.images, "unreadable": found.unreadable, "pairs": pairs}, indent=2))
+        values = {"images": found.images, "unreadable": found.unreadable, "pairs": pairs}
+        values |= {"mislabelled": [vars(each) for each in found.mislabelled], "outliers": [vars(each) for each in found.outliers]}
+        print(json.dumps(values, indent=2))
     else:
         rows = [("unreadable", name, reason) for name, reason in found.unreadable]
         for pair in found.pairs:
             words = [f"{pair.kind} duplicate"] + ["leak: " + " and ".join(pair.splits)] * pair.leaks
             words += ["classes: " + " and ".join(pair.labels)] * pair.contradicts
             rows.append((", ".join(words), pair.first, pair.second))
+        for doubt in found.mislabelled:
+            said = f"is {doubt.label} ({doubt.probability:.0%}), looks like {doubt.likely} ({doubt.likely_probability:.0%})"
+            rows.append(("probably mislabelled", doubt.name, said))
+        rows += [("outlier", each.name, f"{each.label}, {each.distance:.1f} deviations from the others") for each in found.outliers]
         _print_table("", ("what", "image", "and"), rows)
-        counts = f"{len(found.unreadable)} unreadable, {len(found.pairs)} duplicates"
-        print(f"{found.images} images: {counts}, {len(found.leaks)} leaks, {len(found.contradictions)} contradictions", file=sys.stderr)
+        print("; ".join(found.lines()), file=sys.stderr)
     if found.unreadable or found.pairs:
         raise typer.Exit(1)
 
 
 @command
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the published models."""
-    from headstart.auto import zoo
+    """List the published models: their sizes, what their authors measured, licences, and which are on this machine already.
+
+    Example: [bold]headstart models[/bold]
+    """
+    from headstart.auto import cached_file, zoo
 
     found = zoo()
+    files = {name: cached_file(each) for name, (_, each) in found.items()}
     if as_json:
-        keys = ("name", "parameters", "licence", "image_size", "result", "hub_id", "url")
+        keys = ("name", "parameters", "size", "licence", "image_size", "result", "hub_id", "url")
         values = [{"family": family.model_type} | {key: getattr(each, key) for key in keys} for family, each in found.values()]
-        print(json.dumps(values, indent=2))
+        print(json.dumps([each | {"cached": files[each["name"]] and str(files[each["name"]])} for each in values], indent=2))
         return
     rows = []
     for name, (family, each) in found.items():
         weights = f"{each.parameters / 1e6:.1f} M" if each.parameters else ""
-        rows.append((name, family.model_type, weights, str(each.image_size or ""), each.result, each.licence))
-    _print_table("", ("name", "family", "weights", "image", "published result", "licence"), rows)
+        size = f"{(each.size or 4 * each.parameters) / 2**20:.0f} MB" if each.size or each.parameters else ""
+        cached = "yes" if files[name] else ""
+        rows.append((name, family.model_type, weights, size, str(each.image_size or ""), each.result, each.licence, cached))
+    _print_table("", ("name", "family", "weights", "file", "image", "published result", "licence", "cached"), rows)
+
+
+@command
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder, file of any format, Hub id or authors' name.")],
+    target: Annotated[Path, typer.Argument(help="Folder as the Hub's; or a file: .safetensors, .bin, the authors' .npz or .pth.")],
+    format: Annotated[str, typer.Option(help="Weights in a folder: safetensors or bin.")] = "safetensors",
+    compat: Annotated[str | None, typer.Option(help="Whose arithmetic it is to run: authors or transformers.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Class of the network, where the weights do not tell.")] = None,
+    shard: Annotated[str, typer.Option(help="Weights in a folder are split above this size.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option(help="Replace what is at TARGET.")] = False,
+) -> None:
+    """Write a checkpoint in another format, and check every weight and the outputs of what was written.
+
+    Examples: [bold]headstart convert BiT-M-R50x1.npz bit-m[/bold] · [bold]headstart convert runs/photos photos.npz[/bold]
+    """
+    _check_model(source)
+    from headstart.converting import convert as run
+
+    how: Any = {"format": format, "compat": compat, "architecture": architecture}
+    made = run(source, target, max_shard_size=shard, overwrite=overwrite, **how)
+    print(f"{made.path}: {made.kind} of a {made.network}, {made.weights:,} weights; read again, every weight and the outputs are equal")
 
 
 @command
@@ -254,7 +368,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Result folder; a number is added where it exists.")] = Path("runs/demo"),
     draws: Annotated[int, typer.Option(min=1, help="Draws of ten pictures of each digit.")] = 5,
 ) -> None:
-    """Transfer the network that comes with the package to handwritten digits: a minute, no network needed."""
+    """Transfer the network that comes with the package to handwritten digits: a minute, no network needed.
+
+    Example: [bold]headstart demo[/bold]
+    """
     from headstart.demo import demo as run
 
     run(out, draws)
@@ -262,7 +379,10 @@ def demo(
 
 @command
 def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what a checkpoint is: family, size, classes, and how it was made."""
+    """Show what a checkpoint is: family, size, classes, and how it was made.
+
+    Example: [bold]headstart info runs/photos[/bold]
+    """
     _check_model(model)
     from headstart.auto import AutoConfig
 
@@ -279,7 +399,10 @@ def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", h
         return
     values["class names"] = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     if results.is_file():
-        parts = (f"{split} {made['headline']} {each['metrics'][made['headline']]:.1%}" for split, each in made["evaluations"].items())
+        from headstart.train.progress import metric_text
+
+        name = made["headline"]
+        parts = (f"{split} {name.replace('_', ' ')} {metric_text(name, e['metrics'][name])}" for split, e in made["evaluations"].items())
         values["evaluations"] = ", ".join(parts)
     _print_table("", ("", ""), [(key, str(value)) for key, value in values.items()])
 
@@ -307,6 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stop(message: str, code: int) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(2)  # what ended every process is said by the first; the launcher ends the others meanwhile
     print(f"headstart: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -326,8 +451,9 @@ def _show_warnings() -> None:
 def _check_model(name: str) -> None:
     """Refuses at once what can be no model: neither a path, nor a published name, nor `owner/name` on the Hub."""
     from headstart.auto import find_published, nearest_names
+    from headstart.embedded import EMBEDDED
 
-    if "/" in name or Path(name).exists() or find_published(name) is not None:
+    if "/" in name or name in EMBEDDED or Path(name).exists() or find_published(name) is not None:
         return
     near = nearest_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "`headstart models` lists the published ones"

@@ -11,6 +11,7 @@ HeadstartError
 │   ├── AuthError                       the server wants a (different) token
 │   ├── OfflineError                    not cached, and the network may not or cannot be used
 │   └── DownloadError                   the transfer failed; nothing half-written was kept as whole
+├── ProcessLostError     (RuntimeError) another process of the same run has ended
 ├── TrainingInterrupted  (RuntimeError) stopped on request; says how to go on
 └── MissingExtraError    (ImportError)  an optional dependency; says what to install
 
@@ -64,6 +65,10 @@ class DownloadError(HubError):
 
 class TrainingInterrupted(HeadstartError, RuntimeError):
     """Training stopped on request; the message says how to go on."""
+
+
+class ProcessLostError(HeadstartError, RuntimeError):
+    """Another process of the same run has ended, so that this one cannot go on."""
 
 
 class MissingExtraError(HeadstartError, ImportError):

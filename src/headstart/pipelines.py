@@ -1,4 +1,4 @@
-"""Models as plain functions: pictures in, words out.
+"""Models as plain functions: pictures or texts in, words out.
 
 `pipeline(task, model)` gives an object that is called with one input or many. A task adds its class with one line in `PIPELINES`.
 """
@@ -16,16 +16,25 @@ PIPELINES: dict[str, str] = {
     "image-classification": "headstart.pipelines:ImageClassificationPipeline",
     "semantic-segmentation": "headstart.segmentation:SemanticSegmentationPipeline",
     "masked-image-modeling": "headstart.masked_images:MaskedImageModelingPipeline",
+    "text-classification": "headstart.texts:TextClassificationPipeline",
+    "fill-mask": "headstart.texts:FillMaskPipeline",
+    "token-classification": "headstart.texts:TokenClassificationPipeline",
+    "question-answering": "headstart.texts:QuestionAnsweringPipeline",
 }
+# Other names of the same.
+ALIASES = {"masked-language-modeling": "fill-mask", "sentiment-analysis": "text-classification", "ner": "token-classification"}
+
+
+UNKNOWN = "I don't know"  # what a pipeline answers that was told to refuse when it is not sure
 
 
 def pipeline(task: str, model: Any = None, *, image_processor: Any = None, device: Any = None, **kwargs: Any) -> Any:
     """A function for a task.
 
     Args:
-        task: A name in `PIPELINES`, such as "image-classification".
+        task: A name in `PIPELINES`, such as "image-classification" or "fill-mask".
         model: A folder, a Hub id, an authors' name, or a model object.
-        image_processor: Processor for a model object; default the one beside the model.
+        image_processor: Processor for a model object; default the one beside the model. Pipelines of texts take `tokenizer` instead.
         device: "cpu", "cuda", …; default where the model is, or the CPU.
         **kwargs: Further arguments of the task's pipeline.
 
@@ -37,6 +46,7 @@ def pipeline(task: str, model: Any = None, *, image_processor: Any = None, devic
         >>> classify("photo.jpg", top_k=1)  # doctest: +SKIP
         [{'label': 'tiger lily', 'score': 0.98}]
     """
+    task = ALIASES.get(task, task)
     if task not in PIPELINES:
         near = difflib.get_close_matches(task, PIPELINES, n=3) or list(PIPELINES)
         raise ConfigError(f"no pipeline for {task!r}; did you mean {' or '.join(near)}?")
@@ -52,28 +62,42 @@ def task_of(model: str | Path) -> str:
 
     results = Path(model) / "results.json"
     if results.is_file():
-        return str(json.loads(results.read_text(encoding="utf-8"))["task"])
+        task = str(json.loads(results.read_text(encoding="utf-8"))["task"])
+        return ALIASES.get(task, task)
     family, values = family_of(model)
     named = (values.get("architectures") or [""])[0]
-    return next((task for task, name in family.tasks.items() if name == named and task in PIPELINES), "image-classification")
+    fits = (ALIASES.get(task, task) for task, name in family.tasks.items() if name == named)
+    return next((task for task in fits if task in PIPELINES), "image-classification")
 
 
 class ImageClassificationPipeline:
-    """Names what is in pictures, with probabilities.
+    """Names what is in pictures, with probabilities; or gives the numbers that a model of numbers says.
 
     Args:
         model: A folder, a Hub id, an authors' name, or a model object.
         image_processor: Processor for a model object; default the one beside the model.
         device: Where to compute.
-        top_k: Labels to give of each picture.
+        top_k: Labels to give of each picture; None gives five, or with several labels a picture all that are probable.
         batch_size: Pictures that go through the network together.
+        label_threshold: Probability from which on a label is given by a model of several labels, where `top_k` says nothing.
+        refuse: Whether to say "I don't know" below the confidence that training found for its error rate (`headstart train --max-error`);
+            a number is another rate, such as 0.01. Probabilities are then those after temperature scaling.
     """
 
     task = "image-classification"
 
-    def __init__(self, model: Any, *, image_processor: Any = None, device: Any = None, top_k: int = 5, batch_size: int = 8) -> None:
+    def __init__(
+        self, model: Any, *, image_processor: Any = None, device: Any = None, top_k: int | None = None, batch_size: int = 8,
+        label_threshold: float = 0.5, refuse: bool | float = False,
+    ) -> None:  # fmt: skip
         from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
 
+        self.temperature, self.threshold = 1.0, 0.0
+        if refuse is not False:
+            from headstart.train.confidence import Confidence
+
+            found = Confidence.read(model if isinstance(model, str | Path) else getattr(model.config, "name_or_path", ""))
+            self.temperature, self.threshold = found.temperature, found.choice(None if refuse is True else refuse).threshold
         if isinstance(model, str | Path):
             image_processor = image_processor or AutoImageProcessor.from_pretrained(model)
             model = AutoModelForImageClassification.from_pretrained(model)
@@ -84,10 +108,11 @@ class ImageClassificationPipeline:
             image_processor = AutoImageProcessor.from_pretrained(name)
         self.model = model.eval() if device is None else model.to(device).eval()
         self.image_processor = image_processor
-        self.top_k, self.batch_size = top_k, batch_size
+        self.top_k, self.batch_size, self.label_threshold = top_k, batch_size, label_threshold
+        self.kind = self.model.config.problem_type
 
     def __call__(self, images: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
-        """Labels and probabilities, best first.
+        """Labels and probabilities, best first; of a model of numbers their names and values.
 
         Args:
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
@@ -110,20 +135,32 @@ class ImageClassificationPipeline:
         """As `__call__` for many pictures, one result at a time and without holding all pictures in memory."""
         for batch in batched(images, self.batch_size if batch_size is None else batch_size):
             for row in self.probabilities(batch):
-                best = row.argsort(descending=True)[: top_k or self.top_k].tolist()
+                best = self._chosen(row, top_k or self.top_k)
+                if self.threshold and row[best[0]] < self.threshold:
+                    yield [{"label": UNKNOWN, "score": float(row[best[0]])}]
+                    continue
                 yield [{"label": self.model.config.id2label[i], "score": float(row[i])} for i in best]
 
+    def _chosen(self, row: Any, top_k: int | None) -> list[int]:
+        """Which of the values (V,) are given."""
+        if self.kind == "regression":
+            return list(range(len(row)))
+        count = top_k or (int((row >= self.label_threshold).sum()) if self.kind == "multi_label_classification" else 5)
+        best: list[int] = row.argsort(descending=True)[:count].tolist()
+        return best
+
     def probabilities(self, images: list[Any]) -> Any:
-        """Probability of every class, a (B, V) tensor on the CPU. Pictures that the processor makes of different sizes go one by one."""
+        """Probability of every class, or the numbers: a (B, V) tensor on the CPU. Pictures of different sizes go one by one."""
         import torch
 
-        kind = self.model.config.problem_type
         parts = [self.image_processor(image, return_tensors="pt")["pixel_values"] for image in images]  # each (1, 3, H, W)
         same = len({part.shape for part in parts}) == 1
         with torch.inference_mode():
             batches = (batch.to(self.model.device, self.model.dtype) for batch in ([torch.cat(parts)] if same else parts))
             logits = torch.cat([self.model(pixel_values=batch).logits.float().cpu() for batch in batches])  # (B, V)
-        return logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=1)
+        if self.kind == "regression":
+            return logits
+        return logits.sigmoid() if self.kind == "multi_label_classification" else (logits / self.temperature).softmax(dim=1)
 
 
 def is_one_image(value: Any) -> bool:

@@ -50,6 +50,8 @@ class Family:
         authors: "module:function" that reads the authors' own files: (tensors, name, config or None, compat=, **values) →
             (configuration, published name → tensor).
         recipe: "module:function" that gives the recipe of fine-tuning for a data set, or "" for the general one.
+        writers: Ending of a file of the authors (".npz") → "module:function" that writes a network so: (network, path).
+        lora: Last parts of the names of layers that LoRA changes where the recipe names none.
         folds: "module:function" that works out beforehand what depends on no input (see `headstart.engine.folds.fold`).
     """
 
@@ -60,6 +62,8 @@ class Family:
     zoo: str = ""
     authors: str = ""
     recipe: str = ""
+    writers: Mapping[str, str] = field(default_factory=dict)
+    lora: tuple[str, ...] = ()
     folds: str = ""
 
     def load(self, name: str) -> Any:

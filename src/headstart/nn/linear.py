@@ -75,6 +75,6 @@ class Linear(nn.Linear):
     as well, uses all of it. Parameters, results (to rounding) and everything else are `nn.Linear`'s.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input (…, D) → (…, D')."""
-        return linear(input, self.weight, self.bias)
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """input (…, D) → (…, D'); a bias (D',) given here takes the place of the layer's own."""
+        return linear(input, self.weight, self.bias if bias is None else bias)

@@ -1,5 +1,6 @@
 """What a run will cost, measured on a few examples before it starts; and how a recipe is cut to a budget of time."""
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -10,7 +11,7 @@ import torch
 
 from headstart.errors import ConfigError
 from headstart.train.image_cache import threads
-from headstart.train.loop import Loop, memory_per_example, seed_all
+from headstart.train.loop import Loop, memory_per_example, narrow, seed_all
 from headstart.train.progress import duration
 from headstart.train.recipes import Recipe
 
@@ -64,7 +65,7 @@ def measure(loop: Loop) -> Estimate:
         batch = task.collate([examples[i % len(examples)] for i in range(count)])
         synchronise(device)
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16" and backward), torch.set_grad_enabled(backward):
+        with narrow(recipe, device) if backward else contextlib.nullcontext(), torch.set_grad_enabled(backward):
             loss, _ = task.loss(loop.model, task.micro(batch, slice(0, count), device))
         if backward:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -73,7 +74,7 @@ def measure(loop: Loop) -> Estimate:
 
     loop.model.train()
     timed(min(2, size), True)  # the first pass also allocates and compiles
-    few = timed(min(2, size), True) / min(2, size)
+    few = loop.world.agree(timed(min(2, size), True) / min(2, size))  # so that all go through the same passes
     example = min(timed(size, True) for _ in range(2)) / size if few * size < PATIENCE else few
     loop.model.eval()
     count = size if few * size < PATIENCE else min(2, size)
@@ -83,10 +84,11 @@ def measure(loop: Loop) -> Estimate:
         buffer.copy_(buffers[name])
     rounds = recipe.steps // loop.eval_every
     judged = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
-    weights = sum(p.numel() * p.element_size() for p in loop.model.parameters())
-    copies = 3 if recipe.optimizer == "sgd" else 4  # weights, gradients, and one or two averages
-    memory = copies * weights + size * memory_per_example(task, loop.model, recipe, device)
-    return Estimate(example / loop.world.size, forward, load, judged, memory)
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in loop.model.parameters()]
+    copies = 2 if recipe.optimizer == "sgd" else 3  # gradients, and one or two averages, of what is trained
+    held = sum(size * (1 + copies * trained) for size, trained in sizes) / (loop.world.size if loop.world.sharded else 1)
+    memory = held + size * memory_per_example(task, loop.model, recipe, device)
+    return loop.world.agree(Estimate(example / loop.world.size, forward, load, judged, memory))
 
 
 def synchronise(device: torch.device) -> None:

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import ConfigError, TrainingInterrupted
+from headstart.errors import ConfigError, MissingExtraError, TrainingInterrupted
 from headstart.train.checkpoints import Checkpoint, save_checkpoint
 from headstart.train.data import batch_indices
 from headstart.train.image_cache import threads
 from headstart.train.optim import Average, freeze, make_optimizer, optimizer_tensors, restore_optimizer
-from headstart.train.progress import Progress
+from headstart.train.progress import Progress, metric_text
 from headstart.train.recipes import Recipe
 from headstart.train.tasks import Evaluation, Task
-from headstart.train.world import World
+from headstart.train.world import World, load_weights, placed, whole
 
 Batch = dict[str, Tensor]
 CHUNK = 16  # examples that one thread makes at a time
@@ -101,21 +101,28 @@ class Loop:
         workers: Threads that make batches.
         identity: What a checkpoint must agree with to be resumed, as JSON knows it.
         go_on: Command that goes on with an interrupted run.
+        board: Whether the numbers also go to `tensorboard/` in the folder.
     """
 
     def __init__(
         self, task: Task, model: nn.Module, recipe: Recipe, folder: Path, world: World, progress: Progress,
-        *, workers: int | None = None, identity: dict[str, Any] | None = None, go_on: str = "",
+        *, workers: int | None = None, identity: dict[str, Any] | None = None, go_on: str = "", board: bool = False,
     ) -> None:  # fmt: skip
         self.task, self.recipe, self.folder, self.world, self.progress = task, recipe, folder, world, progress
         self.model = model.to(world.device)
-        freeze(self.model, recipe.freeze)
+        freeze(self.model, recipe.freeze, recipe.unfreeze)
+        if recipe.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        world.shard(self.model)
         self.optimizer = make_optimizer(self.model, recipe)
         self.average = Average(self.model, recipe.ema) if recipe.ema is not None else None
         self.wrapped = world.wrap(self.model)
         self.workers, self.identity, self.go_on = workers, identity or {}, go_on
+        # Small gradients would vanish in float16's range; a scaled loss keeps them in it.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.step = 0
-        self.log = MetricsLog(folder / "metrics.jsonl")
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard" if board and world.leads else None)
         self.eval_every = recipe.eval_every or max(1, -(-recipe.steps // 10))
         self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
 
@@ -125,26 +132,30 @@ class Loop:
         for name, tensor in checkpoint.tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        self.model.load_state_dict(parts["model"])
+        load_weights(self.model, parts["model"])
         restore_optimizer(self.model, self.optimizer, parts["optimizer"])
         if self.average is not None:
-            self.average.tensors = {name: tensor.to(self.world.device) for name, tensor in parts["average"].items()}
+            self.average.tensors = {name: placed(parts["average"][name], tensor) for name, tensor in self.average.tensors.items()}
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = checkpoint.step
         self.log.cut(self.step)
 
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.model, self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors = whole(tensors)  # every process takes part where each holds a piece
         if self.world.leads:
-            tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-            tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.model, self.optimizer).items()}
-            if self.average is not None:
-                tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
             self.log.flush()
-            save_checkpoint(self.folder / "checkpoints", self.step, tensors, self.identity)
+            state = self.identity | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+            save_checkpoint(self.folder / "checkpoints", self.step, tensors, state)
         self.world.wait()
 
     def run(self, deadline: float | None = None) -> None:
-        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline.
+        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the best weights so far are kept.
 
         Raises:
             TrainingInterrupted: A signal came; a checkpoint was written first.
@@ -171,8 +182,11 @@ class Loop:
                     if self.step % self.checkpoint_every == 0 and self.step < self.recipe.steps:
                         self.save()
                     if self.step % self.eval_every == 0 and self.step < self.recipe.steps:
-                        self._judge()
+                        self._judge(keep=deadline is not None)
             self.save()
+            if self.best is not None and self.step < self.recipe.steps:
+                self._judge(keep=True)
+                self._return_to_best()
         finally:
             batches.close()
             self.log.close()
@@ -191,26 +205,28 @@ class Loop:
         seed_all([recipe.seed, self.step, self.world.rank])
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
-        whole = self.recipe.mixes  # then every process holds the whole batch, to mix it alike
-        mine = self.world.rows(recipe.batch_size) if whole else slice(0, len(next(iter(batch.values()))))
+        mixed = self.recipe.mixes  # then every process holds the whole batch, to mix it alike
+        mine = self.world.rows(recipe.batch_size) if mixed else slice(0, len(next(iter(batch.values()))))
         weight = torch.tensor(self.task.weight(batch), device=device, dtype=torch.float64)
-        total = float(weight) if whole else float(self.world.total(weight))
+        total = float(weight) if mixed else float(self.world.total(weight))
         parts = list(cut(mine, recipe.micro_batch or recipe.batch_size))
         sums: dict[str, Tensor] = {}
         for i, rows in enumerate(parts):
             with self.world.hold_gradients(self.wrapped) if i + 1 < len(parts) else contextlib.nullcontext():
-                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                with narrow(recipe, device):
                     loss, measures = self.task.loss(self.wrapped, self.task.micro(batch, rows, device))
                 # Processes average their gradients, and a mean of parts is not the sum: hence the number of processes.
-                (loss * (self.world.size / total)).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * (self.world.size / total)).backward()  # type: ignore[no-untyped-call]
             for name, value in ({"loss": loss.detach()} | measures).items():
                 sums[name] = sums.get(name, torch.zeros((), device=device, dtype=torch.float64)) + value
         values = {name: float(self.world.total(value)) / total for name, value in sums.items()}
         if not np.isfinite(values["loss"]):
             raise ConfigError(f"the loss is {values['loss']} at step {self.step}: training diverged; try a smaller --lr than {recipe.lr:g}")
         if recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # leaves out a step whose gradients overflowed, and scales less from then on
+        self.scaler.update()
         if self.average is not None:
             self.average.update(self.model, self.step)
         return values | {"lr": rate}
@@ -232,12 +248,28 @@ class Loop:
             if self.average is not None:
                 self.average.swap(self.model)
 
-    def _judge(self) -> None:
-        if self.world.leads and "validation" in self.task.splits:
+    def _judge(self, keep: bool = False) -> None:
+        """Judges the model on the validation data, and remembers its weights where no others were better."""
+        if "validation" in self.task.splits and (self.world.leads or self.world.sharded):
             evaluation = self.evaluate("validation")
-            self.log.write({"step": self.step, "validation": evaluation.metrics})
-            self.progress.say(f"step {self.step}: validation {self.task.headline} {evaluation.metrics[self.task.headline]:.1%}")
+            if self.world.leads:
+                self.log.write({"step": self.step, "validation": evaluation.metrics})
+                headline, value = self.task.headline, evaluation.metrics[self.task.headline]
+                self.progress.say(f"step {self.step}: validation {headline.replace('_', ' ')} {metric_text(headline, value)}")
+            score = evaluation.metrics[self.task.headline]
+            if keep and (self.best is None or score >= self.best[0]):
+                with self.averaged():
+                    self.best = score, self.step, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.world.wait()
+
+    def _return_to_best(self) -> None:
+        """Takes the weights that were best on the validation data for the result."""
+        assert self.best is not None
+        _, step, weights = self.best
+        self.model.load_state_dict(weights)
+        self.average = None  # the weights kept are averages already
+        if step < self.step:
+            self.progress.say(f"kept the weights of step {step}, the best on the validation data")
 
     def _tell(self, values: dict[str, float], seconds: float) -> None:
         if not self.world.leads:
@@ -248,11 +280,23 @@ class Loop:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, with the step it belongs to."""
+    """`metrics.jsonl`: one JSON object a line, with the step it belongs to.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The file.
+        board: Folder where TensorBoard finds the same numbers; None writes none.
+    """
+
+    def __init__(self, path: Path, board: Path | None = None) -> None:
+        self.path, self.board = path, board
         self._file: Any = None
+        self._board: Any = None
+        if board is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingExtraError("tensorboard", "tensorboard") from None
+            self._writer = SummaryWriter
 
     def cut(self, step: int) -> None:
         """Drops what was written after a step, and a last line that was cut off: the resumed run writes it again."""
@@ -266,17 +310,27 @@ class MetricsLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(json.dumps(values) + "\n")
+        if self.board is None:
+            return
+        if self._board is None:  # what a resumed run writes again takes the place of what is there
+            self._board = self._writer(str(self.board), purge_step=values["step"])
+        split, scalars = ("validation", values["validation"]) if "validation" in values else ("train", values)
+        for name, value in scalars.items():
+            if name != "step":
+                self._board.add_scalar(f"{split}/{name}", value, values["step"])
 
     def flush(self) -> None:
         """Hands what was written to the system."""
-        if self._file is not None:
-            self._file.flush()
+        for each in (self._file, self._board):
+            if each is not None:
+                each.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Closes the files."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.close()
+        self._file = self._board = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -294,6 +348,12 @@ def cut(rows: slice, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows.stop))
 
 
+def narrow(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Inside the block the network computes in the recipe's precision."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def seed_all(entropy: list[int]) -> None:
     """Seeds torch's generators on every device from a few whole numbers."""
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
@@ -301,13 +361,15 @@ def seed_all(entropy: list[int]) -> None:
 
 def fitting_micro_batch(task: Task, model: nn.Module, recipe: Recipe, world: World, note: Callable[[str], None]) -> int:
     """A micro-batch that fits into memory: measured with one example, at most 32 on a CPU, where more gains nothing."""
+    if world.sharded and recipe.batch_size % world.size:
+        raise ConfigError(f"--fsdp needs a batch size that {world.size} processes share evenly, not {recipe.batch_size}; give --batch-size")
     if recipe.micro_batch is not None:
         return min(recipe.micro_batch, recipe.batch_size)
     per_example = memory_per_example(task, model, recipe, world.device)
     free = free_memory(world.device)
     limit = recipe.batch_size if world.device.type == "cuda" else 32
     wanted = min(limit, -(-recipe.batch_size // world.size))
-    size = int(max(1, min(wanted, 0.6 * free / per_example)))
+    size = world.agree(int(max(1, min(wanted, 0.6 * free / per_example))))
     if size < wanted:
         note(f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB free")
     return size
@@ -315,6 +377,14 @@ def fitting_micro_batch(task: Task, model: nn.Module, recipe: Recipe, world: Wor
 
 def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: torch.device) -> float:
     """Bytes that the backward pass needs of one example: the tensors that the forward pass keeps for it."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        # Weights that are put together from pieces for a moment cannot be told from the rest; but they are no more for two examples.
+        return max(1.0, kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1))
+    return max(1.0, kept_bytes(task, model, recipe, device, 1))
+
+
+def kept_bytes(task: Task, model: nn.Module, recipe: Recipe, device: torch.device, count: int) -> float:
+    """Bytes that a forward pass of so many examples keeps for the backward pass, without the weights."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -323,14 +393,13 @@ def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: tor
 
     model.train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm counts what it sees
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    batch = task.collate([task.example(0, np.random.default_rng(0))])
-    narrow = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), narrow:
-        task.loss(model, task.micro(batch, slice(0, 1), device))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not hasattr(p, "full_tensor")}
+    batch = task.collate([task.example(0, np.random.default_rng(0))] * count)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), narrow(recipe, device):
+        task.loss(model, task.micro(batch, slice(0, count), device))
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    return float(max(1, sum(size for address, size in kept.items() if address not in weights)))
+    return float(sum(size for address, size in kept.items() if address not in weights))
 
 
 def free_memory(device: torch.device) -> float:

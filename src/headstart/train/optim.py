@@ -7,22 +7,31 @@ from torch import Tensor, nn
 
 from headstart.errors import ConfigError
 from headstart.train.recipes import Recipe
+from headstart.train.world import placed
 
 
-def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
+def freeze(model: nn.Module, frozen: Iterable[str], trained: Iterable[str] = ()) -> None:
     """Stops the training of parameters whose names begin so.
+
+    Args:
+        model: Its parameters are told whether they need gradients.
+        frozen: Beginnings of the names of those that stay as they are.
+        trained: Beginnings of names that are trained nevertheless. Without `frozen`, everything else but the head stays as it is.
 
     Raises:
         ConfigError: A beginning that no parameter has, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    for prefix in prefixes:
+    frozen, trained = tuple(frozen), tuple(trained)
+    for option, prefix in [*(("freeze", each) for each in frozen), *(("unfreeze", each) for each in trained)]:
         if not any(name.startswith(prefix) for name in names):
             known = ", ".join(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
-            raise ConfigError(f"freeze: no parameter begins with {prefix!r}; beginnings are {known}")
-        for name, parameter in model.named_parameters():
-            if name.startswith(prefix):
-                parameter.requires_grad_(False)
+            raise ConfigError(f"{option}: no parameter begins with {prefix!r}; beginnings are {known}")
+    if trained and not frozen:
+        frozen, trained = ("",), (*trained, *getattr(model, "heads", ()))
+    for name, parameter in model.named_parameters():
+        if name.startswith(frozen) and not name.startswith(trained):
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("freeze leaves nothing to train")
 
@@ -85,7 +94,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         by_name.setdefault(name, {})[kind] = value
     for name, parameter in model.named_parameters():
         if name in by_name:  # AdamW keeps its count of steps on the CPU
-            state = {kind: value if kind == "step" else value.to(parameter.device) for kind, value in by_name[name].items()}
+            state = {kind: value if kind == "step" else placed(value, parameter) for kind, value in by_name[name].items()}
             optimizer.state[parameter] = state
 
 

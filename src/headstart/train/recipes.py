@@ -74,8 +74,15 @@ class Recipe:
         drop_path: Rate of stochastic depth; None keeps the model's own.
         zero_head: Whether the new head starts at zero.
         freeze: Beginnings of the names of parameters that stay as they are.
+        unfreeze: Beginnings of the names of parameters that are trained although `freeze` names them; without `freeze`, everything else
+            but a new head stays as it is.
+        lora_rank: Rank of LoRA's matrices, which are then trained in place of the weights they are added to; None is off.
+        lora_alpha: LoRA's change is multiplied by this over the rank; None is twice the rank.
+        lora_targets: Last parts of the names of layers that get LoRA; empty takes the family's.
+        lora_dropout: Share of a layer's inputs that LoRA's matrices do not see.
+        gradient_checkpointing: Whether each block is computed again in the backward pass, for less memory and more time.
         ema: Decay of an average of the weights, which becomes the result; None is off.
-        precision: "fp32", or "bf16" for the network's arithmetic with float32 weights.
+        precision: "fp32", or "bf16" or "fp16" (with scaled gradients) for the network's arithmetic with float32 weights.
         seed: Decides order, augmentation, dropout and splits.
         eval_every: Steps between evaluations; None makes about ten.
         checkpoint_every: Steps between checkpoints; None makes about twenty.
@@ -110,37 +117,50 @@ class Recipe:
     color_jitter: float = 0.0
     erasing: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] | dict[str, float] | tuple[float, ...] = "none"
     drop_path: float | None = None
     zero_head: bool = True
     freeze: tuple[str, ...] = ()
+    unfreeze: tuple[str, ...] = ()
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
     ema: float | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
     eval_every: int | None = None
-    class_weights: Literal["none", "balanced"] | dict[str, float] | tuple[float, ...] = "none"
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         for field, kind in _FIELD_TYPES.items():
             _check_type(field, getattr(self, field), kind)
-        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "max_length", "eval_every", "checkpoint_every"):
+        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "max_length", "eval_every", "checkpoint_every", "lora_rank"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 1")
         for field in ("lr", "weight_decay", "warmup_steps", "warmup_lr", "final_lr", "mixup", "cutmix", "seed"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be finite and not negative")
-        for field in ("momentum", "label_smoothing", "drop_path", "ema"):
+        for field in ("momentum", "label_smoothing", "drop_path", "ema", "lora_dropout"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 0 and below 1")
         for field, most in (("rand_augment", 10), ("color_jitter", 1), ("erasing", 1)):
             if not 0 <= getattr(self, field) <= most:
                 raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}")
+        weights = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+        if not isinstance(weights, str) and not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(f"recipe: class_weights={self.class_weights!r}; every weight must be finite and above 0")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"recipe: layer_decay={self.layer_decay}; it must be above 0 and at most 1")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ConfigError(f"recipe: clip_grad={self.clip_grad}; it must be above 0")
+        for field in ("clip_grad", "lora_alpha"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"recipe: {field}={value}; it must be above 0")
+        if self.lora_rank is not None and self.tune == "head":
+            raise ConfigError("recipe: tune='head' trains no weight below the head, so lora_rank has nothing to change")
         if self.resize and self.crop and self.resize < self.crop:
             raise ConfigError(f"recipe: resize={self.resize} is smaller than crop={self.crop}; a crop cannot be larger than its image")
 
@@ -150,9 +170,6 @@ class Recipe:
         return self.mixup > 0 or self.cutmix > 0
 
     def lr_at(self, step: int) -> float | None:
-        weights = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
-        if not isinstance(weights, str) and not all(0 < weight < math.inf for weight in weights):
-            raise ConfigError(f"recipe: class_weights={self.class_weights!r}; every weight must be finite and above 0")
         """Learning rate of update `step` = 0, 1, 2, …; None when training is over.
 
         A decay takes effect one step after its boundary and the first warm-up step has rate `warmup_lr`, as in
@@ -185,11 +202,15 @@ class Recipe:
             source: How an error names the layer, for example the YAML file.
         """
         given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if isinstance(given.get("precision"), str):
+            given["precision"] = PRECISIONS.get(given["precision"], given["precision"])
         for key in given:
             if key not in _FIELD_TYPES:
                 near = difflib.get_close_matches(key, _FIELD_TYPES, n=3)
                 hint = f"; did you mean {' or '.join(near)}?" if near else f"; known values: {', '.join(_FIELD_TYPES)}"
                 raise ConfigError(f"{source}: a recipe has no value {key!r}{hint}")
+        if isinstance(given.get("class_weights"), dict):
+            given["class_weights"] = {str(name): weight for name, weight in given["class_weights"].items()}
         try:
             steps = given.get("steps")
             if isinstance(steps, int) and steps > 0 and not {"warmup_steps", "decay_at"} & given.keys():
@@ -208,9 +229,8 @@ class Recipe:
         return cls().updated({"warmup_steps": 0, **values}, source)
 
 
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names are understood too
 _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
-        if isinstance(given.get("class_weights"), dict):
-            given["class_weights"] = {str(name): weight for name, weight in given["class_weights"].items()}
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - a type expression
@@ -223,6 +243,10 @@ def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - 
 def _kind_words(kind: Any) -> str:  # noqa: ANN401 - a type expression
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is dict:
+        return "a weight for each name"
+    if get_origin(kind) is tuple:
+        return "a list"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
     return names.get(kind, str(kind))
 
@@ -234,6 +258,9 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
         args = [arg for arg in get_args(kind) if arg is not Ellipsis]
         right_length = Ellipsis in get_args(kind) or (isinstance(value, tuple) and len(value) == len(args))
         return isinstance(value, tuple) and right_length and all(_is_kind(item, args[0]) for item in value)
+    if get_origin(kind) is dict:
+        of, to = get_args(kind)
+        return isinstance(value, dict) and all(_is_kind(k, of) and _is_kind(v, to) for k, v in value.items())
     if kind is float:  # 1 is a fine rate, True is not
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
@@ -243,10 +270,6 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
 
 def hyper_rule(facts: Facts) -> Recipe:
     """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and the area of the images.
-    if get_origin(kind) is dict:
-        return "a weight for each name"
-    if get_origin(kind) is tuple:
-        return "a list"
 
     Source of the numbers: google-research/big_transfer, `bit_hyperrule.py`.
     """
@@ -258,9 +281,6 @@ def hyper_rule(facts: Facts) -> Recipe:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
     resize, crop = hyper_rule_resolution(facts.height, facts.width)
     if facts.model_image_size is not None and facts.model_image_size < 96:  # made for smaller images than any published BiT
-    if get_origin(kind) is dict:
-        of, to = get_args(kind)
-        return isinstance(value, dict) and all(_is_kind(k, of) and _is_kind(v, to) for k, v in value.items())
         resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
         name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
@@ -325,26 +345,6 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     return {key: _yaml_float(key, value) for key, value in values.items()}
 
 
-def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
-    """YAML 1.1 reads `1e-3` as text; a value that should be a float becomes one."""
-    if isinstance(value, str) and "float" in str(_FIELD_TYPES.get(key, "")):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given."""
-    recipe = base
-    if file is not None:
-        values = read_recipe_file(file)
-        values.pop("recipe", None)
-        recipe = recipe.updated(values, str(file))
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
-        given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
 def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     """Class weights as the command line gives them: none, balanced, a YAML or JSON file, or its text: {cat: 2} or [1, 2].
 
@@ -365,4 +365,24 @@ def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     return value
 
 
+def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """YAML 1.1 reads `1e-3` as text; a value that should be a float becomes one."""
+    if isinstance(value, str) and "float" in str(_FIELD_TYPES.get(key, "")):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given."""
+    recipe = base
+    if file is not None:
+        values = read_recipe_file(file)
+        values.pop("recipe", None)
+        recipe = recipe.updated(values, str(file))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
+        given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
     return recipe.updated(given, "options")

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,11 +15,15 @@ from torch import nn
 import headstart
 from headstart.checkpoint import atomic_write
 from headstart.errors import ConfigError, MissingExtraError
+from headstart.train.confidence import judged_confidence
 from headstart.train.loop import read_metrics
 from headstart.train.progress import duration, metric_text
 from headstart.train.recipes import Recipe
 from headstart.train.report import write_card, write_report
 from headstart.train.tasks import Evaluation, Task
+
+if TYPE_CHECKING:
+    from headstart.train.draws import Spread
 
 RUN, RECIPE, RESULTS = "run.json", "recipe.yaml", "results.json"
 
@@ -35,6 +39,7 @@ class Result:
         seconds: Time that training took, in this process.
         estimated: Time that was expected before it began.
         given_up: What a budget of time cost.
+        spread: Results of all draws, where there were several.
     """
 
     folder: Path | None
@@ -43,6 +48,7 @@ class Result:
     seconds: float = 0.0
     estimated: float | None = None
     given_up: list[str] = field(default_factory=list)
+    spread: "Spread | None" = None
 
     @property
     def judged(self) -> Evaluation | None:
@@ -65,6 +71,7 @@ class Request:
     revision: str | None
     options: dict[str, Any]
     recipe: dict[str, Any]
+    draws: int = 1
 
     def write(self, folder: Path) -> None:
         """Writes `run.json`."""
@@ -95,10 +102,14 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
     """Writes model, processor, recipe, numbers, report and model card."""
     out = result.folder
     assert out is not None
-    model.save_pretrained(out)  # type: ignore[operator]
     job.finish(model)
+    model.save_pretrained(out)  # type: ignore[operator]
     job.save(out)
     write_recipe(out, result.recipe)
+    if result.judged is not None:
+        result.judged.max_error = request.options["extra"].get("max_error")
+        if found := judged_confidence(result.judged):
+            found.write(out)
     values = {
         "task": job.name,
         "model": request.model,
@@ -107,6 +118,7 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
             split: {"examples": each.examples, "metrics": each.metrics, "confidence_interval_95": each.interval}
             for split, each in result.evaluations.items()
         },
+        "draws": result.spread and result.spread.to_dict(),
         "splits": job.splits,
         "notes": job.found()[1:] + [f"to keep the budget: {each}" for each in result.given_up],
         "seed": result.recipe.seed,
@@ -120,7 +132,8 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
     }
     metrics_file = out / "metrics.jsonl"
     metrics = read_metrics(metrics_file) if metrics_file.exists() else []
-    write_report(out, job, result.evaluations, values, result.recipe, metrics)
+    draws = None if result.spread is None else result.spread.section(job.headline)
+    write_report(out, job, result.evaluations, values, result.recipe, metrics, draws)
     write_card(out, job, values, result.recipe)
     atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")  # last: its presence says that the folder is whole
 

@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, family_of
+from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
+from headstart.train.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.train.estimate import LONG, fit_budget, measure, parse_budget
-from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.labels import kind_named
+from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.progress import Progress, Silent
 from headstart.train.recipes import RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
 from headstart.train.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, task_class
-from headstart.train.world import World
+from headstart.train.world import World, whole
 from headstart.zoo import locate
 
 HEAD_SIDE = 224  # pixels
@@ -38,16 +41,20 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     shots: int | None = None,
+    draws: int = 1,
     val_fraction: float = 0.2,
     skip_bad: bool = False,
     columns: Mapping[str, str] | None = None,
-    validation: str | Path | None = None,
     problem_type: str | None = None,
+    validation: str | Path | None = None,
     test: str | Path | None = None,
     task_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     workers: int | None = None,
     budget: str | float | None = None,
+    fsdp: bool = False,
+    tensorboard: bool = False,
+    max_error: float | None = None,
     progress: Progress | None = None,
     **recipe_values: Any,
 ) -> Result:
@@ -64,6 +71,7 @@ def train(
         resume: Go on with the run in `out`. Everything else is remembered there.
         dry_run: Say what would be done, and stop.
         shots: Training examples of each class; None takes all.
+        draws: Train on so many choices of the `shots`; the result says mean and interval, and holds the model of the first.
         val_fraction: Share of the training data held out where the data has no validation split.
         skip_bad: Go on without unreadable examples.
         columns: Columns of a table by role, such as {"image": "file", "label": "species"}; {"label": "x,y"} are several.
@@ -74,6 +82,10 @@ def train(
         device: "cpu", "cuda", …; None takes the best there is.
         workers: Threads that read and decode.
         budget: Time that everything may take, such as "10m" or a number of minutes; the recipe is cut to fit.
+        fsdp: Share weights, gradients and optimizer between the processes that torchrun started, for a model too large for each.
+        tensorboard: Write the numbers of `metrics.jsonl` for TensorBoard too, to `tensorboard/` in the result folder.
+        max_error: Share of mistakes allowed among answers, for which a classifier's report finds when it had better say "I don't know";
+            None is 0.05.
         progress: Where progress is shown; None is silent.
         **recipe_values: Any value of `headstart.train.recipes.Recipe`, such as `lr=0.001`, `steps=200`, `seed=1`.
 
@@ -88,13 +100,13 @@ def train(
     """
     out = Path(out)
     deadline = None if budget is None else time.perf_counter() + parse_budget(budget)
-    world = World(device)
+    world = World(device, fsdp)
     progress = (progress or Silent()) if world.leads else Silent()
     if resume:
         request = Request.read(out)
         if (out / RESULTS).exists():
             progress.say(f"the run in {out} is finished: nothing to do")
-            return Result(out, Recipe.from_dict(request.recipe), judged_before(out))
+            return Result(out, Recipe.from_dict(request.recipe), judged_before(out), spread=read_spread(out))
         _same_request(request, model, recipe_values, out)
         job = task_class(request.task).read(data, DataOptions(**(request.options | {"workers": workers})))
         resolved = Recipe.from_dict(request.recipe)
@@ -103,22 +115,44 @@ def train(
             raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
         if not dry_run:
             _refuse_used(out)
+        if draws > 1 and shots is None:
+            raise ConfigError(f"draws={draws} are choices of so many examples of each class; say how many with shots (--shots)")
+        if max_error is not None and not 0 < max_error < 1:
+            raise ConfigError(f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05")
         options: dict[str, Any] = {
             "seed": recipe_values.get("seed") or (read_recipe_file(config).get("seed") if config else None) or 0,
+            "problem_type": None if problem_type is None else kind_named(problem_type),
             "shots": shots, "val_fraction": val_fraction, "skip_bad": skip_bad, "columns": dict(columns or {}), "workers": workers,
-            "extra": _extra({"validation": validation, "test": test, **(task_options or {})}),
+            "extra": _extra({"validation": validation, "test": test, "max_error": max_error, **(task_options or {})}),
         }  # fmt: skip
         job = task_class(task).read(data, DataOptions(**options))
         resolved = _resolve(str(model), job.facts(), config, recipe, recipe_values, revision)
-        request = Request(str(data), str(model), job.name, revision, options, resolved.to_dict())
+        request = Request(str(data), str(model), job.name, revision, options, resolved.to_dict(), draws)
     for line in job.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
     if dry_run:
-            "problem_type": None if problem_type is None else kind_named(problem_type),
         return Result(None, resolved)
-    run = _Run(job, request, resolved, out, world, progress, workers, deadline)
-    return run.tune_head() if resolved.tune == "head" else run.tune_all(resume)
+    began = time.perf_counter()
+    each = None if deadline is None else (deadline - began) / request.draws
+
+    def run_one(job: Task, request: Request, out: Path, resume: bool, others: list[Result]) -> Result:
+        until = None if each is None else time.perf_counter() + each
+        run = _Run(job, request, Recipe.from_dict(request.recipe), out, world, progress, workers, until, tensorboard, others)
+        return run.tune_head() if run.recipe.tune == "head" else run.tune_all(resume)
+
+    def run_draw(request: Request, out: Path, resume: bool) -> Result:
+        other = task_class(request.task).read(data, DataOptions(**(request.options | {"workers": workers})))
+        return run_one(other, request, out, resume, [])
+
+    with world.held_together():
+        others: list[Result] = []
+        if request.draws > 1:
+            if world.leads and not resume:
+                request.write(out)
+            world.wait()
+            others = run_draws(request, out, run_draw, progress.say, job.headline, world.leads)
+        return run_one(job, request, out, resume and (request.draws == 1 or (out / "checkpoints").exists()), others)
 
 
 @dataclasses.dataclass
@@ -133,6 +167,8 @@ class _Run:
     progress: Progress
     workers: int | None
     deadline: float | None
+    tensorboard: bool = False
+    others: list[Result] = dataclasses.field(default_factory=list)
 
     def _begin(self) -> None:
         """Makes the result folder and writes down what was asked for, so that the run can be gone on with."""
@@ -150,7 +186,7 @@ class _Run:
         estimate = measure(loop)
         given_up: list[str] = []
         if self.deadline is not None and not resume:
-            self.recipe, given_up = fit_budget(self.recipe, estimate, self.deadline - time.perf_counter())
+            self.recipe, given_up = self.world.agree(fit_budget(self.recipe, estimate, self.deadline - time.perf_counter()))
             if given_up:
                 self.progress.say(f"to keep the budget: {', '.join(given_up)}")
                 if self.recipe.tune == "head":
@@ -164,27 +200,58 @@ class _Run:
         if not resume:
             self._begin()
         began = time.perf_counter()
-        judging = sum(self.job.splits.get(split, 0) for split in SPLITS[1:]) * estimate.forward
+        # At the deadline the last weights are judged once more against the best so far.
+        judging = (sum(self.job.splits.get(split, 0) for split in SPLITS[1:]) + self.job.splits.get("validation", 0)) * estimate.forward
         with self.progress:
             loop.run(None if self.deadline is None else self.deadline - judging)
-        evaluations = {split: loop.evaluate(split) for split in SPLITS[1:] if split in self.job.splits} if self.world.leads else {}
         if loop.step < self.recipe.steps:
             given_up.append(f"stopped after step {loop.step} of {self.recipe.steps}")
-        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, expected, given_up)
         with loop.averaged():
-            return self._finish(loop.model, result)
+            network, evaluations = self._plain(loop), {}
+            if self.world.leads:
+                judged = [split for split in SPLITS[1:] if split in self.job.splits]
+                evaluations = {split: self.job.evaluate(network, split, self.world.device) for split in judged}
+            return self._finish(network, Result(self.out, self.recipe, evaluations, time.perf_counter() - began, expected, given_up))
 
     def _loop(self, resume: bool) -> Loop:
         """Model, data and loop as the recipe says; a new run finds its micro-batch."""
-        network = self.job.build(self.request.model, self.recipe, revision=self.request.revision)
+        network = self._network()
         self.job.prepare(self.out / "cache" / str(self.world.rank))
         if not resume:
             size = fitting_micro_batch(self.job, network.to(self.world.device), self.recipe, self.world, self.progress.say)
             self.recipe = dataclasses.replace(self.recipe, micro_batch=size)
         parts = (self.job, network, self.recipe, self.out, self.world, self.progress)
         identity = {"recipe": self.recipe.to_dict(), "fingerprint": self.job.fingerprint}
-        go_on = f"headstart train {self.request.data} --out {self.out} --resume"
-        return Loop(*parts, workers=self.workers, identity=identity, go_on=go_on)
+        home = self.out.parents[1] if self.out.parent.name == FOLDER else self.out
+        go_on = f"headstart train {self.request.data} --out {home} --resume"
+        if self.world.size > 1:
+            go_on = f"torchrun --nproc-per-node {self.world.size} -m {go_on}" + " --fsdp" * self.world.sharded
+        go_on += " --tensorboard" * self.tensorboard
+        return Loop(*parts, workers=self.workers, identity=identity, go_on=go_on, board=self.tensorboard)
+
+    def _network(self) -> nn.Module:
+        """The network as it is trained: a new head and LoRA's matrices are drawn alike in every process."""
+        torch.manual_seed(self.recipe.seed)
+        network = self.job.build(self.request.model, self.recipe, revision=self.request.revision)
+        if self.recipe.lora_rank is not None:
+            from headstart.train.lora import add_lora
+
+            add_lora(network, self.recipe)
+        return network
+
+    def _plain(self, loop: Loop) -> nn.Module:
+        """The trained network as it is kept: in one piece, with LoRA's matrices added to their weights."""
+        network = loop.model
+        if self.world.sharded:
+            state = whole(loop.model.state_dict())
+            network = self._network()
+            network.load_state_dict(state)
+        network.to(self.world.device).eval()
+        if self.recipe.lora_rank is not None:
+            from headstart.train.lora import merge_lora
+
+            merge_lora(network)
+        return network
 
     def tune_head(self, given_up: list[str] | None = None) -> Result:
         """Fits the last layer on features that are computed once."""
@@ -198,11 +265,15 @@ class _Run:
 
     def _finish(self, network: nn.Module, result: Result) -> Result:
         """Writes the result folder."""
+        if self.others:
+            result.spread = spread_of(result, self.others)
         if self.world.leads:
             write_result(self.job, network, result, self.request, self.world.device)
-            for leftover in ("cache", "checkpoints"):
+            for leftover in ("cache", "checkpoints", FOLDER):
                 shutil.rmtree(self.out / leftover, ignore_errors=True)
             self.progress.say(summary(self.job, result))
+            if result.spread is not None:
+                self.progress.say(result.spread.text(self.job.headline))
         self.world.wait()
         return result
 
@@ -313,13 +384,13 @@ def evaluate(
     config, extra = AutoConfig.from_pretrained(model), _extra(task_options or {})
     labels = [name for _, name in sorted(config.id2label.items())]
     kind = config.problem_type or ("single_label_classification" if task == "image-classification" else None)
-    options = DataOptions(
-        classes=labels, columns=dict(columns or {}), skip_bad=skip_bad, problem_type=kind, workers=workers, extra=extra
-    )
+    options = DataOptions(classes=labels, columns=dict(columns or {}), skip_bad=skip_bad, problem_type=kind, workers=workers, extra=extra)
     job = task_class(task).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in job.splits)
     if chosen not in job.splits:
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(job.splits)}")
-    network = job.attach(model).to(World(device).device).eval()
+    network = job.attach(model).eval()
+    fixed = str(network.device) if isinstance(network, OptimizedModel) else None  # where an optimised model was optimised
+    place = World(device or fixed).device
     job.prepare(None, (chosen,))
-    return job, job.evaluate(network, chosen, World(device).device)
+    return job, job.evaluate(network.to(place), chosen, place)

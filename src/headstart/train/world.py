@@ -4,13 +4,17 @@ Many processes are started by `torchrun` or `accelerate launch`; `accelerate` do
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import DistError
 
-from headstart.errors import ConfigError, MissingExtraError
+from headstart.errors import ConfigError, MissingExtraError, ProcessLostError
+
+T = TypeVar("T")
 
 
 class World:
@@ -18,9 +22,10 @@ class World:
 
     Args:
         device: "cpu", "cuda", …; None takes an accelerator where there is one.
+        sharded: Whether each process holds a piece of weights, gradients and optimizer (FSDP) and not all of it.
     """
 
-    def __init__(self, device: str | torch.device | None = None) -> None:
+    def __init__(self, device: str | torch.device | None = None, sharded: bool = False) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self._accelerator: Any = None
         if self.size > 1:
@@ -31,6 +36,9 @@ class World:
             self._accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
         self.rank: int = self._accelerator.process_index if self._accelerator else 0
         self.device: torch.device = self._accelerator.device if self._accelerator else best_device(device)
+        self.sharded = sharded
+        if sharded and self.size == 1:
+            raise ConfigError("--fsdp shares a model between processes; start them with: torchrun --nproc-per-node 2 -m headstart train …")
 
     @property
     def leads(self) -> bool:
@@ -44,13 +52,45 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes."""
-        if self._accelerator is None:
+        if self._accelerator is None or self.sharded:  # then the model itself exchanges gradients
             return model
         wrapped: nn.Module = self._accelerator.prepare(model)
         return wrapped
 
+    def shard(self, model: nn.Module) -> None:
+        """Leaves this process its piece of every parameter, where the processes share the model; the optimizer is made after that."""
+        if not self.sharded:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for part in [*blocks(model), model]:
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the whole model's too: averages are swapped in between passes
+
+    @contextmanager
+    def held_together(self) -> Iterator[None]:
+        """Inside the block, the end of another process is an error with a message of its own."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+            if self.size == 1 or not lost:
+                raise
+            raise ProcessLostError("another process of this run has ended; go on from the last checkpoint with --resume") from error
+
+    def agree(self, value: T) -> T:
+        """The leader's value."""
+        if self._accelerator is None:
+            return value
+        held = [value]
+        torch.distributed.broadcast_object_list(held, device=self.device)
+        return held[0]
+
     def hold_gradients(self, model: nn.Module) -> AbstractContextManager[Any]:
         """While it is open, gradients add up in each process and are not exchanged."""
+        if self.sharded:
+            return _unsynchronised(model)
         held: AbstractContextManager[Any] = self._accelerator.no_sync(model) if self._accelerator else nullcontext()
         return held
 
@@ -69,6 +109,41 @@ class World:
         """Returns once every process is here."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _unsynchronised(model: Any) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The items of the innermost `nn.ModuleList`s: the parts of a network that run one after the other."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [item for each in lists for item in each if not any(isinstance(inner, nn.ModuleList) for inner in item.modules())]
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with their pieces put together; every process has to call this where they are in pieces."""
+    return {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in tensors.items()}
+
+
+def placed(value: Tensor, like: Any) -> Tensor:
+    """A whole tensor where another one is: on its device, in its pieces."""
+    if hasattr(like, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads a whole state into a model that may be in pieces."""
+    own = model.state_dict()
+    model.load_state_dict({name: placed(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()})
 
 
 def best_device(name: str | torch.device | None = None) -> torch.device:

@@ -34,5 +34,7 @@ FAMILY = Family(
     folds="headstart.models.beit.folds:fold",
     zoo="headstart.models.beit.config:PUBLISHED",
     authors="headstart.models.beit.weights:read_authors",
+    writers={".pth": "headstart.models.beit.weights:save_pth"},
     recipe="headstart.models.beit.recipes:recipe",
+    lora=("attention.qkv", "attention.proj"),
 )

@@ -16,7 +16,7 @@ from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.names import NameTable
-from headstart.nn.linear import Linear, linear
+from headstart.nn.linear import Linear
 from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
@@ -84,7 +84,7 @@ class Attention(nn.Module):
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
         self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.bias = RelativeBias(config) if config.use_relative_position_bias else None
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         B, L, D = x.shape
         A = self.num_heads
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])  # (3D,)
-        qkv = linear(x, self.qkv.weight, bias)  # (B, L, 3D)
+        qkv = self.qkv(x, bias)  # (B, L, 3D)
         q, k, v = qkv.view(B, L, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind()  # 3 × (B, A, L, K)
         return q, k, v
 

@@ -19,5 +19,7 @@ FAMILY = Family(
     folds="headstart.models.bit.folds:fold",
     zoo="headstart.models.bit.config:PUBLISHED",
     authors="headstart.models.bit.weights:read_authors",
+    writers={".npz": "headstart.models.bit.weights:save_npz"},
     recipe="headstart.train.recipes:hyper_rule",
+    lora=("conv_1", "conv_2", "conv_3"),
 )

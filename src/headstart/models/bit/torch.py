@@ -86,6 +86,8 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W), the same shape."""
+        if torch.is_grad_enabled() and x.is_cpu and not x.requires_grad and self.weight.requires_grad:  # behind a frozen stem
+            x = x.contiguous()  # torch 2.13 crashes in the backward pass of a channels-last input that needs no gradient
         x = super().forward(x)
         # The norm's output is ours alone and its backward does not read it, so relu may overwrite it.
         return x if self.act is None else F.relu_(x) if self.act is F.relu else self.act(x)

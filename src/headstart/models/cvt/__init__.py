@@ -24,5 +24,7 @@ FAMILY = Family(
     folds="headstart.models.cvt.folds:fold",
     zoo="headstart.models.cvt.config:PUBLISHED",
     authors="headstart.models.cvt.weights:read_authors",
+    writers={".pth": "headstart.models.cvt.weights:save_pth"},
     recipe="headstart.models.cvt.recipes:recipe",
+    lora=("query.linear", "key.linear", "value.linear", "attention.proj"),
 )

@@ -29,5 +29,7 @@ FAMILY = Family(
     folds="headstart.models.yoso.folds:fold",
     zoo="headstart.models.yoso.config:PUBLISHED",
     authors="headstart.models.yoso.weights:read_authors",
+    writers={".pth": "headstart.models.yoso.weights:save_authors"},
     recipe="headstart.train.recipes:text",
+    lora=("attention.qkv", "attention.proj"),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.train.confidence import Choice, confidence_of, cross_fitted
 from headstart.train.metrics import best_temperature, confusion_matrix, per_class, reliability, softmax
 from headstart.train.report import BLUE, GREY, ORANGE, Picture, Section, Table, figure_source, new_figure, picture_source, plain_axes
 from headstart.train.tasks import Evaluation
@@ -40,7 +41,7 @@ def classification_sections(
     sections = [baseline_section(confusion, classes), confusion_section(confusion, classes), class_section(confusion, classes)]
     if pixels is not None:
         sections += gallery_sections(probabilities, labels, classes, names, pixels, looked_at)
-    return [*sections, calibration_section(logits, labels)]
+    return [*sections, calibration_section(logits, labels), *refusal_sections(logits, labels, evaluation.max_error)]
 
 
 def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
@@ -122,14 +123,14 @@ def gallery_sections(
 
 
 def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Section:
-    """Confidence against accuracy, as it is and after temperature scaling."""
+    """Confidence against accuracy, as it is and after temperature scaling that was fitted on other examples."""
     temperature = best_temperature(logits, labels)
+    scaled, _ = cross_fitted(logits, labels)
     errors, figures = [], []
-    panels = [("as trained", 1.0), (f"temperature {temperature:.2f}", temperature)]
-    for title, divisor in panels:
+    for title, probabilities in (("as trained", softmax(logits)), (f"temperature {temperature:.2f}", scaled)):
         figure = new_figure(4.2, 3.2)
         axes = figure.subplots()
-        bins = reliability(softmax(logits, divisor), labels)
+        bins = reliability(probabilities, labels)
         used = bins.count > 0
         errors.append(bins.error)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
@@ -141,6 +142,50 @@ def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.in
         figures.append(figure_source(figure))
     text = (
         f"Where points lie below the line, the model is surer than it should be. Its expected calibration error is {errors[0]:.1%}; "
-        f"dividing the scores by {temperature:.2f} (fitted on these same examples, so a little flattering) makes it {errors[1]:.1%}."
+        f"dividing the scores by {temperature:.2f} makes it {errors[1]:.1%} (each tenth of the examples judged with the temperature that "
+        "was fitted on the others)."
     )
     return Section("Can its confidence be believed?", text, figures)
+
+
+def refusal_sections(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64], max_error: float | None) -> list[Section]:
+    """When the model had better say "I don't know": error rate against share refused. None where there are too few examples."""
+    found = confidence_of(logits, labels, max_error)
+    if found is None:
+        return []
+    chosen = found.choice()
+    sure, right = cross_fitted(logits, labels)[0].max(axis=1), logits.argmax(axis=1) == labels
+    order = np.argsort(-sure, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    figure = new_figure(4.4, 3.0)
+    axes = figure.subplots()
+    axes.plot(1 - count / len(order), np.cumsum(~right[order]) / count, color=BLUE)
+    axes.axhline(chosen.max_error, color=GREY, linestyle="--", linewidth=1)
+    if chosen.error is not None:
+        axes.scatter([chosen.refused], [chosen.error], color=ORANGE, zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share refused, the least certain first", ylabel="mistakes among answers")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    plain_axes(axes)
+
+    def cells(each: Choice) -> list[str]:
+        error = "" if each.error is None else f"{each.error:.1%}"
+        return [
+            f"{each.max_error:.0%}",
+            f"{each.threshold:.1%}" if each.threshold <= 1 else "never sure enough",
+            f"{each.refused:.1%}",
+            error,
+        ]
+
+    if chosen.error is None:
+        text = f"No threshold keeps mistakes at {chosen.max_error:.0%}: the model would have to refuse every example."
+    elif not chosen.threshold:
+        text = f"With at most {chosen.max_error:.0%} of mistakes allowed it may answer everything."
+    else:
+        text = (
+            f"To be wrong in at most {chosen.max_error:.0%} of its answers it should not answer below {chosen.threshold:.1%} confidence: "
+            f"it would then refuse {chosen.refused:.1%} of images like these, and {chosen.error:.1%} of its answers would be wrong."
+        )
+    text += " Each tenth of the examples was judged by a threshold chosen on the others. `headstart predict --refuse` uses it."
+    table = Table(("allowed mistakes", "least confidence", "refused", "mistakes"), [cells(each) for each in found.choices])
+    return [Section("When it should say “I don’t know”", text, [figure_source(figure)], table)]
