@@ -23,8 +23,7 @@ from timing import RESULTS, machine
 
 from headstart import BitConfig, BitForImageClassification, BitImageProcessor
 from headstart.converting import convert
-from headstart.images import decode
-from headstart.train.image_cache import square
+from headstart.train.image_cache import decode, square
 from headstart.train.run import train
 from headstart.train.tasks import DataOptions, task_class
 
@@ -61,7 +60,7 @@ def dump(data: dict[str, Any], file: Path, resize: int = RESIZE, crop: int = CRO
     arrays = {}
     for split, side in (("train", resize), ("validation", crop)):
         examples = read.splits[split]
-        arrays[f"{split}_images"] = np.stack([square(decode(image)[0], side, BICUBIC) for image in examples.images])
+        arrays[f"{split}_images"] = np.stack([square(decode(image), side, BICUBIC) for image in examples.images])
         arrays[f"{split}_labels"] = np.asarray(examples.labels)
     np.savez(file, **arrays)
 

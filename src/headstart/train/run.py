@@ -131,6 +131,8 @@ def train(
     for line in job.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
+    if resolved.precision == "fp16" and world.device.type == "cpu":
+        progress.say("float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none and keeps float32's range")
     if dry_run:
         return Result(None, resolved)
     began = time.perf_counter()
@@ -350,6 +352,7 @@ def describe(recipe: Recipe, model: str) -> str:
     sizes = f", {sides} pixels" if sides else ""
     shown = ("mixup", "cutmix", "label_smoothing", "weight_decay")
     extras = "".join(f", {name} {value:g}" for name in shown if (value := getattr(recipe, name)))
+    extras += f", LoRA of rank {recipe.lora_rank}" if recipe.lora_rank else ""
     return (
         f"tuning {model} with recipe {recipe.name}: {recipe.steps} steps of {recipe.batch_size} examples{sizes}, "
         f"{recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}){extras}, {recipe.precision}, seed {recipe.seed}"

@@ -3,12 +3,14 @@
 Letters: H W sides of a picture, S side of the crop.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from headstart.errors import MissingExtraError
 from headstart.images import NEAREST, resize, shortest_edge_size
 from headstart.train.segmentation_data import IGNORED
 
@@ -70,26 +72,26 @@ def largest_share(labels: Pixels) -> float:
 
 
 def random_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Random brightness, contrast (before or after the others), saturation and hue; each or none."""
-    values = image.astype(np.float32)
+    """Random brightness, contrast (before or after the others), saturation and hue; each or none; by kornia."""
+    try:
+        from kornia import enhance
+    except ImportError:
+        raise MissingExtraError("kornia", "train") from None
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     early = rng.random() < 0.5
-    if rng.random() < 0.5:
-        values += rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    if early:
-        values *= contrast
+    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if rng.random() < 0.5 else 0.0
     saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
     turn = rng.uniform(-HUE, HUE) if rng.random() < 0.5 else 0.0
-    if saturation != 1.0 or turn:
-        hsv = np.array(Image.fromarray(_bytes(values)).convert("HSV")).astype(np.float32)
-        hsv[..., 0] = (hsv[..., 0] + turn * 256) % 256
-        hsv[..., 1] *= saturation
-        hsv[..., 1:] = hsv[..., 1:].clip(0, 255)
-        values = np.asarray(Image.fromarray(hsv.astype(np.uint8), mode="HSV").convert("RGB")).astype(np.float32)
-    if not early:
-        values *= contrast
-    return _bytes(values)
-
-
-def _bytes(values: NDArray[np.float32]) -> Pixels:
-    return np.rint(values).clip(0, 255).astype(np.uint8)
+    values = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float() / 255  # (1, 3, H, W)
+    if shift:
+        values = enhance.adjust_brightness(values, shift / 255)
+    if early and contrast != 1.0:
+        values = enhance.adjust_contrast(values, contrast)
+    if saturation != 1.0:
+        values = enhance.adjust_saturation(values, saturation)
+    if turn:
+        values = enhance.adjust_hue(values, 2 * math.pi * turn)
+    if not early and contrast != 1.0:
+        values = enhance.adjust_contrast(values, contrast)
+    changed: Pixels = (values[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
+    return changed

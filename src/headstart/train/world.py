@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import DistError
 
-from headstart.errors import ConfigError, MissingExtraError, ProcessLostError
+from headstart.errors import ConfigError, HeadstartError, MissingExtraError, ProcessLostError
 
 T = TypeVar("T")
 
@@ -73,6 +73,8 @@ class World:
         """Inside the block, the end of another process is an error with a message of its own."""
         try:
             yield
+        except HeadstartError:  # an interruption among them
+            raise
         except RuntimeError as error:
             lost = isinstance(error, DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
             if self.size == 1 or not lost:
