@@ -209,7 +209,7 @@ class AutoConfig:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
-        """See `PreTrainedConfig.from_pretrained`."""
+        """The configuration of a folder, a config.json, a Hub id or an authors' name; see `PreTrainedConfig.from_pretrained`."""
         family, _ = family_of(name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_KEYS})
         return family.config.from_pretrained(name_or_path, **kwargs)
 
@@ -254,59 +254,59 @@ class _AutoModel:
 
 
 class AutoModel(_AutoModel):
-    """The network without a head, of any checkpoint."""
+    """The network without a head, of any checkpoint: `from_pretrained(name)`, or `from_config(config)` with random weights."""
 
 
 class AutoBackbone(_AutoModel):
-    """Feature maps, of any image checkpoint."""
+    """Feature maps (B, channels, height, width) of any image checkpoint, one a stage of `out_features`."""
 
     task = "backbone"
 
 
 class AutoModelForImageClassification(_AutoModel):
-    """Classes of images."""
+    """Classes of images: `logits` (B, classes)."""
 
     task = "image-classification"
 
 
 class AutoModelForSemanticSegmentation(_AutoModel):
-    """Classes of pixels."""
+    """Classes of pixels: `logits` (B, classes, height, width), a quarter of the image's sides."""
 
     task = "semantic-segmentation"
 
 
 class AutoModelForMaskedImageModeling(_AutoModel):
-    """Visual codes of masked patches."""
+    """Visual codes of masked patches: `logits` (B, patches, codes)."""
 
     task = "masked-image-modeling"
 
 
 class AutoModelForMaskedLM(_AutoModel):
-    """Tokens of masked places."""
+    """Tokens of masked places: `logits` (B, L, vocabulary)."""
 
     task = "masked-language-modeling"
 
 
 class AutoModelForSequenceClassification(_AutoModel):
-    """Classes of texts."""
+    """Classes of texts: `logits` (B, classes)."""
 
     task = "text-classification"
 
 
 class AutoModelForMultipleChoice(_AutoModel):
-    """The right one of several texts."""
+    """The right one of several texts: `logits` (B, choices)."""
 
     task = "multiple-choice"
 
 
 class AutoModelForTokenClassification(_AutoModel):
-    """Classes of tokens."""
+    """Classes of tokens: `logits` (B, L, classes)."""
 
     task = "token-classification"
 
 
 class AutoModelForQuestionAnswering(_AutoModel):
-    """The place of an answer in a text."""
+    """The place of an answer in a text: `start_logits` and `end_logits` (B, L)."""
 
     task = "question-answering"
 

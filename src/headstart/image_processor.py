@@ -184,7 +184,23 @@ class BaseImageProcessor:
         return self.preprocess(images, **kwargs)
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """A batch of pixels from pictures; every field can be given anew for this call."""
+        """A batch of pixels from pictures.
+
+        Args:
+            images: One picture or a list: a path, bytes, a PIL image, or an array or tensor of shape (H, W), (H, W, C) or (C, H, W). Whole
+                numbers count from 0 to 255 (16-bit ones are scaled); floats are taken as they are, so give `do_rescale=False` where they
+                are from 0 to 1 already.
+            **kwargs: `return_tensors` ("pt", "np", "tf", "jax"; None gives a list of arrays), `data_format` ("channels_first", the default,
+                or "channels_last"), `input_data_format` (told from the shape if None), and any field of the processor, for this call.
+
+        Returns:
+            `pixel_values`, float32 of shape (N, C, height, width) after resizing, cropping, `x * rescale_factor` and
+            `(x - image_mean) / image_std`, as far as those steps are on.
+
+        Raises:
+            InputError: What is no picture, pictures of different sizes for one tensor, or a value that no step can take; the
+                one of a list is named.
+        """
         call = {name: kwargs.pop(name) for name in ("return_tensors", "data_format", "input_data_format") if name in kwargs}
         return self._with(**kwargs)._run(images, **call)
 
@@ -275,7 +291,20 @@ class BaseImageProcessor:
         local_files_only: bool = False,
         **overrides: Any,
     ) -> Self:
-        """A processor from a folder, a JSON file or a Hub name; keywords that are fields win over the file's."""
+        """A processor from what `save_pretrained`, here or in transformers, has written.
+
+        Args:
+            name_or_path: A folder with `preprocessor_config.json`, that file, or a Hub id.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Where downloads are kept.
+            token: Token of the Hub.
+            local_files_only: Take only what is on disk.
+            **overrides: Fields that win over the file's.
+
+        Raises:
+            NotFoundError: No such model or file.
+            FileFormatError: The file is no JSON, or holds no values.
+        """
         path = Path(name_or_path)
         if path.is_dir() and (path / "preprocessor_config.json").is_file():
             path = path / "preprocessor_config.json"

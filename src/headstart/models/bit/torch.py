@@ -328,10 +328,16 @@ class BitBackbone(BitPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Any:
-        """Feature maps of images (B, C, H, W).
+        """Feature maps of images.
+
+        Args:
+            pixel_values: (B, C, H, W), as `BitImageProcessor` gives them.
+            output_hidden_states: Also return the maps of every stage; None follows the configuration.
+            return_dict: False returns a tuple.
 
         Returns:
-            `feature_maps`, one a stage of `out_features`, and `hidden_states`.
+            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, in their order; `channels` lists their
+            channels. `hidden_states`: the maps of the stem and of every stage, where asked for.
         """
         maps = self.bit.features(pixel_values)
         chosen = tuple(maps[self.config.stage_names.index(name)] for name in self.config.out_features or [])

@@ -348,10 +348,17 @@ class CvtBackbone(CvtPreTrainedModel):
         *,
         output_attentions: bool | None = None,
     ) -> Any:
-        """Feature maps of images (B, C, H, W).
+        """Feature maps of images.
+
+        Args:
+            pixel_values: (B, C, H, W), of any size.
+            output_hidden_states: Also return the maps of every stage; None follows the configuration.
+            return_dict: False returns a tuple.
+            output_attentions: Also return the weights of every block's attention, (B, A, L, L') with L' keys.
 
         Returns:
-            `feature_maps`, one a stage of `out_features`, `hidden_states`, and `attentions` where asked for.
+            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, without class tokens; `hidden_states` and
+            `attentions` where asked for.
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, _, attentions = self.cvt.features(pixel_values, weigh)
