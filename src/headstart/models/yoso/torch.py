@@ -131,7 +131,7 @@ class Mlp(nn.Sequential):
         L = x.shape[1]
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or L <= TOKENS_AT_ONCE:
             return cast(Tensor, self[1](self.act(self[0](x))))  # (B, L, D)
-        parts = [self[1](self.act(self[0](part))) for part in x.split(TOKENS_AT_ONCE, dim=1)]  # (B, up to TOKENS_AT_ONCE, D) each
+        parts = [self[1](self.act(self[0](part))) for part in torch.split(x, TOKENS_AT_ONCE, dim=1)]  # (B, up to TOKENS_AT_ONCE, D) each
         return torch.cat(parts, dim=1)  # (B, L, D)
 
 
@@ -229,7 +229,8 @@ class YosoPreTrainedModel(PreTrainedModel):
             raise InputError(f"new_num_position_embeddings={length}; expected at least 1")
         old = cast(YosoModel, self.base_model).embeddings.positions.weight  # (FIRST_POSITION + old length, D)
         places = torch.arange(length, device=old.device) % (len(old) - FIRST_POSITION) + FIRST_POSITION  # (length,)
-        table = nn.Embedding.from_pretrained(torch.cat([old[:FIRST_POSITION], old[places]]), freeze=not old.requires_grad)
+        rows = torch.cat([old[:FIRST_POSITION], old[places]])  # (FIRST_POSITION + length, D)
+        table = nn.Embedding(len(rows), rows.shape[1], _weight=rows).requires_grad_(old.requires_grad)
         cast(YosoModel, self.base_model).embeddings.positions = table
         self.config.max_position_embeddings = length
 
