@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT, data_dir
-from headstart import YosoConfig, YosoForMaskedLM, YosoTokenizer
+from headstart import AutoModelForSequenceClassification, YosoConfig, YosoForMaskedLM, YosoTokenizer
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
 from headstart.train.loop import Batches, Loop
@@ -248,6 +248,45 @@ def test_text_classification(moods, tiny_yoso, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert results["headline"] == "accuracy" and config["id2label"] == {"0": "bad", "1": "good"}
+
+
+@pytest.mark.parametrize("kind", ["classes", "lists", "numbers"])
+def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
+    """The last layer alone learns; features are computed once, and the saved network gives what was judged."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    texts = sentences(80)
+    if kind == "classes":
+        rows, names = texts, ("text", "label")
+    elif kind == "lists":
+        rows, names = [(text, f"{mood}|seen" if "seen" in text else mood) for text, mood in texts], ("text", "labels")
+    else:
+        rows, names = [(text, 1.5 if mood == "good" else -0.25) for text, mood in texts], ("text", "score")
+    data = write(tmp_path / "data.tsv", rows, names)
+    columns = {names[1]: names[1]}
+    before = YosoForMaskedLM.from_pretrained(tiny_yoso).state_dict()
+    lines = []
+    monkeypatch.setattr(Watcher, "said", lines)
+    result = train(data, model=tiny_yoso, out=tmp_path / "a", task="text-classification", tune="head", columns=columns, progress=Watcher())
+    assert not any("known from before" in line for line in lines)
+    again = train(data, model=tiny_yoso, out=tmp_path / "b", task="text-classification", tune="head", columns=columns, progress=Watcher())
+    assert any("features of 80 texts are known from before" in line for line in lines)
+    assert again.metrics == pytest.approx(result.metrics)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name in after), "only the head may change"
+    assert not torch.equal(model.classifier.proj.weight, torch.zeros_like(model.classifier.proj.weight))
+    _, judged = evaluate(tmp_path / "a", data, columns=columns, split="train")
+    headline = {"classes": "accuracy", "lists": "micro_f1", "numbers": "pearson"}[kind]
+    assert judged.metrics[headline] > (0.8 if kind == "classes" else 0.6)
+
+
+class Watcher(Silent):
+    """Keeps what was said."""
+
+    said: list[str] = []
+
+    def say(self, text):
+        self.said.append(text)
 
 
 def test_pairs(tiny_yoso, tmp_path):

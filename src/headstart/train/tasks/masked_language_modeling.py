@@ -40,7 +40,7 @@ class MaskedLanguageModeling(TextTask):
         """See `TextTask.encode`: blocks of `max_length` tokens, the last one shorter."""
         texts = [row.values["text"] for row in self.data.splits[split]]
         stream: list[int] = []
-        for ids in self.tokens(texts, add_special_tokens=False)["input_ids"]:
+        for ids in self.token_ids(texts, add_special_tokens=False):
             stream += [*ids, self.tokenizer.sep_token_id]
         size = self.max_length - 2
         if size < 1:
@@ -81,9 +81,9 @@ class MaskedLanguageModeling(TextTask):
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         hidden = inputs["labels"] != IGNORE
-        scores, labels = logits[hidden].float(), inputs["labels"][hidden]  # (hidden tokens, V)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_at=hidden).logits
+        scores, labels = logits.float(), inputs["labels"][hidden]  # (hidden tokens, V)
         return F.cross_entropy(scores, labels, reduction="sum"), {"accuracy": (scores.detach().argmax(1) == labels).sum()}
 
     @torch.inference_mode()

@@ -143,12 +143,8 @@ class QuestionAnswering(TextTask):
     def card(self) -> str:
         """See `Task.card`."""
         return (
-            "from headstart import AutoModelForQuestionAnswering, AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-            'model = AutoModelForQuestionAnswering.from_pretrained("FOLDER")\n'
-            'inputs = tokenizer("Who was there?", "Ann was there.", return_tensors="pt")\n'
-            "out = model(**inputs)\n"
-            "print(tokenizer.decode(inputs.input_ids[0, out.start_logits.argmax() : out.end_logits.argmax() + 1]))\n"
+            'from headstart import pipeline\n\nanswer = pipeline("question-answering", "FOLDER")\n'
+            'print(answer(question="Who was there?", context="Ann was there."))\n'
         )
 
 

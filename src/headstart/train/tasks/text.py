@@ -4,7 +4,7 @@ Letters: B texts, L tokens, V classes, N examples.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoTokenizer
 from headstart.errors import ConfigError, DataError
+from headstart.pipelines import ALIASES, PIPELINES
 from headstart.train.image_cache import Bad
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.tasks import SPLITS, DataOptions, Task
 from headstart.train.text_data import Row, TextData, hold_out, read_texts
 
 BATCH = 32  # texts judged together
+TOKENIZED_TOGETHER = 256  # texts
 IGNORE = -100  # label that is left out of a loss
 
 
@@ -139,6 +141,14 @@ class TextTask(Task):
         """The tokenizer's call on many texts, whole ones."""
         return self.tokenizer(texts, pairs, return_attention_mask=False, **options)
 
+    def token_ids(self, texts: list[str], pairs: list[str] | None = None, **options: Any) -> list[list[int]]:
+        """The numbers of the tokens alone. What the tokenizer knows beside them takes fifty times the memory, so texts go in parts."""
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), TOKENIZED_TOGETHER):
+            part = slice(start, start + TOKENIZED_TOGETHER)
+            ids += self.tokens(texts[part], None if pairs is None else pairs[part], **options)["input_ids"]
+        return ids
+
     def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
         """An encoded example as tensors."""
         return {key: torch.tensor(value) for key, value in example.items()}
@@ -166,10 +176,10 @@ class TextTask(Task):
         per_token = ("input_ids", "attention_mask", "labels")
         return {k: (v[..., :longest] if k in per_token else v).to(device, non_blocking=True) for k, v in part.items()}
 
-    def batches(self, split: str, device: torch.device) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def batches(self, split: str, device: torch.device, leave_out: Collection[int] = ()) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """The examples of a split, alike in length together: their numbers and the network's inputs."""
         examples = self.encoded[split]
-        order = sorted(range(len(examples)), key=lambda i: len(self.longest_of(examples[i])))
+        order = sorted((i for i in range(len(examples)) if i not in leave_out), key=lambda i: len(self.longest_of(examples[i])))
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
             batch = self.collate([self.tensors(examples[i]) for i in some])
@@ -194,6 +204,9 @@ class TextTask(Task):
 
     def card(self) -> str:
         """See `Task.card`."""
+        if self.name in {**PIPELINES, **ALIASES}:
+            call = 'predict("A text.")' if self.name in PIPELINES else 'predict("A <mask> text.")'
+            return f'from headstart import pipeline\n\npredict = pipeline("{self.name}", "FOLDER")\nprint({call})\n'
         network = self.auto.__name__
         return (
             f"from headstart import AutoTokenizer, {network}\n\n"

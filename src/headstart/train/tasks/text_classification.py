@@ -1,15 +1,20 @@
 """Text classification: a class, several classes, or a number for each text or pair of texts."""
 
+import hashlib
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForSequenceClassification
+from headstart.train.head import FeatureStore, inputs_of, install, model_key
 from headstart.train.labels import MULTI, REGRESSION, SINGLE, WORDS, as_class, classes_in, kind_of, numbers_in
 from headstart.train.problems import problem_of
+from headstart.train.progress import Progress
 from headstart.train.recipes import Recipe
 from headstart.train.report import Section
 from headstart.train.report import Table as ReportTable
@@ -105,8 +110,8 @@ class TextClassification(TextTask):
         rows = self.data.splits[split]
         pairs = [row.values["pair"] for row in rows] if rows and "pair" in rows[0].values else None
         texts = [row.values["text"] for row in rows]
-        lengths = [len(ids) for ids in self.tokens(texts, pairs)["input_ids"]]
-        ids = self.tokens(texts, pairs, truncation="longest_first", max_length=self.max_length)["input_ids"]
+        lengths = [len(ids) for ids in self.token_ids(texts, pairs)]
+        ids = self.token_ids(texts, pairs, truncation="longest_first", max_length=self.max_length)
         return [
             {"input_ids": each, "target": self.target(row), "cut": length > len(each)}
             for each, row, length in zip(ids, rows, lengths, strict=True)
@@ -123,8 +128,10 @@ class TextClassification(TextTask):
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are logits (N, V) (numbers in their units) and labels."""
-        logits = self.problem.in_units(np.stack(self.scores(model, split, device, lambda out: out.logits)))
-        labels = np.array([each["target"] for each in self.encoded[split]])
+        return self._judged(split, np.stack(self.scores(model, split, device, lambda out: out.logits)))
+
+    def _judged(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
+        logits, labels = self.problem.in_units(scores), self._targets(split)
         metrics, interval = self.problem.measure(logits, labels)
         if self.kind == SINGLE:
             said = logits.argmax(1)
@@ -135,6 +142,44 @@ class TextClassification(TextTask):
         elif self.kind == REGRESSION:
             metrics["spearman"] = spearman(logits[:, 0].astype(np.float64), labels.astype(np.float64))
         return Evaluation(split, len(labels), metrics, interval, {"logits": logits, "labels": labels})
+
+    def _targets(self, split: str) -> NDArray[Any]:
+        return np.array([each["target"] for each in self.encoded[split]])
+
+    # A head on fixed features ---------------------------------------------------------------------------------------------------------
+
+    def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
+        """See `Task.tune_head`: the last layer on what comes before it. Square layers of the head between them pass on what they get."""
+        self.prepare(None)
+        layer = last_linear(model, len(self.names))
+        pass_on(model, layer)
+        features = self._features(model, layer, device, progress)
+        targets = self._targets("train")
+        targets = targets[:, None] if self.kind == REGRESSION else targets  # (N, 1)
+        fit = self.problem.fit(features["train"], targets, len(self.names), self.recipe.seed)
+        install(layer, fit)
+        how = f"chosen by {fit.folds}-fold cross-validation" if fit.losses else "not chosen: a class has a single text"
+        self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
+        progress.say(self.data.notes[-1])
+        return {split: self._judged(split, rows @ fit.weight.T + fit.bias) for split, rows in features.items() if split != "train"}
+
+    @torch.inference_mode()
+    def _features(self, model: nn.Module, layer: nn.Linear, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
+        """What goes into the last layer, (N, D) for every split: from the store, or computed and kept there."""
+        store = FeatureStore(model_key(model, {"texts": "token ids"}))
+        digests = {s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts] for s, parts in self.encoded.items()}
+        total, done, began = sum(map(len, self.encoded.values())), 0, time.perf_counter()
+        progress.start("features", total, unit="texts")
+        for split, names in digests.items():
+            for numbers, inputs in self.batches(split, device, leave_out={i for i, name in enumerate(names) if name in store}):
+                with inputs_of(layer) as seen:
+                    model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                store.add([names[i] for i in numbers], seen[0].float().cpu().numpy())
+                done += len(numbers)
+                progress.update(done, {}, done / (time.perf_counter() - began))
+        if done < total:
+            progress.say(f"features of {total - done} texts are known from before")
+        return {split: store[names] for split, names in digests.items()}
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
@@ -157,6 +202,16 @@ class TextClassification(TextTask):
         text = "What the model was surest of and got wrong: hard texts, or wrong labels."
         head = ("class", "predicted", "text", "where")
         return [Section("Most confident mistakes", text, table=ReportTable(head, table))] if table else []
+
+
+def pass_on(model: nn.Module, last: nn.Linear) -> None:
+    """Makes the square layers of a new head identities, so that fixed features reach the last layer whole."""
+    heads: tuple[str, ...] = getattr(model, "heads", ())
+    for name, layer in model.named_modules():
+        inside = any(name.startswith(head + ".") for head in heads)
+        if inside and isinstance(layer, nn.Linear) and layer is not last and layer.in_features == layer.out_features:
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def kind_of_rows(rows: list[Row], options: DataOptions) -> str:
