@@ -33,9 +33,9 @@ types: $(VENV)/dev
 bench: $(VENV)/dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-docs: $(VENV)/dev
+docs: $(VENV)/core
 	$(PIP) -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

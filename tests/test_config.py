@@ -90,6 +90,15 @@ def write(folder, **values):
     return folder
 
 
+def test_other_stages_than_the_files(tmp_path):
+    """A saved configuration holds both names and numbers of its stages; one of them given anew decides."""
+    BitConfig(out_features=["stage4"]).save_pretrained(tmp_path)
+    assert BitConfig.from_pretrained(tmp_path, out_features=["stage2", "stage4"]).out_indices == [2, 4]
+    assert BitConfig.from_pretrained(tmp_path, out_indices=[1]).out_features == ["stage1"]
+    with pytest.raises(ConfigError, match="name different stages"):
+        BitConfig.from_pretrained(tmp_path, out_indices=[1], out_features=["stage2"])
+
+
 def test_compat_rule(tmp_path, caplog):
     """A folder that transformers wrote keeps its arithmetic; the authors' networks and our own folders keep theirs."""
     folder = write(tmp_path, transformers_version="4.57.6")

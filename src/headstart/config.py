@@ -150,6 +150,9 @@ class PreTrainedConfig:
                 values.pop("id2label", None), values.pop("label2id", None)
         elif "id2label" in overrides:
             values.pop("num_labels", None), values.pop("label2id", None)
+        for given, other in (("out_features", "out_indices"), ("out_indices", "out_features")):
+            if given in overrides and other not in overrides:  # the file's may name other stages
+                values.pop(other, None)
         return cls(**(values | overrides))
 
     @classmethod
