@@ -34,14 +34,12 @@ class Images(torch.utils.data.Dataset):
 
 
 class Clock(TrainerCallback):
-    """Notes the time of each step."""
+    """Notes the processor's time after each step."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
         self.cpu: list[float] = []
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        self.times.append(time.perf_counter())
         self.cpu.append(time.process_time())
 
 
@@ -83,8 +81,8 @@ def main() -> None:
         batches = [torch.stack([held[i]["pixel_values"] for i in range(s, min(s + 32, len(held)))]) for s in range(0, len(held), 32)]
         said = torch.cat([model(pixel_values=batch).logits.argmax(1) for batch in batches]).numpy()
     accuracy = float((said == data["validation_labels"]).mean())
-    per_step = float(np.median(np.diff(clock.times))) if len(clock.times) > 1 else None
-    print(json.dumps({"accuracy": accuracy, "cpu_seconds": spent, "steps": steps, "rate": task["rate"], "seconds_a_step": per_step}))
+    per_step = float(np.median(np.diff(clock.cpu))) if len(clock.cpu) > 1 else None
+    print(json.dumps({"accuracy": accuracy, "cpu_seconds": spent, "steps": steps, "rate": task["rate"], "cpu_seconds_a_step": per_step}))
 
 
 if __name__ == "__main__":
