@@ -11,7 +11,7 @@ from headstart.errors import InputError
 from headstart.models.yoso.attention import choose_num_hash, exact_attention, measure_num_hash, normalize_rows, sampled_attention
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
 from headstart.models.yoso.hashing import dense_projections, draw_projections, hadamard, hash_codes, transform_size
-from headstart.models.yoso.sampled import sampled_sum, sampled_sum_backward
+from headstart.models.yoso.sampled import sampled_rows, sampled_sum, sampled_sum_backward
 
 CASES = [name for name in golden_cases("yoso_lsh") if name.startswith(("fast_", "plain_"))]
 
@@ -272,6 +272,17 @@ def test_operators_are_well_formed():
         checks = ["test_schema", "test_faketensor"]
         torch.library.opcheck(sampled_sum, (query, key, value, projections, 3, 2, True), test_utils=checks)
         torch.library.opcheck(sampled_sum_backward, (value, query, key, value, projections, 3, 2), test_utils=checks)
+        torch.library.opcheck(sampled_rows, (query, key, value, projections, 3, 2), test_utils=checks)
+
+
+def test_without_gradients_the_same():
+    query, key, value = tokens(2, 3, 40, 8)
+    mask = torch.ones(2, 40)
+    mask[1, 25:] = 0
+    for given in (None, mask):
+        expected = sampled_attention(query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given)
+        with torch.no_grad():
+            assert_close(sampled_attention(query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given), expected)
 
 
 def mean_over_seeds(query, key, value, fast, tau, num_hash):

@@ -22,6 +22,7 @@ from headstart.models.yoso.kernels import cpu
 KERNELS = Path(cpu.__file__).parent
 SOURCES = [str(Path(__file__).with_name("kernel_harness.c")), str(KERNELS / "yoso.c")]
 FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unknown-pragmas", "-pthread", f"-I{KERNELS}"]
+FLAGS += ["-DYOSO_SMALL_BLOCKS"]  # so that small shapes are long texts, too
 ENTRIES = ["sampled_forward", "sampled_backward", "exact_forward", "exact_backward"]
 
 # name: compiler and its flags, command before the program
@@ -38,7 +39,7 @@ WAYS = {
 # Numbers of the instruction sets that run there; elsewhere the generic one and, with dense hashes, AVX2.
 EMULATED = {"aarch64": ["0"], "riscv64": ["0"], "x86-avx2": ["1"], "x86-old": ["0"], "valgrind": ["0"]}
 
-# texts, heads, queries, keys, head size, value size, hash_code_len, num_hash: odd sizes, and both kinds of buckets
+# texts, heads, queries, keys, head size, value size, hash_code_len, num_hash: odd sizes, both kinds of buckets, a long text and a short one
 SHAPES = [(1, 2, 45, 61, 7, 5, 2, 3), (2, 1, 9, 70, 20, 33, 9, 6)]
 
 

@@ -27,6 +27,8 @@ SHAPES = [
     (2, 1, 50, 90, 130, 70, 16, 4),  # the longest codes, a transform of 256
     (1, 1, 300, 300, 32, 16, 8, 33),
     (1, 5, 33, 65, 17, 31, 5, 9),
+    (1, 1, 9000, 8000, 8, 40, 2, 9),  # a long text, in blocks
+    (1, 1, 8500, 9000, 16, 33, 13, 6),  # and with tables for four hashes at a time
 ]
 
 
@@ -143,6 +145,18 @@ def test_codes_are_the_definition(instruction_set, fast):
     q_codes, k_codes = (hash_codes(x[0].double(), projections, hash_code_len=tau, num_hash=num_hash)[0, :, 0] for x in (query, key))
     met = sampled.sampled_sum(query[0], key[0], torch.eye(tokens)[None], projections, tau, num_hash, True)[0]
     assert torch.equal(met, (q_codes[:, None] == k_codes[None]).float())
+
+
+def test_rows_of_length_one(instruction_set):
+    """Without gradients the kernel scales the rows itself; queries that met nobody stay zero."""
+    query, key, value, _ = problem(2, 2, 700, 40, 16, 37)
+    key[1] = -100 * query[1].mean(1, keepdim=True)  # one bucket, which hardly any query shares
+    args = (query, key, value, draw_projections(4, 16, hash_code_len=9, num_hash=3, seed=1), 9, 3)
+    got, sums = sampled.sampled_rows(*args), sampled.sampled_sum(*args, True)
+    lengths = sums.norm(dim=-1, keepdim=True)
+    assert (lengths == 0).any() and (lengths > 0).any()
+    assert_close(got, torch.where(lengths > 0, sums / lengths.clamp(min=1e-30), 0.0))
+    assert_close(got, in_torch(sampled.sampled_rows, *args), 1e-4)
 
 
 def test_strided_inputs_are_read_in_place(instruction_set):

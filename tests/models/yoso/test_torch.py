@@ -252,6 +252,22 @@ def test_hash_seed_repeats_evaluation_only():
     assert torch.equal(drawn, model(x).last_hidden_state)
 
 
+def test_hash_error_chooses_the_hashes(monkeypatch):
+    """The number of hashes follows from the error that is allowed and the length of the texts."""
+    from headstart import choose_num_hash
+
+    model = small(use_expectation=False, hash_error=0.2, num_hash=1).eval()
+    used = []
+    inner = networks.sampled_attention
+    monkeypatch.setattr(networks, "sampled_attention", lambda *x, **options: used.append(options["num_hash"]) or inner(*x, **options))
+    for length in (9, 30):
+        model(ids(1, length))
+    layers = model.config.num_hidden_layers
+    assert used == [choose_num_hash(0.2, 9)] * layers + [choose_num_hash(0.2, 30)] * layers and used[0] > used[-1]
+    with pytest.raises(ConfigError, match="hash_error"):
+        YosoConfig(hash_error=0.0)
+
+
 def test_sampled_attention_comes_near_the_expectation():
     model = small(hash_seed=0, num_hash=2048, use_fast_hash=False, use_expectation=False)
     x = ids(2, 12)

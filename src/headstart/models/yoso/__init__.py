@@ -16,6 +16,8 @@ FAMILY = Family(
         "YosoForTokenClassification": _TORCH,
         "YosoForQuestionAnswering": _TORCH,
         "YosoPreTrainedModel": _TORCH,
+        "choose_num_hash": "headstart.models.yoso.attention",
+        "measure_num_hash": "headstart.models.yoso.attention",
     },
     tasks={
         "base": "YosoModel",

@@ -19,7 +19,8 @@ from torch import Tensor
 from ...errors import InputError
 from .exact import collision_probability, exact_sum
 from .hashing import check_hash, check_projections, draw_projections
-from .sampled import sampled_sum
+from .rows import normalize_rows, row_scale
+from .sampled import sampled_rows, sampled_sum
 
 __all__ = [
     "SAMPLING_PAYS_FROM",
@@ -38,22 +39,6 @@ SAMPLING_PAYS_FROM = 512
 
 # Error of one hash of 9 bits by length, on texts whose tokens form 16 clusters: benchmarks/yoso_attention.py --accuracy measures it.
 _ERROR_LIMIT, _ERROR_OF_SHORT_TEXTS = 0.4, 7.2
-
-# Rows shorter than this are taken for zero; the gradient of their direction would be noise times 1e12.
-_SHORTEST_ROW = 1e-12
-
-
-def normalize_rows(x: Tensor) -> Tensor:
-    """The last dimension scaled to length one; rows of zeros stay zeros and get no gradient."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return (wide * _scale(wide)).to(x.dtype)
-
-
-def _scale(x: Tensor) -> Tensor:
-    """One over the length of every row (…, 1), or zero."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    nonzero = length > _SHORTEST_ROW
-    return torch.where(nonzero, length, 1.0).reciprocal().where(nonzero, 0.0)
 
 
 def exact_weights(query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
@@ -145,10 +130,10 @@ def sampled_attention(
     _check(query, key, value, mask)
     check_hash(hash_code_len, num_hash)
     query, key, value = _one_dtype(query, key, value)
-    rows, head_size = query.shape[0] * query.shape[1], query.shape[-1]
+    heads, head_size = query.shape[0] * query.shape[1], query.shape[-1]
     if projections is None:
         projections = draw_projections(
-            rows,
+            heads,
             head_size,
             hash_code_len=hash_code_len,
             num_hash=num_hash,
@@ -159,10 +144,13 @@ def sampled_attention(
         )
     elif generator is not None or seed is not None:
         raise InputError("projections were given and a generator or seed too; give one of them")
-    check_projections(projections, rows, head_size, hash_code_len, num_hash)
+    check_projections(projections, heads, head_size, hash_code_len, num_hash)
     if normalize and torch.is_grad_enabled():  # only gradients see the lengths of queries and keys
         query, key = normalize_rows(query), normalize_rows(key)
     keep, value = _hide(mask, value)
+    if not torch.is_grad_enabled():
+        rows: Tensor = sampled_rows(query, key, value, projections, hash_code_len, num_hash)  # (B, A, L, K)
+        return rows if keep is None else rows.masked_fill_(~keep, 0.0)
     out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)
     return _finish(out, keep)
 
@@ -214,7 +202,7 @@ def _finish(out: Tensor, keep: Tensor | None) -> Tensor:
     if keep is not None:
         out = out.masked_fill(~keep, 0.0)
     in_place = not torch.is_grad_enabled() and out.dtype in (torch.float32, torch.float64)
-    return out.mul_(_scale(out)) if in_place else normalize_rows(out)
+    return out.mul_(row_scale(out)) if in_place else normalize_rows(out)
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

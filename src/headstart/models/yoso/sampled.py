@@ -24,6 +24,7 @@ from .exact import exact_sum_backward, in_working_precision, no_autocast
 from .hashing import hash_codes
 from .kernels import cpu, gpu
 from .operators import operator
+from .rows import normalize_rows
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
 
@@ -175,3 +176,17 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 
 
 sampled_sum = operator("yoso_sampled", _fake_sum, _save, _backward)(sum_over_buckets)
+
+
+def rows_over_buckets(query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int) -> Tensor:
+    """`sum_over_buckets` with every row scaled to length one, for where no gradient is needed: long texts are gone through once less."""
+    if cpu.usable(query, key, value):
+        return cpu.sampled_forward(query, key, value, projections, hash_code_len, num_hash, normalize=True)
+    return normalize_rows(sum_over_buckets(query, key, value, projections, hash_code_len, num_hash, True))
+
+
+def _fake_rows(query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int) -> Tensor:
+    return value.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+sampled_rows = operator("yoso_sampled_rows", _fake_rows)(rows_over_buckets)

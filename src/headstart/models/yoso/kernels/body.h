@@ -25,7 +25,9 @@ static const Kernels NAME(kernels) = {
 #undef WIDE_SLICE
 #undef NARROW_SLICE
 #undef TABLE_FLOATS
+#undef TABLES_FLOATS
 #undef LONG_TEXT
+#undef BLOCK
 #undef HASH_BLOCK
 #undef TILE_ROWS
 #undef Wave

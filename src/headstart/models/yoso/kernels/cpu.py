@@ -41,7 +41,7 @@ class _Problem(ctypes.Structure):
         ("num_hash", ctypes.c_int64),
         ("dense", ctypes.c_void_p),
         ("signs", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("transforms", "transform_size", "threads", "scratch_limit")),
+        *((name, ctypes.c_int64) for name in ("transforms", "transform_size", "threads", "scratch_limit", "normalize")),
         ("parallel", ctypes.c_void_p),
     ]
 
@@ -106,7 +106,13 @@ def _fill(field: _Tensor, x: Tensor) -> None:
 
 
 def _run(
-    name: str, inputs: dict[str, Tensor], outputs: tuple[str, ...], hash_code_len: int, num_hash: int, projections: Tensor | None
+    name: str,
+    inputs: dict[str, Tensor],
+    outputs: tuple[str, ...],
+    hash_code_len: int,
+    num_hash: int,
+    projections: Tensor | None,
+    normalize: bool = False,
 ) -> list[Tensor]:
     """Calls one entry point of the library and returns its outputs as (texts, heads, tokens, size) in float32."""
     rows = {field: _rows(x) for field, x in inputs.items()}
@@ -130,7 +136,7 @@ def _run(
         _fill(getattr(problem, field), results[-1])
     for field, x in rows.items():
         _fill(getattr(problem, field), x)
-    problem.hash_code_len, problem.num_hash = hash_code_len, num_hash
+    problem.hash_code_len, problem.num_hash, problem.normalize = hash_code_len, num_hash, normalize
     if projections is not None:
         projections = _checked(projections, texts * heads, size, hash_code_len, num_hash)
         if projections.is_floating_point():
@@ -156,10 +162,12 @@ def _checked(projections: Tensor, rows: int, size: int, hash_code_len: int, num_
     return projections.detach().to("cpu", dtype).contiguous()
 
 
-def sampled_forward(query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int) -> Tensor:
-    """`sampled_sum` of sampled.py."""
+def sampled_forward(
+    query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int, normalize: bool = False
+) -> Tensor:
+    """`sampled_sum` of sampled.py, or, with `normalize`, `sampled_rows`."""
     inputs = {"query": query, "key": key, "value": value}
-    out = _run("yoso_sampled_forward", inputs, ("out",), hash_code_len, num_hash, projections)[0]
+    out = _run("yoso_sampled_forward", inputs, ("out",), hash_code_len, num_hash, projections, normalize)[0]
     return out.view(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 

@@ -2,12 +2,21 @@
  *
  * A wave of heads is worked on at a time, so that only the codes of those heads are in memory. */
 
-/* Value rows are summed in slices, so that the slices of all bucket sums of a few hashes stay in the cache: wide slices for four hashes
- * at a time, or, for texts that do not fit into the cache, narrow slices for eight, which read and write those texts less often. */
+/* Value columns are summed in slices: wide ones for four hashes at a time, narrow ones, where there are no more columns, for eight. So the
+ * bucket sums of these hashes (256 KiB for 9 bits) stay in the second cache, and so do the rows of a block of tokens. Short texts are one
+ * block, and few hashes' tables are alive. Long texts go block by block through the tables of as many hashes as have room, so that their
+ * rows are read and written once. */
 #define WIDE_SLICE 32
 #define NARROW_SLICE 16
-#define TABLE_FLOATS 128    /* floats of one bucket of all these hashes */
-#define LONG_TEXT 65536     /* queries and keys above which slices are narrow */
+#define TABLE_FLOATS 128    /* floats of one bucket of the hashes that are summed at a time */
+#define TABLES_FLOATS (1 << 20) /* of all tables that are alive for a long text */
+#ifdef YOSO_SMALL_BLOCKS    /* tests under sanitizers and emulators, which take long for long texts */
+#define LONG_TEXT 100
+#define BLOCK 16
+#else
+#define LONG_TEXT 16384     /* queries and keys above which a text is long */
+#define BLOCK 4096          /* tokens of a block of a long text */
+#endif
 #define HASH_BLOCK 512      /* tokens hashed by one piece of work */
 #define TILE_ROWS 32        /* rows of a bucket that are multiplied together in the backward pass */
 
@@ -23,7 +32,7 @@ typedef struct {
     const Tensor *from, *to;
     const uint16_t *from_codes, *to_codes;
     int64_t from_tokens, to_tokens;
-    int64_t slice;
+    int64_t slice, block, table_hashes; /* columns, tokens and hashes that go together */
     /* Private sums of g_query and g_key where several pieces of work share a head. */
     int64_t parts;
     float *partial;
@@ -76,28 +85,32 @@ static void NAME(renumber)(void *context, int64_t number, int64_t slot) {
     for (int64_t i = 0; i < p->queries; i++) q_codes[i] = names[q_codes[i]] == none ? buckets : names[q_codes[i]];
 }
 
-/* acc += the sums over G hashes' buckets. Rows of `from` and `acc` are slices of SIZE floats, tables are (G, rows, SIZE). */
-INLINE void NAME(add_bucket_sums)(float *tables, int64_t rows, const float *from, const uint16_t *from_codes, int64_t from_tokens,
-                                  float *acc, const uint16_t *to_codes, int64_t to_tokens, const int G, const int SIZE) {
-    __builtin_memset(tables, 0, sizeof(float) * G * rows * SIZE);
-    for (int64_t j = 0; j < from_tokens; j++) {
+/* Adds a block of rows to the bucket sums of G hashes. Rows are slices of SIZE floats, tables are (G, rows, SIZE). */
+INLINE void NAME(add_to_buckets)(float *tables, int64_t rows, const float *from, const uint16_t *codes, int64_t code_step, int64_t count,
+                                 const int G, const int SIZE) {
+    for (int64_t j = 0; j < count; j++) {
         VF value[SIZE / LANES];
 #pragma GCC unroll 8
         for (int c = 0; c < SIZE / LANES; c++) value[c] = LOAD(from + j * SIZE + c * LANES);
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) {
-            float *sum = tables + (g * rows + from_codes[g * from_tokens + j]) * SIZE;
+            float *sum = tables + (g * rows + codes[g * code_step + j]) * SIZE;
 #pragma GCC unroll 8
             for (int c = 0; c < SIZE / LANES; c++) STORE(sum + c * LANES, LOAD(sum + c * LANES) + value[c]);
         }
     }
-    for (int64_t i = 0; i < to_tokens; i++) {
+}
+
+/* acc += the sums of the buckets that a block of tokens lies in. */
+INLINE void NAME(add_bucket_sums)(const float *tables, int64_t rows, float *acc, const uint16_t *codes, int64_t code_step, int64_t count,
+                                  const int G, const int SIZE) {
+    for (int64_t i = 0; i < count; i++) {
         VF total[SIZE / LANES];
 #pragma GCC unroll 8
         for (int c = 0; c < SIZE / LANES; c++) total[c] = LOAD(acc + i * SIZE + c * LANES);
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) {
-            const float *sum = tables + (g * rows + to_codes[g * to_tokens + i]) * SIZE;
+            const float *sum = tables + (g * rows + codes[g * code_step + i]) * SIZE;
 #pragma GCC unroll 8
             for (int c = 0; c < SIZE / LANES; c++) total[c] += LOAD(sum + c * LANES);
         }
@@ -106,35 +119,81 @@ INLINE void NAME(add_bucket_sums)(float *tables, int64_t rows, const float *from
     }
 }
 
+/* Copies rows of `width` columns between a tensor and a slice, scaled. */
+INLINE void NAME(copy_slice)(float *to, int64_t to_step, const float *from, int64_t from_step, int64_t count, int64_t width, float scale) {
+    if (width == WIDE_SLICE) { /* a constant, for the compiler */
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t c = 0; c < WIDE_SLICE; c++) to[t * to_step + c] = from[t * from_step + c] * scale;
+        return;
+    }
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t c = 0; c < width; c++) to[t * to_step + c] = from[t * from_step + c] * scale;
+}
+
 /* One slice of the value columns of one head: out[i] = mean over the hashes of the sum over i's bucket. */
 static void NAME(sum_slice)(void *context, int64_t number, int64_t slot) {
     const Wave *w = context;
     const Problem *p = w->p;
     const int64_t size = w->slice, slices = yoso_blocks(p->value_size, size), head = number / slices, column = number % slices * size;
-    const int64_t width = yoso_min(size, p->value_size - column), rows = w->table_rows;
-    float *tables = NAME(scratch_of)(w, slot), *from = tables + TABLE_FLOATS * rows, *acc = from + w->from_tokens * size;
+    const int64_t width = yoso_min(size, p->value_size - column), rows = w->table_rows, M = p->num_hash;
+    const int64_t from_step = w->from->token_stride, to_step = w->to->token_stride;
+    float *tables = NAME(scratch_of)(w, slot), *from = tables + w->table_hashes * rows * size, *acc = from + w->block * size;
     const float *source = yoso_head(w->from, p->heads, w->first + head) + column;
     float *target = yoso_head(w->to, p->heads, w->first + head) + column;
-    if (width < size) __builtin_memset(from, 0, sizeof(float) * size * w->from_tokens);
-    for (int64_t j = 0; j < w->from_tokens; j++) __builtin_memcpy(from + j * size, source + j * w->from->token_stride, sizeof(float) * width);
-    __builtin_memset(acc, 0, sizeof(float) * size * w->to_tokens);
-    const uint16_t *from_codes = w->from_codes + head * p->num_hash * w->from_tokens;
-    const uint16_t *to_codes = w->to_codes + head * p->num_hash * w->to_tokens;
-#define ADD(G, SIZE)                                                                                                            \
-    NAME(add_bucket_sums)(tables, rows, from, from_codes + h * w->from_tokens, w->from_tokens, acc, to_codes + h * w->to_tokens, \
-                          w->to_tokens, G, SIZE)
-    int64_t h = 0;
-    if (size == WIDE_SLICE) {
-        for (; h + 4 <= p->num_hash; h += 4) ADD(4, WIDE_SLICE);
-        for (; h < p->num_hash; h++) ADD(1, WIDE_SLICE);
-    } else {
-        for (; h + 8 <= p->num_hash; h += 8) ADD(8, NARROW_SLICE);
-        for (; h < p->num_hash; h++) ADD(1, NARROW_SLICE);
+    const uint16_t *from_codes = w->from_codes + head * M * w->from_tokens, *to_codes = w->to_codes + head * M * w->to_tokens;
+#define CALL(DO, block, codes, tokens, G, SIZE) \
+    NAME(DO)(tables + (h - first) * rows * size, rows, block, codes + h * tokens + t, tokens, count, G, SIZE)
+#define EACH_HASH(DO, block, codes, tokens)                                             \
+    do {                                                                                \
+        int64_t h = first;                                                              \
+        if (size == WIDE_SLICE) {                                                       \
+            for (; h + 4 <= last; h += 4) CALL(DO, block, codes, tokens, 4, WIDE_SLICE);   \
+            for (; h < last; h++) CALL(DO, block, codes, tokens, 1, WIDE_SLICE);           \
+        } else {                                                                        \
+            for (; h + 8 <= last; h += 8) CALL(DO, block, codes, tokens, 8, NARROW_SLICE); \
+            for (; h < last; h++) CALL(DO, block, codes, tokens, 1, NARROW_SLICE);         \
+        }                                                                               \
+    } while (0)
+    if (width < size) __builtin_memset(from, 0, sizeof(float) * size * w->block);
+    for (int64_t first = 0; first < M; first += w->table_hashes) {
+        const int64_t last = yoso_min(M, first + w->table_hashes);
+        __builtin_memset(tables, 0, sizeof(float) * (last - first) * rows * size);
+        for (int64_t t = 0; t < w->from_tokens; t += w->block) {
+            const int64_t count = yoso_min(w->block, w->from_tokens - t);
+            if (!first || w->from_tokens > w->block)
+                NAME(copy_slice)(from, size, source + t * from_step, from_step, count, width, 1.0f / (float)M);
+            EACH_HASH(add_to_buckets, from, from_codes, w->from_tokens);
+        }
+        for (int64_t t = 0; t < w->to_tokens; t += w->block) {
+            const int64_t count = yoso_min(w->block, w->to_tokens - t);
+            const int in_parts = w->to_tokens > w->block; /* else `acc` holds all tokens from the first hashes to the last */
+            if (!first) __builtin_memset(acc, 0, sizeof(float) * size * count);
+            else if (in_parts) NAME(copy_slice)(acc, size, target + t * to_step, to_step, count, width, 1.0f);
+            EACH_HASH(add_bucket_sums, acc, to_codes, w->to_tokens);
+            if (in_parts || last == M) NAME(copy_slice)(target + t * to_step, to_step, acc, size, count, width, 1.0f);
+        }
     }
-#undef ADD
-    const float scale = 1.0f / (float)p->num_hash;
-    for (int64_t i = 0; i < w->to_tokens; i++)
-        for (int64_t c = 0; c < width; c++) target[i * w->to->token_stride + c] = acc[i * size + c] * scale;
+#undef CALL
+#undef EACH_HASH
+}
+
+/* Scales the rows of a block of one head's output to length one, while they are in the cache. Rows of zeros stay. */
+static void NAME(normalize_block)(void *context, int64_t number, int64_t slot) {
+    const Wave *w = context;
+    const Problem *p = w->p;
+    const int64_t blocks = yoso_blocks(p->queries, HASH_BLOCK), head = number / blocks, first = number % blocks * HASH_BLOCK;
+    const int64_t last = yoso_min(p->queries, first + HASH_BLOCK), size = p->value_size, whole = size / LANES * LANES;
+    (void)slot;
+    for (int64_t t = first; t < last; t++) {
+        float *row = yoso_head(&p->out, p->heads, w->first + head) + t * p->out.token_stride, squares = 0;
+        VF sum = {0};
+        for (int64_t c = 0; c < whole; c += LANES) sum += LOAD(row + c) * LOAD(row + c);
+        for (int lane = 0; lane < LANES; lane++) squares += sum[lane];
+        for (int64_t c = whole; c < size; c++) squares += row[c] * row[c];
+        const float length = __builtin_sqrtf(squares), scale = length > 1e-12f ? 1.0f / length : 0.0f;
+        for (int64_t c = 0; c < whole; c += LANES) STORE(row + c, LOAD(row + c) * scale);
+        for (int64_t c = whole; c < size; c++) row[c] *= scale;
+    }
 }
 
 /* Rows `order[0…count)` of a tensor's head, packed with padding and scaled. */
@@ -304,9 +363,12 @@ static void NAME(add_parts)(void *context, int64_t head, int64_t slot) {
     }
 }
 
+INLINE int NAME(is_long)(const Problem *p) { return p->queries + p->keys > LONG_TEXT; }
+INLINE int64_t NAME(block)(const Problem *p) { return NAME(is_long)(p) ? BLOCK : yoso_max(p->queries, p->keys); }
+
 static int64_t NAME(scratch_needed)(const Problem *p, int64_t table_rows, int backward) {
     const int64_t hash = (p->dense ? GROUPS * p->size : 2 * p->transform_size) * LANES + (p->dense ? 0 : 3 * p->transforms * p->transform_size);
-    const int64_t sums = TABLE_FLOATS * table_rows + (p->queries + p->keys) * WIDE_SLICE;
+    const int64_t sums = yoso_max(TABLE_FLOATS * table_rows, NAME(is_long)(p) ? TABLES_FLOATS : 0) + 2 * NAME(block)(p) * WIDE_SLICE;
     const int64_t tiles = TILE_ROWS * (4 * NAME(padded)(p->size) + 2 * NAME(padded)(p->value_size) + TILE_ROWS);
     const int64_t buckets = tiles + 2 * p->value_size * NAME(padded)(p->size) + 2 * (table_rows + 2) + p->queries + p->keys;
     const int64_t names = ((int64_t)1 << p->hash_code_len) / 2 + 1;
@@ -319,8 +381,18 @@ static void NAME(sum_wave)(Wave *w, const Tensor *from, const uint16_t *from_cod
                            const uint16_t *to_codes, int64_t to_tokens) {
     w->from = from, w->from_codes = from_codes, w->from_tokens = from_tokens;
     w->to = to, w->to_codes = to_codes, w->to_tokens = to_tokens;
-    w->slice = from_tokens + to_tokens > LONG_TEXT || w->p->value_size <= NARROW_SLICE ? NARROW_SLICE : WIDE_SLICE;
+    w->slice = w->p->value_size <= NARROW_SLICE ? NARROW_SLICE : WIDE_SLICE;
+    w->block = NAME(block)(w->p);
+    const int64_t few = TABLE_FLOATS / w->slice, room = TABLES_FLOATS / (w->table_rows * w->slice) / few * few;
+    w->table_hashes = NAME(is_long)(w->p) ? yoso_max(few, room) : few;
     yoso_parallel(w->p, w->heads * yoso_blocks(w->p->value_size, w->slice), NAME(sum_slice), w);
+}
+
+/* An output of so many tokens and columns that nothing was written to yet. */
+static void NAME(new_output)(const Problem *p, const Tensor *out, int64_t tokens, int64_t size) {
+    const int64_t head = tokens * size, text = p->heads * head;
+    if (out->token_stride == size && out->head_stride == head && out->text_stride == text)
+        yoso_use_huge_pages(out->data, p->texts * text * (int64_t)sizeof(float));
 }
 
 static int NAME(sampled)(const Problem *p, int backward) {
@@ -335,6 +407,13 @@ static int NAME(sampled)(const Problem *p, int backward) {
     w.scratch = yoso_allocate(p->threads * w.scratch_floats * (int64_t)sizeof(float));
     if (w.parts > 1) w.partial = yoso_allocate(heads * w.parts * (p->queries + p->keys) * p->size * (int64_t)sizeof(float));
     const int enough = w.q_codes && w.scratch && (w.parts == 1 || w.partial);
+    if (backward) {
+        NAME(new_output)(p, &p->g_query, p->queries, p->size);
+        NAME(new_output)(p, &p->g_key, p->keys, p->size);
+        NAME(new_output)(p, &p->g_value, p->keys, p->value_size);
+    } else {
+        NAME(new_output)(p, &p->out, p->queries, p->value_size);
+    }
     for (w.first = 0; enough && w.first < all; w.first += heads) {
         w.heads = yoso_min(heads, all - w.first);
         w.k_codes = w.q_codes + w.heads * p->num_hash * p->queries;
@@ -342,6 +421,7 @@ static int NAME(sampled)(const Problem *p, int backward) {
         if (renumbered) yoso_parallel(p, w.heads * p->num_hash, NAME(renumber), &w);
         if (!backward) {
             NAME(sum_wave)(&w, &p->value, w.k_codes, p->keys, &p->out, w.q_codes, p->queries);
+            if (p->normalize) yoso_parallel(p, w.heads * yoso_blocks(p->queries, HASH_BLOCK), NAME(normalize_block), &w);
             continue;
         }
         NAME(sum_wave)(&w, &p->grad, w.q_codes, p->queries, &p->g_value, w.k_codes, p->keys);

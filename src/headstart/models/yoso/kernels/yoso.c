@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,7 +19,21 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-void *yoso_allocate(int64_t bytes) { return aligned_alloc(64, (size_t)(yoso_blocks(yoso_max(bytes, 1), 64) * 64)); }
+void yoso_use_huge_pages(void *memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21, first = ((uintptr_t)memory + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) & ~(page - 1);
+    if (end > first) madvise((void *)first, end - first, MADV_HUGEPAGE); /* a wish: where it is not granted, all goes on */
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+void *yoso_allocate(int64_t bytes) {
+    void *memory = aligned_alloc(64, (size_t)(yoso_blocks(yoso_max(bytes, 1), 64) * 64));
+    if (memory) yoso_use_huge_pages(memory, bytes);
+    return memory;
+}
 void yoso_free(void *memory) { free(memory); }
 
 /* Four lanes: NEON on ARM, SSE on x86, scalar instructions where a machine has no vectors. */

@@ -25,6 +25,7 @@ typedef struct {
     int64_t transforms, transform_size;
     int64_t threads;
     int64_t scratch_limit; /* bytes of codes that may be alive; at least what `threads` heads need is always used */
+    int64_t normalize;     /* whether rows of the sampled forward's output are scaled to length one (those of zeros stay) */
     void *parallel;        /* GOMP_parallel of the OpenMP runtime that PyTorch uses, or NULL for threads of our own */
 } Problem;
 
@@ -59,9 +60,12 @@ typedef int32_t FourInts __attribute__((vector_size(16)));
 #define SHUFFLE_4(a, b, ...) __builtin_shuffle(a, b, (FourInts){__VA_ARGS__})
 #endif
 
-/* Memory at a cache line, or NULL. */
+/* Memory at a cache line, in huge pages where it is large; or NULL. */
 void *yoso_allocate(int64_t bytes);
 void yoso_free(void *memory);
+
+/* Asks for huge pages, of which a text of 65,536 tokens needs a few hundred instead of a hundred thousand. */
+void yoso_use_huge_pages(void *memory, int64_t bytes);
 
 static inline int64_t yoso_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t yoso_max(int64_t a, int64_t b) { return a > b ? a : b; }
