@@ -132,6 +132,16 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
 
 
+def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
+    """The page of the template. Without `results` it is a page of sections that is about no run."""
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("jinja2", "train") from None
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+
+
 def write_report(
     folder: Path,
     task: Task,
@@ -139,18 +149,14 @@ def write_report(
     results: Mapping[str, Any],
     recipe: Recipe,
     metrics: Sequence[Mapping[str, Any]],
+    draws: Section | None = None,
 ) -> None:
     """Writes `report.html`."""
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingExtraError("jinja2", "train") from None
     judged = evaluations.get("test") or evaluations.get("validation")
-    sections = [section for section in [learning_curves(metrics, task.headline)] if section is not None]
+    sections = [section for section in [draws, learning_curves(metrics, task.headline)] if section is not None]
     if judged is not None:
         sections += task.report(judged)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = render(
         title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
         found=[*task.found()[:1], *results["notes"]],
         judged=judged,
@@ -180,6 +186,12 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         if evaluation["confidence_interval_95"]:
             low, high = (metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"])
             lines += ["", f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}."]
+        if results["draws"]:
+            mean = results["draws"]["metrics"][task.headline]
+            low, high = (metric_text(task.headline, bound) for bound in mean["confidence_interval_95"])
+            count = len(results["draws"]["seeds"])
+            lines += ["", f"Over {count} draws of the training examples: {metric_text(task.headline, mean['mean'])} on average, "]
+            lines[-1] += f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
     else:
         lines += ["The model was not judged: no data was held out."]
     lines += ["", "## Use", "", "```python", task.card().replace("FOLDER", "path/to/this/folder").rstrip(), "```", ""]

@@ -186,6 +186,6 @@ def refusal_sections(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64
             f"To be wrong in at most {chosen.max_error:.0%} of its answers it should not answer below {chosen.threshold:.1%} confidence: "
             f"it would then refuse {chosen.refused:.1%} of images like these, and {chosen.error:.1%} of its answers would be wrong."
         )
-    text += " Each tenth of the examples was judged by a threshold chosen on the others. `headstart predict --refuse` uses it."
+    text += " Each tenth of the examples was judged by a threshold chosen on the others; headstart predict refuses by it when asked to."
     table = Table(("allowed mistakes", "least confidence", "refused", "mistakes"), [cells(each) for each in found.choices])
     return [Section("When it should say “I don’t know”", text, [figure_source(figure)], table)]
