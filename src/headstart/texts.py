@@ -242,7 +242,8 @@ class TokenClassificationPipeline(TextPipeline):
         Args:
             inputs: A text, or a list of texts.
             aggregation_strategy: "none" gives every token with its tag. The others join tokens to entities: "simple" by tags alone;
-                "first", "average" and "max" give each word one tag: of its first token, the mean scores, or the highest score.
+                "first", "average" and "max" give each word one tag: of its first token, the mean scores, or the highest score. A comma
+                is a word of its own, as in the texts that taggers learn from (transformers counts it to the word before).
 
         Returns:
             For a text a list of `{"entity", "score", "index", "word", "start", "end"}`, or of `{"entity_group", "score", "word", "start",
@@ -360,7 +361,8 @@ class QuestionAnsweringPipeline(TextPipeline):
             handle_impossible_answer: Whether "" may be an answer.
 
         Returns:
-            `{"score", "start", "end", "answer"}`, a list of these where `top_k` is more than 1, and a list again for many questions.
+            `{"score", "start", "end", "answer"}`, a list of these where `top_k` is more than 1, and a list again for many questions. The
+            score of an answer is the sum over the best spans of tokens that lie in its words.
         """
         asked, one = _questions(inputs, question, context)
         found = []
@@ -382,24 +384,25 @@ class QuestionAnsweringPipeline(TextPipeline):
             [question], [context], truncation="only_second", max_length=size, stride=min(128, size // 8) if stride is None else stride,
             return_overflowing_tokens=True, return_offsets_mapping=True, padding=True,
         )  # fmt: skip
-        found: list[dict[str, Any]] = []
+        found: dict[str, dict[str, Any]] = {}
         nothing = 1.0
         for part in range(len(windows["input_ids"])):
             batch = {key: torch.tensor([windows[key][part]], device=self.model.device) for key in ("input_ids", "attention_mask")}
             out = self.run(batch)
             inside = np.array([each == 1 for each in windows.sequence_ids(part)])  # (L,)
             seen = inside.copy()
-            seen[0] = none_allowed  # the first token stands for "no answer"
+            seen[0] = True  # the first token stands for "no answer"
             start, end = (_softmax_at(x[0].float().cpu().numpy(), seen) for x in (out.start_logits, out.end_logits))  # (L,) each
             nothing = min(nothing, float(start[0] * end[0]))
             start[~inside] = end[~inside] = 0.0
-            for first, last, score in _best_spans(start, end, longest, top_k):
+            for first, last, score in _best_spans(start, end, longest, 2 * top_k + 10):  # spans inside the same words are one answer
                 a, b = _whole_words(windows, part, first, last)
-                found.append({"score": score, "start": a, "end": b, "answer": context[a:b]})
+                same = found.setdefault(context[a:b].lower(), {"score": 0.0, "start": a, "end": b, "answer": context[a:b]})
+                same["score"] += score
+        answers = list(found.values())
         if none_allowed:
-            found.append({"score": nothing, "start": 0, "end": 0, "answer": ""})
-        found.sort(key=lambda each: -each["score"])
-        return found[:top_k]
+            answers.append({"score": nothing, "start": 0, "end": 0, "answer": ""})
+        return sorted(answers, key=lambda each: -each["score"])[:top_k]
 
 
 def _softmax_at(logits: Any, seen: Any) -> Any:

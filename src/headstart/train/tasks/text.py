@@ -142,7 +142,7 @@ class TextTask(Task):
         return self.tokenizer(texts, pairs, return_attention_mask=False, **options)
 
     def token_ids(self, texts: list[str], pairs: list[str] | None = None, **options: Any) -> list[list[int]]:
-        """The numbers of the tokens alone. What the tokenizer knows beside them takes fifty times the memory, so texts go in parts."""
+        """The numbers of the tokens alone. What the tokenizer knows beside them takes many times the memory, so texts go in parts."""
         ids: list[list[int]] = []
         for start in range(0, len(texts), TOKENIZED_TOGETHER):
             part = slice(start, start + TOKENIZED_TOGETHER)
