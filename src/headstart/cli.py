@@ -312,7 +312,8 @@ def audit(
             rows.append(("probably mislabelled", doubt.name, said))
         rows += [("outlier", each.name, f"{each.label}, {each.distance:.1f} deviations from the others") for each in found.outliers]
         _print_table("", ("what", "image", "and"), rows)
-        print("; ".join(found.lines()), file=sys.stderr)
+        first, *others = found.lines()
+        print(f"{first}: {', '.join(others)}", file=sys.stderr)
     if found.unreadable or found.pairs:
         raise typer.Exit(1)
 

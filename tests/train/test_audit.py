@@ -1,5 +1,6 @@
 """Duplicates, leaks and contradictions in a data set."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import data_dir
+from headstart.cli import main
 from headstart.train.audit import FLAT, NEAR, audit, difference_hash, near_pairs
+from headstart.train.suspects import doubtful_labels, neighbour_distances, outliers
+from train.conftest import make_class_folders
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def picture(seed, width=120, height=90):
@@ -50,7 +59,7 @@ def test_leaks_contradictions_and_unreadable(folder):
 
 def test_unrelated_photos_are_not_near():
     """50 training photos of ants and bees: no near pair among them, other than what is really there."""
-    found = audit(data_dir("images", "hymenoptera"))
+    found = audit(data_dir("images", "hymenoptera"), model=None)
     assert found.images == 74 and found.unreadable == [] and len(found.pairs) <= 1
 
 
@@ -75,3 +84,72 @@ def test_near_pairs_are_the_definition(values, data):
             expected.append((min(near), i))
     # An image that is near an earlier one still counts as an earlier one itself.
     assert near_pairs(hashes, [str(i) for i in range(len(values))]) == sorted(expected)
+
+
+# Wrong labels and outliers ---------------------------------------------------------------------------------------------------------------
+
+
+def blobs(seed=0, classes=4, each=40, width=12):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), each)
+    centres = 2.5 * rng.normal(size=(classes, width))
+    return (centres[labels] + rng.normal(size=(len(labels), width))).astype(np.float32), labels, rng
+
+
+def test_flipped_labels_are_doubted():
+    features, labels, rng = blobs()
+    assert doubtful_labels(features, labels, 4) == []
+    flipped = rng.permutation(len(labels))[:12]
+    wrong = labels.copy()
+    wrong[flipped] = (wrong[flipped] + rng.integers(1, 4, 12)) % 4
+    found = doubtful_labels(features, wrong, 4)
+    right = [doubt for doubt in found if doubt.index in flipped]
+    assert len(right) >= 11 and len(right) >= 0.9 * len(found)
+    assert all(doubt.likely == labels[doubt.index] and doubt.label == wrong[doubt.index] for doubt in right)
+    assert all(doubt.label_probability < doubt.likely_probability for doubt in found)
+
+
+def test_rare_classes_are_not_doubted():
+    features, labels, _ = blobs(classes=2)
+    labels = labels.copy()
+    labels[:2] = 2  # two images of a class of their own, which look like another class
+    assert not any(doubt.label == 2 for doubt in doubtful_labels(features, labels, 3))
+
+
+def test_outliers_are_far():
+    features, _, rng = blobs()
+    assert outliers(features) == []
+    features = np.concatenate([features, 9 * rng.normal(size=(2, 12)).astype(np.float32)])
+    features[7] = -4 * features[7]
+    assert {index for index, _ in outliers(features)} <= {7, 160, 161} and outliers(features)
+    assert outliers(features[:10]) == []
+
+
+def test_neighbours_are_the_definition():
+    features = np.random.default_rng(0).normal(size=(1100, 3)).astype(np.float32)  # more than one block
+    x = features - features.mean(0)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for i in (0, 500, 1030, 1099):
+        near = np.sort(1 - np.delete(x, i, axis=0) @ x[i])[:5].mean()
+        assert neighbour_distances(features)[i] == pytest.approx(near, abs=1e-6)
+
+
+def test_an_audit_finds_wrong_labels_and_shows_them(tmp_path, capsys):
+    folder = tmp_path / "d"
+    for n, label in enumerate(("bird", "cat", "dog")):
+        make_class_folders(folder, {label: 14}, first_seed=100 * n)  # other noise in each, or they are near duplicates
+    (folder / "bird" / "bird_3.png").rename(folder / "cat" / "moved.png")
+    (folder / "dog" / "dog_5.png").rename(folder / "bird" / "moved_too.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(folder), "--json", "--html", str(tmp_path / "audit.html")])
+    assert stop.value.code == 0, "guesses do not change the exit code"
+    found = json.loads(capsys.readouterr().out)
+    doubted = {(each["name"].rpartition("/")[2], each["label"], each["likely"]) for each in found["mislabelled"]}
+    assert doubted == {("moved.png", "cat", "bird"), ("moved_too.png", "bird", "dog")} and found["outliers"] == []
+    page = (tmp_path / "audit.html").read_text()
+    assert "Probably mislabelled (2)" in page and "moved.png" in page and page.count("data:image/jpeg") == 2
+    assert "http" not in page and "Recipe" not in page
+    assert audit(folder, model=None).mislabelled == []
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(folder), "--quick"])
+    assert "42 images: 0 unreadable" in capsys.readouterr().err

@@ -1,24 +1,29 @@
 """`headstart audit`: what is wrong with a data set of labelled images before anybody trains on it.
 
 Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64 comparisons of neighbouring pixels of a
-picture shrunk to 9 x 8 grey values, which scaling, mild compression and small changes of brightness leave alone.
+picture shrunk to 9 x 8 grey values, which scaling, mild compression and small changes of brightness leave alone. Outliers and labels that
+are probably wrong are found in the features of a network, see `suspects`; they are worth a look, not certain.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.checkpoint import atomic_write
 from headstart.errors import InputError
 from headstart.images import BOX, resize
 from headstart.train.data import ImageData, read_images
 from headstart.train.image_cache import decode, inspect, parallel
+from headstart.train.labels import MULTI, SINGLE
+from headstart.train.report import Picture, Section, Table, picture_source, render
 from headstart.train.sources import Source
 from headstart.train.tasks import DataOptions
 
 NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32
+SHOWN = 60  # pictures of one kind on the page
 SMALLEST = 0.02  # standard deviation of grey values below which a picture is flat, and its hash says nothing
 FLAT = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -52,6 +57,37 @@ class Pair:
         return self.labels[0] != self.labels[1]
 
 
+@dataclass(frozen=True)
+class Mislabelled:
+    """An image whose label is probably wrong.
+
+    Args:
+        name: How it is named to the user.
+        split: Its split.
+        label: Its class.
+        likely: The class that it looks like.
+        probability: What a head that has not seen it gives its class.
+        likely_probability: What it gives the other.
+    """
+
+    name: str
+    split: str
+    label: str
+    likely: str
+    probability: float
+    likely_probability: float
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An image unlike all others: `distance` is in robust standard deviations of the distances of all images."""
+
+    name: str
+    split: str
+    label: str
+    distance: float
+
+
 @dataclass
 class Audit:
     """What was found.
@@ -60,11 +96,23 @@ class Audit:
         images: How many images there are.
         unreadable: Name and reason of each that cannot be read.
         pairs: Duplicates.
+        mislabelled: Images whose label is probably wrong, the clearest first.
+        outliers: Images unlike all others, the farthest first.
+        pictures: Where each image is, by name.
     """
 
     images: int
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    mislabelled: list[Mislabelled] = field(default_factory=list)
+    outliers: list[Outlier] = field(default_factory=list)
+    pictures: dict[str, Source] = field(default_factory=dict, repr=False)
+
+    def lines(self) -> list[str]:
+        """What was found, in numbers."""
+        pairs = f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)} contradictions"
+        suspects = f"{len(self.mislabelled)} probably mislabelled, {len(self.outliers)} outliers"
+        return [f"{self.images} images", f"{len(self.unreadable)} unreadable", pairs, suspects]
 
     @property
     def leaks(self) -> list[Pair]:
@@ -77,17 +125,19 @@ class Audit:
         return [pair for pair in self.pairs if pair.contradicts]
 
 
-def audit(data: str | Path | ImageData, options: DataOptions | None = None) -> Audit:
-    """Looks for unreadable images, duplicates, leaks between splits and contradicting labels.
+def audit(data: str | Path | ImageData, options: DataOptions | None = None, model: str | Path | None = "bit-mini") -> Audit:
+    """Looks for unreadable images, duplicates, leaks between splits, contradicting and probably wrong labels, and outliers.
 
     Args:
         data: A data set as `headstart.train` takes it, or one that was read.
         options: How to read it; by default without holding anything out.
+        model: Network whose features tell wrong labels and outliers; None leaves these out.
     """
     options = options or DataOptions(val_fraction=0.0)
     read = data if isinstance(data, ImageData) else read_images(data, options)
     every = [(split, i) for split, examples in read.splits.items() for i in range(len(examples))]
     found = Audit(len(every))
+    found.pictures = {name: image for part in read.splits.values() for name, image in zip(part.names, part.images, strict=True)}
     results = list(parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers))
     good = [n for n, result in enumerate(results) if not isinstance(result, str)]
     found.unreadable = [(read.splits[every[n][0]].names[every[n][1]], r) for n, r in enumerate(results) if isinstance(r, str)]
@@ -96,11 +146,90 @@ def audit(data: str | Path | ImageData, options: DataOptions | None = None) -> A
     for a, b in near_pairs(hashes, digests):
         at = [every[good[each]] for each in (a, b)]
         names = [read.splits[split].names[i] for split, i in at]
-        labels = [read.classes[int(read.splits[split].labels[i])] for split, i in at]
+        labels = [_label(read, split, i) for split, i in at]
         kind = "exact" if digests[a] == digests[b] else "near"
         found.pairs.append(Pair(names[0], names[1], kind, (at[0][0], at[1][0]), (labels[0], labels[1])))
     found.pairs.sort(key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first))
+    if model is not None and good:
+        _doubt(found, read, replace(options, skip_bad=True), str(model))
     return found
+
+
+def _label(read: ImageData, split: str, index: int) -> str:
+    """The label of an image as the user knows it."""
+    label = read.splits[split].labels[index]
+    if read.kind == SINGLE:
+        return read.classes[int(label)]
+    if read.kind == MULTI:
+        return ", ".join(read.classes[i] for i in np.flatnonzero(label).tolist())
+    return ", ".join(f"{value:g}" for value in label)
+
+
+def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> None:
+    """Adds wrong labels and outliers, by the features of a network."""
+    import torch
+
+    from headstart.train.progress import Silent
+    from headstart.train.recipes import Recipe
+    from headstart.train.suspects import doubtful_labels, outliers
+    from headstart.train.tasks.image_classification import ImageClassification
+
+    task = ImageClassification(ImageData(read.classes, dict(read.splits), [], read.kind), options)
+    task.trains = False  # a class may be left with few images
+    network = task.build(model, Recipe(tune="head")).eval()
+    features = task.features(network, torch.device("cpu"), Silent())
+    splits = task.data.splits
+    every = [(split, i) for split in features for i in range(len(splits[split]))]
+    rows = np.concatenate([features[split] for split in features])
+    for index, distance in outliers(rows):
+        split, i = every[index]
+        found.outliers.append(Outlier(splits[split].names[i], split, _label(task.data, split, i), distance))
+    if read.kind != SINGLE:
+        return
+    labels = np.concatenate([splits[split].labels for split in features])
+    for doubt in doubtful_labels(rows, labels, len(read.classes)):
+        split, i = every[doubt.index]
+        label, likely = read.classes[doubt.label], read.classes[doubt.likely]
+        chances = (doubt.label_probability, doubt.likely_probability)
+        found.mislabelled.append(Mislabelled(splits[split].names[i], split, label, likely, *chances))
+
+
+def write_page(found: Audit, path: Path, data: str) -> None:
+    """Writes what was found as one page with the pictures.
+
+    Args:
+        found: What `audit` found.
+        path: The page.
+        data: What was audited.
+    """
+
+    def picture(name: str, caption: str) -> Picture:
+        return Picture(picture_source(decode(found.pictures[name])), f"{caption}\n{name}")
+
+    sections = []
+    if found.unreadable:
+        sections.append(Section("Unreadable", table=Table(("image", "reason"), found.unreadable)))
+    for title, text, pairs in (
+        ("Leaks", "The same picture in training and in what judges: the result flatters.", found.leaks),
+        ("Contradictions", "The same picture with two labels.", found.contradictions),
+        ("Duplicates", "The same picture more than once.", [pair for pair in found.pairs if not pair.leaks and not pair.contradicts]),
+    ):
+        shown = [picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
+                 for pair in pairs[:SHOWN] for n, name in enumerate((pair.first, pair.second))]  # fmt: skip
+        if shown:
+            sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
+    if found.mislabelled:
+        text = (
+            "A classifier on the features of a network, which had not seen these images, is confident of another class. Worth a look: many "
+            "are right, and only hard."
+        )
+        shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
+                 for each in found.mislabelled[:SHOWN]]  # fmt: skip
+        sections.append(Section(f"Probably mislabelled ({len(found.mislabelled)})", text, pictures=shown))
+    if found.outliers:
+        shown = [picture(each.name, f"{each.label}, {each.distance:.1f} deviations away") for each in found.outliers[:SHOWN]]
+        sections.append(Section(f"Outliers ({len(found.outliers)})", "Unlike every other image.", pictures=shown))
+    atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
 
 
 def _look(source: Source) -> tuple[str, int] | str:

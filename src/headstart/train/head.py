@@ -142,9 +142,7 @@ def fit_head(
         weights: What each label counts, (N,) for classes and (N, V) for several labels; None counts all the same.
     """
     solve, judge = (ridge, squared_error) if kind == REGRESSION else (logistic, log_loss)
-    mean = features.mean(axis=0)
-    scale = float(np.sqrt(np.square(features - mean).mean())) or 1.0
-    x = np.asarray((features - mean) / scale, dtype=np.float64)
+    x, mean, scale = standardised(features)
     labels = labels if kind == SINGLE else labels.astype(np.float64)
     # With fewer examples than features the weights lie in the span of the examples: the same problem, in as many dimensions as examples.
     basis = span(x) if len(x) < x.shape[1] else None  # (up to N, D)
@@ -159,6 +157,28 @@ def fit_head(
     weight = weight / scale
     bias = bias - weight @ mean
     return Fit(weight.astype(np.float32), bias.astype(np.float32), strength, losses, folds)
+
+
+def standardised(features: Floats) -> tuple[Doubles, Floats, float]:
+    """Features (N, D) around 0 and of mean square 1, and the mean (D,) and scale that made them so."""
+    mean = features.mean(axis=0)
+    scale = float(np.sqrt(np.square(features - mean).mean())) or 1.0
+    return np.asarray((features - mean) / scale, dtype=np.float64), mean, scale
+
+
+def held_out_scores(features: Floats, labels: Ints, classes: int, seed: int = 0, folds: int = 5) -> Doubles:
+    """Scores (N, V) of every example by a head that was fitted to the other folds, regularised as `fit_head` would."""
+    strength = fit_head(features, labels, classes, seed).strength
+    x, _, _ = standardised(features)
+    x = x @ span(x).T if len(x) < x.shape[1] else x
+    fold = folds_of(labels, folds, np.random.default_rng([seed, 0x5C03E]))
+    scores = np.zeros((len(x), classes))
+    for number in range(folds):
+        train, held = fold != number, fold == number
+        start = (np.zeros((classes, x.shape[1])), np.zeros(classes))  # also for a class that this fold holds all of
+        weight, bias = logistic(x[train], labels[train], strength, start, 1e-5)
+        scores[held] = x[held] @ weight.T + bias
+    return scores
 
 
 def span(x: Doubles) -> Doubles:

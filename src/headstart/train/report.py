@@ -139,7 +139,8 @@ def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
     except ImportError:
         raise MissingExtraError("jinja2", "train") from None
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+    page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+    return page
 
 
 def write_report(

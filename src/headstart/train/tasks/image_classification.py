@@ -306,7 +306,7 @@ class ImageClassification(Task):
 
     def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
         """See `Task.tune_head`."""
-        features = self._features(model, device, progress)
+        features = self.features(model, device, progress)
         layer = head_of(model)
         fit = self.problem.fit(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
         install(layer, fit)
@@ -317,7 +317,7 @@ class ImageClassification(Task):
         return {split: self._judged(split, each) for split, each in scores.items()}
 
     @torch.inference_mode()
-    def _features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
+    def features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
         """What goes into the head, (N, D) for every split: from the store, or computed and kept there."""
         store = FeatureStore(model_key(model, self.processor.to_dict()))
         sources = {d: self.data.splits[split].images[i] for split, digests in self.digests.items() for i, d in enumerate(digests) if d}
