@@ -26,7 +26,8 @@ def relative_position_index(xp: Any, height: int, width: int, **where: Any) -> A
         Integers of shape (L, L), with L = 1 + height * width.
     """
     token = xp.arange(height * width + 1, **where)  # (L,), the class token first
-    y, x = (token - 1) // width, (token - 1) % width  # 2 × (L,)
+    y = (token - 1) // width  # (L,)
+    x = token - 1 - y * width  # (L,); the exporter to ONNX knows no remainder by an open size
     dy = y[:, None] - y[None, :] + height - 1  # (L, L), from 0 to 2 * height - 2
     dx = x[:, None] - x[None, :] + width - 1  # (L, L), from 0 to 2 * width - 2
     rows = (2 * height - 1) * (2 * width - 1)
