@@ -53,7 +53,8 @@ def run(task: dict, data: dict[str, np.ndarray], steps: int) -> tuple[BitForImag
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=task["batch"], learning_rate=task["rate"], warmup_ratio=0.1, report_to=[],
-            save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no", dataloader_drop_last=len(data["train_images"]) >= task["batch"],
+            save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+            dataloader_drop_last=len(data["train_images"]) >= task["batch"],
         )  # fmt: skip
         clock = Clock()
         train_set = Images(data["train_images"], data["train_labels"], crop)
