@@ -324,6 +324,11 @@ def test_predict_tags_and_answers(tags, answers, tmp_path, capsys):
     assert code == 2 and "which texts" in error
 
 
+def test_predict_without_files_asks_for_them(capsys):
+    code, _, error = predict(capsys, "bit-mini")
+    assert code == 2 and "which images?" in error
+
+
 def test_tasks_are_known_by_their_checkpoints(moods, fill, tags, answers):
     tasks = ["text-classification", "fill-mask", "token-classification", "question-answering"]
     assert [task_of(folder) for folder in (moods, fill, tags, answers)] == tasks

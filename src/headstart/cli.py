@@ -489,6 +489,8 @@ def _image_files(paths: list[Path]) -> list[Path]:
     from headstart.errors import InputError
     from headstart.train.sources import IMAGE_SUFFIXES
 
+    if not paths:
+        raise InputError("which images? Give files or folders")
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
