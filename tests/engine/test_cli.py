@@ -13,7 +13,7 @@ from engine_networks import build
 from headstart.cli import main
 from headstart.engine import cli, search
 from headstart.engine.engines import installed
-from headstart.errors import InputError
+from headstart.errors import ConfigError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,9 @@ def test_optimize_and_predict(folder):
     assert isinstance(fast.model, headstart.engine.OptimizedModel)
     for a, b in zip(slow(photo), fast(photo), strict=True):
         assert a["label"] == b["label"] and abs(a["score"] - b["score"]) < 1e-4
+    with pytest.raises(ConfigError, match="outputs differ by .*, above the tolerance of -1.0e"):
+        call("optimize", folder / "model", "--out", folder / "other", "--engine", "torch", "--tolerance=-1")
+    assert not (folder / "other").exists()
     with pytest.raises(InputError, match="no folder with images"):
         call("optimize", folder / "model", "--out", folder / "other", "--calibration", folder / "fast")
 

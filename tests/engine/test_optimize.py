@@ -151,6 +151,25 @@ def test_the_compiler_works_once(tmp_path, monkeypatch):
     assert_same(load(tmp_path)(**inputs), run(model, **inputs))
 
 
+@pytest.mark.skipif("openvino" not in ENGINES, reason="needs openvino")
+def test_a_batch_may_be_shared_among_streams(tmp_path):
+    model, inputs = build("CvtForImageClassification")
+    fast = headstart.optimize(model, example=inputs, engine="openvino", threads=2)
+    assert {trial.streams for trial in fast.report.trials} == {1, 2}
+    assert "in 2 streams" in str(fast.report)
+    fast.runner = fast.runner if fast.runner.streams > 1 else fast.runner.with_streams(2)
+    assert fast.runner.config["PERFORMANCE_HINT"] == "THROUGHPUT" and fast.runner.config["NUM_STREAMS"] == 2
+    fast.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.runner.streams == 2
+    for each in (inputs, pixels(batch=5), pixels(batch=1)):
+        for each_model in (fast, again):
+            assert_same(each_model(**each), run(model, **each))
+    single = load(tmp_path, threads=1)
+    assert single.runner.config["INFERENCE_NUM_THREADS"] == 1
+    assert_same(single(**inputs), run(model, **inputs))
+
+
 def test_damaged_folders_are_refused(tmp_path):
     with pytest.raises(FileFormatError, match="has no headstart_optimized.json"):
         load(tmp_path)

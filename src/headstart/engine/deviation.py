@@ -65,9 +65,9 @@ def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str,
     return Deviation(largest, mean, same / answers, answers, (same + mirrored) / (2 * answers))
 
 
-def enough(deviation: Deviation, share: float, spare: float = 0.0) -> bool:
+def enough(deviation: Deviation, share: float) -> bool:
     """Whether a share of the answers stays: with errors of either sign, and not fewer in the count than chance explains."""
     if deviation.agreement is None or deviation.expected is None:
         return True
     chance = 2 * math.sqrt(share * (1 - share) / max(1, deviation.answers))  # two standard deviations of a count
-    return deviation.expected >= share + spare and deviation.agreement >= share - chance
+    return deviation.expected >= share and deviation.agreement >= share - chance

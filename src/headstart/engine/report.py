@@ -20,6 +20,7 @@ class Trial:
         memory_mb: Megabytes that the process grew by, exporting included.
         refused: Why it was not taken, or None.
         streams: Images of a batch that run side by side, each on a share of the threads.
+        int8_share: Share of the multiplications by weights that is in int8, where that is known; the rest is in float32.
     """
 
     engine: str
@@ -30,10 +31,13 @@ class Trial:
     memory_mb: float = 0.0
     refused: str | None = None
     streams: int = 1
+    int8_share: float | None = None
 
     def describe(self) -> str:
         """One line."""
         parts = [f"{self.engine} {self.precision}" + (f" in {self.streams} streams" if self.streams > 1 else "")]
+        if self.int8_share is not None:
+            parts.append(f"{self.int8_share:.0%} of the products in int8")
         if self.ms is not None:
             parts.append(f"{self.ms:.1f} ms")
         if self.deviation is not None:

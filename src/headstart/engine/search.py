@@ -133,6 +133,7 @@ class Search:
                 try:
                     before, start = memory(), time.perf_counter()
                     runner = self.build(name, precision, mixed)
+                    trial.int8_share = getattr(runner, "int8_share", None)
                     trial.deviation = self.deviation(runner)
                     trial.build_seconds, trial.memory_mb = time.perf_counter() - start, memory() - before
                 except (HeadstartError, RuntimeError) as error:  # an engine that cannot run this network is no reason to give up

@@ -4,6 +4,7 @@ import copy
 import platform
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class InductorRunner:
-    """A compiled package; `scratch` is the folder that it lies in while nobody has saved it."""
+    """A compiled package."""
 
-    def __init__(self, package: Path, precision: str, device: torch.device, scratch: Any = None) -> None:
-        self.package, self.device, self.scratch = package, device, scratch
+    def __init__(self, package: Path, precision: str, device: torch.device) -> None:
+        self.package, self.device = package, device
         self.dtype = DTYPES[precision]
         with quiet():
             self.program = torch._inductor.aoti_load_package(str(package))
@@ -59,16 +60,18 @@ def build(job: Job) -> InductorRunner:
     example = {name: x.to(dtype) if x.is_floating_point() else x for name, x in job.example.items()}
     if dtype is not torch.float32:
         network = copy.deepcopy(network).to(dtype)  # the weights that it shares with the original stay as they are
-    scratch = tempfile.TemporaryDirectory()
+    scratch = tempfile.mkdtemp()
     with quiet(), torch.no_grad():
         program = export_program(network, job.signature, example, job.dynamic)
         try:
             path = torch._inductor.aoti_compile_and_package(
-                program, package_path=str(Path(scratch.name) / PACKAGE), inductor_configs={"freezing": True}
+                program, package_path=str(Path(scratch) / PACKAGE), inductor_configs={"freezing": True}
             )
         except torch._inductor.exc.InductorError as error:
             raise ConfigError(f"PyTorch's compiler failed: {str(error).strip().splitlines()[0]}") from error
-    return InductorRunner(Path(str(path)), job.precision, next(iter(job.example.values())).device, scratch)
+    runner = InductorRunner(Path(str(path)), job.precision, next(iter(job.example.values())).device)
+    weakref.finalize(runner, shutil.rmtree, scratch, True)
+    return runner
 
 
 def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> Any:

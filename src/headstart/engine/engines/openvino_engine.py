@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headstart.checkpoint import atomic_write
 from headstart.engine.engines import Job
-from headstart.engine.exporting import program_of
+from headstart.engine.exporting import program_of, quiet
 from headstart.engine.normalized import portable
 from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
@@ -30,7 +30,8 @@ def convert(job: Job) -> ov.Model:
     signature = job.signature
     inputs = tuple(job.example[name] for name in signature.inputs)
     if "size" in job.dynamic:
-        graph = ov.convert_model(program_of(job.model, signature, job.example, job.dynamic))
+        with quiet():
+            graph = ov.convert_model(program_of(job.model, signature, job.example, job.dynamic))
     else:
         model = portable(job.model, signature)
         with warnings.catch_warnings(), torch.no_grad():
@@ -53,6 +54,7 @@ class OpenVinoRunner:
     def __init__(self, graph: ov.Model | None, signature: Signature, precision: str, threads: int, path: Path | None = None) -> None:
         self.graph, self.path, self.signature, self.precision, self.threads = graph, path, signature, precision, threads
         self.streams, self.device = 1, torch.device("cpu")
+        self.int8_share: float | None = None  # of the products; known where it was made
         self.blob: Path | None = None  # the file that the fixed program was read from
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self._compiled: dict[bool, Any] = {}
@@ -143,12 +145,13 @@ def here() -> dict[str, str]:
 
 def build(job: Job) -> OpenVinoRunner:
     """Converts, quantises if asked to, and compiles for the example's shapes."""
-    graph = convert(job)
+    graph, share = convert(job), None
     if job.precision == "int8":
         from headstart.engine.quantise import quantise_openvino
 
-        graph = quantise_openvino(graph, job)
+        graph, share = quantise_openvino(graph, job)
     runner = OpenVinoRunner(graph, job.signature, job.precision, job.threads)
+    runner.int8_share = share
     runner.shapes = tuple(tuple(job.example[name].shape) for name in job.signature.inputs)
     return runner
 
