@@ -237,6 +237,25 @@ def test_without_the_library(tmp_path, monkeypatch):
         read_images("some/birds", WHOLE)
 
 
+def test_texts_of_saved_data_sets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    from headstart.train.tasks.text_classification import TextClassification
+
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+
+    def rows(labels):
+        return datasets.Dataset.from_dict({"text": [f"text {i}\u2028é" for i in range(len(labels))], "label": labels}, features=features)
+
+    datasets.disable_progress_bars()
+    whole = datasets.DatasetDict({"train": rows([0, 1, 1]), "validation": rows([1, 0]), "test": rows([-1, -1])})
+    whole.save_to_disk(tmp_path / "saved")
+    task = TextClassification.read(tmp_path / "saved", DataOptions())
+    assert task.labels == ["bad", "good"] and task.splits == {"train": 3, "validation": 2}
+    assert [row.values for row in task.data.splits["train"]][1] == {"text": "text 1\u2028é", "label": "good"}
+    assert any("test" in note and "no labels" in note for note in task.data.notes)
+
+
 # What labels are -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,16 @@ Only data is read: a data set that needs its own script to be read is refused.
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint import atomic_write
 from headstart.errors import DataError, MissingExtraError
 from headstart.hub import transport_errors
+from headstart.train.head import cache_folder
 from headstart.train.image_tables import IMAGE_COLUMNS, read_image_table
 from headstart.train.sources import SPLIT_NAMES, Cell, Raw
 from headstart.train.tables import Table
@@ -166,6 +170,28 @@ def _read(loaded: dict[str, Any], path: Path, options: DataOptions, notes: list[
             else:
                 found.setdefault(split if len(parts) == 1 else own, raw)
     return found
+
+
+def as_json_lines(path: Path, notes: list[str]) -> Path | None:
+    """A folder with `train.jsonl`, … of a data set of the Hub or one the library saved; None for any other path.
+
+    The text tasks read these as any other table.
+    """
+    if not is_saved(path) and (path.exists() or hub_name(path) is None):
+        return None
+    loaded = load_saved(path) if is_saved(path) else load_hub(str(hub_name(path)))
+    tables = {}
+    for split, rows in named_splits(loaded, path, notes).items():
+        classes = [name for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]
+        table = plain_table(rows, path, "row")
+        if split != "train" and any(all(row[name] is None for row in table.rows) for name in classes):
+            notes.append(f"split {split} of {path} has no labels and is left alone")
+        else:
+            tables[split] = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.rows)
+    name = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:32]
+    for split, text in tables.items():
+        atomic_write(cache_folder() / "texts" / name / f"{split}.jsonl", text)
+    return cache_folder() / "texts" / name
 
 
 def _usual(column: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from headstart.errors import ConfigError, DataError
+from headstart.train.hub_data import as_json_lines
 from headstart.train.image_cache import Bad
 from headstart.train.image_tables import LABEL_COLUMNS, SCORE_COLUMNS
 from headstart.train.labels import few_shot, stratified
@@ -65,7 +66,8 @@ def read_texts(path: str | Path, options: DataOptions, reader: Reader, suffixes:
     """Reads a data set of texts.
 
     Args:
-        path: A file, or a folder whose files are named after their splits: train.csv, squad_dev.json, …
+        path: A file, or a folder whose files are named after their splits: train.csv, squad_dev.json, …; or a data set of the Hub, as
+            `hf:owner/name`, or one that the `datasets` library saved.
         options: Columns, split, shots and seed. `options.extra["validation"]` and `["test"]` may name further files.
         reader: Reads one file.
         suffixes: Endings of files in a folder that are data.
@@ -73,7 +75,8 @@ def read_texts(path: str | Path, options: DataOptions, reader: Reader, suffixes:
     Raises:
         DataError: No data, or rows that cannot be used (unless `options.skip_bad`).
     """
-    path = Path(path)
+    notes: list[str] = []
+    path = as_json_lines(Path(path), notes) or Path(path)
     found: dict[str, list[Row | Bad]] = {}
     for split, file in _files(path, suffixes).items():
         for row in reader(file, options):
@@ -82,7 +85,7 @@ def read_texts(path: str | Path, options: DataOptions, reader: Reader, suffixes:
     for split in ("validation", "test"):
         if options.extra.get(split):
             found[split] = [row for file in _files(Path(options.extra[split]), suffixes).values() for row in reader(file, options)]
-    data = TextData({split: [row for row in rows if isinstance(row, Row)] for split, rows in found.items()})
+    data = TextData({split: [row for row in rows if isinstance(row, Row)] for split, rows in found.items()}, notes=notes)
     data.bad = [row for rows in found.values() for row in rows if isinstance(row, Bad)]
     total = sum(map(len, found.values()))
     if data.bad and not options.skip_bad:
