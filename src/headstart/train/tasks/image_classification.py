@@ -22,16 +22,17 @@ from headstart.train.augment import color_jitter, cutmix_box, rand_augment, rand
 from headstart.train.data import ImageData, combined_fingerprint, read_images
 from headstart.train.explain import explain
 from headstart.train.head import FeatureStore, inputs_of, install, model_key
-from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square
+from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square, threads
 from headstart.train.labels import MULTI, REGRESSION, SINGLE
 from headstart.train.problems import problem_of
-from headstart.train.progress import Progress
+from headstart.train.progress import Progress, duration
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Section
 from headstart.train.sources import Examples, Source
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
 from headstart.train.tasks.problem_report import problem_sections
 
+FEATURES_BATCH = 16  # images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67 at 16)
 FEATURES_KEPT = 512  # images after which features are written, so that an interrupted run loses little
 
 
@@ -324,6 +325,9 @@ class ImageClassification(Task):
         missing = [(digest, source) for digest, source in sources.items() if digest not in store]
         if len(missing) < len(sources):
             progress.say(f"features of {len(sources) - len(missing)} images are known from before")
+        if len(missing) > 2 * FEATURES_BATCH:
+            seconds = self._seconds_each(model, [source for _, source in missing[:FEATURES_BATCH]], device)
+            progress.say(f"computing features takes about {duration(seconds * len(missing))} on this machine ({1 / seconds:.0f} images/s)")
         failed: dict[str, str] = {}
         done, began = 0, time.perf_counter()
         progress.start("features", len(missing))
@@ -331,7 +335,7 @@ class ImageClassification(Task):
             digests: list[str] = []
             rows: list[Tensor] = []
             ready = zip(part, parallel(self._pixels_or_reason, [source for _, source in part], self.options.workers), strict=True)
-            for chunk in batched(ready, 32 if processor_side(self.processor) else 1):
+            for chunk in batched(ready, FEATURES_BATCH if processor_side(self.processor) else 1):
                 failed |= {digest: result for (digest, _), result in chunk if isinstance(result, str)}
                 good = {digest: result for (digest, _), result in chunk if not isinstance(result, str)}
                 if good:
@@ -345,6 +349,20 @@ class ImageClassification(Task):
             self.bad += [Bad(split, i, examples.names[i], failed[d]) for i, d in enumerate(self.digests[split]) if d in failed]
         self._settle_bad(SPLITS)
         return {split: store[digests] for split, digests in self.digests.items()}
+
+    def _seconds_each(self, model: nn.Module, sources: list[Source], device: torch.device) -> float:
+        """Seconds that reading an image and computing its features will take; on a CPU both use the same cores."""
+        began = time.perf_counter()
+        pixels = [each for each in map(self._pixels_or_reason, sources) if isinstance(each, Tensor)]
+        load = (time.perf_counter() - began) / len(sources) / threads(self.options.workers)
+        if not pixels:
+            return load
+        count = len(pixels) if processor_side(self.processor) else 1
+        for _ in range(2):  # the first pass also allocates
+            began = time.perf_counter()
+            self._head_inputs(model, torch.cat(pixels[:count]).to(device))
+        compute = (time.perf_counter() - began) / count
+        return load + compute if device.type == "cpu" else max(load, compute)
 
     def _pixels_or_reason(self, source: Source) -> Tensor | str:
         """What the processor makes of an image, (1, 3, H, W), or why it cannot be read."""
