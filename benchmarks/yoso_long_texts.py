@@ -72,7 +72,7 @@ def listops_file(path: Path) -> Texts:
 
 
 def reviews(path: Path) -> Texts:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return [(" ".join(row["text"].replace("<br />", " ").split()), str(row["label"])) for row in rows]
 
 
