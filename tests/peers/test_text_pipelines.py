@@ -100,6 +100,8 @@ def test_token_classification(pair, strategy):
 
 @pytest.mark.peers
 def test_question_answering(pair):
+    if "question-answering" not in transformers.pipelines.SUPPORTED_TASKS:
+        pytest.skip("transformers 5 has no question-answering pipeline; 4.57 has")
     ours, theirs = pair("question-answering", "YosoForQuestionAnswering")
     for context, options in ((TEXTS[2], {}), (TEXTS[0], {"top_k": 3}), (TEXTS[2], {"top_k": 2, "max_answer_len": 3})):
         wanted = theirs(question="Who went?", context=context, **options)

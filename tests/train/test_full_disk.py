@@ -1,8 +1,6 @@
 """A full disk and a folder that cannot be written: one clear line, and what is there stays whole."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 
@@ -14,18 +12,21 @@ from headstart.train.checkpoints import list_checkpoints, load_checkpoint
 OPTIONS = "--steps 12 --lr 0.05 --resize 24 --crop 20 --batch-size 8 --set checkpoint_every=3 --device cpu"
 
 
+# Files of at most so many bytes; a larger one is an error of the write, not the end of the process.
+LIMITED = """
+import resource, runpy, signal, sys
+limit = int(sys.argv.pop(1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("headstart", run_name="__main__")
+"""
+
+
 def run(photos, model, out, *more, limit=None):
     """`headstart train` with files of at most `limit` bytes, as a file system that is full gives errors from within a write."""
-    command = [sys.executable, "-m", "headstart", "train", str(photos), "--model", str(model), "--out", str(out), *OPTIONS.split(), *more]
-
-    def prepare():
-        if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, not the end of the process
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=prepare, timeout=90
-    )
+    start = [sys.executable, "-m", "headstart"] if limit is None else [sys.executable, "-c", LIMITED, str(limit)]
+    command = [*start, "train", str(photos), "--model", str(model), "--out", str(out), *OPTIONS.split(), *more]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=90)
     return done.returncode, done.stderr
 
 
