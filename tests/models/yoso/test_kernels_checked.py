@@ -68,7 +68,7 @@ def test_results_and_memory(way, shape, entry):
     shapes = [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
     query, key, value, grad = (torch.randn(texts, heads, *s, generator=generator) for s in shapes)
     query, key = torch.nn.functional.normalize(query, dim=-1), torch.nn.functional.normalize(key, dim=-1)
-    # one thread for qemu: its own threads crashed once in some thousand runs; ThreadSanitizer watches the kernel's
+    # One thread for qemu: exact_forward crashed there once on three, and never again; why is not known. ThreadSanitizer sees no race.
     several = 1 if command[0].startswith("qemu") else 3
     for fast, numbers, threads in ((True, EMULATED.get(name, ["0"]), several), (False, EMULATED.get(name, ["0", "1"]), 1)):
         if "exact" in entry and not fast:
