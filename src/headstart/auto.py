@@ -4,7 +4,6 @@ A fifth family is one more folder in `headstart.models` and one more word in `FA
 """
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -12,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from headstart.config import Compat, PreTrainedConfig, resolve_compat
+from headstart.config import Compat, PreTrainedConfig, read_json, resolve_compat
 from headstart.embedded import EMBEDDED
-from headstart.errors import ConfigError, FileFormatError, HubError, NotFoundError
+from headstart.errors import ConfigError, HubError, NotFoundError, OfflineError
 from headstart.zoo import Family, Published
 
 FAMILIES = ("bit", "cvt", "beit", "yoso")
@@ -57,21 +56,24 @@ def suggesting(name: str | Path) -> Iterator[None]:
     """Adds the nearest known names to the error of a name that is not found."""
     try:
         yield
-    except NotFoundError as error:
+    except (NotFoundError, OfflineError) as error:
         near = nearest_names(str(name))
-        if not near:
+        if not near or str(name) in near:
             raise
-        raise NotFoundError(f"{error}. Did you mean {' or '.join(near)}?") from error
+        raise type(error)(f"{error}. Did you mean {' or '.join(near)}?") from error
 
 
-def published_config(name: str, model_type: str | None = None) -> PreTrainedConfig | None:
-    """The configuration of a published model by the authors' name, or None."""
+def published_config(name: str, model_type: str | None = None, compat: Compat | None = None) -> PreTrainedConfig | None:
+    """The configuration of a published model by the authors' name, under `compat` (None: the authors'), or None."""
     found = find_published(name)
     if found is None or model_type not in (None, found[0].model_type):
         return None
     family, model = found
     labels = {"id2label": read_labels(model.labels)} if model.labels else {}
-    return family.config(**(labels | dict(model.config)))  # type: ignore[no-any-return]
+    config = family.config(**(labels | dict(model.config)))
+    if compat is not None:
+        config = family.config.from_dict(family.config.from_published(config.to_dict(), compat) | {"compat": compat})
+    return config  # type: ignore[no-any-return]
 
 
 def read_labels(name: str) -> dict[int, str]:
@@ -83,26 +85,19 @@ def read_labels(name: str) -> dict[int, str]:
     return dict(enumerate(data.decode().splitlines()))
 
 
-def read_config_file(name: str | Path, **hub: Any) -> tuple[dict[str, Any], str]:
-    """Values of a checkpoint's config.json, and the name to remember it by."""
+def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
+    """Values of a checkpoint's config.json."""
     from headstart.hub import resolve_file
 
     path = Path(name)
     if path.is_file() and path.suffix == ".json":
-        file: Path | None = path
-    elif path.is_file() and (path.parent / "config.json").is_file():
-        file = path.parent / "config.json"
-    else:
-        with suggesting(name):
-            file = resolve_file(str(name), "config.json", **hub)
-    assert file is not None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise FileFormatError(f"{file} holds a {type(values).__name__}; expected an object")
-    return values, str(name)
+        return read_json(path)
+    if path.is_file() and not (path.parent / "config.json").is_file():
+        raise NotFoundError(f"{path} has no config.json beside it; make a folder of it with: headstart convert {path} FOLDER")
+    with suggesting(name):
+        file = resolve_file(str(name), "config.json", **hub)
+    assert file is not None  # only an optional file can be missing
+    return read_json(file)
 
 
 def load_checkpoint(
@@ -146,17 +141,16 @@ def load_checkpoint(
     if config is not None:
         config = config_class.from_dict(config.to_dict(), **overrides) if overrides else config
     elif found is not None:
-        values = published_config(str(name)).to_dict()  # type: ignore[union-attr]
-        values = config_class.from_published(values, compat) | {"compat": compat} if compat else values
+        values = published_config(str(name), compat=compat).to_dict()  # type: ignore[union-attr]
         config = config_class.from_dict(values, **overrides)
     elif not Path(name).is_file() or (path.parent / "config.json").is_file():
-        values, remembered = read_config_file(name, **hub)
+        values = read_config_file(name, **hub)
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
             raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
         # A file of the authors runs their mathematics, whoever wrote the config.json beside it; these two are of transformers.
         theirs = by_authors and path.name not in ("tf_model.h5", "flax_model.msgpack")
-        config = config_class.from_file_values(values, remembered, compat or ("authors" if theirs else None), **overrides)
+        config = config_class.from_file_values(values, str(name), compat or ("authors" if theirs else None), **overrides)
     if by_authors and family.read_authors is not None:
         chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)
         config, tensors = family.read_authors(tensors, str(name), config, compat=chosen, **({} if config is not None else overrides))
@@ -194,14 +188,31 @@ def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:
     found = find_published(str(name))
     if found is not None:
         return found[0], {}
-    values, _ = read_config_file(name, **hub)
+    values = read_config_file(name, **hub)
     kind = values.get("model_type")
     if kind not in families():
         raise ConfigError(f"{name} is a {kind!r} model; headstart has {', '.join(FAMILIES)}")
     return families()[str(kind)], values
 
 
+def processor_class(family: Family, name: str | Path, text: bool) -> Any:
+    """The class of a family's tokenizer (`text`), or of its image processor.
+
+    Raises:
+        ConfigError: It has the other one.
+    """
+    if family.processor.endswith("Tokenizer") != text:
+        reads, other = ("images", "AutoImageProcessor") if text else ("texts", "AutoTokenizer")
+        raise ConfigError(f"{name} is a {family.model_type} model, which reads {reads}; use {other}")
+    return family.load(family.processor)
+
+
 HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
+
+
+def split_hub(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords that say where files come from, and the others."""
+    return {k: v for k, v in kwargs.items() if k in HUB_KEYS}, {k: v for k, v in kwargs.items() if k not in HUB_KEYS}
 
 
 class AutoConfig:
@@ -210,7 +221,7 @@ class AutoConfig:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
         """The configuration of a folder, a config.json, a Hub id or an authors' name; see `PreTrainedConfig.from_pretrained`."""
-        family, _ = family_of(name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_KEYS})
+        family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         return family.config.from_pretrained(name_or_path, **kwargs)
 
     @classmethod
@@ -244,7 +255,7 @@ class _AutoModel:
         if config is not None:
             family = families()[config.model_type]
         else:
-            family, _ = family_of(name_or_path, **{k: v for k, v in kwargs.items() if k in HUB_KEYS})
+            family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         return cls.model_class(family).from_pretrained(name_or_path, **kwargs)
 
     @classmethod
@@ -324,25 +335,20 @@ class AutoImageProcessor:
         """
         from headstart.hub import resolve_file
 
-        hub = {k: v for k, v in kwargs.items() if k in HUB_KEYS}
+        hub, options = split_hub(kwargs)
         found = find_published(str(name_or_path))
         if found is not None:
-            make = getattr(found[0].load(found[0].processor), "for_published", None)
-            return make(found[1], **kwargs) if make else found[0].load(found[0].processor)(**kwargs)
-        path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
-        if path is None:
-            family, _ = family_of(name_or_path, **hub)
-            return family.load(family.processor)(**{k: v for k, v in kwargs.items() if k not in HUB_KEYS})
-        values = json.loads(path.read_text(encoding="utf-8"))
-        name = values.get("image_processor_type") or values.get("feature_extractor_type") or ""
+            return processor_class(found[0], name_or_path, text=False).for_published(found[1], **options)
+        with suggesting(name_or_path):
+            path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
+        values = {} if path is None else read_json(path)
+        name = (values.get("image_processor_type") or values.get("feature_extractor_type") or "").removesuffix("Fast")
         known = exports()
-        name = name.removesuffix("Fast")
-        if name not in known:
-            family, _ = family_of(name_or_path, **hub)
-            if name:
-                raise ConfigError(f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such image processor")
-            name = family.processor
-        return getattr(import_module(known[name]), name).from_pretrained(name_or_path, **kwargs)
+        if name and name not in known:
+            raise ConfigError(f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such image processor")
+        if name:
+            return getattr(import_module(known[name]), name).from_dict(values, **options)
+        return processor_class(family_of(name_or_path, **hub)[0], name_or_path, text=False).from_dict(values, **options)
 
 
 AutoFeatureExtractor = AutoImageProcessor
@@ -354,19 +360,8 @@ class AutoTokenizer:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
         """See `YosoTokenizer.from_pretrained`: a folder or Hub id with tokenizer.json, or vocab.json and merges.txt."""
-        hub = {k: v for k, v in kwargs.items() if k in HUB_KEYS}
         try:
-            family, _ = family_of(name_or_path, **hub)
+            family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         except NotFoundError:  # a folder that holds a tokenizer alone
             family = next(each for each in families().values() if each.processor.endswith("Tokenizer"))
-        if not family.processor.endswith("Tokenizer"):
-            raise ConfigError(f"{name_or_path} is a {family.model_type} model, which reads images; use AutoImageProcessor")
-        return family.load(family.processor).from_pretrained(name_or_path, **kwargs)
-
-
-def try_config(name_or_path: str | Path, **hub: Any) -> Any:
-    """The configuration of a checkpoint, or None where it has none."""
-    try:
-        return AutoConfig.from_pretrained(name_or_path, **hub)
-    except HubError:
-        return None
+        return processor_class(family, name_or_path, text=True).from_pretrained(name_or_path, **kwargs)

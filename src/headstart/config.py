@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, FileFormatError
 
 Compat = Literal["authors", "transformers"]
 COMPATS = ("authors", "transformers")
@@ -202,16 +202,14 @@ class PreTrainedConfig:
             NotFoundError: No such model.
             ConfigError: The file does not describe this family, or not a working network.
         """
-        from headstart.auto import published_config, read_config_file
+        from headstart.auto import published_config, read_config_file, split_hub
 
-        hub_keys = ("revision", "cache_dir", "token", "local_files_only")
-        hub_kwargs = {key: kwargs.pop(key) for key in hub_keys if key in kwargs}
-        config = published_config(str(name_or_path), cls.model_type)
+        hub, kwargs = split_hub(kwargs)
+        config = published_config(str(name_or_path), cls.model_type, compat)
         if config is not None:
             config = cls.from_dict(config.to_dict(), **kwargs)
         else:
-            values, where = read_config_file(name_or_path, **hub_kwargs)
-            config = cls.from_file_values(values, where, compat, **kwargs)
+            config = cls.from_file_values(read_config_file(name_or_path, **hub), str(name_or_path), compat, **kwargs)
         return (config, {k: v for k, v in kwargs.items() if k in config._extra_names}) if return_unused_kwargs else config
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
@@ -236,6 +234,21 @@ class PreTrainedConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileFormatError: The file holds none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise FileFormatError(f"{path} holds a {type(values).__name__}; expected an object")
+    return values
 
 
 def resolve_compat(values: Mapping[str, Any], name: str, compat: str | None, cls: type[PreTrainedConfig]) -> Compat:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
-from headstart.errors import FileFormatError, InputError, MissingExtraError
+from headstart.config import read_json
+from headstart.errors import InputError, MissingExtraError
 from headstart.images import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -233,7 +234,9 @@ class BaseImageProcessor:
                 pixels, layout = decode(image, convert_rgb=self.do_convert_rgb, input_data_format=layout_in)
                 ready.append((resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample), layout_out or layout))
             except InputError as error:
-                raise InputError(f"image {i + 1} of {len(single)}: {error}") from error if len(single) > 1 else error
+                if len(single) == 1:
+                    raise
+                raise InputError(f"image {i + 1} of {len(single)}: {error}") from error
         return BatchFeature({"pixel_values": self._normalized(ready, return_tensors)})
 
     def _normalized(self, images: list[tuple[Array, str]], return_tensors: Any) -> Any:
@@ -276,7 +279,7 @@ class BaseImageProcessor:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """A processor from the values of a preprocessor_config.json, older ones too; keywords win over them."""
         merged = {cls.aliases.get(key, key): value for key, value in (*values.items(), *overrides.items())}
-        for key in ("image_processor_type", "feature_extractor_type"):
+        for key in ("image_processor_type", "feature_extractor_type", "use_fast"):  # there is one pipeline, and it is fast
             merged.pop(key, None)
         return cls(**merged)
 
@@ -306,9 +309,7 @@ class BaseImageProcessor:
             FileFormatError: The file is no JSON, or holds no values.
         """
         path = Path(name_or_path)
-        if path.is_dir() and (path / "preprocessor_config.json").is_file():
-            path = path / "preprocessor_config.json"
-        elif not path.is_file():
+        if not path.is_file():
             from headstart.hub import resolve_file
 
             hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
@@ -316,14 +317,7 @@ class BaseImageProcessor:
             found = resolve_file(str(name_or_path), "preprocessor_config.json", **hub)
             assert found is not None  # only an optional file can be missing
             path = found
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FileFormatError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise FileFormatError(f"{path} holds a {type(values).__name__}; expected an object with the values of an image processor")
-        overrides.pop("use_fast", None)  # there is one pipeline, and it is fast
-        return cls.from_dict(values, **overrides)
+        return cls.from_dict(read_json(path), **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as plain data, as preprocessor_config.json holds it."""

@@ -205,7 +205,7 @@ class BeitImageProcessor(BaseImageProcessor):
         if model.labels and "ade20k" in model.labels:
             values |= {"do_center_crop": False, "resample": BILINEAR, "do_reduce_labels": True}
             values |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-        return cls(**values | overrides)
+        return cls.from_dict(values, **overrides)
 
 
 class BeitFeatureExtractor(BeitImageProcessor):

@@ -124,4 +124,4 @@ class BitImageProcessor(BaseImageProcessor):
         size = {"height": model.image_size, "width": model.image_size}
         values: dict[str, Any] = {"size": size, "resample": BILINEAR, "do_center_crop": False, "image_mean": [0.5] * 3}
         values["image_std"] = values["image_mean"]
-        return cls(**values | overrides)
+        return cls.from_dict(values, **overrides)

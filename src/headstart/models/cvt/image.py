@@ -140,7 +140,7 @@ class ConvNextImageProcessor(BaseImageProcessor):
         """The authors' own preprocessing of a published model: bicubic, ImageNet's mean and deviation."""
         values: dict[str, Any] = {"size": model.image_size, "resample": BICUBIC}
         values |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-        return cls(**values | overrides)
+        return cls.from_dict(values, **overrides)
 
 
 class ConvNextFeatureExtractor(ConvNextImageProcessor):

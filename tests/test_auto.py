@@ -1,0 +1,70 @@
+"""Names → classes: the automatic classes where no family's own test looks."""
+
+import pytest
+import torch
+
+import headstart
+from headstart import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    BitForImageClassification,
+    CvtForImageClassification,
+)
+from headstart.errors import ConfigError, FileFormatError, NotFoundError, OfflineError
+
+
+def test_where_files_come_from_is_no_value_of_a_processor(tmp_path):
+    plain = AutoImageProcessor.from_pretrained("BiT-M-R50x1")
+    assert AutoImageProcessor.from_pretrained("BiT-M-R50x1", local_files_only=True, use_fast=True) == plain
+    BitForImageClassification.from_pretrained("bit-mini").save_pretrained(tmp_path)  # without a preprocessor_config.json
+    assert AutoImageProcessor.from_pretrained(tmp_path, revision=None, size=48).to_dict() == headstart.BitImageProcessor(size=48).to_dict()
+
+
+def test_a_published_configuration_takes_compat():
+    """The configuration alone says what a network loaded with the same words would compute."""
+    authors, others = (AutoConfig.from_pretrained("CvT-13-224x224-IN-1k", compat=compat) for compat in (None, "transformers"))
+    assert (authors.compat, authors.hidden_act) == ("authors", "quick_gelu")
+    assert (others.compat, others.hidden_act) == ("transformers", "gelu")
+    assert others.id2label == authors.id2label
+
+
+def test_the_wrong_kind_of_processor_names_the_right_one(tmp_path):
+    with pytest.raises(ConfigError, match="reads images; use AutoImageProcessor"):
+        AutoTokenizer.from_pretrained("bit-mini")
+    headstart.YosoConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="reads texts; use AutoTokenizer"):
+        AutoImageProcessor.from_pretrained(tmp_path)
+
+
+def test_a_damaged_processor_file_is_named(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(FileFormatError, match=r"preprocessor_config\.json is not JSON"):
+        AutoImageProcessor.from_pretrained(tmp_path)
+
+
+def test_a_file_without_a_configuration_says_what_to_do(tmp_path):
+    path = tmp_path / "net.npz"
+    path.write_bytes(b"PK")
+    with pytest.raises(NotFoundError, match=r"net\.npz has no config\.json beside it.*headstart convert"):
+        AutoModelForImageClassification.from_pretrained(path)
+
+
+@pytest.mark.parametrize("load", [AutoImageProcessor, AutoConfig, AutoModelForImageClassification, CvtForImageClassification])
+def test_misspelled_names_are_corrected_without_a_network_too(load, tmp_path):
+    with pytest.raises(OfflineError, match="Did you mean microsoft/cvt-13"):
+        load.from_pretrained("microsoft/cvt13", local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(OfflineError) as caught:
+        load.from_pretrained("microsoft/cvt-13", local_files_only=True, cache_dir=tmp_path)
+    assert "mean" not in str(caught.value)
+
+
+def test_one_picture_is_not_counted():
+    processor = AutoImageProcessor.from_pretrained("bit-mini")
+    for one, many in (("gone.jpg", ["gone.jpg", "gone.jpg"]), (torch.zeros(5), [torch.zeros(3, 4, 4), torch.zeros(5)])):
+        with pytest.raises(headstart.errors.InputError) as caught:
+            processor(one)
+        assert "1 of 1" not in str(caught.value)
+        with pytest.raises(headstart.errors.InputError, match=" of 2: "):
+            processor(many)
