@@ -199,6 +199,25 @@ def test_double_precision_keeps_to_the_definition():
     assert cpu.usable(torch.zeros(1, 1))
 
 
+def test_callers_defaults_change_nothing():
+    """The library writes float32 into what it is given, so its outputs may not follow PyTorch's default type or device."""
+    query, key, value, grad = problem(1, 2, 10, 10, 8, 8)
+    projections = draw_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
+
+    def results():
+        forward, backward = cpu.sampled_forward(query, key, value, projections, 3, 4), cpu.exact_backward(grad, query, key, value, 3)
+        return [forward, *backward, sampled_attention(query, key, value, hash_code_len=3, num_hash=4, seed=0)]
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_structure_has_the_fields_of_the_header():
     """A field that only one side knows would shift all that follow."""
     assert cpu.library().yoso_problem_bytes() == ctypes.sizeof(cpu._Problem)

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import assert_close
-from headstart.models.yoso import sampled
+from headstart.models.yoso import kernels, sampled
 from headstart.models.yoso.attention import sampled_attention
 from headstart.models.yoso.hashing import draw_projections, hash_codes
 from headstart.models.yoso.kernels import gpu
@@ -36,17 +37,18 @@ def test_through_the_interpreter():
 
 
 SIGNATURES = {  # kernel: types of its tensors and numbers in order, and its constants
-    "codes_kernel": ("*fp32 *fp32 *i32 i32 i32 i32 i32 i32", {"tau": 9, "BLOCK_TOKENS": 64, "BLOCK_SIZE": 64, "BLOCK_HASHES": 16}),
+    "codes_kernel": ("*fp32 *fp32 *i32 i32 i32 i32 i32 i32", {"tau": 9, "BLOCK_TOKENS": 64, "BLOCK_SIZE": gpu.WIDEST, "BLOCK_HASHES": 16}),
     "count_kernel": ("*i32 *i32 i32 i32 i32", {"BLOCK_TOKENS": 512, "BLOCK_BUCKETS": 128, "STEP": 64}),
     "order_kernel": ("*i32 *i32 *i32 i32 i32 i32", {"BLOCK_TOKENS": 512, "STEP": 32}),
-    "bucket_sums_kernel": ("*fp32 *i32 *i32 *fp32 i32 i32 i32 i32", {"BLOCK_ROWS": 16, "BLOCK_SIZE": 64}),
-    "gather_kernel": ("*fp32 *i32 *fp32 i32 i32 i32 i32 fp32", {"BLOCK_TOKENS": 32, "BLOCK_SIZE": 64}),
+    "bucket_sums_kernel": ("*fp32 *i32 *i32 *fp32 i32 i32 i32 i32", {"BLOCK_ROWS": 16, "BLOCK_SIZE": gpu.WIDEST}),
+    "gather_kernel": ("*fp32 *i32 *fp32 i32 i32 i32 i32 fp32", {"BLOCK_TOKENS": 32, "BLOCK_SIZE": gpu.WIDEST}),
     "through_buckets_kernel": (
         "*fp32 *fp32 *fp32 *fp32 *i32 *i32 *i32 *i32 i32 i32 i32 i32 i32 i32 i32 fp32",
-        {"BLOCK_ROWS": 16, "BLOCK_DOT": 64, "BLOCK_OUT": 64},
+        {"BLOCK_ROWS": 16, "BLOCK_DOT": gpu.WIDEST, "BLOCK_OUT": gpu.WIDEST},
     ),
 }
 BINARY = {"cuda": "cubin", "hip": "hsaco"}
+SHARED_MEMORY = {"cuda": 99 * 1024, "hip": 64 * 1024}  # of one program, on the smallest GPUs since sm_80 and gfx90a
 
 
 @needs_triton
@@ -55,7 +57,7 @@ BINARY = {"cuda": "cubin", "hip": "hsaco"}
 @pytest.mark.parametrize("backend, arch, warp", [("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)])
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_compiles_for_nvidia_and_amd(name, backend, arch, warp, tmp_path, monkeypatch):
-    """No GPU is needed to see that every kernel becomes machine code."""
+    """No GPU is needed to see that every kernel becomes machine code, and how much shared memory it needs for the widest heads."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -67,7 +69,37 @@ def test_compiles_for_nvidia_and_amd(name, backend, arch, warp, tmp_path, monkey
     names = [argument for argument in kernel.arg_names if argument not in constants]
     signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants)
-    assert len(triton.compile(source, target=GPUTarget(backend, arch, warp)).asm[BINARY[backend]]) > 1000
+    compiled = triton.compile(source, target=GPUTarget(backend, arch, warp))
+    assert len(compiled.asm[BINARY[backend]]) > 1000
+    assert compiled.metadata.shared <= SHARED_MEMORY[backend]
+
+
+@pytest.mark.parametrize("tokens, tau", [(5, 16), (32 * 65_536, 1)])
+def test_grids_are_ones_that_cuda_launches(tokens, tau, monkeypatch):
+    """Only the first axis of a grid may be longer than 65,535."""
+    grids = []
+
+    class Recorder:
+        def __getattr__(self, name):
+            return self
+
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    monkeypatch.setattr(kernels, "gpu_kernels", Recorder(), raising=False)
+    x = torch.zeros(1, tokens, 1)
+    gpu.sampled_backward(x, x, x, x, torch.ones(1, 3, 1, 32, dtype=torch.int8), tau, 1)
+    assert len(grids) == 10 and all(axis < 2**16 for grid in grids for axis in grid[1:])
+
+
+def test_what_goes_to_the_kernels(monkeypatch):
+    monkeypatch.setattr(gpu, "has_triton", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without memory, so that no GPU is needed
+        widths = {size: gpu.usable(torch.empty(2, 7, size, device="cuda")) for size in (0, 1, gpu.WIDEST, gpu.WIDEST + 1)}
+        assert widths == {0: False, 1: True, gpu.WIDEST: True, gpu.WIDEST + 1: False}
+        assert not gpu.usable(torch.empty(2, 7, 8, device="cuda", dtype=torch.float64))
+    assert not gpu.usable(torch.empty(2, 7, 8))
 
 
 def problem(heads, queries, keys, size, value_size, near=2.0):

@@ -134,7 +134,7 @@ def dense_projections(projections: Tensor, head_size: int, hash_code_len: int, n
         return projections
     size = projections.shape[-1]
     signs = projections.to(torch.float32)[:, :, :, None]  # (N, 3, P, 1, D)
-    basis = torch.eye(head_size, size, device=projections.device)  # (K, D): what happens to each unit vector
+    basis = torch.eye(head_size, size, dtype=torch.float32, device=projections.device)  # (K, D): what happens to each unit vector
     for step in range(3):
         basis = hadamard(basis * signs[:, step]) / size**0.5  # (N, P, K, D)
     used = size // hash_code_len * hash_code_len

@@ -132,7 +132,7 @@ def _run(
     problem = _Problem(texts=texts, heads=heads, queries=queries, keys=keys, size=size, value_size=value_size)
     results = []
     for field, like in zip(outputs, ("query", "key", "value"), strict=False) if len(outputs) > 1 else [(outputs[0], "grad")]:
-        results.append(torch.empty(shapes[like]))
+        results.append(torch.empty(shapes[like], dtype=torch.float32, device="cpu"))  # whatever the caller's defaults are
         _fill(getattr(problem, field), results[-1])
     for field, x in rows.items():
         _fill(getattr(problem, field), x)

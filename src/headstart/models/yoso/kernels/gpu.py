@@ -1,7 +1,7 @@
 """YOSO's sampled attention on a GPU: launches the Triton kernels of gpu_kernels.py.
 
 Heads and hashes are worked on in groups, so that the memory beyond inputs and outputs is bounded. Where Triton is not installed,
-and for float64, the definitions in PyTorch run.
+for float64, and for heads wider than `WIDEST`, the definitions in PyTorch run.
 """
 
 import functools
@@ -16,6 +16,7 @@ from ..hashing import dense_projections
 
 _GROUP_BYTES = 2**28  # tables, codes and orders that are alive at once
 _BLOCK_TOKENS = 512  # tokens that one program sorts
+WIDEST = 128  # a bucket's matrix of wider heads has no room in a processor's shared memory (64 KiB on AMD's, 99 KiB and more on NVIDIA's)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,7 +28,8 @@ def has_triton() -> bool:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels take these tensors; "cuda" is also what PyTorch calls AMD's GPUs."""
-    return all(x.device.type == "cuda" and x.dtype in _DTYPES and x.numel() for x in tensors) and has_triton()
+    fits = all(x.device.type == "cuda" and x.dtype in _DTYPES and x.shape[-1] <= WIDEST and x.numel() for x in tensors)
+    return fits and has_triton()
 
 
 class _Side(NamedTuple):
@@ -50,7 +52,7 @@ def _side(x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_
     rows, tokens, size = x.shape
     blocks, buckets = -(-tokens // _BLOCK_TOKENS), 1 << tau
     codes = torch.empty(rows, some_hashes, tokens, dtype=torch.int32, device=x.device)
-    grid = (rows, -(-tokens // 64), -(-some_hashes // 16))
+    grid = (rows * -(-tokens // 64), -(-some_hashes // 16))
     kernels.codes_kernel[grid](
         x, directions, codes, tokens, size, num_hash, first_hash, some_hashes, tau,
         BLOCK_TOKENS=64, BLOCK_SIZE=_power_of_two(size), BLOCK_HASHES=16,
@@ -73,11 +75,11 @@ def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale
 
     rows, tokens, size = values.shape
     hashes, buckets = come.codes.shape[1], come.starts.shape[2] - 1
-    tables = torch.empty(rows * hashes, buckets, size, device=values.device)
-    kernels.bucket_sums_kernel[(rows * hashes, buckets)](
+    tables = values.new_empty(rows * hashes, buckets, size)
+    kernels.bucket_sums_kernel[(rows * hashes * buckets,)](
         values, come.order, come.starts, tables, hashes, tokens, size, buckets, BLOCK_ROWS=16, BLOCK_SIZE=_power_of_two(size)
     )
-    grid = (rows, -(-out.shape[1] // 32))
+    grid = (rows * -(-out.shape[1] // 32),)
     kernels.gather_kernel[grid](
         tables, to.codes, out, hashes, out.shape[1], size, buckets, scale, BLOCK_TOKENS=32, BLOCK_SIZE=_power_of_two(size)
     )
@@ -89,7 +91,7 @@ def _through_buckets(to: _Side, come: _Side, x: Tensor, y: Tensor, z: Tensor, ou
 
     buckets, hashes = to.starts.shape[2] - 1, to.codes.shape[1]
     for h in range(hashes):
-        kernels.through_buckets_kernel[(x.shape[0], buckets)](
+        kernels.through_buckets_kernel[(x.shape[0] * buckets,)](
             x, y, z, out, to.order, come.order, to.starts, come.starts, h, hashes, x.shape[1], y.shape[1], x.shape[2], z.shape[2],
             buckets, scale, BLOCK_ROWS=16, BLOCK_DOT=_power_of_two(x.shape[2]), BLOCK_OUT=_power_of_two(z.shape[2]),
         )  # fmt: skip
@@ -120,9 +122,10 @@ def sampled_forward(query: Tensor, key: Tensor, value: Tensor, projections: Tens
     q, k, v = _flat(query, key, value)
     directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     out = q.new_zeros(*q.shape[:2], v.shape[2])
-    for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
-        q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
-        _sum_over_buckets(q_side, k_side, v[n], out[n], 1 / num_hash)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
+            q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
+            _sum_over_buckets(q_side, k_side, v[n], out[n], 1 / num_hash)
     return out.view(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 
@@ -134,9 +137,10 @@ def sampled_backward(
     directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale = hash_code_len / (2 * num_hash)
-    for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
-        q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
-        _sum_over_buckets(k_side, q_side, g[n], g_value[n], 1 / num_hash)
-        _through_buckets(q_side, k_side, g[n], v[n], k[n], g_query[n], scale)
-        _through_buckets(k_side, q_side, v[n], g[n], q[n], g_key[n], scale)
+    with torch.cuda.device_of(q):
+        for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
+            q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
+            _sum_over_buckets(k_side, q_side, g[n], g_value[n], 1 / num_hash)
+            _through_buckets(q_side, k_side, g[n], v[n], k[n], g_query[n], scale)
+            _through_buckets(k_side, q_side, v[n], g[n], q[n], g_key[n], scale)
     return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)

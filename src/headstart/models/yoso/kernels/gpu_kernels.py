@@ -2,7 +2,8 @@
 
 Letters as in sampled.py. R counts pairs of a head and a hash that are worked on together, C = 2 ** tau buckets, T blocks of tokens.
 Tokens of a pair are sorted by bucket with a counting sort, so that sums over buckets need no atomics and come out the same every time.
-All tensors are contiguous; block sizes are powers of two, at least 16 where a matrix product needs it.
+All tensors are contiguous; block sizes are powers of two, at least 16 where a matrix product needs it. Programs are numbered head by
+head in the first axis of a grid, so that a head's tables stay in the cache, and because CUDA's other axes end at 65,535.
 """
 
 # Arguments of kernels have Triton's types, not Python's.
@@ -16,10 +17,11 @@ import triton.language as tl
 def codes_kernel(x, directions, codes, tokens, size, num_hash, first_hash, some_hashes, tau: tl.constexpr,
                  BLOCK_TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_HASHES: tl.constexpr):  # fmt: skip
     """codes (N, some_hashes, L) of x (N, L, K) under directions (N, K, M * tau): a matrix product for every bit."""
-    row, block = tl.program_id(0), tl.program_id(1)
+    blocks = tl.cdiv(tokens, BLOCK_TOKENS)
+    row, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     element = tl.arange(0, BLOCK_SIZE)
-    hashes = tl.program_id(2) * BLOCK_HASHES + tl.arange(0, BLOCK_HASHES)
+    hashes = tl.program_id(1) * BLOCK_HASHES + tl.arange(0, BLOCK_HASHES)
     x_place = (row.to(tl.int64) * tokens + token[:, None]) * size + element[None, :]
     rows = tl.load(x + x_place, mask=(token[:, None] < tokens) & (element[None, :] < size), other=0.0)
     code = tl.zeros((BLOCK_TOKENS, BLOCK_HASHES), tl.int32)
@@ -66,7 +68,7 @@ def order_kernel(codes, firsts, order, tokens, num_blocks, buckets, BLOCK_TOKENS
 def bucket_sums_kernel(values, order, starts, tables, some_hashes, tokens, size, buckets,
                        BLOCK_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr):  # fmt: skip
     """tables (R, C, V): the sum of the value rows (N, S, V) of every bucket."""
-    pair, bucket = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    pair, bucket = tl.program_id(0).to(tl.int64) // buckets, tl.program_id(0) % buckets
     row = pair // some_hashes
     element = tl.arange(0, BLOCK_SIZE)
     start = tl.load(starts + pair * (buckets + 1) + bucket)
@@ -83,7 +85,8 @@ def bucket_sums_kernel(values, order, starts, tables, some_hashes, tokens, size,
 @triton.jit
 def gather_kernel(tables, codes, out, some_hashes, tokens, size, buckets, scale, BLOCK_TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """out (N, L, V) += scale * the sum over the hashes of the table rows (R, C, V) that codes (N, some_hashes, L) name."""
-    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    blocks = tl.cdiv(tokens, BLOCK_TOKENS)
+    row, block = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     element = tl.arange(0, BLOCK_SIZE)
     inside = (token[:, None] < tokens) & (element[None, :] < size)
@@ -114,7 +117,7 @@ def through_buckets_kernel(x, y, z, out, x_order, y_order, x_starts, y_starts, h
     x (N, L, V), y (N, S, V), z (N, S, K), out (N, L, K). Small buckets go pair by pair, large ones through the matrix sum of y zᵀ,
     whichever is less work. In one hash every token is in one bucket, so no two programs write to the same row.
     """
-    row, bucket = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, bucket = tl.program_id(0).to(tl.int64) // buckets, tl.program_id(0) % buckets
     pair = row * some_hashes + h
     x_start = tl.load(x_starts + pair * (buckets + 1) + bucket)
     x_end = tl.load(x_starts + pair * (buckets + 1) + bucket + 1)
