@@ -244,10 +244,10 @@ def explain(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    label: Annotated[str | None, typer.Option(help="Class to look for; default the most probable one.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class or number to look for; default the most probable class.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Show where in pictures a classifier saw what it says (Grad-CAM).
+    """Show where in pictures a network saw what it says.
 
     Example: [bold]headstart explain runs/photos bee.jpg --out seen/[/bold]
     """
@@ -262,11 +262,12 @@ def explain(
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, file in enumerate(files, start=1):
-        found = run(classify.model, classify.image_processor, file, label)
+        found = run(classify.model, classify.image_processor, file, label, classify.temperature)
         picture = out / f"{number:04d}_{file.stem}.png"  # the number keeps files of the same name apart
         Image.fromarray(found.overlay()).save(picture)
-        rows.append((str(file), f"{found.label} {found.score:.1%}", str(picture)))
-    _print_table("", ("image", "class", "picture"), rows)
+        score = f"{found.score:.4g}" if classify.kind == "regression" else f"{found.score:.1%}"
+        rows.append((str(file), f"{found.label} {score}", str(picture)))
+    _print_table("", ("image", "found", "picture"), rows)
 
 
 @command

@@ -33,10 +33,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small picture with a caption: `source` is a data address (see `picture_source`)."""
+    """A small picture with a caption, perhaps with a second one below it: data addresses (see `picture_source`)."""
 
     source: str
     caption: str
+    below: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from headstart.train.tasks import Evaluation
 
 SHOWN_CLASSES = 40  # a larger matrix cannot be read; its worst pairs are listed instead
 GALLERY = 12
+Pixels = Callable[[int], NDArray[np.uint8]]  # the picture of an example
+LookedAt = Callable[[int, str], NDArray[np.uint8]]  # the same with what the network looked at for a class or number
 
 
 def classification_sections(
     evaluation: Evaluation,
     classes: list[str],
     names: list[str],
-    pixels: Callable[[int], NDArray[np.uint8]] | None,
-    looked_at: Callable[[int, str], NDArray[np.uint8]] | None = None,
+    pixels: Pixels | None,
+    looked_at: LookedAt | None = None,
 ) -> list[Section]:
     """The sections of one evaluation.
 
@@ -33,7 +35,7 @@ def classification_sections(
         classes: Names of the classes.
         names: How each example is named to the user.
         pixels: Gives the picture of an example; None where examples are not pictures.
-        looked_at: Gives the picture with what spoke for a class in the eyes of the network.
+        looked_at: Gives the picture with what the network looked at.
     """
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     probabilities = softmax(logits)
@@ -95,8 +97,8 @@ def gallery_sections(
     labels: NDArray[np.int64],
     classes: list[str],
     names: list[str],
-    pixels: Callable[[int], Any],
-    looked_at: Callable[[int, str], Any] | None,
+    pixels: Pixels,
+    looked_at: LookedAt | None,
 ) -> list[Section]:
     """The surest mistakes, and the images the model is least sure of."""
     said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -104,22 +106,29 @@ def gallery_sections(
     mistakes = mistakes[np.argsort(-sure[mistakes], kind="stable")][:GALLERY]
     doubts = np.argsort(sure, kind="stable")[:GALLERY]
 
-    def picture(index: int, shown: NDArray[np.uint8]) -> Picture:
-        verdict = f"{classes[said[index]]} {sure[index]:.0%}"
-        verdict += "" if said[index] == labels[index] else f", is {classes[labels[index]]}"
-        return Picture(picture_source(shown), f"{verdict}\n{Path(names[index].split(' (')[0]).name}")
+    def picture(i: int) -> Picture:
+        verdict = f"{classes[said[i]]} {sure[i]:.0%}" + ("" if said[i] == labels[i] else f", is {classes[labels[i]]}")
+        return example_picture(i, classes[said[i]], f"{verdict}\n{file_name(names[i])}", pixels, looked_at)
 
+    below = "" if looked_at is None else " Below each: bright where the network saw what speaks for its answer."
     sections = []
     if len(mistakes):
-        text = "What the model was surest of and got wrong: hard images, or wrong labels."
-        sections.append(Section("Most confident mistakes", text, pictures=[picture(int(i), pixels(int(i))) for i in mistakes]))
-    if looked_at is not None and len(mistakes):
-        text = "The same mistakes: bright where the network saw what speaks for its wrong answer (Grad-CAM)."
-        shown = [picture(int(i), looked_at(int(i), classes[said[i]])) for i in mistakes]
-        sections.append(Section("What the network looked at", text, pictures=shown))
-    text = "Images whose best class got the smallest probability, right or wrong."
-    sections.append(Section("Least certain", text, pictures=[picture(int(i), pixels(int(i))) for i in doubts], folded=True))
+        text = "What the model was surest of and got wrong: hard images, or wrong labels." + below
+        sections.append(Section("Most confident mistakes", text, pictures=[picture(int(i)) for i in mistakes]))
+    text = "Images whose best class got the smallest probability, right or wrong." + below
+    sections.append(Section("Least certain", text, pictures=[picture(int(i)) for i in doubts], folded=True))
     return sections
+
+
+def example_picture(index: int, label: str, caption: str, pixels: Pixels, looked_at: LookedAt | None) -> Picture:
+    """The picture of an example, and below it what the network looked at for a class or number."""
+    below = None if looked_at is None else picture_source(looked_at(index, label))
+    return Picture(picture_source(pixels(index)), caption, below)
+
+
+def file_name(name: str) -> str:
+    """The file in the name of an example."""
+    return Path(name.split(" (")[0]).name
 
 
 def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Section:

@@ -145,8 +145,6 @@ class MaskedImageModeling(Task):
         self.processor.crop_size, self.processor.do_center_crop = dict(self.processor.size), False
         asked = self.options.extra.get("tokenizer")
         self.config.image_tokenizer = asked if asked in DalleImageTokenizer.published else TOKENIZER_FOLDER
-        if "image_tokenizer" not in self.config._extra_names:
-            self.config._extra_names.append("image_tokenizer")
         return model
 
     def _load_tokenizer(self, name: str | Path, config: Any) -> Any:  # noqa: ANN401 - a configuration; a tokenizer

@@ -3,8 +3,7 @@
 The sections of one class each are in `classification_report`.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,16 @@ from numpy.typing import NDArray
 
 from headstart.train.labels import MULTI, SINGLE
 from headstart.train.problems import correlation, per_label, r_squared
-from headstart.train.report import BLUE, GREY, Picture, Section, Table, figure_source, new_figure, picture_source, plain_axes
+from headstart.train.report import BLUE, GREY, Picture, Section, Table, figure_source, new_figure, plain_axes
 from headstart.train.tasks import Evaluation
-from headstart.train.tasks.classification_report import GALLERY, classification_sections
-
-Pixels = Callable[[int], NDArray[np.uint8]]
+from headstart.train.tasks.classification_report import (
+    GALLERY,
+    LookedAt,
+    Pixels,
+    classification_sections,
+    example_picture,
+    file_name,
+)
 
 
 def problem_sections(
@@ -25,7 +29,7 @@ def problem_sections(
     classes: Sequence[str],
     names: Sequence[str],
     pixels: Pixels | None,
-    looked_at: Callable[[int, str], NDArray[np.uint8]] | None = None,
+    looked_at: LookedAt | None = None,
 ) -> list[Section]:
     """The sections of one evaluation.
 
@@ -35,16 +39,21 @@ def problem_sections(
         classes: Names of the classes or numbers.
         names: How each example is named to the user.
         pixels: Gives the picture of an example; None where examples are not pictures.
-        looked_at: Gives the picture with what spoke for a class in the eyes of the network.
+        looked_at: Gives the picture with what the network looked at.
     """
     if kind == SINGLE:
         return classification_sections(evaluation, list(classes), list(names), pixels, looked_at)
     sections = label_sections if kind == MULTI else number_sections
-    return sections(evaluation.details["logits"], evaluation.details["labels"], classes, names, pixels)
+    return sections(evaluation.details["logits"], evaluation.details["labels"], classes, names, pixels, looked_at)
 
 
 def label_sections(
-    logits: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], names: Sequence[str], pixels: Pixels | None
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    classes: Sequence[str],
+    names: Sequence[str],
+    pixels: Pixels | None,
+    looked_at: LookedAt | None,
 ) -> list[Section]:
     """The table of labels, and the images whose labels surprise the model most."""
     true = labels > 0.5
@@ -64,21 +73,27 @@ def label_sections(
     surprise = np.logaddexp(0, np.where(true, -logits, logits))  # (N, V): -log of the probability of what is true
     worst = [int(i) for i in np.argsort(-surprise.max(1), kind="stable")[:GALLERY] if ((logits[i] > 0) != true[i]).any()]
 
-    def caption(i: int) -> str:
+    def picture(i: int) -> Picture:
         label = int(surprise[i].argmax())
         chance = 1 / (1 + np.exp(-logits[i, label]))
-        said = f"{classes[label]} {chance:.0%}, and {'is' if true[i, label] else 'is not'} there"
+        verdict = f"{classes[label]} {chance:.0%}, and {'is' if true[i, label] else 'is not'} there"
         there = ", ".join(classes[j] for j in np.flatnonzero(true[i]).tolist()) or "no label"
-        return f"{said}\nlabels: {there}\n{_file(names[i])}"
+        return example_picture(i, classes[label], f"{verdict}\nlabels: {there}\n{file_name(names[i])}", pixels, looked_at)
 
     if worst:
         text = "What the model was surest of and got wrong: hard images, or wrong labels."
-        sections.append(Section("Most confident mistakes", text, pictures=[Picture(picture_source(pixels(i)), caption(i)) for i in worst]))
+        text += "" if looked_at is None else " Below each: bright where the network saw what speaks for the label."
+        sections.append(Section("Most confident mistakes", text, pictures=[picture(i) for i in worst]))
     return sections
 
 
 def number_sections(
-    said: NDArray[Any], labels: NDArray[Any], columns: Sequence[str], names: Sequence[str], pixels: Pixels | None
+    said: NDArray[Any],
+    labels: NDArray[Any],
+    columns: Sequence[str],
+    names: Sequence[str],
+    pixels: Pixels | None,
+    looked_at: LookedAt | None,
 ) -> list[Section]:
     """Said against true, measures of each number, and the largest errors."""
     true = labels.reshape(len(labels), -1).astype(np.float64)
@@ -101,15 +116,18 @@ def number_sections(
         sections.append(Section("Each number", "", table=table))
     spread = np.where(true.std(0) > 0, true.std(0), 1)
     worst = [int(i) for i in np.argsort(-np.abs(errors / spread).max(1), kind="stable")[:GALLERY]]
-    if pixels is not None:
+    if pixels is None:
+        return sections
 
-        def caption(i: int) -> str:
-            lines = (f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4]))
-            return "\n".join([*lines, _file(names[i])])
+    def picture(i: int) -> Picture:
+        farthest = columns[int(np.abs(errors[i] / spread).argmax())]
+        lines = (f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4]))
+        return example_picture(i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at)
 
-        pictures = [Picture(picture_source(pixels(i)), caption(i)) for i in worst]
-        sections.append(Section("Largest errors", "Where the model is farthest off.", pictures=pictures))
-    return sections
+    what = "the number" if len(columns) == 1 else "the number that is farthest off"
+    text = "Where the model is farthest off."
+    text += "" if looked_at is None else f" Below each: bright where the picture moved {what}, up or down."
+    return [*sections, Section("Largest errors", text, pictures=[picture(i) for i in worst])]
 
 
 def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:
@@ -121,7 +139,3 @@ def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) ->
     axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
     plain_axes(axes)
     return figure_source(figure)
-
-
-def _file(name: str) -> str:
-    return Path(name.split(" (")[0]).name
