@@ -2,7 +2,7 @@
 
 from headstart.zoo import Family
 
-_TORCH = "headstart.models.yoso.torch"
+_TORCH, _HEADS = "headstart.models.yoso.torch", "headstart.models.yoso.heads"
 
 FAMILY = Family(
     model_type="yoso",
@@ -10,11 +10,11 @@ FAMILY = Family(
         "YosoConfig": "headstart.models.yoso.config",
         "YosoTokenizer": "headstart.models.yoso.tokenizer",
         "YosoModel": _TORCH,
-        "YosoForMaskedLM": _TORCH,
-        "YosoForSequenceClassification": _TORCH,
-        "YosoForMultipleChoice": _TORCH,
-        "YosoForTokenClassification": _TORCH,
-        "YosoForQuestionAnswering": _TORCH,
+        "YosoForMaskedLM": _HEADS,
+        "YosoForSequenceClassification": _HEADS,
+        "YosoForMultipleChoice": _HEADS,
+        "YosoForTokenClassification": _HEADS,
+        "YosoForQuestionAnswering": _HEADS,
         "YosoPreTrainedModel": _TORCH,
         "choose_num_hash": "headstart.models.yoso.attention",
         "measure_num_hash": "headstart.models.yoso.attention",

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from headstart.errors import ConfigError
 from headstart.models.yoso.attention import normalize_rows
 from headstart.models.yoso.exact import collision_probability, exact_sum
-from headstart.models.yoso.torch import (
-    Attention,
-    Block,
-    YosoForMultipleChoice,
-    YosoForSequenceClassification,
-    YosoModel,
-    YosoPreTrainedModel,
-)
+from headstart.models.yoso.heads import YosoForMultipleChoice, YosoForSequenceClassification
+from headstart.models.yoso.torch import Attention, Block, YosoModel, YosoPreTrainedModel
 from headstart.nn.folding import recast
 
 

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError
+from headstart.errors import ConfigError, InputError, NotFoundError
 from headstart.models.yoso.encoding import BatchEncoding, filled, plain
+from headstart.models.yoso.tokenizer_files import SPECIAL, added_values, as_added, bpe, pre_tokenizer_type, read_settings, read_tokenizer
 
 UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
-# Role → token, in the order of RoBERTa's vocabulary.
-SPECIAL = {
-    "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "cls_token": "<s>",
-    "mask_token": "<mask>",
-}  # fmt: skip
 STRATEGIES = ("longest_first", "only_first", "only_second")
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -167,23 +163,17 @@ class YosoTokenizer:
         settings = read_settings(files["tokenizer_config.json"], files["special_tokens_map.json"]) | {"name_or_path": name}
         values = {key: value for key, value in (settings | overrides).items() if key not in ("use_fast", "trust_remote_code")}
         if files["tokenizer.json"]:
-            path = files["tokenizer.json"]
-            text = path.read_text(encoding="utf-8")
-            read_json(path, text)
-            try:
-                ready = Tokenizer.from_str(text)
-            except Exception as error:
-                if type(error) is not Exception:  # the library raises nothing more special
-                    raise
-                raise FileFormatError(f"{path} describes no tokenizer: {error}") from error
-            space = json.loads(text).get("pre_tokenizer") or {}
-            return cls(tokenizer=ready, **({"add_prefix_space": bool(space.get("add_prefix_space", False))} | values))
+            ready, space = read_tokenizer(files["tokenizer.json"])
+            return cls(tokenizer=ready, **({"add_prefix_space": space} | values))
         if not (files["vocab.json"] and files["merges.txt"]):
             raise NotFoundError(f"{name} has no tokenizer that can be read here; looked for tokenizer.json, or vocab.json and merges.txt")
         return cls(files["vocab.json"], files["merges.txt"], **values)
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> tuple[str, ...]:
-        """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read; returns their paths."""
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any) -> tuple[str, ...]:
+        """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read; returns their paths.
+
+        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as for the method of that name.
+        """
         from headstart.checkpoint import atomic_write
 
         folder = Path(folder)
@@ -207,7 +197,17 @@ class YosoTokenizer:
             texts |= {"merges.txt": "\n".join(["#version: 0.2", *pairs, ""])}
         for file, text in texts.items():
             atomic_write(folder / file, text.encode())
+        if push_to_hub:
+            from headstart.hub import push_to_hub as push
+
+            push(folder, repo_id or folder.name, **hub)
         return tuple(str(folder / file) for file in texts)
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Uploads the files to "owner/name" and returns their address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
+        from headstart.hub import push_saved
+
+        return push_saved(self, repo_id, hub)
 
     # The vocabulary
 
@@ -366,8 +366,9 @@ class YosoTokenizer:
         parts = [[each, *(each.overflowing if return_overflowing_tokens else [])] for each in encoded]
         encodings = [part for each in parts for part in each]
         if fills:
-            longest = max(len(each) for each in encodings)
-            self._fill(encodings, longest if fills == "longest" or limit >= UNLIMITED else limit, pad_to_multiple_of)
+            length = padded_length(max(len(each) for each in encodings), fills, limit, pad_to_multiple_of)
+            for each in encodings:
+                each.pad(length, direction=self.padding_side, pad_id=self.pad_token_id, pad_token=self.pad_token)
         data: dict[str, Any] = {"input_ids": [each.ids for each in encodings]}
         for wanted, key, name in (
             (return_token_type_ids, "token_type_ids", "type_ids"),
@@ -387,7 +388,6 @@ class YosoTokenizer:
 
     def _batch(self, text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool, bool]:
         """What the library takes: a list of texts or of pairs; whether one was given; whether they are pairs."""
-
         alias = self.mask_alias if self.mask_alias and self.backend_tokenizer.token_to_id(self.mask_alias) is None else None
 
         def one(value: Any) -> bool:
@@ -438,13 +438,6 @@ class YosoTokenizer:
                     "raise max_length, lower stride, or truncate with 'longest_first'"
                 )
 
-    def _fill(self, encodings: list[Encoding], length: int, multiple: int | None) -> None:
-        """Pads to a length."""
-        if multiple:
-            length = -(-length // multiple) * multiple
-        for each in encodings:
-            each.pad(length, direction=self.padding_side, pad_id=self.pad_token_id, pad_token=self.pad_token)
-
     def pad(
         self,
         encoded_inputs: Any,
@@ -477,10 +470,8 @@ class YosoTokenizer:
             data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
         fills = choice("padding", padding, {True: "longest", False: "", "do_not_pad": ""}, ("longest", "max_length"))
         if fills:
-            longest = max(len(ids) for ids in data["input_ids"])
-            length = longest if fills == "longest" else self.model_max_length if max_length is None else max_length
-            length = longest if length >= UNLIMITED else length
-            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of if pad_to_multiple_of else length
+            limit = self.model_max_length if max_length is None else max_length
+            length = padded_length(max(len(ids) for ids in data["input_ids"]), fills, limit, pad_to_multiple_of)
             values = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
             for key in values.keys() & data.keys():
                 data[key] = [filled(each, length, values[key], self.padding_side) for each in data[key]]
@@ -504,6 +495,12 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
+def padded_length(longest: int, fills: str, limit: int, multiple: int | None) -> int:
+    """Tokens that a batch is filled to."""
+    length = longest if fills == "longest" or limit >= UNLIMITED else limit
+    return -(-length // multiple) * multiple if multiple else length
+
+
 def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, ...]) -> str:
     """An option that is a switch or a word; "" is off."""
     if not isinstance(value, str) or value in words:
@@ -512,76 +509,3 @@ def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, 
     elif value in allowed:
         return value
     raise InputError(f"{name}={value!r}; expected True, False, {', '.join(map(repr, allowed))}")
-
-
-def bpe(vocab: Any, merges: Any) -> Tokenizer:
-    """The library's tokenizer of a vocabulary and its merges, given as files or contents."""
-    if vocab is None or merges is None:
-        raise ConfigError("give vocab and merges, or a ready tokenizer; YosoTokenizer.from_pretrained(folder) reads them from files")
-    if isinstance(vocab, str | Path):
-        vocab = read_json(Path(vocab), Path(vocab).read_text(encoding="utf-8"))
-    if isinstance(merges, str | Path):
-        path = Path(merges)
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
-        merges = [tuple(line.split(" ")) for line in lines]
-        wrong = next((i for i, pair in enumerate(merges) if len(pair) != 2), None)
-        if wrong is not None:
-            raise FileFormatError(f"{path}: {lines[wrong]!r} is no pair of tokens")
-    unknown = next((part for a, b in merges for part in (a, b, a + b) if part not in vocab), None)
-    if unknown is not None:
-        raise FileFormatError(f"the merges have {unknown!r}, which is not in the vocabulary; the two are of different tokenizers")
-    return Tokenizer(models.BPE(dict(vocab), list(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
-
-
-def pre_tokenizer_type(tokenizer: Tokenizer) -> str | None:
-    """The word for how texts are cut before merging, None where they are not."""
-    if tokenizer.pre_tokenizer is None:
-        return None
-    return str(json.loads(tokenizer.pre_tokenizer.__getstate__())["type"])
-
-
-def as_added(value: Any, role: str) -> AddedToken:
-    """A special token from its text, or from the object that files hold."""
-    if isinstance(value, AddedToken):
-        return value
-    if isinstance(value, Mapping):
-        flags = {key: bool(value[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
-        return AddedToken(str(value["content"]), special=True, **flags)
-    if not isinstance(value, str):
-        raise ConfigError(f"{role}={value!r}; expected a text")
-    return AddedToken(value, special=True, lstrip=role == "mask_token", normalized=False)  # a mask takes the space before it
-
-
-def added_values(token: AddedToken) -> dict[str, Any]:
-    """A special token as files hold it."""
-    return {key: getattr(token, key) for key in ("content", "single_word", "lstrip", "rstrip", "normalized")}
-
-
-def read_json(path: Path, text: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileFormatError: It holds none.
-    """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise FileFormatError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise FileFormatError(f"{path} holds a {type(values).__name__}; expected an object")
-    return values
-
-
-def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
-    """Arguments of the constructor from tokenizer_config.json and special_tokens_map.json."""
-    values: dict[str, Any] = {}
-    for path in (special, config):  # the newer file wins
-        if path is not None:
-            found = read_json(path, path.read_text(encoding="utf-8"))
-            flags = {each["content"]: each for each in (found.get("added_tokens_decoder") or {}).values()}
-            for key, value in found.items():
-                if key in SPECIAL and value is not None and not (isinstance(value, str) and key in values):
-                    values[key] = flags.get(value, value) if isinstance(value, str) else value
-                elif key in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space") and value is not None:
-                    values[key] = value
-    return values

@@ -1,15 +1,14 @@
-"""YOSO in PyTorch, top to bottom in the order data flows.
+"""YOSO in PyTorch, top to bottom in the order data flows. What is put on top of it is in heads.py.
 
-Legend: B texts, L tokens, D hidden size, A heads, K = D // A, V vocabulary or classes, C choices. Masks are (B, L) and 1 keeps.
+Legend: B texts, L tokens, D hidden size, A heads, K = D // A. Masks are (B, L) and 1 keeps.
 
 Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli
 Sampling", ICML 2021. The frame around the attention is RoBERTa's (Liu et al. 2019): norms after each branch, places counted from 2.
 """
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import InputError
@@ -17,16 +16,9 @@ from headstart.models.yoso.attention import choose_num_hash, exact_attention, ex
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.weights import HUB, HUB_UNTIED
 from headstart.names import NameTable
-from headstart.nn.linear import Linear, linear
-from headstart.nn.torch import PreTrainedModel, activation, classification_loss
-from headstart.outputs import (
-    BaseModelOutputWithCrossAttentions,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from headstart.nn.linear import Linear
+from headstart.nn.torch import PreTrainedModel, activation
+from headstart.outputs import BaseModelOutputWithCrossAttentions
 
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
 
@@ -174,10 +166,8 @@ class YosoPreTrainedModel(PreTrainedModel):
                 module.weight[module.padding_idx].zero_()
             elif getattr(module, "bias", None) is not None:
                 nn.init.zeros_(cast(Tensor, module.bias))
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, MaskedLMHead):
-            nn.init.zeros_(module.bias)
+        else:
+            super().init_module(module)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of the tokens' vectors."""
@@ -204,13 +194,8 @@ class YosoPreTrainedModel(PreTrainedModel):
         if size <= (old.padding_idx or 0):
             raise InputError(f"new_num_tokens={size} would drop the padding token {old.padding_idx}")
         if size != old.num_embeddings:
-            table = nn.Embedding(size, old.embedding_dim, padding_idx=old.padding_idx, _weight=self._longer(old.weight, size))
+            table = nn.Embedding(size, old.embedding_dim, padding_idx=old.padding_idx, _weight=self.longer(old.weight, size))
             self.set_input_embeddings(table)
-            head = getattr(self, "head", None)
-            if isinstance(head, MaskedLMHead):
-                head.bias = nn.Parameter(self._longer(head.bias, size, std=0.0))
-                if head.decoder is not None:
-                    head.decoder.weight = nn.Parameter(self._longer(head.decoder.weight, size))
             self.config.vocab_size = size
         return self.get_input_embeddings()
 
@@ -247,7 +232,7 @@ class YosoPreTrainedModel(PreTrainedModel):
             self.config.use_expectation = False
 
     @torch.no_grad()
-    def _longer(self, old: Tensor, size: int, std: float | None = None) -> Tensor:
+    def longer(self, old: Tensor, size: int, std: float | None = None) -> Tensor:
         """The first rows of a table, and new ones."""
         new = old.new_empty((size, *old.shape[1:]))
         nn.init.normal_(new, std=self.config.initializer_range if std is None else std)
@@ -361,267 +346,3 @@ def check_heads(head_mask: Tensor | None, config: YosoConfig) -> Tensor | None:
     if tuple(head_mask.shape) not in (shape, shape[1:]):
         raise InputError(f"head_mask has shape {tuple(head_mask.shape)}; expected {shape[1:]} or {shape}: (layers, heads), 1 keeps")
     return head_mask.expand(shape)
-
-
-class MaskedLMHead(nn.Module):
-    """Scores of the vocabulary for each token."""
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__()
-        D = config.hidden_size
-        self.dense = nn.Linear(D, D)
-        self.act = activation(config.hidden_act)
-        self.norm = nn.LayerNorm(D, config.layer_norm_eps)
-        self.decoder = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        """x (B, L, D), words (V, D) the tokens' vectors."""
-        x = self.norm(self.act(self.dense(x)))  # (B, L, D)
-        return linear(x, words if self.decoder is None else self.decoder.weight, self.bias)  # (B, L, V)
-
-
-class TextClassifier(nn.Module):
-    """Two linear maps of the first token's vector."""
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = activation(config.head_act)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.proj = nn.Linear(config.hidden_size, config.num_labels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D)."""
-        x = self.dropout(x[:, 0])  # (B, D)
-        return cast(Tensor, self.proj(self.dropout(self.act(self.dense(x)))))  # (B, V)
-
-
-def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy of (…, V) against (…) over the labels that are not `ignore_index`; 0 where there are none."""
-    if logits.shape[:-1] != labels.shape:
-        raise InputError(f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}")
-    labels = labels.to(logits.device).reshape(-1)
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
-
-
-class YosoForMaskedLM(YosoPreTrainedModel):
-    """YOSO that guesses masked tokens."""
-
-    heads: ClassVar[tuple[str, ...]] = ("head",)
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__(config)
-        self.yoso = YosoModel(config)
-        self.head = MaskedLMHead(config)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        logits_at: Tensor | None = None,
-    ) -> Any:
-        """Scores of the vocabulary at each place. All but `labels` and `logits_at` are `YosoModel`'s arguments.
-
-        Args:
-            labels: (B, L) tokens; -100 is left out of the loss.
-            logits_at: (B, L), true where scores are wanted. The scores of all places need much memory: a large vocabulary for each token.
-
-        Returns:
-            `loss` (with labels), `logits` (B, L, V), or (places, V) in reading order with `logits_at`, `hidden_states`, `attentions`.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        x = out.last_hidden_state
-        if logits_at is not None:
-            if logits_at.shape != x.shape[:2]:
-                raise InputError(
-                    f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}: true where scores are wanted"
-                )
-            x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]  # (places, D), (places,)
-        logits = self.head(x, self.get_input_embeddings().weight)  # (B, L, V) or (places, V)
-        loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
-
-
-class YosoForSequenceClassification(YosoPreTrainedModel):
-    """YOSO with a classifier of whole texts."""
-
-    heads: ClassVar[tuple[str, ...]] = ("classifier",)
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__(config)
-        self.yoso = YosoModel(config)
-        self.classifier = TextClassifier(config)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Scores of the classes. All but `labels` are `YosoModel`'s arguments.
-
-        Args:
-            labels: (B,) integers, (B, V) zeros and ones, or (B,) numbers where `num_labels` is 1.
-
-        Returns:
-            `loss` (with labels), `logits` (B, V), `hidden_states`, `attentions`.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        logits = self.classifier(out.last_hidden_state)  # (B, V)
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return self.finish(SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
-
-
-class YosoForMultipleChoice(YosoPreTrainedModel):
-    """YOSO that chooses between several texts."""
-
-    heads: ClassVar[tuple[str, ...]] = ("pre_classifier", "classifier")
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__(config)
-        self.yoso = YosoModel(config)
-        self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """A score for each choice. The inputs are `YosoModel`'s with an axis of choices after the first: (B, C, L).
-
-        Args:
-            labels: (B,) number of the right choice.
-
-        Returns:
-            `loss` (with labels), `logits` (B, C), `hidden_states` and `attentions` of the B · C texts.
-        """
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is not None and given.ndim != (3 if inputs_embeds is None else 4):
-            expected = "(questions, choices, tokens)" if inputs_embeds is None else "(questions, choices, tokens, hidden size)"
-            raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
-        choices = 1 if given is None else given.shape[1]
-        flat = [None if t is None else t.flatten(0, 1) for t in (input_ids, attention_mask, token_type_ids, position_ids)]  # (B · C, L)
-        embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)  # (B · C, L, D)
-        out = self.yoso(*flat, head_mask, embeds, output_attentions, output_hidden_states, return_dict=True)
-        pooled = F.relu(self.pre_classifier(out.last_hidden_state[:, 0]))  # (B · C, D)
-        logits = self.classifier(pooled).view(-1, choices)  # (B, C)
-        loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return self.finish(MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
-
-
-class YosoForTokenClassification(YosoPreTrainedModel):
-    """YOSO with a classifier of each token."""
-
-    heads: ClassVar[tuple[str, ...]] = ("classifier",)
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__(config)
-        self.yoso = YosoModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Scores of the classes at each token. All but `labels` are `YosoModel`'s arguments.
-
-        Args:
-            labels: (B, L) classes; -100 and padding are left out of the loss.
-
-        Returns:
-            `loss` (with labels), `logits` (B, L, V), `hidden_states`, `attentions`.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        logits = self.classifier(self.dropout(out.last_hidden_state))  # (B, L, V)
-        if labels is not None and attention_mask is not None:
-            labels = labels.masked_fill(attention_mask == 0, -100)
-        loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
-
-
-class YosoForQuestionAnswering(YosoPreTrainedModel):
-    """YOSO that finds the first and the last token of an answer."""
-
-    heads: ClassVar[tuple[str, ...]] = ("span",)
-
-    def __init__(self, config: YosoConfig) -> None:
-        super().__init__(config)
-        self.yoso = YosoModel(config)
-        self.span = nn.Linear(config.hidden_size, 2)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Scores of each token to begin and to end the answer. All but the positions are `YosoModel`'s arguments.
-
-        Args:
-            start_positions: (B,) first token of the answer; one outside the text is left out of the loss.
-            end_positions: (B,) last token of the answer.
-
-        Returns:
-            `loss` (with both positions), `start_logits` and `end_logits` (B, L), `hidden_states`, `attentions`.
-        """
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        start, end = (each.contiguous() for each in self.span(out.last_hidden_state).unbind(-1))  # 2 × (B, L)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            L = start.shape[1]
-            ends = [p.to(start.device).reshape(-1).clamp(0, L) for p in (start_positions, end_positions)]  # L is outside, and ignored
-            loss = (token_loss(start, ends[0], L) + token_loss(end, ends[1], L)) / 2
-        return self.finish(QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions), return_dict)

@@ -122,7 +122,7 @@ def sampled_forward(query: Tensor, key: Tensor, value: Tensor, projections: Tens
     q, k, v = _flat(query, key, value)
     directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     out = q.new_zeros(*q.shape[:2], v.shape[2])
-    with torch.cuda.device_of(q):  # Triton launches on the current device
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
             q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
             _sum_over_buckets(q_side, k_side, v[n], out[n], 1 / num_hash)
@@ -137,7 +137,7 @@ def sampled_backward(
     directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale = hash_code_len / (2 * num_hash)
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
             q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
             _sum_over_buckets(k_side, q_side, g[n], g_value[n], 1 / num_hash)
