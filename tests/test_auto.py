@@ -1,9 +1,13 @@
 """Names → classes: the automatic classes where no family's own test looks."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 import headstart
+from conftest import golden_dir
 from headstart import (
     AutoConfig,
     AutoImageProcessor,
@@ -58,6 +62,46 @@ def test_misspelled_names_are_corrected_without_a_network_too(load, tmp_path):
     with pytest.raises(OfflineError) as caught:
         load.from_pretrained("microsoft/cvt-13", local_files_only=True, cache_dir=tmp_path)
     assert "mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "case", "file"),
+    [("CvtModel", "tf/TFCvtModel__default", "tf_model.h5"), ("BeitModel", "flax/FlaxBeitModel__rel_per_layer", "flax_model.msgpack")],
+)
+def test_a_folder_of_another_framework_alone_is_read(cls, case, file, tmp_path):
+    folder = golden_dir("transformers", *case.split("/"))
+    for name in ("config.json", file):
+        shutil.copy(folder / name, tmp_path)
+    mine, theirs = (getattr(headstart, cls).from_pretrained(each).state_dict() for each in (tmp_path, folder))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs if not key.endswith("num_batches_tracked"))
+
+
+def everything_that_saves():
+    config = headstart.BitConfig(hidden_sizes=[8], depths=[1], embedding_size=8, num_groups=2)
+    beit = headstart.BeitConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16)
+    yield config, {"config.json"}
+    yield headstart.BitImageProcessor(), {"preprocessor_config.json"}
+    yield headstart.YosoTokenizer.train(["a cat"], vocab_size=270), {"tokenizer.json", "vocab.json"}
+    yield headstart.BitModel(config), {"config.json", "model.safetensors"}
+    yield headstart.FlaxBeitModel(beit), {"config.json", "model.safetensors"}
+
+
+def test_everything_that_saves_is_pushed(monkeypatch, tmp_path):
+    sent = []
+
+    def upload(folder, repo_id, **hub):
+        sent.append(({path.name for path in Path(folder).iterdir()}, repo_id, hub))
+        return "address"
+
+    monkeypatch.setattr("headstart.hub.push_to_hub", upload)
+    for thing, files in everything_that_saves():
+        kind = type(thing).__name__
+        assert thing.push_to_hub("me/mine", private=True) == "address"
+        thing.save_pretrained(tmp_path / kind, push_to_hub=True, revision="v2")
+        thing.save_pretrained(tmp_path / kind)
+        there, other = sent
+        assert files <= there[0] == other[0] and there[1:] == ("me/mine", {"private": True}) and other[1:] == (kind, {"revision": "v2"})
+        sent.clear()
 
 
 def test_one_picture_is_not_counted():

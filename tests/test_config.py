@@ -19,6 +19,20 @@ def test_unknown_keywords_are_kept_and_written_back(tmp_path):
     again = BitConfig.from_pretrained(tmp_path)
     assert again == config and again.finetuning_task == "cats"
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bit"
+    config.task_note, config.added_later = "yours", [1]
+    config.save_pretrained(tmp_path)
+    again, unused = BitConfig.from_pretrained(tmp_path, return_unused_kwargs=True, num_labels=3, stranger=1)
+    assert (again.task_note, again.added_later) == ("yours", [1])
+    assert unused == {"stranger": 1}
+
+
+def test_misspelled_values_are_refused_and_words_of_older_code_are_not_kept(tmp_path):
+    """Kept in silence, `num_label=3` would load a head of the checkpoint's size."""
+    BitConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no value 'num_label'; did you mean num_labels?"):
+        BitConfig.from_pretrained(tmp_path, num_label=3)
+    config = BitConfig.from_pretrained(tmp_path, trust_remote_code=True, attn_implementation="eager", palette=[[0, 0, 0]])
+    assert config.palette and not {"trust_remote_code", "attn_implementation"} & config.to_dict().keys()
 
 
 def test_labels_follow_each_other():

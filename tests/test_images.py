@@ -500,18 +500,6 @@ def test_save_and_load(make: type, tmp_path: Path) -> None:
             make.from_pretrained(tmp_path / "new")
 
 
-def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = {}
-
-    def upload(folder: str, repo_id: str, **hub: object) -> str:
-        sent.update({path.name: path.read_text() for path in Path(folder).iterdir()}, repo=repo_id, hub=hub)
-        return "address"
-
-    monkeypatch.setattr("headstart.hub.push_to_hub", upload)
-    assert PROCESSORS["bit"].push_to_hub("me/mine", private=True) == "address"
-    assert sent == {"preprocessor_config.json": PROCESSORS["bit"].to_json_string(), "repo": "me/mine", "hub": {"private": True}}
-
-
 def test_importing_the_processors_does_not_import_torch() -> None:
     code = "import sys, headstart.models.beit.image, headstart.models.cvt.image; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -108,7 +108,7 @@ def load_checkpoint(
     overrides: Mapping[str, Any],
     hub: Mapping[str, Any],
     framework: Literal["torch", "numpy"] = "torch",
-    formats: tuple[str, ...] = ("safetensors", "bin"),
+    formats: tuple[str, ...] = ("safetensors", "bin", "h5", "msgpack"),
 ) -> tuple[Any, dict[str, Any]]:
     """Configuration and published tensors of a checkpoint of any kind.
 

@@ -4,6 +4,7 @@ A family's configuration is a dataclass whose fields are the documented argument
 values that `compat` is resolved into (see `resolve_compat`). Keywords that it does not know are kept as attributes and written back.
 """
 
+import difflib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -19,6 +20,11 @@ COMPATS = ("authors", "transformers")
 
 # Hub ids that hold conversions of networks which the authors trained.
 AUTHORS_IDS = ("google/bit-50", "microsoft/cvt-", "microsoft/beit-", "uw-madison/yoso-4096")
+
+# Values that every configuration has beside its fields.
+COMMON = ("compat", "output_hidden_states", "output_attentions", "return_dict", "problem_type", "id2label", "label2id")
+# Words that older code gives to `from_pretrained`: files are always mapped, checked, and never run.
+WITHOUT_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "attn_implementation", "from_tf", "from_flax", "from_pt")
 
 logger = logging.getLogger("headstart")
 C = TypeVar("C", bound="PreTrainedConfig")
@@ -51,7 +57,6 @@ class PreTrainedConfig:
     """
 
     model_type: ClassVar[str] = ""
-    attribute_map: ClassVar[dict[str, str]] = {}  # other name → field
 
     def _set_common(self, values: dict[str, Any]) -> None:
         """Takes the keywords that every family has, and keeps the unknown ones as attributes."""
@@ -79,9 +84,8 @@ class PreTrainedConfig:
             self.label2id = dict(ids) if ids else {name: i for i, name in self.id2label.items()}
             if count is not None and count != len(self.id2label):
                 self.num_labels = count
-        self._extra_names = [key for key in values if key not in ("model_type", *self.attribute_map)]
         for key, value in values.items():
-            if key in self._extra_names:
+            if key != "model_type":
                 setattr(self, key, value)
 
     def _set_floats(self) -> None:
@@ -93,12 +97,6 @@ class PreTrainedConfig:
             elif f.type == list[float] and isinstance(value, list | tuple):
                 setattr(self, f.name, [float(each) for each in value])
 
-    def __getattr__(self, name: str) -> Any:
-        mapped = type(self).attribute_map.get(name)
-        if mapped is None:
-            raise AttributeError(f"{type(self).__name__} has no value {name!r}")
-        return getattr(self, mapped)
-
     @property
     def num_labels(self) -> int:
         """Number of classes (or of regression targets): the length of `id2label`."""
@@ -109,6 +107,11 @@ class PreTrainedConfig:
         if len(getattr(self, "id2label", ())) != count or "id2label" not in self.__dict__:
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
             self.label2id = {name: i for i, name in self.id2label.items()}
+
+    @classmethod
+    def value_names(cls) -> set[str]:
+        """Keywords that this family, or every family, knows."""
+        return {f.name for f in fields(cls)} | {*COMMON, "num_labels"}  # type: ignore[arg-type]
 
     @property
     def use_return_dict(self) -> bool:
@@ -122,8 +125,7 @@ class PreTrainedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as plain data; `from_dict` gives an equal configuration."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        values |= {key: getattr(self, key) for key in self._extra_names}
+        values = {key: value for key, value in vars(self).items() if key not in COMMON}
         if self.id2label != {0: "LABEL_0", 1: "LABEL_1"}:
             values |= {"id2label": {str(i): name for i, name in self.id2label.items()}, "label2id": self.label2id}
         flags = {"output_hidden_states": False, "output_attentions": False, "return_dict": True, "problem_type": None}
@@ -140,7 +142,16 @@ class PreTrainedConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Builds a configuration from `to_dict`'s values; keywords win over them."""
+        """Builds a configuration from `to_dict`'s values; keywords win over them.
+
+        Raises:
+            ConfigError: The values are of another family, or describe no working network; a keyword looks like a misspelled one.
+        """
+        overrides = {name: value for name, value in overrides.items() if name not in WITHOUT_EFFECT}
+        known = cls.value_names()
+        for name in overrides.keys() - known - values.keys():
+            if near := difflib.get_close_matches(name, known, 1, 0.9):
+                raise ConfigError(f"{cls.__name__} has no value {name!r}; did you mean {near[0]}?")
         values = dict(values)
         kind = values.get("model_type")
         if kind and kind != cls.model_type:
@@ -210,10 +221,10 @@ class PreTrainedConfig:
             config = cls.from_dict(config.to_dict(), **kwargs)
         else:
             config = cls.from_file_values(read_config_file(name_or_path, **hub), str(name_or_path), compat, **kwargs)
-        return (config, {k: v for k, v in kwargs.items() if k in config._extra_names}) if return_unused_kwargs else config
+        return (config, {k: v for k, v in kwargs.items() if k not in cls.value_names()}) if return_unused_kwargs else config
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes `config.json` into the folder (made if needed), atomically."""
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any) -> None:
+        """Writes `config.json` into the folder (made if needed), atomically; `push_to_hub` also uploads the folder, to `repo_id`."""
         import headstart
         from headstart.checkpoint import atomic_write
 
@@ -222,6 +233,16 @@ class PreTrainedConfig:
             values.pop(key, None)
         Path(folder).mkdir(parents=True, exist_ok=True)
         atomic_write(Path(folder) / "config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+        if push_to_hub:
+            from headstart.hub import push_to_hub as push
+
+            push(folder, repo_id or Path(folder).name, **hub)
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Uploads `config.json` to "owner/name" and returns its address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
+        from headstart.hub import push_saved
+
+        return push_saved(self, repo_id, hub)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PreTrainedConfig):

@@ -9,8 +9,9 @@ import contextlib
 import errno
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from .embedded import EMBEDDED, embedded_folder
 from .errors import AuthError, DownloadError, HubError, InputError, NotFoundError, OfflineError
 from .fetch import Download, download, fetch, is_true
 
-__all__ = ["FORMATS", "Download", "download", "push_to_hub", "resolve_file", "resolve_folder", "resolve_weights"]
+__all__ = ["FORMATS", "Download", "download", "push_saved", "push_to_hub", "resolve_file", "resolve_folder", "resolve_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -433,3 +434,10 @@ def push_to_hub(
         except RuntimeError as error:  # huggingface_hub's word for a large file that did not go through
             raise DownloadError(f"{_endpoint()}: uploading to {repo_id} failed ({error.__cause__ or error}); try again") from error
     return str(done.commit_url)
+
+
+def push_saved(thing: Any, repo_id: str, hub: Mapping[str, Any], *arguments: Any) -> str:
+    """Uploads what `thing.save_pretrained(folder, *arguments)` writes; `hub` holds `push_to_hub`'s options. Returns the address."""
+    with tempfile.TemporaryDirectory() as folder:
+        thing.save_pretrained(folder, *arguments)
+        return push_to_hub(folder, repo_id, **hub)

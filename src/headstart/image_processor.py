@@ -329,13 +329,22 @@ class BaseImageProcessor:
         """`to_dict` as JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> list[str]:
-        """Writes `preprocessor_config.json` into the folder (made if needed), and returns its path in a list."""
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+    ) -> list[str]:
+        """Writes `preprocessor_config.json` into the folder (made if needed), and returns its path in a list.
+
+        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as for the method of that name.
+        """
         from headstart.checkpoint import atomic_write
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         path = Path(folder) / "preprocessor_config.json"
         atomic_write(path, self.to_json_string().encode())
+        if push_to_hub:
+            from headstart.hub import push_to_hub as push
+
+            push(Path(folder), repo_id or Path(folder).name, **hub)
         return [str(path)]
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
@@ -345,13 +354,9 @@ class BaseImageProcessor:
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        import tempfile
+        from headstart.hub import push_saved
 
-        from headstart.hub import push_to_hub
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_to_hub(folder, repo_id, **hub)
+        return push_saved(self, repo_id, hub)
 
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, BaseImageProcessor) else NotImplemented

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import pickle
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import headstart
 from conftest import assert_close
 from golden_cases import flatten
 from headstart.auto import families
-from headstart.errors import WeightsError
+from headstart.errors import InputError, WeightsError
 
 BIT = {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 1, 1], "num_groups": 4, "num_labels": 3}
 CVT = {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 4], "depth": [1, 2, 3], "num_labels": 3, "drop_path_rate": [0.0, 0.0, 0.0]}
@@ -76,7 +77,7 @@ def assert_same(a, b, tolerance=1e-5):
 
 def test_the_list_is_complete():
     """Every network that a family exports for PyTorch is on the list."""
-    exported = {n for f in families().values() for n, m in f.exports.items() if m.endswith((".torch", ".segmentation"))}
+    exported = {n for f in families().values() for n, m in f.exports.items() if m.endswith((".torch", ".segmentation", ".heads"))}
     assert {n for n in exported if not n.endswith("PreTrainedModel")} == set(CASES)
 
 
@@ -113,6 +114,24 @@ def test_saved_and_loaded_is_bit_equal(name, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [name]
     by_word = headstart.AutoConfig.from_pretrained(tmp_path)
     assert type(by_word) is type(model.config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_copies_and_pickles_compute_the_same(name):
+    """Also after a call in evaluation, which keeps what it can."""
+    model, inputs, _ = build(name)
+    with torch.no_grad():
+        wanted = model(**inputs)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert_same(other(**inputs), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "pixel_values" in CASES[name][1]])
+def test_pictures_that_are_no_tensor_say_what_to_do(name):
+    model, inputs, _ = build(name)
+    for wrong in (inputs["pixel_values"].numpy(), list(inputs["pixel_values"])):
+        with pytest.raises(InputError, match=r'return_tensors="pt"'):
+            model(**inputs | {"pixel_values": wrong})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from headstart.names import NameTable
-from headstart.nn.saving import misfit_message, push_network, save_network
+from headstart.nn.saving import misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -360,7 +360,9 @@ class PreTrainedModel:
         published = self.name_table(self.config).to_theirs(arrays)
         save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
         if push_to_hub:
-            push_network(folder, repo_id or Path(folder).name, hub)
+            from headstart.hub import push_to_hub as push
+
+            push(folder, repo_id or Path(folder).name, **hub)
 
     def push_to_hub(self, repo_id: str, params: Mapping[str, Any] | None = None, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -370,11 +372,9 @@ class PreTrainedModel:
             params: The parameters; default those that the network holds.
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        import tempfile
+        from headstart.hub import push_saved
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, params)
-            return push_network(folder, repo_id, hub)
+        return push_saved(self, repo_id, hub, params)
 
 
 def cast(params: Mapping[str, Any], dtype: Any, mask: Any = None) -> Any:

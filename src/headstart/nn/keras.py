@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from headstart.names import NameTable
+from headstart.nn.saving import misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -194,6 +195,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
     heads: ClassVar[tuple[str, ...]] = ()
     inputs_order: ClassVar[tuple[str, ...]] = ("pixel_values", "labels")
     torch_class: ClassVar[str] = ""  # what config.json calls the network
+    config: Any
 
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -345,11 +347,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         lost = [key for key in missing if not self._is_head(key)]
         wrong = [each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))]
         if lost or wrong or unknown:
-            lines = [f"{name} does not fit {type(self).__name__}:"]
-            lines += [f"  missing: {key}" for key in sorted(lost)] + [f"  unexpected: {key}" for key in sorted(unknown)]
-            lines += [f"  shape: {key} is {theirs} in the checkpoint, {ours} in the network" for key, theirs, ours in sorted(wrong)]
-            hint = "pass num_labels for a head of another size, or ignore_mismatched_sizes=True to keep such variables as they are"
-            raise WeightsError("\n".join(lines + ([hint] if wrong else [])))
+            raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
         for key, value in found.items():
             own[key][0].assign(value.astype("float32"))
         fresh = sorted({*missing, *(key for key, _, _ in misfits)})
@@ -359,7 +357,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
                 variable.assign(weight_init(self.config.initializer_range)(tuple(variable.shape), dtype="float32"))
         if fresh:
             logger.warning("%s: not in the checkpoint, drawn at random and to be trained: %s", name, ", ".join(fresh))
-        return {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits}
+        return {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits, "error_msgs": []}
 
     def _is_head(self, name: str) -> bool:
         return any(name == head or name.startswith(head + ".") for head in self.heads)
@@ -374,17 +372,32 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
                 arrays[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
         return arrays
 
-    def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: str | int = "5GB", push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+    ) -> None:
         """Writes a folder that `from_pretrained` of this class and of the PyTorch class read: `config.json`, `model.safetensors`.
 
         Args:
             folder: Made if it does not exist.
             max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+            push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
+            repo_id: Where to upload.
+            **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.checkpoint import write_tensors
+        published = self.name_table(self.config).to_theirs(self.named_arrays())
+        save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
+        if push_to_hub:
+            from headstart.hub import push_to_hub as push
 
-        write_tensors(folder, self.name_table(self.config).to_theirs(self.named_arrays()), max_shard_size=max_shard_size)
-        self.config.architectures = [self.torch_class or type(self).__name__]  # type: ignore[attr-defined]
-        if "architectures" not in self.config._extra_names:
-            self.config._extra_names.append("architectures")
-        self.config.save_pretrained(folder)
+            push(folder, repo_id or Path(folder).name, **hub)
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Uploads the network to the Hub and returns its address.
+
+        Args:
+            repo_id: "owner/name".
+            **hub: `token`, `private`, `revision`, `commit_message`.
+        """
+        from headstart.hub import push_saved
+
+        return push_saved(self, repo_id, hub)

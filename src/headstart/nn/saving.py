@@ -1,4 +1,4 @@
-"""What saving and loading have in common whatever the framework: the folder, its card, the upload, the list of what does not fit."""
+"""What saving and loading have in common whatever the framework: the folder, its card, the list of what does not fit."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,21 +25,12 @@ def save_network(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, max_shard_size=max_shard_size)
     config.architectures = [architecture]  # type: ignore[attr-defined]
-    if "architectures" not in config._extra_names:
-        config._extra_names.append("architectures")
     config.save_pretrained(folder)
     differences = config.differences()
     if differences and not (folder / "README.md").exists():
         lines = ["---", "library_name: headstart", "---", "", f"# {architecture}", ""]
         lines += ["In transformers this folder computes something else:", ""]
         atomic_write(folder / "README.md", "\n".join(lines + [f"- {each}" for each in differences] + [""]).encode())
-
-
-def push_network(folder: str | Path, repo_id: str, hub: Mapping[str, Any]) -> str:
-    """Uploads a folder to the Hub and returns its address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
-    from headstart.hub import push_to_hub
-
-    return str(push_to_hub(Path(folder), repo_id, **hub))
 
 
 def misfit_message(name: str, cls: str, missing: Iterable[str], unknown: Iterable[str], wrong: Iterable[tuple[str, Any, Any]]) -> str:

@@ -16,7 +16,7 @@ from headstart import outputs
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
 from headstart.names import NameTable
-from headstart.nn.saving import misfit_message, push_network, save_network
+from headstart.nn.saving import misfit_message, save_network
 
 logger = logging.getLogger("headstart")
 
@@ -30,12 +30,18 @@ for _cls in outputs.output_classes():  # so that torch.export and FSDP see the t
         from_dumpable_context=lambda context: (getattr(outputs, context[0]), context[1]),
     )
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 * x), the sigmoid form of Hendrycks & Gimpel 2016."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": functools.partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, the sigmoid form
+    "quick_gelu": quick_gelu,
     "selu": F.selu,
     "silu": F.silu,
     "swish": F.silu,
@@ -102,7 +108,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
         config: Gives `num_labels` and `problem_type`.
 
     Raises:
-        InputError: Labels whose shape or range does not fit.
+        InputError: Labels whose type or shape does not fit.
     """
     kind = config.problem_type
     if kind is None:
@@ -124,10 +130,13 @@ def check_pixels(pixel_values: Tensor | None, channels: int) -> Tensor:
     """The images (B, C, H, W) of a call.
 
     Raises:
-        InputError: None given, another number of axes or channels, or not floating-point.
+        InputError: None or no tensor given, another number of axes or channels, or not floating-point.
     """
     if pixel_values is None:
         raise InputError("no pixel_values given; pass a (batch, channels, height, width) tensor, such as an image processor returns")
+    if not isinstance(pixel_values, Tensor):
+        kind = type(pixel_values).__name__
+        raise InputError(f'pixel_values is a {kind}; expected a tensor, such as an image processor returns with return_tensors="pt"')
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
         raise InputError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {channels}, height, width)")
     if not pixel_values.is_floating_point():
@@ -378,7 +387,9 @@ class PreTrainedModel(nn.Module):
         state = {key: value.detach() for key, value in self.state_dict().items()}
         save_network(folder, self.config, self.name_table(self.config).to_theirs(state), type(self).__name__, max_shard_size)
         if push_to_hub:
-            push_network(folder, repo_id or Path(folder).name, hub)
+            from headstart.hub import push_to_hub as push
+
+            push(folder, repo_id or Path(folder).name, **hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -387,11 +398,9 @@ class PreTrainedModel(nn.Module):
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        import tempfile
+        from headstart.hub import push_saved
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_network(folder, repo_id, hub)
+        return push_saved(self, repo_id, hub)
 
 
 class _NoInit(TorchFunctionMode):

@@ -16,13 +16,13 @@ from headstart.models.cvt.weights import HUB
 from headstart.names import NameTable
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
-    ACTIVATIONS,
     DropPath,
     PreTrainedModel,
     activation,
     check_pixels,
     classification_loss,
     drop_path_rates,
+    quick_gelu,
 )
 from headstart.outputs import (
     BackboneOutput,
@@ -154,7 +154,7 @@ class Mlp(nn.Module):
         """x (B, L, D), the same shape."""
         x = self.fc_1(x)  # (B, L, mlp_ratio * D)
         # Without gradients nobody else reads x, and writing over it spares the time to get fresh memory.
-        x = quick_gelu_(x) if self.act is ACTIVATIONS["quick_gelu"] and not torch.is_grad_enabled() else self.act(x)
+        x = quick_gelu_(x) if self.act is quick_gelu and not torch.is_grad_enabled() else self.act(x)
         return self.fc_2(self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
 
 
