@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.errors import ConfigError, InputError
 from headstart.images import LANCZOS, decode, resize
+from headstart.pipelines import is_one_image, load_both
 
 TOKENIZER_FOLDER = "image_tokenizer"  # inside the folder of a pretrained network
 GREY = 128
@@ -111,18 +112,10 @@ class MaskedImageModelingPipeline:
     task = "masked-image-modeling"
 
     def __init__(self, model: Any, *, image_processor: Any = None, tokenizer: Any = None, device: Any = None, seed: int = 0) -> None:
-        from headstart.auto import AutoImageProcessor, AutoModelForMaskedImageModeling
-
-        if isinstance(model, str | Path):
-            name = model
-            image_processor = image_processor or AutoImageProcessor.from_pretrained(name)
-            model = AutoModelForMaskedImageModeling.from_pretrained(name)
-            tokenizer = tokenizer or load_tokenizer(name, model.config)
-        if image_processor is None or tokenizer is None:
-            raise ConfigError("this model is an object: pass image_processor= and tokenizer= too")
-        self.device = torch.device(device) if device is not None else next(model.parameters()).device
-        self.model, self.tokenizer = model.to(self.device).eval(), tokenizer.to(self.device).eval()
-        self.image_processor, self.seed = image_processor, seed
+        self.model, self.image_processor = load_both(model, "AutoModelForMaskedImageModeling", image_processor, device)
+        self.device = self.model.device
+        tokenizer = tokenizer or load_tokenizer(self.model.config.name_or_path, self.model.config)
+        self.tokenizer, self.seed = tokenizer.to(self.device).eval(), seed
 
     def __call__(self, images: Any) -> Any:
         """Panels of one picture, or a list of them for many.
@@ -133,8 +126,6 @@ class MaskedImageModelingPipeline:
         Returns:
             `{"panels": [picture, masked, reconstruction, codes], "mask": (h, w), "codes": (h, w), "guessed": (h, w), "accuracy": float}`.
         """
-        from headstart.pipelines import is_one_image
-
         return next(self.stream([images])) if is_one_image(images) else list(self.stream(images))
 
     @torch.no_grad()

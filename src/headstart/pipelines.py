@@ -70,6 +70,32 @@ def task_of(model: str | Path) -> str:
     return next((task for task in fits if task in PIPELINES), "image-classification")
 
 
+def load_both(model: Any, network: str, processor: Any, device: Any, tokenizer: bool = False, **values: Any) -> tuple[Any, Any]:
+    """A pipeline's network, in evaluation, and what makes its inputs.
+
+    Args:
+        model: A folder, a Hub id, an authors' name, or a model object.
+        network: Name of the automatic class that loads the network.
+        processor: Its image processor or tokenizer; None is the one beside the model.
+        device: Where to compute; None is where the model is.
+        tokenizer: Whether inputs are texts.
+        **values: Values of the configuration to load the network with.
+
+    Raises:
+        ConfigError: A model object that no checkpoint lies beside, without its processor.
+    """
+    from headstart import auto
+
+    name = model if isinstance(model, str | Path) else getattr(getattr(model, "config", None), "name_or_path", "")
+    if processor is None:
+        if not name:
+            raise ConfigError(f"this model was not loaded from a checkpoint: pass {'tokenizer' if tokenizer else 'image_processor'}= too")
+        processor = (auto.AutoTokenizer if tokenizer else auto.AutoImageProcessor).from_pretrained(name)
+    if isinstance(model, str | Path):
+        model = getattr(auto, network).from_pretrained(model, **values)
+    return model.eval() if device is None else model.to(device).eval(), processor
+
+
 class ImageClassificationPipeline:
     """Names what is in pictures, with probabilities; or gives the numbers that a model of numbers says.
 
@@ -90,24 +116,13 @@ class ImageClassificationPipeline:
         self, model: Any, *, image_processor: Any = None, device: Any = None, top_k: int | None = None, batch_size: int = 8,
         label_threshold: float = 0.5, refuse: bool | float = False,
     ) -> None:  # fmt: skip
-        from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
-
         self.temperature, self.threshold = 1.0, 0.0
         if refuse is not False:
             from headstart.train.confidence import Confidence
 
             found = Confidence.read(model if isinstance(model, str | Path) else getattr(model.config, "name_or_path", ""))
             self.temperature, self.threshold = found.temperature, found.choice(None if refuse is True else refuse).threshold
-        if isinstance(model, str | Path):
-            image_processor = image_processor or AutoImageProcessor.from_pretrained(model)
-            model = AutoModelForImageClassification.from_pretrained(model)
-        elif image_processor is None:
-            name = getattr(getattr(model, "config", None), "name_or_path", "")
-            if not name:
-                raise ConfigError("this model was not loaded from a checkpoint: pass image_processor= too")
-            image_processor = AutoImageProcessor.from_pretrained(name)
-        self.model = model.eval() if device is None else model.to(device).eval()
-        self.image_processor = image_processor
+        self.model, self.image_processor = load_both(model, "AutoModelForImageClassification", image_processor, device)
         self.top_k, self.batch_size, self.label_threshold = top_k, batch_size, label_threshold
         self.kind = self.model.config.problem_type
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from headstart.errors import ConfigError, InputError
+from headstart.errors import InputError
 from headstart.images import decode, shortest_edge_size
+from headstart.pipelines import is_one_image, load_both
 
 Mode = Literal["slide", "whole"]
 STRIDE = 2 / 3  # of a window, as in the authors' evaluation: 426 of 640
@@ -141,18 +142,8 @@ class SemanticSegmentationPipeline:
     task = "semantic-segmentation"
 
     def __init__(self, model: Any, *, image_processor: Any = None, device: Any = None, mode: Mode = "slide") -> None:
-        from headstart.auto import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-        if isinstance(model, str | Path):
-            image_processor = image_processor or AutoImageProcessor.from_pretrained(model)
-            model = AutoModelForSemanticSegmentation.from_pretrained(model)
-        elif image_processor is None:
-            name = getattr(getattr(model, "config", None), "name_or_path", "")
-            if not name:
-                raise ConfigError("this model was not loaded from a checkpoint: pass image_processor= too")
-            image_processor = AutoImageProcessor.from_pretrained(name)
-        self.model = model.eval() if device is None else model.to(device).eval()
-        self.image_processor, self.mode = image_processor, mode
+        self.model, self.image_processor = load_both(model, "AutoModelForSemanticSegmentation", image_processor, device)
+        self.mode = mode
         self.colours = class_colours(self.model.config)
 
     def __call__(self, images: Any) -> Any:
@@ -167,8 +158,6 @@ class SemanticSegmentationPipeline:
         Raises:
             InputError: A picture that cannot be read; the message names it.
         """
-        from headstart.pipelines import is_one_image
-
         return next(self.stream([images])) if is_one_image(images) else list(self.stream(images))
 
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart import auto
 from headstart.errors import ConfigError, InputError
-from headstart.pipelines import batched
+from headstart.pipelines import batched, load_both
 
 logger = logging.getLogger("headstart")
 _UNSET: Any = object()
@@ -51,18 +50,9 @@ class TextPipeline:
         if image_processor is not None:
             raise ConfigError(f"image_processor was given, and {self.task} reads texts; pass tokenizer=")
         self.model_kwargs = dict(model_kwargs or {})
-        if isinstance(model, str | Path):
-            tokenizer = tokenizer or auto.AutoTokenizer.from_pretrained(model)
-            model = getattr(auto, self.auto_class).from_pretrained(model, **self.model_kwargs)
-        elif tokenizer is None:
-            name = getattr(getattr(model, "config", None), "name_or_path", "")
-            if not name:
-                raise ConfigError("this model was not loaded from a checkpoint: pass tokenizer= too")
-            tokenizer = auto.AutoTokenizer.from_pretrained(name)
-        elif self.model_kwargs:
+        if self.model_kwargs and not isinstance(model, str | Path):
             raise ConfigError("model_kwargs are for loading a model, and this one is loaded; set its config instead")
-        self.model = model.eval() if device is None else model.to(device).eval()
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = load_both(model, self.auto_class, tokenizer, device, tokenizer=True, **self.model_kwargs)
         self.batch_size, self.truncation, self.extend_positions = batch_size, truncation, extend_positions
 
     @property
