@@ -91,6 +91,9 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(WeightsError, match="is no file of the families' authors"):
         convert(tmp_path / "other.pth", tmp_path / "a")
     assert convert(tmp_path / "mine", tmp_path / "mine", overwrite=True, format="bin").kind == "folder with bin"
+    with pytest.raises(ConfigError, match="holds other things than a model"):
+        convert(tmp_path / "mine", tmp_path, overwrite=True)
+    assert (tmp_path / "noise.pth").exists()
 
 
 def test_a_wrong_weight_is_found_and_nothing_stays(tmp_path, monkeypatch):

@@ -70,6 +70,8 @@ def convert(
     target = Path(target)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists; choose another name, or replace it with --overwrite")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ConfigError(f"{target} holds other things than a model, which are not deleted; choose another name")
     if format not in ("safetensors", "bin"):
         raise ConfigError(f"format={format!r}; expected safetensors or bin")
     family, network = load_any(source, compat, architecture, hub)
