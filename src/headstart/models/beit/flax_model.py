@@ -8,13 +8,13 @@ The wrappers take images (B, C, H, W), as every class here does; the modules tak
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
-from headstart.models.beit.positions import bicubic_matrix, relative_position_index, resize_grid, resize_table, table_matrices, table_rows
+from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.names import NameTable
 from headstart.nn.flax import PreTrainedModel, activation, check_pixels
@@ -28,13 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 
 zeros = nn.initializers.zeros
-
-
-class Grid(NamedTuple):
-    """Patches from top to bottom and from left to right."""
-
-    height: int
-    width: int
+Grid = tuple[int, int]  # patches from top to bottom and from left to right
 
 
 def linear(features: Any, config: BeitConfig, dtype: Any, shrink: float = 1.0, bias: bool = True) -> Any:
@@ -89,7 +83,7 @@ class RelativeBias(nn.Module):  # type: ignore[misc]
         """The bias (1, A, L, L) that is added to the scores."""
         c, table = self.config, self.table  # (rows, A)
         if c.bias_by_width or grid != c.grid:
-            table = resize_table(jnp, table, *fit_matrices(Grid(*c.grid), grid, c.bias_resize, c.bias_by_width))
+            table = resize_table(jnp, table, *fit_matrices(c.grid, grid, c.bias_resize, c.bias_by_width))
         rows = relative_position_index(np, *grid)  # (L, L)
         return table.astype(self.dtype).T[None, :, rows]  # (1, A, L, L)
 
@@ -262,7 +256,7 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         """Tokens (B, L, D) of images (B, H, W, C), and the grid of patches."""
         c, dtype = self.config, self.dtype
         B, H, W, _ = pixel_values.shape
-        grid = Grid(H // c.patch[0], W // c.patch[1])
+        grid = (H // c.patch[0], W // c.patch[1])
         if min(grid) < 1:
             raise InputError(f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones")
         x = self.patches(pixel_values, grid)  # (B, h * w, D)
@@ -270,7 +264,8 @@ class BeitModule(nn.Module):  # type: ignore[misc]
             x = jnp.where(self.check_mask(bool_masked_pos, x), self.mask_token.astype(dtype), x)  # type: ignore[union-attr]
         x = jnp.concatenate([jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size)), x], 1)  # (B, L, D)
         if self.positions is not None:
-            x = x + fitted_positions(self.positions, self.config, grid).astype(dtype)
+            own = grid == c.grid
+            x = x + (self.positions if own else resize_positions(jnp, self.positions, c.grid, grid, of_matrices=np)).astype(dtype)
         return x, grid
 
     def check_mask(self, mask: Any, x: Any) -> Any:
@@ -312,16 +307,6 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         return FlaxBeitModelOutputWithPooling(last, pooled, hidden, tuple(attentions) if output_attentions else None)
 
 
-def fitted_positions(positions: Any, config: BeitConfig, grid: Grid) -> Any:
-    """The position embeddings of a grid, (1, L, D)."""
-    old = config.grid
-    if grid == old:
-        return positions
-    rows, columns = bicubic_matrix(np, old[0], grid.height), bicubic_matrix(np, old[1], grid.width)
-    inner = resize_grid(jnp, positions[0, 1:].reshape(*old, -1), rows, columns)  # (h, w, D)
-    return jnp.concatenate([positions[:, :1], inner.reshape(1, grid.height * grid.width, -1)], 1)
-
-
 def expand_head_mask(mask: Any, config: BeitConfig, dtype: Any) -> list[Any]:
     """A mask (A,) for each block, from (A,) or (blocks, A).
 
@@ -347,8 +332,7 @@ class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         c = self.config
-        add_norm = None if c.norm_twice else False
-        self.beit = BeitModule(c, self.dtype, False, add_norm, self.gradient_checkpointing)
+        self.beit = BeitModule(c, self.dtype, False, None if c.norm_twice else False, self.gradient_checkpointing)
         self.norm = layer_norm(c, self.dtype)
         self.lm_head = linear(c.vocab_size, c, self.dtype)
 
@@ -468,11 +452,12 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         Returns:
             A tree like the parameters', of `jax.sharding.PartitionSpec`.
         """
-        flat = {path: spec_of(path, axis) for path in flatten_dict(self.params_shape_tree)}
-        return unflatten_dict(flat)  # type: ignore[no-any-return]
+        places = {path: DIVIDED.get(path[-2:], ()) for path in flatten_dict(self.params_shape_tree)}
+        specs = {path: PartitionSpec(*(axis if each else None for each in divided)) for path, divided in places.items()}
+        return unflatten_dict(specs)  # type: ignore[no-any-return]
 
 
-# The last two names of a parameter → what is divided, "model" standing for the mesh's axis. The others are whole on every device.
+# The last two names of a parameter → which of its axes are divided. The others are whole on every device.
 DIVIDED: dict[tuple[str, str], tuple[bool, ...]] = {
     ("qkv", "kernel"): (False, False, True),  # (D, 3, A * K)
     ("attention", "query_bias"): (True,),
@@ -484,11 +469,6 @@ DIVIDED: dict[tuple[str, str], tuple[bool, ...]] = {
     ("fc_1", "bias"): (True,),
     ("fc_2", "kernel"): (True, False),
 }
-
-
-def spec_of(path: tuple[str, ...], axis: str) -> PartitionSpec:
-    """Which axes of a parameter are divided."""
-    return PartitionSpec(*(axis if divided else None for divided in DIVIDED.get(path[-2:], ())))  # type: ignore[arg-type]
 
 
 class FlaxBeitModel(FlaxBeitPreTrainedModel):

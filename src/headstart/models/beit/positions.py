@@ -155,9 +155,12 @@ def resize_table(xp: Any, table: Any, rows: Any, columns: Any) -> Any:
     return xp.concatenate([inner.reshape(rows.shape[0] * columns.shape[0], heads), table[-3:]])
 
 
-def resize_positions(xp: Any, positions: Any, old: tuple[int, int], new: tuple[int, int]) -> Any:
-    """Position embeddings (1, 1 + patches, D) for another grid of patches, bicubic; the class token's stays."""
+def resize_positions(xp: Any, positions: Any, old: tuple[int, int], new: tuple[int, int], of_matrices: Any = None) -> Any:
+    """Position embeddings (1, 1 + patches, D) for another grid of patches, bicubic; the class token's stays.
+
+    `of_matrices` is the module that makes the matrices, where `xp` has no float64.
+    """
     size = positions.shape[2]
-    rows, columns = bicubic_matrix(xp, old[0], new[0]), bicubic_matrix(xp, old[1], new[1])
+    rows, columns = (bicubic_matrix(of_matrices or xp, *sides) for sides in zip(old, new, strict=True))
     inner = resize_grid(xp, positions[0, 1:].reshape(*old, size), rows, columns)
     return xp.concatenate([positions[:, :1], inner.reshape(1, new[0] * new[1], size)], 1)
