@@ -61,13 +61,14 @@ class RelativeBias(nn.Module):
         if state is None:
             return self.expanded(grid, dtype)
         key = (state, grid.height, grid.width, dtype)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = None  # the old one is given back first
+        kept = self._kept  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
+            self._kept = kept = None  # the old one is given back first
             bias = self.expanded(grid, dtype)
             if bias.numel() * bias.element_size() > KEPT_BYTES:
                 return bias
-            self._kept = (key, bias)
-        return self._kept[1]
+            self._kept = kept = (key, bias)
+        return kept[1]
 
     def train(self, mode: bool = True) -> "RelativeBias":
         """Forgets the kept bias: training changes it."""
@@ -249,10 +250,11 @@ class Encoder(BeitPreTrainedModel):
         if torch.compiler.is_compiling():
             return self.make_grid(height, width, device)
         key = (height, width, device)
-        if self._grid is None or self._grid[0] != key:
+        kept = self._grid  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
             with torch.inference_mode(False):  # what is kept must serve training too
-                self._grid = (key, self.make_grid(height, width, device))
-        return self._grid[1]
+                self._grid = kept = (key, self.make_grid(height, width, device))
+        return kept[1]
 
     def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
         """The same, made anew."""
@@ -262,8 +264,7 @@ class Encoder(BeitPreTrainedModel):
         return Grid(height, width, relative_position_index(torch, height, width, device=device).int(), fit)
 
     def is_own_grid(self, height: int, width: int) -> bool:
-        """Whether positions are made for this grid."""
-        # A symbolic size (torch.export) must not be compared, or the program would be bound to the answer.
+        """Whether positions are made for this grid. A symbolic size is not compared: the exported program would be bound to the answer."""
         return isinstance(height, int) and isinstance(width, int) and (height, width) == self.config.grid
 
     def __getstate__(self) -> dict[str, Any]:

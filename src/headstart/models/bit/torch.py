@@ -58,9 +58,10 @@ class StandardizedConv2d(nn.Conv2d):
         key = state_of(self.weight, self.training)
         if key is None:
             return standardize(self.weight, self.eps)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, standardize(self.weight, self.eps))
-        return self._kept[1]
+        kept = self._kept  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
+            self._kept = kept = (key, standardize(self.weight, self.eps))
+        return kept[1]
 
     def train(self, mode: bool = True) -> "StandardizedConv2d":
         """Forgets the kept filters: training changes them."""
