@@ -13,6 +13,7 @@ from PIL import Image
 from conftest import data_dir
 from headstart.errors import DataError
 from headstart.train.data import batch_indices, read_images
+from headstart.train.image_cache import inspect
 from headstart.train.labels import few_shot, stratified
 from headstart.train.sources import source_bytes
 from headstart.train.tasks import DataOptions
@@ -57,7 +58,9 @@ def test_every_source_reads_the_same(photos, tmp_path):
 
     options = DataOptions(val_fraction=0.0)
     expected = named(read_images(photos, options))
-    for name in ("t.csv", "t.tsv", "t.jsonl", "t.json", "t.parquet", "t.npz", "t.tar"):
+    semicolons = (tmp_path / "t.csv").read_text().replace(",", ";")
+    (tmp_path / "s.csv").write_text(semicolons, encoding="utf-8-sig")  # as spreadsheets of half of Europe write it
+    for name in ("t.csv", "s.csv", "t.tsv", "t.jsonl", "t.json", "t.parquet", "t.npz", "t.tar"):
         assert named(read_images(tmp_path / name, options)) == expected, name
 
 
@@ -158,6 +161,11 @@ def test_batches_go_through_the_data_evenly(examples, batch_size, seed):
     if batch_size <= examples:
         for epoch in range(len(stream) // examples):
             assert sorted(stream[epoch * examples : (epoch + 1) * examples].tolist()) == list(range(examples))
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"words", "unknown image format"), (b"", "the file is empty")])
+def test_why_an_image_cannot_be_read(data, reason):
+    assert inspect(data) == reason
 
 
 def wrong_csv(text, tmp_path):

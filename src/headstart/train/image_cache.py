@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from headstart.errors import DataError, InputError
 from headstart.images import decode as decode_any
@@ -84,8 +84,10 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
         with Image.open(io.BytesIO(data)) as picture:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # lying on its side
             width, height = picture.size
+    except UnidentifiedImageError:
+        return "unknown image format" if data else "the file is empty"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).replace("<_io.BytesIO object", "").split()) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
     return (digest, width, height) if turned else (digest, height, width)
 
 

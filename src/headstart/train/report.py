@@ -5,6 +5,7 @@ Tasks add `Section`s; nothing here knows what they are about.
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +80,13 @@ def plain_axes(axes: Any) -> None:  # noqa: ANN401 - matplotlib's axes
 
 
 def figure_source(figure: "Figure") -> str:
-    """A figure as a data address of SVG."""
+    """A figure as a data address of SVG. Its words are drawn by the browser, which knows more scripts than matplotlib's font."""
+    import matplotlib
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -81,7 +81,10 @@ def _read_csv(path: Path) -> Table:
     rows: list[dict[str, Any]] = []
     places: list[int] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
+        head = file.readline()
+        file.seek(0)
+        separator = ";" if ";" in head and "," not in head else ","  # of spreadsheets where the comma is for decimals
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, delimiter=separator, strict=True)
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns):
