@@ -53,16 +53,20 @@ def test_what_hurts_least_is_given_up_first():
     smaller, given_up = fit_budget(full(), estimate(0.25), 2 * 3600)
     assert (smaller.batch_size, smaller.crop, smaller.resize, smaller.steps) == (128, 224, 239, 500) and len(given_up) == 2
     fewer, given_up = fit_budget(full(), estimate(1.0), 3600)
-    assert fewer.crop == 128 and 60 <= fewer.steps < 500 and "in place of 500 steps" in given_up[-1]
+    assert fewer.crop == 128 and 250 <= fewer.steps < 500 and "in place of 500 steps" in given_up[-1]
     assert fewer.decay_at[0] == round(200 * fewer.steps / 500)
-    head, given_up = fit_budget(full(), estimate(4.0), 600)
-    assert head.tune == "head" and "--tune head" in given_up[0]
+    for seconds in (2400, 60):  # fewer than half of the steps, and none
+        head, given_up = fit_budget(full(), estimate(1.0), seconds)
+        assert (head.tune, head.resize, head.crop, len(given_up)) == ("head", None, 224, 1) and "--tune head" in given_up[0]
+    headless, _ = fit_budget(full(), estimate(1.0), 2400, head=False)
+    assert headless.tune == "full" and headless.steps < 250
 
 
 def test_transformers_keep_their_resolution():
     recipe = finetune(Facts(examples=1000, model_image_size=224))
-    cut, given_up = fit_budget(recipe, estimate(0.2), 3600)
-    assert (cut.crop, cut.batch_size) == (224, 64) and cut.steps < recipe.steps and len(given_up) == 1
+    before = estimate(0.2)
+    cut, given_up = fit_budget(recipe, before, before.seconds(recipe))
+    assert (cut.crop, cut.batch_size, cut.tune) == (224, 64, "full") and cut.steps < recipe.steps and len(given_up) == 1
 
 
 @pytest.mark.parametrize("example", [0.001, 0.01, 0.05, 0.2, 1.0])
@@ -97,17 +101,44 @@ def test_measuring_changes_nothing(photos, tiny_model, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
+    """On a machine that needs a tenth of a second for an example, 50 steps of 16 do not fit into a minute; 30 do."""
+    monkeypatch.setattr("headstart.train.run.measure", lambda loop: Estimate(0.1, 0.0, 0.0, 0, 1e9))
+    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="1m", progress=Lines(), **SMALL | {"steps": 50})
+    said = capsys.readouterr().err
+    assert found.recipe.steps in (30, 31) and f"to keep the budget: {found.recipe.steps} in place of 50 steps" in said
+
+
 def test_a_budget_is_kept_and_leaves_a_model(photos, tiny_model, tmp_path, capsys):
+    """For a hundredth of the steps it takes the head alone, which is better than so little training."""
+    options = SMALL | {"steps": 100_000, "batch_size": 8}
     began = time.perf_counter()
-    options = SMALL | {"steps": 100_000, "batch_size": 8, "eval_every": 100_000, "checkpoint_every": 100_000}
     found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="4s", progress=Lines(), **options)
     said = capsys.readouterr().err
     assert time.perf_counter() - began < 12  # writing the report on a busy machine is not part of training
-    assert "to keep the budget: " in said and "in place of 100000 steps" in said
-    assert found.recipe.steps < 100_000 and found.metrics["accuracy"] > 0.5
+    assert "to keep the budget: " in said and "for features" in said and "(expected " in said
+    assert found.recipe.tune == "head" and found.metrics["accuracy"] > 0.5
     values = json.loads((tmp_path / "run" / "results.json").read_text())
     assert values["estimated_seconds"] > 0 and any("to keep the budget: " in note for note in values["notes"])
     assert "to keep the budget: " in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_head_keeps_a_budget_with_smaller_images(photos, tiny_model, tmp_path, capsys, monkeypatch):
+    """Features that do not fit at 64 pixels, but at 32."""
+    monkeypatch.setattr("headstart.train.estimate.SIDES", (32, 20))
+    cost = ImageClassification.head_cost
+
+    def slow(self, model, device):
+        return dataclasses.replace(cost(self, model, device), features=1000.0 if self.recipe.crop == 64 else 1.0)
+
+    monkeypatch.setattr(ImageClassification, "head_cost", slow)
+    options = {"tune": "head", "crop": 64, "device": "cpu", "progress": Lines()}
+    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="1m", **options)
+    assert found.recipe.crop == 32 and found.given_up == ["images of 32 pixels"]
+    assert "to keep the budget: images of 32 pixels" in capsys.readouterr().err
+    monkeypatch.setattr("headstart.train.estimate.SIDES", ())
+    headstart.train(photos, model=tiny_model, out=tmp_path / "over", budget="1m", **options)
+    assert "more than the budget" in capsys.readouterr().err
 
 
 def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 import headstart
 from headstart import AutoModelForImageClassification
 from headstart.errors import DataError
-from headstart.train.head import FeatureStore, fit_head, inputs_of, install, logistic, model_key, span
+from headstart.train.head import STRENGTHS, FeatureStore, fit_head, inputs_of, install, logistic, model_key, span
 from headstart.train.progress import Lines
 from headstart.train.run import evaluate
 from headstart.train.tasks.image_classification import head_of
@@ -73,6 +73,13 @@ def test_noise_is_regularised_more_than_signal():
     x, labels = blobs(120, 30, 2)
     noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     assert fit_head(noise, labels, 2).strength < fit_head(x, labels, 2).strength
+
+
+def test_strengths_that_only_harm_are_not_tried():
+    """Cross-validation ends after the loss went up twice."""
+    x, labels = blobs(120, 30, 2)
+    losses = list(fit_head(np.random.default_rng(1).normal(size=x.shape).astype(np.float32), labels, 2).losses.values())
+    assert len(losses) < len(STRENGTHS) and losses[-3] < losses[-2] < losses[-1]
 
 
 @settings(deadline=None, max_examples=15)

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import re
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
@@ -17,7 +19,6 @@ from headstart.train.recipes import Recipe
 
 PATIENCE = 5.0  # seconds that one measurement may take
 RESERVE = 0.85  # share of a budget that is planned with: reading, writing and a busy machine take the rest
-FEWEST_STEPS = 60  # fewer updates hardly teach anything; then only the head is tuned
 SIDES = (320, 224, 160, 128)  # resolutions to fall back to
 LONG = 3600.0  # seconds from which on a run on a CPU is called long
 
@@ -49,6 +50,31 @@ class Estimate:
         """One line for the user."""
         rate, memory = 1 / max(self.example, self.load, 1e-9), self.memory / 2**30
         return f"about {duration(self.seconds(recipe, steps))} on this machine ({rate:.0f} examples/s), {memory:.1f} GB of memory"
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """What fitting a head will cost.
+
+    Args:
+        features: Seconds for the features that are not known from before.
+        fit: Seconds for the head itself.
+        memory: Bytes.
+    """
+
+    features: float
+    fit: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        return self.features + self.fit
+
+    def text(self) -> str:
+        """One line for the user."""
+        parts = f"{duration(self.features)} for features, {duration(self.fit)} for the head"
+        return f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f} GB of memory"
 
 
 def measure(loop: Loop) -> Estimate:
@@ -91,6 +117,13 @@ def measure(loop: Loop) -> Estimate:
     return loop.world.agree(Estimate(example / loop.world.size, forward, load, judged, memory))
 
 
+def peak_memory(device: torch.device) -> float:
+    """Bytes that this process has held at most, with what it held on the accelerator."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return float(held + (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0))
+
+
 def synchronise(device: torch.device) -> None:
     """Waits for an accelerator, whose work is only queued."""
     if device.type == "cuda":
@@ -111,11 +144,17 @@ def parse_budget(text: str | float) -> float:
     return seconds
 
 
-def fit_budget(recipe: Recipe, estimate: Estimate, seconds: float) -> tuple[Recipe, list[str]]:
+def smaller_sides(recipe: Recipe) -> list[int]:
+    """Resolutions that a recipe may fall back to: only a convolutional network takes any without a loss of its own."""
+    return [side for side in SIDES if recipe.name == "hyperrule" and side < (recipe.crop or 0)]
+
+
+def fit_budget(recipe: Recipe, estimate: Estimate, seconds: float, head: bool = True) -> tuple[Recipe, list[str]]:
     """The recipe cut to a time, and what was given up for it, in the order in which it hurts least.
 
     A batch of 128 at a rate of 0.001 in place of 512 at 0.003 gives nearly the same (the BiT authors' own advice), then the resolution
-    goes down, then the number of steps; when not even a few steps are left, only the head is tuned.
+    goes down, then the number of steps; when not even half of them are left, only the head is tuned: on fixed features it is better than a
+    network that was trained too little. Tasks without such a head (`head` False) keep as many steps as there are.
     """
     allowed = RESERVE * seconds
     given_up: list[str] = []
@@ -123,9 +162,9 @@ def fit_budget(recipe: Recipe, estimate: Estimate, seconds: float) -> tuple[Reci
         recipe = dataclasses.replace(recipe, batch_size=128, micro_batch=min(recipe.micro_batch or 128, 128), lr=recipe.lr / 3)
         given_up.append(f"batches of 128 at a rate of {recipe.lr:g}")
     first = recipe.crop
-    for side in SIDES:
-        # Only a convolutional network takes any size without a loss of its own.
-        if recipe.name == "hyperrule" and recipe.crop and recipe.resize and side < recipe.crop and estimate.seconds(recipe) > allowed:
+    whole = recipe
+    for side in smaller_sides(recipe):
+        if recipe.crop and recipe.resize and estimate.seconds(recipe) > allowed:
             smaller = (side / recipe.crop) ** 2
             estimate = dataclasses.replace(estimate, example=estimate.example * smaller, forward=estimate.forward * smaller)
             recipe = dataclasses.replace(recipe, crop=side, resize=round(side * recipe.resize / recipe.crop))
@@ -133,8 +172,9 @@ def fit_budget(recipe: Recipe, estimate: Estimate, seconds: float) -> tuple[Reci
         given_up.append(f"images of {recipe.crop} in place of {first} pixels")
     one_step = recipe.batch_size * max(estimate.example, estimate.load)
     steps = int((allowed - estimate.judged * estimate.forward) / one_step)
-    if steps < min(FEWEST_STEPS, recipe.steps):
-        return dataclasses.replace(recipe, tune="head", resize=None), ["every weight but the head's stays as it is (--tune head)"]
+    if head and 2 * steps < recipe.steps:
+        return whole.head_only(), ["every weight but the head's stays as it is (--tune head)"]
+    steps = max(1, steps)
     if steps < recipe.steps:
         given_up.append(f"{steps} in place of {recipe.steps} steps")
         recipe = recipe.with_steps(steps)

@@ -67,7 +67,7 @@ class Recipe:
         cutmix: The same of CutMix; where both are on, each batch is mixed by one of them.
         rand_augment: Magnitude of RandAugment, 0 to 10; 0 is off.
         color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off, and RandAugment takes its place.
-        erasing: Chance that a random rectangle of an image is erased.
+        erasing: Chance that a random rectangle of an image becomes noise.
         label_smoothing: Share of the label spread over all classes.
         class_weights: What the classes count in the loss: "none" counts all examples the same, "balanced" makes up for rare classes; or
             a weight for each class, by name or in order.
@@ -194,6 +194,10 @@ class Recipe:
 
         return replace(self, steps=steps, warmup_steps=scaled(self.warmup_steps), decay_at=tuple(scaled(step) for step in self.decay_at))
 
+    def head_only(self) -> "Recipe":
+        """The same recipe for the head alone. Fixed features gain little from large images, and their cost is all the cost there is."""
+        return replace(self, tune="head", resize=None, crop=min(self.crop or HEAD_SIDE, HEAD_SIDE))
+
     def updated(self, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
         """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in proportion.
 
@@ -229,6 +233,8 @@ class Recipe:
         return cls().updated({"warmup_steps": 0, **values}, source)
 
 
+HEAD_SIDE = 224  # pixels
+LORA_RATE = 10.0  # times the best rate of full tuning, whatever network and rank (Schulman et al. 2025, "LoRA Without Regret")
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names are understood too
 _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
 
@@ -376,8 +382,11 @@ def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML ho
 
 
 def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given."""
-    recipe = base
+    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given.
+
+    LoRA's rate, where neither says one, is `LORA_RATE` times that of the family's recipe, which is for tuning every weight.
+    """
+    recipe, values = base, dict[str, Any]()
     if file is not None:
         values = read_recipe_file(file)
         values.pop("recipe", None)
@@ -385,4 +394,7 @@ def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapp
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
         given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
-    return recipe.updated(given, "options")
+    recipe = recipe.updated(given, "options")
+    if recipe.lora_rank is not None and "lr" not in values | given:
+        recipe = replace(recipe, lr=LORA_RATE * recipe.lr, name=f"{recipe.name} at {LORA_RATE:g} times its rate for LoRA")
+    return recipe

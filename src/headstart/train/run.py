@@ -16,17 +16,15 @@ from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
 from headstart.train.draws import FOLDER, read_spread, run_draws, spread_of
-from headstart.train.estimate import LONG, fit_budget, measure, parse_budget
+from headstart.train.estimate import LONG, RESERVE, HeadCost, fit_budget, measure, parse_budget, smaller_sides
 from headstart.train.labels import kind_named
 from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.progress import Progress, Silent
 from headstart.train.recipes import RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
 from headstart.train.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
-from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, task_class
+from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, TunesHead, task_class
 from headstart.train.world import World, whole
 from headstart.zoo import locate
-
-HEAD_SIDE = 224  # pixels
 
 
 def train(
@@ -128,6 +126,8 @@ def train(
         job = task_class(task).read(data, DataOptions(**options))
         resolved = _resolve(str(model), job.facts(), config, recipe, recipe_values, revision)
         request = Request(str(data), str(model), job.name, revision, options, resolved.to_dict(), draws)
+    if resolved.tune == "head" and not isinstance(job, TunesHead):
+        raise ConfigError(f"--tune head is not available for {job.name}; use --tune full")
     for line in job.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
@@ -188,7 +188,9 @@ class _Run:
         estimate = measure(loop)
         given_up: list[str] = []
         if self.deadline is not None and not resume:
-            self.recipe, given_up = self.world.agree(fit_budget(self.recipe, estimate, self.deadline - time.perf_counter()))
+            self.recipe, given_up = self.world.agree(
+                fit_budget(self.recipe, estimate, self.deadline - time.perf_counter(), isinstance(self.job, TunesHead))
+            )
             if given_up:
                 self.progress.say(f"to keep the budget: {', '.join(given_up)}")
                 if self.recipe.tune == "head":
@@ -257,12 +259,28 @@ class _Run:
 
     def tune_head(self, given_up: list[str] | None = None) -> Result:
         """Fits the last layer on features that are computed once."""
-        network = self.job.build(self.request.model, self.recipe, revision=self.request.revision).to(self.world.device).eval()
+        job, given_up = self.job, given_up or []
+        assert isinstance(job, TunesHead)
+
+        def build() -> tuple[nn.Module, HeadCost]:
+            network = self.job.build(self.request.model, self.recipe, revision=self.request.revision).to(self.world.device).eval()
+            return network, self.world.agree(job.head_cost(network, self.world.device))
+
+        network, cost = build()
+        for side in smaller_sides(self.recipe):
+            if self.deadline is not None and cost.seconds > RESERVE * (self.deadline - time.perf_counter()):
+                self.recipe = dataclasses.replace(self.recipe, crop=side)
+                network, cost = build()
+                self.progress.say(f"to keep the budget: images of {side} pixels")
+                given_up.append(f"images of {side} pixels")
+        self.progress.say(cost.text())
+        if self.deadline is not None and cost.seconds > self.deadline - time.perf_counter():
+            self.progress.say("that is more than the budget, and nothing is left to give up: a smaller model is")
         began = time.perf_counter()
         with self.progress:
-            evaluations = self.job.tune_head(network, self.world.device, self.progress)
+            evaluations = job.tune_head(network, self.world.device, self.progress)
         self._begin()
-        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, given_up=given_up or [])
+        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, cost.seconds, given_up)
         return self._finish(network, result)
 
     def _finish(self, network: nn.Module, result: Result) -> Result:
@@ -298,8 +316,7 @@ def _resolve(
         base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
     resolved = resolve_recipe(base, config, values)
     if resolved.tune == "head" and not values.get("crop"):
-        # Fixed features gain little from large images, and their cost is all the cost there is.
-        resolved = dataclasses.replace(resolved, resize=None, crop=min(resolved.crop or HEAD_SIDE, HEAD_SIDE))
+        resolved = resolved.head_only()
     return resolved
 
 

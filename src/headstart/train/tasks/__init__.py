@@ -25,7 +25,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from headstart.errors import ConfigError
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from headstart.train.estimate import HeadCost
     from headstart.train.progress import Progress
     from headstart.train.recipes import Facts, Recipe
     from headstart.train.report import Section
@@ -64,6 +65,7 @@ class DataOptions:
         skip_bad: Leave out unreadable examples instead of stopping.
         columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles left out are found by name.
         classes: Class names in the order of an existing model, for evaluating it.
+        target: What a picture comes with: a "label", a "mask", or nothing ("none"); the task decides.
         problem_type: What the labels are ("single_label_classification", "multi_label_classification", "regression"); None looks at them.
         workers: Threads that read and decode; None is one for each processor, at most 8.
         extra: Further options of one task, by name.
@@ -76,6 +78,7 @@ class DataOptions:
     skip_bad: bool = False
     columns: dict[str, str] = field(default_factory=dict)
     classes: list[str] | None = None
+    target: Literal["label", "mask", "none"] = "label"
     problem_type: str | None = None
     workers: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -183,13 +186,6 @@ class Task(ABC):
     def evaluate(self, model: "nn.Module", split: str, device: "torch.device") -> Evaluation:
         """Judges the model on a split, without augmentation."""
 
-    def tune_head(self, model: "nn.Module", device: "torch.device", progress: "Progress") -> dict[str, Evaluation]:
-        """Fits the model's head on features that are computed once, and judges it on every split that was held out.
-
-        Called in place of `prepare`, the loop and `evaluate` when the recipe says `tune: head`.
-        """
-        raise ConfigError(f"--tune head is not available for {self.name}; use --tune full")
-
     def finish(self, model: "nn.Module") -> None:  # noqa: B027 - most tasks have nothing to do
         """Puts what only training knew into the weights; called once, before they are written."""
 
@@ -204,6 +200,21 @@ class Task(ABC):
     def card(self) -> str:
         """Python lines for the model card that use the result in `folder`."""
         return f'from headstart import pipeline\n\npredict = pipeline("{self.name}", "FOLDER")\n'
+
+
+class TunesHead(ABC):
+    """A task whose head can be fitted by itself, on features that are computed once."""
+
+    @abstractmethod
+    def head_cost(self, model: "nn.Module", device: "torch.device") -> "HeadCost":
+        """What `tune_head` will cost, measured on a few examples."""
+
+    @abstractmethod
+    def tune_head(self, model: "nn.Module", device: "torch.device", progress: "Progress") -> dict[str, Evaluation]:
+        """Fits the model's head, and judges it on every split that was held out.
+
+        Called in place of `prepare`, the loop and `evaluate` when the recipe says `tune: head`.
+        """
 
 
 def task_class(name: str) -> type[Task]:

@@ -18,25 +18,27 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines import batched
+from headstart.train.audit import FLAT, Pair, difference_hash, pairs_in
 from headstart.train.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.train.data import ImageData, combined_fingerprint, read_images
+from headstart.train.estimate import HeadCost, peak_memory
 from headstart.train.explain import explain
-from headstart.train.head import FeatureStore, inputs_of, install, model_key
+from headstart.train.head import FeatureStore, fitting_seconds, inputs_of, install, model_key
 from headstart.train.image_cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square, threads
 from headstart.train.labels import MULTI, REGRESSION, SINGLE
 from headstart.train.problems import problem_of
-from headstart.train.progress import Progress, duration
+from headstart.train.progress import Progress
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Section
 from headstart.train.sources import Examples, Source
-from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
-from headstart.train.tasks.problem_report import problem_sections
+from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, TunesHead
+from headstart.train.tasks.problem_report import duplicate_section, problem_sections
 
 FEATURES_BATCH = 16  # images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67 at 16)
 FEATURES_KEPT = 512  # images after which features are written, so that an interrupted run loses little
 
 
-class ImageClassification(Task):
+class ImageClassification(Task, TunesHead):
     """A class, several classes or numbers for each image, as the labels of the data say."""
 
     name: ClassVar[str] = "image-classification"
@@ -251,12 +253,12 @@ class ImageClassification(Task):
 
     def _recoloured(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """The image after RandAugment or colour jitter, and random erasing, where the recipe asks for them."""
-        recipe, mean = self.recipe, self.processor.image_mean
+        recipe, processor = self.recipe, self.processor
         if recipe.rand_augment:
             image = rand_augment(image, recipe.rand_augment, rng)
         elif recipe.color_jitter:
             image = color_jitter(image, recipe.color_jitter, rng)
-        return random_erase(image, recipe.erasing, mean, rng) if recipe.erasing else image
+        return random_erase(image, recipe.erasing, processor.image_mean, processor.image_std, rng) if recipe.erasing else image
 
     def augment_batch(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.augment_batch`: MixUp or CutMix with one share and one permutation a batch, as in the BiT paper."""
@@ -306,7 +308,7 @@ class ImageClassification(Task):
     # A head on fixed features ---------------------------------------------------------------------------------------------------------
 
     def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
-        """See `Task.tune_head`."""
+        """See `TunesHead.tune_head`."""
         features = self.features(model, device, progress)
         layer = head_of(model)
         fit = self.problem.fit(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
@@ -318,20 +320,31 @@ class ImageClassification(Task):
         return {split: self._judged(split, each) for split, each in scores.items()}
 
     @torch.inference_mode()
-    def features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
-        """What goes into the head, (N, D) for every split: from the store, or computed and kept there."""
+    def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
+        """See `TunesHead.head_cost`."""
+        _, missing, _ = self._missing(model)
+        few = list(missing.values())[: min(FEATURES_BATCH, 1 + len(missing) // 8)]
+        features = len(missing) * self._seconds_each(model, few, device) if few else 0.0
+        fit = fitting_seconds(len(self.data.splits["train"]), head_of(model).in_features, len(self.data.classes))
+        return HeadCost(features, fit, peak_memory(device))
+
+    def _missing(self, model: nn.Module) -> tuple[FeatureStore, dict[str, Source], int]:
+        """The store, the images by digest whose features it lacks, and the number of those that it has."""
         store = FeatureStore(model_key(model, self.processor.to_dict()))
         sources = {d: self.data.splits[split].images[i] for split, digests in self.digests.items() for i, d in enumerate(digests) if d}
-        missing = [(digest, source) for digest, source in sources.items() if digest not in store]
-        if len(missing) < len(sources):
-            progress.say(f"features of {len(sources) - len(missing)} images are known from before")
-        if len(missing) > 2 * FEATURES_BATCH:
-            seconds = self._seconds_each(model, [source for _, source in missing[:FEATURES_BATCH]], device)
-            progress.say(f"computing features takes about {duration(seconds * len(missing))} on this machine ({1 / seconds:.0f} images/s)")
+        missing = {digest: source for digest, source in sources.items() if digest not in store}
+        return store, missing, len(sources) - len(missing)
+
+    @torch.inference_mode()
+    def features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
+        """What goes into the head, (N, D) for every split: from the store, or computed and kept there."""
+        store, missing, known = self._missing(model)
+        if known:
+            progress.say(f"features of {known} images are known from before")
         failed: dict[str, str] = {}
         done, began = 0, time.perf_counter()
         progress.start("features", len(missing))
-        for part in batched(missing, FEATURES_KEPT):
+        for part in batched(list(missing.items()), FEATURES_KEPT):
             digests: list[str] = []
             rows: list[Tensor] = []
             ready = zip(part, parallel(self._pixels_or_reason, [source for _, source in part], self.options.workers), strict=True)
@@ -412,7 +425,20 @@ class ImageClassification(Task):
             return explain(model, self.processor, pixels(index), label).overlay()
 
         seen = looked_at if model is not None else None
-        return problem_sections(self.data.kind, evaluation, self.data.classes, examples.names, pixels, seen)
+        sections = problem_sections(self.data.kind, evaluation, self.data.classes, examples.names, pixels, seen)
+        return [*sections, duplicate_section(*self._duplicates())]
+
+    def _duplicates(self) -> tuple[list[Pair], dict[str, Source]]:
+        """Images that are the same, or look so where they are at hand already; and where each image is, by name."""
+        every = [(split, i) for split, digests in self.digests.items() for i in range(len(digests))]
+
+        def look(at: tuple[str, int]) -> int:
+            cache = self.caches.get(at[0])
+            return FLAT if cache is None or cache.pixels is None else difference_hash(cache[at[1]])
+
+        hashes = np.array(list(parallel(look, every, self.options.workers)), dtype=np.uint64)
+        pairs = pairs_in(self.data, every, [self.digests[split][i] for split, i in every], hashes)
+        return pairs, {name: image for part in self.data.splits.values() for name, image in zip(part.names, part.images, strict=True)}
 
     def card(self) -> str:
         """See `Task.card`."""

@@ -176,14 +176,16 @@ class TextTask(Task):
         per_token = ("input_ids", "attention_mask", "labels")
         return {k: (v[..., :longest] if k in per_token else v).to(device, non_blocking=True) for k, v in part.items()}
 
-    def batches(self, split: str, device: torch.device, leave_out: Collection[int] = ()) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """The examples of a split, alike in length together: their numbers and the network's inputs."""
+    def batches(
+        self, split: str, device: torch.device, some: Collection[int] | None = None
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Examples of a split (None: all), alike in length together: their numbers and the network's inputs."""
         examples = self.encoded[split]
-        order = sorted((i for i in range(len(examples)) if i not in leave_out), key=lambda i: len(self.longest_of(examples[i])))
+        order = sorted(range(len(examples)) if some is None else some, key=lambda i: len(self.longest_of(examples[i])))
         for start in range(0, len(order), BATCH):
-            some = order[start : start + BATCH]
-            batch = self.collate([self.tensors(examples[i]) for i in some])
-            yield some, self.micro(batch, slice(None), device)
+            numbers = order[start : start + BATCH]
+            batch = self.collate([self.tensors(examples[i]) for i in numbers])
+            yield numbers, self.micro(batch, slice(None), device)
 
     @staticmethod
     def longest_of(example: dict[str, Any]) -> list[int]:

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForSequenceClassification
-from headstart.train.head import FeatureStore, inputs_of, install, model_key
+from headstart.train.estimate import HeadCost, peak_memory
+from headstart.train.head import FeatureStore, fitting_seconds, inputs_of, install, model_key
 from headstart.train.labels import MULTI, REGRESSION, SINGLE, WORDS, as_class, classes_in, kind_of, numbers_in
 from headstart.train.problems import problem_of
 from headstart.train.progress import Progress
 from headstart.train.recipes import Recipe
 from headstart.train.report import Section
 from headstart.train.report import Table as ReportTable
-from headstart.train.tasks import DataOptions, Evaluation
+from headstart.train.tasks import DataOptions, Evaluation, TunesHead
 from headstart.train.tasks.problem_report import problem_sections
 from headstart.train.tasks.text import TextTask, class_index, class_names, last_linear
 from headstart.train.text_data import Row, TextData, hold_out, read_labelled, read_texts
@@ -27,7 +28,7 @@ from headstart.train.text_metrics import matthews, spearman
 SCORE = "score"  # name of the one output of a regression
 
 
-class TextClassification(TextTask):
+class TextClassification(TextTask, TunesHead):
     """A class, several classes or a number for each text or pair, as the labels of the data say."""
 
     name: ClassVar[str] = "text-classification"
@@ -148,9 +149,25 @@ class TextClassification(TextTask):
 
     # A head on fixed features ---------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
+        """See `TunesHead.head_cost`: features cost by the token."""
+        if not self.encoded:
+            self.prepare(None)
+        _, _, missing = self._missing(model)
+        batches = [inputs for split, some in missing.items() for _, inputs in self.batches(split, device, some)]
+        seconds, features = 0.0, 0.0
+        for _ in range(2 * bool(batches)):  # the first pass also allocates
+            usual = batches[len(batches) // 2]
+            began = time.perf_counter()
+            model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
+            seconds = time.perf_counter() - began
+            features = seconds / usual["input_ids"].numel() * sum(each["input_ids"].numel() for each in batches)
+        fit = fitting_seconds(len(self.encoded["train"]), last_linear(model, len(self.names)).in_features, len(self.names))
+        return HeadCost(features, fit, peak_memory(device))
+
     def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
-        """See `Task.tune_head`: the last layer on what comes before it. Square layers of the head between them pass on what they get."""
-        self.prepare(None)
+        """See `TunesHead.tune_head`: the last layer. Square layers of the head before it pass on what they get."""
         layer = last_linear(model, len(self.names))
         pass_on(model, layer)
         features = self._features(model, layer, device, progress)
@@ -163,22 +180,27 @@ class TextClassification(TextTask):
         progress.say(self.data.notes[-1])
         return {split: self._judged(split, rows @ fit.weight.T + fit.bias) for split, rows in features.items() if split != "train"}
 
+    def _missing(self, model: nn.Module) -> tuple[FeatureStore, dict[str, list[str]], dict[str, list[int]]]:
+        """The store, the digest of every text, and the texts whose features the store lacks."""
+        store = FeatureStore(model_key(model, {"texts": "token ids"}))
+        digests = {s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts] for s, parts in self.encoded.items()}
+        return store, digests, {split: [i for i, name in enumerate(names) if name not in store] for split, names in digests.items()}
+
     @torch.inference_mode()
     def _features(self, model: nn.Module, layer: nn.Linear, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
         """What goes into the last layer, (N, D) for every split: from the store, or computed and kept there."""
-        store = FeatureStore(model_key(model, {"texts": "token ids"}))
-        digests = {s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts] for s, parts in self.encoded.items()}
-        total, done, began = sum(map(len, self.encoded.values())), 0, time.perf_counter()
+        store, digests, missing = self._missing(model)
+        total, done, began = sum(map(len, missing.values())), 0, time.perf_counter()
+        if known := sum(map(len, digests.values())) - total:
+            progress.say(f"features of {known} texts are known from before")
         progress.start("features", total, unit="texts")
-        for split, names in digests.items():
-            for numbers, inputs in self.batches(split, device, leave_out={i for i, name in enumerate(names) if name in store}):
+        for split, some in missing.items():
+            for numbers, inputs in self.batches(split, device, some):
                 with inputs_of(layer) as seen:
                     model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-                store.add([names[i] for i in numbers], seen[0].float().cpu().numpy())
+                store.add([digests[split][i] for i in numbers], seen[0].float().cpu().numpy())
                 done += len(numbers)
                 progress.update(done, {}, done / (time.perf_counter() - began))
-        if done < total:
-            progress.say(f"features of {total - done} texts are known from before")
         return {split: store[names] for split, names in digests.items()}
 
     def report(self, evaluation: Evaluation) -> list[Section]:
