@@ -8,6 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import headstart
 from headstart import cli
 from train.conftest import make_class_folders, photos, tiny_model  # noqa: F401 - fixtures
 
@@ -88,6 +89,20 @@ def test_predict(tuned, photos, capsys):  # noqa: F811
     assert right / len(rows) == json.loads((tuned / "results.json").read_text())["evaluations"]["validation"]["metrics"]["accuracy"]
     code, out, _ = call(capsys, "predict", tuned, files[0], files[1], "--top", 1)
     assert code == 0 and len(out.splitlines()) == 2 and out.splitlines()[0].startswith(f"{files[0]}\t")
+
+
+def test_predict_goes_on_after_a_damaged_image(tuned, photos, tmp_path, capsys):  # noqa: F811
+    good = sorted((photos / "val").rglob("*.png"))[:3]
+    bad = tmp_path / "words.png"
+    bad.write_text("words")
+    for files in ([bad, *good], [good[0], bad, *good[1:]], [*good, bad]):
+        code, out, err = call(capsys, "predict", tuned, *files, "--top", 1, "--batch-size", 2)
+        assert code == 1 and [line.split("\t")[0] for line in out.splitlines()] == [str(file) for file in good]
+        assert err == f"headstart: {bad}: cannot be read as an image: unknown image format\n"
+
+
+def test_version(capsys):
+    assert call(capsys, "--version") == (0, f"headstart {headstart.__version__}\n", "")
 
 
 def test_explain(tuned, photos, tmp_path, capsys):  # noqa: F811

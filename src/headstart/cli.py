@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,11 +17,11 @@ try:
 except ImportError:
     sys.exit("headstart: the command line needs typer and rich; install them with: pip install 'headstart[train]'")
 
+from headstart.arguments import Readable, check_model, image_files, named_values, parsed, task_options
 from headstart.engine import cli as engine_commands
-from headstart.errors import HeadstartError, NotFoundError, TrainingInterrupted
+from headstart.errors import HeadstartError, TrainingInterrupted
 
 app = typer.Typer(
-    help="Tune pretrained vision and text models to your own data.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -51,6 +52,21 @@ TaskOption = Annotated[list[str] | None, typer.Option("--option", metavar="NAME=
 ColumnOption = Annotated[list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from headstart import __version__
+
+        print(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and stop.")] = False,
+) -> None:
+    """Tune pretrained vision and text models to your own data."""
 
 
 def command(function: F) -> F:
@@ -112,7 +128,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     [bold]torchrun --nproc-per-node 2 -m headstart train …[/bold]
     """
     if model is not None:
-        _check_model(model)
+        check_model(model)
     from headstart.train.progress import progress_for_terminal
     from headstart.train.recipes import read_class_weights
     from headstart.train.run import train as run
@@ -123,12 +139,12 @@ def train(  # noqa: PLR0913 - one parameter for each option
         "freeze": tuple(freeze) if freeze else None, "unfreeze": tuple(unfreeze) if unfreeze else None, "lora_rank": lora,
         "class_weights": read_class_weights(class_weights) if class_weights else None,
     }  # fmt: skip
-    values |= {name: _value(text) for name, text in _pairs(set_, "--set").items()}
+    values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
     run(
         data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots, draws=draws,
-        problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=_pairs(column, "--column"),
+        problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=named_values(column, "--column"),
         validation=val, test=test,
-        task_options=_task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
+        task_options=task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
         max_error=max_error,
         progress=progress_for_terminal(), **values,
     )  # fmt: skip
@@ -151,11 +167,11 @@ def evaluate(
 
     Example: [bold]headstart evaluate runs/photos photos/ --split test[/bold]
     """
-    _check_model(model)
+    check_model(model)
     from headstart.train.progress import metric_text
     from headstart.train.run import evaluate as run
 
-    columns, options = _pairs(column, "--column"), _task_options(option, masks)
+    columns, options = named_values(column, "--column"), task_options(option, masks)
     job, found = run(model, data, columns=columns, skip_bad=skip_bad, split=split, task_options=options, device=device, workers=workers)
     if as_json:
         values = {"split": found.split, "examples": found.examples, "metrics": found.metrics, "confidence_interval_95": found.interval}
@@ -188,16 +204,18 @@ def predict(
 ) -> None:
     """Say what is in pictures or texts: classes, numbers, hidden words, tags, answers; pictures in --out (segmentation and masked images).
 
+    Images that cannot be read are named and left out; the exit code is then 1.
+
     Example: [bold]headstart predict runs/photos holiday/ --top 1 --refuse[/bold]
     """
     from headstart import text_files
     from headstart.pipelines import pipeline, task_of
 
-    _check_model(model)
+    check_model(model)
     task, best = task_of(model), top or 3
     if task in text_files.TASKS:
         inputs = text_files.read_inputs(task, files or [], text or [], question, lines)
-        values = {name: _value(value) for name, value in _pairs(set_, "--set").items()}
+        values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
         results = text_files.predict_texts(
             task, model, inputs, top=best, batch_size=batch_size, long=long, hash_error=hash_error, settings=values, device=device
         )
@@ -205,32 +223,37 @@ def predict(
             for name, found in results:
                 print(text_files.as_json(task, name, found), flush=True)
             return
-        _print_table("", ("text", text_files.KEYS[task]), [(name, text_files.as_line(task, found)) for name, found in results])
+        _print_table("", ("text", text_files.KEYS[task]), ((name, text_files.as_line(task, found)) for name, found in results))
         return
-    images = _image_files(files or [])
+    images = Readable(image_files(files or []))
     if task in ("semantic-segmentation", "masked-image-modeling"):
         _paint(pipeline(task, model, device=device), images, out, best, as_json)
-        return
-    how: bool | float = refuse if max_error is None else max_error
-    classify = pipeline("image-classification", model, device=device, refuse=how, label_threshold=threshold)
-    single = classify.kind in (None, "single_label_classification")
-    answers = zip(images, classify.stream(images, best if single else top, batch_size), strict=True)
-    if as_json:
-        for file, labels in answers:
-            print(json.dumps({"image": str(file), "labels": labels}), flush=True)
-        return
-    form = ".4g" if classify.kind == "regression" else ".1%"
-    rows = [(str(file), "  ".join(f"{each['label']} {each['score']:{form}}" for each in labels)) for file, labels in answers]
-    _print_table("", ("image", f"top {best}" if single else "labels"), rows)
+    else:
+        how: bool | float = refuse if max_error is None else max_error
+        classify = pipeline("image-classification", model, device=device, refuse=how, label_threshold=threshold)
+        single = classify.kind in (None, "single_label_classification")
+        found = classify.stream(images, best if single else top, batch_size)
+        answers = zip(found, images.names, strict=False)  # a name is there once its picture has been read
+        if as_json:
+            for labels, file in answers:
+                print(json.dumps({"image": str(file), "labels": labels}), flush=True)
+        else:
+            form = ".4g" if classify.kind == "regression" else ".1%"
+            rows = ((str(file), "  ".join(f"{each['label']} {each['score']:{form}}" for each in labels)) for labels, file in answers)
+            _print_table("", ("image", f"top {best}" if single else "labels"), rows)
+    if images.lost:
+        raise typer.Exit(1)
 
 
-def _paint(painter: Any, files: list[Path], out: Path, top: int, as_json: bool) -> None:  # noqa: ANN401 - a pipeline that writes pictures
+def _paint(painter: Any, images: Readable, out: Path, top: int, as_json: bool) -> None:  # noqa: ANN401 - a pipeline that writes pictures
     """Writes the pictures of a pipeline and says where they are."""
     rows, taken = [], set()
-    for file in files:
-        stem = next(out / name for name in (file.stem, *(f"{file.stem}_{i}" for i in range(2, len(files) + 2))) if name not in taken)
+    for pixels in images:
+        file = images.names[-1]
+        names = (file.stem, *(f"{file.stem}_{i}" for i in range(2, len(images.files) + 2)))
+        stem = next(out / name for name in names if name not in taken)
         taken.add(stem.name)
-        found = painter.write(file, stem)
+        found = painter.write(pixels, stem)
         written = [found[key] for key in found if key.endswith("_file")]
         if as_json:
             print(json.dumps({"image": str(file), "classes": found["classes"], "files": written}), flush=True)
@@ -251,8 +274,8 @@ def explain(
 
     Example: [bold]headstart explain runs/photos bee.jpg --out seen/[/bold]
     """
-    _check_model(model)
-    files = _image_files(images)
+    check_model(model)
+    files = image_files(images)
     from PIL import Image
 
     from headstart.pipelines import pipeline
@@ -289,12 +312,12 @@ def audit(
     [bold]headstart audit photos/ --model BiT-M-R50x1 --html audit.html[/bold]
     """
     if not quick:
-        _check_model(model)
+        check_model(model)
     from headstart.train.audit import audit as run
     from headstart.train.audit import write_page
     from headstart.train.tasks import DataOptions
 
-    found = run(data, DataOptions(val_fraction=0.0, columns=_pairs(column, "--column"), workers=workers), None if quick else model)
+    found = run(data, DataOptions(val_fraction=0.0, columns=named_values(column, "--column"), workers=workers), None if quick else model)
     if html is not None:
         write_page(found, html, str(data))
     if as_json:
@@ -357,7 +380,7 @@ def convert(
 
     Examples: [bold]headstart convert BiT-M-R50x1.npz bit-m[/bold] · [bold]headstart convert runs/photos photos.npz[/bold]
     """
-    _check_model(source)
+    check_model(source)
     from headstart.converting import convert as run
 
     how: Any = {"format": format, "compat": compat, "architecture": architecture}
@@ -385,7 +408,7 @@ def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", h
 
     Example: [bold]headstart info runs/photos[/bold]
     """
-    _check_model(model)
+    check_model(model)
     from headstart.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(model)
@@ -414,9 +437,9 @@ command(engine_commands.optimize), command(engine_commands.export)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. What a user can cause is one clear line and exit code 2; an interrupted run is 130."""
-    _show_warnings()
     try:
-        app(args=arguments, standalone_mode=True)
+        with _plain_warnings():
+            app(args=arguments, standalone_mode=True)
     except TrainingInterrupted as error:
         _stop(str(error), 130)
     except HeadstartError as error:
@@ -438,9 +461,11 @@ def _stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _show_warnings() -> None:
-    """Warnings of the library as plain lines."""
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of this and other libraries as plain lines, without the line of code that they come from."""
     import logging
+    import warnings
 
     logger = logging.getLogger("headstart")
     if not logger.handlers:
@@ -448,69 +473,16 @@ def _show_warnings() -> None:
         handler.addFilter(lambda record: "drawn at random" not in record.getMessage())  # a new head is what tuning is for
         logger.addHandler(handler)
         logger.propagate = False
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"headstart: {message}", file=sys.stderr)
+        yield
 
 
-def _check_model(name: str) -> None:
-    """Refuses at once what can be no model: neither a path, nor a published name, nor `owner/name` on the Hub."""
-    from headstart.auto import find_published, nearest_names
-    from headstart.embedded import EMBEDDED
-
-    if "/" in name or name in EMBEDDED or Path(name).exists() or find_published(name) is not None:
-        return
-    near = nearest_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`headstart models` lists the published ones"
-    raise NotFoundError(f"no model is called {name!r}, and there is no such folder; {hint}")
-
-
-def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
-    for item in items or []:
-        name, sign, value = item.partition("=")
-        if not sign or not name or not value:
-            raise typer.BadParameter(f"{item!r}: expected NAME=VALUE", param_hint=option)
-        pairs[name.strip()] = value.strip()
-    return pairs
-
-
-def _task_options(items: list[str] | None, masks: Path | None) -> dict[str, Any]:
-    options = {name: _value(text) for name, text in _pairs(items, "--option").items()}
-    return options | ({"masks": masks} if masks is not None else {})
-
-
-def _value(text: str) -> Any:  # noqa: ANN401 - any JSON value
-    """A value as JSON would read it, else the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _image_files(paths: list[Path]) -> list[Path]:
-    """The images among the paths, folders searched through."""
-    from headstart.errors import InputError
-    from headstart.train.sources import IMAGE_SUFFIXES
-
-    if not paths:
-        raise InputError("which images? Give files or folders")
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-            if not inside:
-                raise InputError(f"the folder {path} holds no images")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"there is no file or folder {path}")
-    return files
-
-
-def _print_table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere."""
+def _print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known."""
     if not sys.stdout.isatty():
         for row in rows:
-            print("\t".join(row))
+            print("\t".join(row), flush=True)
         return
     from rich.console import Console
     from rich.table import Table
