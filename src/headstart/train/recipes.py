@@ -396,5 +396,5 @@ def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapp
         given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
     recipe = recipe.updated(given, "options")
     if recipe.lora_rank is not None and "lr" not in values | given:
-        recipe = replace(recipe, lr=LORA_RATE * recipe.lr, name=f"{recipe.name} at {LORA_RATE:g} times its rate for LoRA")
+        recipe = replace(recipe, lr=LORA_RATE * recipe.lr)
     return recipe
