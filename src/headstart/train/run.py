@@ -101,7 +101,7 @@ def train(
     world = World(device, fsdp)
     progress = (progress or Silent()) if world.leads else Silent()
     if resume:
-        request = Request.read(out)
+        request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
             progress.say(f"the run in {out} is finished: nothing to do")
             return Result(out, Recipe.from_dict(request.recipe), judged_before(out), spread=read_spread(out))
@@ -135,26 +135,7 @@ def train(
         progress.say("float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none and keeps float32's range")
     if dry_run:
         return Result(None, resolved)
-    began = time.perf_counter()
-    each = None if deadline is None else (deadline - began) / request.draws
-
-    def run_one(job: Task, request: Request, out: Path, resume: bool, others: list[Result]) -> Result:
-        until = None if each is None else time.perf_counter() + each
-        run = _Run(job, request, Recipe.from_dict(request.recipe), out, world, progress, workers, until, tensorboard, others)
-        return run.tune_head() if run.recipe.tune == "head" else run.tune_all(resume)
-
-    def run_draw(request: Request, out: Path, resume: bool) -> Result:
-        other = task_class(request.task).read(data, DataOptions(**(request.options | {"workers": workers})))
-        return run_one(other, request, out, resume, [])
-
-    with world.held_together():
-        others: list[Result] = []
-        if request.draws > 1:
-            if world.leads and not resume:
-                request.write(out)
-            world.wait()
-            others = run_draws(request, out, run_draw, progress.say, job.headline, world.leads)
-        return run_one(job, request, out, resume and (request.draws == 1 or (out / "checkpoints").exists()), others)
+    return _carry_out(_Run(job, request, resolved, out, world, progress, workers, deadline, tensorboard), resume)
 
 
 @dataclasses.dataclass
@@ -296,6 +277,28 @@ class _Run:
                 self.progress.say(result.spread.text(self.job.headline))
         self.world.wait()
         return result
+
+
+def _carry_out(run: _Run, resume: bool) -> Result:
+    """A run; where there are several draws of the examples, after those of the others."""
+    request, world = run.request, run.world
+    seconds = None if run.deadline is None else (run.deadline - time.perf_counter()) / request.draws
+
+    def tune(each: _Run, resume: bool) -> Result:
+        each.deadline = None if seconds is None else time.perf_counter() + seconds
+        return each.tune_head() if each.recipe.tune == "head" else each.tune_all(resume)
+
+    def draw(request: Request, out: Path, resume: bool) -> Result:
+        job = task_class(request.task).read(request.data, DataOptions(**(request.options | {"workers": run.workers})))
+        return tune(dataclasses.replace(run, job=job, request=request, recipe=Recipe.from_dict(request.recipe), out=out), resume)
+
+    with world.held_together():
+        if request.draws > 1:
+            if world.leads and not resume:
+                request.write(run.out)
+            world.wait()
+            run.others = run_draws(request, run.out, draw, run.progress.say, run.job.headline, world.leads)
+        return tune(run, resume and (request.draws == 1 or (run.out / "checkpoints").exists()))
 
 
 def _resolve(
