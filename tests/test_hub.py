@@ -18,7 +18,7 @@ import pytest
 from headstart import fetch
 from headstart.checkpoint import read_checkpoint, write_tensors
 from headstart.errors import AuthError, DownloadError, FileFormatError, InputError, NotFoundError, OfflineError
-from headstart.hub import Download, download, push_to_hub, resolve_file, resolve_folder, resolve_weights
+from headstart.hub import Download, download, push_to_hub, resolve_file, resolve_weights
 from hub_server import HubServer, conversion, running
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,6 @@ def same_weights(path: Path) -> None:
 
 def test_a_folder_and_a_file_are_their_own_answer(tmp_path):
     saved(tmp_path)
-    assert resolve_folder(tmp_path) == tmp_path
     assert resolve_file(str(tmp_path), "config.json") == tmp_path / "config.json"
     assert resolve_file(tmp_path / "model.safetensors", "config.json") == tmp_path / "config.json"
     assert resolve_weights(tmp_path) == tmp_path / "model.safetensors"
@@ -122,7 +121,8 @@ def test_a_model_of_the_hub_is_fetched_once(server, tmp_path):
 
 def test_a_cached_model_costs_one_question_a_file(server, tmp_path):
     server.add("o/m", saved(tmp_path))
-    resolve_folder("o/m")
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
     before = server.count("HEAD", "/o/m/")
     resolve_file("o/m", "config.json")
     resolve_weights("o/m")
@@ -147,7 +147,6 @@ def test_all_shards_come_from_the_commit_of_their_index(server, tmp_path):
     assert path.name == "model.safetensors.index.json"
     assert sorted(each.name for each in path.parent.glob("*.safetensors")) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     same_weights(path)
-    same_weights(resolve_folder("o/s"))
     commit = server.repos["o/s"].commit("main")
     assert all(f"/resolve/{commit}/" in path for _, path, _ in server.requests if "-of-" in path)
 
@@ -278,11 +277,12 @@ def test_wrong_bytes_of_the_right_size_are_thrown_away(server, tmp_path, monkeyp
 def test_offline_uses_the_cache_and_says_what_is_not_in_it(server, tmp_path, monkeypatch):
     server.add("o/m", saved(tmp_path))
     server.add("o/new", saved(tmp_path))
-    resolve_folder("o/m")
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
     asked = len(server.requests)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     same_weights(resolve_weights("o/m"))
-    same_weights(resolve_folder("o/m"))
+    resolve_file("o/m", "config.json")
     assert resolve_file("o/m", "preprocessor_config.json", optional=True) is None
     with pytest.raises(OfflineError, match=r"o/new.*HF_HUB_OFFLINE"):
         resolve_weights("o/new")

@@ -20,7 +20,7 @@ from .embedded import EMBEDDED, embedded_folder
 from .errors import AuthError, DownloadError, HubError, InputError, NotFoundError, OfflineError
 from .fetch import Download, download, fetch, is_true
 
-__all__ = ["FORMATS", "Download", "download", "push_saved", "push_to_hub", "resolve_file", "resolve_folder", "resolve_weights"]
+__all__ = ["FORMATS", "Download", "download", "push_saved", "push_to_hub", "resolve_file", "resolve_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ FORMATS = {
     "h5": ("tf_model.h5", "tf_model.h5.index.json"),
     "msgpack": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 }
-# What a model folder holds beside its weights.
-SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md")
 # The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are used.
 CONVERSION_BOT = "SFconvertbot"
 
@@ -126,36 +124,6 @@ def resolve_weights(
         return path
     except NotFoundError as error:
         raise NotFoundError(f"{name} on {_endpoint()} has no weights that can be read here; looked for {', '.join(wanted)}") from error
-
-
-def resolve_folder(
-    name: str | Path,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    formats: Sequence[str] = ("safetensors", "bin"),
-) -> Path:
-    """A folder with everything of a model: configuration, tokenizer, processor and weights. Arguments as `resolve_weights`."""
-    local = _local_folder(name)
-    if local is not None:
-        return local
-    hub: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    weights = resolve_weights(name, revision=revision, formats=formats, **hub)
-    import huggingface_hub
-
-    with _explained(str(name), "the folder", revision, cache_dir, local_files_only):
-        folder = huggingface_hub.snapshot_download(
-            str(name),
-            revision=_commit(weights) or revision,
-            allow_patterns=list(SMALL_FILES),
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=_offline(local_files_only),
-            endpoint=_endpoint(),
-        )
-    return Path(folder)
 
 
 def _weights_of_kind(name: str, kind: str, revision: str | None, hub: dict[str, Any]) -> Path | None:
