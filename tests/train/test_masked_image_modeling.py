@@ -1,6 +1,7 @@
 """Masked image modelling: views and their codes, the loss on hidden patches, and runs that classification goes on from."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,42 @@ def test_pictures_need_no_labels(pictures, tmp_path):
         task_of(tmp_path)
     with pytest.raises(ConfigError, match="mask_ratio=1.5"):
         task_of(pictures, mask_ratio=1.5)
+
+
+def test_labels_are_not_looked_at(pictures, tmp_path):
+    """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do: the same pictures are read from each."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    files = {split: sorted((pictures / split / "deep").iterdir()) for split in ("train", "val")}
+    arrays = {split: np.stack([np.asarray(Image.open(file)) for file in found]) for split, found in files.items()}
+    for name, labels in (("labelled", {"labels": np.zeros(9, np.int64)}), ("bare", {})):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "train.npz", images=arrays["train"], **labels)
+        np.savez(tmp_path / name / "val.npz", images=arrays["val"], **({"labels": np.arange(5) + 90} if labels else {}))
+    (tmp_path / "table.csv").write_text("".join(["file,split\n", *(f"{each},{split}\n" for split in files for each in files[split])]))
+    (tmp_path / "tars").mkdir()
+    for split, found in files.items():
+        with tarfile.open(tmp_path / "tars" / f"{split}.tar", "w") as tar:
+            for file in found:
+                tar.add(file, file.name)
+    made = {split: datasets.Dataset.from_dict({"img": list(map(str, found))}) for split, found in files.items()}
+    saved = datasets.DatasetDict({split: rows.cast_column("img", datasets.Image()) for split, rows in made.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    saved["train"].to_parquet(tmp_path / "one.parquet")
+    expected = task_of(pictures)
+    for name in ("table.csv", "tars", "saved"):
+        assert task_of(tmp_path / name).digests == expected.digests, name
+    assert task_of(tmp_path / "labelled").digests == task_of(tmp_path / "bare").digests
+    alone = task_of(tmp_path / "one.parquet")
+    assert sum(alone.splits.values()) == 9 and set().union(*alone.digests.values()) == set(expected.digests["train"])
+    for name in ("labelled", "saved"):
+        assert task_of(tmp_path / name).splits == {"train": 9, "validation": 5}
+    (tmp_path / "bare" / "val.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"val\.npz is not a readable \.npz file"):
+        task_of(tmp_path / "bare")
+    with pytest.raises(DataError, match="which column holds the image"):
+        (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+        task_of(tmp_path / "other.csv")
 
 
 def test_a_model_without_tokenizer_says_what_to_do(pictures, network):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,61 @@ def test_other_layouts_give_the_same_pairs(tmp_path):
     assert task_of(tmp_path / "b").splits == {"train": 1, "validation": 1}
 
 
+def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
+    """Tables, WebDataset shards, saved data sets and Parquet files: the same pairs as folders, and a whole run on them."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    saved = {}
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tars").mkdir()
+    for split in ("train", "val"):
+        pairs = [(scenes / split / "images" / p.name, p) for p in sorted((scenes / split / "masks").iterdir())]
+        (tmp_path / "tables" / f"{split}.csv").write_text("".join(["image,mask\n", *(f"{image},{mask}\n" for image, mask in pairs)]))
+        with tarfile.open(tmp_path / "tars" / f"{split}-0.tar", "w") as tar:
+            for image, mask in pairs:
+                tar.add(image, image.name)
+                tar.add(mask, f"{mask.stem}.seg.png")
+        rows = {"image": [str(image) for image, _ in pairs], "annotation": [str(mask) for _, mask in pairs]}
+        pictures = datasets.Features({"annotation": datasets.Image(), "image": datasets.Image()})
+        saved[split] = datasets.Dataset.from_dict(rows).cast(pictures)
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    for split, rows in saved.items():
+        (tmp_path / "repository" / "data").mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(tmp_path / "repository" / "data" / f"{split}-00000-of-00001.parquet")
+    expected = task_of(scenes, extra={"classes": str(scenes / "classes.json")})
+    for name in ("tables", "tars", "saved", "repository"):
+        found = task_of(tmp_path / name, extra={"classes": str(scenes / "classes.json")})
+        assert found.fingerprint == expected.fingerprint, name
+    values = {"steps": 2, "batch_size": 2, "crop": 32, "eval_every": 2, "device": "cpu"}
+    result = train(tmp_path / "tars", model=tiny_beit, task="semantic-segmentation", out=tmp_path / "run", **values)
+    assert "s0.png" in (result.folder / "report.html").read_text()
+    _, again = evaluate(result.folder, tmp_path / "saved", device="cpu")
+    assert again.metrics == pytest.approx(result.metrics)
+
+
+def test_other_sources_that_hold_no_pairs(tmp_path, scenes):
+    image, mask = (scenes / "train" / name / "s0.png" for name in ("images", "masks"))
+    (tmp_path / "t.csv").write_text(f"image,label\n{image},\n")
+    (tmp_path / "u.csv").write_text(f"image,other\n{image},{mask}\n")
+    (tmp_path / "v.csv").write_text(f"image,other\n{image},{image}\n{image},{mask}\n")
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 1])
+    with tarfile.open(tmp_path / "plain.tar", "w") as tar:
+        tar.add(image, "red/s0.png")
+    for name, message in (
+        ("t.csv", r"t\.csv line 2: label is ''; expected the path of an image"),
+        ("u.csv", "which column holds the mask\\? Its columns are image, other; choose one with --column mask=NAME"),
+        ("a.npz", r"masks are not read from \.npz files; expected folders, a table, a tar or a data set of the Hub"),
+        ("plain.tar", r"holds no images with masks; expected members like 0\.jpg and 0\.mask\.png"),
+        ("nothing", "there is no file or folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            task_of(tmp_path / name)
+    named = task_of(tmp_path / "v.csv", columns={"mask": "other"})
+    assert [each.reason for each in named.bad] == [
+        "its mask s0.png: the mask holds colours; list them as 'palette' in classes.json, one for each class"
+    ]
+
+
 def test_masks_of_colours(tmp_path, scenes):
     write_scenes(tmp_path / "train", 6, mode="RGB")
     write_scenes(tmp_path / "val", 5, first=100, mode="RGB")
@@ -146,7 +202,7 @@ def test_real_data_is_understood():
 
 
 def test_bad_data_is_named(tmp_path, scenes):
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="no file or folder"):
         task_of(tmp_path / "absent")
     with pytest.raises(DataError, match="the folder of masks as a second argument"):
         task_of(write_scenes(tmp_path / "a", 1) / "images")

@@ -5,9 +5,11 @@ What is read here is names and labels; pixels are read by `image_cache`.
 
 import hashlib
 import json
+import zipfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ from headstart.train.labels import (
 from headstart.train.shards import expand, read_tar
 from headstart.train.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
 from headstart.train.tables import TABLE_SUFFIXES, read_table
-from headstart.train.tasks import DataOptions
+from headstart.train.tasks import SPLITS, DataOptions
 
 FILE_SUFFIXES = (*TABLE_SUFFIXES, ".arrow", ".npz", ".tar")
 MANY = 20  # whole numbers of more values than this may be meant as numbers
@@ -62,16 +64,31 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
             tars as `shard-{0000..0003}.tar`; a data set that the `datasets` library saved; or one on the Hub, as `hf:owner/name`.
         options: Columns, split, shots and seed. `options.extra["validation"]` and `["test"]` may name further data.
     """
-    path = Path(path)
-    notes: list[str] = []
-    raw = _read_source(path, options, notes)
-    for split in ("validation", "test"):
-        if options.extra.get(split):
-            raw[split] = _joined(_read_source(Path(options.extra[split]), options, notes))
-    data = _interpret(raw, options, path, notes)
+    raw, notes = read_raw(path, options)
+    data = _interpret(raw, options, Path(path), notes)
     if options.classes is None:
         _make_splits(data, options)
     return data
+
+
+def read_pictures(path: str | Path, options: DataOptions) -> ImageData:
+    """The pictures of a data set that `read_images` takes, or anywhere below a folder, without their labels; there is one class."""
+    raw, notes = read_raw(path, replace(options, target="none"))
+    splits = {split: Examples(part.images, np.zeros(len(part.images), dtype=np.int64), part.names) for split, part in raw.items()}
+    data = ImageData(["pictures"], splits, notes)
+    if options.classes is None:
+        _make_splits(data, options)
+    return data
+
+
+def read_raw(path: str | Path, options: DataOptions) -> tuple[dict[str, Raw], list[str]]:
+    """Examples by split as they are written, and what the user should know about them; see `read_images`."""
+    notes: list[str] = []
+    raw = _read_source(Path(path), options, notes)
+    for split in ("validation", "test"):
+        if options.extra.get(split):
+            raw[split] = _joined(_read_source(Path(options.extra[split]), options, notes))
+    return {split: raw[split] for split in SPLITS if split in raw}, notes
 
 
 def _joined(parts: dict[str, Raw]) -> Raw:
@@ -112,11 +129,17 @@ def _read_file(path: Path, options: DataOptions, notes: list[str]) -> dict[str, 
     if suffix in TABLE_SUFFIXES:
         return read_image_table(read_table(path), options)
     if suffix == ".npz":
-        return {"train": _read_npz(path)}
+        return {"train": _read_npz(path, options)}
     if suffix == ".tar":
         return {"train": read_tar(path, options, notes)}
     kinds = ", ".join(FILE_SUFFIXES)
     raise DataError(f"{path} is not a data set; expected a folder, or a file that ends in {kinds}")
+
+
+def holds_files(path: Path) -> bool:
+    """Whether a folder holds a data set in files that are no pictures: tables, arrays, tars, or what the `datasets` library saved."""
+    named = any(child.suffix.lower() in FILE_SUFFIXES and child.name != "classes.json" for child in path.iterdir())
+    return named or hub_data.is_saved(path) or any((path / "data").glob("*.parquet"))
 
 
 def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
@@ -136,10 +159,14 @@ def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str
             parts.setdefault(split, []).append(file)
     if "train" in parts or (parts and options.classes):
         return {split: _joined(_read_files(_shards(found, split), options, notes)) for split, found in parts.items()}
+    if options.target == "none" and (loose := _read_loose(path)).images:
+        return {"train": loose}
     if files and not folders and (len(files) == 1 or _are_shards(files)):
         return _read_files(files, options, notes)
     if [child.name for child in folders] == ["data"] and any((path / "data").glob("*.parquet")):  # a copy of a Hub repository
         return _read_folder(path / "data", options, notes)
+    if options.target != "label":
+        raise DataError(f"{path} holds no images{' with masks' * (options.target == 'mask')}, and no single table or tar of them")
     return {"train": _read_class_folders(path, notes)}
 
 
@@ -184,14 +211,28 @@ def _read_class_folders(path: Path, notes: list[str]) -> Raw:
     return raw
 
 
-def _read_npz(path: Path) -> Raw:
+def _read_loose(path: Path) -> Raw:
+    """The pictures anywhere below a folder."""
+    raw = Raw(columns=())
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
+            raw.add(file, (), str(file))
+    return raw
+
+
+def _read_npz(path: Path, options: DataOptions) -> Raw:
     """Arrays `images` (N, H, W) or (N, H, W, 3) uint8, and `labels` (N,), or (N, V) of zeros and ones or of numbers."""
+    if options.target == "mask":
+        raise DataError(f"{path}: masks are not read from .npz files; expected folders, a table, a tar or a data set of the Hub")
+    wanted = ["images", "labels"] if options.target == "label" else ["images"]
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not {"images", "labels"} <= set(file.files):
-                raise DataError(f"{path} has arrays {', '.join(file.files)}; expected images and labels")
-            images, labels = file["images"], file["labels"]
-    except (ValueError, OSError) as error:
+            if not set(wanted) <= set(file.files):
+                raise DataError(f"{path} has arrays {', '.join(file.files)}; expected {' and '.join(wanted)}")
+            images = file["images"]
+            labels: NDArray[Any] = file["labels"] if len(wanted) > 1 else np.zeros(len(images), dtype=np.int64)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
@@ -230,6 +271,11 @@ def _interpret(raw: dict[str, Raw], options: DataOptions, path: Path, notes: lis
         classes, splits = _numbers(raw, options, first)
     else:
         classes, splits = _indexed(raw, options, path, kind)
+        for split, part in splits.items():
+            there = set((part.labels if kind == SINGLE else np.flatnonzero(part.labels.any(0))).tolist())
+            absent = [name for i, name in enumerate(classes) if i not in there]
+            if split != "train" and absent and options.classes is None:
+                notes.append(f"no {split} image is {_shortened(absent)}")
     return ImageData(classes, splits, notes, kind)
 
 

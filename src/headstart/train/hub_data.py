@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from headstart.errors import DataError, MissingExtraError
 from headstart.hub import transport_errors
 from headstart.train.head import cache_folder
 from headstart.train.image_tables import IMAGE_COLUMNS, read_image_table
-from headstart.train.sources import SPLIT_NAMES, Cell, Raw
+from headstart.train.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw
 from headstart.train.tables import Table
 from headstart.train.tasks import DataOptions
 
@@ -160,8 +161,10 @@ def _read(loaded: dict[str, Any], path: Path, options: DataOptions, notes: list[
     found: dict[str, Raw] = {}
     for split, rows in named_splits(loaded, path, notes).items():
         pictures = [name for name, feature in rows.features.items() if type(feature).__name__ == "Image"]
-        column = options.columns.get("image") or min(pictures, key=_usual, default=None)
-        table = plain_table(rows, path, f"{split} row" if len(loaded) > 1 else "row", column if column in pictures else None)
+        masked = options.target == "mask"
+        column = options.columns.get("image") or min((p for p in pictures if not (masked and is_mask(p))), key=_usual, default=None)
+        kept = [p for p in pictures if masked or p == column]
+        table = plain_table(rows, path, f"{split} row" if len(loaded) > 1 else "row", kept)
         columns = options.columns | ({"image": column} if column else {})
         parts = read_image_table(table, dataclasses.replace(options, columns=columns))
         for own, raw in parts.items():
@@ -194,23 +197,28 @@ def as_json_lines(path: Path, notes: list[str]) -> Path | None:
     return cache_folder() / "texts" / name
 
 
+def is_mask(column: str) -> bool:
+    """Whether a column of pictures is one of masks by its name."""
+    return column.strip().lower() in MASK_NAMES
+
+
 def _usual(column: str) -> int:
     return IMAGE_COLUMNS.index(column.lower()) if column.lower() in IMAGE_COLUMNS else len(IMAGE_COLUMNS)
 
 
-def plain_table(rows: Any, path: Path, unit: str, picture: str | None = None) -> Table:  # noqa: ANN401 - a datasets.Dataset
-    """The rows of a data set as plain values: numbers of classes become their names, the picture stays where it is.
+def plain_table(rows: Any, path: Path, unit: str, pictures: Sequence[str] = ()) -> Table:  # noqa: ANN401 - a datasets.Dataset
+    """The rows of a data set as plain values: numbers of classes become their names, pictures stay where they are.
 
     Args:
         rows: The data set.
         path: How it is named to the user.
         unit: What a row is called there.
-        picture: Column of the picture, read only when it is needed.
+        pictures: Columns of pictures, which are read only when they are needed.
     """
     media = ("Image", "Audio", "Video", "Pdf")
     plain = [name for name, feature in rows.features.items() if type(feature).__name__ not in media]
     columns = {name: [_named(value, rows.features[name]) for value in rows.with_format(None)[name]] for name in plain}
-    if picture is not None:
+    for picture in pictures:
         cells = rows.with_format(None).select_columns([picture]).cast_column(picture, library().Image(decode=False))
         columns[picture] = [Cell(cells, i, picture) for i in range(len(rows))]
     made = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

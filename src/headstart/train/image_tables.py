@@ -9,7 +9,7 @@ from typing import Any
 
 from headstart.errors import DataError
 from headstart.train.labels import SINGLE, as_flag, as_number
-from headstart.train.sources import SPLIT_NAMES, Cell, Raw, Slice, Source
+from headstart.train.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw, Slice, Source
 from headstart.train.tables import Table
 from headstart.train.tasks import DataOptions
 
@@ -35,20 +35,25 @@ def read_image_table(table: Table, options: DataOptions) -> dict[str, Raw]:
             split = SPLIT_NAMES.get(str(row.get(split_column)).strip().lower(), "")
             if not split:
                 raise DataError(f"{table.where(i)}: split is {row.get(split_column)!r}; expected train, validation or test")
-        picture, name = _row_image(row.get(image), table, i, image)
+        picture, name = row_image(row.get(image), table, i, image)
         part = found.setdefault(split, Raw(columns=columns, class_names=names))
-        part.add(picture, tuple(row.get(column) for column in columns), name, table.where(i))
+        cells = tuple(row.get(column) for column in columns)
+        if options.target == "mask":
+            cells = (row_image(cells[0], table, i, columns[0])[0],)
+        part.add(picture, cells, name, table.where(i))
     if "train" not in found and options.classes is None:
         raise DataError(f"{table.path}: no row has split train")
     return found
 
 
 def label_columns(table: Table, options: DataOptions, others: set[str | None]) -> tuple[str, ...]:
-    """The column of the label, or the columns where there is one for each class or number.
+    """The column of the label, or the columns where there is one for each class or number; the column of the mask.
 
     Those that were asked for; those that a model names; one with a usual name; several columns of 0 and 1; the only column of numbers with
     a point.
     """
+    if options.target != "label":
+        return (table.column("mask", options.columns.get("mask"), MASK_NAMES),) if options.target == "mask" else ()
     asked = next((options.columns[role] for role in ("label", "labels", "score") if role in options.columns), None)
     if asked is not None and asked not in table.columns and "," in asked:
         return tuple(table.column("label", name.strip(), ()) for name in asked.split(","))
@@ -70,7 +75,7 @@ def label_columns(table: Table, options: DataOptions, others: set[str | None]) -
     return (table.column("label", None, tuple(usual)),)  # none: says which columns there are
 
 
-def _row_image(value: Any, table: Table, index: int, column: str) -> tuple[Source, str]:  # noqa: ANN401 - what a table holds
+def row_image(value: Any, table: Table, index: int, column: str) -> tuple[Source, str]:  # noqa: ANN401 - what a table holds
     """The picture of a row: a path beside the table, bytes, the {bytes, path} of Hub data sets, or where one is."""
     if isinstance(value, (Slice, Cell)):
         return value, table.where(index)

@@ -1,46 +1,53 @@
-"""Pictures with a label for every pixel: folders of images and of masks become splits of pairs.
+"""Pictures with a label for every pixel: folders of images and of masks, tables, tars and Hub data sets become splits of pairs.
 
 A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or colours that `classes.json` lists. 255 never counts.
 
 Letters: H W sides of an image, V classes.
 """
 
+import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from headstart.errors import DataError, InputError
 from headstart.images import decode_labels
+from headstart.train.data import holds_files, read_raw
 from headstart.train.image_cache import decode, inspect, parallel
-from headstart.train.sources import IMAGE_SUFFIXES, SPLIT_NAMES
+from headstart.train.sources import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
 from headstart.train.tasks import DataOptions
 
 IGNORED = 255  # the label that no loss and no metric counts
 MAX_CLASSES = 255
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "jpegimages")
-MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label", "segmentations", "segmentationclass")
 MASK_ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_L", "_gt")
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".jp2"})  # .jpg would change labels
 
 
 @dataclass
 class Pairs:
-    """The images of one split with their masks."""
+    """The images of one split with their masks, and how each is named to the user."""
 
-    images: list[Path]
-    masks: list[Path]
+    images: list[Source] = field(default_factory=list)
+    masks: list[Source] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Any) -> "Pairs":
         """These pairs, in this order."""
-        return Pairs([self.images[i] for i in indices], [self.masks[i] for i in indices])
+        return Pairs(*([each[i] for i in indices] for each in (self.images, self.masks, self.names)))
+
+    def mask_of(self, index: int) -> str:
+        """How a mask is named after its image."""
+        mask = self.masks[index]
+        return f"its mask {mask.name}" if isinstance(mask, Path) else "its mask"
 
 
 @dataclass(frozen=True)
@@ -95,20 +102,19 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
 
     Args:
         path: A folder with `images` and `masks` folders, each perhaps with `train` and `val` inside; a folder with `train` and `val`, each
-            with `images` and `masks` inside; or a folder of images, the masks being in `options.extra["masks"]`.
+            with `images` and `masks` inside; or a folder of images, the masks being in `options.extra["masks"]`. Or a table with columns
+            of images and masks, tars of `0.jpg` and `0.mask.png`, or a data set of the Hub with two columns of pictures.
         options: Split and seed. `options.extra` may hold "masks", "classes" (a file like `classes.json`), "validation" and "test".
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"there is no folder {path}")
+    path, notes = Path(path), list[str]()
     masks = options.extra.get("masks")
-    splits = _in_two(path, Path(masks)) if masks else _in_one(path)
+    splits = _in_two(path, Path(masks)) if masks else _splits_of(path, options, notes)
     for split in ("validation", "test"):
         if options.extra.get(split):
-            found = _in_one(Path(options.extra[split]))
+            found = _splits_of(Path(options.extra[split]), options, notes)
             splits[split] = found.get(split) or found["train"]
     file = options.extra.get("classes") or next((p for p in (path / "classes.json", path.parent / "classes.json") if p.is_file()), None)
-    data = SegmentationData(read_classes(Path(file)) if file else ClassList(), splits)
+    data = SegmentationData(read_classes(Path(file)) if file else ClassList(), splits, notes)
     if options.classes is not None:
         data.classes.names = list(options.classes)
     else:
@@ -153,21 +159,23 @@ def _folders(path: Path) -> dict[str, Path]:
     return {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
 
 
-def _in_one(path: Path) -> dict[str, Pairs]:
-    """Splits of a folder that holds images and masks, or splits that do."""
-    if not path.is_dir():
-        raise DataError(f"there is no folder {path}")
-    inside = _folders(path)
+def _splits_of(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Pairs]:
+    """Splits of a folder that holds images and masks, or splits that do; else of what the reader of images reads."""
+    inside = _folders(path) if path.is_dir() else {}
     images = next((inside[name] for name in IMAGE_FOLDERS if name in inside), None)
-    masks = next((inside[name] for name in MASK_FOLDERS if name in inside), None)
+    masks = next((inside[name] for name in MASK_NAMES if name in inside), None)
     if images and masks:
         return _in_two(images, masks)
+    if not path.is_dir() or holds_files(path):
+        raw, said = read_raw(path, replace(options, target="mask", extra={}))
+        notes += said
+        return {split: Pairs(part.images, [cells[0] for cells in part.labels], part.names) for split, part in raw.items()}
     splits: dict[str, Pairs] = {}
     for name, folder in inside.items():
         if name in SPLIT_NAMES:
             if SPLIT_NAMES[name] in splits:
                 raise DataError(f"{path} has two folders that look like {SPLIT_NAMES[name]} data; keep one")
-            splits[SPLIT_NAMES[name]] = _in_one(folder)["train"]
+            splits[SPLIT_NAMES[name]] = _splits_of(folder, options, notes)["train"]
     if "train" not in splits:
         raise DataError(
             f"{path} holds no images with masks; expected {path.name}/images and {path.name}/masks, {path.name}/train/images and "
@@ -197,7 +205,7 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 def _paired(images: Path, masks: Path) -> Pairs:
     """Images and masks of the same name (a mask's may end in `_mask` and the like)."""
     by_name = {p.relative_to(masks).with_suffix("").as_posix(): p for p in _files(masks, MASK_SUFFIXES)}
-    found, lost = Pairs([], []), []
+    found, lost = Pairs(), []
     for image in _files(images, IMAGE_SUFFIXES):
         name = image.relative_to(images).with_suffix("").as_posix()
         mask = next((by_name[name + ending] for ending in MASK_ENDINGS if name + ending in by_name), None)
@@ -206,6 +214,7 @@ def _paired(images: Path, masks: Path) -> Pairs:
             continue
         found.images.append(image)
         found.masks.append(mask)
+        found.names.append(str(image))
     if lost:
         listed = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise DataError(f"{len(lost)} of {len(lost) + len(found)} images in {images} have no mask of the same name in {masks}: {listed}")
@@ -234,25 +243,31 @@ def _make_splits(data: SegmentationData, options: DataOptions) -> None:
 # Pixels ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def read_values(path: Path, colours: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np.int64]:
     """The values of a mask, (H, W); a mask of colours gives the number of each colour in the list.
 
     Raises:
         InputError: With the reason only; the caller knows the name.
     """
     try:
-        with Image.open(path) as picture:
+        data = source_bytes(source)
+        with Image.open(io.BytesIO(data)) as picture:
             coloured = picture.mode in ("RGB", "RGBA")
+    except UnidentifiedImageError:
+        raise InputError("unknown image format") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(" ".join(str(error).replace(str(path), path.name).split())) from None
+        raise InputError(" ".join(str(error).split())) from None
     if not coloured:
-        values = decode_labels(path).astype(np.int64)
+        try:
+            values = decode_labels(data).astype(np.int64)
+        except InputError as error:
+            raise InputError(str(error).rpartition(" bytes: ")[2]) from None  # the bytes have no name of their own
         if values.min() < 0 or values.max() >= 1 << 16:
             raise InputError(f"mask values go from {values.min()} to {values.max()}; expected class numbers")
         return values
     if colours is None:
         raise InputError("the mask holds colours; list them as 'palette' in classes.json, one for each class")
-    pixels = decode(path).astype(np.int64)  # (H, W, 3)
+    pixels = decode(data).astype(np.int64)  # (H, W, 3)
     packed = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]  # (H, W)
     known = (colours.astype(np.int64) << [16, 8, 0]).sum(1)  # (V,)
     values = np.full(packed.shape, IGNORED, dtype=np.int64)
@@ -273,13 +288,13 @@ def scan(pairs: Pairs, colours: NDArray[np.uint8] | None, workers: int | None) -
         if isinstance(image, str):
             return image
         if isinstance(mask, str):
-            return f"its mask {pairs.masks[index].name}: {mask}"
+            return f"{pairs.mask_of(index)}: {mask}"
         try:
             values = read_values(pairs.masks[index], colours)
         except InputError as error:
-            return f"its mask {pairs.masks[index].name}: {error}"
+            return f"{pairs.mask_of(index)}: {error}"
         if values.shape != image[1:]:
-            return f"is {image[2]}x{image[1]} pixels, its mask {pairs.masks[index].name} {values.shape[1]}x{values.shape[0]}"
+            return f"is {image[2]}x{image[1]} pixels, {pairs.mask_of(index)} {values.shape[1]}x{values.shape[0]}"
         found, counts = np.unique(values, return_counts=True)
         return Scan(f"{image[0]}:{mask[0]}", *image[1:], dict(zip(found.tolist(), counts.tolist(), strict=True)))
 

@@ -11,12 +11,17 @@ from typing import Any
 
 from headstart.errors import DataError
 from headstart.train.image_tables import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
-from headstart.train.sources import IMAGE_SUFFIXES, Raw, Slice
+from headstart.train.sources import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
 from headstart.train.tables import Table
 from headstart.train.tasks import DataOptions
 
 SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may say about its picture
 LARGEST = 1 << 20  # bytes of a sidecar
+EXPECTED = {
+    "label": " in class folders; expected members like CLASS/image.jpg, or 0.jpg and 0.cls",
+    "mask": " with masks; expected members like 0.jpg and 0.mask.png",
+    "none": "",
+}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -36,7 +41,7 @@ def expand(path: Path) -> list[Path]:
 
 
 def read_tar(path: Path, options: DataOptions, notes: list[str]) -> Raw:
-    """A plain tar of either kind: WebDataset where a picture has a sidecar, class folders else."""
+    """A plain tar of either kind: WebDataset where a picture has a sidecar (or a mask), class folders else."""
     try:
         with tarfile.open(path, "r:") as tar:
             members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
@@ -47,13 +52,19 @@ def read_tar(path: Path, options: DataOptions, notes: list[str]) -> Raw:
         key, extension = _key(path, member.name)
         samples.setdefault(key, []).append((extension, member))
     kinds = [{kind for kind, _ in parts} for parts in samples.values()]
-    if any(each & set(SIDECARS) and any(map(_is_picture, each)) for each in kinds):
+    tells = _is_mask if options.target == "mask" else SIDECARS.__contains__
+    if any(any(map(tells, each)) and any(map(_is_picture, each)) for each in kinds):
         return _samples(path, samples, options, notes)
-    return _class_folders(path, members, notes)
+    return _class_folders(path, members, options, notes)
 
 
 def _is_picture(extension: str) -> bool:
     return f".{extension}" in IMAGE_SUFFIXES
+
+
+def _is_mask(extension: str) -> bool:
+    name, _, suffix = extension.partition(".")
+    return name in MASK_NAMES and _is_picture(suffix)
 
 
 def _key(path: Path, name: str) -> tuple[str, str]:
@@ -66,7 +77,7 @@ def _key(path: Path, name: str) -> tuple[str, str]:
 
 
 def _samples(path: Path, samples: dict[str, list[tuple[str, tarfile.TarInfo]]], options: DataOptions, notes: list[str]) -> Raw:
-    """The samples of a shard as a table: `image`, `label` (cls), the values of the JSON object, `txt`."""
+    """The samples of a shard as a table: `image`, `label` (cls), the values of the JSON object, `txt`; or `image` and its masks."""
     rows, places, columns, without = [], [], dict[str, None](), 0
     with path.open("rb") as file:
         for key, parts in samples.items():
@@ -78,7 +89,9 @@ def _samples(path: Path, samples: dict[str, list[tuple[str, tarfile.TarInfo]]], 
             if len(pictures) > 1 or len(set(kinds)) < len(kinds):
                 raise DataError(f"{path}: sample {key} has members {', '.join(kinds)}; expected one picture and one of each kind")
             row = _row({kind: _sidecar(file, path, member) for kind, member in parts if kind in SIDECARS}, f"{path}:{pictures[0].name}")
-            rows.append(row | {"image": Slice(path, pictures[0].offset_data, pictures[0].size)})
+            if options.target == "mask":
+                row = {kind.partition(".")[0]: _slice(path, member) for kind, member in parts if _is_mask(kind)}
+            rows.append(row | {"image": _slice(path, pictures[0])})
             columns |= dict.fromkeys(rows[-1])
             places.append(pictures[0].name)
     if without:
@@ -88,6 +101,10 @@ def _samples(path: Path, samples: dict[str, list[tuple[str, tarfile.TarInfo]]], 
         table.rows = [{"label" if key == "txt" else key: value for key, value in row.items()} for row in rows]
         table.columns = ["label" if column == "txt" else column for column in columns]
     return read_image_table(table, options)["train"]
+
+
+def _slice(path: Path, member: tarfile.TarInfo) -> Slice:
+    return Slice(path, member.offset_data, member.size)
 
 
 def _sidecar(file: Any, path: Path, member: tarfile.TarInfo) -> str:  # noqa: ANN401 - a binary file
@@ -118,17 +135,18 @@ def _row(said: dict[str, str], place: str) -> dict[str, Any]:
     return row
 
 
-def _class_folders(path: Path, members: list[tarfile.TarInfo], notes: list[str]) -> Raw:
-    """A tar of class folders."""
-    raw, ignored = Raw(), 0
-    for member in members:
+def _class_folders(path: Path, members: list[tarfile.TarInfo], options: DataOptions, notes: list[str]) -> Raw:
+    """A tar of class folders; of pictures anywhere, where no label is wanted."""
+    raw, ignored, labelled = Raw(), 0, options.target == "label"
+    for member in members if options.target != "mask" else ():
         name = PurePosixPath(member.name)
-        if name.suffix.lower() not in IMAGE_SUFFIXES or len(name.parts) < 2:
+        if name.suffix.lower() not in IMAGE_SUFFIXES or (labelled and len(name.parts) < 2):
             ignored += 1
             continue
-        raw.add(Slice(path, member.offset_data, member.size), name.parts[-2], f"{path}:{member.name}")
+        label = name.parts[-2] if labelled else ()
+        raw.add(_slice(path, member), label, f"{path}:{member.name}")
     if not raw.images:
-        raise DataError(f"{path} holds no images in class folders; expected members like CLASS/image.jpg, or 0.jpg and 0.cls")
+        raise DataError(f"{path} holds no images{EXPECTED[options.target]}")
     if ignored:
-        notes.append(f"{ignored} members of {path} are not images in class folders and are left alone")
+        notes.append(f"{ignored} members of {path} are not images{' in class folders' * labelled} and are left alone")
     return raw

@@ -17,6 +17,19 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+MASK_NAMES = (
+    "mask",
+    "masks",
+    "annotation",
+    "annotations",
+    "label",
+    "labels",
+    "segmentation",
+    "segmentations",
+    "segmentationclass",
+    "seg",
+)  # folders, columns and members of tars
+
 
 @dataclass(frozen=True)
 class Slice:

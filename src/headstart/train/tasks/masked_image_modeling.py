@@ -34,13 +34,14 @@ from headstart.masked_images import (
     panels,
     tokenizer_view,
 )
+from headstart.train.data import read_pictures
 from headstart.train.image_cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
 from headstart.train.metrics import wilson
-from headstart.train.pictures import read_pictures
 from headstart.train.recipes import Facts, Recipe
 from headstart.train.report import Picture, Section, Table, picture_source
 from headstart.train.sources import Examples
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
+from headstart.train.tasks.classification_report import file_name
 from headstart.train.tasks.segmentation_report import side_by_side
 
 VIEWS = 4  # of each training picture
@@ -53,7 +54,7 @@ Pixels = NDArray[np.uint8]
 
 
 class MaskedImageModeling(Task):
-    """Codes of hidden patches: a folder of pictures, labelled or not.
+    """Codes of hidden patches: pictures of any data set that images are read from, or anywhere below a folder; labels are not looked at.
 
     Options of `DataOptions.extra`: "tokenizer" (a folder, a file or "dall-e"; default that of the model's folder), "views" (K),
     "mask_ratio", "scratch" (true draws the network's weights at random; the model then only gives its configuration).
@@ -85,7 +86,8 @@ class MaskedImageModeling(Task):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        return cls(*read_pictures(path, options), options)
+        found = read_pictures(path, options)
+        return cls(found.splits, found.notes, options)
 
     @property
     def splits(self) -> dict[str, int]:
@@ -346,7 +348,7 @@ class MaskedImageModeling(Task):
             mask, true = evaluation.details["masks"][index], torch.from_numpy(codes[index])
             parts = panels(picture, mask, true, torch.from_numpy(evaluation.details["guessed"][index]), self.tokenizer)
             right = float((evaluation.details["guessed"][index] == codes[index])[mask].mean()) if mask.any() else 0.0
-            name = Path(self.data[split].names[index].split(" (")[0]).name
+            name = file_name(self.data[split].names[index])
             shown.append(Picture(picture_source(side_by_side(parts, gap=2), 900), f"{name}: {right:.0%} of the hidden codes guessed"))
         text = "The picture, what the mask leaves of it, the picture of visible and guessed codes, and that of the true codes."
         return [*sections, Section("Reconstructions", text, pictures=shown, wide=True)]

@@ -26,6 +26,7 @@ from headstart.train.segmentation_augment import SCALES, random_colours, random_
 from headstart.train.segmentation_data import IGNORED, Pairs, Scan, SegmentationData, name_classes, read_pairs, read_values, scan
 from headstart.train.segmentation_metrics import bootstrap_interval, mean_iou, pixel_confusion, segmentation_metrics
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task
+from headstart.train.tasks.classification_report import file_name
 from headstart.train.tasks.segmentation_report import segmentation_sections
 
 MEMORY = 1 << 30  # bytes of decoded pictures of a split that are kept; larger splits are decoded each time
@@ -35,7 +36,7 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class SemanticSegmentation(Task):
-    """A class for every pixel: folders of images and masks.
+    """A class for every pixel: images and masks, see `headstart.train.segmentation_data.read_pairs`.
 
     Options of `DataOptions.extra`: "masks" (their folder), "classes" (a JSON file), "reduce_labels" (mask value 0 is no class), "mode" of
     judging ("slide" or "whole").
@@ -52,7 +53,7 @@ class SemanticSegmentation(Task):
         self.scans: dict[str, list[Scan | None]] = {}
         for split, pairs in data.splits.items():
             results = scan(pairs, self.classes.colours, options.workers)
-            self.bad += [Bad(split, i, str(pairs.images[i]), each) for i, each in enumerate(results) if isinstance(each, str)]
+            self.bad += [Bad(split, i, pairs.names[i], each) for i, each in enumerate(results) if isinstance(each, str)]
             self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
         seen = {value for scans in self.scans.values() for each in scans if each for value in each.counts}
         if not seen:
@@ -169,7 +170,7 @@ class SemanticSegmentation(Task):
 
             for index, result in enumerate(parallel(one, range(len(self.data.splits[split])), self.options.workers)):
                 if isinstance(result, str):
-                    self.bad.append(Bad(split, index, str(self.data.splits[split].images[index]), result))
+                    self.bad.append(Bad(split, index, self.data.splits[split].names[index], result))
                 elif size <= MEMORY:
                     pairs.append(result)
             self._leave_out(split)
@@ -197,7 +198,7 @@ class SemanticSegmentation(Task):
         if labels.min() < 0:
             strange = sorted({int(v) for v in np.unique(values[labels < 0])})
             raise InputError(
-                f"its mask {pairs.masks[index].name} has the values {', '.join(map(str, strange[:5]))}; expected classes "
+                f"{pairs.mask_of(index)} has the values {', '.join(map(str, strange[:5]))}; expected classes "
                 f"{1 if self.classes.reduce else 0} to {len(self.classes.names) - (not self.classes.reduce)}, or 255 for none"
             )
         return decode(pairs.images[index]), labels.astype(np.uint8)
@@ -291,7 +292,7 @@ class SemanticSegmentation(Task):
             if key.startswith("answer/"):
                 index = int(key.removeprefix("answer/"))
                 picture, labels = self.pair(evaluation.split, index)
-                name = self.data.splits[evaluation.split].images[index].name
+                name = file_name(self.data.splits[evaluation.split].names[index])
                 found.append((name, picture, labels, said, mean_iou(confusions[index])))
         shown = sorted(found, key=lambda each: (each[4], each[0]))
         return segmentation_sections(confusions.sum(0), self.classes.names, self.colours, shown)
