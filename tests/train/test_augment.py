@@ -25,7 +25,7 @@ def test_a_larger_magnitude_changes_more():
     assert change(2) < change(9)
 
 
-CHANGES = [(rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, rng), 1)]
+CHANGES = [(rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, [0.5] * 3, rng), 1)]
 
 
 @pytest.mark.parametrize("function, strength", CHANGES)
@@ -50,14 +50,29 @@ def test_jitter_stays_within_its_bounds():
 @given(st.integers(0, 10**6))
 def test_erasing_touches_one_rectangle(seed):
     before = IMAGE.copy()
-    out = random_erase(IMAGE, 1.0, [0.5] * 3, np.random.default_rng(seed))
+    out = random_erase(IMAGE, 1.0, [0.5] * 3, [0.5] * 3, np.random.default_rng(seed))
     assert np.array_equal(IMAGE, before)  # the cached picture is not written to
     changed = (out != IMAGE).any(axis=2)
     if changed.any():
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert changed.sum() > 0.9 * area and area <= 0.45 * 23 * 31
-    assert random_erase(IMAGE, 0.0, [0.5] * 3, np.random.default_rng(seed)) is IMAGE
+    assert random_erase(IMAGE, 0.0, [0.5] * 3, [0.5] * 3, np.random.default_rng(seed)) is IMAGE
+
+
+def test_what_is_erased_is_noise_of_the_data_s_colour():
+    """Every pixel and channel by itself, with the data's mean and deviation; where nothing is erased the picture stays."""
+    black, mean, std = np.zeros((64, 80, 3), np.uint8), [0.3, 0.5, 0.6], [0.05, 0.1, 0.15]
+    noise = []
+    for seed in range(40):
+        out = random_erase(black, 1.0, mean, std, np.random.default_rng(seed))
+        rows, columns = (np.flatnonzero(out.any(axis=axes)) for axes in ((1, 2), (0, 2)))
+        noise.append(out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].reshape(-1, 3) / 255)
+    pixels = np.concatenate(noise)
+    np.testing.assert_allclose(pixels.mean(0), mean, atol=0.01)
+    np.testing.assert_allclose(pixels.std(0), std, atol=0.01)
+    assert np.abs(np.corrcoef(pixels.T)[np.triu_indices(3, 1)]).max() < 0.03  # channels of their own
+    assert abs(np.corrcoef(pixels[1:, 0], pixels[:-1, 0])[0, 1]) < 0.03  # and pixels
 
 
 @settings(max_examples=200, deadline=None)

@@ -131,3 +131,14 @@ def test_another_crop_keeps_its_border():
     recipe = resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240})
     assert (recipe.resize, recipe.crop) == (256, 240)
     assert resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240, "resize": 250}).resize == 250
+
+
+def test_lora_takes_ten_times_the_rate_unless_one_is_given(tmp_path):
+    base = hyper_rule(Facts(100, 2, 300, 400))
+    recipe = resolve_recipe(base, None, {"lora_rank": 4})
+    assert recipe.lr == pytest.approx(10 * base.lr) and recipe.name == base.name
+    (tmp_path / "r.yaml").write_text("lora_rank: 4\nlr: 0.5\n")
+    assert resolve_recipe(base, tmp_path / "r.yaml").lr == 0.5
+    assert resolve_recipe(base, None, {"lora_rank": 4, "lr": 0.2}).lr == 0.2 and resolve_recipe(base).lr == base.lr
+    (tmp_path / "r.yaml").write_text("lora_rank: 4\n")
+    assert resolve_recipe(base, tmp_path / "r.yaml").lr == pytest.approx(10 * base.lr)

@@ -8,9 +8,11 @@ from PIL import Image
 
 import headstart
 from headstart import AutoImageProcessor, AutoModelForImageClassification
+from headstart.cli import main
 from headstart.errors import ConfigError, DataError, HubError
 from headstart.train.progress import Lines
 from headstart.train.run import evaluate
+from headstart.train.tasks.image_classification import ImageClassification
 from train.conftest import make_class_folders, make_photo
 
 SMALL = {"steps": 30, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}
@@ -54,7 +56,7 @@ def test_results_tell_what_happened(result):
 def test_the_report_is_one_page_with_the_numbers(result):
     page = (result.folder / "report.html").read_text()
     assert f"{result.metrics['accuracy']:.1%}" in page
-    for heading in ("Learning curves", "Confusion", "Classes", "Least certain", "Can its confidence be believed?"):
+    for heading in ("Learning curves", "Confusion", "Classes", "Least certain", "Can its confidence be believed?", "Duplicates and leaks"):
         assert f"<h2>{heading}</h2>" in page, heading
     assert "http" not in page.replace("http://www.w3.org", ""), "the page must not reach for the network"
     assert page.count("data:image/jpeg") >= 12
@@ -70,6 +72,78 @@ def test_judging_the_result_again_gives_the_same(result, photos):
 def test_the_saved_recipe_gives_the_same_run(result, photos, tiny_model, tmp_path):
     again = headstart.train(photos, model=tiny_model, out=tmp_path / "run", config=result.folder / "recipe.yaml", device="cpu")
     assert (again.folder / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name, tune", [("val", "full"), ("validation", "head"), ("valid", "full"), ("dev", "head")])
+def test_the_test_data_judges_once_at_the_end(name, tune, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    for split, first in (("train", 0), (name, 100), ("test", 200)):
+        make_class_folders(tmp_path / "data" / split, {"bird": 4, "cat": 4} | ({"dog": 4} if split != "test" else {}), first_seed=first)
+    judged, judge = [], ImageClassification.evaluate
+    monkeypatch.setattr(
+        ImageClassification, "evaluate", lambda self, model, split, *rest: judged.append(split) or judge(self, model, split, *rest)
+    )
+    arguments = ["train", str(tmp_path / "data"), "--model", str(tiny_model), "--out", str(tmp_path / "run"), "--tune", tune]
+    arguments += ["--device", "cpu"]
+    arguments += ["--steps", "4", "--batch-size", "8", "--crop", "20", "--set", "eval_every=1"] if tune == "full" else []
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 0, said
+    assert judged == (["validation"] * 4 + ["test"] if tune == "full" else [])  # a head is judged on the features
+    assert "12 train, 12 validation, 8 test" in said and "no test image is dog" in said and "test accuracy" in said.splitlines()[-1]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["splits"] == {"train": 12, "validation": 12, "test": 8} and set(results["evaluations"]) == {"validation", "test"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] if tune == "full" else []
+    assert not any("test" in line for line in lines)
+    page, card = ((tmp_path / "run" / file).read_text() for file in ("report.html", "README.md"))
+    assert "on 8 test examples" in page and "## Result on 8 test examples" in card
+
+
+def test_splits_that_do_not_fit_together(tiny_model, tmp_path, capsys):
+    make_class_folders(tmp_path / "a" / "train", {"bird": 3, "cat": 3})
+    make_class_folders(tmp_path / "a" / "test", {"bird": 3, "dog": 3})
+    make_class_folders(tmp_path / "b" / "train", {"bird": 3, "cat": 3})
+    for name in ("val", "valid"):
+        make_class_folders(tmp_path / "b" / name, {"bird": 3, "cat": 3})
+    for folder, message in (
+        ("a", "class 'dog' is not among the classes of the training data: bird, cat"),
+        ("b", "look like the validation data; keep one"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["train", str(tmp_path / folder), "--model", str(tiny_model), "--out", str(tmp_path / "run")])
+        said = " ".join(capsys.readouterr().err.split())
+        assert end.value.code == 2 and message in said, said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tune", ["full", "head"])
+def test_the_report_shows_duplicates_and_leaks(tune, tiny_model, tmp_path, monkeypatch):
+    """The same file in two classes and in two splits; a full run, which has the pixels at hand, also finds one that was scaled."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 4)):
+        for name in ("bird", "cat"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)).resize((40, 45)).save(
+                    tmp_path / "data" / split / name / f"{i}.png"
+                )
+    first = tmp_path / "data" / "train" / "bird" / "0.png"
+    for copy in ("val/bird/leak.png", "train/cat/other.png"):
+        (tmp_path / "data" / copy).write_bytes(first.read_bytes())
+    Image.open(tmp_path / "data" / "train" / "cat" / "1.png").resize((80, 90)).save(tmp_path / "data" / "val" / "cat" / "near.png")
+    values = {"steps": 2, "batch_size": 4, "crop": 40, "eval_every": 2} if tune == "full" else {}
+    found = headstart.train(tmp_path / "data", model=tiny_model, out=tmp_path / "run", tune=tune, device="cpu", **values)
+    page = (found.folder / "report.html").read_text()
+    count, leaks = (3, 2) if tune == "full" else (2, 1)
+    assert (
+        f"{count} images are the same as another, or look so: {leaks} of them in another split, which flatters the result, and 1 with"
+        in page
+    )
+    assert "exact: bird in train and bird in validation\n0.png, leak.png" in page
+    assert "exact: bird in train and cat in train\n0.png, other.png" in page
+    assert ("near: cat in train and cat in validation\n1.png, near.png" in page) == (tune == "full")
 
 
 def test_the_fingerprint_is_of_the_content(photos, tiny_model, tmp_path, result):

@@ -6,6 +6,7 @@ are probably wrong are found in the features of a network, see `suspects`; they 
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -143,16 +144,28 @@ def audit(data: str | Path | ImageData, options: DataOptions | None = None, mode
     found.unreadable = [(read.splits[every[n][0]].names[every[n][1]], r) for n, r in enumerate(results) if isinstance(r, str)]
     digests = [results[n][0] for n in good]
     hashes = np.array([results[n][1] for n in good], dtype=np.uint64)
-    for a, b in near_pairs(hashes, digests):
-        at = [every[good[each]] for each in (a, b)]
-        names = [read.splits[split].names[i] for split, i in at]
-        labels = [_label(read, split, i) for split, i in at]
-        kind = "exact" if digests[a] == digests[b] else "near"
-        found.pairs.append(Pair(names[0], names[1], kind, (at[0][0], at[1][0]), (labels[0], labels[1])))
-    found.pairs.sort(key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first))
+    found.pairs = pairs_in(read, [every[n] for n in good], digests, hashes)
     if model is not None and good:
         _doubt(found, read, replace(options, skip_bad=True), str(model))
     return found
+
+
+def pairs_in(read: ImageData, every: Sequence[tuple[str, int]], digests: list[str], hashes: NDArray[np.uint64]) -> list[Pair]:
+    """Duplicates among images, leaks first.
+
+    Args:
+        read: The data.
+        every: Split and number of each image.
+        digests: Content hash of each.
+        hashes: Difference hash of each; `FLAT` says nothing.
+    """
+    pairs = []
+    for a, b in near_pairs(hashes, digests):
+        names = [read.splits[split].names[i] for split, i in (every[a], every[b])]
+        labels = [_label(read, split, i) for split, i in (every[a], every[b])]
+        kind = "exact" if digests[a] == digests[b] else "near"
+        pairs.append(Pair(names[0], names[1], kind, (every[a][0], every[b][0]), (labels[0], labels[1])))
+    return sorted(pairs, key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first))
 
 
 def _label(read: ImageData, split: str, index: int) -> str:

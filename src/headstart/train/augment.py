@@ -78,25 +78,29 @@ def color_jitter(image: Pixels, strength: float, rng: np.random.Generator) -> Pi
     return _applied(image, rng, ("jitter", strength), make)
 
 
-def random_erase(image: Pixels, chance: float, mean: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """A random rectangle in grey of the mean brightness, with this chance (Zhong et al. 2020).
+def random_erase(image: Pixels, chance: float, mean: Sequence[float], std: Sequence[float], rng: np.random.Generator) -> Pixels:
+    """Normal noise of its own in every pixel of a random rectangle, with this chance (Zhong et al. 2020).
+
+    BEiT's authors erase so (`--remode pixel` of run_class_finetuning.py); kornia, which draws the rectangle, fills it with one grey only.
 
     Args:
         image: Is not changed.
         chance: That anything is erased.
         mean: Mean colour of the data, 0..1.
+        std: Its standard deviation.
         rng: Decides everything.
     """
     if rng.random() >= chance:
         return image
-    grey = float(np.mean(mean))
 
     def make() -> Any:  # noqa: ANN401 - kornia has no types
         from kornia.augmentation import RandomErasing
 
-        return RandomErasing(ERASED_AREA, ERASED_ASPECT, grey, p=1.0)
+        return RandomErasing(ERASED_AREA, ERASED_ASPECT, value=0.0, p=1.0)
 
-    return _applied(image, rng, ("erasing", grey), make)
+    kept = _applied(np.full_like(image, 255), rng, "erasing", make)  # 0 in the rectangle
+    noise = (rng.normal(mean, std, image.shape) * 255).round().clip(0, 255).astype(np.uint8)
+    return np.where(kept > 0, image, noise)
 
 
 def cutmix_box(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -20,7 +20,7 @@ from headstart.train.estimate import LONG, RESERVE, HeadCost, fit_budget, measur
 from headstart.train.labels import kind_named
 from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.progress import Progress, Silent
-from headstart.train.recipes import RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
+from headstart.train.recipes import LORA_RATE, RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
 from headstart.train.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, TunesHead, task_class
 from headstart.train.world import World, whole
@@ -372,7 +372,7 @@ def describe(recipe: Recipe, model: str) -> str:
     sizes = f", {sides} pixels" if sides else ""
     shown = ("mixup", "cutmix", "label_smoothing", "weight_decay")
     extras = "".join(f", {name} {value:g}" for name in shown if (value := getattr(recipe, name)))
-    extras += f", LoRA of rank {recipe.lora_rank}" if recipe.lora_rank else ""
+    extras += f", LoRA of rank {recipe.lora_rank} (without --lr at {LORA_RATE:g} times the recipe's rate)" if recipe.lora_rank else ""
     return (
         f"tuning {model} with recipe {recipe.name}: {recipe.steps} steps of {recipe.batch_size} examples{sizes}, "
         f"{recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}){extras}, {recipe.precision}, seed {recipe.seed}"

@@ -3,15 +3,18 @@
 The sections of one class each are in `classification_report`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.train.audit import Pair
+from headstart.train.image_cache import decode
 from headstart.train.labels import MULTI, SINGLE
 from headstart.train.problems import correlation, per_label, r_squared
-from headstart.train.report import BLUE, GREY, Picture, Section, Table, figure_source, new_figure, plain_axes
+from headstart.train.report import BLUE, GREY, Picture, Section, Table, figure_source, new_figure, picture_source, plain_axes
+from headstart.train.sources import Source
 from headstart.train.tasks import Evaluation
 from headstart.train.tasks.classification_report import (
     GALLERY,
@@ -76,7 +79,7 @@ def label_sections(
     def picture(i: int) -> Picture:
         label = int(surprise[i].argmax())
         chance = 1 / (1 + np.exp(-logits[i, label]))
-        verdict = f"{classes[label]} {chance:.0%}, and {'is' if true[i, label] else 'is not'} there"
+        verdict = f"{classes[label]} {chance:.0%}, but it is {'' if true[i, label] else 'not '}there"
         there = ", ".join(classes[j] for j in np.flatnonzero(true[i]).tolist()) or "no label"
         return example_picture(i, classes[label], f"{verdict}\nlabels: {there}\n{file_name(names[i])}", pixels, looked_at)
 
@@ -128,6 +131,29 @@ def number_sections(
     text = "Where the model is farthest off."
     text += "" if looked_at is None else f" Below each: bright where the picture moved {what}, up or down."
     return [*sections, Section("Largest errors", text, pictures=[picture(i) for i in worst])]
+
+
+def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Section:
+    """Images of the data that are the same.
+
+    Args:
+        pairs: Duplicates, leaks first.
+        where: Where each image is, by name.
+    """
+    leaks, contradictions = sum(pair.leaks for pair in pairs), sum(pair.contradicts for pair in pairs)
+    text = (
+        f"{len(pairs)} images are the same as another, or look so: {leaks} of them in another split, which flatters the result, and "
+        f"{contradictions} with another label. headstart audit lists all."
+    )
+    if not pairs:
+        text = "No two images are the same. headstart audit also looks for wrong labels and outliers."
+
+    def picture(pair: Pair) -> Picture:
+        first, second = (picture_source(decode(where[name])) for name in (pair.first, pair.second))
+        same = " and ".join(f"{label} in {split}" for label, split in zip(pair.labels, pair.splits, strict=True))
+        return Picture(first, f"{pair.kind}: {same}\n{file_name(pair.first)}, {file_name(pair.second)}", second)
+
+    return Section("Duplicates and leaks", text, pictures=[picture(pair) for pair in pairs[:GALLERY]])
 
 
 def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:
