@@ -62,10 +62,10 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and stop.")] = False,
-) -> None:
+VersionOption = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and stop.")]
+
+
+def root(version: VersionOption = False) -> None:
     """Tune pretrained vision and text models to your own data."""
 
 
@@ -432,7 +432,7 @@ def info(model: ModelArgument, as_json: Annotated[bool, typer.Option("--json", h
     _print_table("", ("", ""), [(key, str(value)) for key, value in values.items()])
 
 
-command(engine_commands.optimize), command(engine_commands.export)
+app.callback()(root), command(engine_commands.optimize), command(engine_commands.export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

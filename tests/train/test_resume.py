@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from headstart import cli
+
 STEPS = 60
 OPTIONS = (
     f"--steps {STEPS} --lr 0.05 --resize 24 --crop 20 --batch-size 12 --micro-batch 5 --mixup 0.3 "
@@ -101,8 +103,9 @@ def test_a_signal_saves_and_says_how_to_go_on(unbroken, photos, tiny_model, tmp_
     assert not (out / "checkpoints").exists() and not (out / "cache").exists()
 
 
-def test_resuming_a_finished_run_changes_nothing(unbroken, photos, tiny_model):
+def test_resuming_a_finished_run_changes_nothing(unbroken, photos, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
-    code, errors = finish(start(photos, tiny_model, unbroken, "--resume"))
-    assert code == 0 and "is finished" in errors
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", str(photos), "--out", str(unbroken), "--resume"])
+    assert end.value.code == 0 and "is finished" in capsys.readouterr().err
     assert before == {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
