@@ -19,6 +19,7 @@ import gzip
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,10 @@ RESULTS = Path(__file__).parent / "results" / "yoso_long_texts.json"
 KINDS: dict[str, dict[str, Any]] = {"expectation": {"use_expectation": True}, "sampled": {"use_expectation": False, "num_hash": 32}}
 LISTOPS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "max_position_embeddings": 2048}
 IMDB = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256, "max_position_embeddings": 4096}
+# Ways to read with a trained network, whichever way it was trained.
+READINGS: dict[str, dict[str, Any]] = {"exactly": {"use_expectation": True}} | {
+    f"with {hashes} hashes": {"use_expectation": False, "num_hash": hashes} for hashes in (32, 128, 512)
+}
 COMMON = {"hash_code_len": 8, "layer_norm_eps": 1e-5}
 VOCABULARY = 4000
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
@@ -127,8 +132,13 @@ def run_here(job: dict[str, Any]) -> None:
     result = headstart.train(job["data"], model=job["model"], out=job["out"], task=job["task"], progress=watch, **values)
     found: dict[str, Any] = {"seconds": (watch.times[-1] - watch.times[0]) * len(watch.times) / max(1, len(watch.times) - 1)}
     found["steps"], found["metrics"] = result.recipe.steps, result.metrics
-    for name, data in job.get("judge", {}).items():
-        scores = evaluate(job["out"], data, split="validation")[1]
+    for name, (data, read_as) in job.get("judge", {}).items():
+        folder = Path(job["out"])
+        if read_as:
+            folder = Path(shutil.copytree(folder, f"{folder}_{name}", dirs_exist_ok=True))
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(json.dumps(config | read_as), encoding="utf-8")
+        scores = evaluate(folder, data, split="validation")[1]
         found[name] = {"accuracy": scores.metrics["accuracy"], "interval": scores.interval, "examples": scores.examples}
     print(json.dumps(found))
 
@@ -201,7 +211,7 @@ def task_listops(data: Path, out: Path, steps: int) -> Iterator[tuple[str, dict[
             found = run({
                 "data": str(out / name), "model": str(model), "out": str(out / f"{name}_{kind}"), "task": "text-classification",
                 "values": {"steps": count, "batch_size": size, "micro_batch": size if "short" in name else 8, **values},
-                "judge": {name: str(out / "judge" / name) for name in ("published", "drawn")} if name == "listops" else {},
+                "judge": {name: (str(out / "judge" / name), {}) for name in ("published", "drawn")} if name == "listops" else {},
             })  # fmt: skip
             say(name, kind, found)
             yield f"{name}, {kind}", found
@@ -220,7 +230,7 @@ def task_imdb(data: Path, out: Path, scale: float) -> Iterator[tuple[str, dict[s
     (out / "lm" / "train.txt").write_text("\n".join(lines[100:]), encoding="utf-8")
     (out / "lm" / "dev.txt").write_text("\n".join(lines[:100]), encoding="utf-8")
     lengths = {text: len(ids) for text, ids in zip(*(lambda t: (t, tokenizer(t)["input_ids"]))([t for t, _ in train + test]), strict=True)}
-    long_train, long_test = (joined(rows, n, lengths, 4090, 0) for rows, n in ((train, 800), (test, 100)))
+    long_train, long_test = (joined(rows, n, lengths, 4090, 0) for rows, n in ((train, 800), (test, 300)))
     for name, parts in (("imdb_512", (train, test)), ("imdb_4096", (long_train, long_test))):
         for file, rows in zip(("train", "val"), parts, strict=True):
             write(out / name / f"{file}.tsv", rows)
@@ -234,13 +244,13 @@ def task_imdb(data: Path, out: Path, scale: float) -> Iterator[tuple[str, dict[s
         })  # fmt: skip
         say("language model", kind, found)
         yield f"language model, {kind}", found
-        for name, length, steps, size in (("imdb_512", 512, 240, 16), ("imdb_4096", 4096, 100, 8)):
+        for name, length, steps, size, lr in (("imdb_512", 512, 240, 16, 5e-4), ("imdb_4096", 4096, 200, 8, 1e-3)):
             found = run({
                 "data": str(out / name), "model": str(out / f"lm_{kind}"), "out": str(out / f"{name}_{kind}"),
                 "task": "text-classification",
-                "values": {"steps": round(steps * scale), "batch_size": size, "micro_batch": min(size, 8192 // length), "lr": 5e-4,
+                "values": {"steps": round(steps * scale), "batch_size": size, "micro_batch": min(size, 8192 // length), "lr": lr,
                            "max_length": length, "eval_every": 10**6},
-                "judge": {"held out": str(out / name)},
+                "judge": {f"read {way}": (str(out / name), values) for way, values in READINGS.items()},
             })  # fmt: skip
             say(name, kind, found)
             yield f"{name}, {kind}", found
@@ -250,13 +260,18 @@ def task_imdb(data: Path, out: Path, scale: float) -> Iterator[tuple[str, dict[s
 
 
 def cost_here(kind: str, length: int) -> None:
-    """Processor time and memory of training steps with one text."""
+    """Processor time and memory of training steps with one text; "dense" is the expectation with all L x L weights in memory."""
     import torch
 
     from headstart import YosoConfig, YosoForSequenceClassification
+    from headstart.models.yoso import torch as networks
+    from headstart.models.yoso.attention import exact_attention_plain
 
     torch.set_num_threads(1)
-    model = YosoForSequenceClassification(YosoConfig(vocab_size=VOCABULARY, **COMMON, **IMDB, **KINDS[kind]))
+    values = KINDS["expectation" if kind == "dense" else kind]
+    if kind == "dense":
+        networks.exact_attention = exact_attention_plain
+    model = YosoForSequenceClassification(YosoConfig(vocab_size=VOCABULARY, **COMMON, **IMDB, **values))
     ids, labels, mask = torch.randint(5, VOCABULARY, (1, length)), torch.zeros(1, dtype=torch.long), torch.ones(1, length)
     small = torch.randint(5, VOCABULARY, (1, 16))
     model(small, labels=labels).loss.backward()  # libraries are loaded, gradients exist
@@ -271,7 +286,7 @@ def cost_here(kind: str, length: int) -> None:
 def cost() -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for length in (512, 1024, 2048, 4096):
-        for kind in KINDS:
+        for kind in ("dense", *KINDS):
             call = [sys.executable, __file__, "cost-of", kind, str(length)]
             found = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
             rows[f"{length} tokens, {kind}"] = found

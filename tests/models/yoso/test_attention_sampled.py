@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import assert_close, golden_cases, golden_dir, read_json
 from headstart.errors import InputError
+from headstart.models.yoso import sampled as definition
 from headstart.models.yoso.attention import choose_num_hash, exact_attention, measure_num_hash, normalize_rows, sampled_attention
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
 from headstart.models.yoso.hashing import dense_projections, draw_projections, hadamard, hash_codes, transform_size
@@ -214,6 +218,32 @@ def test_exact_backward_is_the_expectation_gradient():
     ours = torch.autograd.grad(sampled_sum(*inputs, projections, 4, 3, False), inputs, grad)
     for a, b in zip(ours, exact_sum_backward(grad, *inputs, 4), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("clusters", [2, 1000])
+def test_time_and_memory_are_linear_in_the_length(clusters, monkeypatch):
+    """Of the definition in PyTorch: products and the largest tensor, four times the tokens, in few large buckets and in many small ones."""
+    monkeypatch.setattr(definition.cpu, "usable", lambda *tensors: False)
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+            return out
+
+    def cost(length):
+        query, value, grad = tokens(1, length, 8)
+        query = query[:, torch.arange(length) % clusters]
+        projections = draw_projections(1, 8, hash_code_len=6, num_hash=3, seed=0)
+        with FlopCounterMode(display=False) as flops, Largest() as seen:
+            definition.sum_over_buckets(query, query, value, projections, 6, 3, True)
+            definition.gradients_over_buckets(grad, query, query, value, projections, 6, 3)
+        return flops.get_total_flops(), seen.numbers
+
+    for long, short in zip(cost(8000), cost(2000), strict=True):
+        assert long < 5 * short
 
 
 def test_value_gradient_is_a_true_gradient():

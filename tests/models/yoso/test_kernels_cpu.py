@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -159,6 +160,25 @@ def test_rows_of_length_one(instruction_set):
     assert_close(got, in_torch(sampled.sampled_rows, *args), 1e-4)
 
 
+def test_time_is_linear_however_tokens_cluster(instruction_set):
+    """Eight times the tokens in four buckets: about eight times the time, forward and backward; pair by pair it would be 64 times."""
+
+    def seconds(tokens):
+        generator = torch.Generator().manual_seed(0)
+        query = torch.randn(1, 1, 4, 32, generator=generator).repeat(1, 1, tokens // 4, 1)
+        value = torch.randn(1, 1, tokens, 32, generator=generator)
+        projections = draw_projections(1, 32, hash_code_len=8, num_hash=4, seed=0)
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            sampled.sampled_sum(query, query, value, projections, 8, 4, True)
+            sampled.sampled_sum_backward(value, query, query, value, projections, 8, 4)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert seconds(32_768) < 24 * seconds(4096)
+
+
 def test_strided_inputs_are_read_in_place(instruction_set):
     """(texts, tokens, heads, size) turned around, as a model has them."""
     query, key, value, grad = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in problem(2, 3, 40, 40, 16, 16))
@@ -191,6 +211,46 @@ def test_half_precision(instruction_set, dtype, tolerance):
     assert out.dtype == dtype
     assert_close(out, in_torch(sampled.sampled_sum, *args, True), tolerance)
     assert all(x.dtype == dtype for x in sampled.sampled_sum_backward(grad, *args))
+
+
+def test_threads_are_pytorchs(monkeypatch):
+    """As many as `torch.set_num_threads` says, and one where there is little to do."""
+    asked, before = [], torch.get_num_threads()
+
+    class Library:
+        def yoso_exact_forward(self, problem, instruction_set):
+            asked.append(problem._obj.threads)
+            return 0
+
+    monkeypatch.setattr(cpu, "library", Library)
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: ["generic"])
+    try:
+        for threads, tokens in ((1, 1000), (3, 1000), (7, 1000), (7, 5)):
+            torch.set_num_threads(threads)
+            cpu.exact_forward(*torch.zeros(3, 1, 2, tokens, 16), 8)
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 3, 7, 1]
+
+
+MEMORY = """
+import resource, torch
+from headstart.models.yoso.hashing import draw_projections
+from headstart.models.yoso.kernels import cpu
+projections = draw_projections(1, 32, hash_code_len=9, num_hash=8, seed=0)
+def peak(tokens):
+    x = torch.randn(1, 1, tokens, 32)
+    cpu.sampled_forward(x, x, x, projections, 9, 8), cpu.sampled_backward(x, x, x, x, projections, 9, 8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak(100)
+print(peak(120_000) - before)
+"""
+
+
+def test_memory_is_linear_in_the_length():
+    """Forward and backward of 120,000 tokens: a kB a token, inputs and outputs included. A byte for each pair would be 14 GB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 120_000
 
 
 def test_double_precision_keeps_to_the_definition():

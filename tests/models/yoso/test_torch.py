@@ -268,6 +268,19 @@ def test_hash_error_chooses_the_hashes(monkeypatch):
         YosoConfig(hash_error=0.0)
 
 
+def test_short_texts_stay_exact_where_we_choose(monkeypatch):
+    """Who asks for sampling gets it at any length; `read_long_texts` samples from the length on where that pays."""
+    monkeypatch.setattr(networks, "SAMPLING_PAYS_FROM", 8)
+    model = small(num_hash=2)
+    exact = [model(ids(1, length)).last_hidden_state for length in (7, 8)]
+    model.read_long_texts(20)
+    found = [model(ids(1, length)).last_hidden_state for length in (7, 8)]
+    assert torch.equal(found[0], exact[0]) and not torch.allclose(found[1], exact[1], atol=1e-2)
+    asked = small(num_hash=2, use_expectation=False)
+    asked.read_long_texts(20)
+    assert not torch.allclose(asked(ids(1, 7)).last_hidden_state, exact[0], atol=1e-2)
+
+
 def test_sampled_attention_comes_near_the_expectation():
     model = small(hash_seed=0, num_hash=2048, use_fast_hash=False, use_expectation=False)
     x = ids(2, 12)

@@ -50,6 +50,7 @@ class YosoConfig(PreTrainedConfig):
         head_act: Activation of the text classifier (the authors' is "tanh", transformers' is `hidden_act`).
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
         hash_seed: Seed of the hashes in evaluation mode; None draws new ones from PyTorch's generator at each call, as training does.
+        sample_from: Shortest text, in tokens, that `use_expectation=False` samples; attention of shorter ones stays exact.
 
     Example:
         >>> from headstart import YosoConfig
@@ -87,6 +88,7 @@ class YosoConfig(PreTrainedConfig):
     ignore_head_mask: bool = False
     hash_seed: int | None = None
     hash_error: float | None = None
+    sample_from: int = 0
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import InputError
-from headstart.models.yoso.attention import choose_num_hash, exact_attention, exact_weights, sampled_attention
+from headstart.models.yoso.attention import SAMPLING_PAYS_FROM, choose_num_hash, exact_attention, exact_weights, sampled_attention
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.weights import HUB, HUB_UNTIED
 from headstart.names import NameTable
@@ -83,7 +83,7 @@ class Attention(nn.Module):
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query (might have) collided with."""
         config = self.config
-        if config.use_expectation:
+        if config.use_expectation or q.shape[2] < config.sample_from:
             return exact_attention(q, k, v, hash_code_len=config.hash_code_len, mask=mask)
         fixed = config.hash_seed is not None and not self.training
         num_hash = config.num_hash if config.hash_error is None else choose_num_hash(config.hash_error, q.shape[2])
@@ -224,12 +224,13 @@ class YosoPreTrainedModel(PreTrainedModel):
 
         Args:
             length: Tokens of the longest text.
-            sample: Whether exact attention, whose time is quadratic, is replaced by the sampled one.
+            sample: Whether exact attention, whose time is quadratic, is replaced by the sampled one where that is faster: for texts of
+                at least `SAMPLING_PAYS_FROM` tokens.
         """
         if length > self.config.max_position_embeddings:
             self.resize_position_embeddings(length)
-        if sample:
-            self.config.use_expectation = False
+        if sample and self.config.use_expectation:
+            self.config.use_expectation, self.config.sample_from = False, SAMPLING_PAYS_FROM
 
     @torch.no_grad()
     def longer(self, old: Tensor, size: int, std: float | None = None) -> Tensor:
