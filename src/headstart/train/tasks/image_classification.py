@@ -5,7 +5,7 @@ Letters: B images, H W sides of what the network sees, V classes, N images of a 
 
 import time
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -417,6 +417,7 @@ class ImageClassification(Task, TunesHead):
         """See `Task.report`."""
         examples, model = self.data.splits[evaluation.split], self.model
 
+        @lru_cache(maxsize=1)  # a picture, and what was looked at in it, are made one after the other
         def pixels(index: int) -> NDArray[np.uint8]:
             return decode(examples.images[index])
 

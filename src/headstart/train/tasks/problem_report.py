@@ -143,10 +143,9 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
     leaks, contradictions = sum(pair.leaks for pair in pairs), sum(pair.contradicts for pair in pairs)
     text = (
         f"{len(pairs)} images are the same as another, or look so: {leaks} of them in another split, which flatters the result, and "
-        f"{contradictions} with another label. headstart audit lists all."
+        f"{contradictions} with another label."
     )
-    if not pairs:
-        text = "No two images are the same. headstart audit also looks for wrong labels and outliers."
+    text = f"{text if pairs else 'No two images are the same.'} headstart audit, which reads the files again, looks closer."
 
     def picture(pair: Pair) -> Picture:
         first, second = (picture_source(decode(where[name])) for name in (pair.first, pair.second))
