@@ -9,6 +9,8 @@ from PIL import Image
 
 from headstart import AutoImageProcessor, BitForImageClassification, pipeline
 from headstart.errors import ConfigError, InputError
+from headstart.images import open_map
+from headstart.segmentation import mask_picture
 from train.conftest import CLASSES, make_photo, photos, tiny_model  # noqa: F401 - fixtures
 
 
@@ -83,3 +85,11 @@ def test_mistakes(classify, tmp_path):
     (tmp_path / "words.jpg").write_text("words")
     with pytest.raises(InputError, match=r"words\.jpg"):
         classify(tmp_path / "words.jpg")
+
+
+@pytest.mark.parametrize("count", [3, 256, 400])
+def test_masks_hold_the_numbers_of_their_classes(count, tmp_path):
+    """A palette has room for 256."""
+    classes = np.array([[0, 1, count - 1]])
+    mask_picture(classes, np.zeros((count, 3), np.uint8)).save(tmp_path / "mask.png")
+    assert open_map(tmp_path / "mask.png").tolist() == classes.tolist()

@@ -123,7 +123,9 @@ def overlay(picture: NDArray[np.uint8], classes: NDArray[Any], colours: NDArray[
 
 
 def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Image:
-    """Classes (H, W) as a palette image: its values are the class numbers, its colours the classes'."""
+    """Classes (H, W) as a palette image: its values are the class numbers, its colours the classes'. Beyond 256 classes, 16-bit grey."""
+    if len(colours) > 256:
+        return Image.fromarray(classes.astype(np.uint16))
     picture = Image.fromarray(classes.astype(np.uint8))
     picture.putpalette(colours.tobytes())
     return picture
