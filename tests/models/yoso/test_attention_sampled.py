@@ -1,6 +1,7 @@
 """Sampled attention: hash codes, sums and gradients against recorded numbers, slow definitions and statistics."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -178,6 +179,29 @@ def test_all_tokens_equal():
 def test_one_token():
     query, _, value = tokens(1, 2, 1, 8)
     assert_close(sampled_attention(query, query, value, hash_code_len=9, num_hash=5), normalize_rows(value))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 8), (1, 2, 0, 8)])
+def test_no_texts_and_no_tokens(shape):
+    sampled = [partial(sampled_attention, num_hash=3, lsh_backward=way) for way in (True, False)]
+    for attention in (exact_attention, *sampled):
+        inputs = [torch.zeros(shape, requires_grad=True) for _ in range(3)]
+        out = attention(*inputs, hash_code_len=4, mask=torch.ones(shape[0], shape[2]))
+        out.sum().backward()
+        assert out.shape == shape and all(x.grad.shape == shape for x in inputs)
+
+
+@pytest.mark.parametrize("side", range(3))
+def test_what_is_not_a_number_stays_in_its_rows(side, monkeypatch):
+    """The kernel and the definition put a NaN query or key into the same bucket, and both pass a NaN value on to those that meet it."""
+    inputs = tokens(1, 1, 40, 8)
+    inputs[side][0, 0, 7] = float("nan")
+    out = sampled_attention(*inputs, hash_code_len=4, num_hash=5, seed=0)
+    assert out.isnan().any() == (side == 2) and not out.isnan().all()
+    monkeypatch.setattr(definition.cpu, "usable", lambda *tensors: False)
+    expected = sampled_attention(*inputs, hash_code_len=4, num_hash=5, seed=0)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert_close(out.nan_to_num(), expected.nan_to_num())
 
 
 def test_nobody_met_and_everything_masked():

@@ -48,7 +48,7 @@ def integer_power(base: Tensor, exponent: int) -> Tensor:
 def in_working_precision(*tensors: Tensor) -> list[Tensor]:
     """The tensors as (N, tokens, size), in float32 at least: half precision is only for storage."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    return [x.detach().reshape(-1, *x.shape[-2:]).to(dtype) for x in tensors]
+    return [x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).to(dtype) for x in tensors]  # -1 would not do for no tokens
 
 
 def _blocks(rows: int, queries: int, keys: int, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:

@@ -50,7 +50,7 @@ def _gather_sums(to_codes: Tensor, from_codes: Tensor, values: Tensor) -> Tensor
         place = torch.searchsorted(buckets, to_code).clamp_(max=len(buckets) - 1)  # (N * L,)
         hit = buckets[place] == to_code
         out += table[place].mul_(hit[:, None])
-    return out.view(*to_codes.shape[1:], -1)
+    return out.view(*to_codes.shape[1:], values.shape[-1])
 
 
 def _in_tiles(bucket: Tensor, num_buckets: int, size: int) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def _through_buckets(to_code: Tensor, x: Tensor, from_code: Tensor, y: Tensor, z
     met = (buckets[to_bucket] == to_code).nonzero()[:, 0]  # queries that share a bucket with some key
     to_sorted, to_order = to_bucket[met].sort()
     to_order, (from_sorted, from_order) = met[to_order], from_bucket.sort()
-    size = max(8, -(-len(from_code) // len(buckets)))
+    size = max(8, -(-len(from_code) // max(1, len(buckets))))
     for low in range(0, len(buckets), _MATRICES_AT_ONCE):
         some = torch.tensor([low, min(low + _MATRICES_AT_ONCE, len(buckets))], device=x.device)
         number = int(some[1] - some[0])
