@@ -36,7 +36,7 @@ import transformers
 from timing import RESULTS, interleaved, machine, peak_gflops
 
 import headstart
-from headstart.engine import search
+from headstart.engine import quantise, search
 from headstart.nn.linear import linear
 
 PLOT = Path(__file__).parents[1] / "docs" / "inference.svg"
@@ -131,7 +131,7 @@ def peers(case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]) 
 
 def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], precisions: list[str]) -> dict[str, Any]:
     """Our network in each engine and precision that can run it."""
-    search.AGREEMENT = 0.0  # of random weights, whose answers are not worth keeping
+    search.AGREEMENT = quantise.AGREEMENT = 0.0  # of random weights, whose answers are not worth keeping
     samples = [torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000) for _ in range(8)]
     found = {}
     for precision in precisions:
@@ -139,7 +139,9 @@ def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], preci
             name = f"headstart, {engine}, {precision}"
             try:
                 data = samples if precision == "int8" else None
-                found[name] = headstart.optimize(model, example=x, engine=engine, precision=precision, calibration=data, tolerance=10.0)
+                found[name] = headstart.optimize(
+                    model, example=x, engine=engine, precision=precision, calibration=data, tolerance=10.0, dynamic=False
+                )
             except headstart.errors.HeadstartError as error:
                 print(f"  {name}: {error}")
     return found
@@ -197,13 +199,17 @@ def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[
     found = {}
     with torch.inference_mode():
         wanted = torch.cat([model(each).logits for each in unseen.split(8)])
-        runs = {precision: (lambda each=each: each(unseen[:1])) for precision, each in fast.items()}
-        times = in_turns(runs, seconds, 20)
+        times = {}
+        for batch in (1, 8):
+            x = unseen[:batch]
+            runs = {"eager": lambda x=x: model(x)} | {precision: lambda each=each, x=x: each(x) for precision, each in fast.items()}
+            times[batch] = {key: statistics.median(each) for key, each in in_turns(runs, seconds, 20).items()}
         for precision, each in fast.items():
             logits = torch.cat([each(part).logits for part in unseen.split(8)])
             found[precision] = {
-                "computed_in": each.report.chosen.precision, "ms": round(statistics.median(times[precision]), 3),
-                "int8_share": each.report.chosen.int8_share,
+                "computed_in": each.report.chosen.precision, "int8_share": each.report.chosen.int8_share,
+                "ms": {batch: round(row[precision], 3) for batch, row in times.items()},
+                "times_as_fast": {batch: round(row["eager"] / row[precision], 2) for batch, row in times.items()},
                 "agreement": float((logits.argmax(1) == wanted.argmax(1)).float().mean()), "photos": len(unseen),
                 "mean_deviation": float((logits - wanted).abs().mean() / wanted.abs().max()),
             }  # fmt: skip
@@ -255,7 +261,7 @@ def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, least: int = 3)
     while time.perf_counter() < end or len(times[names[0]]) < least:
         for name in order.sample(names, len(names)):
             time.sleep(0.02)
-            if not times[name] or times[name][-1] < 1000:
+            if times[name] and times[name][-1] < 1000:
                 runs[name]()
             start = time.perf_counter()
             runs[name]()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
@@ -79,6 +80,38 @@ def test_every_command_takes_the_folder(engine, folder, capsys):
     assert said[0]["examples"] == said[2]["examples"] == 10
     assert said[0]["metrics"] == pytest.approx(said[2]["metrics"], abs=1e-4)
     assert said[1]["labels"][0]["label"] == said[3]["labels"][0]["label"]
+
+
+def test_wrong_options(folder):
+    model, out = folder / "model", folder / "other"
+    for options, match in (
+        (["optimize", model, "--out", model], "--out is the model's own folder"),
+        (["optimize", model, "--out", out, "--precision", "int8"], r"pass calibration= \(--calibration\)"),
+        (["optimize", model, "--out", out, "--goal", "speed"], "goal='speed'; expected latency or throughput"),
+        (["optimize", model, "--out", out, "--device", "gpu"], "device='gpu'"),
+        (["export", model, "--out", out, "--to", "tflite"], "to='tflite'; expected one of onnx"),
+        (["export", model, "--out", out, "--to", "torch-export", "--tolerance", "-1"], "above the tolerance of -1.0e"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            call(*options)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device is available here"):
+            call("optimize", model, "--out", out, "--device", "cuda")
+    assert sorted(each.name for each in folder.iterdir()) == ["model", "photos"]
+
+
+def test_texts(tmp_path):
+    """Of the length that was asked for; the pipeline reads the folder with the tokenizer that was copied."""
+    model, _ = build("YosoForSequenceClassification", vocab_size=300)
+    model.save_pretrained(tmp_path / "model")
+    headstart.YosoTokenizer.train(["a fine text"], vocab_size=270).save_pretrained(tmp_path / "model")
+    result = call("optimize", tmp_path / "model", "--out", tmp_path / "fast", "--engine", "torch", "--length", "30", "--batch", "2")
+    assert result.exit_code == 0 and "batch 2" in result.output
+    assert headstart.engine.load(tmp_path / "fast").signature.shapes == ((None, None), (None, None))
+    slow, fast = (headstart.pipeline("text-classification", tmp_path / name)("a fine text") for name in ("model", "fast"))
+    assert slow[0]["label"] == fast[0]["label"] and abs(slow[0]["score"] - fast[0]["score"]) < 1e-4
+    with pytest.raises(InputError, match="a text of 41 tokens is too long for this network, which takes 40"):
+        call("optimize", tmp_path / "model", "--out", tmp_path / "other", "--length", "41")
 
 
 @pytest.mark.skipif(not installed("openvino"), reason="needs openvino")

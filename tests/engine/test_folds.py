@@ -108,7 +108,7 @@ def test_refusals():
     model = headstart.BitModel(headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8))
     with pytest.raises(ConfigError, match="training mode"):
         fold(model.train())
-    with pytest.raises(ConfigError, match="Linear is no network"):
+    with pytest.raises(ConfigError, match="Linear is no PyTorch network"):
         fold(nn.Linear(2, 2))
     yoso = headstart.YosoModel(
         headstart.YosoConfig(

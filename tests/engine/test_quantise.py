@@ -12,7 +12,7 @@ from conftest import data_dir
 from engine_networks import build, pixels, tokens
 from headstart.engine import search
 from headstart.engine.deviation import compare
-from headstart.engine.engines import installed
+from headstart.engine.engines import Job, installed
 from headstart.engine.signature import signature_of
 from headstart.errors import HeadstartError
 
@@ -53,22 +53,32 @@ def test_a_trained_network_keeps_99_percent_of_its_answers(name, tmp_path):
 @needs_openvino
 @pytest.mark.slow
 def test_layers_that_hurt_are_put_back():
-    from headstart.engine.engines import Job
-    from headstart.engine.engines.openvino_engine import build as ready
+    from headstart.engine.engines.openvino_engine import convert
+    from headstart.engine.quantise import OpenVinoQuantiser
 
     model, inputs = build("BitForImageClassification")
     with torch.no_grad():
         model.bit.stages[1][0].norm_2.weight[:3] *= 1e4  # a range that eight bits cannot hold
-    signature = signature_of(model, inputs, ("batch",))
     calls = [pixels(seed=seed) for seed in range(12)]
-    off = []
-    for mixed in (False, True):
-        runner = ready(Job(model, signature, inputs, ("batch",), "int8", 1, calls, mixed))
-        with torch.no_grad():
-            wanted = [{"logits": model(**each).logits} for each in calls]
-        found = [{"logits": runner(list(each.values()))[0]} for each in calls]
-        off.append(compare(wanted, found))
-    assert off[1].agreement > off[0].agreement and off[1].mean < off[0].mean
+    job = Job(model, signature_of(model, inputs, ("batch",)), inputs, ("batch",), "int8", 1, calls)
+    quantiser = OpenVinoQuantiser(convert(job), job)
+    wanted = [{"logits": model(**each).logits.detach()} for each in calls]
+    whole, best = (compare(wanted, quantiser.outputs(graph, quantiser.calls)) for graph in (quantiser.quantise(()), quantiser.best()))
+    assert 0 < quantiser.share < 1
+    assert best.agreement > whole.agreement and best.mean < whole.mean
+
+
+@pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+def test_onnx_runtime_has_int8(monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "AGREEMENT", 0.5)  # of random weights
+    model, inputs = build("BeitForImageClassification", num_hidden_layers=1)
+    calls = [pixels(seed=seed) for seed in range(8)]
+    fast = headstart.optimize(model, example=inputs, engine="onnxruntime", precision="int8", calibration=calls)
+    assert (fast.report.chosen.engine, fast.report.chosen.precision) == ("onnxruntime", "int8"), str(fast.report)
+    fast.save_pretrained(tmp_path)
+    again = headstart.engine.load(tmp_path)
+    off = compare([{"logits": model(**each).logits.detach()} for each in calls], [{"logits": again(**each).logits} for each in calls])
+    assert 0 < off.mean < 0.02
 
 
 def test_texts_need_the_inputs_of_the_example():

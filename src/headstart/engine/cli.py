@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.errors import InputError
+from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
 SizeOption = Annotated[int | None, typer.Option(min=1, help="Side of the images; default what the image processor makes.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts of a call.")]
 LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text.")]
 DynamicOption = Annotated[str | None, typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none.")]
+TOLERANCE_HELP = "Largest difference of an output, as a share of the largest."
 CALIBRATION_HELP = "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
 
 
@@ -26,25 +27,32 @@ def optimize(
     batch: BatchOption = 1,
     length: LengthOption = None,
     dynamic: DynamicOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Largest difference of an output, as a share of the largest.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default PyTorch's.")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="Into how many the threads are divided; default what is fastest.")] = None,
+    goal: Annotated[str, typer.Option(help="latency, of one caller; or throughput, of as many callers as threads.")] = "latency",
+    tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")] = None,
 ) -> None:
     """Make a model as fast as this machine allows, and say how far its outputs moved.
 
     Example: [bold]headstart optimize runs/photos --out runs/fast[/bold]
     """
     from headstart.engine import optimize as run
+    from headstart.train.world import best_device
 
+    if out.resolve() == Path(model).resolve():
+        raise ConfigError(f"--out is the model's own folder, {out}; name another one")
+    place = best_device(device)
     network, processor = load_both(model)
     calls = list(read_calibration(calibration, processor, network, length)) if calibration is not None else []
     example = example_of(network, processor, size, batch, length)
     fast = run(
-        network, example=example, engine=engine, precision=precision, dynamic=axes(dynamic), threads=threads,  # type: ignore[arg-type]
-        tolerance=tolerance, calibration=calls,
+        network.to(place), example=example, engine=engine, precision=precision, dynamic=axes(dynamic),  # type: ignore[arg-type]
+        threads=threads, streams=streams, goal=goal, tolerance=tolerance, calibration=calls,  # type: ignore[arg-type]
     )  # fmt: skip
     fast.save_pretrained(out)
     processor.save_pretrained(out)
-    print(fast.report)
+    print(f"{fast.report}\nwritten: {out}")
 
 
 def export(
@@ -57,19 +65,21 @@ def export(
     dynamic: DynamicOption = None,
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
     normalize: Annotated[bool, typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255.")] = False,
+    tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
 ) -> None:
     """Write a model as a file that needs no headstart, and check it against PyTorch.
 
     Example: [bold]headstart export runs/photos --out photos.onnx[/bold]
     """
     from headstart.engine import export as run
+    from headstart.engine.exporting import with_suffix
 
     network, processor = load_both(model)
     deviation = run(
         network, out, to=to, example=example_of(network, processor, size, batch, length), dynamic=axes(dynamic), opset=opset,  # type: ignore[arg-type]
-        processor=processor, normalize=normalize,
+        processor=processor, normalize=normalize, tolerance=tolerance,
     )  # fmt: skip
-    print(f"written; largest deviation from PyTorch {deviation.largest:.1e}")
+    print(f"{with_suffix(out, to)}: largest deviation from PyTorch {deviation.largest:.1e}")  # type: ignore[arg-type]
 
 
 def load_both(name: str) -> tuple[Any, Any]:
@@ -93,8 +103,7 @@ def example_of(network: Any, processor: Any, size: int | None, batch: int, lengt
     from headstart.engine.signature import make_example
 
     if network.main_input_name != "pixel_values":
-        inputs = make_example(network)
-        return {key: torch.cat([value[..., :length]] * batch) for key, value in inputs.items()}
+        return {key: torch.cat([value] * batch) for key, value in make_example(network, length=length).items()}
     if size is None:
         photo = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
         pixels = processor(photo, return_tensors="pt")["pixel_values"]

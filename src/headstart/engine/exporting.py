@@ -1,5 +1,6 @@
 """Export alone: a network as an ONNX, OpenVINO or torch-export file, with its labels and preprocessing inside, checked after writing."""
 
+import copy
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from headstart.errors import ConfigError, MissingExtraError
 
 Format = Literal["onnx", "openvino", "torch-export"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
-OPSET = 20
+OPSET, LEAST_OPSET = 20, 18
 TOLERANCE = 1e-4
 
 
@@ -56,14 +57,15 @@ def export(
     """
     if to not in SUFFIXES:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")
-    inputs = make_example(model, example)
+    if any(not each.is_cpu for each in model.parameters()):
+        model = copy.deepcopy(model).cpu()  # a file knows no devices
+    inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
     network = Normalized(model, processor) if normalize else model
     if normalize:
         inputs["pixel_values"] = ((inputs["pixel_values"] - inputs["pixel_values"].min()) * 50).clamp(0, 255).round()
     axes = check_dynamic(dynamic, inputs)
     signature = signature_of(network, inputs, axes)
-    path = Path(path)
-    path = path if path.suffix == SUFFIXES[to] else path.with_name(path.name + SUFFIXES[to])
+    path = with_suffix(Path(path), to)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = metadata(model, processor, normalize)
     if to == "onnx":
@@ -72,10 +74,20 @@ def export(
         _write_openvino(network, path, signature, inputs, axes, facts)
     else:
         _write_torch(network, path, signature, inputs, axes, facts)
-    found = check_file(path, to, network, signature, inputs, axes)
-    if not found.largest <= tolerance:
-        raise ConfigError(f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of {tolerance:.1e}")
+    try:
+        found = check_file(path, to, network, signature, inputs, axes)
+        if not found.largest <= tolerance:
+            raise ConfigError(f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of {tolerance:.1e}; it was removed")
+    except (ConfigError, RuntimeError):
+        for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
+            each.unlink()
+        raise
     return found
+
+
+def with_suffix(path: Path, to: Format) -> Path:
+    """A file's name with the format's suffix."""
+    return path if path.suffix == SUFFIXES[to] else path.with_name(path.name + SUFFIXES[to])
 
 
 def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict[str, str]:
@@ -112,9 +124,11 @@ def dynamic_shapes(signature: Signature, inputs: Mapping[str, Tensor], dynamic: 
 
 
 def traced_inputs(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Tensor, ...]:
-    """The inputs with two in the batch where it may change: an axis of one would be taken for a constant."""
+    """The inputs with two in a batch that may change, and larger where sizes may: a batch or a map of one would be taken for a constant."""
+    if "size" in dynamic:
+        inputs = resized(inputs, ("size",))
     if "batch" in dynamic and inputs[signature.inputs[0]].shape[0] == 1:
-        return tuple(torch.cat([inputs[name]] * 2) for name in signature.inputs)
+        inputs = resized(inputs, ("batch",))
     return tuple(inputs[name] for name in signature.inputs)
 
 
@@ -145,9 +159,14 @@ def write_onnx(
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
+        ConfigError: An opset that is not known.
     """
     if not installed("onnxruntime"):
         raise MissingExtraError("onnxruntime", "onnx")
+    import onnx
+
+    if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ConfigError(f"opset={opset}; expected {LEAST_OPSET} to {onnx.defs.onnx_opset_version()}")
     exported = program_of(network, signature, inputs, dynamic)
     with quiet():
         program = torch.onnx.export(
@@ -155,6 +174,9 @@ def write_onnx(
             input_names=list(signature.inputs), output_names=list(signature.outputs),
         )  # fmt: skip
     assert program is not None
+    written = program.model.opset_imports[""]
+    if written != opset:
+        raise ConfigError(f"the exporter cannot write this network in opset {opset}; opset={written} works")
     program.model.metadata_props.update(facts or {})
     program.save(str(path))
 
@@ -200,14 +222,18 @@ def check_file(
 def run_file(path: Path, to: Format, signature: Signature, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Outputs of a written file."""
     if to == "torch-export":
-        with quiet():
-            return list(torch.export.load(path).module()(*tensors))
+        try:
+            with quiet():
+                return list(torch.export.load(path).module()(*tensors))
+        except AssertionError as error:  # a guard: maps of one patch are another program
+            shapes = [tuple(each.shape) for each in tensors]
+            raise ConfigError(
+                f"torch.export's program takes no inputs of {shapes} ({error}); give a larger example or a fixed size"
+            ) from error
     if to == "onnx":
-        import onnxruntime as ort
+        from headstart.engine.engines.onnxruntime_engine import OnnxRunner
 
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        feed = {name: x.numpy() for name, x in zip(signature.inputs, tensors, strict=True)}
-        return [torch.from_numpy(out) for out in session.run(list(signature.outputs), feed)]
+        return OnnxRunner(path.read_bytes(), signature, torch.get_num_threads(), torch.device("cpu"))(tensors)
     import openvino as ov
 
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

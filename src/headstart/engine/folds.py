@@ -41,7 +41,7 @@ def check(model: nn.Module) -> Family:
     """
     family = families().get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is None or not hasattr(model, "name_table"):
-        raise ConfigError(f"{type(model).__name__} is no network of headstart")
+        raise ConfigError(f"{type(model).__name__} is no PyTorch network of headstart; load one with from_pretrained")
     if model.training:
         raise ConfigError("the model is in training mode, where weights still change; call model.eval() first")
     return family

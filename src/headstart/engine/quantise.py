@@ -21,7 +21,7 @@ from headstart.engine.engines import Job
 from headstart.errors import ConfigError, MissingExtraError
 
 CALIBRATION = 128  # calls that ranges are measured on, at most: more hardly change them
-RANKING = 32  # calls that each layer's noise is measured on
+RANKING = 32  # images or texts that each layer's noise is measured on
 SCORED = 512  # calls that answers are counted on
 STEPS = 10  # in how many steps all layers are left out where those that the noise names are not enough
 PRODUCTS = ("Convolution", "MatMul")
@@ -42,7 +42,7 @@ def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float]:
 
     Raises:
         MissingExtraError: NNCF is not installed.
-        ConfigError: `job.mixed`, and no layer can be in int8.
+        ConfigError: No layer can be in int8.
     """
     try:
         import nncf  # noqa: F401
@@ -50,7 +50,7 @@ def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float]:
         raise MissingExtraError("nncf", "openvino") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
     found = OpenVinoQuantiser(graph, job)
-    return found.mixed() if job.mixed else found.quantise(()), found.share
+    return found.best(), found.share
 
 
 class OpenVinoQuantiser:
@@ -64,7 +64,7 @@ class OpenVinoQuantiser:
     def __init__(self, graph: Any, job: Job) -> None:
         self.graph, self.job = graph, job
         self.calls = [_arrays(job, sample) for sample in spread(job.calibration, SCORED)]
-        self.left_out: list[str] = []  # by `mixed`
+        self.left_out: list[str] = []  # by `best`
         self.costs = product_costs(graph, [job.example[name].shape for name in job.signature.inputs])
 
     def quantise(self, left_out: Collection[str]) -> Any:
@@ -86,9 +86,12 @@ class OpenVinoQuantiser:
                 ),
             )  # fmt: skip
 
-    def mixed(self) -> Any:
-        """The graph with as few operations in float32 as keep the answers."""
-        wanted, noisy = self.outputs(self.graph, self.calls), self.outputs(self.quantise(()), self.calls)
+    def best(self) -> Any:
+        """The graph in int8, with as few operations in float32 as keep the answers."""
+        whole = self.quantise(())
+        wanted, noisy = self.outputs(self.graph, self.calls), self.outputs(whole, self.calls)
+        if keeps(wanted, noisy):
+            return whole
         noise = self.noise()
         ranked = sorted(noise, key=lambda name: -noise[name] / self.costs[name])
         count = 0
@@ -111,7 +114,8 @@ class OpenVinoQuantiser:
 
     def noise(self) -> dict[str, float]:
         """Mean square that the outputs are off by where one layer alone is quantised, for each layer."""
-        calls, found = spread(self.calls, RANKING), {}
+        batch = len(next(iter(self.calls[0].values())))
+        calls, found = spread(self.calls, max(1, RANKING // batch)), {}
         wanted = self.outputs(self.graph, calls)
         for name in self.costs:
             outputs = self.outputs(with_noise(self.graph, name), calls)

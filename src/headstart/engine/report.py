@@ -19,7 +19,7 @@ class Trial:
         build_seconds: How long making it ready took.
         memory_mb: Megabytes that the process grew by, exporting included.
         refused: Why it was not taken, or None.
-        streams: Images of a batch that run side by side, each on a share of the threads.
+        streams: Images or texts that run side by side, each on a share of the threads.
         int8_share: Share of the multiplications by weights that is in int8, where that is known; the rest is in float32.
     """
 
@@ -58,9 +58,10 @@ class Report:
         chosen: The engine that was taken.
         original_ms: Median milliseconds of the network in PyTorch, in the same run.
         batch: Images or texts of a call that was timed.
-        threads: Threads of a call.
+        threads: Threads of the engine.
         asked: Precision that was asked for; `chosen.precision` is higher where that was not close enough.
         trials: Everything that was tried.
+        callers: How many called at once; milliseconds are then the time of all, divided by them.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Report:
     threads: int
     asked: str
     trials: list[Trial] = field(default_factory=list)
+    callers: int = 1
 
     @property
     def speedup(self) -> float:
@@ -79,7 +81,8 @@ class Report:
     def __str__(self) -> str:
         ms = self.chosen.ms or self.original_ms
         lines = [
-            f"{self.model} on {self.threads} threads, batch {self.batch}",
+            f"{self.model} on {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
+            + (f", {self.callers} callers at once" if self.callers > 1 else ""),
             f"before: {self.original_ms:.1f} ms, {1e3 * self.batch / self.original_ms:.1f} a second (PyTorch, float32)",
             f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, {self.speedup:.2f} times as fast, {self.chosen.memory_mb:.0f} MB",
             f"taken:  {self.chosen.describe()}",
@@ -97,7 +100,7 @@ class Report:
         """The way back."""
         plain = {key: values[key] for key in ("model", "original_ms", "batch", "threads", "asked")}
         trials = [_trial(each) for each in values["trials"]]
-        return cls(chosen=_trial(values["chosen"]), trials=trials, **plain)
+        return cls(chosen=_trial(values["chosen"]), trials=trials, callers=values.get("callers", 1), **plain)
 
 
 def _trial(values: Mapping[str, Any]) -> Trial:

@@ -4,17 +4,19 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
 from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
+from headstart.engine.engines.torch_engine import on_threads
 from headstart.engine.folds import check
 from headstart.engine.model import OptimizedModel
 from headstart.engine.report import Report, Trial
@@ -22,6 +24,8 @@ from headstart.engine.signature import Signature, bare, check_dynamic, flatten, 
 from headstart.errors import ConfigError, HeadstartError, InputError
 
 logger = logging.getLogger("headstart")
+
+Goal = Literal["latency", "throughput"]
 
 # Largest difference of an output that is taken, as a share of the largest output.
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
@@ -37,6 +41,8 @@ def optimize(
     precision: Precision = "float32",
     dynamic: Sequence[str] | str | bool | None = None,
     threads: int | None = None,
+    streams: int | None = None,
+    goal: Goal = "latency",
     tolerance: float | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> OptimizedModel:
@@ -53,7 +59,10 @@ def optimize(
         precision: "float32", "bfloat16" or "int8" (which needs `calibration`).
         dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts). Default: the batch, and the length of
             texts. Calls of other shapes run in PyTorch.
-        threads: Threads of one call; default PyTorch's.
+        threads: Threads of the engine; default PyTorch's.
+        streams: Into how many the threads are divided, each with an image or a text of its own; OpenVINO has them. None tries one, and as
+            many as threads where the batch or the callers are several.
+        goal: "latency" takes the engine whose call ends first, "throughput" the one that serves as many callers as threads soonest.
         tolerance: Largest difference of an output, as a share of the largest output; default 1e-4 in float32, 0.1 in bfloat16, 0.5 in int8,
             where 99 % of the answers must also stay the same.
         calibration: Inputs like `example` of real data: int8 measures its ranges on them, and deviations are measured on some of them.
@@ -75,14 +84,19 @@ def optimize(
     device = next(iter(model.parameters())).device
     inputs = {name: each.to(device) for name, each in inputs.items()}
     names = candidates(engine, precision, device.type)
-    if threads is not None and threads < 1:
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
         raise ConfigError(f"threads={threads}; expected at least 1")
+    if streams is not None and not 1 <= streams <= threads:
+        raise ConfigError(f"streams={streams}; expected 1 to {threads}, the number of threads")
+    if goal not in get_args(Goal):
+        raise ConfigError(f"goal={goal!r}; expected {' or '.join(get_args(Goal))}")
     samples = [{name: x.to(device) for name, x in make_example(model, each).items()} for each in calibration or ()]
     if precision == "int8" and not samples:
-        raise ConfigError("int8 measures ranges on real inputs; pass calibration=, such as a hundred preprocessed images")
+        raise ConfigError("int8 measures ranges on real inputs; pass calibration= (--calibration), such as a hundred images")
     if any(set(each) != set(inputs) for each in samples):
         raise InputError(f"calibration has other inputs than the example ({', '.join(inputs)})")
-    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads or torch.get_num_threads(), precision)
+    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads, precision, streams, goal)
     report, runner = search.best(names, engine, precision, tolerance)
     return OptimizedModel(model, runner, search.signature, report)
 
@@ -92,9 +106,10 @@ class Search:
 
     def __init__(
         self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int,
-        precision: Precision,
+        precision: Precision, streams: int | None = None, goal: Goal = "latency",
     ) -> None:  # fmt: skip
         self.model, self.inputs, self.samples, self.dynamic, self.threads = model, inputs, samples, dynamic, threads
+        self.streams, self.goal = streams, goal
         self.signature: Signature = signature_of(model, inputs, dynamic)
         self.device = next(iter(inputs.values())).device
         for each in samples:
@@ -127,28 +142,22 @@ class Search:
         """Builds engines and keeps those that are close enough; every trial is noted."""
         ready = []
         for name in names:
-            for mixed in (False, True) if precision == "int8" and name == "openvino" else (False,):
-                trial = Trial(name, precision)
-                trials.append(trial)
-                try:
-                    before, start = memory(), time.perf_counter()
-                    runner = self.build(name, precision, mixed)
-                    trial.int8_share = getattr(runner, "int8_share", None)
-                    trial.deviation = self.deviation(runner)
-                    trial.build_seconds, trial.memory_mb = time.perf_counter() - start, memory() - before
-                except (HeadstartError, RuntimeError) as error:  # an engine that cannot run this network is no reason to give up
-                    trial.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-                    continue
-                trial.refused = refusal(trial.deviation, precision, tolerance)
-                if trial.refused is None:
-                    ready.append((trial, runner))
-                    break
+            trial = Trial(name, precision)
+            trials.append(trial)
+            try:
+                before, start = memory(), time.perf_counter()
+                job = Job(self.model, self.signature, self.inputs, self.dynamic, precision, self.threads, self.samples)
+                runner = engine(name).build(job)
+                trial.int8_share = getattr(runner, "int8_share", None)
+                trial.deviation = self.deviation(runner)
+                trial.build_seconds, trial.memory_mb = time.perf_counter() - start, memory() - before
+            except (HeadstartError, RuntimeError) as error:  # an engine that cannot run this network is no reason to give up
+                trial.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                continue
+            trial.refused = refusal(trial.deviation, precision, tolerance)
+            if trial.refused is None:
+                ready.append((trial, runner))
         return ready
-
-    def build(self, name: str, precision: Precision, mixed: bool) -> Runner:
-        """One engine, made ready."""
-        job = Job(self.model, self.signature, self.inputs, self.dynamic, precision, self.threads, self.samples, mixed)
-        return engine(name).build(job)
 
     def deviation(self, runner: Runner) -> Deviation:
         """How far an engine is from the network, on every check."""
@@ -169,29 +178,38 @@ class Search:
             with torch.inference_mode():
                 return self.model(**self.inputs)
 
-        ready = ready + self.with_streams(ready, tensors)
+        streamed = self.with_streams(ready, tensors)
+        if self.streams is not None and self.streams > 1:
+            if not streamed:
+                raise ConfigError(f"streams={self.streams}, and no engine that could be taken has streams; openvino has")
+            ready = []
+        ready = ready + streamed
         contenders: dict[Any, Callable[[], Any]] = {"original": original}
         contenders |= {i: partial(runner, tensors) for i, (_, runner) in enumerate(ready)}
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            times = in_turns(contenders, SECONDS)
-        finally:
-            torch.set_num_threads(before)
+        callers = self.threads if self.goal == "throughput" else 1
+        with on_threads(self.threads), ThreadPoolExecutor(callers) as pool:
+            if callers > 1:
+                contenders = {name: partial(at_once, run, callers, pool) for name, run in contenders.items()}
+            times = {name: ms / callers for name, ms in in_turns(contenders, SECONDS).items()}
         for i, (trial, _) in enumerate(ready):
             trial.ms = times[i]
             if trial not in trials:
                 trials.append(trial)
         chosen, runner = min(ready, key=lambda each: each[0].ms or 0.0)
+        if chosen.ms is not None and chosen.ms > times["original"]:
+            logger.warning("nothing in %s is faster here than the network in PyTorch; see the report", chosen.precision)
         batch = int(tensors[0].shape[0])
-        return Report(type(self.model).__name__, chosen, times["original"], batch, self.threads, precision, trials), runner
+        return Report(type(self.model).__name__, chosen, times["original"], batch, self.threads, precision, trials, callers), runner
 
     def with_streams(self, ready: list[tuple[Trial, Runner]], tensors: list[Tensor]) -> list[tuple[Trial, Runner]]:
-        """The engines that can share a batch among streams of one thread each, doing so."""
-        found: list[tuple[Trial, Runner]] = []
-        for trial, runner in ready:
-            if isinstance(runner, Streams) and self.threads > 1 and len(tensors[0]) > 1:
-                found.append((replace(trial, streams=self.threads), runner.with_streams(self.threads)))
+        """The engines that can divide their threads into streams, doing so where there is work for several."""
+        several = len(tensors[0]) > 1 or self.goal == "throughput"
+        streams = self.streams or (self.threads if several else 1)
+        if streams == 1:
+            return []
+        found = [(replace(trial, streams=streams), runner.with_streams(streams)) for trial, runner in ready if isinstance(runner, Streams)]
+        for _, runner in found:
+            runner(tensors)  # compiles
         return found
 
 
@@ -200,23 +218,33 @@ def refusal(deviation: Deviation, precision: Precision, tolerance: float) -> str
     if not deviation.largest <= tolerance:
         return f"outputs differ by {deviation.largest:.1e}, above the tolerance of {tolerance:.1e}"
     if precision != "float32" and not enough(deviation, AGREEMENT):
-        return f"only {deviation.agreement:.1%} of the answers stay the same"
+        return f"only {deviation.agreement:.1%} of the answers stay the same, {deviation.expected:.1%} with errors of either sign"
     return None
 
 
+def at_once(run: Callable[[], Any], callers: int, pool: ThreadPoolExecutor) -> None:
+    """As many calls as callers, each from a thread of its own."""
+    for call in [pool.submit(run) for _ in range(callers)]:
+        call.result()
+
+
 def in_turns(contenders: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 3) -> dict[Any, float]:
-    """Median milliseconds of each, measured in turns for about some seconds."""
-    for run in contenders.values():
+    """Median milliseconds of each, measured in turns for about some seconds; in a single turn where that takes longer already."""
+
+    def timed(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
         run()
         wait()
+        return 1e3 * (time.perf_counter() - start)
+
+    first = {name: timed(run) for name, run in contenders.items()}  # a warm-up where calls are short
+    if sum(first.values()) > 4e3 * seconds:
+        return first
     times: dict[Any, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            wait()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(timed(run))
         if len(times[name]) >= 200:
             break
     return {name: median(each) for name, each in times.items()}

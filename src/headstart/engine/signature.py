@@ -161,18 +161,19 @@ def signature_of(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Sequen
     return Signature(tuple(inputs), tuple(shapes), dtypes, tuple(flatten(out)), type(out).__name__)
 
 
-def make_example(model: Any, example: Any = None) -> dict[str, Tensor]:
+def make_example(model: Any, example: Any = None, length: int | None = None) -> dict[str, Tensor]:
     """The inputs of a call: what was given, or made up for the network.
 
     Args:
         model: A network.
         example: A mapping of tensors, one tensor for the main input, or None.
+        length: Tokens of a text that is made up.
 
     Raises:
-        InputError: Something else, or names that the network does not take.
+        InputError: Something else, names that the network does not take, or a text that is too long for it.
     """
     if example is None:
-        return _made_up(model)
+        return _made_up(model, length)
     if isinstance(example, Tensor):
         example = {model.main_input_name: example}
     try:
@@ -186,13 +187,15 @@ def make_example(model: Any, example: Any = None) -> dict[str, Tensor]:
     return found
 
 
-def _made_up(model: Any) -> dict[str, Tensor]:
+def _made_up(model: Any, length: int | None) -> dict[str, Tensor]:
     config, generator = model.config, torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", IMAGE_SIDE)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {"pixel_values": torch.randn(1, config.num_channels, height, width, generator=generator)}
-    shape: tuple[int, ...] = (1, min(TEXT_LENGTH, config.max_position_embeddings))
+    if length is not None and length > config.max_position_embeddings:
+        raise InputError(f"a text of {length} tokens is too long for this network, which takes {config.max_position_embeddings}")
+    shape: tuple[int, ...] = (1, length or min(TEXT_LENGTH, config.max_position_embeddings))
     if type(model).__name__.endswith("MultipleChoice"):
         shape = (1, 2, shape[1])
     ids = torch.randint(config.vocab_size, shape, generator=generator)

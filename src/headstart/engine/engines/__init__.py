@@ -20,7 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 ENGINES: dict[str, tuple[str, str, tuple[Precision, ...], tuple[str, ...]]] = {
     "torch": ("torch", "", ("float32", "bfloat16"), ()),
     "openvino": ("openvino", "openvino", PRECISIONS, ("cpu",)),
-    "onnxruntime": ("onnxruntime", "onnx", ("float32", "int8"), ("cpu",)),
+    "onnxruntime": ("onnxruntime", "onnx", ("float32", "int8"), ("cpu", "cuda")),
     "inductor": ("torch", "", ("float32", "bfloat16"), ()),
 }
 SLOW_TO_BUILD = ("inductor",)  # a minute of compiling: only tried where it is asked for
@@ -38,7 +38,6 @@ class Job:
         precision: What to compute in.
         threads: Threads of one call.
         calibration: Calls to measure ranges on, for int8; at least one.
-        mixed: For int8: leave what hurts most in higher precision.
     """
 
     model: nn.Module
@@ -48,7 +47,6 @@ class Job:
     precision: Precision
     threads: int
     calibration: Sequence[Mapping[str, Tensor]] = ()
-    mixed: bool = False
 
 
 class Runner(Protocol):
@@ -101,6 +99,15 @@ def engine(name: str) -> Engine:
     return import_module(f"headstart.engine.engines.{name}_engine")  # type: ignore[return-value]
 
 
+def runs_on(name: str, device: str) -> bool:
+    """Whether an engine that is installed can run on a kind of device; ONNX Runtime is built for CUDA in a package of its own."""
+    if name == "onnxruntime" and device == "cuda":
+        import onnxruntime as ort
+
+        return "CUDAExecutionProvider" in ort.get_available_providers()
+    return device in (ENGINES[name][3] or (device,))
+
+
 def candidates(name: str | None, precision: Precision, device: str = "cpu") -> list[str]:
     """Engines to try for a precision on a kind of device: the one named, or all that are here.
 
@@ -113,13 +120,12 @@ def candidates(name: str | None, precision: Precision, device: str = "cpu") -> l
         engine(name)
         if precision not in ENGINES[name][2]:
             raise ConfigError(f"the {name} engine has no {precision}; it has {', '.join(ENGINES[name][2])}")
-        if device not in (ENGINES[name][3] or (device,)):
-            raise ConfigError(
-                f"the {name} engine runs on {', '.join(ENGINES[name][3])}, and the model is on {device}; move it, or leave engine out"
-            )
+        if not runs_on(name, device):
+            more = "; CUDA needs the package onnxruntime-gpu" if name == "onnxruntime" else ""
+            raise ConfigError(f"the {name} engine here does not run on {device}, where the model is; move it, or leave engine out{more}")
         return [name]
-    usable = [each for each, (_, _, _, devices) in ENGINES.items() if device in (devices or (device,)) and each not in SLOW_TO_BUILD]
-    found = [each for each in usable if precision in ENGINES[each][2] and installed(each)]
+    usable = [each for each in ENGINES if each not in SLOW_TO_BUILD and precision in ENGINES[each][2]]
+    found = [each for each in usable if installed(each) and runs_on(each, device)]
     if not found:
         more = "install one with: pip install 'headstart[openvino]'" if device == "cpu" else "try bfloat16, or move the model to the CPU"
         raise ConfigError(f"no installed engine computes in {precision} on {device}; {more}")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from headstart.engine.engines import Job
+from headstart.engine.engines.torch_engine import load as load_folded
+from headstart.engine.engines.torch_engine import on_threads
 from headstart.engine.exporting import export_program, quiet
 from headstart.engine.folds import fold
 from headstart.engine.signature import Signature
@@ -25,21 +27,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class InductorRunner:
     """A compiled package."""
 
-    def __init__(self, package: Path, precision: str, device: torch.device) -> None:
-        self.package, self.device = package, device
+    def __init__(self, package: Path, precision: str, device: torch.device, threads: int) -> None:
+        self.package, self.device, self.threads = package, device, threads
         self.dtype = DTYPES[precision]
         with quiet():
             self.program = torch._inductor.aoti_load_package(str(package))
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs in float32."""
-        with torch.inference_mode():
+        with torch.inference_mode(), on_threads(self.threads):
             cast = [x.to(self.dtype).contiguous() if x.is_floating_point() else x for x in inputs]
             return [out.float() if out.is_floating_point() else out for out in self.program(*cast)]
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The package, which fits no other PyTorch and no other processor."""
-        if self.package != folder / PACKAGE:
+        if self.package.resolve() != (folder / PACKAGE).resolve():
             shutil.copyfile(self.package, folder / PACKAGE)
         return {"made_for": here()}
 
@@ -69,7 +71,7 @@ def build(job: Job) -> InductorRunner:
             )
         except torch._inductor.exc.InductorError as error:
             raise ConfigError(f"PyTorch's compiler failed: {str(error).strip().splitlines()[0]}") from error
-    runner = InductorRunner(Path(str(path)), job.precision, next(iter(job.example.values())).device)
+    runner = InductorRunner(Path(str(path)), job.precision, next(iter(job.example.values())).device, job.threads)
     weakref.finalize(runner, shutil.rmtree, scratch, True)
     return runner
 
@@ -77,9 +79,7 @@ def build(job: Job) -> InductorRunner:
 def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> Any:
     """A saved package; on another machine or PyTorch, the folded network without compiling."""
     if facts.get("made_for") != here():
-        from headstart.engine.engines import torch_engine
-
-        return torch_engine.load(folder, signature, facts, threads, model)
+        return load_folded(folder, signature, facts, threads, model)
     if not (folder / PACKAGE).is_file():
         raise FileFormatError(f"{folder} has no {PACKAGE}; optimise the model again")
-    return InductorRunner(folder / PACKAGE, str(facts["precision"]), torch.device(str(facts.get("device", "cpu"))))
+    return InductorRunner(folder / PACKAGE, str(facts["precision"]), torch.device(str(facts.get("device", "cpu"))), threads)

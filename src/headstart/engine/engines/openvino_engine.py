@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import tempfile
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,7 +23,7 @@ from headstart.engine.normalized import portable
 from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
 
-MODEL, BLOB = "openvino.xml", "openvino.blob"
+MODEL, WEIGHTS, BLOB = "openvino.xml", "openvino.bin", "openvino.blob"
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not int8 stays float32
 
 
@@ -58,6 +60,7 @@ class OpenVinoRunner:
         self.blob: Path | None = None  # the file that the fixed program was read from
         self.shapes: tuple[tuple[int, ...], ...] = ()
         self._compiled: dict[bool, Any] = {}
+        self._lock, self._local = threading.Lock(), threading.local()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,23 +80,31 @@ class OpenVinoRunner:
             self.graph = core().read_model(str(self.path))
         return self.graph
 
-    def compiled(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """The request that runs these shapes: the fixed program where they are the example's, else the general one."""
+    def compiled(self, fixed: bool) -> Any:
+        """The program for the example's shapes, or the general one."""
+        with self._lock:
+            if fixed not in self._compiled:
+                graph = self.source()
+                if fixed and graph.is_dynamic():
+                    graph = graph.clone()
+                    graph.reshape({name: ov.PartialShape(list(s)) for name, s in zip(self.signature.inputs, self.shapes, strict=True)})
+                self._compiled[fixed] = core().compile_model(graph, "CPU", self.config)
+            return self._compiled[fixed]
+
+    def request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """What runs these shapes; each thread of the caller has its own, as a request takes one call at a time."""
         fixed = shapes == self.shapes
-        if fixed not in self._compiled:
-            graph = self.source()
-            if fixed and graph.is_dynamic():
-                graph = graph.clone()
-                graph.reshape({name: ov.PartialShape(list(s)) for name, s in zip(self.signature.inputs, shapes, strict=True)})
-            self._compiled[fixed] = core().compile_model(graph, "CPU", self.config).create_infer_request()
-        return self._compiled[fixed]
+        requests: dict[bool, Any] = self._local.__dict__.setdefault("requests", {})
+        if fixed not in requests:
+            requests[fixed] = self.compiled(fixed).create_infer_request()
+        return requests[fixed]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of inputs; a batch goes image by image where there are several streams."""
         if self.streams > 1 and len(inputs[0]) > 1:
             return self._in_streams(inputs)
         shapes = tuple(tuple(x.shape) for x in inputs)
-        found = self.compiled(shapes).infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
+        found = self.request(shapes).infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
         return [torch.from_numpy(np.array(found[i])) for i in range(len(self.signature.outputs))]
 
     def with_streams(self, streams: int) -> "OpenVinoRunner":
@@ -104,7 +115,7 @@ class OpenVinoRunner:
 
     def _in_streams(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         single = tuple((1, *x.shape[1:]) for x in inputs)
-        queue = ov.AsyncInferQueue(self.compiled(single).get_compiled_model(), self.streams)
+        queue = ov.AsyncInferQueue(self.compiled(single == self.shapes), self.streams)
         parts: list[Any] = [None] * len(inputs[0])
 
         def keep(request: Any, i: int) -> None:
@@ -118,15 +129,18 @@ class OpenVinoRunner:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The graph, and the compiled program, which another OpenVINO or CPU cannot use."""
-        ov.save_model(self.source(), str(folder / MODEL), compress_to_fp16=False)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # files that somebody has loaded stay whole for him
+            ov.save_model(self.source(), str(Path(scratch) / MODEL), compress_to_fp16=False)
+            for name in (WEIGHTS, MODEL):
+                (Path(scratch) / name).replace(folder / name)
         facts: dict[str, Any] = {"streams": self.streams, "shapes": [list(s) for s in self.shapes], "blob": None}
         if self.blob is not None:
-            if self.blob != folder / BLOB:
+            if self.blob.resolve() != (folder / BLOB).resolve():
                 shutil.copyfile(self.blob, folder / BLOB)
             facts["blob"] = here()
         elif True in self._compiled:
             stream = io.BytesIO()
-            self._compiled[True].get_compiled_model().export_model(stream)
+            self._compiled[True].export_model(stream)
             atomic_write(folder / BLOB, stream.getvalue())
             facts["blob"] = here()
         return facts
@@ -166,5 +180,5 @@ def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: 
     if facts.get("blob") == here() and threads == facts["threads"] and (folder / BLOB).is_file():
         runner.blob = folder / BLOB
         stream = io.BytesIO(runner.blob.read_bytes())
-        runner._compiled[True] = core().import_model(stream, "CPU", runner.config).create_infer_request()
+        runner._compiled[True] = core().import_model(stream, "CPU", runner.config)
     return runner

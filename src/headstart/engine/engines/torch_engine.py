@@ -1,7 +1,8 @@
 """PyTorch as an engine: the folded network, its matrices and filters laid out for oneDNN where it computes in float32 on a CPU."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,25 @@ def pack(model: nn.Module) -> None:
                 setattr(module, name, PackedLinear(child))
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads, for a call."""
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchRunner:
     """A folded network, called without gradients."""
 
-    def __init__(self, model: nn.Module, signature: Signature, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, model: nn.Module, signature: Signature, precision: str, threads: int) -> None:
+        self.threads = threads
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         if precision == "bfloat16":
             model = copy.deepcopy(model).bfloat16()  # the weights that it shares with the original stay as they are
@@ -55,7 +70,7 @@ class TorchRunner:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs in float32."""
-        with torch.inference_mode():
+        with torch.inference_mode(), on_threads(self.threads):
             cast = [x.to(self.dtype) if x.is_floating_point() else x for x in inputs]
             return [out.float() if out.is_floating_point() else out for out in self.program(*cast)]
 
@@ -66,14 +81,14 @@ class TorchRunner:
 
 def build(job: Job) -> TorchRunner:
     """The folded network."""
-    return make(job.model, job.signature, job.precision)
+    return make(job.model, job.signature, job.precision, job.threads)
 
 
-def make(model: nn.Module, signature: Signature, precision: str) -> TorchRunner:
+def make(model: nn.Module, signature: Signature, precision: str, threads: int) -> TorchRunner:
     """The folded network, for the images of a signature."""
-    return TorchRunner(fold(model, size=signature.size, lean=True), signature, precision)
+    return TorchRunner(fold(model, size=signature.size, lean=True), signature, precision, threads)
 
 
 def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> TorchRunner:
     """The network of the folder, folded again."""
-    return make(model(), signature, str(facts["precision"]))
+    return make(model(), signature, str(facts["precision"]), threads)
