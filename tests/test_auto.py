@@ -1,6 +1,10 @@
 """Names → classes: the automatic classes where no family's own test looks."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,22 @@ def test_everything_that_saves_is_pushed(monkeypatch, tmp_path):
         there, other = sent
         assert files <= there[0] == other[0] and there[1:] == ("me/mine", {"private": True}) and other[1:] == (kind, {"revision": "v2"})
         sent.clear()
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "says"),
+    [
+        ("keras", "TFCvtModel", r"keras is not installed.*'headstart\[keras\]'"),
+        ("tensorflow", "TFCvtModel", "pip install tensorflow, or choose another backend, such as KERAS_BACKEND=torch"),
+        ("flax", "FlaxBeitModel", r"flax is not installed.*'headstart\[flax\]'"),
+    ],
+)
+def test_a_missing_framework_says_what_to_install(missing, name, says):
+    """In a process of its own, where nothing has imported it yet."""
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom headstart import {name}"
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert re.search(says, done.stderr.splitlines()[-1]), done.stderr
 
 
 def test_one_picture_is_not_counted():

@@ -72,7 +72,8 @@ class ProcessLostError(HeadstartError, RuntimeError):
 
 
 class MissingExtraError(HeadstartError, ImportError):
-    """An optional dependency is missing."""
+    """An optional dependency is missing: one that an extra of ours installs, or (without `extra`) one that the user chooses."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'headstart[{extra}]'")
+    def __init__(self, package: str, extra: str | None = None, hint: str = "") -> None:
+        what = f"'headstart[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed; install it with: pip install {what}{hint}")

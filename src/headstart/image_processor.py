@@ -74,7 +74,7 @@ def to_framework(batch: Array, return_tensors: str) -> Any:
         try:
             import tensorflow
         except ImportError as error:
-            raise MissingExtraError("tensorflow", "keras") from error
+            raise MissingExtraError("tensorflow") from error
         return tensorflow.convert_to_tensor(batch)
     if return_tensors == "jax":
         try:

@@ -20,6 +20,9 @@ try:
     import optree  # comes with Keras
     from keras import ops
 except ImportError as error:
+    missing = str(error.name).partition(".")[0]
+    if missing not in ("keras", "optree"):  # Keras is there, and the library it runs on is not
+        raise MissingExtraError(missing, hint=", or choose another backend, such as KERAS_BACKEND=torch") from error
     raise MissingExtraError("keras", "keras") from error
 
 import numpy as np

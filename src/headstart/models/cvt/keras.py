@@ -6,15 +6,16 @@ D hidden size, A heads, K = D // A, V classes. Images and the maps returned are 
 
 from typing import Any, ClassVar
 
-import keras
-from keras import layers, ops
-
 from headstart.errors import InputError
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import HUB
 from headstart.names import NameTable
 from headstart.nn.keras import BatchNorm, DropPath, PreTrainedModel, activation, classification_loss, weight_init
 from headstart.outputs import ImageClassifierOutput, TFBaseModelOutputWithCLSToken, TFImageClassifierOutputWithNoAttention
+
+# isort: split
+import keras  # after `headstart.nn.keras`, which says what to install
+from keras import layers, ops
 
 
 def to_map(tokens: Any, height: Any, width: Any) -> Any:
