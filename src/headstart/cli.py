@@ -324,6 +324,7 @@ def audit(
         pairs = [vars(pair) | {"leaks": pair.leaks, "contradicts": pair.contradicts} for pair in found.pairs]
         values = {"images": found.images, "unreadable": found.unreadable, "pairs": pairs}
         values |= {"mislabelled": [vars(each) for each in found.mislabelled], "outliers": [vars(each) for each in found.outliers]}
+        values["agreement"] = found.agreement
         print(json.dumps(values, indent=2))
     else:
         rows = [("unreadable", name, reason) for name, reason in found.unreadable]

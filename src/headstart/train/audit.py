@@ -98,6 +98,7 @@ class Audit:
         unreadable: Name and reason of each that cannot be read.
         pairs: Duplicates.
         mislabelled: Images whose label is probably wrong, the clearest first.
+        agreement: Share of all labels that what doubts these agrees with.
         outliers: Images unlike all others, the farthest first.
         pictures: Where each image is, by name.
     """
@@ -106,14 +107,17 @@ class Audit:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     mislabelled: list[Mislabelled] = field(default_factory=list)
+    agreement: float | None = None
     outliers: list[Outlier] = field(default_factory=list)
     pictures: dict[str, Source] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
         """What was found, in numbers."""
         pairs = f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)} contradictions"
-        suspects = f"{len(self.mislabelled)} probably mislabelled, {len(self.outliers)} outliers"
-        return [f"{self.images} images", f"{len(self.unreadable)} unreadable", pairs, suspects]
+        suspects = [f"{len(self.mislabelled)} probably mislabelled", f"{len(self.outliers)} outliers"]
+        if self.mislabelled and self.agreement is not None:
+            suspects[0] += f" (says a head that agrees with {self.agreement:.0%} of all labels)"
+        return [f"{self.images} images", f"{len(self.unreadable)} unreadable", pairs, ", ".join(suspects)]
 
     @property
     def leaks(self) -> list[Pair]:
@@ -200,7 +204,8 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     if read.kind != SINGLE:
         return
     labels = np.concatenate([splits[split].labels for split in features])
-    for doubt in doubtful_labels(rows, labels, len(read.classes)):
+    doubts, found.agreement = doubtful_labels(rows, labels, len(read.classes))
+    for doubt in doubts:
         split, i = every[doubt.index]
         label, likely = read.classes[doubt.label], read.classes[doubt.likely]
         chances = (doubt.label_probability, doubt.likely_probability)
@@ -233,8 +238,8 @@ def write_page(found: Audit, path: Path, data: str) -> None:
             sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
     if found.mislabelled:
         text = (
-            "A classifier on the features of a network, which had not seen these images, is confident of another class. Worth a look: many "
-            "are right, and only hard."
+            "A classifier on the features of a network, which had not seen these images, finds their labels less probable than right ones "
+            f"are. Worth a look: half of these or more should be wrong. It agrees with {found.agreement:.0%} of all labels."
         )
         shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
                  for each in found.mislabelled[:SHOWN]]  # fmt: skip

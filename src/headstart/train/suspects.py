@@ -1,7 +1,7 @@
 """Images that do not fit: probably mislabelled ones, and outliers, found in the features of a network.
 
-A label is doubted where a head that has not seen the image is confident of another class (confident learning, Northcutt, Jiang and Chuang
-2021). An outlier is far from its nearest neighbours.
+A label is doubted where a head that has not seen the image finds it less probable than right labels are. An outlier is far from its nearest
+neighbours.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.train.head import held_out_scores, standardised
-from headstart.train.metrics import softmax
+from headstart.train.metrics import best_temperature, softmax
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 FEWEST = 5  # images of a class below which nothing is said about its labels
-LITTLE = 0.7  # share of the usual probability below which a label is doubted
+MISTAKEN = 0.5  # share of the doubted labels that may be right
 NEIGHBOURS = 5
 FAR = 4.0  # robust standard deviations from which on an image is an outlier
 FEW = 20  # images below which distances say nothing
@@ -42,22 +42,26 @@ class Doubt:
     likely_probability: float
 
 
-def doubtful_labels(features: Floats, labels: Ints, classes: int, seed: int = 0) -> list[Doubt]:
-    """Examples whose label is doubted, the clearest first.
+def doubtful_labels(features: Floats, labels: Ints, classes: int, seed: int = 0) -> tuple[list[Doubt], float]:
+    """Examples whose label is doubted, the clearest first; and the share of all labels that the head agrees with.
 
-    The head is confident of class j where it gives it at least the mean probability that it gives j to examples of class j. Clear is what
-    gets little of the probability that its own class usually gets.
+    Labels are doubted from the least probable one on, as long as half of those doubted or more should be wrong: if all labels were drawn
+    from the head's own calibrated probabilities, as many as the sum of all probabilities up to t would have one of at most t. What is seen
+    beyond these is wrong (tail-area false discovery rate, Efron 2010).
     """
-    probabilities = softmax(held_out_scores(features, labels, classes, seed))  # (N, V)
-    counts = np.bincount(labels, minlength=classes)
+    scores = held_out_scores(features, labels, classes, seed)
+    probabilities = softmax(scores, best_temperature(scores, labels))  # (N, V)
     own = probabilities[np.arange(len(labels)), labels]
-    usual = np.array([own[labels == j].mean() if counts[j] >= FEWEST else np.inf for j in range(classes)])  # (V,)
-    confident = np.where(probabilities >= usual, probabilities, 0.0)
-    likely = confident.argmax(axis=1)
-    share = own / usual[labels]
-    found = (confident.max(axis=1) > 0) & (likely != labels) & (counts[labels] >= FEWEST) & (share < LITTLE)
-    order = [int(i) for i in np.argsort(share, kind="stable") if found[i]]
-    return [Doubt(i, int(labels[i]), int(likely[i]), float(own[i]), float(probabilities[i, likely[i]])) for i in order]
+    order = np.argsort(own, kind="stable")
+    every = np.sort(probabilities, axis=None)
+    expected = np.cumsum(every)[np.searchsorted(every, own[order], side="right") - 1]  # (N,) right ones among the first 1, 2, … N
+    doubted = order[: np.flatnonzero(expected <= MISTAKEN * np.arange(1, len(labels) + 1)).max(initial=-1) + 1]
+    best, counts = probabilities.argmax(axis=1), np.bincount(labels, minlength=classes)
+    doubts = [
+        Doubt(i, int(labels[i]), int(best[i]), float(own[i]), float(probabilities[i, best[i]]))
+        for i in doubted.tolist() if best[i] != labels[i] and counts[labels[i]] >= FEWEST
+    ]  # fmt: skip
+    return doubts, float((best == labels).mean())
 
 
 def outliers(features: Floats) -> list[tuple[int, float]]:
