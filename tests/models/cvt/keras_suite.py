@@ -66,6 +66,9 @@ def pair(tmp_path, cls="CvtForImageClassification", **values):
     return theirs, CLASSES[cls].from_pretrained(tmp_path)
 
 
+COMPILED = {}
+
+
 def run(model, x, **flags):
     """A call; compiled as a whole on JAX, where compiling each operation alone takes minutes."""
     if BACKEND != "jax":
@@ -73,7 +76,11 @@ def run(model, x, **flags):
     import jax
 
     state = [[v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]]
-    out, still = jax.jit(lambda a, b, x: model.stateless_call(a, b, x, **flags))(*state, x)
+    plain = all(isinstance(value, bool) for value in flags.values())
+    key = (id(model), *sorted(flags.items())) if plain else object()
+    if key not in COMPILED:  # with the model, so that no other gets its id
+        COMPILED[key] = model, jax.jit(lambda a, b, x: model.stateless_call(a, b, x, **flags))
+    out, still = COMPILED[key][1](*state, x)
     for variable, value in zip(model.non_trainable_variables, still, strict=True):
         variable.assign(value)
     return out
