@@ -10,7 +10,7 @@ import torch
 import headstart
 from conftest import data_dir
 from engine_networks import build, pixels, tokens
-from headstart.engine import search
+from headstart.engine import quantise, search
 from headstart.engine.deviation import compare
 from headstart.engine.engines import Job, installed
 from headstart.engine.signature import signature_of
@@ -66,6 +66,21 @@ def test_layers_that_hurt_are_put_back():
     whole, best = (compare(wanted, quantiser.outputs(graph, quantiser.calls)) for graph in (quantiser.quantise(()), quantiser.best()))
     assert 0 < quantiser.share < 1
     assert best.agreement > whole.agreement and best.mean < whole.mean
+
+
+@needs_openvino
+def test_what_is_not_int8_may_be_bfloat16(monkeypatch, tmp_path):
+    import openvino as ov
+
+    for module in (search, quantise):
+        monkeypatch.setattr(module, "AGREEMENT", 0.5)  # of random weights
+    model, inputs = build("BeitForImageClassification", num_hidden_layers=1)
+    fast = headstart.optimize(model, example=inputs, engine="openvino", precision="int8", calibration=[pixels(seed=1)])
+    able = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert fast.runner.config["INFERENCE_PRECISION_HINT"] == ("bf16" if able else "f32")
+    fast.save_pretrained(tmp_path)
+    again = headstart.engine.load(tmp_path)
+    assert again.runner.config == fast.runner.config and torch.equal(again(**inputs).logits, fast(**inputs).logits)
 
 
 @pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")

@@ -37,8 +37,8 @@ def spread(calls: Sequence[Any], most: int) -> list[Any]:
     return list(calls)[:: max(1, len(calls) // most)][:most]
 
 
-def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float]:
-    """OpenVINO's graph with int8 products, through NNCF, and the share of products that are.
+def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float, str]:
+    """OpenVINO's graph with int8 products, through NNCF, the share of products that are, and what the rest is to be computed in.
 
     Raises:
         MissingExtraError: NNCF is not installed.
@@ -50,7 +50,7 @@ def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float]:
         raise MissingExtraError("nncf", "openvino") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
     found = OpenVinoQuantiser(graph, job)
-    return found.best(), found.share
+    return found.best(), found.share, found.rest
 
 
 class OpenVinoQuantiser:
@@ -65,6 +65,7 @@ class OpenVinoQuantiser:
         self.graph, self.job = graph, job
         self.calls = [_arrays(job, sample) for sample in spread(job.calibration, SCORED)]
         self.left_out: list[str] = []  # by `best`
+        self.rest = "f32"  # what is not int8 is computed in: OpenVINO's name
         self.costs = product_costs(graph, [job.example[name].shape for name in job.signature.inputs])
 
     def quantise(self, left_out: Collection[str]) -> Any:
@@ -87,9 +88,15 @@ class OpenVinoQuantiser:
             )  # fmt: skip
 
     def best(self) -> Any:
-        """The graph in int8, with as few operations in float32 as keep the answers."""
-        whole = self.quantise(())
-        wanted, noisy = self.outputs(self.graph, self.calls), self.outputs(whole, self.calls)
+        """The graph in int8, the rest in bfloat16, or else in float32, or else with as few products in float32 as keep the answers."""
+        from headstart.engine.engines.openvino_engine import core
+
+        whole, wanted = self.quantise(()), self.outputs(self.graph, self.calls)
+        narrow = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if narrow and keeps(wanted, self.outputs(whole, self.calls, "bf16")):
+            self.rest = "bf16"
+            return whole
+        noisy = self.outputs(whole, self.calls)
         if keeps(wanted, noisy):
             return whole
         noise = self.noise()
@@ -122,11 +129,11 @@ class OpenVinoQuantiser:
             found[name] = sum(float((a[key] - b[key]).square().mean()) for a, b in zip(wanted, outputs, strict=True) for key in a)
         return found
 
-    def outputs(self, graph: Any, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+    def outputs(self, graph: Any, calls: Sequence[Mapping[str, Any]], rest: str = "f32") -> list[dict[str, Tensor]]:
         """What a graph gives for each call, by name."""
         import openvino as ov
 
-        compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": self.job.threads})
+        compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": self.job.threads})
         names, found = self.job.signature.outputs, []
         for call in calls:
             result = compiled(list(call.values()))

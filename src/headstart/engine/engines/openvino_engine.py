@@ -24,7 +24,7 @@ from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
 
 MODEL, WEIGHTS, BLOB = "openvino.xml", "openvino.bin", "openvino.blob"
-HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not int8 stays float32
+HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
 def convert(job: Job) -> ov.Model:
@@ -56,6 +56,7 @@ class OpenVinoRunner:
     def __init__(self, graph: ov.Model | None, signature: Signature, precision: str, threads: int, path: Path | None = None) -> None:
         self.graph, self.path, self.signature, self.precision, self.threads = graph, path, signature, precision, threads
         self.streams, self.device = 1, torch.device("cpu")
+        self.hint = HINTS[precision]  # int8 finds out what its rest may be in
         self.int8_share: float | None = None  # of the products; known where it was made
         self.blob: Path | None = None  # the file that the fixed program was read from
         self.shapes: tuple[tuple[int, ...], ...] = ()
@@ -67,7 +68,7 @@ class OpenVinoRunner:
         """OpenVINO's settings."""
         hint = "THROUGHPUT" if self.streams > 1 else "LATENCY"
         return {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": self.hint,
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": hint,
             "NUM_STREAMS": self.streams,
@@ -110,7 +111,7 @@ class OpenVinoRunner:
     def with_streams(self, streams: int) -> "OpenVinoRunner":
         """The same graph, the images of a batch side by side."""
         other = OpenVinoRunner(self.source(), self.signature, self.precision, self.threads, self.path)
-        other.streams, other.shapes = streams, tuple((1, *shape[1:]) for shape in self.shapes)
+        other.streams, other.shapes, other.hint = streams, tuple((1, *shape[1:]) for shape in self.shapes), self.hint
         return other
 
     def _in_streams(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -133,7 +134,7 @@ class OpenVinoRunner:
             ov.save_model(self.source(), str(Path(scratch) / MODEL), compress_to_fp16=False)
             for name in (WEIGHTS, MODEL):
                 (Path(scratch) / name).replace(folder / name)
-        facts: dict[str, Any] = {"streams": self.streams, "shapes": [list(s) for s in self.shapes], "blob": None}
+        facts: dict[str, Any] = {"streams": self.streams, "shapes": [list(s) for s in self.shapes], "hint": self.hint, "blob": None}
         if self.blob is not None:
             if self.blob.resolve() != (folder / BLOB).resolve():
                 shutil.copyfile(self.blob, folder / BLOB)
@@ -159,13 +160,13 @@ def here() -> dict[str, str]:
 
 def build(job: Job) -> OpenVinoRunner:
     """Converts, quantises if asked to, and compiles for the example's shapes."""
-    graph, share = convert(job), None
+    graph, share, hint = convert(job), None, HINTS[job.precision]
     if job.precision == "int8":
         from headstart.engine.quantise import quantise_openvino
 
-        graph, share = quantise_openvino(graph, job)
+        graph, share, hint = quantise_openvino(graph, job)
     runner = OpenVinoRunner(graph, job.signature, job.precision, job.threads)
-    runner.int8_share = share
+    runner.int8_share, runner.hint = share, hint
     runner.shapes = tuple(tuple(job.example[name].shape) for name in job.signature.inputs)
     return runner
 
@@ -175,7 +176,7 @@ def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: 
     if not (folder / MODEL).is_file():
         raise FileFormatError(f"{folder} has no {MODEL}; optimise the model again")
     runner = OpenVinoRunner(None, signature, str(facts["precision"]), threads, folder / MODEL)
-    runner.streams = int(facts["streams"])
+    runner.streams, runner.hint = int(facts["streams"]), str(facts.get("hint", runner.hint))
     runner.shapes = tuple(tuple(int(n) for n in shape) for shape in facts["shapes"])
     if facts.get("blob") == here() and threads == facts["threads"] and (folder / BLOB).is_file():
         runner.blob = folder / BLOB
