@@ -232,6 +232,13 @@ class AutoConfig:
         return families()[model_type].config(**values)
 
 
+def check_task(family: Family, task: str) -> None:
+    """Refuses a task that a family has no network for."""
+    if task not in family.tasks:
+        known = [each.model_type for each in families().values() if task in each.tasks]
+        raise ConfigError(f"{family.model_type} has no network for {task}; families that have: {', '.join(known)}")
+
+
 class _AutoModel:
     """Base of the automatic classes; `task` is the key of `Family.tasks`."""
 
@@ -243,9 +250,7 @@ class _AutoModel:
     @classmethod
     def model_class(cls, family: Family) -> Any:
         """The family's network for this task."""
-        if cls.task not in family.tasks:
-            known = [each.model_type for each in families().values() if cls.task in each.tasks]
-            raise ConfigError(f"{family.model_type} has no network for {cls.task}; families that have: {', '.join(known)}")
+        check_task(family, cls.task)
         return family.load(family.tasks[cls.task])
 
     @classmethod

@@ -266,6 +266,8 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     before = YosoForMaskedLM.from_pretrained(tiny_yoso).state_dict()
     lines = []
     monkeypatch.setattr(Watcher, "said", lines)
+    with pytest.raises(ConfigError, match="bit has no network for text-classification; families that have: yoso"):
+        train(data, model="bit-mini", out=tmp_path / "a", task="text-classification", columns=columns)
     result = train(data, model=tiny_yoso, out=tmp_path / "a", task="text-classification", tune="head", columns=columns, progress=Watcher())
     assert not any("known from before" in line for line in lines)
     again = train(data, model=tiny_yoso, out=tmp_path / "b", task="text-classification", tune="head", columns=columns, progress=Watcher())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.auto import AutoConfig, AutoImageProcessor, family_of
+from headstart.auto import AutoConfig, AutoImageProcessor, check_task, family_of
 from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.train.checkpoints import load_checkpoint
@@ -20,7 +20,7 @@ from headstart.train.estimate import LONG, RESERVE, HeadCost, fit_budget, measur
 from headstart.train.labels import kind_named
 from headstart.train.loop import Loop, fitting_micro_batch
 from headstart.train.progress import Progress, Silent
-from headstart.train.recipes import LORA_RATE, RECIPES, Facts, Recipe, named_recipe, read_recipe_file, resolve_recipe
+from headstart.train.recipes import LORA_RATE, RECIPES, Recipe, named_recipe, read_recipe_file, resolve_recipe
 from headstart.train.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
 from headstart.train.tasks import SPLITS, DataOptions, Evaluation, Task, TunesHead, task_class
 from headstart.train.world import World, whole
@@ -124,7 +124,7 @@ def train(
             "extra": _extra({"validation": validation, "test": test, "max_error": max_error, **(task_options or {})}),
         }  # fmt: skip
         job = task_class(task).read(data, DataOptions(**options))
-        resolved = _resolve(str(model), job.facts(), config, recipe, recipe_values, revision)
+        resolved = _resolve(str(model), job, config, recipe, recipe_values, revision)
         request = Request(str(data), str(model), job.name, revision, options, resolved.to_dict(), draws)
     if resolved.tune == "head" and not isinstance(job, TunesHead):
         raise ConfigError(f"--tune head is not available for {job.name}; use --tune full")
@@ -302,14 +302,16 @@ def _carry_out(run: _Run, resume: bool) -> Result:
 
 
 def _resolve(
-    model: str, facts: Facts, config: str | Path | None, recipe: str | None, values: Mapping[str, Any], revision: str | None
+    model: str, job: Task, config: str | Path | None, recipe: str | None, values: Mapping[str, Any], revision: str | None
 ) -> Recipe:
     """The recipe from its four layers; the family's own is a function that the family names."""
+    family, _ = family_of(model, revision=revision)
+    check_task(family, job.name)
+    facts = job.facts()
     asked = recipe or (read_recipe_file(config).get("recipe") if config else None)
     if asked is not None:
         base = named_recipe(asked, facts)
     else:
-        family, _ = family_of(model, revision=revision)
         facts = dataclasses.replace(facts, config=AutoConfig.from_pretrained(model, revision=revision))
         if family.processor.endswith("ImageProcessor"):
             from headstart.train.tasks.image_classification import processor_side

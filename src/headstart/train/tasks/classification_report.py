@@ -75,7 +75,7 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
     for i, j in np.argwhere(confusion):
         axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black")
     short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
-    axes.set_xticks(range(count), short, rotation=90 if count > 6 else 0, fontsize=8)
+    axes.set_xticks(range(count), short, rotation=90 if count > 6 and max(map(len, short)) > 2 else 0, fontsize=8)
     axes.set_yticks(range(count), short, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -143,7 +143,8 @@ def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.in
         used = bins.count > 0
         errors.append(bins.error)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-        axes.scatter(bins.confidence[used], bins.accuracy[used], s=12 + 180 * bins.count[used] / bins.count.sum(), color=BLUE, zorder=3)
+        area = 12 + 180 * bins.count[used] / bins.count.sum()
+        axes.scatter(bins.confidence[used], bins.accuracy[used], s=area, color=BLUE, zorder=3, clip_on=False)
         axes.plot(bins.confidence[used], bins.accuracy[used], color=ORANGE, linewidth=1)
         axes.set_title(f"{title}: error {bins.error:.1%}", fontsize=10)
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.05), xlabel="confidence", ylabel="accuracy")

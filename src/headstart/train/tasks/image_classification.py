@@ -111,7 +111,7 @@ class ImageClassification(Task, TunesHead):
             what = f"unbalanced: {common!r} has {counts.max()} training images, {rare!r} {counts.min()}"
             lines.append(what + " (--class-weights balanced makes up for it)" * (self.recipe.class_weights == "none"))
         if self.bad:
-            lines.append(f"{len(self.bad)} images cannot be read")
+            lines.append(f"{len(self.bad)} of {sum(self.splits.values())} images cannot be read")
         return lines + self.data.notes
 
     def _counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:

@@ -117,7 +117,7 @@ class MaskedImageModeling(Task):
         views = "1 fixed view" if self.views == 1 else f"{self.views} fixed views"
         lines.append(f"{views} of each, up to {self.ratio:.0%} of the patches hidden in blocks")
         if self.bad:
-            lines.append(f"{len(self.bad)} pictures cannot be read")
+            lines.append(f"{len(self.bad)} of {sum(self.splits.values())} pictures cannot be read")
         return lines + self.notes
 
     # Model ----------------------------------------------------------------------------------------------------------------------------
