@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -29,9 +29,6 @@ lint: $(VENV)/dev
 
 types: $(VENV)/dev
 	$(BIN)/mypy
-
-bench: $(VENV)/dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/core
 	$(PIP) -e ".[docs]"
