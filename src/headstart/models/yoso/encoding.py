@@ -142,3 +142,18 @@ def filled(values: list[int], length: int, value: int, side: str) -> list[int]:
     """A list, padded to a length."""
     more = [value] * (length - len(values))
     return more + list(values) if side == "left" else list(values) + more
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value holds several texts or words."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, ...]) -> str:
+    """An option that is a switch or a word; "" is off."""
+    if not isinstance(value, str) or value in words:
+        if isinstance(value, bool | str | None):
+            return words[value]
+    elif value in allowed:
+        return value
+    raise InputError(f"{name}={value!r}; expected True, False, {', '.join(map(repr, allowed))}")

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headstart.errors import ConfigError, InputError, NotFoundError
-from headstart.models.yoso.encoding import BatchEncoding, filled, plain
+from headstart.models.yoso.encoding import BatchEncoding, choice, filled, is_list, plain
 from headstart.models.yoso.tokenizer_files import SPECIAL, added_values, as_added, bpe, pre_tokenizer_type, read_settings, read_tokenizer
 
 UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
@@ -490,22 +490,7 @@ class YosoTokenizer:
         self._lock, self._words = threading.Lock(), None
 
 
-def is_list(value: Any) -> bool:
-    """Whether a value holds several texts or words."""
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
-
-
 def padded_length(longest: int, fills: str, limit: int, multiple: int | None) -> int:
     """Tokens that a batch is filled to."""
     length = longest if fills == "longest" or limit >= UNLIMITED else limit
     return -(-length // multiple) * multiple if multiple else length
-
-
-def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, ...]) -> str:
-    """An option that is a switch or a word; "" is off."""
-    if not isinstance(value, str) or value in words:
-        if isinstance(value, bool | str | None):
-            return words[value]
-    elif value in allowed:
-        return value
-    raise InputError(f"{name}={value!r}; expected True, False, {', '.join(map(repr, allowed))}")
