@@ -413,7 +413,7 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_DRAWS = {nn.init.kaiming_uniform_, nn.init.kaiming_normal_, Tensor.uniform_, Tensor.normal_}
+_DRAWS = {nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
