@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from headstart.errors import ConfigError
-from headstart.train.loop import Batches, Loop, cut, fitting_micro_batch
+from headstart.train.checkpoints import load_checkpoint
+from headstart.train.loop import Batches, Loop, cut, fitting_micro_batch, read_metrics
 from headstart.train.optim import Average, depths, freeze, make_optimizer
 from headstart.train.progress import Silent
 from headstart.train.recipes import Recipe
@@ -53,6 +54,36 @@ def test_workers_and_runs_change_nothing(photos, tiny_model, tmp_path):
     second, losses_again = run(photos, tiny_model, tmp_path / "b", workers=4)
     assert losses == losses_again
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("killed", ["before judging", "while judging", "after judging"])
+def test_what_is_due_at_a_checkpoint_is_judged_once(photos, tiny_model, tmp_path, killed, monkeypatch):
+    """A checkpoint and an evaluation fall on step 2; a run that is killed between or after them has the metrics of one that was not."""
+    recipe = dataclasses.replace(SMALL, eval_every=2, checkpoint_every=2)
+    run(photos, tiny_model, tmp_path / "whole", recipe)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments):
+        raise Killed
+
+    part = {"before judging": (Loop, "_judge"), "while judging": (Loop, "evaluate"), "after judging": (World, "any")}[killed]
+    task, model = ready(photos, tiny_model, recipe)
+    loop = Loop(task, model, task.recipe, tmp_path / "killed", World("cpu"), Silent())
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        after = 3 if killed == "after judging" else 2  # `any` is asked once in every step
+        original = getattr(*part)
+        patch.setattr(*part, lambda self, *rest, **more: kill() if loop.step == after else original(self, *rest, **more))
+        loop.run()
+    task, model = ready(photos, tiny_model, recipe)
+    again = Loop(task, model, task.recipe, tmp_path / "killed", World("cpu"), Silent())
+    again.restore(load_checkpoint(tmp_path / "killed" / "checkpoints"))
+    again.run()
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert sum("validation" in line for line in lines[0]) == 1
+    whole, resumed = ([{k: v for k, v in line.items() if k != "seconds"} for line in each] for each in lines)
+    assert resumed == whole
 
 
 def test_another_seed_is_another_run(photos, tiny_model, tmp_path):

@@ -166,6 +166,7 @@ class Loop:
         self.progress.start("training", self.recipe.steps, self.step)
         try:
             with stopper.listening():
+                self._judge_if_due()  # a checkpoint is of the moment before
                 while self.step < self.recipe.steps:
                     began = time.perf_counter()
                     values = self.update(batches[self.step])
@@ -181,8 +182,7 @@ class Loop:
                         raise TrainingInterrupted(f"stopped after {where}, nothing is lost; to go on: {self.go_on}")
                     if self.step % self.checkpoint_every == 0 and self.step < self.recipe.steps:
                         self.save()
-                    if self.step % self.eval_every == 0 and self.step < self.recipe.steps:
-                        self._judge(keep=deadline is not None)
+                    self._judge_if_due(keep=deadline is not None)
             self.save()
             if self.best is not None and self.step < self.recipe.steps:
                 self._judge(keep=True)
@@ -248,6 +248,11 @@ class Loop:
             if self.average is not None:
                 self.average.swap(self.model)
 
+    def _judge_if_due(self, keep: bool = False) -> None:
+        """Judges the model after every so many steps; the end has its own evaluation."""
+        if 0 < self.step < self.recipe.steps and self.step % self.eval_every == 0:
+            self._judge(keep)
+
     def _judge(self, keep: bool = False) -> None:
         """Judges the model on the validation data, and remembers its weights where no others were better."""
         if "validation" in self.task.splits and (self.world.leads or self.world.sharded):
@@ -299,9 +304,9 @@ class MetricsLog:
             self._writer = SummaryWriter
 
     def cut(self, step: int) -> None:
-        """Drops what was written after a step, and a last line that was cut off: the resumed run writes it again."""
+        """Drops what was written after a checkpoint of this step, and a last line that was cut off: the resumed run writes it again."""
         if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            kept = [line for line in read_metrics(self.path) if line["step"] < step + ("validation" not in line)]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
@@ -313,7 +318,7 @@ class MetricsLog:
         if self.board is None:
             return
         if self._board is None:  # what a resumed run writes again takes the place of what is there
-            self._board = self._writer(str(self.board), purge_step=values["step"])
+            self._board = self._writer(str(self.board), purge_step=values["step"] + ("validation" in values))
         split, scalars = ("validation", values["validation"]) if "validation" in values else ("train", values)
         for name, value in scalars.items():
             if name != "step":
