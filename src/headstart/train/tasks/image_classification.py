@@ -319,7 +319,6 @@ class ImageClassification(Task, TunesHead):
         scores = {split: rows @ fit.weight.T + fit.bias for split, rows in features.items() if split != "train"}
         return {split: self._judged(split, each) for split, each in scores.items()}
 
-    @torch.inference_mode()
     def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
         """See `TunesHead.head_cost`."""
         _, missing, _ = self._missing(model)
@@ -363,6 +362,7 @@ class ImageClassification(Task, TunesHead):
         self._settle_bad(SPLITS)
         return {split: store[digests] for split, digests in self.digests.items()}
 
+    @torch.inference_mode()
     def _seconds_each(self, model: nn.Module, sources: list[Source], device: torch.device) -> float:
         """Seconds that reading an image and computing its features will take; on a CPU both use the same cores."""
         began = time.perf_counter()

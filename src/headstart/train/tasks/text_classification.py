@@ -149,7 +149,6 @@ class TextClassification(TextTask, TunesHead):
 
     # A head on fixed features ---------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
         """See `TunesHead.head_cost`: features cost by the token."""
         if not self.encoded:
@@ -160,7 +159,8 @@ class TextClassification(TextTask, TunesHead):
         for _ in range(2 * bool(batches)):  # the first pass also allocates
             usual = batches[len(batches) // 2]
             began = time.perf_counter()
-            model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
+            with torch.inference_mode():
+                model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
             seconds = time.perf_counter() - began
             features = seconds / usual["input_ids"].numel() * sum(each["input_ids"].numel() for each in batches)
         fit = fitting_seconds(len(self.encoded["train"]), last_linear(model, len(self.names)).in_features, len(self.names))
