@@ -21,7 +21,9 @@ from headstart.models.yoso.kernels import gpu
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton, where TensorFlow is not)"
+)
 runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="no GPU, and not under TRITON_INTERPRET=1")
 
 

@@ -155,14 +155,15 @@ class TextClassification(TextTask, TunesHead):
             self.prepare(None)
         _, _, missing = self._missing(model)
         batches = [inputs for split, some in missing.items() for _, inputs in self.batches(split, device, some)]
-        seconds, features = 0.0, 0.0
-        for _ in range(2 * bool(batches)):  # the first pass also allocates
+        features = 0.0
+        if batches:
             usual = batches[len(batches) // 2]
-            began = time.perf_counter()
-            with torch.inference_mode():
-                model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
-            seconds = time.perf_counter() - began
-            features = seconds / usual["input_ids"].numel() * sum(each["input_ids"].numel() for each in batches)
+            for _ in range(2):  # the first pass also allocates
+                began = time.perf_counter()
+                with torch.inference_mode():
+                    model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
+                seconds = time.perf_counter() - began
+            features = seconds * sum(each["input_ids"].numel() for each in batches) / usual["input_ids"].numel()
         fit = fitting_seconds(len(self.encoded["train"]), last_linear(model, len(self.names)).in_features, len(self.names))
         return HeadCost(features, fit, peak_memory(device))
 
