@@ -373,7 +373,8 @@ def test_arrays_are_read_without_torch(tmp_path):
         "write_tensors(sys.argv[1], tensors); write_npz(sys.argv[1] + '/x.npz', tensors)\n"
         "assert not {'torch', 'safetensors', 'jax', 'tensorflow'} & set(sys.modules), 'a framework was loaded'"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,16 +40,16 @@ def pair(tmp_path_factory):
     return make
 
 
-def same(ours, theirs, path=""):
+def assert_same(ours, theirs, path=""):
     """Equal structures; numbers to 1e-4."""
     if isinstance(theirs, dict):
         assert set(ours) == set(theirs), (path, ours, theirs)
         for key in theirs:
-            same(ours[key], theirs[key], f"{path}.{key}")
+            assert_same(ours[key], theirs[key], f"{path}.{key}")
     elif isinstance(theirs, list):
         assert len(ours) == len(theirs), (path, ours, theirs)
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            same(a, b, f"{path}[{i}]")
+            assert_same(a, b, f"{path}[{i}]")
     elif isinstance(theirs, float | np.floating):
         assert ours == pytest.approx(float(theirs), abs=1e-4), path
     else:
@@ -70,7 +70,7 @@ def test_text_classification(pair):
         wanted = theirs(inputs, **options)
         if isinstance(inputs, dict) and isinstance(wanted, dict):
             wanted = [wanted]
-        same(ours(inputs, **options), wanted)
+        assert_same(ours(inputs, **options), wanted)
 
 
 @pytest.mark.peers
@@ -80,8 +80,8 @@ def test_fill_mask(pair):
     for inputs, options in ((one, {}), ([one, one.replace("house", "man")], {"top_k": 3}), (two, {"top_k": 2}), ([one], {})):
         wanted = theirs(inputs, **options)
         found = ours(inputs, **options)
-        same(found if isinstance(wanted[0], list) or not isinstance(inputs, list) else found[0], wanted)
-    same(ours(one, targets=[" house", " by"]), theirs(one, targets=[" house", " by"]))
+        assert_same(found if isinstance(wanted[0], list) or not isinstance(inputs, list) else found[0], wanted)
+    assert_same(ours(one, targets=[" house", " by"]), theirs(one, targets=[" house", " by"]))
 
 
 @pytest.mark.peers
@@ -92,10 +92,10 @@ def test_token_classification(pair, strategy):
         wanted = theirs(text, aggregation_strategy=strategy)
         found = ours(text, aggregation_strategy=strategy)
         if strategy == "none":
-            same(found, wanted)
+            assert_same(found, wanted)
         else:  # the words are put together by them, and cut out of the text by us
             keys = ("entity_group", "score", "start", "end")
-            same([{key: each[key] for key in keys} for each in found], [{key: each[key] for key in keys} for each in wanted])
+            assert_same([{key: each[key] for key in keys} for each in found], [{key: each[key] for key in keys} for each in wanted])
 
 
 @pytest.mark.peers
@@ -106,4 +106,4 @@ def test_question_answering(pair):
     ours, theirs = pair("question-answering", "YosoForQuestionAnswering")
     for context, options in ((TEXTS[2], {}), (TEXTS[0], {"top_k": 3}), (TEXTS[2], {"top_k": 2, "max_answer_len": 3})):
         wanted = theirs(question="Who went?", context=context, **options)
-        same(ours(question="Who went?", context=context, **options), wanted)
+        assert_same(ours(question="Who went?", context=context, **options), wanted)

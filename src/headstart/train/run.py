@@ -256,7 +256,7 @@ class _Run:
                 given_up.append(f"images of {side} pixels")
         self.progress.say(cost.text())
         if self.deadline is not None and cost.seconds > self.deadline - time.perf_counter():
-            self.progress.say("that is more than the budget, and nothing is left to give up: a smaller model is")
+            self.progress.say("that is more than the budget, and nothing is left to give up; a smaller model takes less")
         began = time.perf_counter()
         with self.progress:
             evaluations = job.tune_head(network, self.world.device, self.progress)
