@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from timing import RESULTS, machine
 
-from headstart.demo import write_random
-from headstart.train.run import train
+from headstart.cli.demo import write_random
+from headstart.training.run import train
 
 RATES = (0.01, 0.03, 0.1)
 

@@ -22,10 +22,10 @@ import torch
 from timing import RESULTS, machine
 
 from headstart import BitConfig, BitForImageClassification, BitImageProcessor
-from headstart.converting import convert
-from headstart.train.image_cache import decode, square
-from headstart.train.run import train
-from headstart.train.tasks import DataOptions, task_class
+from headstart.data.cache import decode, square
+from headstart.engine.convert import convert
+from headstart.tasks.base import DataOptions, task_class
+from headstart.training.run import train
 
 RATES, PEER_RATES = (0.01, 0.03), (3e-4, 1e-3)
 SHOTS, BATCH, RESIZE, CROP = 10, 32, 72, 64

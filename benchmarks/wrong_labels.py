@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.train.audit import audit
-from headstart.train.data import read_images
-from headstart.train.tasks import DataOptions
+from headstart.data.images import read_images
+from headstart.report.audit import audit
+from headstart.tasks.base import DataOptions
 
 RESULTS = Path(__file__).parent / "results" / "wrong_labels.json"
 

@@ -116,8 +116,8 @@ def run_here(job: dict[str, Any]) -> None:
     import torch
 
     import headstart
-    from headstart.train.progress import Silent
-    from headstart.train.run import evaluate
+    from headstart.progress import Silent
+    from headstart.training.run import evaluate
 
     class Watch(Silent):
         """Processor time after each step."""

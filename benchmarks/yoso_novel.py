@@ -23,9 +23,8 @@ import headstart
 
 def predict(model: Path, text: Path) -> dict[str, float]:
     """Processor seconds and megabytes of a call."""
-    program = (
-        "import resource, sys; from headstart.cli import main\ntry: main(sys.argv[1:])\nfinally: print(resource.getrusage(0).ru_maxrss)"
-    )
+    program = "import resource, sys; from headstart.cli.main import main\n"
+    program += "try: main(sys.argv[1:])\nfinally: print(resource.getrusage(0).ru_maxrss)"
     call = ["predict", str(model), str(text), "--long", "extend", "--set", "num_hash=32", "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 def functions() -> dict[str, Callable[..., None]]:
     """The commands by name."""
-    from headstart.cli import app
+    from headstart.cli.main import app
 
     return {(each.name or each.callback.__name__): each.callback for each in app.registered_commands if each.callback}
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import headstart
 from headstart import AutoModelForMaskedImageModeling, BeitConfig, BeitImageProcessor, DalleImageTokenizer
-from headstart.train.progress import progress_for_terminal
+from headstart.progress import progress_for_terminal
 
 # 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for the same 4x4 pixels.
 SHAPE = {

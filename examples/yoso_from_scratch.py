@@ -23,7 +23,7 @@ import torch
 
 import headstart
 from headstart import YosoConfig, YosoForMaskedLM, YosoTokenizer
-from headstart.train.tables import read_table
+from headstart.data.tables import read_table
 
 VOCABULARY = 4000
 SMALL = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384, "max_position_embeddings": 512}

@@ -14,8 +14,9 @@ _AUTO = (
     "AutoModelForSemanticSegmentation AutoModelForSequenceClassification AutoModelForTokenClassification AutoTokenizer"
 )
 _MODULES = dict.fromkeys(_AUTO.split(), "headstart.auto") | {
-    "pipeline": "headstart.pipelines",
-    "train": "headstart.train",
+    "pipeline": "headstart.pipelines.base",
+    "train": "headstart.training.run",
+    "evaluate": "headstart.training.run",
     "errors": "headstart.errors",
     "optimize": "headstart.engine",
     "export": "headstart.engine",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from headstart.config import Compat, PreTrainedConfig, read_json, resolve_compat
-from headstart.embedded import EMBEDDED
 from headstart.errors import ConfigError, HubError, NotFoundError, OfflineError
-from headstart.zoo import Family, Published
+from headstart.package_data import EMBEDDED
+from headstart.registry import Family, Published
 
 FAMILIES = ("bit", "cvt", "beit", "yoso")
 
@@ -77,17 +77,17 @@ def published_config(name: str, model_type: str | None = None, compat: Compat | 
 
 
 def read_labels(name: str) -> dict[int, str]:
-    """A list of class names by its name in `headstart/labels`: number → name."""
+    """A list of class names by its name in `package_data/labels`: number → name."""
     import gzip
     from importlib.resources import files
 
-    data = gzip.decompress(files("headstart").joinpath("labels", f"{name}.txt.gz").read_bytes())
+    data = gzip.decompress(files("headstart.package_data").joinpath("labels", f"{name}.txt.gz").read_bytes())
     return dict(enumerate(data.decode().splitlines()))
 
 
 def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     """Values of a checkpoint's config.json."""
-    from headstart.hub import resolve_file
+    from headstart.hub.resolve import resolve_file
 
     path = Path(name)
     if path.is_file() and path.suffix == ".json":
@@ -161,7 +161,7 @@ def load_checkpoint(
 
 def weights_file(name: str | Path, published: Published | None, hub: Mapping[str, Any], formats: tuple[str, ...]) -> Path:
     """The file that holds a checkpoint's weights, or the index of its shards, downloaded if need be."""
-    from headstart.hub import Download, download, resolve_weights
+    from headstart.hub.resolve import Download, download, resolve_weights
 
     if published is not None and published.url is not None:
         options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
@@ -338,7 +338,7 @@ class AutoImageProcessor:
             NotFoundError: No such model.
             ConfigError: The checkpoint's processor is none of the families'.
         """
-        from headstart.hub import resolve_file
+        from headstart.hub.resolve import resolve_file
 
         hub, options = split_hub(kwargs)
         found = find_published(str(name_or_path))

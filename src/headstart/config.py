@@ -234,13 +234,13 @@ class PreTrainedConfig:
         Path(folder).mkdir(parents=True, exist_ok=True)
         atomic_write(Path(folder) / "config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
         if push_to_hub:
-            from headstart.hub import push_to_hub as push
+            from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or Path(folder).name, **hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads `config.json` to "owner/name" and returns its address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
-        from headstart.hub import push_saved
+        from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
 

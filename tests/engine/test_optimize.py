@@ -10,8 +10,8 @@ import headstart
 from conftest import assert_close
 from engine_networks import CASES, build, pixels, tokens
 from headstart.engine import load, search
+from headstart.engine.capture import flatten
 from headstart.engine.engines import candidates, installed
-from headstart.engine.signature import flatten
 from headstart.errors import ConfigError, FileFormatError, InputError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]

@@ -11,9 +11,9 @@ import headstart
 from conftest import data_dir
 from engine_networks import build, pixels, tokens
 from headstart.engine import quantise, search
+from headstart.engine.capture import signature_of
 from headstart.engine.deviation import compare
 from headstart.engine.engines import Job, installed
-from headstart.engine.signature import signature_of
 from headstart.errors import HeadstartError
 
 needs_openvino = pytest.mark.skipif(not installed("openvino") or not find_spec("nncf"), reason="needs openvino and nncf")

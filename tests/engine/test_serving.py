@@ -10,8 +10,8 @@ import headstart
 from conftest import assert_close
 from engine_networks import build, pixels
 from headstart.engine import load, search
+from headstart.engine.capture import signature_of
 from headstart.engine.engines import candidates, installed, torch_engine
-from headstart.engine.signature import signature_of
 from headstart.errors import ConfigError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]

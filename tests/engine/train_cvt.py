@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import headstart
-from headstart.train.progress import progress_for_terminal
+from headstart.progress import progress_for_terminal
 
 STEPS = 3500
 

@@ -3,9 +3,9 @@
 One file a format; `raw.py` is what they have in common, `reading.py` and `writing.py` are the two doors.
 """
 
-from .reading import find_weights, read_checkpoint, read_index, read_tensors, unwrap
-from .safetensors_file import read_metadata
-from .writing import atomic_write, parse_size, write_npz, write_tensors
+from headstart.checkpoint.reading import find_weights, read_checkpoint, read_index, read_tensors, unwrap
+from headstart.checkpoint.safetensors_file import read_metadata
+from headstart.checkpoint.writing import atomic_write, parse_size, write_npz, write_tensors
 
 __all__ = [
     "atomic_write",

@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileFormatError
-from .raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.errors import FileFormatError
 
 MAX_DEPTH = 100
 ARRAY, COMPLEX, SCALAR = 1, 2, 3

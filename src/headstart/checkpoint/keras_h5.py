@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileFormatError, MissingExtraError
-from .raw import Raw, checked, dtype_of_descr, from_array, map_file
-from .zips import MAX_RATIO, MAX_UNPACKED
+from headstart.checkpoint.raw import Raw, checked, dtype_of_descr, from_array, map_file
+from headstart.checkpoint.zips import MAX_RATIO, MAX_UNPACKED
+from headstart.errors import FileFormatError, MissingExtraError
 
 
 def read(path: Path) -> dict[str, Raw]:

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import FileFormatError
-from . import zips
-from .raw import Raw, checked, dtype_of_descr, from_array, map_file, numpy_dtype
+from headstart.checkpoint import zips
+from headstart.checkpoint.raw import Raw, checked, dtype_of_descr, from_array, map_file, numpy_dtype
+from headstart.errors import FileFormatError
 
 MAX_HEADER = 10_000
 

@@ -9,7 +9,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import FileFormatError
+from headstart.errors import FileFormatError
 
 MAX_OPERATIONS = 20_000_000
 _MARK = object()

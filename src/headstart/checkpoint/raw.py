@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FileFormatError
+from headstart.errors import FileFormatError
 
 if TYPE_CHECKING:
     from torch import Tensor

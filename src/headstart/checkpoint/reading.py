@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ..errors import FileFormatError, NotFoundError
-from . import flax_msgpack, keras_h5, numpy_npz, safetensors_file, torch_pickle, zips
-from .raw import Raw, to_numpy, to_torch
+from headstart.checkpoint import flax_msgpack, keras_h5, numpy_npz, safetensors_file, torch_pickle, zips
+from headstart.checkpoint.raw import Raw, to_numpy, to_torch
+from headstart.errors import FileFormatError, NotFoundError
 
 SAFETENSORS_INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 # What a folder may hold, in the order of preference.

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import FileFormatError
-from .raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.errors import FileFormatError
 
 MAX_HEADER = 100_000_000
 DTYPES = {

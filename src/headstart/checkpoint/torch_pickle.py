@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FileFormatError
-from . import zips
-from .pickle_machine import Inert, Machine, Name
-from .raw import ITEM_SIZE, Raw, as_shape, checked, from_array, map_file
+from headstart.checkpoint import zips
+from headstart.checkpoint.pickle_machine import Inert, Machine, Name
+from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, from_array, map_file
+from headstart.errors import FileFormatError
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001

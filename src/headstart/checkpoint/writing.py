@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import InputError
-from . import numpy_npz, safetensors_file
-from .reading import SAFETENSORS_INDEX, read_index
-from .safetensors_file import byte_size, dtype_name
+from headstart.checkpoint import numpy_npz, safetensors_file
+from headstart.checkpoint.reading import SAFETENSORS_INDEX, read_index
+from headstart.checkpoint.safetensors_file import byte_size, dtype_name
+from headstart.errors import InputError
 
 Content = bytes | str | Callable[[BinaryIO], None]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

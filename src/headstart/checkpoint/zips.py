@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileFormatError
+from headstart.errors import FileFormatError
 
 LOCAL_HEADER = 30  # bytes before the name: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT §4.3.7
 # Weights hardly shrink, except where they are constant: more than this is no checkpoint but an attempt to fill the memory.

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headstart.engine.capture import Program, Signature, check_dynamic, dynamic_axes, flatten, make_example, resized, signature_of
 from headstart.engine.deviation import Deviation, compare
 from headstart.engine.engines import Job, installed
 from headstart.engine.normalized import Normalized, portable
-from headstart.engine.signature import Program, Signature, check_dynamic, dynamic_axes, flatten, make_example, resized, signature_of
 from headstart.errors import ConfigError, MissingExtraError
 
 Format = Literal["onnx", "openvino", "torch-export"]

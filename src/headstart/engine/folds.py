@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.auto import families
 from headstart.errors import ConfigError
-from headstart.zoo import Family, locate
+from headstart.registry import Family, locate
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from headstart.checkpoint import atomic_write
+from headstart.engine.capture import Signature
 from headstart.engine.engines import PRECISIONS, Runner, engine
 from headstart.engine.report import Report
-from headstart.engine.signature import Signature
 from headstart.errors import ConfigError, FileFormatError, InputError
 
 logger = logging.getLogger("headstart")

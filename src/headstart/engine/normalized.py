@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.engine.capture import Signature
 from headstart.engine.folds import fold
-from headstart.engine.signature import Signature
 from headstart.errors import ConfigError
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from headstart.engine.capture import Signature, bare, check_dynamic, flatten, make_example, resized, signature_of
 from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
 from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
 from headstart.engine.engines.torch_engine import on_threads
 from headstart.engine.folds import check
 from headstart.engine.model import OptimizedModel
 from headstart.engine.report import Report, Trial
-from headstart.engine.signature import Signature, bare, check_dynamic, flatten, make_example, resized, signature_of
 from headstart.errors import ConfigError, HeadstartError, InputError
 
 logger = logging.getLogger("headstart")

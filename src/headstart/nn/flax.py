@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.names import NameTable
-from headstart.nn.saving import misfit_message, save_network
+from headstart.nn.pretrained import misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -360,7 +360,7 @@ class PreTrainedModel:
         published = self.name_table(self.config).to_theirs(arrays)
         save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
         if push_to_hub:
-            from headstart.hub import push_to_hub as push
+            from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or Path(folder).name, **hub)
 
@@ -372,7 +372,7 @@ class PreTrainedModel:
             params: The parameters; default those that the network holds.
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub import push_saved
+        from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub, params)
 

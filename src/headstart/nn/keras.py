@@ -9,10 +9,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.names import NameTable
-from headstart.nn.saving import misfit_message, save_network
+from headstart.nn.pretrained import misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -390,7 +390,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         published = self.name_table(self.config).to_theirs(self.named_arrays())
         save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
         if push_to_hub:
-            from headstart.hub import push_to_hub as push
+            from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or Path(folder).name, **hub)
 
@@ -401,6 +401,6 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub import push_saved
+        from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)

@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from headstart import outputs
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
-from headstart.names import NameTable
-from headstart.nn.saving import misfit_message, save_network
+from headstart.nn.pretrained import misfit_message, save_network
 
 logger = logging.getLogger("headstart")
 
@@ -387,7 +387,7 @@ class PreTrainedModel(nn.Module):
         state = {key: value.detach() for key, value in self.state_dict().items()}
         save_network(folder, self.config, self.name_table(self.config).to_theirs(state), type(self).__name__, max_shard_size)
         if push_to_hub:
-            from headstart.hub import push_to_hub as push
+            from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or Path(folder).name, **hub)
 
@@ -398,7 +398,7 @@ class PreTrainedModel(nn.Module):
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub import push_saved
+        from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
 

@@ -338,7 +338,7 @@ def test_wrong_arguments(classifier):
 
 
 def test_the_module_alone():
-    from headstart.models.beit.flax_model import BeitModule
+    from headstart.models.beit.flax import BeitModule
 
     module = BeitModule(BeitConfig(**SMALL | TWO))
     pixels = jnp.asarray(images().transpose(0, 2, 3, 1))

@@ -133,7 +133,7 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     """The address, the configuration and the file go together; `compat` decides whose arithmetic."""
     file = tmp_path / "R50x1.npz"
     asked = []
-    monkeypatch.setattr("headstart.hub.download", lambda source, **options: asked.append(source.url) or file)
+    monkeypatch.setattr("headstart.hub.resolve.download", lambda source, **options: asked.append(source.url) or file)
     torch.manual_seed(0)
     save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)
     model = BitForImageClassification.from_pretrained("BiT-M-R50x1-ILSVRC2012", compat=compat)
@@ -144,7 +144,7 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
 def test_bit_mini_comes_with_the_package():
     """Small, complete, of the size that is published, and better than chance on what it was trained for."""
     import headstart
-    from headstart.embedded import embedded_folder
+    from headstart.package_data import embedded_folder
 
     model = BitForImageClassification.from_pretrained("bit-mini")
     assert model.num_parameters() == PUBLISHED["bit-mini"].parameters and model.dtype == torch.float32

@@ -292,7 +292,7 @@ def test_keras_files_are_read_back(tmp_path):
 def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
     theirs, ours = pair(tmp_path / "a")
     sent = {}
-    monkeypatch.setattr("headstart.hub.push_to_hub", lambda folder, repo, **hub: sent.update(hub, folder=folder, repo=repo))
+    monkeypatch.setattr("headstart.hub.resolve.push_to_hub", lambda folder, repo, **hub: sent.update(hub, folder=folder, repo=repo))
     ours.save_pretrained(tmp_path / "b", push_to_hub=True, private=True)
     assert sent == {"folder": tmp_path / "b", "repo": "b", "private": True}
     back = CvtForImageClassification.from_pretrained(tmp_path / "b")

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from headstart.engine.signature import Signature
+from headstart.engine.capture import Signature
 from headstart.errors import ConfigError, MissingExtraError
 
 Precision = Literal["float32", "bfloat16", "int8"]

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headstart.engine.capture import Signature
 from headstart.engine.engines import Job
 from headstart.engine.engines.torch_engine import load as load_folded
 from headstart.engine.engines.torch_engine import on_threads
 from headstart.engine.exporting import export_program, quiet
 from headstart.engine.folds import fold
-from headstart.engine.signature import Signature
 from headstart.errors import ConfigError, FileFormatError
 
 PACKAGE = "inductor.pt2"

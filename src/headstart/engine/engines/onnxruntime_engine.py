@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from headstart.checkpoint import atomic_write
+from headstart.engine.capture import Signature
 from headstart.engine.engines import Job
-from headstart.engine.signature import Signature
 from headstart.errors import ConfigError, FileFormatError
 
 MODEL = "onnxruntime.onnx"

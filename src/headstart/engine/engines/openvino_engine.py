@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from headstart.checkpoint import atomic_write
+from headstart.engine.capture import Program, Signature
 from headstart.engine.engines import Job
 from headstart.engine.exporting import program_of, quiet
 from headstart.engine.normalized import portable
-from headstart.engine.signature import Program, Signature
 from headstart.errors import FileFormatError
 
 MODEL, WEIGHTS, BLOB = "openvino.xml", "openvino.bin", "openvino.blob"

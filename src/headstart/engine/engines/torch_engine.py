@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.engine.capture import Program, Signature
 from headstart.engine.engines import Job
 from headstart.engine.folds import fold
-from headstart.engine.signature import Program, Signature
 from headstart.nn.linear import onednn_serves
 
 

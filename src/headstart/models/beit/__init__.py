@@ -1,8 +1,8 @@
 """BEiT (Bao et al. 2022): a vision transformer pretrained to predict the visual codes of masked patches."""
 
-from headstart.zoo import Family
+from headstart.registry import Family
 
-_TORCH, _FLAX, _IMAGE = "headstart.models.beit.torch", "headstart.models.beit.flax_model", "headstart.models.beit.image"
+_TORCH, _FLAX, _IMAGE = "headstart.models.beit.torch", "headstart.models.beit.flax", "headstart.models.beit.image"
 
 FAMILY = Family(
     model_type="beit",
@@ -35,6 +35,6 @@ FAMILY = Family(
     zoo="headstart.models.beit.config:PUBLISHED",
     authors="headstart.models.beit.weights:read_authors",
     writers={".pth": "headstart.models.beit.weights:save_pth"},
-    recipe="headstart.models.beit.recipes:recipe",
+    recipe="headstart.models.beit.recipe:recipe",
     lora=("attention.qkv", "attention.proj"),
 )

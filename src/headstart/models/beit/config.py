@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, one_of
 from headstart.errors import ConfigError
-from headstart.zoo import Published
+from headstart.registry import Published
 
 EPS_AUTHORS, EPS_CONVERTED = 1e-6, 1e-12  # of every LayerNorm: what the authors train with, what the conversions' configurations say
 Size = int | list[int] | tuple[int, int]

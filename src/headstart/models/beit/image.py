@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from headstart.errors import InputError
-from headstart.image_processor import BaseImageProcessor, BatchFeature, processor_class, to_framework
-from headstart.images import (
+from headstart.images.decode import (
     BICUBIC,
     BILINEAR,
     CHANNELS_FIRST,
@@ -23,6 +22,7 @@ from headstart.images import (
     flatten,
     resize_and_crop,
 )
+from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class, to_framework
 
 IGNORED_LABEL = 255  # semantic_loss_ignore_index of the published configurations
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.checkpoint import read_tensors, write_tensors
+from headstart.checkpoint.names import NameTable
 from headstart.errors import ConfigError, InputError, NotFoundError, WeightsError
-from headstart.names import NameTable
 
 GROUPS = 4
 STRIDE = 8  # pixels a code stands for, along each side: the groups halve the image three times
@@ -267,7 +267,7 @@ def _with_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _find_files(name: str | Path, *, cache_dir: str | Path | None, local_files_only: bool, **hub: Any) -> list[Path]:
     """The files of a tokenizer: one with both networks, or the encoder's and (where there is one) the decoder's."""
-    from headstart.hub import Download, download, resolve_file
+    from headstart.hub.resolve import Download, download, resolve_file
 
     path = Path(name).expanduser()
     if path.is_dir():

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
 from headstart.models.beit.weights import HUB, fit_positions
-from headstart.names import NameTable
 from headstart.nn.linear import Linear
 from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint import atomic_write, unwrap
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
-from headstart.names import NameTable
 
 PARAMETERS, STATISTICS = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 

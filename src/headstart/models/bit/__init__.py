@@ -1,6 +1,6 @@
 """Big Transfer (Kolesnikov et al. 2020): ResNet-v2 with group norm and weight standardisation."""
 
-from headstart.zoo import Family
+from headstart.registry import Family
 
 _TORCH = "headstart.models.bit.torch"
 
@@ -20,6 +20,6 @@ FAMILY = Family(
     zoo="headstart.models.bit.config:PUBLISHED",
     authors="headstart.models.bit.weights:read_authors",
     writers={".npz": "headstart.models.bit.weights:save_npz"},
-    recipe="headstart.train.recipes:hyper_rule",
+    recipe="headstart.recipe:hyper_rule",
     lora=("conv_1", "conv_2", "conv_3"),
 )

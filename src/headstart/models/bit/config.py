@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, list_of, one_of
 from headstart.errors import ConfigError
-from headstart.zoo import Published
+from headstart.registry import Published
 
 EPS_AUTHORS, EPS_TRANSFORMERS = 1e-10, 1e-8
 

@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar, Self
 
-from headstart.image_processor import BaseImageProcessor, BatchFeature, processor_class
-from headstart.images import BICUBIC, BILINEAR, CHANNELS_FIRST, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from headstart.images.decode import BICUBIC, BILINEAR, CHANNELS_FIRST, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class
 
 
 @processor_class

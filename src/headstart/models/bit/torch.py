@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.bit.config import BitConfig, round_channels
 from headstart.models.bit.weights import HUB
-from headstart.names import NameTable
 from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
 from headstart.outputs import BackboneOutput, BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
 

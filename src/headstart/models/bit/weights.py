@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.bit.config import EPS_AUTHORS, EPS_TRANSFORMERS, BitConfig
-from headstart.names import NameTable
 
 # Ours is the Hub's, but for shorter words.
 HUB = NameTable(

@@ -1,6 +1,6 @@
 """CvT (Wu et al. 2021): a vision transformer whose tokens and projections are convolutions."""
 
-from headstart.zoo import Family
+from headstart.registry import Family
 
 _TORCH, _KERAS, _IMAGE = "headstart.models.cvt.torch", "headstart.models.cvt.keras", "headstart.models.cvt.image"
 
@@ -25,6 +25,6 @@ FAMILY = Family(
     zoo="headstart.models.cvt.config:PUBLISHED",
     authors="headstart.models.cvt.weights:read_authors",
     writers={".pth": "headstart.models.cvt.weights:save_pth"},
-    recipe="headstart.models.cvt.recipes:recipe",
+    recipe="headstart.models.cvt.recipe:recipe",
     lora=("query.linear", "key.linear", "value.linear", "attention.proj"),
 )

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, list_of, one_of
 from headstart.errors import ConfigError
-from headstart.zoo import Published
+from headstart.registry import Published
 
 # Of every layer norm in the authors' code and in transformers, whatever `layer_norm_eps` says in a file of theirs.
 EPS = 1e-5

@@ -3,8 +3,7 @@
 from typing import Any, ClassVar, Self
 
 from headstart.errors import InputError
-from headstart.image_processor import BaseImageProcessor, BatchFeature, processor_class
-from headstart.images import (
+from headstart.images.decode import (
     BICUBIC,
     BILINEAR,
     CHANNELS_FIRST,
@@ -14,6 +13,7 @@ from headstart.images import (
     IMAGENET_STANDARD_STD,
     shortest_edge_size,
 )
+from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class
 
 _WARP_FROM = 384  # from this resolution on, pictures are resized to a square without a crop
 

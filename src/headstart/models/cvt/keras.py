@@ -6,10 +6,10 @@ D hidden size, A heads, K = D // A, V classes. Images and the maps returned are 
 
 from typing import Any, ClassVar
 
+from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import HUB
-from headstart.names import NameTable
 from headstart.nn.keras import BatchNorm, DropPath, PreTrainedModel, activation, classification_loss, weight_init
 from headstart.outputs import ImageClassifierOutput, TFBaseModelOutputWithCLSToken, TFImageClassifierOutputWithNoAttention
 

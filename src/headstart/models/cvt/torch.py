@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import HUB
-from headstart.names import NameTable
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
     DropPath,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint import unwrap
+from headstart.checkpoint.names import NameTable
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.cvt.config import CvtConfig
-from headstart.names import NameTable
 
 _BLOCK = "encoder.stages.{}.layers.{}."
 _NORM = ("weight", "bias")

@@ -1,6 +1,6 @@
 """YOSO (Zeng et al. 2021): a text encoder whose attention is sampled by hashing, in linear time."""
 
-from headstart.zoo import Family
+from headstart.registry import Family
 
 _TORCH, _HEADS = "headstart.models.yoso.torch", "headstart.models.yoso.heads"
 
@@ -32,6 +32,6 @@ FAMILY = Family(
     zoo="headstart.models.yoso.config:PUBLISHED",
     authors="headstart.models.yoso.weights:read_authors",
     writers={".pth": "headstart.models.yoso.weights:save_authors"},
-    recipe="headstart.train.recipes:text",
+    recipe="headstart.recipe:text",
     lora=("attention.qkv", "attention.proj"),
 )

@@ -16,11 +16,11 @@ import math
 import torch
 from torch import Tensor
 
-from ...errors import InputError
-from .exact import collision_probability, exact_sum
-from .hashing import check_hash, check_projections, draw_projections
-from .rows import normalize_rows, row_scale
-from .sampled import sampled_rows, sampled_sum
+from headstart.errors import InputError
+from headstart.models.yoso.exact import collision_probability, exact_sum
+from headstart.models.yoso.hashing import check_hash, check_projections, draw_projections
+from headstart.models.yoso.rows import normalize_rows, row_scale
+from headstart.models.yoso.sampled import sampled_rows, sampled_sum
 
 __all__ = [
     "SAMPLING_PAYS_FROM",

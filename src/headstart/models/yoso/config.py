@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from headstart.config import Compat, PreTrainedConfig, config_class, one_of
 from headstart.errors import ConfigError
-from headstart.zoo import Published
+from headstart.registry import Published
 
 EPS_AUTHORS, EPS_TRANSFORMERS = 1e-5, 1e-12
 # Rows of the position table before the first token's: RoBERTa counts from pad_token_id + 1.

@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from headstart.errors import InputError
-from headstart.image_processor import BatchFeature, to_framework
+from headstart.images.processor import BatchFeature, to_framework
 
 
 class BatchEncoding(BatchFeature):

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .kernels import cpu
-from .operators import operator
+from headstart.models.yoso.kernels import cpu
+from headstart.models.yoso.operators import operator
 
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of two CPU cores,
 # and enough to fill a GPU.

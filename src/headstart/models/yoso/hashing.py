@@ -13,8 +13,8 @@ Bit b of hash h of a vector x is `x · projections[:, h * tau + b] > 0`. The pro
 import torch
 from torch import Tensor
 
-from ...errors import InputError
-from .operators import operator
+from headstart.errors import InputError
+from headstart.models.yoso.operators import operator
 
 MAX_HASH_CODE_LEN = 16  # a code fits into 16 bits
 _MIN_TRANSFORM = 32  # shorter heads are padded to this, as in the authors' published behaviour

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .exact import exact_sum_backward, in_working_precision, no_autocast
-from .hashing import hash_codes
-from .kernels import cpu, gpu
-from .operators import operator
-from .rows import normalize_rows
+from headstart.models.yoso.exact import exact_sum_backward, in_working_precision, no_autocast
+from headstart.models.yoso.hashing import hash_codes
+from headstart.models.yoso.kernels import cpu, gpu
+from headstart.models.yoso.operators import operator
+from headstart.models.yoso.rows import normalize_rows
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
 

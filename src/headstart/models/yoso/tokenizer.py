@@ -154,7 +154,7 @@ class YosoTokenizer:
             FileFormatError: A file is damaged.
         """
         from headstart.auto import find_published
-        from headstart.hub import resolve_file
+        from headstart.hub.resolve import resolve_file
 
         found = find_published(str(name_or_path))
         name = found[1].hub_id if found and found[1].hub_id else str(name_or_path)
@@ -198,14 +198,14 @@ class YosoTokenizer:
         for file, text in texts.items():
             atomic_write(folder / file, text.encode())
         if push_to_hub:
-            from headstart.hub import push_to_hub as push
+            from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or folder.name, **hub)
         return tuple(str(folder / file) for file in texts)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the files to "owner/name" and returns their address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
-        from headstart.hub import push_saved
+        from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.yoso.attention import SAMPLING_PAYS_FROM, choose_num_hash, exact_attention, exact_weights, sampled_attention
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.weights import HUB, HUB_UNTIED
-from headstart.names import NameTable
 from headstart.nn.linear import Linear
 from headstart.nn.torch import PreTrainedModel, activation
 from headstart.outputs import BaseModelOutputWithCrossAttentions

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint import unwrap
+from headstart.checkpoint.names import NameTable, Row, concatenate
 from headstart.config import Compat
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.yoso.config import EPS_AUTHORS, EPS_TRANSFORMERS, FIRST_POSITION, YosoConfig
-from headstart.names import NameTable, Row, concatenate
 
 
 def _both(ours: str, theirs: str | tuple[str, ...]) -> dict[str, str | tuple[str, ...]]:

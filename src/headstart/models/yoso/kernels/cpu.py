@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ....errors import InputError
-from ..hashing import check_hash, check_projections
+from headstart.errors import InputError
+from headstart.models.yoso.hashing import check_hash, check_projections
 
 # The library's numbers of the instruction sets, best first.
 INSTRUCTION_SETS = {"avx512": 2, "avx2": 1, "generic": 0}

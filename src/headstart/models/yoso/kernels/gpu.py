@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..hashing import dense_projections
+from headstart.models.yoso.hashing import dense_projections
 
 _GROUP_BYTES = 2**28  # tables, codes and orders that are alive at once
 _BLOCK_TOKENS = 512  # tokens that one program sorts
@@ -47,7 +47,7 @@ def _power_of_two(size: int) -> int:
 
 def _side(x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_hash: int, tau: int) -> _Side:
     """Hashes x (rows, tokens, K) and sorts the tokens by bucket."""
-    from . import gpu_kernels as kernels
+    from headstart.models.yoso.kernels import gpu_kernels as kernels
 
     rows, tokens, size = x.shape
     blocks, buckets = -(-tokens // _BLOCK_TOKENS), 1 << tau
@@ -71,7 +71,7 @@ def _side(x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_
 
 def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale: float) -> None:
     """out (rows, L, V) += scale * the sum over the hashes of the values (rows, S, V) in each token's buckets."""
-    from . import gpu_kernels as kernels
+    from headstart.models.yoso.kernels import gpu_kernels as kernels
 
     rows, tokens, size = values.shape
     hashes, buckets = come.codes.shape[1], come.starts.shape[2] - 1
@@ -87,7 +87,7 @@ def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale
 
 def _through_buckets(to: _Side, come: _Side, x: Tensor, y: Tensor, z: Tensor, out: Tensor, scale: float) -> None:
     """out[i] += scale * the sum of (x[i] · y[j]) z[j] over the hashes and the j in i's bucket."""
-    from . import gpu_kernels as kernels
+    from headstart.models.yoso.kernels import gpu_kernels as kernels
 
     buckets, hashes = to.starts.shape[2] - 1, to.codes.shape[1]
     for h in range(hashes):

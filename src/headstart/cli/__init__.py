@@ -1,0 +1,1 @@
+"""The headstart command: one file for each group of commands."""

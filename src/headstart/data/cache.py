@@ -1,0 +1,183 @@
+"""Pixels of a data set: checked before training starts, in parallel, and kept decoded and resized on disk.
+
+A file is read twice at most: once for its hash and size (`inspect`), once to decode it into the cache (`decode_all`).
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from headstart.data.sources import Examples, Source, source_bytes
+from headstart.errors import DataError, InputError
+from headstart.images.decode import decode as decode_any
+from headstart.images.decode import resize
+
+CACHE_LIMIT = 8 << 30  # bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that cannot be used, and why."""
+
+    split: str
+    index: int
+    name: str
+    reason: str
+
+
+def threads(workers: int | None) -> int:
+    """Number of threads that read and decode."""
+    return workers or min(8, os.cpu_count() or 1)
+
+
+def parallel(function: Callable[[T], U], items: Sequence[T], workers: int | None) -> Iterator[U]:
+    """`map` over threads, in order, with a bounded number of results waiting."""
+    count = threads(workers)
+    with ThreadPoolExecutor(count) as pool:
+        for start in range(0, len(items), 64 * count):
+            yield from pool.map(function, items[start : start + 64 * count])
+
+
+def decode(source: Source) -> NDArray[np.uint8]:
+    """The upright pixels of a picture, (H, W, 3) uint8.
+
+    Raises:
+        InputError: With the reason only; the caller knows the name.
+    """
+    try:
+        data = source if isinstance(source, np.ndarray) else source_bytes(source)
+    except OSError as error:
+        raise InputError("no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)) from None
+    try:
+        return np.asarray(decode_any(data)[0], dtype=np.uint8)
+    except InputError as error:
+        raise InputError(str(error).rpartition(" bytes: ")[2]) from None  # the bytes have no name of their own
+
+
+def square(pixels: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
+    """The picture stretched to a square, (side, side, 3) uint8."""
+    return resize(pixels, (side, side), resample)
+
+
+def inspect(source: Source) -> tuple[str, int, int] | str:
+    """Content hash, height and width from the header, or the reason why there are none."""
+    try:
+        data = source_bytes(source)
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    digest = hashlib.sha256(data).hexdigest()
+    if isinstance(source, np.ndarray):
+        return digest, source.shape[0], source.shape[1]
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # lying on its side
+            width, height = picture.size
+    except UnidentifiedImageError:
+        return "unknown image format" if data else "the file is empty"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return (digest, width, height) if turned else (digest, height, width)
+
+
+class PixelCache:
+    """Images of one split, decoded and resized, as an array; decoded again each time where they would not fit.
+
+    Args:
+        examples: The images.
+        side: Height and width of the result.
+        view: Makes a (side, side, 3) uint8 array of a decoded (H, W, 3) one.
+        file: Where an array too large for memory goes; None keeps nothing on disk.
+    """
+
+    def __init__(self, examples: Examples, side: int, view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], file: Path | None) -> None:
+        self.examples, self.side, self.view, self.file = examples, side, view, file
+        self.pixels: NDArray[np.uint8] | None = None
+
+    def fill(self, workers: int | None, seen: Callable[[int], None] = lambda count: None) -> list[tuple[int, str]]:
+        """Decodes every image once, and keeps it where there is room.
+
+        Args:
+            workers: Threads.
+            seen: Told how many more images are done.
+
+        Returns:
+            Index and reason of each image that cannot be decoded.
+        """
+        array = self._room()
+
+        def one(index: int) -> str | None:
+            try:
+                pixels = decode(self.examples.images[index])
+                if array is not None:
+                    array[index] = self.view(pixels)
+            except InputError as error:
+                return str(error)
+            return None
+
+        bad = []
+        for index, reason in enumerate(parallel(one, range(len(self.examples)), workers)):
+            seen(1)
+            if reason is not None:
+                bad.append((index, reason))
+        self.pixels = array
+        return bad
+
+    def _room(self) -> NDArray[np.uint8] | None:
+        """An array on disk, or in memory where it is small, or nothing where it is too large."""
+        shape = (len(self.examples), self.side, self.side, 3)
+        size = int(np.prod(shape))
+        if size <= 256 << 20:
+            return np.empty(shape, dtype=np.uint8)
+        if self.file is None or size > CACHE_LIMIT:
+            return None
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.file.parent).free < 2 * size:
+            return None
+        return np.lib.format.open_memmap(self.file, mode="w+", dtype=np.uint8, shape=shape)
+
+    def keep(self, indices: NDArray[np.int64]) -> None:
+        """Leaves out all but these images."""
+        self.examples = self.examples.take(indices)
+        if self.pixels is not None:
+            self.pixels = self.pixels[indices]
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """One image, (side, side, 3) uint8."""
+        if self.pixels is not None:
+            kept: NDArray[np.uint8] = self.pixels[index]
+            return kept
+        return self.view(decode(self.examples.images[index]))
+
+
+def random_part(
+    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[slice, slice]:
+    """Rows and columns of a random part of an image: a share of its area, of a random aspect ratio."""
+    for _ in range(10):
+        size = height * width * rng.uniform(*area)
+        ratio = float(np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]))))
+        w, h = round((size * ratio) ** 0.5), round((size / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return slice(top, top + h), slice(left, left + w)
+    return slice(0, height), slice(0, width)
+
+
+def check_bad(bad: list[Bad], skip: bool, total: int) -> None:
+    """Stops the run over unreadable images, unless they are to be skipped."""
+    if bad and not skip:
+        listed = "\n".join(f"  {each.name}: {each.reason}" for each in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise DataError(f"{len(bad)} of {total} images cannot be read (remove them, or leave them out with --skip-bad):\n{listed}{more}")

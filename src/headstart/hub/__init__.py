@@ -1,0 +1,1 @@
+"""Models on the Hugging Face Hub: resolving names to files, downloading, uploading."""

@@ -1,0 +1,1 @@
+"""Images: decoding, resizing, image processors."""

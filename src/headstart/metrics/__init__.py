@@ -1,0 +1,1 @@
+"""Metrics of classification, regression, segmentation and text tasks, and calibration."""

@@ -1,0 +1,92 @@
+"""What a family says of itself: its classes, and the models that its authors published."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: what a table of them prints, and what loading it needs.
+
+    Args:
+        name: The authors' name, as in `from_pretrained("BiT-M-R50x1")`.
+        config: Values of its configuration that are not defaults.
+        url: Where the authors' file is, or None where it is gone.
+        hub_id: A conversion of it on the Hub, or None.
+        licence: SPDX name.
+        parameters: Number of weights, exactly, with the published head.
+        image_size: Height and width that the result was measured at (None for texts).
+        result: The published number, with its unit.
+        labels: Names of the classes: a list in `package_data/labels`, or None.
+        sha256: Hash of the authors' file where one is known.
+        size: Bytes of the authors' file where they are known.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    url: str | None = None
+    hub_id: str | None = None
+    licence: str = "Apache-2.0"
+    parameters: int = 0
+    image_size: int | None = 224
+    result: str = ""
+    labels: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A room of the house: where its classes are, and what it registers.
+
+    Args:
+        model_type: The word in config.json.
+        exports: Public class → module, both as strings, so that nothing is imported before it is used.
+        tasks: Task ("image-classification", …) → class of its network; "backbone", "base" and "keras"/"flax" variants too.
+        processor: Class of its image processor or tokenizer.
+        zoo: "module:table" of its `Published` models, by name.
+        authors: "module:function" that reads the authors' own files: (tensors, name, config or None, compat=, **values) →
+            (configuration, published name → tensor).
+        recipe: "module:function" that gives the recipe of fine-tuning for a data set, or "" for the general one.
+        writers: Ending of a file of the authors (".npz") → "module:function" that writes a network so: (network, path).
+        lora: Last parts of the names of layers that LoRA changes where the recipe names none.
+        folds: "module:function" that works out beforehand what depends on no input (see `headstart.engine.folds.fold`).
+    """
+
+    model_type: str
+    exports: Mapping[str, str]
+    tasks: Mapping[str, str]
+    processor: str
+    zoo: str = ""
+    authors: str = ""
+    recipe: str = ""
+    writers: Mapping[str, str] = field(default_factory=dict)
+    lora: tuple[str, ...] = ()
+    folds: str = ""
+
+    def load(self, name: str) -> Any:
+        """One of the family's public classes."""
+        return getattr(import_module(self.exports[name]), name)
+
+    @property
+    def config(self) -> Any:
+        """The configuration's class."""
+        return self.load(next(name for name in self.exports if name.endswith("Config")))
+
+    @property
+    def published(self) -> Mapping[str, Published]:
+        """The published models, by name."""
+        return locate(self.zoo) if self.zoo else {}
+
+    @property
+    def read_authors(self) -> Callable[..., Any] | None:
+        """The reader of the authors' files."""
+        return locate(self.authors) if self.authors else None
+
+
+def locate(where: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

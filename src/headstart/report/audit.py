@@ -1,0 +1,296 @@
+"""`headstart audit`: what is wrong with a data set of labelled images before anybody trains on it.
+
+Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64 comparisons of neighbouring pixels of a
+picture shrunk to 9 x 8 grey values, which scaling, mild compression and small changes of brightness leave alone. Outliers and labels that
+are probably wrong are found in the features of a network, see `suspects`; they are worth a look, not certain.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.checkpoint import atomic_write
+from headstart.data.cache import decode, inspect, parallel
+from headstart.data.images import ImageData, read_images
+from headstart.data.labels import MULTI, SINGLE
+from headstart.data.sources import Source
+from headstart.errors import InputError
+from headstart.images.decode import BOX, resize
+from headstart.report.page import Picture, Section, Table, picture_source, render
+from headstart.tasks.base import DataOptions
+
+NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32
+SHOWN = 60  # pictures of one kind on the page
+SMALLEST = 0.02  # standard deviation of grey values below which a picture is flat, and its hash says nothing
+FLAT = 0xFFFF_FFFF_FFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images that are the same or nearly so.
+
+    Args:
+        first: How the first is named to the user.
+        second: The second.
+        kind: "exact" or "near".
+        splits: Splits of the two.
+        labels: Classes of the two.
+    """
+
+    first: str
+    second: str
+    kind: str
+    splits: tuple[str, str]
+    labels: tuple[str, str]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether one is trained on and the other judged: the result would flatter."""
+        return self.splits[0] != self.splits[1]
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the same picture has two classes."""
+        return self.labels[0] != self.labels[1]
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """An image whose label is probably wrong.
+
+    Args:
+        name: How it is named to the user.
+        split: Its split.
+        label: Its class.
+        likely: The class that it looks like.
+        probability: What a head that has not seen it gives its class.
+        likely_probability: What it gives the other.
+    """
+
+    name: str
+    split: str
+    label: str
+    likely: str
+    probability: float
+    likely_probability: float
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An image unlike all others: `distance` is in robust standard deviations of the distances of all images."""
+
+    name: str
+    split: str
+    label: str
+    distance: float
+
+
+@dataclass
+class Audit:
+    """What was found.
+
+    Args:
+        images: How many images there are.
+        unreadable: Name and reason of each that cannot be read.
+        pairs: Duplicates.
+        mislabelled: Images whose label is probably wrong, the clearest first.
+        agreement: Share of all labels that what doubts these agrees with.
+        outliers: Images unlike all others, the farthest first.
+        pictures: Where each image is, by name.
+    """
+
+    images: int
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    mislabelled: list[Mislabelled] = field(default_factory=list)
+    agreement: float | None = None
+    outliers: list[Outlier] = field(default_factory=list)
+    pictures: dict[str, Source] = field(default_factory=dict, repr=False)
+
+    def lines(self) -> list[str]:
+        """What was found, in numbers."""
+        pairs = f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)} contradictions"
+        suspects = [f"{len(self.mislabelled)} probably mislabelled", f"{len(self.outliers)} outliers"]
+        if self.mislabelled and self.agreement is not None:
+            suspects[0] += f" (says a head that agrees with {self.agreement:.0%} of all labels)"
+        return [f"{self.images} images", f"{len(self.unreadable)} unreadable", pairs, ", ".join(suspects)]
+
+    @property
+    def leaks(self) -> list[Pair]:
+        """Duplicates across splits."""
+        return [pair for pair in self.pairs if pair.leaks]
+
+    @property
+    def contradictions(self) -> list[Pair]:
+        """Duplicates with different classes."""
+        return [pair for pair in self.pairs if pair.contradicts]
+
+
+def audit(data: str | Path | ImageData, options: DataOptions | None = None, model: str | Path | None = "bit-mini") -> Audit:
+    """Looks for unreadable images, duplicates, leaks between splits, contradicting and probably wrong labels, and outliers.
+
+    Args:
+        data: A data set as `headstart.train` takes it, or one that was read.
+        options: How to read it; by default without holding anything out.
+        model: Network whose features tell wrong labels and outliers; None leaves these out.
+    """
+    options = options or DataOptions(val_fraction=0.0)
+    read = data if isinstance(data, ImageData) else read_images(data, options)
+    every = [(split, i) for split, examples in read.splits.items() for i in range(len(examples))]
+    found = Audit(len(every))
+    found.pictures = {name: image for part in read.splits.values() for name, image in zip(part.names, part.images, strict=True)}
+    results = list(parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers))
+    good = [n for n, result in enumerate(results) if not isinstance(result, str)]
+    found.unreadable = [(read.splits[every[n][0]].names[every[n][1]], r) for n, r in enumerate(results) if isinstance(r, str)]
+    digests = [results[n][0] for n in good]
+    hashes = np.array([results[n][1] for n in good], dtype=np.uint64)
+    found.pairs = pairs_in(read, [every[n] for n in good], digests, hashes)
+    if model is not None and good:
+        _doubt(found, read, replace(options, skip_bad=True), str(model))
+    return found
+
+
+def pairs_in(read: ImageData, every: Sequence[tuple[str, int]], digests: list[str], hashes: NDArray[np.uint64]) -> list[Pair]:
+    """Duplicates among images, leaks first.
+
+    Args:
+        read: The data.
+        every: Split and number of each image.
+        digests: Content hash of each.
+        hashes: Difference hash of each; `FLAT` says nothing.
+    """
+    pairs = []
+    for a, b in near_pairs(hashes, digests):
+        names = [read.splits[split].names[i] for split, i in (every[a], every[b])]
+        labels = [_label(read, split, i) for split, i in (every[a], every[b])]
+        kind = "exact" if digests[a] == digests[b] else "near"
+        pairs.append(Pair(names[0], names[1], kind, (every[a][0], every[b][0]), (labels[0], labels[1])))
+    return sorted(pairs, key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first))
+
+
+def _label(read: ImageData, split: str, index: int) -> str:
+    """The label of an image as the user knows it."""
+    label = read.splits[split].labels[index]
+    if read.kind == SINGLE:
+        return read.classes[int(label)]
+    if read.kind == MULTI:
+        return ", ".join(read.classes[i] for i in np.flatnonzero(label).tolist())
+    return ", ".join(f"{value:g}" for value in label)
+
+
+def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> None:
+    """Adds wrong labels and outliers, by the features of a network."""
+    import torch
+
+    from headstart.progress import Silent
+    from headstart.recipe import Recipe
+    from headstart.report.suspects import doubtful_labels, outliers
+    from headstart.tasks.image_classification import ImageClassification
+
+    task = ImageClassification(ImageData(read.classes, dict(read.splits), [], read.kind), options)
+    task.trains = False  # a class may be left with few images
+    network = task.build(model, Recipe(tune="head")).eval()
+    features = task.features(network, torch.device("cpu"), Silent())
+    splits = task.data.splits
+    every = [(split, i) for split in features for i in range(len(splits[split]))]
+    rows = np.concatenate([features[split] for split in features])
+    for index, distance in outliers(rows):
+        split, i = every[index]
+        found.outliers.append(Outlier(splits[split].names[i], split, _label(task.data, split, i), distance))
+    if read.kind != SINGLE:
+        return
+    labels = np.concatenate([splits[split].labels for split in features])
+    doubts, found.agreement = doubtful_labels(rows, labels, len(read.classes))
+    for doubt in doubts:
+        split, i = every[doubt.index]
+        label, likely = read.classes[doubt.label], read.classes[doubt.likely]
+        chances = (doubt.label_probability, doubt.likely_probability)
+        found.mislabelled.append(Mislabelled(splits[split].names[i], split, label, likely, *chances))
+
+
+def write_page(found: Audit, path: Path, data: str) -> None:
+    """Writes what was found as one page with the pictures.
+
+    Args:
+        found: What `audit` found.
+        path: The page.
+        data: What was audited.
+    """
+
+    def picture(name: str, caption: str) -> Picture:
+        return Picture(picture_source(decode(found.pictures[name])), f"{caption}\n{name}")
+
+    sections = []
+    if found.unreadable:
+        sections.append(Section("Unreadable", table=Table(("image", "reason"), found.unreadable)))
+    for title, text, pairs in (
+        ("Leaks", "The same picture in training and in what judges: the result flatters.", found.leaks),
+        ("Contradictions", "The same picture with two labels.", found.contradictions),
+        ("Duplicates", "The same picture more than once.", [pair for pair in found.pairs if not pair.leaks and not pair.contradicts]),
+    ):
+        shown = [picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
+                 for pair in pairs[:SHOWN] for n, name in enumerate((pair.first, pair.second))]  # fmt: skip
+        if shown:
+            sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
+    if found.mislabelled:
+        text = (
+            "A classifier on the features of a network, which had not seen these images, finds their labels less probable than right ones "
+            f"are. Worth a look: half of these or more should be wrong. It agrees with {found.agreement:.0%} of all labels."
+        )
+        shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
+                 for each in found.mislabelled[:SHOWN]]  # fmt: skip
+        sections.append(Section(f"Probably mislabelled ({len(found.mislabelled)})", text, pictures=shown))
+    if found.outliers:
+        shown = [picture(each.name, f"{each.label}, {each.distance:.1f} deviations away") for each in found.outliers[:SHOWN]]
+        sections.append(Section(f"Outliers ({len(found.outliers)})", "Unlike every other image.", pictures=shown))
+    atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
+
+
+def _look(source: Source) -> tuple[str, int] | str:
+    """Content hash and difference hash of an image, or why it cannot be read."""
+    seen = inspect(source)
+    if isinstance(seen, str):
+        return seen
+    try:
+        return seen[0], difference_hash(decode(source))
+    except InputError as error:
+        return str(error)
+
+
+def difference_hash(pixels: NDArray[np.uint8]) -> int:
+    """64 bits: whether each of 8 x 8 cells of the shrunk grey picture is brighter than its right neighbour. Flat pictures give `FLAT`."""
+    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (H, W), ITU-R BT.601
+    small = resize(grey[..., None], (8, 9), BOX)[..., 0]  # (8, 9)
+    if small.std() < SMALLEST * 255:
+        return FLAT
+    bits = (small[:, :-1] > small[:, 1:]).ravel()  # (64,)
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def near_pairs(hashes: NDArray[np.uint64], digests: list[str]) -> list[tuple[int, int]]:
+    """Pairs of exact duplicates, and of hashes that differ in at most `NEAR` bits; each later image is paired once, with its first.
+
+    Two hashes that differ in at most 3 bits agree in at least one of their four 16-bit words, so only such hashes are compared.
+    """
+    first: dict[str, int] = {}
+    partner: dict[int, int] = {}
+    for i, digest in enumerate(digests):
+        if digest in first:
+            partner[i] = first[digest]
+        first.setdefault(digest, i)
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, value in enumerate(hashes.tolist()):
+        if i in partner or value == FLAT:
+            continue
+        words = [(word, value >> (16 * word) & 0xFFFF) for word in range(4)]
+        candidates = {j for word in words for j in buckets[word]}
+        near = [j for j in candidates if (value ^ int(hashes[j])).bit_count() <= NEAR]
+        if near:
+            partner[i] = min(near)
+        for word in words:
+            buckets[word].append(i)
+    return sorted((j, i) for i, j in partner.items())

@@ -1,0 +1,93 @@
+"""Images that do not fit: probably mislabelled ones, and outliers, found in the features of a network.
+
+A label is doubted where a head that has not seen the image finds it less probable than right labels are. An outlier is far from its nearest
+neighbours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headstart.metrics.classification import best_temperature, softmax
+from headstart.training.head import held_out_scores, standardised
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FEWEST = 5  # images of a class below which nothing is said about its labels
+MISTAKEN = 0.5  # share of the doubted labels that may be right
+NEIGHBOURS = 5
+FAR = 4.0  # robust standard deviations from which on an image is an outlier
+FEW = 20  # images below which distances say nothing
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A label that is probably wrong.
+
+    Args:
+        index: Which example.
+        label: Its class.
+        likely: The class that the head says.
+        label_probability: What the head gives the label.
+        likely_probability: What it gives the other class.
+    """
+
+    index: int
+    label: int
+    likely: int
+    label_probability: float
+    likely_probability: float
+
+
+def doubtful_labels(features: Floats, labels: Ints, classes: int, seed: int = 0) -> tuple[list[Doubt], float]:
+    """Examples whose label is doubted, the clearest first; and the share of all labels that the head agrees with.
+
+    Labels are doubted from the least probable one on, as long as half of those doubted or more should be wrong: if all labels were drawn
+    from the head's own calibrated probabilities, as many as the sum of all probabilities up to t would have one of at most t. What is seen
+    beyond these is wrong (tail-area false discovery rate, Efron 2010).
+    """
+    scores = held_out_scores(features, labels, classes, seed)
+    probabilities = softmax(scores, best_temperature(scores, labels))  # (N, V)
+    own = probabilities[np.arange(len(labels)), labels]
+    order = np.argsort(own, kind="stable")
+    every = np.sort(probabilities, axis=None)
+    expected = np.cumsum(every)[np.searchsorted(every, own[order], side="right") - 1]  # (N,) right ones among the first 1, 2, … N
+    doubted = order[: np.flatnonzero(expected <= MISTAKEN * np.arange(1, len(labels) + 1)).max(initial=-1) + 1]
+    best, counts = probabilities.argmax(axis=1), np.bincount(labels, minlength=classes)
+    doubts = [
+        Doubt(i, int(labels[i]), int(best[i]), float(own[i]), float(probabilities[i, best[i]]))
+        for i in doubted.tolist() if best[i] != labels[i] and counts[labels[i]] >= FEWEST
+    ]  # fmt: skip
+    return doubts, float((best == labels).mean())
+
+
+def outliers(features: Floats) -> list[tuple[int, float]]:
+    """Index and distance of the examples that are far from all others, the farthest first.
+
+    The distance is the mean over the nearest neighbours, by the cosine; its logarithm is measured in robust standard deviations (1.4826
+    median absolute deviations) from the median.
+    """
+    if len(features) < FEW:
+        return []
+    distance = np.log(np.maximum(neighbour_distances(features), 1e-6))
+    centre = np.median(distance)
+    spread = 1.4826 * float(np.median(np.abs(distance - centre)))
+    score = (distance - centre) / max(spread, 1e-6)
+    return [(int(i), float(score[i])) for i in np.argsort(-score, kind="stable") if score[i] > FAR]
+
+
+def neighbour_distances(features: Floats) -> Doubles:
+    """Mean cosine distance (N,) of each example to its nearest neighbours, in blocks so that memory stays small."""
+    x = torch.from_numpy(standardised(features)[0])
+    x = torch.nn.functional.normalize(x, dim=1)
+    count = min(NEIGHBOURS, len(x) - 1)
+    found = []
+    for start in range(0, len(x), 1024):
+        near = x[start : start + 1024] @ x.T  # (up to 1024, N)
+        rows = torch.arange(len(near))
+        near[rows, rows + start] = -2.0  # not itself
+        found.append(1 - near.topk(count, dim=1).values.mean(1))
+    return np.asarray(torch.cat(found))

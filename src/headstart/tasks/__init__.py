@@ -1,0 +1,1 @@
+"""Tasks: how an example becomes tensors, and its head, loss and metrics."""

@@ -1,0 +1,101 @@
+"""Multiple choice: which of several texts goes on from the first.
+
+Letters: B questions, C choices, L tokens, N questions of a split.
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.auto import AutoModelForMultipleChoice
+from headstart.data.texts import TextData, read_choices
+from headstart.errors import DataError
+from headstart.metrics.classification import negative_log_likelihood, wilson
+from headstart.report.page import Section
+from headstart.report.page import Table as ReportTable
+from headstart.tasks.base import DataOptions, Evaluation
+from headstart.tasks.text import TextTask
+from headstart.tasks.text_classification import shortened
+
+
+class MultipleChoice(TextTask):
+    """The right one of several texts, such as SWAG's endings."""
+
+    name: ClassVar[str] = "multiple-choice"
+    headline: ClassVar[str] = "accuracy"
+    rows = staticmethod(read_choices)
+    auto = AutoModelForMultipleChoice
+
+    def __init__(self, data: TextData, options: DataOptions) -> None:
+        super().__init__(data, options)
+        rows = [row for each in data.splits.values() for row in each]
+        self.choices = len(rows[0].values["choices"])
+        other = next((row for row in rows if len(row.values["choices"]) != self.choices), None)
+        if other is not None:
+            counts = f"{len(other.values['choices'])} choices, {rows[0].name} has {self.choices}"
+            raise DataError(f"{other.name} has {counts}; all need the same number")
+
+    def what(self) -> str:
+        """See `TextTask.what`."""
+        return f"questions with {self.choices} choices"
+
+    def encode(self, split: str) -> list[dict[str, Any]]:
+        """See `TextTask.encode`: `input_ids` are lists of the choices' tokens."""
+        rows = self.data.splits[split]
+        texts = [row.values["text"] for row in rows for _ in row.values["choices"]]
+        choices = [choice for row in rows for choice in row.values["choices"]]
+        whole = self.tokens(texts, choices)["input_ids"]
+        ids = self.tokens(texts, choices, truncation="longest_first", max_length=self.max_length)["input_ids"]
+        C = self.choices
+        return [
+            {
+                "input_ids": ids[i * C : (i + 1) * C],
+                "target": row.values["label"],
+                "cut": any(len(a) > len(b) for a, b in zip(whole[i * C : (i + 1) * C], ids[i * C : (i + 1) * C], strict=True)),
+            }
+            for i, row in enumerate(rows)
+        ]
+
+    def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
+        """See `TextTask.tensors`: input_ids and attention_mask (C, L)."""
+        longest = max(map(len, example["input_ids"]))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([each + [pad] * (longest - len(each)) for each in example["input_ids"]])  # (C, L)
+        mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in example["input_ids"]])
+        return {"input_ids": ids, "attention_mask": mask, "target": torch.tensor(example["target"])}
+
+    @staticmethod
+    def longest_of(example: dict[str, Any]) -> list[int]:
+        """See `TextTask.longest_of`."""
+        longest: list[int] = max(example["input_ids"], key=len)
+        return longest
+
+    def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task.loss`."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()  # (B, C)
+        loss = F.cross_entropy(logits, inputs["target"], reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        return loss, {"accuracy": (logits.detach().argmax(1) == inputs["target"]).sum()}
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
+        """See `Task.evaluate`: `details` are logits (N, C) and labels (N,)."""
+        logits = np.stack(self.scores(model, split, device, lambda out: out.logits))
+        labels = np.array([each["target"] for each in self.encoded[split]], dtype=np.int64)
+        right = logits.argmax(1) == labels
+        metrics = {"accuracy": float(right.mean()), "loss": negative_log_likelihood(logits, labels), "chance": 1 / self.choices}
+        return Evaluation(split, len(labels), metrics, wilson(int(right.sum()), len(labels)), {"logits": logits, "labels": labels})
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        """See `Task.report`: the surest mistakes."""
+        logits, labels = evaluation.details["logits"], evaluation.details["labels"]
+        rows = self.data.splits[evaluation.split]
+        margin = logits.max(1) - logits[np.arange(len(labels)), labels]
+        table = [
+            [shortened(rows[i].values), rows[i].values["choices"][labels[i]], rows[i].values["choices"][logits[i].argmax()], rows[i].name]
+            for i in np.argsort(-margin, kind="stable")[:20]
+            if margin[i] > 0
+        ]
+        head = ("text", "right", "chosen", "where")
+        return [Section("Most confident mistakes", table=ReportTable(head, table))] if table else []

@@ -1,0 +1,1 @@
+"""Training: the run, the loop, checkpoints, optimizers, cost estimates, results."""

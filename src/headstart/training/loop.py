@@ -1,0 +1,423 @@
+"""The training loop: batches ahead of time, micro-batches, updates, evaluation, checkpoints, interruption.
+
+Every step is a function of (weights, optimizer, seed, step): order, augmentation and dropout are drawn from generators seeded with the
+step, so that a run that was killed and resumed goes through the same numbers as one that was not.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.data.cache import threads
+from headstart.data.images import batch_indices
+from headstart.errors import ConfigError, MissingExtraError, TrainingInterrupted
+from headstart.progress import Progress, metric_text
+from headstart.recipe import Recipe
+from headstart.tasks.base import Evaluation, Task
+from headstart.training.checkpoints import Checkpoint, save_checkpoint
+from headstart.training.optim import Average, freeze, make_optimizer, optimizer_tensors, restore_optimizer
+from headstart.training.world import World, load_weights, placed, whole
+
+Batch = dict[str, Tensor]
+CHUNK = 16  # examples that one thread makes at a time
+
+
+class Batches:
+    """The batches of a run by step; the next one is made in threads while the current one is used."""
+
+    def __init__(self, task: Task, recipe: Recipe, rows: slice, workers: int | None) -> None:
+        self.task, self.recipe, self.rows = task, recipe, rows
+        self.pool = ThreadPoolExecutor(threads(workers), thread_name_prefix="headstart-data")
+        self.waiting: dict[int, list[Future[list[Batch]]]] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's rows of the batch of a step."""
+        futures = self.waiting.pop(step, None) or self._request(step)
+        if step + 1 < self.recipe.steps:
+            self.waiting[step + 1] = self._request(step + 1)
+        batch = self.task.collate([example for future in futures for example in future.result()])
+        return self.task.augment_batch(batch, np.random.default_rng([self.recipe.seed, step, 0x313]))
+
+    def _request(self, step: int) -> list[Future[list[Batch]]]:
+        indices = batch_indices(self.task.splits["train"], self.recipe.batch_size, step, self.recipe.seed)
+
+        def make(positions: range) -> list[Batch]:
+            return [self.task.example(int(indices[p]), np.random.default_rng([self.recipe.seed, step, p])) for p in positions]
+
+        first, last = self.rows.start, self.rows.stop
+        return [self.pool.submit(make, range(start, min(start + CHUNK, last))) for start in range(first, last, CHUNK)]
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over inside the block (only Python's main thread may)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Loop:
+    """One run of training.
+
+    Args:
+        task: Gives batches, loss and evaluation.
+        model: Is trained in place.
+        recipe: Resolved; `micro_batch` is set.
+        folder: Result folder: `metrics.jsonl` and `checkpoints/` go there.
+        world: This process among the others.
+        progress: Shows what happens.
+        workers: Threads that make batches.
+        identity: What a checkpoint must agree with to be resumed, as JSON knows it.
+        go_on: Command that goes on with an interrupted run.
+        board: Whether the numbers also go to `tensorboard/` in the folder.
+    """
+
+    def __init__(
+        self, task: Task, model: nn.Module, recipe: Recipe, folder: Path, world: World, progress: Progress,
+        *, workers: int | None = None, identity: dict[str, Any] | None = None, go_on: str = "", board: bool = False,
+    ) -> None:  # fmt: skip
+        self.task, self.recipe, self.folder, self.world, self.progress = task, recipe, folder, world, progress
+        self.model = model.to(world.device)
+        freeze(self.model, recipe.freeze, recipe.unfreeze)
+        if recipe.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        world.shard(self.model)
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.average = Average(self.model, recipe.ema) if recipe.ema is not None else None
+        self.wrapped = world.wrap(self.model)
+        self.workers, self.identity, self.go_on = workers, identity or {}, go_on
+        # Small gradients would vanish in float16's range; a scaled loss keeps them in it.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+        self.step = 0
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard" if board and world.leads else None)
+        self.eval_every = recipe.eval_every or max(1, -(-recipe.steps // 10))
+        self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to where a checkpoint was made."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        load_weights(self.model, parts["model"])
+        restore_optimizer(self.model, self.optimizer, parts["optimizer"])
+        if self.average is not None:
+            self.average.tensors = {name: placed(parts["average"][name], tensor) for name, tensor in self.average.tensors.items()}
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.step = checkpoint.step
+        self.log.cut(self.step)
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.model, self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors = whole(tensors)  # every process takes part where each holds a piece
+        if self.world.leads:
+            self.log.flush()
+            state = self.identity | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+            save_checkpoint(self.folder / "checkpoints", self.step, tensors, state)
+        self.world.wait()
+
+    def run(self, deadline: float | None = None) -> None:
+        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the best weights so far are kept.
+
+        Raises:
+            TrainingInterrupted: A signal came; a checkpoint was written first.
+        """
+        rows = slice(0, self.recipe.batch_size) if self.recipe.mixes else self.world.rows(self.recipe.batch_size)
+        batches = Batches(self.task, self.recipe, rows, self.workers)
+        stopper = Stopper()
+        self.progress.start("training", self.recipe.steps, self.step)
+        try:
+            with stopper.listening():
+                self._judge_if_due()  # a checkpoint is of the moment before
+                while self.step < self.recipe.steps:
+                    began = time.perf_counter()
+                    values = self.update(batches[self.step])
+                    seconds = time.perf_counter() - began
+                    self.step += 1
+                    self._tell(values, seconds)
+                    if deadline is not None and self.world.any(time.perf_counter() > deadline) and self.step < self.recipe.steps:
+                        self.progress.say(f"stopped after step {self.step} of {self.recipe.steps} to keep the budget")
+                        break
+                    if self.world.any(stopper.asked):
+                        self.save()
+                        where = f"step {self.step} of {self.recipe.steps}"
+                        raise TrainingInterrupted(f"stopped after {where}, nothing is lost; to go on: {self.go_on}")
+                    if self.step % self.checkpoint_every == 0 and self.step < self.recipe.steps:
+                        self.save()
+                    self._judge_if_due(keep=deadline is not None)
+            self.save()
+            if self.best is not None and self.step < self.recipe.steps:
+                self._judge(keep=True)
+                self._return_to_best()
+        finally:
+            batches.close()
+            self.log.close()
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimizer with exactly the gradient of the whole batch, whatever the micro-batch.
+
+        Returns:
+            The mean loss, the task's measures, and the rate.
+        """
+        recipe, device = self.recipe, self.world.device
+        rate = recipe.lr_at(self.step)
+        assert rate is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        seed_all([recipe.seed, self.step, self.world.rank])
+        self.wrapped.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        mixed = self.recipe.mixes  # then every process holds the whole batch, to mix it alike
+        mine = self.world.rows(recipe.batch_size) if mixed else slice(0, len(next(iter(batch.values()))))
+        weight = torch.tensor(self.task.weight(batch), device=device, dtype=torch.float64)
+        total = float(weight) if mixed else float(self.world.total(weight))
+        parts = list(cut(mine, recipe.micro_batch or recipe.batch_size))
+        sums: dict[str, Tensor] = {}
+        for i, rows in enumerate(parts):
+            with self.world.hold_gradients(self.wrapped) if i + 1 < len(parts) else contextlib.nullcontext():
+                with narrow(recipe, device):
+                    loss, measures = self.task.loss(self.wrapped, self.task.micro(batch, rows, device))
+                # Processes average their gradients, and a mean of parts is not the sum: hence the number of processes.
+                self.scaler.scale(loss * (self.world.size / total)).backward()  # type: ignore[no-untyped-call]
+            for name, value in ({"loss": loss.detach()} | measures).items():
+                sums[name] = sums.get(name, torch.zeros((), device=device, dtype=torch.float64)) + value
+        values = {name: float(self.world.total(value)) / total for name, value in sums.items()}
+        if not np.isfinite(values["loss"]):
+            raise ConfigError(f"the loss is {values['loss']} at step {self.step}: training diverged; try a smaller --lr than {recipe.lr:g}")
+        if recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+        self.scaler.step(self.optimizer)  # leaves out a step whose gradients overflowed, and scales less from then on
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return values | {"lr": rate}
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Judges the model as it would be kept: the average of the weights where there is one."""
+        self.model.eval()
+        with self.averaged():
+            return self.task.evaluate(self.model, split, self.world.device)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the model holds the average of its weights, where the recipe asks for one."""
+        if self.average is not None:
+            self.average.swap(self.model)
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap(self.model)
+
+    def _judge_if_due(self, keep: bool = False) -> None:
+        """Judges the model after every so many steps; the end has its own evaluation."""
+        if 0 < self.step < self.recipe.steps and self.step % self.eval_every == 0:
+            self._judge(keep)
+
+    def _judge(self, keep: bool = False) -> None:
+        """Judges the model on the validation data, and remembers its weights where no others were better."""
+        if "validation" in self.task.splits and (self.world.leads or self.world.sharded):
+            evaluation = self.evaluate("validation")
+            if self.world.leads:
+                self.log.write({"step": self.step, "validation": evaluation.metrics})
+                headline, value = self.task.headline, evaluation.metrics[self.task.headline]
+                self.progress.say(f"step {self.step}: validation {headline.replace('_', ' ')} {metric_text(headline, value)}")
+            score = evaluation.metrics[self.task.headline]
+            if keep and (self.best is None or score >= self.best[0]):
+                with self.averaged():
+                    self.best = score, self.step, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.world.wait()
+
+    def _return_to_best(self) -> None:
+        """Takes the weights that were best on the validation data for the result."""
+        assert self.best is not None
+        _, step, weights = self.best
+        self.model.load_state_dict(weights)
+        self.average = None  # the weights kept are averages already
+        if step < self.step:
+            self.progress.say(f"kept the weights of step {step}, the best on the validation data")
+
+    def _tell(self, values: dict[str, float], seconds: float) -> None:
+        if not self.world.leads:
+            return
+        speed = self.recipe.batch_size / seconds
+        self.log.write({"step": self.step, **values, "seconds": round(seconds, 4)})
+        self.progress.update(self.step, {k: v for k, v in values.items() if k != "lr"}, speed)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, with the step it belongs to.
+
+    Args:
+        path: The file.
+        board: Folder where TensorBoard finds the same numbers; None writes none.
+    """
+
+    def __init__(self, path: Path, board: Path | None = None) -> None:
+        self.path, self.board = path, board
+        self._file: Any = None
+        self._board: Any = None
+        if board is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingExtraError("tensorboard", "tensorboard") from None
+            self._writer = SummaryWriter
+
+    def cut(self, step: int) -> None:
+        """Drops what was written after a checkpoint of this step, and a last line that was cut off: the resumed run writes it again."""
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line["step"] < step + ("validation" not in line)]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Adds a line."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(values) + "\n")
+        if self.board is None:
+            return
+        if self._board is None:  # what a resumed run writes again takes the place of what is there
+            self._board = self._writer(str(self.board), purge_step=values["step"] + ("validation" in values))
+        split, scalars = ("validation", values["validation"]) if "validation" in values else ("train", values)
+        for name, value in scalars.items():
+            if name != "step":
+                self._board.add_scalar(f"{split}/{name}", value, values["step"])
+
+    def flush(self) -> None:
+        """Hands what was written to the system."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.close()
+        self._file = self._board = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed run
+            lines.append(json.loads(line))
+    return lines
+
+
+def cut(rows: slice, size: int) -> Iterator[slice]:
+    """Consecutive parts of at most `size` rows."""
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
+
+
+def narrow(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Inside the block the network computes in the recipe's precision."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def seed_all(entropy: list[int]) -> None:
+    """Seeds torch's generators on every device from a few whole numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def fitting_micro_batch(task: Task, model: nn.Module, recipe: Recipe, world: World, note: Callable[[str], None]) -> int:
+    """A micro-batch that fits into memory: measured with one example, at most 32 on a CPU, where more gains nothing."""
+    if world.sharded and recipe.batch_size % world.size:
+        raise ConfigError(f"--fsdp needs a batch size that {world.size} processes share evenly, not {recipe.batch_size}; give --batch-size")
+    if recipe.micro_batch is not None:
+        return min(recipe.micro_batch, recipe.batch_size)
+    per_example = memory_per_example(task, model, recipe, world.device)
+    free = free_memory(world.device)
+    limit = recipe.batch_size if world.device.type == "cuda" else 32
+    wanted = min(limit, -(-recipe.batch_size // world.size))
+    size = world.agree(int(max(1, min(wanted, 0.6 * free / per_example))))
+    if size < wanted:
+        note(f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB free")
+    return size
+
+
+def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: torch.device) -> float:
+    """Bytes that the backward pass needs of one example: the tensors that the forward pass keeps for it."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        # Weights that are put together from pieces for a moment cannot be told from the rest; but they are no more for two examples.
+        return max(1.0, kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1))
+    return max(1.0, kept_bytes(task, model, recipe, device, 1))
+
+
+def kept_bytes(task: Task, model: nn.Module, recipe: Recipe, device: torch.device, count: int) -> float:
+    """Bytes that a forward pass of so many examples keeps for the backward pass, without the weights."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm counts what it sees
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not hasattr(p, "full_tensor")}
+    batch = task.collate([task.example(0, np.random.default_rng(0))] * count)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), narrow(recipe, device):
+        task.loss(model, task.micro(batch, slice(0, count), device))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return float(sum(size for address, size in kept.items() if address not in weights))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that may still be used on a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float(4 << 30)  # not Linux: a careful guess
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        available = min(available, float(text) - float(used.read_text(encoding="ascii")))
+    return max(available, 0.0)

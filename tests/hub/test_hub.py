@@ -1,0 +1,548 @@
+"""Names become files: from folders, from a Hub, from authors' addresses, whatever goes wrong on the way."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headstart.checkpoint import read_checkpoint, write_tensors
+from headstart.errors import AuthError, DownloadError, FileFormatError, InputError, NotFoundError, OfflineError
+from headstart.hub import download as fetch
+from headstart.hub.resolve import Download, download, push_to_hub, resolve_file, resolve_weights
+from hub_server import HubServer, conversion, running
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {f"layer.{i}.weight": RNG.standard_normal((9, 50)).astype("float32") for i in range(3)}  # 1,800 bytes each
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Waits are noted instead of waited for."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path, slept):
+    """A Hub on this machine that headstart and huggingface_hub take for the real one, with an empty cache."""
+    from huggingface_hub import constants, file_download
+
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # huggingface_hub < 0.30 has none
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with running() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        for module in (constants, file_download):  # huggingface_hub < 1 keeps a second copy
+            template = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        yield made
+
+
+def saved(folder: Path, **options) -> dict[str, bytes]:
+    """The files of a model as bytes."""
+    write_tensors(folder, WEIGHTS, **options)
+    (folder / "config.json").write_text('{"model_type": "bit"}')
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same_weights(path: Path) -> None:
+    tensors = read_checkpoint(path, "numpy")
+    assert tensors.keys() == WEIGHTS.keys()
+    for name, value in WEIGHTS.items():
+        np.testing.assert_array_equal(tensors[name], value)
+
+
+# Folders and files.
+
+
+def test_a_folder_and_a_file_are_their_own_answer(tmp_path):
+    saved(tmp_path)
+    assert resolve_file(str(tmp_path), "config.json") == tmp_path / "config.json"
+    assert resolve_file(tmp_path / "model.safetensors", "config.json") == tmp_path / "config.json"
+    assert resolve_weights(tmp_path) == tmp_path / "model.safetensors"
+    assert resolve_weights(tmp_path / "model.safetensors") == tmp_path / "model.safetensors"
+    assert resolve_file(tmp_path, "nothing.json", optional=True) is None
+
+
+@pytest.mark.parametrize("name", ["./no/folder", "/no/folder", "no/such/folder", "~/no folder", Path("gone")])
+def test_a_missing_path_is_not_asked_for_on_the_hub(name, server):
+    with pytest.raises(NotFoundError, match="no file or folder"):
+        resolve_weights(name)
+    assert not server.requests
+
+
+def test_a_folder_without_the_wanted_file_names_it(tmp_path):
+    with pytest.raises(NotFoundError, match=r"has no config\.json"):
+        resolve_file(tmp_path, "config.json")
+    with pytest.raises(NotFoundError, match=r"tf_model\.h5"):
+        resolve_weights(tmp_path, formats=("h5",))
+    with pytest.raises(InputError, match="onnx"):
+        resolve_weights(tmp_path, formats=("onnx",))
+
+
+def test_h5_and_msgpack_come_only_when_asked(tmp_path):
+    for name in ("tf_model.h5", "flax_model.msgpack"):
+        (tmp_path / name).write_bytes(b"x")
+    assert resolve_weights(tmp_path, formats=("safetensors", "h5")).name == "tf_model.h5"
+    assert resolve_weights(tmp_path, formats=("msgpack",)).name == "flax_model.msgpack"
+    with pytest.raises(NotFoundError):
+        resolve_weights(tmp_path)
+
+
+# The Hub.
+
+
+def test_a_model_of_the_hub_is_fetched_once(server, tmp_path):
+    server.add("o/m", saved(tmp_path))
+    path = resolve_weights("o/m")
+    same_weights(path)
+    assert resolve_file("o/m", "config.json").parent == path.parent
+    assert server.count("GET", "/content/") == 1
+    resolve_weights("o/m")
+    assert server.count("GET", "/content/") == 1
+
+
+def test_a_cached_model_costs_one_question_a_file(server, tmp_path):
+    server.add("o/m", saved(tmp_path))
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
+    before = server.count("HEAD", "/o/m/")
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
+    assert server.count("HEAD", "/o/m/") == before + 2
+
+
+def test_safetensors_are_preferred_and_bin_is_the_second_choice(server, tmp_path):
+    files = saved(tmp_path)
+    server.add("o/both", files | {"pytorch_model.bin": b"old"})
+    server.add("o/old", {"config.json": b"{}", "pytorch_model.bin": b"old"})
+    assert resolve_weights("o/both").name == "model.safetensors"
+    assert resolve_weights("o/both", formats=("bin",)).name == "pytorch_model.bin"
+    assert resolve_weights("o/old").name == "pytorch_model.bin"
+    server.add("o/none", {"config.json": b"{}"})
+    with pytest.raises(NotFoundError, match=r"no weights.*pytorch_model\.bin"):
+        resolve_weights("o/none")
+
+
+def test_all_shards_come_from_the_commit_of_their_index(server, tmp_path):
+    server.add("o/s", saved(tmp_path, max_shard_size=2000))
+    path = resolve_weights("o/s")
+    assert path.name == "model.safetensors.index.json"
+    assert sorted(each.name for each in path.parent.glob("*.safetensors")) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    same_weights(path)
+    commit = server.repos["o/s"].commit("main")
+    assert all(f"/resolve/{commit}/" in path for _, path, _ in server.requests if "-of-" in path)
+
+
+def test_an_index_cannot_ask_for_files_elsewhere(server):
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    server.add("o/evil", {"model.safetensors.index.json": json.dumps(index).encode()})
+    with pytest.raises(FileFormatError, match="secret"):
+        resolve_weights("o/evil")
+
+
+def test_a_missing_shard_is_named(server, tmp_path):
+    files = saved(tmp_path, max_shard_size=2000)
+    del files["model-00002-of-00003.safetensors"]
+    server.add("o/s", files)
+    with pytest.raises(NotFoundError, match="model-00002-of-00003"):
+        resolve_weights("o/s")
+
+
+def test_revisions(server, tmp_path):
+    server.add("o/m", {"config.json": b"{}"})
+    server.add("o/m", {"config.json": b'{"v": 2}'}, revision="v2")
+    assert resolve_file("o/m", "config.json", revision="v2").read_bytes() == b'{"v": 2}'
+    assert resolve_file("o/m", "config.json", revision=server.repos["o/m"].commit("main")).read_bytes() == b"{}"
+    with pytest.raises(NotFoundError, match="no revision 'v3'"):
+        resolve_file("o/m", "config.json", revision="v3")
+
+
+@pytest.mark.parametrize("author, of, expected", [
+    ("SFconvertbot", b"weights of today", "model.safetensors"),
+    ("SFconvertbot", b"weights of last year", "pytorch_model.bin"),
+    ("somebody", b"weights of today", "pytorch_model.bin"),
+])  # fmt: skip
+def test_a_conversion_is_used_only_from_the_bot_and_only_of_these_weights(server, tmp_path, author, of, expected):
+    server.add("o/m", {"config.json": b"{}", "pytorch_model.bin": b"weights of today"}, discussions=[conversion(3, author)])
+    server.add("o/m", saved(tmp_path) | {"pytorch_model.bin": of}, revision="refs/pr/3")
+    assert resolve_weights("o/m").name == expected
+    assert resolve_weights("o/m", revision=server.repos["o/m"].commit("main")).name == "pytorch_model.bin"
+
+
+def test_tokens(server, monkeypatch):
+    server.add("o/private", {"config.json": b"{}"}, token="right")
+    with pytest.raises(NotFoundError, match=r"no model 'o/private'.*private.*token"):
+        resolve_file("o/private", "config.json")
+    with pytest.raises(AuthError, match="401"):
+        resolve_file("o/private", "config.json", token="wrong")
+    assert resolve_file("o/private", "config.json", token="right").read_bytes() == b"{}"
+    monkeypatch.setenv("HF_TOKEN", "right")
+    server.add("o/other", {"config.json": b"{}"}, token="right")
+    assert resolve_file("o/other", "config.json").is_file()
+    server.add("o/gated", {"config.json": b"{}"}, gated=True, token="member")
+    with pytest.raises(AuthError, match="gated"):
+        resolve_file("o/gated", "config.json")
+
+
+def test_a_token_is_not_shown_to_the_content_server(server, tmp_path):
+    server.add("o/private", saved(tmp_path), token="right")
+    same_weights(resolve_weights("o/private", token="right"))
+    shown = [token for (_, path, _), token in zip(server.requests, server.tokens, strict=True) if path.startswith("/content/")]
+    assert shown == [None]
+
+
+def test_what_does_not_exist(server):
+    with pytest.raises(NotFoundError, match="no model 'o/none'"):
+        resolve_weights("o/none")
+    with pytest.raises(NotFoundError, match="cannot be the id"):
+        resolve_weights("two words")
+    server.add("o/m", {"config.json": b"{}"})
+    with pytest.raises(NotFoundError, match=r"no nope\.json"):
+        resolve_file("o/m", "nope.json")
+    assert resolve_file("o/m", "nope.json", optional=True) is None
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+def test_an_answer_with_an_error_is_never_taken_for_an_absent_file(server, status):
+    server.add("o/m", {"config.json": b"{}"})
+    resolve_file("o/m", "config.json")
+    server.fail("HEAD", "preprocessor", status=status, times=99)
+    with pytest.raises(AuthError if status == 403 else DownloadError, match=str(status)):
+        resolve_file("o/m", "preprocessor_config.json", optional=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_hub_is_asked_again(server, tmp_path, status):
+    server.add("o/m", saved(tmp_path))
+    server.fail("HEAD", "config.json", status=status)
+    server.fail("GET", "/content/", status=status)
+    assert resolve_file("o/m", "config.json").is_file()
+    same_weights(resolve_weights("o/m"))
+
+
+def test_a_small_file_of_a_broken_connection_is_whole_or_absent(server):
+    body = b'{"model_type": "bit"}'
+    server.add("o/m", {"config.json": body})
+    server.fail("GET", "config.json", drop_after=5)
+    assert resolve_file("o/m", "config.json").read_bytes() == body
+
+
+def test_a_broken_download_goes_on_in_the_next_run(server, tmp_path):
+    files = saved(tmp_path)
+    server.add("o/m", files)
+    server.fail("GET", "/content/", drop_after=2000)
+    server.fail("GET", "/content/", status=503, times=99)
+    with pytest.raises(DownloadError, match="2,000 bytes"):
+        resolve_weights("o/m")
+    server.faults.clear()
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    path = resolve_weights("o/m")
+    assert path.read_bytes() == files["model.safetensors"]
+    assert [span for method, path, span in server.requests if method == "GET" and path.startswith("/content/")][-1] == "bytes=2000-"
+
+
+def test_wrong_bytes_of_the_right_size_are_thrown_away(server, tmp_path, monkeypatch):
+    files = saved(tmp_path)
+    server.add("o/m", files)
+    blobs = Path(os.environ["HF_HOME"]) / "hub" / "models--o--m" / "blobs"
+    blobs.mkdir(parents=True)
+    good = files["model.safetensors"]
+    (blobs / f"{hashlib.sha256(good).hexdigest()}.partial").write_bytes(b"?" * 3000)  # what a broken disk might have kept
+    with pytest.raises(DownloadError, match="SHA-256"):
+        resolve_weights("o/m")
+    assert resolve_weights("o/m").read_bytes() == good
+
+
+# Without a network.
+
+
+def test_offline_uses_the_cache_and_says_what_is_not_in_it(server, tmp_path, monkeypatch):
+    server.add("o/m", saved(tmp_path))
+    server.add("o/new", saved(tmp_path))
+    resolve_file("o/m", "config.json")
+    resolve_weights("o/m")
+    asked = len(server.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    same_weights(resolve_weights("o/m"))
+    resolve_file("o/m", "config.json")
+    assert resolve_file("o/m", "preprocessor_config.json", optional=True) is None
+    with pytest.raises(OfflineError, match=r"o/new.*HF_HUB_OFFLINE"):
+        resolve_weights("o/new")
+    with pytest.raises(OfflineError, match="uploaded"):
+        push_to_hub(tmp_path, "me/m")
+    with pytest.raises(OfflineError, match="not in the cache"):
+        download(Download(f"{server.url}/files/a"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    same_weights(resolve_weights("o/m", local_files_only=True))
+    with pytest.raises(OfflineError, match="local_files_only"):
+        resolve_weights("o/new", local_files_only=True)
+    assert len(server.requests) == asked
+
+
+def test_offline_with_only_a_configuration_does_not_claim_that_there_are_no_weights(server, tmp_path, monkeypatch):
+    server.add("o/m", saved(tmp_path))
+    resolve_file("o/m", "config.json")
+    with pytest.raises(OfflineError, match=r"model\.safetensors"):
+        resolve_weights("o/m", local_files_only=True)
+
+
+def test_an_unreachable_hub_is_like_being_offline(server, tmp_path, monkeypatch, slept):
+    server.add("o/m", saved(tmp_path))
+    resolve_weights("o/m")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    same_weights(resolve_weights("o/m"))
+    with pytest.raises(OfflineError, match=r"o/new.*127\.0\.0\.1:9"):
+        resolve_file("o/new", "config.json")
+    assert resolve_file("o/m", "preprocessor_config.json", optional=True) is None
+    with pytest.raises(OfflineError, match="preprocessor"):
+        resolve_file("o/m", "preprocessor_config.json")
+    assert sum(slept) <= 3, "nobody wants to wait for a Hub that is not there"
+
+
+# The authors' addresses.
+
+
+def authors_file(server: HubServer, size: int = 5000) -> tuple[Download, bytes]:
+    data = RNG.integers(0, 256, size, dtype=np.uint8).tobytes()
+    server.plain["BiT-M-R50x1.npz"] = data
+    return Download(f"{server.url}/files/BiT-M-R50x1.npz", size, hashlib.sha256(data).hexdigest()), data
+
+
+def test_an_authors_file_is_fetched_once(server, tmp_path):
+    source, data = authors_file(server)
+    path = download(source)
+    assert path.read_bytes() == data
+    assert path.name == "BiT-M-R50x1.npz"
+    assert path.is_relative_to(tmp_path / "home")
+    assert download(source) == path
+    assert server.count("GET", "/files/") == 1
+    assert download(source, cache_dir=tmp_path / "mine").is_relative_to(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["hash known", "nothing known"])
+def test_an_authors_file_is_resumed_byte_for_byte(server, known, slept):
+    source, data = authors_file(server)
+    if not known:
+        source = Download(source.url)
+    server.fail("GET", "/files/", drop_after=1234)
+    server.fail("GET", "/files/", status=503)
+    server.fail("GET", "/files/", drop_after=1000)
+    assert download(source).read_bytes() == data
+    assert [span for _, _, span in server.requests] == [None, "bytes=1234-", "bytes=1234-", "bytes=2234-"]
+    assert len(slept) == 3
+
+
+def test_a_file_that_changed_meanwhile_is_not_spliced(server):
+    source, _ = authors_file(server)
+    source = Download(source.url)
+    server.fail("GET", "/files/", drop_after=1234)
+    server.fail("GET", "/files/", status=503, times=99)
+    with pytest.raises(DownloadError):
+        download(source)
+    server.faults.clear()
+    _, changed = authors_file(server)
+    assert download(source).read_bytes() == changed
+
+
+def test_a_server_that_cannot_resume_sends_all_again(server):
+    source, data = authors_file(server)
+    server.fail("GET", "/files/", drop_after=1234)
+    server.fail("GET", "/files/", ignore_range=True)
+    assert download(source).read_bytes() == data
+
+
+def test_a_part_that_is_too_long_is_begun_again(server):
+    source, data = authors_file(server)
+    path = download(source)
+    path.rename(f"{path}.partial")
+    with Path(f"{path}.partial").open("ab") as file:
+        file.write(b"more")
+    assert download(source).read_bytes() == data
+    path.unlink()
+    Path(f"{path}.partial").write_bytes(b"x" * 9000)
+    assert download(Download(source.url)).read_bytes() == data
+
+
+def test_a_whole_file_of_the_wrong_size_is_another_file(server):
+    source, data = authors_file(server)
+    with pytest.raises(DownloadError, match=r"5,000 bytes, expected 6,000"):
+        download(Download(source.url, 6000))
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.npz"))
+
+
+def test_a_server_that_announces_too_much_ends_in_an_error(server):
+    source, _ = authors_file(server)
+    server.fail("GET", "/files/", lie=10, times=99)
+    with pytest.raises(DownloadError, match="failed"):
+        download(Download(source.url))
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.npz"))
+
+
+def test_a_file_of_unknown_length_is_taken_only_where_its_size_is_known(server):
+    source, data = authors_file(server)
+    server.fail("GET", "/files/", no_length=True, drop_after=1000)
+    with pytest.raises(DownloadError, match="how long"):
+        download(Download(source.url))
+    server.fail("GET", "/files/", no_length=True, drop_after=1000)
+    assert download(source).read_bytes() == data
+
+
+def test_a_server_that_never_stops_is_stopped(server):
+    source, _ = authors_file(server)
+    server.fail("GET", "/files/", no_length=True)
+    with pytest.raises(DownloadError, match="more than the 4,000 bytes"):
+        download(Download(source.url, 4000))
+
+
+def test_two_at_once_fetch_once(server):
+    source, data = authors_file(server, 300_000)
+    with ThreadPoolExecutor(4) as pool:
+        assert {path.read_bytes() for path in pool.map(download, [source] * 4)} == {data}
+    assert server.count("GET", "/files/") == 1
+
+
+def test_a_wrong_hash_is_thrown_away(server):
+    source, _ = authors_file(server)
+    with pytest.raises(DownloadError, match="SHA-256"):
+        download(Download(source.url, source.size, "0" * 64))
+    assert not [path for path in Path(os.environ["HF_HOME"]).rglob("*.npz*") if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    "status, kind", [(401, AuthError), (403, AuthError), (404, NotFoundError), (410, NotFoundError), (400, DownloadError)]
+)
+def test_refusals_are_not_tried_again(server, status, kind):
+    source, _ = authors_file(server)
+    server.fail("GET", "/files/", status=status, times=99)
+    with pytest.raises(kind, match=str(status)):
+        download(source)
+    assert server.count("GET", "/files/") == 1
+
+
+def test_a_server_is_waited_for_as_long_as_it_asks(server, slept):
+    source, data = authors_file(server)
+    server.fail("GET", "/files/", status=429, headers={"Retry-After": "7"})
+    assert download(source).read_bytes() == data
+    assert slept == [7.0]
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(server, slept):
+    source, _ = authors_file(server)
+    server.fail("GET", "/files/", status=429, headers={"Retry-After": "3600"})
+    with pytest.raises(DownloadError, match="3600 s"):
+        download(source)
+    assert not slept
+
+
+def test_nobody_there(slept, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(DownloadError, match="no connection"):
+        download(Download("http://127.0.0.1:9/a.npz"), cache_dir=tmp_path)
+    assert len(slept) == fetch.TRIES - 1
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "nowhere", "http://x/a/../../../b"])
+def test_only_http_addresses(url, tmp_path):
+    with pytest.raises(InputError):
+        download(Download(url), cache_dir=tmp_path)
+
+
+# A full disk.
+
+
+def test_a_disk_without_room_is_told_before_the_transfer(server, monkeypatch):
+    source, _ = authors_file(server)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(DownloadError, match=r"needed: 5,000 bytes, free: 100"):
+        download(source)
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that is full after 3,000 bytes."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 3000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("what", ["authors", "hub"])
+def test_a_disk_that_fills_up_leaves_no_half_file(server, monkeypatch, tmp_path, what):
+    source, data = authors_file(server)
+    server.add("o/m", saved(tmp_path))
+    plain = Path.open
+    opened = []
+
+    def full(path: Path, mode: str = "r", *rest, **options):
+        if path.suffix != ".partial":
+            return plain(path, mode, *rest, **options)
+        opened.append(path)
+        return FullDisk(path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DownloadError, match="No space left"):
+        download(source) if what == "authors" else resolve_weights("o/m")
+    assert opened
+    monkeypatch.setattr(Path, "open", plain)
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.npz"))
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+    assert download(source).read_bytes() == data
+    same_weights(resolve_weights("o/m"))
+
+
+# Uploading.
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of its client
+def test_a_pushed_folder_comes_back(server, tmp_path):
+    files = saved(tmp_path / "model")
+    (tmp_path / "model" / ".secret").write_text("not for others")
+    address = push_to_hub(tmp_path / "model", "me/new", token="mine", commit_message="First")
+    assert address.startswith(f"{server.url}/me/new/commit/")
+    assert server.repos["me/new"].revisions["main"] == files
+    same_weights(resolve_weights("me/new"))
+    push_to_hub(tmp_path / "model", "me/new", token="mine", revision="v2")
+    assert server.repos["me/new"].revisions["v2"] == files
+
+
+def test_pushing_without_the_right_token(server, tmp_path):
+    saved(tmp_path)
+    server.add("me/old", {"config.json": b"{}"}, token="mine")
+    with pytest.raises(AuthError, match="401"):
+        push_to_hub(tmp_path, "me/old", token="wrong")
+    with pytest.raises(NotFoundError, match="no folder"):
+        push_to_hub(tmp_path / "gone", "me/old")
+
+
+# What a user sees.
+
+
+def test_size_is_shown_before_the_bytes_come(server, monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    source, _ = authors_file(server, 123_456)
+    download(source)
+    assert capsys.readouterr().err == "downloading BiT-M-R50x1.npz (0.1 MB)\ndownloaded BiT-M-R50x1.npz\n"
+
+
+def test_import_is_quick_and_loads_no_client():
+    code = "import sys, headstart.hub.resolve; print({'huggingface_hub', 'torch', 'numpy', 'tqdm', 'requests', 'httpx'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"

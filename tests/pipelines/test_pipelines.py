@@ -1,0 +1,95 @@
+"""`pipeline`: what goes in, what comes out."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headstart import AutoImageProcessor, BitForImageClassification, pipeline
+from headstart.errors import ConfigError, InputError
+from headstart.images.decode import open_map
+from headstart.pipelines.semantic_segmentation import mask_picture
+from photo_data import CLASSES, make_photo
+
+
+@pytest.fixture(scope="module")
+def classify(tiny_model):  # noqa: F811
+    return pipeline("image-classification", tiny_model)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model):  # noqa: F811
+    """Probabilities computed step by step."""
+    model = BitForImageClassification.from_pretrained(tiny_model)
+    processor = AutoImageProcessor.from_pretrained(tiny_model)
+
+    def scores(pixels):
+        with torch.no_grad():
+            return model(**processor(pixels, return_tensors="pt")).logits.softmax(1)[0]
+
+    return scores
+
+
+def test_every_kind_of_picture_gives_the_same(classify, expected, tmp_path):
+    pixels = make_photo(CLASSES["cat"], 1)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    right = expected(pixels)
+    file = tmp_path / "a.png"
+    for image in (file, str(file), buffer.getvalue(), Image.fromarray(pixels), pixels, torch.from_numpy(pixels)):
+        labels = classify(image, top_k=5)
+        assert [each["label"] for each in labels] == [f"LABEL_{i}" for i in right.argsort(descending=True).tolist()], type(image)
+        assert [each["score"] for each in labels] == pytest.approx(right.sort(descending=True).values.tolist(), abs=1e-6)
+        assert sum(each["score"] for each in labels) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_many_pictures_keep_their_order(classify, expected, batch_size):
+    images = [make_photo(colour, i, width=20 + 7 * i, height=31) for i, colour in enumerate([*CLASSES.values(), *CLASSES.values()])]
+    found = classify(images, top_k=1, batch_size=batch_size)
+    assert len(found) == 6 and all(len(labels) == 1 for labels in found)
+    for image, labels in zip(images, found, strict=True):
+        right = expected(image)
+        assert labels[0]["label"] == f"LABEL_{int(right.argmax())}" and labels[0]["score"] == pytest.approx(float(right.max()), abs=1e-5)
+
+
+def test_a_list_of_one_is_a_list(classify):
+    assert isinstance(classify([make_photo(CLASSES["dog"], 0)])[0], list)
+    assert classify([]) == []
+    assert len(classify(np.stack([make_photo(CLASSES["dog"], i) for i in range(3)]), top_k=2)) == 3
+    assert len(classify(make_photo(CLASSES["dog"], 0), top_k=99)) == 5
+
+
+def test_a_model_object_and_its_processor(tiny_model, classify):  # noqa: F811
+    pixels = make_photo(CLASSES["bird"], 3)
+    loaded = BitForImageClassification.from_pretrained(tiny_model)
+    assert pipeline("image-classification", loaded)(pixels) == classify(pixels)
+    bare = BitForImageClassification(loaded.config.from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "_name_or_path"}))
+    with pytest.raises(ConfigError, match="pass image_processor="):
+        pipeline("image-classification", bare)
+    assert len(pipeline("image-classification", bare, image_processor=AutoImageProcessor.from_pretrained(tiny_model))(pixels)) == 5
+
+
+def test_mistakes(classify, tmp_path):
+    with pytest.raises(ConfigError, match="no pipeline for 'image-clasification'; did you mean image-classification"):
+        pipeline("image-clasification", "x")
+    with pytest.raises(ConfigError, match="which model"):
+        pipeline("image-classification")
+    with pytest.raises(InputError, match="top_k=0"):
+        classify(make_photo(CLASSES["bird"], 0), top_k=0)
+    with pytest.raises(InputError, match="batch_size=0"):
+        classify([make_photo(CLASSES["bird"], 0)], batch_size=0)
+    (tmp_path / "words.jpg").write_text("words")
+    with pytest.raises(InputError, match=r"words\.jpg"):
+        classify(tmp_path / "words.jpg")
+
+
+@pytest.mark.parametrize("count", [3, 256, 400])
+def test_masks_hold_the_numbers_of_their_classes(count, tmp_path):
+    """A palette has room for 256."""
+    classes = np.array([[0, 1, count - 1]])
+    mask_picture(classes, np.zeros((count, 3), np.uint8)).save(tmp_path / "mask.png")
+    assert open_map(tmp_path / "mask.png").tolist() == classes.tolist()
