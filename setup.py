@@ -1,4 +1,7 @@
-"""Builds YOSO's CPU kernel beside its sources. Without a C compiler the package installs all the same, and warns when attention is slow."""
+"""Builds YOSO's CPU kernel beside its sources.
+
+Without a C compiler the package installs all the same, and warns when attention is slow.
+"""
 
 import platform
 from typing import Any
@@ -11,7 +14,9 @@ KERNELS = "src/headstart/models/yoso/kernels"
 
 
 class BuildSharedLibrary(build_ext):
-    """The kernel is loaded through ctypes, so its name has no Python version in it and there is no module to initialise."""
+    """The kernel is loaded through ctypes, so its name has no Python version in it and there is no
+    module to initialise.
+    """
 
     def get_ext_filename(self, fullname: str) -> str:
         """The file beside the Python sources."""
@@ -31,11 +36,28 @@ class OneWheelForEveryPython(bdist_wheel):
 
 
 def kernel() -> Extension:
-    """The library. The vector extensions that it is written in are GCC's and Clang's; MSVC gets no kernel."""
-    flags = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
+    """The library. The vector extensions that it is written in are GCC's and Clang's.
+
+    MSVC gets no kernel.
+    """
+    flags = [
+        "-O3",
+        "-std=gnu11",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-pthread",
+    ]
     flags += ["-Wno-psabi", "-Wno-unknown-pragmas"]
-    headers = [f"{KERNELS}/{name}.h" for name in ("yoso", "body", "vectors", "hash", "sampled", "exact")]
-    options: dict[str, Any] = {"extra_compile_args": flags, "extra_link_args": ["-pthread"], "depends": headers, "optional": True}
+    headers = [
+        f"{KERNELS}/{name}.h" for name in ("yoso", "body", "vectors", "hash", "sampled", "exact")
+    ]
+    options: dict[str, Any] = {
+        "extra_compile_args": flags,
+        "extra_link_args": ["-pthread"],
+        "depends": headers,
+        "optional": True,
+    }
     return Extension("headstart.models.yoso.kernels._yoso", [f"{KERNELS}/yoso.c"], **options)
 
 

@@ -1,4 +1,5 @@
-"""How fast is eager BEiT-base beside transformers and timm? Forward at batch 1 and 8, a training step, and segmentation at 640 pixels.
+"""How fast is eager BEiT-base beside transformers and timm? Forward at batch 1 and 8, a training
+step, and segmentation at 640 pixels.
 
 python benchmarks/beit.py            # all
 python benchmarks/beit.py forward    # one part
@@ -22,10 +23,18 @@ Rows = dict[str, dict[str, list[float]]]
 def contenders() -> Models:
     """The same network three times, with the same weights where the names allow it."""
     torch.manual_seed(0)
-    peer = transformers.BeitForImageClassification(transformers.BeitConfig(num_labels=1000, **BASE)).eval()
-    ours = headstart.BeitForImageClassification(headstart.BeitConfig(num_labels=1000, **BASE)).eval()
+    peer = transformers.BeitForImageClassification(
+        transformers.BeitConfig(num_labels=1000, **BASE)
+    ).eval()
+    ours = headstart.BeitForImageClassification(
+        headstart.BeitConfig(num_labels=1000, **BASE)
+    ).eval()
     ours.load_state_dict(peer.state_dict())
-    return {"transformers": peer, "timm": timm.create_model("beit_base_patch16_224").eval(), "headstart": ours}
+    return {
+        "transformers": peer,
+        "timm": timm.create_model("beit_base_patch16_224").eval(),
+        "headstart": ours,
+    }
 
 
 def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -34,7 +43,9 @@ def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def compare(models: Models, x: torch.Tensor) -> None:
-    difference = (logits(models["headstart"], x) - logits(models["transformers"], x)).abs().max().item()
+    difference = (
+        (logits(models["headstart"], x) - logits(models["transformers"], x)).abs().max().item()
+    )
     print(f"{tuple(x.shape)}: logits differ from transformers' by {difference:.1e}")
 
 
@@ -44,7 +55,9 @@ def forward() -> Rows:
         for batch in (1, 8):
             x = torch.randn(batch, 3, 224, 224)
             compare(models, x)
-            rows[f"forward, batch {batch}"] = interleaved({n: lambda m=m, x=x: logits(m, x) for n, m in models.items()}, 15.0 * batch**0.5)
+            rows[f"forward, batch {batch}"] = interleaved(
+                {n: lambda m=m, x=x: logits(m, x) for n, m in models.items()}, 15.0 * batch**0.5
+            )
     return rows
 
 
@@ -60,8 +73,14 @@ def training() -> Rows:
 
     for model in models.values():
         model.train()
-    kinds = {f"{name}{' bf16 autocast' * mixed}": (m, mixed) for name, m in models.items() for mixed in (False, True)}
-    rows["training step, batch 8"] = interleaved({n: lambda k=k: step(*k) for n, k in kinds.items()}, 60.0, 3)
+    kinds = {
+        f"{name}{' bf16 autocast' * mixed}": (m, mixed)
+        for name, m in models.items()
+        for mixed in (False, True)
+    }
+    rows["training step, batch 8"] = interleaved(
+        {n: lambda k=k: step(*k) for n, k in kinds.items()}, 60.0, 3
+    )
     return rows
 
 
@@ -69,16 +88,23 @@ def segmentation() -> Rows:
     values = BASE | {"image_size": 640, "num_labels": 150, "out_indices": [3, 5, 7, 11]}
     torch.manual_seed(0)
     peer = transformers.BeitForSemanticSegmentation(transformers.BeitConfig(**values)).eval()
-    # transformers reads two blocks earlier (the embeddings' state counts); `same blocks` reads those, and stops there.
+    # transformers reads two blocks earlier (the embeddings' state counts); `same blocks` reads
+    # those, and stops there.
     makers = {"headstart": {}, "headstart, same blocks": {"pyramid_blocks": [1, 3, 5, 9]}}
     models: Models = {"transformers": peer}
     for name, more in makers.items():
-        models[name] = headstart.BeitForSemanticSegmentation(headstart.BeitConfig(**values, **more)).eval()
+        models[name] = headstart.BeitForSemanticSegmentation(
+            headstart.BeitConfig(**values, **more)
+        ).eval()
         models[name].load_state_dict(peer.state_dict())
     x = torch.randn(1, 3, 640, 640)
     with torch.no_grad():
         compare({"transformers": peer, "headstart": models["headstart, same blocks"]}, x)
-        return {"segmentation 640, batch 1": interleaved({n: lambda m=m: logits(m, x) for n, m in models.items()}, 60.0, 3)}
+        return {
+            "segmentation 640, batch 1": interleaved(
+                {n: lambda m=m: logits(m, x) for n, m in models.items()}, 60.0, 3
+            )
+        }
 
 
 if __name__ == "__main__":

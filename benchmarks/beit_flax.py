@@ -1,9 +1,11 @@
-"""How fast is BEiT in Flax beside the original Flax class of transformers 4.57.6? Forward pass and training step, compiled, one process.
+"""How fast is BEiT in Flax beside the original Flax class of transformers 4.57.6? Forward pass and
+training step, compiled, one process.
 
     python benchmarks/beit_flax.py            # BEiT-base at 224
     python benchmarks/beit_flax.py small      # a small network, for a busy machine
 
-Needs transformers 4.57.6 beside headstart, without PyTorch's help: its Flax classes run on current JAX.
+Needs transformers 4.57.6 beside headstart, without PyTorch's help: its Flax classes run on current
+JAX.
 """
 
 import sys
@@ -21,15 +23,32 @@ from timing import interleaved, report
 import headstart
 
 SIZES = {
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "small": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+    "small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+    },
 }
-COMMON = {"use_relative_position_bias": True, "num_labels": 1000, "layer_norm_eps": 1e-6, "drop_path_rate": 0.1}
+COMMON = {
+    "use_relative_position_bias": True,
+    "num_labels": 1000,
+    "layer_norm_eps": 1e-6,
+    "drop_path_rate": 0.1,
+}
 
 
 def contenders(size: str) -> dict[str, Any]:
     """The same network twice, with the same weights."""
-    peer = transformers.FlaxBeitForImageClassification(transformers.BeitConfig(**SIZES[size], **COMMON))
+    peer = transformers.FlaxBeitForImageClassification(
+        transformers.BeitConfig(**SIZES[size], **COMMON)
+    )
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         ours = headstart.FlaxBeitForImageClassification.from_pretrained(folder)
@@ -66,8 +85,11 @@ if __name__ == "__main__":
         difference = float(jnp.abs(runs["headstart"](pixels) - runs["transformers"](pixels)).max())
         print(f"batch {batch}: logits differ by {difference:.1e}", flush=True)
         rows[f"forward, batch {batch}"] = interleaved(
-            {name: lambda run=run, pixels=pixels: run(pixels) for name, run in runs.items()}, 10.0 * batch**0.5
+            {name: lambda run=run, pixels=pixels: run(pixels) for name, run in runs.items()},
+            10.0 * batch**0.5,
         )
     labels = np.arange(8) % 1000
-    rows["training step, batch 8"] = interleaved({name: training(model, pixels, labels) for name, model in models.items()}, 30.0)
+    rows["training step, batch 8"] = interleaved(
+        {name: training(model, pixels, labels) for name, model in models.items()}, 30.0
+    )
     report(f"BEiT-{size}, Flax, jit, float32", rows, "transformers", f"beit_flax_{size}")

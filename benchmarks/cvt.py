@@ -1,9 +1,11 @@
-"""How fast is CvT-13 beside transformers? Eager forward at batch 1 and 8, a training step, and the Keras model under XLA.
+"""How fast is CvT-13 beside transformers? Eager forward at batch 1 and 8, a training step, and the
+Keras model under XLA.
 
 python benchmarks/cvt.py                    # forward and training
 python benchmarks/cvt.py forward            # one part
-python benchmarks/cvt.py forward --busy     # one thread, its own processor time: for a machine that does other work as well
-python benchmarks/cvt.py keras              # beside transformers' TensorFlow class (transformers 4, tensorflow, tf-keras)
+python benchmarks/cvt.py forward --busy     # one thread, its own processor time: for a machine that
+does other work as well python benchmarks/cvt.py keras              # beside transformers'
+TensorFlow class (transformers 4, tensorflow, tf-keras)
 """
 
 import functools
@@ -23,7 +25,9 @@ NAMES = {"transformers": "transformers", "headstart": "headstart", "quick": "hea
 
 
 def contenders() -> dict[str, torch.nn.Module]:
-    """The same network with the same weights, and ours once more with the activation of the published weights."""
+    """The same network with the same weights, and ours once more with the activation of the
+    published weights.
+    """
     torch.manual_seed(0)
     peer = transformers.CvtForImageClassification(transformers.CvtConfig(num_labels=1000)).eval()
     models = {NAMES["transformers"]: peer}
@@ -39,9 +43,16 @@ def forward() -> dict[str, dict[str, list[float]]]:
     with torch.no_grad():
         for batch in (1, 8):
             x = torch.randn(batch, 3, 224, 224)
-            difference = (models["headstart"](x).logits - models["transformers"](x).logits).abs().max().item()
+            difference = (
+                (models["headstart"](x).logits - models["transformers"](x).logits)
+                .abs()
+                .max()
+                .item()
+            )
             print(f"batch {batch}: logits differ from transformers' by {difference:.1e}")
-            rows[f"forward, batch {batch}"] = measured({n: lambda m=m, x=x: m(x) for n, m in models.items()}, 10.0 * batch**0.5)
+            rows[f"forward, batch {batch}"] = measured(
+                {n: lambda m=m, x=x: m(x) for n, m in models.items()}, 10.0 * batch**0.5
+            )
     return rows
 
 
@@ -55,7 +66,11 @@ def training() -> dict[str, dict[str, list[float]]]:
 
     for model in models.values():
         model.train()
-    return {"training step, batch 8": measured({n: lambda m=m: step(m) for n, m in models.items()}, 30.0, 3)}
+    return {
+        "training step, batch 8": measured(
+            {n: lambda m=m: step(m) for n, m in models.items()}, 30.0, 3
+        )
+    }
 
 
 def keras() -> dict[str, dict[str, list[float]]]:
@@ -71,16 +86,27 @@ def keras() -> dict[str, dict[str, list[float]]]:
         contenders()["transformers"].save_pretrained(folder)
         config = transformers.CvtConfig.from_pretrained(folder)
         config.image_size = 224  # which that class wants and CvtConfig lacks
-        peer = transformers.TFCvtForImageClassification.from_pretrained(folder, config=config, from_pt=True)
+        peer = transformers.TFCvtForImageClassification.from_pretrained(
+            folder, config=config, from_pt=True
+        )
         ours = headstart.TFCvtForImageClassification.from_pretrained(folder)
         runs = {
-            "transformers, TensorFlow": tf.function(lambda x: peer(x, training=False).logits, jit_compile=True),
-            "headstart, Keras 3": tf.function(lambda x: ours(x, training=False).logits, jit_compile=True),
+            "transformers, TensorFlow": tf.function(
+                lambda x: peer(x, training=False).logits, jit_compile=True
+            ),
+            "headstart, Keras 3": tf.function(
+                lambda x: ours(x, training=False).logits, jit_compile=True
+            ),
         }
         for batch in (1, 8):
-            x = tf.constant(np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype("float32"))
+            x = tf.constant(
+                np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype("float32")
+            )
             first, second = (run(x).numpy() for run in runs.values())
-            print(f"batch {batch}: logits differ from transformers' by {np.abs(first - second).max():.1e}")
+            print(
+                f"batch {batch}: logits differ from transformers' by"
+                f" {np.abs(first - second).max():.1e}"
+            )
             calls = {n: lambda run=run, x=x: run(x).numpy() for n, run in runs.items()}
             rows[f"XLA forward, batch {batch}"] = measured(calls, 10.0 * batch**0.5)
     return rows
@@ -92,4 +118,9 @@ if __name__ == "__main__":
     chosen = [each for each in sys.argv[1:] if each != "--busy"] or ["forward", "training"]
     for part in chosen:
         baseline = "transformers, TensorFlow" if part == "keras" else "transformers"
-        report(f"CvT-13, {part}, float32{', processor time of one thread' if BUSY else ''}", parts[part](), baseline, f"cvt_{part}")
+        report(
+            f"CvT-13, {part}, float32{', processor time of one thread' if BUSY else ''}",
+            parts[part](),
+            baseline,
+            f"cvt_{part}",
+        )

@@ -1,9 +1,11 @@
-"""What is bit-mini's pretraining worth? CIFAR-10 from a few pictures of each class, beside the same network with random weights.
+"""What is bit-mini's pretraining worth? CIFAR-10 from a few pictures of each class, beside the same
+network with random weights.
 
     python benchmarks/few_shot.py DATA/images/cifar10 [--shots 10] [--seeds 3]
 
-Both start with a zero head and are tuned with the same recipe at several rates; each kind keeps its best rate, so that random weights are
-not judged at a rate that suits the other. Prints accuracies on 1,000 held-out pictures and writes results/few_shot.json.
+Both start with a zero head and are tuned with the same recipe at several rates; each kind keeps its
+best rate, so that random weights are not judged at a rate that suits the other. Prints accuracies
+on 1,000 held-out pictures and writes results/few_shot.json.
 """
 
 import argparse
@@ -28,17 +30,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    train_set, val_set = (dict(np.load(args.data / name)) for name in ("train_100shot.npz", "val.npz"))
+    train_set, val_set = (
+        dict(np.load(args.data / name)) for name in ("train_100shot.npz", "val.npz")
+    )
     rows: dict[str, dict[str, list[float]]] = {"pretrained": {}, "random": {}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
         folder.mkdir()
         count = 10 * args.shots  # rows are in the order of shots
-        np.savez(folder / "train.npz", images=train_set["images"][:count], labels=train_set["labels"][:count])
+        np.savez(
+            folder / "train.npz",
+            images=train_set["images"][:count],
+            labels=train_set["labels"][:count],
+        )
         np.savez(folder / "val.npz", images=val_set["images"], labels=val_set["labels"])
         for seed in range(args.seeds):
             write_random(Path(scratch) / f"random-{seed}", seed)
-            for kind, model in (("pretrained", "bit-mini"), ("random", str(Path(scratch) / f"random-{seed}"))):
+            for kind, model in (
+                ("pretrained", "bit-mini"),
+                ("random", str(Path(scratch) / f"random-{seed}")),
+            ):
                 for rate in RATES:
                     out = Path(scratch) / f"{kind}-{seed}-{rate}"
                     result = train(
@@ -48,11 +59,20 @@ def main() -> None:
                     accuracy = result.evaluations["validation"].metrics["accuracy"]
                     rows[kind].setdefault(str(rate), []).append(accuracy)
                     print(f"{kind:<11} rate {rate:<5} seed {seed}: {accuracy:.1%}", flush=True)
-    best = {kind: max((statistics.mean(values), rate) for rate, values in rates.items()) for kind, rates in rows.items()}
+    best = {
+        kind: max((statistics.mean(values), rate) for rate, values in rates.items())
+        for kind, rates in rows.items()
+    }
     for kind, (mean, rate) in best.items():
         print(f"{kind:<11} best rate {rate}: mean {mean:.1%} over {args.seeds} seeds")
     RESULTS.mkdir(exist_ok=True)
-    facts = {"shots": args.shots, "steps": args.steps, "machine": machine(), "rows": rows, "best": best}
+    facts = {
+        "shots": args.shots,
+        "steps": args.steps,
+        "machine": machine(),
+        "rows": rows,
+        "best": best,
+    }
     (RESULTS / "few_shot.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -1,18 +1,22 @@
 """How fast is inference of each family, beside its peers, in each precision?
 
-    python benchmarks/inference.py                          # every model, batch 1, float32, bfloat16 and int8
-    python benchmarks/inference.py --models bit-50 --batches 1 8 --seconds 20
+    python benchmarks/inference.py                          # every model, batch 1, float32,
+    bfloat16 and int8 python benchmarks/inference.py --models bit-50 --batches 1 8 --seconds 20
     python benchmarks/inference.py --trained bit-mini --calibration train.npz --photos val.npz
     python benchmarks/inference.py --loading --engines torch openvino
-    python benchmarks/inference.py --plot                   # prints the table of the docs and draws docs/inference.svg
+    python benchmarks/inference.py --plot                   # prints the table of the docs and draws
+    docs/inference.svg
 
-Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers' network as a user would. All in one
-process, in turns, with the same weights; outputs are compared before timing, and each time is given as a share of the arithmetic limit,
-the speed of a large matrix product of the same precision in the same run. Runs add to one table, so that it can be made in parts; a model
-at a batch is always measured whole.
+Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers'
+    network as a user would. All in one
+process, in turns, with the same weights; outputs are compared before timing, and each time is given
+as a share of the arithmetic limit, the speed of a large matrix product of the same precision in the
+same run. Runs add to one table, so that it can be made in parts; a model at a batch is always
+measured whole.
 
-The weights are random, so int8 is timed with every layer in int8 and its answers mean nothing. `--trained` measures int8 as
-`headstart.optimize` makes it, on a network that was really trained: how many answers stay, and how fast it is then.
+The weights are random, so int8 is timed with every layer in int8 and its answers mean nothing.
+`--trained` measures int8 as `headstart.optimize` makes it, on a network that was really trained:
+how many answers stay, and how fast it is then.
 """
 
 import argparse
@@ -44,7 +48,10 @@ PLOT = Path(__file__).parents[1] / "docs" / "inference.svg"
 
 @dataclass(frozen=True)
 class Case:
-    """A network with random weights: class name in both libraries, configuration, GFLOP of one input, and its inputs."""
+    """A network with random weights.
+
+    Class name in both libraries, configuration, GFLOP of one input, and its inputs.
+    """
 
     name: str
     values: dict[str, Any]
@@ -54,15 +61,32 @@ class Case:
 
 
 CASES = {
-    "bit-50": Case("BitForImageClassification", {"num_labels": 1000}, 8.2, (3, 224, 224), "resnetv2_50x1_bit"),
+    "bit-50": Case(
+        "BitForImageClassification", {"num_labels": 1000}, 8.2, (3, 224, 224), "resnetv2_50x1_bit"
+    ),
     "cvt-13": Case("CvtForImageClassification", {"num_labels": 1000}, 9.1, (3, 224, 224)),
     "beit-base": Case(
-        "BeitForImageClassification", {"num_labels": 1000, "use_relative_position_bias": True}, 35.1, (3, 224, 224), "beit_base_patch16_224"
+        "BeitForImageClassification",
+        {"num_labels": 1000, "use_relative_position_bias": True},
+        35.1,
+        (3, 224, 224),
+        "beit_base_patch16_224",
     ),
-    "yoso-512": Case("YosoForSequenceClassification", {"num_labels": 2, "vocab_size": 50265, "use_expectation": True}, 96.7, (512,)),
+    "yoso-512": Case(
+        "YosoForSequenceClassification",
+        {"num_labels": 2, "vocab_size": 50265, "use_expectation": True},
+        96.7,
+        (512,),
+    ),
     "beit-segmentation-640": Case(
         "BeitForSemanticSegmentation",
-        {"num_labels": 150, "image_size": 640, "use_relative_position_bias": True, "use_mean_pooling": False, "out_indices": [3, 5, 7, 11]},
+        {
+            "num_labels": 150,
+            "image_size": 640,
+            "use_relative_position_bias": True,
+            "use_mean_pooling": False,
+            "out_indices": [3, 5, 7, 11],
+        },
         1930.0,
         (3, 640, 640),
     ),
@@ -92,7 +116,9 @@ def pair(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
     return peer, ours
 
 
-def peers(case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]) -> dict[str, Callable[[], Any]]:
+def peers(
+    case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]
+) -> dict[str, Callable[[], Any]]:
     """Ways to run the peer's network that were asked for."""
     plain = Plain(peer).eval()
     runs: dict[str, Callable[[], Any]] = {"transformers": lambda: plain(x)}
@@ -110,29 +136,49 @@ def peers(case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]) 
         graph = ov.convert_model(plain, example_input=x)
         graph.reshape(list(x.shape))
         for name, hint in (("OpenVINO", "f32"), ("OpenVINO bf16", "bf16")):
-            config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+            config = {
+                "INFERENCE_PRECISION_HINT": hint,
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+            }
             request = ov.compile_model(graph, "CPU", config).create_infer_request()
-            runs[f"transformers in {name}"] = lambda request=request: torch.from_numpy(request.infer([x.numpy()])[0])
+            runs[f"transformers in {name}"] = lambda request=request: torch.from_numpy(
+                request.infer([x.numpy()])[0]
+            )
     if "onnxruntime" in wanted:
         import onnxruntime as ort
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             try:
-                torch.onnx.export(plain, (x,), dynamo=True, input_names=["x"], verbose=False).save(str(path))
-            except torch.onnx.OnnxExporterError:  # BEiT of transformers 5.23: a view that the new exporter cannot do
-                torch.onnx.export(plain, (x,), str(path), dynamo=False, input_names=["x"], opset_version=17)
+                torch.onnx.export(plain, (x,), dynamo=True, input_names=["x"], verbose=False).save(
+                    str(path)
+                )
+            except (
+                torch.onnx.OnnxExporterError
+            ):  # BEiT of transformers 5.23: a view that the new exporter cannot do
+                torch.onnx.export(
+                    plain, (x,), str(path), dynamo=False, input_names=["x"], opset_version=17
+                )
             options = ort.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             session = ort.InferenceSession(str(path), options)
-        runs["transformers in ONNX Runtime"] = lambda: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        runs["transformers in ONNX Runtime"] = lambda: torch.from_numpy(
+            session.run(None, {"x": x.numpy()})[0]
+        )
     return runs
 
 
-def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], precisions: list[str]) -> dict[str, Any]:
+def optimised(
+    model: torch.nn.Module, x: torch.Tensor, engines: list[str], precisions: list[str]
+) -> dict[str, Any]:
     """Our network in each engine and precision that can run it."""
-    search.AGREEMENT = quantise.AGREEMENT = 0.0  # of random weights, whose answers are not worth keeping
-    samples = [torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000) for _ in range(8)]
+    # of random weights, whose answers are not worth keeping
+    search.AGREEMENT = quantise.AGREEMENT = 0.0
+    samples = [
+        torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000)
+        for _ in range(8)
+    ]
     found = {}
     for precision in precisions:
         for engine in engines:
@@ -140,21 +186,36 @@ def optimised(model: torch.nn.Module, x: torch.Tensor, engines: list[str], preci
             try:
                 data = samples if precision == "int8" else None
                 found[name] = headstart.optimize(
-                    model, example=x, engine=engine, precision=precision, calibration=data, tolerance=10.0, dynamic=False
+                    model,
+                    example=x,
+                    engine=engine,
+                    precision=precision,
+                    calibration=data,
+                    tolerance=10.0,
+                    dynamic=False,
                 )
             except headstart.errors.HeadstartError as error:
                 print(f"  {name}: {error}")
     return found
 
 
-def measure(key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str, float]) -> dict[str, Any]:
+def measure(
+    key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str, float]
+) -> dict[str, Any]:
     """One model at one batch: every contender's times, deviations and shares of the limit."""
     case = CASES[key]
-    x = torch.randint(5, 50000, (batch, *case.shape)) if len(case.shape) == 1 else torch.randn(batch, *case.shape)
+    x = (
+        torch.randint(5, 50000, (batch, *case.shape))
+        if len(case.shape) == 1
+        else torch.randn(batch, *case.shape)
+    )
     peer, ours = pair(case)
     runs = peers(case, peer, x, set(arguments.peers))
     runs["headstart, eager"] = lambda: ours(x).logits
-    runs |= {name: lambda fast=fast: fast(x).logits for name, fast in optimised(ours, x, arguments.engines, arguments.precisions).items()}
+    runs |= {
+        name: lambda fast=fast: fast(x).logits
+        for name, fast in optimised(ours, x, arguments.engines, arguments.precisions).items()
+    }
     with torch.inference_mode():
         reference = runs["transformers"]().float()
         outputs = {name: run().float() for name, run in runs.items()}
@@ -171,7 +232,11 @@ def measure(key: str, batch: int, arguments: argparse.Namespace, peaks: dict[str
         row = rows[name]
         off = "" if row["deviation"] is None else f"{row['deviation']:.1e}"
         share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
-        print(f"{key} b{batch:<3} {name:<36} {ms:>10.1f} ms {row['times_as_fast']:>6.2f} x  {share:>5} of limit  off by {off}", flush=True)
+        print(
+            f"{key} b{batch:<3} {name:<36} {ms:>10.1f} ms {row['times_as_fast']:>6.2f} x "
+            f" {share:>5} of limit  off by {off}",
+            flush=True,
+        )
     return rows
 
 
@@ -186,13 +251,24 @@ def precision_of(name: str) -> str:
 
 
 def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[str, Any]:
-    """int8 on a trained network: share of answers that stay on photos that the calibration did not see, and times at batch 1 and 8."""
+    """int8 on a trained network.
+
+    Share of answers that stay on photos that the calibration did not see, and times at batch 1 and
+    8.
+    """
     model = headstart.AutoModelForImageClassification.from_pretrained(name)
     processor = headstart.AutoImageProcessor.from_pretrained(name)
-    seen, unseen = (processor(list(np.load(file)["images"]), return_tensors="pt")["pixel_values"] for file in (calibration, photos))
+    seen, unseen = (
+        processor(list(np.load(file)["images"]), return_tensors="pt")["pixel_values"]
+        for file in (calibration, photos)
+    )
     fast = {
         precision: headstart.optimize(
-            model, example=seen[:1], engine="openvino", precision=precision, calibration=[each[None] for each in seen[:512]]
+            model,
+            example=seen[:1],
+            engine="openvino",
+            precision=precision,
+            calibration=[each[None] for each in seen[:512]],
         )
         for precision in ("float32", "bfloat16", "int8")
     }
@@ -202,8 +278,12 @@ def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[
         times = {}
         for batch in (1, 8):
             x = unseen[:batch]
-            runs = {"eager": lambda x=x: model(x)} | {precision: lambda each=each, x=x: each(x) for precision, each in fast.items()}
-            times[batch] = {key: statistics.median(each) for key, each in in_turns(runs, seconds, 20).items()}
+            runs = {"eager": lambda x=x: model(x)} | {
+                precision: lambda each=each, x=x: each(x) for precision, each in fast.items()
+            }
+            times[batch] = {
+                key: statistics.median(each) for key, each in in_turns(runs, seconds, 20).items()
+            }
         for precision, each in fast.items():
             logits = torch.cat([each(part).logits for part in unseen.split(8)])
             found[precision] = {
@@ -232,7 +312,10 @@ print(json.dumps({"load_ms": 1e3 * (loaded - begin), "first_call_ms": 1e3 * (tim
 
 
 def loading(engines: list[str], threads: int, times: int = 5) -> dict[str, Any]:
-    """Loading an optimised BiT-50 from its folder in a new process, and the first call; imports are not counted."""
+    """Loading an optimised BiT-50 from its folder in a new process, and the first call.
+
+    Imports are not counted.
+    """
     found = {}
     search.SECONDS = 0.0
     for engine in engines:
@@ -243,17 +326,28 @@ def loading(engines: list[str], threads: int, times: int = 5) -> dict[str, Any]:
             runs = []
             for _ in range(times):
                 command = [sys.executable, "-c", START, folder, engine, str(threads)]
-                runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-        found[engine] = {key: round(statistics.median(each[key] for each in runs)) for key in runs[0]} | {"folder_mb": round(size / 1e6)}
+                runs.append(
+                    json.loads(
+                        subprocess.run(
+                            command, capture_output=True, text=True, check=True
+                        ).stdout.splitlines()[-1]
+                    )
+                )
+        found[engine] = {
+            key: round(statistics.median(each[key] for each in runs)) for key in runs[0]
+        } | {"folder_mb": round(size / 1e6)}
         print(f"loading BiT-50, {engine}: {found[engine]}", flush=True)
     return found
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+def in_turns(
+    runs: dict[str, Callable[[], Any]], seconds: float, least: int = 3
+) -> dict[str, list[float]]:
     """Milliseconds of each contender, in turns of another order each time.
 
-    Threads of one library go on spinning for a while after a call and would slow down the next contender, so each waits a little, and calls
-    under a second are made twice: the first one is not counted.
+    Threads of one library go on spinning for a while after a call and would slow down the next
+    contender, so each waits a little, and calls under a second are made twice: the first one is not
+    counted.
     """
     order, times = random.Random(0), {name: [] for name in runs}
     end = time.perf_counter() + seconds
@@ -270,7 +364,10 @@ def in_turns(runs: dict[str, Callable[[], Any]], seconds: float, least: int = 3)
 
 
 def float32_peak(size: int = 1024) -> float:
-    """GFLOP/s of a large float32 product in the faster of PyTorch's two libraries: MKL halves the vector width of CPUs not Intel's."""
+    """GFLOP/s of a large float32 product in the faster of PyTorch's two libraries.
+
+    MKL halves the vector width of CPUs not Intel's.
+    """
     a, b = torch.randn(size, size), torch.randn(size, size)
     with torch.inference_mode():
         best = min(interleaved({"product": lambda: linear(a, b)}, 1.0)["product"])
@@ -279,25 +376,52 @@ def float32_peak(size: int = 1024) -> float:
 
 def int8_peak(size: int = 1024) -> float:
     """GFLOP/s of a large int8 product."""
-    a, b = torch.randint(-127, 127, (size, size), dtype=torch.int8), torch.randint(-127, 127, (size, size), dtype=torch.int8)
-    return 2 * size**3 / min(interleaved({"product": lambda: torch._int_mm(a, b)}, 1.0)["product"]) / 1e6
+    a, b = (
+        torch.randint(-127, 127, (size, size), dtype=torch.int8),
+        torch.randint(-127, 127, (size, size), dtype=torch.int8),
+    )
+    return (
+        2
+        * size**3
+        / min(interleaved({"product": lambda: torch._int_mm(a, b)}, 1.0)["product"])
+        / 1e6
+    )
 
 
 def markdown(table: dict[str, Any]) -> None:
     """The table of the docs: for each group its fastest contender."""
-    groups = ("headstart float32", "peer float32", "headstart bfloat16", "peer bfloat16", "headstart int8")
+    groups = (
+        "headstart float32",
+        "peer float32",
+        "headstart bfloat16",
+        "peer bfloat16",
+        "headstart int8",
+    )
     print("| model | transformers | " + " | ".join(groups) + " |\n|---|---|" + "---|" * len(groups))
     for case, rows in table["rows"].items():
         cells = [f"{rows['transformers']['ms']:.0f} ms"]
         for each in groups:
-            found = {name: row for name, row in rows.items() if row["group"] == each and "eager" not in name}
+            found = {
+                name: row
+                for name, row in rows.items()
+                if row["group"] == each and "eager" not in name
+            }
             if not found:
                 cells.append("")
                 continue
             name = min(found, key=lambda key: found[key]["ms"])
-            label = name.removeprefix("headstart, ").removeprefix("transformers in ").removesuffix(" bf16").split(",")[0]
-            share = f", {found[name]['share_of_limit']:.0%}" if found[name]["share_of_limit"] else ""
-            cells.append(f"{found[name]['ms']:.1f} ms, {found[name]['times_as_fast']:.2f}x{share} ({label})")
+            label = (
+                name.removeprefix("headstart, ")
+                .removeprefix("transformers in ")
+                .removesuffix(" bf16")
+                .split(",")[0]
+            )
+            share = (
+                f", {found[name]['share_of_limit']:.0%}" if found[name]["share_of_limit"] else ""
+            )
+            cells.append(
+                f"{found[name]['ms']:.1f} ms, {found[name]['times_as_fast']:.2f}x{share} ({label})"
+            )
         print(f"| {case} | " + " | ".join(cells) + " |")
 
 
@@ -328,10 +452,19 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--engines", nargs="+", default=["torch", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
-    parser.add_argument("--peers", nargs="*", default=["openvino"], help="compile, timm, openvino, onnxruntime; transformers always")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["openvino"],
+        help="compile, timm, openvino, onnxruntime; transformers always",
+    )
     parser.add_argument("--trained", help="a trained classifier, in place of the models above")
-    parser.add_argument("--loading", action="store_true", help="time of loading an optimised BiT-50")
-    parser.add_argument("--calibration", type=Path, help="npz with images that int8 is calibrated on")
+    parser.add_argument(
+        "--loading", action="store_true", help="time of loading an optimised BiT-50"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help="npz with images that int8 is calibrated on"
+    )
     parser.add_argument("--photos", type=Path, help="npz with images to count answers on")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
@@ -345,13 +478,23 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     search.SECONDS = 1.0  # which engine is fastest is seen here
     warnings.simplefilter("ignore")
-    peaks = {"float32": float32_peak(), "bfloat16": peak_gflops(torch.bfloat16), "int8": int8_peak()}
+    peaks = {
+        "float32": float32_peak(),
+        "bfloat16": peak_gflops(torch.bfloat16),
+        "int8": int8_peak(),
+    }
     print({name: f"{value:.0f} GFLOP/s" for name, value in peaks.items()})
-    table = json.loads(file.read_text()) if file.exists() else {"title": "Inference", "rows": {}, "limit_gflops": {}, "trained": {}}
+    table = (
+        json.loads(file.read_text())
+        if file.exists()
+        else {"title": "Inference", "rows": {}, "limit_gflops": {}, "trained": {}}
+    )
     table["machine"] = machine()
     if arguments.trained:
         name = Path(arguments.trained).name
-        table["trained"][name] = trained(arguments.trained, arguments.calibration, arguments.photos, arguments.seconds)
+        table["trained"][name] = trained(
+            arguments.trained, arguments.calibration, arguments.photos, arguments.seconds
+        )
         write(table)
         return
     if arguments.loading:
@@ -362,7 +505,9 @@ def main() -> None:
         for batch in arguments.batches:
             rows = measure(key, batch, arguments, peaks)
             table["rows"][f"{key}, batch {batch}"] = rows
-            table["limit_gflops"][f"{key}, batch {batch}"] = {name: round(value) for name, value in peaks.items()}
+            table["limit_gflops"][f"{key}, batch {batch}"] = {
+                name: round(value) for name, value in peaks.items()
+            }
             write(table)
 
 

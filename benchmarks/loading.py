@@ -1,7 +1,9 @@
-"""How fast do the weights of a 100 MB model become tensors in memory, beside each format's own library? And how fast are they saved?
+"""How fast do the weights of a 100 MB model become tensors in memory, beside each format's own
+library? And how fast are they saved?
 
-Reading is timed until every number has been touched once: mapping a file alone costs next to nothing and would flatter us.
-Our saving also waits until the bytes are on the disk, so that a power cut cannot leave half a file; the libraries do not.
+Reading is timed until every number has been touched once: mapping a file alone costs next to
+nothing and would flatter us. Our saving also waits until the bytes are on the disk, so that a power
+cut cannot leave half a file; the libraries do not.
 
     python benchmarks/loading.py [format …]
 """
@@ -23,7 +25,10 @@ from headstart.checkpoint import read_checkpoint, read_tensors, write_npz, write
 
 def weights() -> dict[str, torch.Tensor]:
     """Tensors as many and as large as those of a BiT-50: 25 million values under 160 names."""
-    return {f"bit.encoder.stages.{i // 40}.layers.{i % 40}.conv.weight": torch.randn(160, 1000) for i in range(160)}
+    return {
+        f"bit.encoder.stages.{i // 40}.layers.{i % 40}.conv.weight": torch.randn(160, 1000)
+        for i in range(160)
+    }
 
 
 def touched(read: Callable[[], dict[str, Any]]) -> Callable[[], float]:
@@ -58,7 +63,10 @@ def packed(arrays: dict[str, Any]) -> bytes:
     """A Flax checkpoint."""
     import msgpack
 
-    ext = {name: msgpack.ExtType(1, msgpack.packb((value.shape, value.dtype.name, value.tobytes()))) for name, value in arrays.items()}
+    ext = {
+        name: msgpack.ExtType(1, msgpack.packb((value.shape, value.dtype.name, value.tobytes())))
+        for name, value in arrays.items()
+    }
     return bytes(msgpack.packb(ext))
 
 
@@ -84,26 +92,44 @@ def contenders(folder: Path) -> dict[str, dict[str, Callable[[], Any]]]:
         },
         "shards": {
             "headstart": lambda: read_checkpoint(shards),
-            "safetensors": lambda: {name: value for path in files for name, value in load_file(path).items()},
+            "safetensors": lambda: {
+                name: value for path in files for name, value in load_file(path).items()
+            },
         },
         "bin": {
             "headstart": lambda: read_tensors(folder / "new.bin"),
             "torch.load": lambda: torch.load(folder / "new.bin", weights_only=True),
-            "torch.load mapped": lambda: torch.load(folder / "new.bin", weights_only=True, mmap=True),
+            "torch.load mapped": lambda: torch.load(
+                folder / "new.bin", weights_only=True, mmap=True
+            ),
         },
         "old bin": {
             "headstart": lambda: read_tensors(folder / "old.bin"),
             "torch.load": lambda: torch.load(folder / "old.bin", weights_only=True),
         },
-        "npz": {"headstart": lambda: read_tensors(folder / "a.npz", "numpy"), "numpy.load": lambda: npz(folder / "a.npz")},
-        "h5": {"headstart": lambda: read_tensors(folder / "a.h5", "numpy"), "h5py": lambda: hdf5(folder / "a.h5")},
-        "msgpack": {"headstart": lambda: read_tensors(folder / "a.msgpack", "numpy"), "msgpack": lambda: flax(folder / "a.msgpack")},
+        "npz": {
+            "headstart": lambda: read_tensors(folder / "a.npz", "numpy"),
+            "numpy.load": lambda: npz(folder / "a.npz"),
+        },
+        "h5": {
+            "headstart": lambda: read_tensors(folder / "a.h5", "numpy"),
+            "h5py": lambda: hdf5(folder / "a.h5"),
+        },
+        "msgpack": {
+            "headstart": lambda: read_tensors(folder / "a.msgpack", "numpy"),
+            "msgpack": lambda: flax(folder / "a.msgpack"),
+        },
     }
     for case, readers in cases.items():
         for name, read in readers.items():
             same = read()
-            assert same.keys() == tensors.keys() and all(np.array_equal(same[key], arrays[key]) for key in arrays), (case, name)
-    return {case: {name: touched(read) for name, read in readers.items()} for case, readers in cases.items()} | {
+            assert same.keys() == tensors.keys() and all(
+                np.array_equal(same[key], arrays[key]) for key in arrays
+            ), (case, name)
+    return {
+        case: {name: touched(read) for name, read in readers.items()}
+        for case, readers in cases.items()
+    } | {
         "save safetensors": {
             "headstart": lambda: write_tensors(folder / "out", tensors),
             "safetensors": lambda: save_file(tensors, folder / "out.safetensors"),

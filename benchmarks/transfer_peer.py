@@ -1,6 +1,8 @@
-"""One run of the Hugging Face Trainer for `transfer.py`, in an environment of its own: prints accuracy and time as JSON.
+"""One run of the Hugging Face Trainer for `transfer.py`, in an environment of its own: prints
+accuracy and time as JSON.
 
-python benchmarks/transfer_peer.py '{"model": …, "data": …, "rate": …, "seconds": …, "steps": …, "batch": …}'
+python benchmarks/transfer_peer.py '{"model": …, "data": …, "rate": …, "seconds": …, "steps": …,
+"batch": …}'
 """
 
 import json
@@ -27,10 +29,15 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         image = torch.from_numpy(self.images[index]).permute(2, 0, 1).float() / 255
         if self.crop is not None:
-            top, left = (int(torch.randint(0, image.shape[1] - self.crop + 1, ())) for _ in range(2))
+            top, left = (
+                int(torch.randint(0, image.shape[1] - self.crop + 1, ())) for _ in range(2)
+            )
             image = image[:, top : top + self.crop, left : left + self.crop]
             image = image.flip(2) if torch.rand(()) < 0.5 else image
-        return {"pixel_values": (image - MEAN) / STD, "labels": torch.tensor(int(self.labels[index]))}
+        return {
+            "pixel_values": (image - MEAN) / STD,
+            "labels": torch.tensor(int(self.labels[index])),
+        }
 
 
 class Clock(TrainerCallback):
@@ -43,7 +50,9 @@ class Clock(TrainerCallback):
         self.cpu.append(time.process_time())
 
 
-def run(task: dict, data: dict[str, np.ndarray], steps: int) -> tuple[BitForImageClassification, Clock]:
+def run(
+    task: dict, data: dict[str, np.ndarray], steps: int
+) -> tuple[BitForImageClassification, Clock]:
     """Trains a new copy for so many steps of AdamW with the Trainer's own linear schedule."""
     torch.manual_seed(0)
     model = BitForImageClassification.from_pretrained(
@@ -67,7 +76,13 @@ def main() -> None:
     if "pixels" in task:  # what the untouched weights say of these pixels
         pixels = torch.from_numpy(np.load(task["pixels"]))
         with torch.inference_mode():
-            print(json.dumps(BitForImageClassification.from_pretrained(task["model"]).eval()(pixel_values=pixels).logits.tolist()))
+            print(
+                json.dumps(
+                    BitForImageClassification.from_pretrained(task["model"])
+                    .eval()(pixel_values=pixels)
+                    .logits.tolist()
+                )
+            )
         return
     data = dict(np.load(task["data"]))
     steps = task["steps"]
@@ -79,11 +94,24 @@ def main() -> None:
     spent = time.process_time() - began
     held = Images(data["validation_images"], data["validation_labels"], None)
     with torch.inference_mode():
-        batches = [torch.stack([held[i]["pixel_values"] for i in range(s, min(s + 32, len(held)))]) for s in range(0, len(held), 32)]
+        batches = [
+            torch.stack([held[i]["pixel_values"] for i in range(s, min(s + 32, len(held)))])
+            for s in range(0, len(held), 32)
+        ]
         said = torch.cat([model(pixel_values=batch).logits.argmax(1) for batch in batches]).numpy()
     accuracy = float((said == data["validation_labels"]).mean())
     per_step = float(np.median(np.diff(clock.cpu))) if len(clock.cpu) > 1 else None
-    print(json.dumps({"accuracy": accuracy, "cpu_seconds": spent, "steps": steps, "rate": task["rate"], "cpu_seconds_a_step": per_step}))
+    print(
+        json.dumps(
+            {
+                "accuracy": accuracy,
+                "cpu_seconds": spent,
+                "steps": steps,
+                "rate": task["rate"],
+                "cpu_seconds_a_step": per_step,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

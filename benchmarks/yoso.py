@@ -1,10 +1,12 @@
-"""How long does a whole YOSO base model take, beside transformers' one (exact attention; it has no other on a CPU)?
+"""How long does a whole YOSO base model take, beside transformers' one (exact attention; it has no
+other on a CPU)?
 
     python benchmarks/yoso.py [turns]
 
-Random weights, no padding (transformers attends it), forward without gradients, 4 texts of 512 tokens and 1 of 4,096. Outputs are compared
-before anything is timed. transformers takes about 40 s for the long text on two cores, so two turns are the default, after a warm-up on
-short texts. Processor time is printed too: it does not grow where other programs share the cores.
+Random weights, no padding (transformers attends it), forward without gradients, 4 texts of 512
+tokens and 1 of 4,096. Outputs are compared before anything is timed. transformers takes about 40 s
+for the long text on two cores, so two turns are the default, after a warm-up on short texts.
+Processor time is printed too: it does not grow where other programs share the cores.
 """
 
 import statistics
@@ -26,8 +28,13 @@ def outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model(ids).logits
 
 
-def turns(contenders: dict[str, Callable[[], torch.Tensor]], count: int, case: str) -> dict[str, list[float]]:
-    """Milliseconds of each contender in turns; medians of wall and processor time are printed at once."""
+def turns(
+    contenders: dict[str, Callable[[], torch.Tensor]], count: int, case: str
+) -> dict[str, list[float]]:
+    """Milliseconds of each contender in turns.
+
+    Medians of wall and processor time are printed at once.
+    """
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     busy: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(count):
@@ -39,7 +46,11 @@ def turns(contenders: dict[str, Callable[[], torch.Tensor]], count: int, case: s
     first = statistics.median(next(iter(busy.values())))
     for name in contenders:
         real, ms = statistics.median(wall[name]), statistics.median(busy[name])
-        print(f"{case:<10} {name:<22} {real:9.0f} ms, processor time {ms:9.0f} ms, {first / ms:5.2f} x", flush=True)
+        print(
+            f"{case:<10} {name:<22} {real:9.0f} ms, processor time {ms:9.0f} ms,"
+            f" {first / ms:5.2f} x",
+            flush=True,
+        )
     return wall
 
 

@@ -1,8 +1,11 @@
-"""Makes the pictures of the terminal and of the report that README and the docs show, from real runs.
+"""Makes the pictures of the terminal and of the report that README and the docs show, from real
+runs.
 
-    python docs/pictures.py PHOTOS        # PHOTOS: class folders, or train/ and val/ with class folders
+    python docs/pictures.py PHOTOS        # PHOTOS: class folders, or train/ and val/ with class
+    folders
 
-Writes docs/pictures/demo.svg, train.svg and report.png. Needs `pip install 'headstart[docs]'`, and Chromium for the last.
+Writes docs/pictures/demo.svg, train.svg and report.png. Needs `pip install 'headstart[docs]'`, and
+Chromium for the last.
 """
 
 import fcntl
@@ -57,7 +60,9 @@ def write_svg(screen: pyte.Screen, shown: str, path: Path) -> None:
         line = Text()
         for column in range(WIDTH):
             cell = screen.buffer[row][column]
-            colour = {"brown": "yellow"}.get(cell.fg, f"#{cell.fg}" if re.fullmatch("[0-9a-f]{6}", cell.fg) else cell.fg)
+            colour = {"brown": "yellow"}.get(
+                cell.fg, f"#{cell.fg}" if re.fullmatch("[0-9a-f]{6}", cell.fg) else cell.fg
+            )
             line.append(cell.data, f"{'bold ' * cell.bold}{colour.replace('bright', 'bright_')}")
         line.rstrip()
         lines.append(line)
@@ -66,17 +71,30 @@ def write_svg(screen: pyte.Screen, shown: str, path: Path) -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     for line in lines:
         console.print(line)
-    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="headstart"), flags=re.S)  # fonts of another site
+    # fonts of another site
+    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="headstart"), flags=re.S)
     path.write_text(svg, encoding="utf-8")
 
 
 def photograph(page: Path, path: Path, width: int = 1000, height: int = 1250) -> None:
     """The top of a page as Chromium shows it, in few colours."""
-    chromium = next(name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name))
+    chromium = next(
+        name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         shot = Path(scratch) / "shot.png"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}"]
-        subprocess.run([chromium, *options, f"--screenshot={shot}", page.resolve().as_uri()], check=True, capture_output=True)
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--window-size={width},{height}",
+        ]
+        subprocess.run(
+            [chromium, *options, f"--screenshot={shot}", page.resolve().as_uri()],
+            check=True,
+            capture_output=True,
+        )
         Image.open(shot).convert("RGB").quantize(96).save(path, optimize=True)
 
 

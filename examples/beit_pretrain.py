@@ -1,11 +1,13 @@
-"""Pretrains a small BEiT on CIFAR-100 with a small tokenizer, and shows what that is worth on a few CIFAR-10 images.
+"""Pretrains a small BEiT on CIFAR-100 with a small tokenizer, and shows what that is worth on a few
+CIFAR-10 images.
 
     python examples/train_dvae.py DATA/images/cifar100/train runs/dvae
     python examples/beit_pretrain.py DATA runs/dvae runs/beit
 
-Runs of `headstart.train`, each with its report: masked image modelling from random weights; then classification of CIFAR-10 from that
-checkpoint and from the same network's random weights, with only a new head, and with every weight at three rates. `summary.json` holds
-the accuracies. Runs that are finished are not made again.
+Runs of `headstart.train`, each with its report: masked image modelling from random weights; then
+classification of CIFAR-10 from that checkpoint and from the same network's random weights, with
+only a new head, and with every weight at three rates. `summary.json` holds the accuracies. Runs
+that are finished are not made again.
 """
 
 import argparse
@@ -16,10 +18,16 @@ import numpy as np
 from PIL import Image
 
 import headstart
-from headstart import AutoModelForMaskedImageModeling, BeitConfig, BeitImageProcessor, DalleImageTokenizer
+from headstart import (
+    AutoModelForMaskedImageModeling,
+    BeitConfig,
+    BeitImageProcessor,
+    DalleImageTokenizer,
+)
 from headstart.progress import progress_for_terminal
 
-# 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for the same 4x4 pixels.
+# 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for
+# the same 4x4 pixels.
 SHAPE = {
     "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32, "patch_size": 4,
     "use_mask_token": True, "use_shared_relative_position_bias": True, "drop_path_rate": 0.0, "layer_norm_eps": 1e-6,
@@ -30,9 +38,19 @@ def write_pictures(data: Path, folder: Path, count: int) -> Path:
     """`train.npz` and `val.npz` of CIFAR-100's sheets of 1,000 pictures."""
     if not (folder / "val.npz").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))[: -(-count // 1000)]
-        tiles = [np.asarray(Image.open(p).convert("RGB")).reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for p in sheets]
-        np.savez(folder / "train.npz", images=np.concatenate(tiles)[:count], labels=np.arange(count) % 2)  # masks need no classes
+        sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))[
+            : -(-count // 1000)
+        ]
+        tiles = [
+            np.asarray(Image.open(p).convert("RGB"))
+            .reshape(25, 32, 40, 32, 3)
+            .swapaxes(1, 2)
+            .reshape(-1, 32, 32, 3)
+            for p in sheets
+        ]
+        np.savez(
+            folder / "train.npz", images=np.concatenate(tiles)[:count], labels=np.arange(count) % 2
+        )  # masks need no classes
         val = np.load(data / "images" / "cifar100" / "val.npz")["images"]
         np.savez(folder / "val.npz", images=val, labels=np.arange(len(val)) % 2)
     return folder
@@ -40,7 +58,9 @@ def write_pictures(data: Path, folder: Path, count: int) -> Path:
 
 def write_random_network(folder: Path, tokenizer: Path) -> Path:
     """A folder with the small network's random weights."""
-    config = BeitConfig(**SHAPE, vocab_size=DalleImageTokenizer.from_pretrained(tokenizer).vocab_size)
+    config = BeitConfig(
+        **SHAPE, vocab_size=DalleImageTokenizer.from_pretrained(tokenizer).vocab_size
+    )
     AutoModelForMaskedImageModeling.from_config(config).save_pretrained(folder)
     BeitImageProcessor(size=32, crop_size=32).save_pretrained(folder)
     return folder
@@ -52,7 +72,9 @@ def run(out: Path, data: Path, **values: object) -> dict[str, float]:
         evaluations = json.loads((out / "results.json").read_text())["evaluations"]
         return evaluations["validation"]["metrics"]
     resume = (out / "run.json").exists()
-    return headstart.train(data, out=out, resume=resume, progress=progress_for_terminal(), **({} if resume else values)).metrics
+    return headstart.train(
+        data, out=out, resume=resume, progress=progress_for_terminal(), **({} if resume else values)
+    ).metrics
 
 
 def main() -> None:
@@ -87,14 +109,26 @@ def main() -> None:
     if not few.exists():
         few.mkdir()
         for name, source in (("train", "train_100shot.npz"), ("val", "val.npz")):
-            (few / f"{name}.npz").write_bytes((args.data / "images" / "cifar10" / source).read_bytes())
-        (few / "classes.json").write_bytes((args.data / "images" / "cifar10" / "classes.json").read_bytes())
-    summary = {"masked_codes_guessed": guessed["code_accuracy"], "most_common_code": guessed["most_common_code_accuracy"]}
+            (few / f"{name}.npz").write_bytes(
+                (args.data / "images" / "cifar10" / source).read_bytes()
+            )
+        (few / "classes.json").write_bytes(
+            (args.data / "images" / "cifar10" / "classes.json").read_bytes()
+        )
+    summary = {
+        "masked_codes_guessed": guessed["code_accuracy"],
+        "most_common_code": guessed["most_common_code_accuracy"],
+    }
     for name, start in (("pretrained", pretrained), ("random", network)):
-        head = run(args.out / f"head-{name}", few, model=start, tune="head", crop=32, shots=args.shots)
+        head = run(
+            args.out / f"head-{name}", few, model=start, tune="head", crop=32, shots=args.shots
+        )
         summary[f"cifar10_accuracy_{name}_head"] = head["accuracy"]
         summary[f"cifar10_accuracy_{name}_all"] = {
-            rate: run(args.out / f"tuned-{name}-{rate}", few, model=start, lr=rate, **tune)["accuracy"] for rate in args.rates
+            rate: run(args.out / f"tuned-{name}-{rate}", few, model=start, lr=rate, **tune)[
+                "accuracy"
+            ]
+            for rate in args.rates
         }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))

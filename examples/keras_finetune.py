@@ -2,8 +2,9 @@
 
     KERAS_BACKEND=jax python examples/keras_finetune.py FOLDER --model microsoft/cvt-13 --out MODEL
 
-FOLDER holds train/ and val/, or the classes themselves, of which a fifth is then kept for validation. `--model tiny` is a small network
-with random weights, for a quick try without a download.
+FOLDER holds train/ and val/, or the classes themselves, of which a fifth is then kept for
+validation. `--model tiny` is a small network with random weights, for a quick try without a
+download.
 """
 
 import argparse
@@ -13,21 +14,41 @@ import keras
 import numpy as np
 from PIL import Image
 
-from headstart import AutoImageProcessor, ConvNextImageProcessor, CvtConfig, TFCvtForImageClassification
+from headstart import (
+    AutoImageProcessor,
+    ConvNextImageProcessor,
+    CvtConfig,
+    TFCvtForImageClassification,
+)
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".avif"}
-TINY = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 1, 2], "layer_norm_eps": 1e-5}
+TINY = {
+    "embed_dim": [16, 32, 64],
+    "num_heads": [1, 2, 4],
+    "depth": [1, 1, 2],
+    "layer_norm_eps": 1e-5,
+}
 
 
 def pictures(folder: Path, classes: list[str], processor) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, C, H, W) and labels (N,) of a folder of class folders."""
-    files = [(path, i) for i, name in enumerate(classes) for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in ENDINGS]
-    pixels = [processor(Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"] for path, _ in files]
+    files = [
+        (path, i)
+        for i, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in ENDINGS
+    ]
+    pixels = [
+        processor(Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"]
+        for path, _ in files
+    ]
     return np.concatenate(pixels), np.array([label for _, label in files])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="microsoft/cvt-13")
     parser.add_argument("--out", type=Path, default=Path("cvt-finetuned"))
@@ -45,7 +66,9 @@ def main() -> None:
         processor = ConvNextImageProcessor(size={"shortest_edge": args.size}, crop_pct=0.875)
         model = TFCvtForImageClassification(CvtConfig(**TINY, id2label=id2label))
     else:
-        processor = AutoImageProcessor.from_pretrained(args.model, size={"shortest_edge": args.size})
+        processor = AutoImageProcessor.from_pretrained(
+            args.model, size={"shortest_edge": args.size}
+        )
         model = TFCvtForImageClassification.from_pretrained(args.model, id2label=id2label)
 
     x, y = pictures(train, classes, processor)
@@ -55,10 +78,15 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(len(x))
         kept, order = order[: len(x) // 5], order[len(x) // 5 :]
         validation, x, y = (x[kept], y[kept]), x[order], y[order]
-    print(f"{len(x)} pictures to learn from, {len(validation[0])} to validate with, classes: {', '.join(classes)}")
+    print(
+        f"{len(x)} pictures to learn from, {len(validation[0])} to validate with, classes:"
+        f" {', '.join(classes)}"
+    )
 
     model.compile(keras.optimizers.AdamW(args.rate, weight_decay=0.05), metrics=["accuracy"])
-    model.fit(x, y, validation_data=validation, batch_size=args.batch, epochs=args.epochs, verbose=2)
+    model.fit(
+        x, y, validation_data=validation, batch_size=args.batch, epochs=args.epochs, verbose=2
+    )
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     print(f"{args.out} is read by TFCvtForImageClassification and CvtForImageClassification")

@@ -7,10 +7,7 @@ import h5py
 import numpy as np
 import torch
 
-from headstart.checkpoint import (
-    write_npz,
-    write_tensors,
-)
+from headstart.checkpoint import write_npz, write_tensors
 
 TB = 1 << 40
 
@@ -43,13 +40,20 @@ def assert_same(ours, theirs) -> None:
 
 
 def as_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: (value.float() if value.dtype == torch.bfloat16 else value).numpy() for name, value in tensors.items()}
+    return {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        for name, value in tensors.items()
+    }
 
 
 def packed(value: object) -> bytes:
     """msgpack as flax.serialization writes it, as plainly as possible."""
     if isinstance(value, dict):
-        return b"\xdf" + struct.pack(">I", len(value)) + b"".join(packed(each) for pair in value.items() for each in pair)
+        return (
+            b"\xdf"
+            + struct.pack(">I", len(value))
+            + b"".join(packed(each) for pair in value.items() for each in pair)
+        )
     if isinstance(value, list | tuple):
         return b"\xdd" + struct.pack(">I", len(value)) + b"".join(map(packed, value))
     if isinstance(value, str):
@@ -69,7 +73,11 @@ def every_format(folder: Path) -> list[Path]:
     tensors = {name: value for name, value in some_tensors().items() if name != "half.brain"}
     arrays = as_arrays(tensors)
     torch.save({"x": tensors, "m": torch.nn.Linear(3, 2)}, folder / "new.pt")
-    torch.save({"x": tensors, "m": torch.nn.Linear(3, 2)}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"x": tensors, "m": torch.nn.Linear(3, 2)},
+        folder / "old.pt",
+        _use_new_zipfile_serialization=False,
+    )
     write_npz(folder / "stored.npz", arrays)
     write_npz(folder / "packed.npz", arrays, compress=True)
     np.save(folder / "one.npy", arrays["columns"])

@@ -1,4 +1,7 @@
-"""What every test may use: where the reference numbers and the data sets are, and how they are read."""
+"""What every test may use.
+
+Where the reference numbers and the data sets are, and how they are read.
+"""
 
 import json
 import os
@@ -18,7 +21,10 @@ def _needed(path: Path) -> Path:
     if not path.exists():
         if os.environ.get("CI"):
             pytest.fail(f"reference data is missing in CI: {path.name}")
-        pytest.skip(f"reference data is not here: {path.name}; set HEADSTART_SHARED to the folder that holds golden/ and data/")
+        pytest.skip(
+            f"reference data is not here: {path.name}; set HEADSTART_SHARED to the folder that"
+            " holds golden/ and data/"
+        )
     return path
 
 
@@ -26,7 +32,11 @@ def golden_dir(*parts: str) -> Path:
     """A folder of reference numbers: `tests/golden` holds a choice, `HEADSTART_SHARED/golden` all."""
     own, full = ROOT / "tests" / "golden" / Path(*parts), SHARED / "golden" / Path(*parts)
     # Our choice holds whole cases; a folder above them is complete only in the full set.
-    return own if own.exists() and (own.is_file() or (own / "meta.json").exists() or not full.exists()) else _needed(full)
+    return (
+        own
+        if own.exists() and (own.is_file() or (own / "meta.json").exists() or not full.exists())
+        else _needed(full)
+    )
 
 
 def data_dir(*parts: str) -> Path:
@@ -35,7 +45,9 @@ def data_dir(*parts: str) -> Path:
 
 
 def golden_cases(*parts: str) -> list[str]:
-    """Names of the case folders below a folder of reference numbers (empty where the data is absent)."""
+    """Names of the case folders below a folder of reference numbers (empty where the data is
+    absent).
+    """
     names: set[str] = set()
     for root in (ROOT / "tests" / "golden", SHARED / "golden"):
         folder = root / Path(*parts)
@@ -51,7 +63,10 @@ def read_json(path: Path) -> dict:
 
 def assert_close(ours: object, theirs: object, tolerance: float = 1e-5, what: str = "") -> None:
     """Fails unless max |a - b| <= tolerance * max(1, max |b|), with equal shapes."""
-    a, b = (np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64) for x in (ours, theirs))
+    a, b = (
+        np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64)
+        for x in (ours, theirs)
+    )
     assert a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}"
     if a.size:
         assert np.isfinite(a).all(), f"{what}: not finite"

@@ -1,6 +1,8 @@
-"""A server on this machine that speaks the Hub's protocol, as far as huggingface_hub and headstart use it, with failures on request.
+"""A server on this machine that speaks the Hub's protocol, as far as huggingface_hub and headstart
+use it, with failures on request.
 
-Files are served as the Hub does: small ones directly, large ones by a redirect to a "content" address with their SHA-256 as the tag.
+Files are served as the Hub does: small ones directly, large ones by a redirect to a "content"
+address with their SHA-256 as the tag.
 """
 
 import base64
@@ -52,14 +54,22 @@ class Repo:
     def commit(self, revision: str) -> str | None:
         """The commit of a branch, or the commit itself."""
         for branch, files in self.revisions.items():
-            made = hashlib.sha1(repr((branch, sorted((k, hashlib.sha1(v).hexdigest()) for k, v in files.items()))).encode()).hexdigest()
+            made = hashlib.sha1(
+                repr(
+                    (branch, sorted((k, hashlib.sha1(v).hexdigest()) for k, v in files.items()))
+                ).encode()
+            ).hexdigest()
             if revision in (branch, made):
                 return made
         return None
 
     def files(self, revision: str) -> dict[str, bytes]:
         """The files at a branch or commit."""
-        return next(files for branch, files in self.revisions.items() if revision in (branch, self.commit(branch)))
+        return next(
+            files
+            for branch, files in self.revisions.items()
+            if revision in (branch, self.commit(branch))
+        )
 
 
 class HubServer(ThreadingHTTPServer):
@@ -70,7 +80,8 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.content_url = self.url.replace("127.0.0.1", "localhost")  # another host, as the Hub's content servers are
+        # another host, as the Hub's content servers are
+        self.content_url = self.url.replace("127.0.0.1", "localhost")
         self.repos: dict[str, Repo] = {}
         self.plain: dict[str, bytes] = {}  # files at an authors' address: /files/…
         self.uploaded: dict[str, bytes] = {}
@@ -112,14 +123,25 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append((self.command, path, self.headers.get("Range")))
-        self.server.tokens.append((self.headers.get("Authorization") or "").removeprefix("Bearer ") or None)
+        self.server.tokens.append(
+            (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        )
         fault = self.server.fault(self.command, path)
         if fault.status:
             self._answer(fault.status, b"", fault.headers)
         elif path.startswith("/files/"):
             self._bytes(self.server.plain.get(path.removeprefix("/files/")), fault)
         elif path.startswith("/content/"):
-            data = next((d for r in self.server.repos.values() for f in r.revisions.values() for d in f.values() if _sha(d) in path), None)
+            data = next(
+                (
+                    d
+                    for r in self.server.repos.values()
+                    for f in r.revisions.values()
+                    for d in f.values()
+                    if _sha(d) in path
+                ),
+                None,
+            )
             self._bytes(data, fault)
         elif "/resolve/" in path:
             self._resolve(path, fault)
@@ -128,7 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
-    def _answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             if value:
@@ -142,7 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any, status: int = 200) -> None:
         self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _bytes(self, data: bytes | None, fault: Fault, headers: dict[str, str] | None = None) -> None:
+    def _bytes(
+        self, data: bytes | None, fault: Fault, headers: dict[str, str] | None = None
+    ) -> None:
         """A body, or the rest of it, with whatever goes wrong on the way."""
         if data is None:
             return self._answer(404)
@@ -150,7 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": tag, "Accept-Ranges": "bytes"} | (headers or {})
         span = self.headers.get("Range", "")
         start = 0
-        if span.startswith("bytes=") and not fault.ignore_range and self.headers.get("If-Range", tag) == tag:
+        if (
+            span.startswith("bytes=")
+            and not fault.ignore_range
+            and self.headers.get("If-Range", tag) == tag
+        ):
             start = int(span.removeprefix("bytes=").partition("-")[0])
             if start >= len(data):
                 return self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
@@ -176,11 +206,19 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         data = repo.files(revision).get(filename)
         if data is None:
-            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return self._answer(
+                404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+            )
         if len(data) < LARGE:
             return self._bytes(data, fault, {"X-Repo-Commit": commit})
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{_sha(data)}"', "X-Linked-Size": str(len(data))}
-        return self._answer(302, b"", headers | {"Location": f"{self.server.content_url}/content/{_sha(data)}"})
+        headers = {
+            "X-Repo-Commit": commit,
+            "X-Linked-Etag": f'"{_sha(data)}"',
+            "X-Linked-Size": str(len(data)),
+        }
+        return self._answer(
+            302, b"", headers | {"Location": f"{self.server.content_url}/content/{_sha(data)}"}
+        )
 
     def _readable(self, repo_id: str) -> Repo | None:
         repo = self.server.repos.get(repo_id)
@@ -188,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is not None and repo.gated and token != repo.token:
             self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         elif repo is not None and token and repo.token and token != repo.token:
-            self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            self._answer(
+                401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
         elif repo is None or (repo.token and token != repo.token):
             self._answer(404 if token else 401, b"", {"X-Error-Code": "RepoNotFound"})
         else:
@@ -199,7 +239,11 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
-                {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{self.server.url}/upload/{o['oid']}"}}}
+                {
+                    "oid": o["oid"],
+                    "size": o["size"],
+                    "actions": {"upload": {"href": f"{self.server.url}/upload/{o['oid']}"}},
+                }
                 for o in json.loads(body)["objects"]
             ]
             return self._json({"transfer": "basic", "objects": objects})
@@ -215,13 +259,19 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[:2] != ["api", "models"] or len(parts) < 5:
             return self._answer(404)
         repo = self._readable("/".join(parts[2:4]))
-        return None if repo is None else self._model(repo, "/".join(parts[2:4]), parts[4], "/".join(parts[5:]), body)
+        return (
+            None
+            if repo is None
+            else self._model(repo, "/".join(parts[2:4]), parts[4], "/".join(parts[5:]), body)
+        )
 
     def _model(self, repo: Repo, repo_id: str, verb: str, rest: str, body: bytes) -> None:
         revision = rest or "main"
         if verb == "discussions":
             # All of them, whoever was asked for, as a mirror might: whose they are must be checked.
-            return self._json({"discussions": repo.discussions, "count": len(repo.discussions), "start": 0})
+            return self._json(
+                {"discussions": repo.discussions, "count": len(repo.discussions), "start": 0}
+            )
         if verb == "branch":
             repo.revisions.setdefault(rest, dict(repo.revisions["main"]))
             return self._json({})
@@ -231,17 +281,33 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo.files(revision)
         if verb == "revision":
             siblings = [{"rfilename": name} for name in files]
-            return self._json({"id": repo_id, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+            return self._json(
+                {"id": repo_id, "sha": commit, "siblings": siblings, "private": False, "tags": []}
+            )
         if verb == "tree":
-            return self._json([{"type": "file", "path": name, "size": len(data), "oid": _sha(data)[:40]} for name, data in files.items()])
+            return self._json(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": _sha(data)[:40]}
+                    for name, data in files.items()
+                ]
+            )
         if verb == "preupload":
             wanted = json.loads(body)["files"]
-            kinds = [{"path": f["path"], "uploadMode": "lfs" if f["size"] >= LARGE else "regular", "shouldIgnore": False} for f in wanted]
+            kinds = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["size"] >= LARGE else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in wanted
+            ]
             return self._json({"files": kinds})
         if verb == "commit":
             self._take(files, body)
             made = repo.commit(revision)
-            return self._json({"commitUrl": f"{self.server.url}/{repo_id}/commit/{made}", "commitOid": made})
+            return self._json(
+                {"commitUrl": f"{self.server.url}/{repo_id}/commit/{made}", "commitOid": made}
+            )
         return self._answer(404)
 
     def _take(self, files: dict[str, bytes], body: bytes) -> None:
@@ -270,7 +336,9 @@ def conversion(number: int, author: str = "SFconvertbot") -> dict[str, Any]:
 def running() -> Iterator[HubServer]:
     """A server for the time of a `with` block."""
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

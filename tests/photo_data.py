@@ -19,14 +19,20 @@ def tiny_model(tmp_path_factory) -> Path:
     """A BiT of a few thousand weights with its processor: something to tune."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4, num_labels=5)
+    config = BitConfig(
+        embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4, num_labels=5
+    )
     BitForImageClassification(config).save_pretrained(folder)
     size = {"height": 20, "width": 20}
-    BitImageProcessor(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    BitImageProcessor(
+        size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
     return folder
 
 
-def make_photo(colour: tuple[int, int, int], seed: int, width: int = 30, height: int = 24) -> np.ndarray:
+def make_photo(
+    colour: tuple[int, int, int], seed: int, width: int = 30, height: int = 24
+) -> np.ndarray:
     """Noise around a colour: classes that a tiny network tells apart."""
     noise = np.random.default_rng(seed).normal(0, 40, (height, width, 3))
     return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
@@ -36,7 +42,9 @@ def make_class_folders(folder: Path, counts: dict[str, int], first_seed: int = 0
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(make_photo(CLASSES[label], first_seed + i)).save(folder / label / f"{label}_{i}.png")
+            Image.fromarray(make_photo(CLASSES[label], first_seed + i)).save(
+                folder / label / f"{label}_{i}.png"
+            )
     return folder
 
 

@@ -6,7 +6,17 @@ from headstart.recipe import Recipe
 from headstart.tasks.base import DataOptions
 from headstart.tasks.image_classification import ImageClassification, head_of
 
-SMALL = Recipe(optimizer="sgd", lr=0.05, schedule="constant", steps=4, batch_size=10, micro_batch=10, resize=24, crop=20, seed=3)
+SMALL = Recipe(
+    optimizer="sgd",
+    lr=0.05,
+    schedule="constant",
+    steps=4,
+    batch_size=10,
+    micro_batch=10,
+    resize=24,
+    crop=20,
+    seed=3,
+)
 
 
 def ready(photos, tiny_model, recipe):

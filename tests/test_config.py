@@ -13,7 +13,9 @@ STAGES = ["stem", "stage1", "stage2"]
 
 
 def test_unknown_keywords_are_kept_and_written_back(tmp_path):
-    config = BitConfig(depths=[1, 1], hidden_sizes=[128, 256], task_note="mine", finetuning_task="cats")
+    config = BitConfig(
+        depths=[1, 1], hidden_sizes=[128, 256], task_note="mine", finetuning_task="cats"
+    )
     assert config.task_note == "mine"
     config.save_pretrained(tmp_path)
     again = BitConfig.from_pretrained(tmp_path)
@@ -21,7 +23,9 @@ def test_unknown_keywords_are_kept_and_written_back(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bit"
     config.task_note, config.added_later = "yours", [1]
     config.save_pretrained(tmp_path)
-    again, unused = BitConfig.from_pretrained(tmp_path, return_unused_kwargs=True, num_labels=3, stranger=1)
+    again, unused = BitConfig.from_pretrained(
+        tmp_path, return_unused_kwargs=True, num_labels=3, stranger=1
+    )
     assert (again.task_note, again.added_later) == ("yours", [1])
     assert unused == {"stranger": 1}
 
@@ -31,8 +35,13 @@ def test_misspelled_values_are_refused_and_words_of_older_code_are_not_kept(tmp_
     BitConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no value 'num_label'; did you mean num_labels?"):
         BitConfig.from_pretrained(tmp_path, num_label=3)
-    config = BitConfig.from_pretrained(tmp_path, trust_remote_code=True, attn_implementation="eager", palette=[[0, 0, 0]])
-    assert config.palette and not {"trust_remote_code", "attn_implementation"} & config.to_dict().keys()
+    config = BitConfig.from_pretrained(
+        tmp_path, trust_remote_code=True, attn_implementation="eager", palette=[[0, 0, 0]]
+    )
+    assert (
+        config.palette
+        and not {"trust_remote_code", "attn_implementation"} & config.to_dict().keys()
+    )
 
 
 def test_labels_follow_each_other():
@@ -42,12 +51,19 @@ def test_labels_follow_each_other():
     assert BitConfig(label2id={"a": 1, "b": 0}).id2label == {1: "a", 0: "b"}
     config.num_labels = 5
     assert len(config.id2label) == 5 and config.label2id["LABEL_4"] == 4
-    again = BitConfig.from_dict(BitConfig(id2label={0: "cat", 1: "dog", 2: "hen"}).to_dict(), num_labels=4)
+    again = BitConfig.from_dict(
+        BitConfig(id2label={0: "cat", 1: "dog", 2: "hen"}).to_dict(), num_labels=4
+    )
     assert again.id2label[3] == "LABEL_3"
 
 
 def test_round_trips():
-    config = BitConfig(id2label={0: "a", 1: "b", 2: "c"}, problem_type="regression", output_hidden_states=True, drop_path_rate=0.25)
+    config = BitConfig(
+        id2label={0: "a", 1: "b", 2: "c"},
+        problem_type="regression",
+        output_hidden_states=True,
+        drop_path_rate=0.25,
+    )
     assert BitConfig.from_dict(config.to_dict()) == config
     assert BitConfig.from_dict(json.loads(config.to_json_string())) == config
     assert BitConfig(drop_path_rate=0.5) != config
@@ -105,16 +121,25 @@ def write(folder, **values):
 
 
 def test_other_stages_than_the_files(tmp_path):
-    """A saved configuration holds both names and numbers of its stages; one of them given anew decides."""
+    """A saved configuration holds both names and numbers of its stages.
+
+    One of them given anew decides.
+    """
     BitConfig(out_features=["stage4"]).save_pretrained(tmp_path)
-    assert BitConfig.from_pretrained(tmp_path, out_features=["stage2", "stage4"]).out_indices == [2, 4]
+    assert BitConfig.from_pretrained(tmp_path, out_features=["stage2", "stage4"]).out_indices == [
+        2,
+        4,
+    ]
     assert BitConfig.from_pretrained(tmp_path, out_indices=[1]).out_features == ["stage1"]
     with pytest.raises(ConfigError, match="name different stages"):
         BitConfig.from_pretrained(tmp_path, out_indices=[1], out_features=["stage2"])
 
 
 def test_compat_rule(tmp_path, caplog):
-    """A folder that transformers wrote keeps its arithmetic; the authors' networks and our own folders keep theirs."""
+    """A folder that transformers wrote keeps its arithmetic.
+
+    The authors' networks and our own folders keep theirs.
+    """
     folder = write(tmp_path, transformers_version="4.57.6")
     with caplog.at_level(logging.WARNING, "headstart"):
         config = BitConfig.from_pretrained(folder)
@@ -123,7 +148,12 @@ def test_compat_rule(tmp_path, caplog):
     assert BitConfig.from_pretrained(folder, compat="authors").conv_eps == 1e-10
     assert BitConfig.from_pretrained(write(tmp_path)).conv_eps == 1e-10
     for name in ("google/bit-50", "/cache/models--google--bit-50/snapshots/abc"):
-        assert BitConfig.from_file_values({"model_type": "bit", "transformers_version": "4.2"}, name).conv_eps == 1e-10
+        assert (
+            BitConfig.from_file_values(
+                {"model_type": "bit", "transformers_version": "4.2"}, name
+            ).conv_eps
+            == 1e-10
+        )
     values = {"model_type": "bit", "transformers_version": "4.2"}
     assert BitConfig.from_file_values(values, "someone/bit-50-cats").conv_eps == 1e-8
 
@@ -134,7 +164,8 @@ def test_our_folder_keeps_its_arithmetic_until_transformers_writes_it(tmp_path):
     assert BitConfig.from_pretrained(tmp_path).conv_eps == 1e-6
     values = json.loads((tmp_path / "config.json").read_text())
     assert "transformers_version" not in values
-    # transformers keeps keys that it does not know, and adds its version: by then the network was trained with its arithmetic.
+    # transformers keeps keys that it does not know, and adds its version: by then the network was
+    # trained with its arithmetic.
     values["transformers_version"] = "4.57.6"
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert BitConfig.from_pretrained(tmp_path).conv_eps == 1e-8

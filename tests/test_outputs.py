@@ -8,7 +8,12 @@ from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput,
 def test_access():
     out = ImageClassifierOutput(logits="scores", hidden_states=("a", "b"))
     assert out.logits == out["logits"] == out[0] == "scores"
-    assert out.loss is None and out.to_tuple() == ("scores", ("a", "b")) and out[:1] == ("scores",) and out[-1] == ("a", "b")
+    assert (
+        out.loss is None
+        and out.to_tuple() == ("scores", ("a", "b"))
+        and out[:1] == ("scores",)
+        and out[-1] == ("a", "b")
+    )
     assert list(out) == list(out.keys()) == ["logits", "hidden_states"] and len(out) == 2
     assert "logits" in out and "loss" not in out and out.get("loss", 3) == 3
     assert dict(**out) == {"logits": "scores", "hidden_states": ("a", "b")} == dict(out.items())

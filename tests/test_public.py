@@ -49,7 +49,9 @@ PAGES = [
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_every_name_of_the_pages_is_exported():
@@ -65,15 +67,23 @@ def test_families_do_not_import_each_other():
         text, parts = path.read_text(), path.relative_to(root).parts
         own = parts[1] if parts[0] == "models" and len(parts) > 2 else None
         for family in FAMILIES:
-            used = f"headstart.models.{family}" in text and 'import_module(f"headstart.models.{name}")' not in text
-            assert not used or family == own, f"{path.name} of {own or 'the house'} needs the room {family}"
+            used = (
+                f"headstart.models.{family}" in text
+                and 'import_module(f"headstart.models.{name}")' not in text
+            )
+            assert not used or family == own, (
+                f"{path.name} of {own or 'the house'} needs the room {family}"
+            )
 
 
 def test_importing_loads_no_framework():
     heavy = "torch jax keras tensorflow numpy huggingface_hub PIL"
     code = f"import sys, headstart; print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert run(code) == "[]"
-    assert run("import headstart; headstart.BitConfig(); import sys; print('torch' in sys.modules)") == "False"
+    assert (
+        run("import headstart; headstart.BitConfig(); import sys; print('torch' in sys.modules)")
+        == "False"
+    )
 
 
 def test_importing_prints_nothing():
@@ -91,4 +101,6 @@ def test_configurations_document_every_argument(name):
     text = inspect.getdoc(cls)
     for argument in inspect.signature(cls).parameters:
         if argument not in ("args", "kwargs"):
-            assert f"\n    {argument}" in text.replace("Args:", "Args:\n") or f"{argument}:" in text, f"{name} does not document {argument}"
+            assert (
+                f"\n    {argument}" in text.replace("Args:", "Args:\n") or f"{argument}:" in text
+            ), f"{name} does not document {argument}"

@@ -6,7 +6,15 @@ import pytest
 
 from conftest import golden_dir, read_json
 from headstart.errors import ConfigError
-from headstart.recipe import Facts, Recipe, hyper_rule, hyper_rule_resolution, named_recipe, read_recipe_file, resolve_recipe
+from headstart.recipe import (
+    Facts,
+    Recipe,
+    hyper_rule,
+    hyper_rule_resolution,
+    named_recipe,
+    read_recipe_file,
+    resolve_recipe,
+)
 
 
 def golden():
@@ -14,7 +22,10 @@ def golden():
 
 
 def test_hyper_rule_is_the_published_one():
-    """Every rate of the authors' code: the first step has rate 0, a decay comes one step after its boundary, None after the end."""
+    """Every rate of the authors' code.
+
+    The first step has rate 0, a decay comes one step after its boundary, None after the end.
+    """
     for case in golden()["dataset_size"]:
         recipe = hyper_rule(Facts(examples=case["n"], height=32, width=32))
         assert recipe.mixup == case["mixup"]
@@ -25,7 +36,12 @@ def test_hyper_rule_is_the_published_one():
             for step, rate in rates:
                 ours = scaled.lr_at(step)
                 assert (ours is None) == (rate is None), (case["n"], step)
-                assert ours is None or math.isclose(ours, rate, rel_tol=1e-12, abs_tol=0), (case["n"], step, ours, rate)
+                assert ours is None or math.isclose(ours, rate, rel_tol=1e-12, abs_tol=0), (
+                    case["n"],
+                    step,
+                    ours,
+                    rate,
+                )
 
 
 def test_hyper_rule_resolution_follows_the_area():
@@ -37,7 +53,13 @@ def test_hyper_rule_resolution_follows_the_area():
 
 def test_hyper_rule_batch_and_optimizer():
     recipe = hyper_rule(Facts(examples=100, height=300, width=400))
-    assert (recipe.optimizer, recipe.momentum, recipe.lr, recipe.batch_size, recipe.weight_decay) == ("sgd", 0.9, 0.003, 512, 0.0)
+    assert (
+        recipe.optimizer,
+        recipe.momentum,
+        recipe.lr,
+        recipe.batch_size,
+        recipe.weight_decay,
+    ) == ("sgd", 0.9, 0.003, 512, 0.0)
     assert recipe.zero_head and recipe.augment == "crop-flip" and recipe.label_smoothing == 0.0
 
 
@@ -45,12 +67,22 @@ def test_hyper_rule_batch_and_optimizer():
     "schedule, rates",
     [
         ("constant", {0: 0.0, 5: 0.05, 10: 0.1, 55: 0.1, 99: 0.1}),
-        ("cosine", {5: 0.05, 10: 0.1, 55: 0.06, 99: 0.02 + 0.08 * (1 + math.cos(math.pi * 89 / 90)) / 2}),
+        (
+            "cosine",
+            {5: 0.05, 10: 0.1, 55: 0.06, 99: 0.02 + 0.08 * (1 + math.cos(math.pi * 89 / 90)) / 2},
+        ),
         ("poly", {10: 0.1, 55: 0.02 + 0.08 * 0.5**2, 99: 0.02 + 0.08 * (1 / 90) ** 2}),
     ],
 )
 def test_schedules(schedule, rates):
-    recipe = Recipe(schedule=schedule, lr=0.1, final_lr=0.02 if schedule != "constant" else 0.0, power=2.0, steps=100, warmup_steps=10)
+    recipe = Recipe(
+        schedule=schedule,
+        lr=0.1,
+        final_lr=0.02 if schedule != "constant" else 0.0,
+        power=2.0,
+        steps=100,
+        warmup_steps=10,
+    )
     for step, rate in rates.items():
         assert recipe.lr_at(step) == pytest.approx(rate, rel=1e-9), step
     assert recipe.lr_at(100) is None
@@ -59,7 +91,9 @@ def test_schedules(schedule, rates):
 def test_steps_alone_keep_the_proportions():
     recipe = hyper_rule(Facts(examples=1, height=9, width=9)).updated({"steps": 50})
     assert (recipe.steps, recipe.warmup_steps, recipe.decay_at) == (50, 10, (20, 30, 40))
-    given = hyper_rule(Facts(examples=1, height=9, width=9)).updated({"steps": 50, "warmup_steps": 3})
+    given = hyper_rule(Facts(examples=1, height=9, width=9)).updated(
+        {"steps": 50, "warmup_steps": 3}
+    )
     assert (given.warmup_steps, given.decay_at) == (3, (200, 300, 400))
 
 
@@ -69,17 +103,29 @@ def test_layers_override_in_order(tmp_path):
     file.write_text("lr: 1e-2\nmixup: 0.3\nbatch_size: 32\ndecay_at: [7, 8]\n")
     base = hyper_rule(Facts(examples=1, height=9, width=9))
     recipe = resolve_recipe(base, file, {"batch_size": 16, "mixup": None})
-    assert (recipe.lr, recipe.mixup, recipe.batch_size, recipe.momentum, recipe.decay_at) == (0.01, 0.3, 16, 0.9, (7, 8))
+    assert (recipe.lr, recipe.mixup, recipe.batch_size, recipe.momentum, recipe.decay_at) == (
+        0.01,
+        0.3,
+        16,
+        0.9,
+        (7, 8),
+    )
 
 
 def test_a_recipe_survives_its_file(tmp_path):
     import yaml
 
-    recipe = hyper_rule(Facts(examples=30_000, height=9, width=9)).updated({"steps": 77, "freeze": ["bit.embedder"], "ema": 0.9})
+    recipe = hyper_rule(Facts(examples=30_000, height=9, width=9)).updated(
+        {"steps": 77, "freeze": ["bit.embedder"], "ema": 0.9}
+    )
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.to_dict()))
     assert Recipe.from_dict(read_recipe_file(file)) == recipe
-    assert resolve_recipe(named_recipe("finetune", Facts(examples=3)), file) == recipe.updated({}) == recipe
+    assert (
+        resolve_recipe(named_recipe("finetune", Facts(examples=3)), file)
+        == recipe.updated({})
+        == recipe
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,8 +166,14 @@ def test_wrong_files_are_named(tmp_path):
 
 
 def test_a_small_model_keeps_its_own_resolution():
-    """HyperRule's sides are for the published models; one made for smaller images is not shown larger ones."""
-    assert (hyper_rule(Facts(100, 2, 300, 400)).resize, hyper_rule(Facts(100, 2, 300, 400)).crop) == (512, 480)
+    """HyperRule's sides are for the published models.
+
+    One made for smaller images is not shown larger ones.
+    """
+    assert (
+        hyper_rule(Facts(100, 2, 300, 400)).resize,
+        hyper_rule(Facts(100, 2, 300, 400)).crop,
+    ) == (512, 480)
     small = hyper_rule(Facts(100, 2, 300, 400, model_image_size=64))
     assert (small.resize, small.crop) == (72, 64)
     assert hyper_rule(Facts(100, 2, 300, 400, model_image_size=224)).crop == 480
@@ -130,7 +182,12 @@ def test_a_small_model_keeps_its_own_resolution():
 def test_another_crop_keeps_its_border():
     recipe = resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240})
     assert (recipe.resize, recipe.crop) == (256, 240)
-    assert resolve_recipe(hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240, "resize": 250}).resize == 250
+    assert (
+        resolve_recipe(
+            hyper_rule(Facts(100, 2, 300, 400)), None, {"crop": 240, "resize": 250}
+        ).resize
+        == 250
+    )
 
 
 def test_lora_takes_ten_times_the_rate_unless_one_is_given(tmp_path):
@@ -139,6 +196,9 @@ def test_lora_takes_ten_times_the_rate_unless_one_is_given(tmp_path):
     assert recipe.lr == pytest.approx(10 * base.lr) and recipe.name == base.name
     (tmp_path / "r.yaml").write_text("lora_rank: 4\nlr: 0.5\n")
     assert resolve_recipe(base, tmp_path / "r.yaml").lr == 0.5
-    assert resolve_recipe(base, None, {"lora_rank": 4, "lr": 0.2}).lr == 0.2 and resolve_recipe(base).lr == base.lr
+    assert (
+        resolve_recipe(base, None, {"lora_rank": 4, "lr": 0.2}).lr == 0.2
+        and resolve_recipe(base).lr == base.lr
+    )
     (tmp_path / "r.yaml").write_text("lora_rank: 4\n")
     assert resolve_recipe(base, tmp_path / "r.yaml").lr == pytest.approx(10 * base.lr)

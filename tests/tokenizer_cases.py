@@ -1,6 +1,7 @@
 """Texts and calls on which our tokenizer must agree with transformers' RobertaTokenizerFast.
 
-`python tests/tokenizer_cases.py` (with transformers installed) records its answers in `tests/golden/tokenizer/cases.json`.
+`python tests/tokenizer_cases.py` (with transformers installed) records its answers in
+`tests/golden/tokenizer/cases.json`.
 """
 
 import json
@@ -17,9 +18,25 @@ TEXTS = [
     "e\u0301 combining", "\x00\x7f",
     "To Sherlock Holmes she is always THE woman. I have seldom heard him mention her under any other name.",
 ]  # fmt: skip
-PAIRS = [("Who is she?", "The woman."), ("", "b"), ("a", ""), (" space", " space "), (TEXTS[-1], TEXTS[7])]
-WORDS = [["Hello", "world", "!"], ["-LRB-", "日本", "don't", "<mask>"], ["a"], ["", "b"], [" x", "y "]]
-FLAGS = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "return_token_type_ids": True}
+PAIRS = [
+    ("Who is she?", "The woman."),
+    ("", "b"),
+    ("a", ""),
+    (" space", " space "),
+    (TEXTS[-1], TEXTS[7]),
+]
+WORDS = [
+    ["Hello", "world", "!"],
+    ["-LRB-", "日本", "don't", "<mask>"],
+    ["a"],
+    ["", "b"],
+    [" x", "y "],
+]
+FLAGS = {
+    "return_offsets_mapping": True,
+    "return_special_tokens_mask": True,
+    "return_token_type_ids": True,
+}
 LONG = ["one two three four five six seven eight nine ten eleven twelve", "short one"]
 CALLS = [
     {"text": TEXTS, **FLAGS},
@@ -43,8 +60,14 @@ def answers(tokenizer, call):
     """Everything that a call tells, as plain data."""
     out = tokenizer(**call)
     data = json.loads(json.dumps({key: out[key] for key in out}))
-    rows = len(out["input_ids"]) if out["input_ids"] and isinstance(out["input_ids"][0], list) else 1
-    ids = data["input_ids"] if rows > 1 or isinstance(data["input_ids"][0], list) else [data["input_ids"]]
+    rows = (
+        len(out["input_ids"]) if out["input_ids"] and isinstance(out["input_ids"][0], list) else 1
+    )
+    ids = (
+        data["input_ids"]
+        if rows > 1 or isinstance(data["input_ids"][0], list)
+        else [data["input_ids"]]
+    )
     return data | {
         "word_ids": [out.word_ids(i) for i in range(rows)],
         "sequence_ids": [out.sequence_ids(i) for i in range(rows)],
@@ -56,7 +79,17 @@ def answers(tokenizer, call):
 def fuzzed(count, seed=0):
     """Random texts of letters, signs, spaces, other scripts and special tokens."""
     rng = random.Random(seed)
-    pieces = [*"abcdefghij XYZ 0189 .,;:!?'\"-()[]<>/\\\t\n", " ", "  ", "the ", "ing", "'s", "<mask>", "</s>", "<pad>"]
+    pieces = [
+        *"abcdefghij XYZ 0189 .,;:!?'\"-()[]<>/\\\t\n",
+        " ",
+        "  ",
+        "the ",
+        "ing",
+        "'s",
+        "<mask>",
+        "</s>",
+        "<pad>",
+    ]
     pieces += ["é", "ß", "Ж", "中", "🎉", "\u200d", "ا"]
     return ["".join(rng.choices(pieces, k=rng.randint(0, 60))) for _ in range(count)]
 
@@ -67,7 +100,9 @@ def record():
 
     files = {"vocab_file": str(FOLDER / "vocab.json"), "merges_file": str(FOLDER / "merges.txt")}
     plain = RobertaTokenizerFast(**files, clean_up_tokenization_spaces=False)
-    spaced = RobertaTokenizerFast(**files, clean_up_tokenization_spaces=False, add_prefix_space=True)
+    spaced = RobertaTokenizerFast(
+        **files, clean_up_tokenization_spaces=False, add_prefix_space=True
+    )
     cases = [answers(spaced if call.get("is_split_into_words") else plain, call) for call in CALLS]
     (FOLDER / "cases.json").write_text(json.dumps(cases, ensure_ascii=True) + "\n")
 

@@ -1,6 +1,7 @@
 """A head start on your own task from four pretrained model families: BiT, CvT, BEiT and YOSO.
 
-Names are loaded when they are first used: importing this module loads neither torch nor keras nor jax.
+Names are loaded when they are first used: importing this module loads neither torch nor keras nor
+jax.
 """
 
 from importlib import import_module
@@ -9,9 +10,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _AUTO = (
-    "AutoBackbone AutoConfig AutoFeatureExtractor AutoImageProcessor AutoModel AutoModelForImageClassification "
-    "AutoModelForMaskedImageModeling AutoModelForMaskedLM AutoModelForMultipleChoice AutoModelForQuestionAnswering "
-    "AutoModelForSemanticSegmentation AutoModelForSequenceClassification AutoModelForTokenClassification AutoTokenizer"
+    "AutoBackbone AutoConfig AutoFeatureExtractor AutoImageProcessor AutoModel"
+    " AutoModelForImageClassification AutoModelForMaskedImageModeling AutoModelForMaskedLM"
+    " AutoModelForMultipleChoice AutoModelForQuestionAnswering AutoModelForSemanticSegmentation"
+    " AutoModelForSequenceClassification AutoModelForTokenClassification AutoTokenizer"
 )
 _MODULES = dict.fromkeys(_AUTO.split(), "headstart.auto") | {
     "pipeline": "headstart.pipelines.base",
@@ -39,7 +41,11 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module 'headstart' has no attribute {name!r}")
     loaded = import_module(module)
-    value = loaded if module == f"headstart.{name}" and not callable(getattr(loaded, name, None)) else getattr(loaded, name)
+    value = (
+        loaded
+        if module == f"headstart.{name}" and not callable(getattr(loaded, name, None))
+        else getattr(loaded, name)
+    )
     globals()[name] = value
     return value
 

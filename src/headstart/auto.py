@@ -27,12 +27,18 @@ def families() -> dict[str, Family]:
 
 def exports() -> dict[str, str]:
     """Every public class of the families → its module."""
-    return {name: module for family in families().values() for name, module in family.exports.items()}
+    return {
+        name: module for family in families().values() for name, module in family.exports.items()
+    }
 
 
 def zoo() -> dict[str, tuple[Family, Published]]:
     """Every published model by the authors' name."""
-    return {name: (family, model) for family in families().values() for name, model in family.published.items()}
+    return {
+        name: (family, model)
+        for family in families().values()
+        for name, model in family.published.items()
+    }
 
 
 def find_published(name: str) -> tuple[Family, Published] | None:
@@ -41,7 +47,9 @@ def find_published(name: str) -> tuple[Family, Published] | None:
         return None
     models = zoo()
     stem = name.removesuffix(".npz").removesuffix(".pth").removesuffix(".h5")
-    return models.get(stem) or next((each for key, each in models.items() if key.lower() == stem.lower()), None)
+    return models.get(stem) or next(
+        (each for key, each in models.items() if key.lower() == stem.lower()), None
+    )
 
 
 def nearest_names(name: str) -> list[str]:
@@ -63,8 +71,13 @@ def suggesting(name: str | Path) -> Iterator[None]:
         raise type(error)(f"{error}. Did you mean {' or '.join(near)}?") from error
 
 
-def published_config(name: str, model_type: str | None = None, compat: Compat | None = None) -> PreTrainedConfig | None:
-    """The configuration of a published model by the authors' name, under `compat` (None: the authors'), or None."""
+def published_config(
+    name: str, model_type: str | None = None, compat: Compat | None = None
+) -> PreTrainedConfig | None:
+    """The configuration of a published model by the authors' name, under `compat` (None.
+
+    The authors'), or None.
+    """
     found = find_published(name)
     if found is None or model_type not in (None, found[0].model_type):
         return None
@@ -72,7 +85,9 @@ def published_config(name: str, model_type: str | None = None, compat: Compat | 
     labels = {"id2label": read_labels(model.labels)} if model.labels else {}
     config = family.config(**(labels | dict(model.config)))
     if compat is not None:
-        config = family.config.from_dict(family.config.from_published(config.to_dict(), compat) | {"compat": compat})
+        config = family.config.from_dict(
+            family.config.from_published(config.to_dict(), compat) | {"compat": compat}
+        )
     return config  # type: ignore[no-any-return]
 
 
@@ -81,7 +96,9 @@ def read_labels(name: str) -> dict[int, str]:
     import gzip
     from importlib.resources import files
 
-    data = gzip.decompress(files("headstart.package_data").joinpath("labels", f"{name}.txt.gz").read_bytes())
+    data = gzip.decompress(
+        files("headstart.package_data").joinpath("labels", f"{name}.txt.gz").read_bytes()
+    )
     return dict(enumerate(data.decode().splitlines()))
 
 
@@ -93,7 +110,10 @@ def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
         return read_json(path)
     if path.is_file() and not (path.parent / "config.json").is_file():
-        raise NotFoundError(f"{path} has no config.json beside it; make a folder of it with: headstart convert {path} FOLDER")
+        raise NotFoundError(
+            f"{path} has no config.json beside it; make a folder of it with: headstart convert"
+            f" {path} FOLDER"
+        )
     with suggesting(name):
         file = resolve_file(str(name), "config.json", **hub)
     assert file is not None  # only an optional file can be missing
@@ -130,9 +150,15 @@ def load_checkpoint(
     family = families()[config_class.model_type]
     found = find_published(str(name)) if not hub.get("revision") else None
     if found is not None and found[0] is not family:
-        raise ConfigError(f"{name} is a {found[0].model_type} model; load it with a class of that family, or with AutoModel")
-    if found is not None and found[1].url is None:  # the authors' address is gone; a conversion is on the Hub
-        return load_checkpoint(found[1].hub_id or "", config_class, config, compat, overrides, hub, framework, formats)
+        raise ConfigError(
+            f"{name} is a {found[0].model_type} model; load it with a class of that family, or with"
+            " AutoModel"
+        )
+    # the authors' address is gone; a conversion is on the Hub
+    if found is not None and found[1].url is None:
+        return load_checkpoint(
+            found[1].hub_id or "", config_class, config, compat, overrides, hub, framework, formats
+        )
     path = weights_file(name, found[1] if found else None, hub, formats)
     tensors = read_checkpoint(path, framework)
     known = family.load(family.tasks["base"]).name_table(config or family.config()).knows
@@ -147,20 +173,39 @@ def load_checkpoint(
         values = read_config_file(name, **hub)
         kind = values.get("model_type", config_class.model_type)
         if kind != config_class.model_type:
-            raise ConfigError(f"{name} is a {kind!r} model; load it with a class of that family, or with AutoModel")
-        # A file of the authors runs their mathematics, whoever wrote the config.json beside it; these two are of transformers.
+            raise ConfigError(
+                f"{name} is a {kind!r} model; load it with a class of that family, or with"
+                " AutoModel"
+            )
+        # A file of the authors runs their mathematics, whoever wrote the config.json beside it;
+        # these two are of transformers.
         theirs = by_authors and path.name not in ("tf_model.h5", "flax_model.msgpack")
-        config = config_class.from_file_values(values, str(name), compat or ("authors" if theirs else None), **overrides)
+        config = config_class.from_file_values(
+            values, str(name), compat or ("authors" if theirs else None), **overrides
+        )
     if by_authors and family.read_authors is not None:
-        chosen = config.compat if config is not None else resolve_compat({}, str(name), compat, config_class)
-        config, tensors = family.read_authors(tensors, str(name), config, compat=chosen, **({} if config is not None else overrides))
+        chosen = (
+            config.compat
+            if config is not None
+            else resolve_compat({}, str(name), compat, config_class)
+        )
+        config, tensors = family.read_authors(
+            tensors, str(name), config, compat=chosen, **({} if config is not None else overrides)
+        )
     if config is None:
-        raise ConfigError(f"{name} has no config.json beside it; pass config=, or put the file in a folder with its config.json")
+        raise ConfigError(
+            f"{name} has no config.json beside it; pass config=, or put the file in a folder with"
+            " its config.json"
+        )
     return config, tensors
 
 
-def weights_file(name: str | Path, published: Published | None, hub: Mapping[str, Any], formats: tuple[str, ...]) -> Path:
-    """The file that holds a checkpoint's weights, or the index of its shards, downloaded if need be."""
+def weights_file(
+    name: str | Path, published: Published | None, hub: Mapping[str, Any], formats: tuple[str, ...]
+) -> Path:
+    """The file that holds a checkpoint's weights, or the index of its shards, downloaded if need
+    be.
+    """
     from headstart.hub.resolve import Download, download, resolve_weights
 
     if published is not None and published.url is not None:
@@ -173,7 +218,10 @@ def weights_file(name: str | Path, published: Published | None, hub: Mapping[str
 
 
 def cached_file(model: Published) -> Path | None:
-    """The weights of a published model where they are on this machine already; None where they would be downloaded."""
+    """The weights of a published model where they are on this machine already.
+
+    None where they would be downloaded.
+    """
     if model.url is None and model.hub_id is None:
         return None
     name, where = (model.name, model) if model.url is not None else (str(model.hub_id), None)
@@ -184,7 +232,9 @@ def cached_file(model: Published) -> Path | None:
 
 
 def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:
-    """The family of a checkpoint, and the values of its config.json (empty for an authors' name or file)."""
+    """The family of a checkpoint, and the values of its config.json (empty for an authors' name or
+    file).
+    """
     found = find_published(str(name))
     if found is not None:
         return found[0], {}
@@ -203,7 +253,9 @@ def processor_class(family: Family, name: str | Path, text: bool) -> Any:
     """
     if family.processor.endswith("Tokenizer") != text:
         reads, other = ("images", "AutoImageProcessor") if text else ("texts", "AutoTokenizer")
-        raise ConfigError(f"{name} is a {family.model_type} model, which reads {reads}; use {other}")
+        raise ConfigError(
+            f"{name} is a {family.model_type} model, which reads {reads}; use {other}"
+        )
     return family.load(family.processor)
 
 
@@ -212,7 +264,9 @@ HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
 
 def split_hub(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords that say where files come from, and the others."""
-    return {k: v for k, v in kwargs.items() if k in HUB_KEYS}, {k: v for k, v in kwargs.items() if k not in HUB_KEYS}
+    return {k: v for k, v in kwargs.items() if k in HUB_KEYS}, {
+        k: v for k, v in kwargs.items() if k not in HUB_KEYS
+    }
 
 
 class AutoConfig:
@@ -220,7 +274,10 @@ class AutoConfig:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The configuration of a folder, a config.json, a Hub id or an authors' name; see `PreTrainedConfig.from_pretrained`."""
+        """The configuration of a folder, a config.json, a Hub id or an authors' name.
+
+        See `PreTrainedConfig.from_pretrained`.
+        """
         family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         return family.config.from_pretrained(name_or_path, **kwargs)
 
@@ -236,7 +293,9 @@ def check_task(family: Family, task: str) -> None:
     """Refuses a task that a family has no network for."""
     if task not in family.tasks:
         known = [each.model_type for each in families().values() if task in each.tasks]
-        raise ConfigError(f"{family.model_type} has no network for {task}; families that have: {', '.join(known)}")
+        raise ConfigError(
+            f"{family.model_type} has no network for {task}; families that have: {', '.join(known)}"
+        )
 
 
 class _AutoModel:
@@ -245,7 +304,10 @@ class _AutoModel:
     task: ClassVar[str] = "base"
 
     def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is not made directly; use from_pretrained(name) or from_config(config)")
+        raise TypeError(
+            f"{type(self).__name__} is not made directly; use from_pretrained(name) or"
+            " from_config(config)"
+        )
 
     @classmethod
     def model_class(cls, family: Family) -> Any:
@@ -270,11 +332,16 @@ class _AutoModel:
 
 
 class AutoModel(_AutoModel):
-    """The network without a head, of any checkpoint: `from_pretrained(name)`, or `from_config(config)` with random weights."""
+    """The network without a head, of any checkpoint.
+
+    `from_pretrained(name)`, or `from_config(config)` with random weights.
+    """
 
 
 class AutoBackbone(_AutoModel):
-    """Feature maps (B, channels, height, width) of any image checkpoint, one a stage of `out_features`."""
+    """Feature maps (B, channels, height, width) of any image checkpoint, one a stage of
+    `out_features`.
+    """
 
     task = "backbone"
 
@@ -328,7 +395,10 @@ class AutoModelForQuestionAnswering(_AutoModel):
 
 
 class AutoImageProcessor:
-    """The image processor of any image checkpoint; the class is told by preprocessor_config.json, else by the family."""
+    """The image processor of any image checkpoint.
+
+    The class is told by preprocessor_config.json, else by the family.
+    """
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -343,17 +413,26 @@ class AutoImageProcessor:
         hub, options = split_hub(kwargs)
         found = find_published(str(name_or_path))
         if found is not None:
-            return processor_class(found[0], name_or_path, text=False).for_published(found[1], **options)
+            return processor_class(found[0], name_or_path, text=False).for_published(
+                found[1], **options
+            )
         with suggesting(name_or_path):
             path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
         values = {} if path is None else read_json(path)
-        name = (values.get("image_processor_type") or values.get("feature_extractor_type") or "").removesuffix("Fast")
+        name = (
+            values.get("image_processor_type") or values.get("feature_extractor_type") or ""
+        ).removesuffix("Fast")
         known = exports()
         if name and name not in known:
-            raise ConfigError(f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such image processor")
+            raise ConfigError(
+                f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such"
+                " image processor"
+            )
         if name:
             return getattr(import_module(known[name]), name).from_dict(values, **options)
-        return processor_class(family_of(name_or_path, **hub)[0], name_or_path, text=False).from_dict(values, **options)
+        return processor_class(
+            family_of(name_or_path, **hub)[0], name_or_path, text=False
+        ).from_dict(values, **options)
 
 
 AutoFeatureExtractor = AutoImageProcessor
@@ -364,9 +443,16 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
-        """See `YosoTokenizer.from_pretrained`: a folder or Hub id with tokenizer.json, or vocab.json and merges.txt."""
+        """See `YosoTokenizer.from_pretrained`.
+
+        A folder or Hub id with tokenizer.json, or vocab.json and merges.txt.
+        """
         try:
             family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         except NotFoundError:  # a folder that holds a tokenizer alone
-            family = next(each for each in families().values() if each.processor.endswith("Tokenizer"))
-        return processor_class(family, name_or_path, text=True).from_pretrained(name_or_path, **kwargs)
+            family = next(
+                each for each in families().values() if each.processor.endswith("Tokenizer")
+            )
+        return processor_class(family, name_or_path, text=True).from_pretrained(
+            name_or_path, **kwargs
+        )

@@ -1,7 +1,8 @@
 """The base of the four configurations: what a config.json says, checked, kept and written back.
 
-A family's configuration is a dataclass whose fields are the documented arguments in the documented order, followed by the few plain
-values that `compat` is resolved into (see `resolve_compat`). Keywords that it does not know are kept as attributes and written back.
+A family's configuration is a dataclass whose fields are the documented arguments in the documented
+order, followed by the few plain values that `compat` is resolved into (see `resolve_compat`).
+Keywords that it does not know are kept as attributes and written back.
 """
 
 import difflib
@@ -22,9 +23,25 @@ COMPATS = ("authors", "transformers")
 AUTHORS_IDS = ("google/bit-50", "microsoft/cvt-", "microsoft/beit-", "uw-madison/yoso-4096")
 
 # Values that every configuration has beside its fields.
-COMMON = ("compat", "output_hidden_states", "output_attentions", "return_dict", "problem_type", "id2label", "label2id")
+COMMON = (
+    "compat",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+    "problem_type",
+    "id2label",
+    "label2id",
+)
 # Words that older code gives to `from_pretrained`: files are always mapped, checked, and never run.
-WITHOUT_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "attn_implementation", "from_tf", "from_flax", "from_pt")
+WITHOUT_EFFECT = (
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_safetensors",
+    "attn_implementation",
+    "from_tf",
+    "from_flax",
+    "from_pt",
+)
 
 logger = logging.getLogger("headstart")
 C = TypeVar("C", bound="PreTrainedConfig")
@@ -32,7 +49,9 @@ C = TypeVar("C", bound="PreTrainedConfig")
 
 @dataclass_transform(field_specifiers=(field,))
 def config_class(cls: type[C]) -> type[C]:
-    """Makes a dataclass of a configuration whose constructor keeps the keywords that are not fields."""
+    """Makes a dataclass of a configuration whose constructor keeps the keywords that are not
+    fields.
+    """
     cls = dataclass(repr=False, eq=False)(cls)
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     plain_init: Callable[..., None] = cls.__init__
@@ -51,9 +70,10 @@ def config_class(cls: type[C]) -> type[C]:
 class PreTrainedConfig:
     """Base of the configurations.
 
-    Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type` ("regression",
-    "single_label_classification", "multi_label_classification" or None: told from the labels), `output_hidden_states`,
-    `output_attentions`, `return_dict`, and `compat` ("authors" or "transformers": whose arithmetic the values came from).
+    Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type`
+    ("regression", "single_label_classification", "multi_label_classification" or None: told from
+    the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat` ("authors"
+    or "transformers": whose arithmetic the values came from).
     """
 
     model_type: ClassVar[str] = ""
@@ -69,15 +89,22 @@ class PreTrainedConfig:
         self.problem_type: str | None = values.pop("problem_type", None)
         kinds = (None, "regression", "single_label_classification", "multi_label_classification")
         if self.problem_type not in kinds:
-            raise ConfigError(f"problem_type={self.problem_type!r}; expected one of {', '.join(map(str, kinds))}")
+            raise ConfigError(
+                f"problem_type={self.problem_type!r}; expected one of {', '.join(map(str, kinds))}"
+            )
         names, ids = values.pop("id2label", None), values.pop("label2id", None)
         count = values.pop("num_labels", None)
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+        if count is not None and (
+            isinstance(count, bool) or not isinstance(count, int) or count < 0
+        ):
             raise ConfigError(f"num_labels={count!r}; expected a whole number")
         if names is None:
             self.num_labels = 2 if count is None else count
             if ids is not None and len(ids) == self.num_labels:
-                self.id2label, self.label2id = {int(i): str(name) for name, i in ids.items()}, dict(ids)
+                self.id2label, self.label2id = (
+                    {int(i): str(name) for name, i in ids.items()},
+                    dict(ids),
+                )
         else:
             names = names if isinstance(names, Mapping) else dict(enumerate(names))
             self.id2label = {int(i): str(name) for i, name in names.items()}
@@ -89,7 +116,10 @@ class PreTrainedConfig:
                 setattr(self, key, value)
 
     def _set_floats(self) -> None:
-        """Whole numbers become floats where those belong: transformers 5 refuses a config.json with `0` for `0.0`."""
+        """Whole numbers become floats where those belong.
+
+        Transformers 5 refuses a config.json with `0` for `0.0`.
+        """
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if f.type is float and isinstance(value, int):
@@ -127,9 +157,19 @@ class PreTrainedConfig:
         """Every value as plain data; `from_dict` gives an equal configuration."""
         values = {key: value for key, value in vars(self).items() if key not in COMMON}
         if self.id2label != {0: "LABEL_0", 1: "LABEL_1"}:
-            values |= {"id2label": {str(i): name for i, name in self.id2label.items()}, "label2id": self.label2id}
-        flags = {"output_hidden_states": False, "output_attentions": False, "return_dict": True, "problem_type": None}
-        values |= {key: getattr(self, key) for key, usual in flags.items() if getattr(self, key) != usual}
+            values |= {
+                "id2label": {str(i): name for i, name in self.id2label.items()},
+                "label2id": self.label2id,
+            }
+        flags = {
+            "output_hidden_states": False,
+            "output_attentions": False,
+            "return_dict": True,
+            "problem_type": None,
+        }
+        values |= {
+            key: getattr(self, key) for key, usual in flags.items() if getattr(self, key) != usual
+        }
         return values | {"compat": self.compat, "model_type": self.model_type}
 
     def to_json_string(self, use_diff: bool = False) -> str:
@@ -137,7 +177,11 @@ class PreTrainedConfig:
         values = self.to_dict()
         if use_diff:
             usual = type(self)().to_dict()
-            values = {k: v for k, v in values.items() if k == "model_type" or k not in usual or usual[k] != v}
+            values = {
+                k: v
+                for k, v in values.items()
+                if k == "model_type" or k not in usual or usual[k] != v
+            }
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -145,7 +189,8 @@ class PreTrainedConfig:
         """Builds a configuration from `to_dict`'s values; keywords win over them.
 
         Raises:
-            ConfigError: The values are of another family, or describe no working network; a keyword looks like a misspelled one.
+            ConfigError: The values are of another family, or describe no working network; a keyword
+                looks like a misspelled one.
         """
         overrides = {name: value for name, value in overrides.items() if name not in WITHOUT_EFFECT}
         known = cls.value_names()
@@ -155,7 +200,9 @@ class PreTrainedConfig:
         values = dict(values)
         kind = values.get("model_type")
         if kind and kind != cls.model_type:
-            raise ConfigError(f"this configuration is of a {kind!r} model, not {cls.model_type!r}; use AutoConfig")
+            raise ConfigError(
+                f"this configuration is of a {kind!r} model, not {cls.model_type!r}; use AutoConfig"
+            )
         if "num_labels" in overrides and "id2label" not in overrides:
             if len(values.get("id2label") or {}) != overrides["num_labels"]:
                 values.pop("id2label", None), values.pop("label2id", None)
@@ -168,24 +215,35 @@ class PreTrainedConfig:
 
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
-        """Values of a config.json that others wrote, turned into this family's plain values under `compat`."""
+        """Values of a config.json that others wrote, turned into this family's plain values under
+        `compat`.
+        """
         return values
 
     def to_published(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The way back: values as transformers reads them (plain values that it has no word for may stay)."""
+        """The way back.
+
+        Values as transformers reads them (plain values that it has no word for may stay).
+        """
         return values
 
     def differences(self) -> list[str]:
-        """Sentences for the model card: where transformers would compute something else from the saved folder."""
+        """Sentences for the model card.
+
+        Where transformers would compute something else from the saved folder.
+        """
         return []
 
     @classmethod
-    def from_file_values(cls, values: Mapping[str, Any], name: str, compat: Compat | None = None, **overrides: Any) -> Self:
+    def from_file_values(
+        cls, values: Mapping[str, Any], name: str, compat: Compat | None = None, **overrides: Any
+    ) -> Self:
         """A configuration from the values of a config.json, `compat` resolved.
 
         Args:
             values: The parsed config.json.
-            name: The name or path it was asked for by; Hub ids of the authors' networks keep the authors' arithmetic.
+            name: The name or path it was asked for by; Hub ids of the authors' networks keep the
+                authors' arithmetic.
             compat: "authors" or "transformers" to decide; None follows `resolve_compat`.
             **overrides: Values that win over the file's.
         """
@@ -193,13 +251,20 @@ class PreTrainedConfig:
         ours = "headstart_version" in values and "transformers_version" not in values
         chosen = resolve_compat(values, name, compat, cls)
         if not ours or chosen != values.get("compat", chosen):
-            values = cls.from_published({k: v for k, v in values.items() if k != "headstart_version"}, chosen)
+            values = cls.from_published(
+                {k: v for k, v in values.items() if k != "headstart_version"}, chosen
+            )
         values.pop("headstart_version", None), values.pop("transformers_version", None)
         return cls.from_dict(values | {"compat": chosen, "_name_or_path": name}, **overrides)
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, compat: Compat | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls,
+        name_or_path: str | Path,
+        *,
+        compat: Compat | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """The configuration of a checkpoint.
 
@@ -207,7 +272,8 @@ class PreTrainedConfig:
             name_or_path: A folder, a config.json, a Hub id, or an authors' name.
             compat: See `from_file_values`.
             return_unused_kwargs: Also return the keywords that are no values of the configuration.
-            **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, and values that win over the file's.
+            **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, and values that win over
+                the file's.
 
         Raises:
             NotFoundError: No such model.
@@ -220,11 +286,22 @@ class PreTrainedConfig:
         if config is not None:
             config = cls.from_dict(config.to_dict(), **kwargs)
         else:
-            config = cls.from_file_values(read_config_file(name_or_path, **hub), str(name_or_path), compat, **kwargs)
-        return (config, {k: v for k, v in kwargs.items() if k not in cls.value_names()}) if return_unused_kwargs else config
+            config = cls.from_file_values(
+                read_config_file(name_or_path, **hub), str(name_or_path), compat, **kwargs
+            )
+        return (
+            (config, {k: v for k, v in kwargs.items() if k not in cls.value_names()})
+            if return_unused_kwargs
+            else config
+        )
 
-    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any) -> None:
-        """Writes `config.json` into the folder (made if needed), atomically; `push_to_hub` also uploads the folder, to `repo_id`."""
+    def save_pretrained(
+        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+    ) -> None:
+        """Writes `config.json` into the folder (made if needed), atomically.
+
+        `push_to_hub` also uploads the folder, to `repo_id`.
+        """
         import headstart
         from headstart.checkpoint import atomic_write
 
@@ -232,14 +309,20 @@ class PreTrainedConfig:
         for key in ("_name_or_path", "transformers_version"):
             values.pop(key, None)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        atomic_write(Path(folder) / "config.json", (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+        atomic_write(
+            Path(folder) / "config.json",
+            (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
+        )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push
 
             push(folder, repo_id or Path(folder).name, **hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
-        """Uploads `config.json` to "owner/name" and returns its address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
+        """Uploads `config.json` to "owner/name" and returns its address.
+
+        `hub` holds `token`, `private`, `revision`, `commit_message`.
+        """
         from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
@@ -272,12 +355,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def resolve_compat(values: Mapping[str, Any], name: str, compat: str | None, cls: type[PreTrainedConfig]) -> Compat:
+def resolve_compat(
+    values: Mapping[str, Any], name: str, compat: str | None, cls: type[PreTrainedConfig]
+) -> Compat:
     """Whose arithmetic a checkpoint runs with.
 
-    In this order: what the caller chose; what the file says, if we wrote it; the authors', for the Hub ids that hold their networks;
-    transformers', for a file that transformers wrote (its `transformers_version`), with a line in the log where that changes answers;
-    else the authors'.
+    In this order: what the caller chose; what the file says, if we wrote it; the authors', for the
+    Hub ids that hold their networks; transformers', for a file that transformers wrote (its
+    `transformers_version`), with a line in the log where that changes answers; else the authors'.
     """
     if compat is not None:
         if compat not in COMPATS:
@@ -288,8 +373,14 @@ def resolve_compat(values: Mapping[str, Any], name: str, compat: str | None, cls
         return "transformers" if values.get("compat") == "transformers" else "authors"
     # A snapshot in the Hub cache, given as a folder, is still that Hub model.
     plain = name.replace("\\", "/")
-    cached = plain.split("models--")[-1].split("/")[0].replace("--", "/") if "models--" in plain else plain
-    if any(cached == each or (each.endswith("-") and cached.startswith(each)) for each in AUTHORS_IDS):
+    cached = (
+        plain.split("models--")[-1].split("/")[0].replace("--", "/")
+        if "models--" in plain
+        else plain
+    )
+    if any(
+        cached == each or (each.endswith("-") and cached.startswith(each)) for each in AUTHORS_IDS
+    ):
         return "authors"
     free = {k: v for k, v in values.items() if k not in ("headstart_version", "compat")}
     if cls.from_published(dict(free), "authors") != cls.from_published(dict(free), "transformers"):
@@ -313,25 +404,41 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ConfigError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def align_outputs(out_features: list[str] | None, out_indices: list[int] | None, stage_names: list[str]) -> tuple[list[str], list[int]]:
-    """Names and numbers of the stages that a backbone returns; either may be given, the last stage is the default."""
+def align_outputs(
+    out_features: list[str] | None, out_indices: list[int] | None, stage_names: list[str]
+) -> tuple[list[str], list[int]]:
+    """Names and numbers of the stages that a backbone returns.
+
+    Either may be given, the last stage is the default.
+    """
     count = len(stage_names)
     if out_features is None and out_indices is None:
         return [stage_names[-1]], [count - 1]
     if out_features is None:
         indices = [i + count if i < 0 else i for i in out_indices or []]
         if any(not 0 <= i < count for i in indices):
-            raise ConfigError(f"out_indices={list(out_indices or [])}; expected {-count} to {count - 1}, for {', '.join(stage_names)}")
+            raise ConfigError(
+                f"out_indices={list(out_indices or [])}; expected {-count} to {count - 1}, for"
+                f" {', '.join(stage_names)}"
+            )
         names = [stage_names[i] for i in indices]
     else:
         names = list(out_features)
         unknown = [name for name in names if name not in stage_names]
         if unknown:
-            raise ConfigError(f"out_features has {unknown[0]!r}; expected some of {', '.join(stage_names)}")
+            raise ConfigError(
+                f"out_features has {unknown[0]!r}; expected some of {', '.join(stage_names)}"
+            )
         indices = [stage_names.index(name) for name in names]
         if out_indices is not None and [i % count for i in out_indices] != indices:
-            raise ConfigError(f"out_features={names} and out_indices={list(out_indices)} name different stages; give one of them")
+            raise ConfigError(
+                f"out_features={names} and out_indices={list(out_indices)} name different stages;"
+                " give one of them"
+            )
     if indices != sorted(set(indices)):
-        raise ConfigError(f"out_features={names} must be in the order of the stages, each once: {', '.join(stage_names)}")
+        raise ConfigError(
+            f"out_features={names} must be in the order of the stages, each once:"
+            f" {', '.join(stage_names)}"
+        )
     # The numbers are kept as they were given: -1 stays -1.
     return names, indices if out_indices is None else list(out_indices)

@@ -72,7 +72,10 @@ class ProcessLostError(HeadstartError, RuntimeError):
 
 
 class MissingExtraError(HeadstartError, ImportError):
-    """An optional dependency is missing: one that an extra of ours installs, or (without `extra`) one that the user chooses."""
+    """An optional dependency is missing.
+
+    One that an extra of ours installs, or (without `extra`) one that the user chooses.
+    """
 
     def __init__(self, package: str, extra: str | None = None, hint: str = "") -> None:
         what = f"'headstart[{extra}]'" if extra else package

@@ -1,9 +1,11 @@
 """The documented output classes of every model, for all frameworks.
 
-An output is read by attribute (`out.logits`), key (`out["logits"]`), index (`out[0]`), slice, or as a tuple (`out.to_tuple()`).
-Fields that are None are left out of everything but attribute access. Iterating gives the keys, as a mapping does.
+An output is read by attribute (`out.logits`), key (`out["logits"]`), index (`out[0]`), slice, or as
+a tuple (`out.to_tuple()`). Fields that are None are left out of everything but attribute access.
+Iterating gives the keys, as a mapping does.
 
-Shapes in the comments: B images or texts, C channels, H W height and width, L tokens, D hidden size, A heads, V classes or vocabulary.
+Shapes in the comments: B images or texts, C channels, H W height and width, L tokens, D hidden
+size, A heads, V classes or vocabulary.
 """
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
@@ -18,7 +20,9 @@ class ModelOutput:
     """Base of the outputs: a dataclass that also reads as a mapping and as a tuple."""
 
     def _present(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None
+        }
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
@@ -77,7 +81,9 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 @dataclass
 class BeitModelOutputWithPooling(BaseModelOutputWithPooling):
-    """`pooler_output` is the mean of the patch tokens, normalised, or the class token (`use_mean_pooling=False`)."""
+    """`pooler_output` is the mean of the patch tokens, normalised, or the class token
+    (`use_mean_pooling=False`).
+    """
 
 
 @dataclass

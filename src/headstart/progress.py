@@ -69,7 +69,9 @@ class Lines(Progress):
         self.last = now
         left = (now - self.began) / max(1, done - self.first) * (self.total - done)
         speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
-        self.say(f"{self.label} {done}/{self.total}  {value_text(values)}{speed}  {duration(left)} left")
+        self.say(
+            f"{self.label} {done}/{self.total}  {value_text(values)}{speed}  {duration(left)} left"
+        )
 
     def say(self, text: str) -> None:
         """See `Progress.say`."""
@@ -84,7 +86,14 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True)
         self.bar: Any = Progress(
@@ -129,7 +138,10 @@ def progress_for_terminal() -> Progress:
 
 def value_text(values: dict[str, float]) -> str:
     """Values as the bar shows them: shares as per cent, losses with three digits."""
-    shown = (f"{name} {value:.1%}" if is_share(name) else f"{name} {value:.3f}" for name, value in values.items())
+    shown = (
+        f"{name} {value:.1%}" if is_share(name) else f"{name} {value:.3f}"
+        for name, value in values.items()
+    )
     return "  ".join(shown)
 
 

@@ -1,7 +1,8 @@
 """Recipes: every value that decides how a model is tuned, as plain data.
 
-A recipe is resolved from four layers, each overriding the one before: the defaults of `Recipe`, the recipe of the model's family
-(a function of what was found in the data), a YAML file, the command line. The resolved recipe is saved beside the result.
+A recipe is resolved from four layers, each overriding the one before: the defaults of `Recipe`, the
+recipe of the model's family (a function of what was found in the data), a YAML file, the command
+line. The resolved recipe is saved beside the result.
 """
 
 import dataclasses
@@ -19,14 +20,16 @@ from headstart.errors import ConfigError, MissingExtraError
 
 @dataclass(frozen=True)
 class Facts:
-    """What a recipe may depend on: the size and shape of the data, and the size of image the model was made for.
+    """What a recipe may depend on: the size and shape of the data, and the size of image the model
+    was made for.
 
     Args:
         examples: Training examples.
         classes: Classes (0 where the task has none).
         height: Median height of the images in pixels (0 where there are none).
         width: Median width.
-        model_image_size: Side of the images that the model's own processor makes, where that is known.
+        model_image_size: Side of the images that the model's own processor makes, where that is
+            known.
         task: Name of the task.
         config: The model's configuration, where it is known.
     """
@@ -46,43 +49,50 @@ class Recipe:
 
     Args:
         name: Where the values come from.
-        tune: "full" trains every weight, "head" fits only the last layer on features that are computed once.
+        tune: "full" trains every weight, "head" fits only the last layer on features that are
+            computed once.
         optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`).
         lr: Learning rate after the warm-up.
         weight_decay: Applied to matrices and convolutions, not to biases and norms.
         layer_decay: The rate of each layer is this times the rate of the layer above it.
         clip_grad: Largest allowed norm of the gradient; None leaves it as it is.
-        schedule: "staircase" multiplies by `decay_factor` after each step in `decay_at`; "cosine" and "poly" (`power`) go down to
-            `final_lr`; "constant" stays.
+        schedule: "staircase" multiplies by `decay_factor` after each step in `decay_at`; "cosine"
+            and "poly" (`power`) go down to `final_lr`; "constant" stays.
         steps: Updates of the weights.
         warmup_steps: Steps over which the rate rises linearly from `warmup_lr` to `lr`.
-        batch_size: Examples in one update. A smaller data set is sampled with replacement to fill it.
-        micro_batch: Examples in one forward pass; the gradient is that of the whole batch. None finds one that fits.
+        batch_size: Examples in one update. A smaller data set is sampled with replacement to fill
+            it.
+        micro_batch: Examples in one forward pass; the gradient is that of the whole batch. None
+            finds one that fits.
         resize: Side in pixels that training images are resized to before they are cropped.
         crop: Side in pixels of what the network sees.
         max_length: Tokens of the longest text; None keeps the tokenizer's limit.
-        augment: "crop-flip" resizes, crops at random and mirrors; "resized-crop" crops a random part of 0.5 to 1 of the area; "flip" only
-            mirrors; "none" resizes to the crop size.
+        augment: "crop-flip" resizes, crops at random and mirrors; "resized-crop" crops a random
+            part of 0.5 to 1 of the area; "flip" only mirrors; "none" resizes to the crop size.
         mixup: The a of MixUp's Beta(a, a), one draw a batch; 0 is off.
         cutmix: The same of CutMix; where both are on, each batch is mixed by one of them.
         rand_augment: Magnitude of RandAugment, 0 to 10; 0 is off.
-        color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off, and RandAugment takes its place.
+        color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off,
+            and RandAugment takes its place.
         erasing: Chance that a random rectangle of an image becomes noise.
         label_smoothing: Share of the label spread over all classes.
-        class_weights: What the classes count in the loss: "none" counts all examples the same, "balanced" makes up for rare classes; or
-            a weight for each class, by name or in order.
+        class_weights: What the classes count in the loss: "none" counts all examples the same,
+            "balanced" makes up for rare classes; or a weight for each class, by name or in order.
         drop_path: Rate of stochastic depth; None keeps the model's own.
         zero_head: Whether the new head starts at zero.
         freeze: Beginnings of the names of parameters that stay as they are.
-        unfreeze: Beginnings of the names of parameters that are trained although `freeze` names them; without `freeze`, everything else
-            but a new head stays as it is.
-        lora_rank: Rank of LoRA's matrices, which are then trained in place of the weights they are added to; None is off.
+        unfreeze: Beginnings of the names of parameters that are trained although `freeze` names
+            them; without `freeze`, everything else but a new head stays as it is.
+        lora_rank: Rank of LoRA's matrices, which are then trained in place of the weights they are
+            added to; None is off.
         lora_alpha: LoRA's change is multiplied by this over the rank; None is twice the rank.
         lora_targets: Last parts of the names of layers that get LoRA; empty takes the family's.
         lora_dropout: Share of a layer's inputs that LoRA's matrices do not see.
-        gradient_checkpointing: Whether each block is computed again in the backward pass, for less memory and more time.
+        gradient_checkpointing: Whether each block is computed again in the backward pass, for less
+            memory and more time.
         ema: Decay of an average of the weights, which becomes the result; None is off.
-        precision: "fp32", or "bf16" or "fp16" (with scaled gradients) for the network's arithmetic with float32 weights.
+        precision: "fp32", or "bf16" or "fp16" (with scaled gradients) for the network's arithmetic
+            with float32 weights.
         seed: Decides order, augmentation, dropout and splits.
         eval_every: Steps between evaluations; None makes about ten.
         checkpoint_every: Steps between checkpoints; None makes about twenty.
@@ -136,33 +146,71 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, kind in _FIELD_TYPES.items():
             _check_type(field, getattr(self, field), kind)
-        for field in ("steps", "batch_size", "micro_batch", "resize", "crop", "max_length", "eval_every", "checkpoint_every", "lora_rank"):
+        for field in (
+            "steps",
+            "batch_size",
+            "micro_batch",
+            "resize",
+            "crop",
+            "max_length",
+            "eval_every",
+            "checkpoint_every",
+            "lora_rank",
+        ):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 1")
-        for field in ("lr", "weight_decay", "warmup_steps", "warmup_lr", "final_lr", "mixup", "cutmix", "seed"):
+        for field in (
+            "lr",
+            "weight_decay",
+            "warmup_steps",
+            "warmup_lr",
+            "final_lr",
+            "mixup",
+            "cutmix",
+            "seed",
+        ):
             if not 0 <= getattr(self, field) < math.inf:
-                raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be finite and not negative")
+                raise ConfigError(
+                    f"recipe: {field}={getattr(self, field)}; it must be finite and not negative"
+                )
         for field in ("momentum", "label_smoothing", "drop_path", "ema", "lora_dropout"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 0 and below 1")
         for field, most in (("rand_augment", 10), ("color_jitter", 1), ("erasing", 1)):
             if not 0 <= getattr(self, field) <= most:
-                raise ConfigError(f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}")
-        weights = self.class_weights.values() if isinstance(self.class_weights, dict) else self.class_weights
+                raise ConfigError(
+                    f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}"
+                )
+        weights = (
+            self.class_weights.values()
+            if isinstance(self.class_weights, dict)
+            else self.class_weights
+        )
         if not isinstance(weights, str) and not all(0 < weight < math.inf for weight in weights):
-            raise ConfigError(f"recipe: class_weights={self.class_weights!r}; every weight must be finite and above 0")
+            raise ConfigError(
+                f"recipe: class_weights={self.class_weights!r}; every weight must be finite and"
+                " above 0"
+            )
         if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"recipe: layer_decay={self.layer_decay}; it must be above 0 and at most 1")
+            raise ConfigError(
+                f"recipe: layer_decay={self.layer_decay}; it must be above 0 and at most 1"
+            )
         for field in ("clip_grad", "lora_alpha"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"recipe: {field}={value}; it must be above 0")
         if self.lora_rank is not None and self.tune == "head":
-            raise ConfigError("recipe: tune='head' trains no weight below the head, so lora_rank has nothing to change")
+            raise ConfigError(
+                "recipe: tune='head' trains no weight below the head, so lora_rank has nothing to"
+                " change"
+            )
         if self.resize and self.crop and self.resize < self.crop:
-            raise ConfigError(f"recipe: resize={self.resize} is smaller than crop={self.crop}; a crop cannot be larger than its image")
+            raise ConfigError(
+                f"recipe: resize={self.resize} is smaller than crop={self.crop}; a crop cannot be"
+                " larger than its image"
+            )
 
     @property
     def mixes(self) -> bool:
@@ -172,8 +220,8 @@ class Recipe:
     def lr_at(self, step: int) -> float | None:
         """Learning rate of update `step` = 0, 1, 2, …; None when training is over.
 
-        A decay takes effect one step after its boundary and the first warm-up step has rate `warmup_lr`, as in
-        google-research/big_transfer's `bit_hyperrule.py`.
+        A decay takes effect one step after its boundary and the first warm-up step has rate
+        `warmup_lr`, as in google-research/big_transfer's `bit_hyperrule.py`.
         """
         if step >= self.steps:
             return None
@@ -182,7 +230,11 @@ class Recipe:
         if self.schedule == "staircase":
             return self.lr * self.decay_factor ** sum(boundary < step for boundary in self.decay_at)
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        shapes = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "poly": float((1 - progress) ** self.power), "constant": 1.0}
+        shapes = {
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+            "poly": float((1 - progress) ** self.power),
+            "constant": 1.0,
+        }
         left: float = shapes[self.schedule]
         return self.final_lr + (self.lr - self.final_lr) * left
 
@@ -192,32 +244,53 @@ class Recipe:
         def scaled(step: int) -> int:
             return round(step * steps / self.steps)
 
-        return replace(self, steps=steps, warmup_steps=scaled(self.warmup_steps), decay_at=tuple(scaled(step) for step in self.decay_at))
+        return replace(
+            self,
+            steps=steps,
+            warmup_steps=scaled(self.warmup_steps),
+            decay_at=tuple(scaled(step) for step in self.decay_at),
+        )
 
     def head_only(self) -> "Recipe":
-        """The same recipe for the head alone. Fixed features gain little from large images, and their cost is all the cost there is."""
+        """The same recipe for the head alone.
+
+        Fixed features gain little from large images, and their cost is all the cost there is.
+        """
         return replace(self, tune="head", resize=None, crop=min(self.crop or HEAD_SIDE, HEAD_SIDE))
 
     def updated(self, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
-        """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in proportion.
+        """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in
+        proportion.
 
         Args:
             values: Values by name.
             source: How an error names the layer, for example the YAML file.
         """
-        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         if isinstance(given.get("precision"), str):
             given["precision"] = PRECISIONS.get(given["precision"], given["precision"])
         for key in given:
             if key not in _FIELD_TYPES:
                 near = difflib.get_close_matches(key, _FIELD_TYPES, n=3)
-                hint = f"; did you mean {' or '.join(near)}?" if near else f"; known values: {', '.join(_FIELD_TYPES)}"
+                hint = (
+                    f"; did you mean {' or '.join(near)}?"
+                    if near
+                    else f"; known values: {', '.join(_FIELD_TYPES)}"
+                )
                 raise ConfigError(f"{source}: a recipe has no value {key!r}{hint}")
         if isinstance(given.get("class_weights"), dict):
-            given["class_weights"] = {str(name): weight for name, weight in given["class_weights"].items()}
+            given["class_weights"] = {
+                str(name): weight for name, weight in given["class_weights"].items()
+            }
         try:
             steps = given.get("steps")
-            if isinstance(steps, int) and steps > 0 and not {"warmup_steps", "decay_at"} & given.keys():
+            if (
+                isinstance(steps, int)
+                and steps > 0
+                and not {"warmup_steps", "decay_at"} & given.keys()
+            ):
                 return replace(self.with_steps(given.pop("steps")), **given)
             return replace(self, **given)
         except ConfigError as error:
@@ -225,7 +298,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON knows them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
@@ -234,8 +310,11 @@ class Recipe:
 
 
 HEAD_SIDE = 224  # pixels
-LORA_RATE = 10.0  # times the best rate of full tuning, whatever network and rank (Schulman et al. 2025, "LoRA Without Regret")
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's names are understood too
+# times the best rate of full tuning, whatever network and rank (Schulman et al. 2025, "LoRA Without
+# Regret")
+LORA_RATE = 10.0
+# torch's names are understood too
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
 
 
@@ -253,7 +332,13 @@ def _kind_words(kind: Any) -> str:  # noqa: ANN401 - a type expression
         return "a weight for each name"
     if get_origin(kind) is tuple:
         return "a list"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "nothing",
+    }
     return names.get(kind, str(kind))
 
 
@@ -262,11 +347,19 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
         return value in get_args(kind)
     if get_origin(kind) is tuple:
         args = [arg for arg in get_args(kind) if arg is not Ellipsis]
-        right_length = Ellipsis in get_args(kind) or (isinstance(value, tuple) and len(value) == len(args))
-        return isinstance(value, tuple) and right_length and all(_is_kind(item, args[0]) for item in value)
+        right_length = Ellipsis in get_args(kind) or (
+            isinstance(value, tuple) and len(value) == len(args)
+        )
+        return (
+            isinstance(value, tuple)
+            and right_length
+            and all(_is_kind(item, args[0]) for item in value)
+        )
     if get_origin(kind) is dict:
         of, to = get_args(kind)
-        return isinstance(value, dict) and all(_is_kind(k, of) and _is_kind(v, to) for k, v in value.items())
+        return isinstance(value, dict) and all(
+            _is_kind(k, of) and _is_kind(v, to) for k, v in value.items()
+        )
     if kind is float:  # 1 is a fine rate, True is not
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
@@ -275,7 +368,8 @@ def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type express
 
 
 def hyper_rule(facts: Facts) -> Recipe:
-    """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and the area of the images.
+    """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and
+    the area of the images.
 
     Source of the numbers: google-research/big_transfer, `bit_hyperrule.py`.
     """
@@ -286,7 +380,8 @@ def hyper_rule(facts: Facts) -> Recipe:
     else:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
     resize, crop = hyper_rule_resolution(facts.height, facts.width)
-    if facts.model_image_size is not None and facts.model_image_size < 96:  # made for smaller images than any published BiT
+    # made for smaller images than any published BiT
+    if facts.model_image_size is not None and facts.model_image_size < 96:
         resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
         name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
@@ -300,9 +395,11 @@ def hyper_rule_resolution(height: int, width: int) -> tuple[int, int]:
 
 
 def finetune(facts: Facts) -> Recipe:
-    """A careful AdamW recipe for a pretrained transformer: small rate, layer-wise decay, cosine over about 30 epochs.
+    """A careful AdamW recipe for a pretrained transformer: small rate, layer-wise decay, cosine
+    over about 30 epochs.
 
-    The rate and decay are between those of BEiT's base and large models in their authors' fine-tuning from ImageNet-22k.
+    The rate and decay are between those of BEiT's base and large models in their authors'
+    fine-tuning from ImageNet-22k.
     """
     batch_size = 64
     steps = min(10_000, max(200, round(30 * facts.examples / batch_size)))
@@ -315,7 +412,10 @@ def finetune(facts: Facts) -> Recipe:
 
 
 def text(facts: Facts) -> Recipe:
-    """Fine-tuning of a text encoder as BERT's and RoBERTa's authors do it: AdamW at a small rate, warm-up, then down to 0 in a line."""
+    """Fine-tuning of a text encoder as BERT's and RoBERTa's authors do it.
+
+    AdamW at a small rate, warm-up, then down to 0 in a line.
+    """
     steps = min(20_000, max(100, round(5 * facts.examples / 32)))
     return Recipe(
         name="text", optimizer="adamw", lr=5e-5, weight_decay=0.01, clip_grad=1.0, schedule="poly", power=1.0, steps=steps,
@@ -323,7 +423,11 @@ def text(facts: Facts) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[Facts], Recipe]] = {"hyperrule": hyper_rule, "finetune": finetune, "text": text}
+RECIPES: dict[str, Callable[[Facts], Recipe]] = {
+    "hyperrule": hyper_rule,
+    "finetune": finetune,
+    "text": text,
+}
 
 
 def named_recipe(name: str, facts: Facts) -> Recipe:
@@ -334,7 +438,10 @@ def named_recipe(name: str, facts: Facts) -> Recipe:
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML (or JSON) recipe file; `recipe: NAME` there chooses the recipe that they change."""
+    """The values of a YAML (or JSON) recipe file; `recipe.
+
+    NAME` there chooses the recipe that they change.
+    """
     try:
         import yaml
     except ImportError:
@@ -352,7 +459,8 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
 
 def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
-    """Class weights as the command line gives them: none, balanced, a YAML or JSON file, or its text: {cat: 2} or [1, 2].
+    """Class weights as the command line gives them: none, balanced, a YAML or JSON file, or its
+    text: {cat: 2} or [1, 2].
 
     Raises:
         ConfigError: None of these.
@@ -367,7 +475,10 @@ def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--class-weights {text}: {' '.join(str(error).split())}") from None
     if value is None or isinstance(value, str) and value not in ("none", "balanced"):
-        raise ConfigError(f"--class-weights {text}: expected none, balanced, a YAML or JSON file that exists, or {{cat: 2, dog: 1}}")
+        raise ConfigError(
+            f"--class-weights {text}: expected none, balanced, a YAML or JSON file that exists, or"
+            " {cat: 2, dog: 1}"
+        )
     return value
 
 
@@ -381,10 +492,14 @@ def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML ho
     return value
 
 
-def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The family's recipe, then the file's values, then the command line's, where None is an option that was not given.
+def resolve_recipe(
+    base: Recipe, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The family's recipe, then the file's values, then the command line's, where None is an option
+    that was not given.
 
-    LoRA's rate, where neither says one, is `LORA_RATE` times that of the family's recipe, which is for tuning every weight.
+    LoRA's rate, where neither says one, is `LORA_RATE` times that of the family's recipe, which is
+    for tuning every weight.
     """
     recipe, values = base, dict[str, Any]()
     if file is not None:
@@ -392,8 +507,14 @@ def resolve_recipe(base: Recipe, file: str | Path | None = None, overrides: Mapp
         values.pop("recipe", None)
         recipe = recipe.updated(values, str(file))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    if isinstance(given.get("crop"), int) and "resize" not in given and recipe.crop and recipe.resize:
-        given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)  # another crop keeps the border around it in proportion
+    if (
+        isinstance(given.get("crop"), int)
+        and "resize" not in given
+        and recipe.crop
+        and recipe.resize
+    ):
+        # another crop keeps the border around it in proportion
+        given["resize"] = round(recipe.resize * given["crop"] / recipe.crop)
     recipe = recipe.updated(given, "options")
     if recipe.lora_rank is not None and "lr" not in values | given:
         recipe = replace(recipe, lr=LORA_RATE * recipe.lr)

@@ -43,16 +43,21 @@ class Family:
 
     Args:
         model_type: The word in config.json.
-        exports: Public class → module, both as strings, so that nothing is imported before it is used.
-        tasks: Task ("image-classification", …) → class of its network; "backbone", "base" and "keras"/"flax" variants too.
+        exports: Public class → module, both as strings, so that nothing is imported before it is
+            used.
+        tasks: Task ("image-classification", …) → class of its network; "backbone", "base" and
+            "keras"/"flax" variants too.
         processor: Class of its image processor or tokenizer.
         zoo: "module:table" of its `Published` models, by name.
-        authors: "module:function" that reads the authors' own files: (tensors, name, config or None, compat=, **values) →
-            (configuration, published name → tensor).
-        recipe: "module:function" that gives the recipe of fine-tuning for a data set, or "" for the general one.
-        writers: Ending of a file of the authors (".npz") → "module:function" that writes a network so: (network, path).
+        authors: "module:function" that reads the authors' own files: (tensors, name, config or
+            None, compat=, **values) → (configuration, published name → tensor).
+        recipe: "module:function" that gives the recipe of fine-tuning for a data set, or "" for the
+            general one.
+        writers: Ending of a file of the authors (".npz") → "module:function" that writes a network
+            so: (network, path).
         lora: Last parts of the names of layers that LoRA changes where the recipe names none.
-        folds: "module:function" that works out beforehand what depends on no input (see `headstart.engine.folds.fold`).
+        folds: "module:function" that works out beforehand what depends on no input (see
+            `headstart.engine.folds.fold`).
     """
 
     model_type: str

@@ -42,7 +42,10 @@ def test_safetensors_round_trip_and_the_library_agrees(tmp_path):
     assert_same(read_tensors(path), tensors)
     assert_same(load_file(path), {name: value.contiguous() for name, value in tensors.items()})
     assert read_metadata(path) == {"format": "pt"}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "theirs.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        tmp_path / "theirs.safetensors",
+    )
     assert_same(read_tensors(tmp_path / "theirs.safetensors"), tensors)
 
 
@@ -51,7 +54,11 @@ def test_arrays_round_trip(tmp_path):
     write_tensors(tmp_path, arrays)
     read = read_checkpoint(tmp_path, "numpy")
     assert_same(read, arrays | {"big endian": np.arange(3, dtype="i4")})
-    assert (tmp_path / "model.safetensors").read_bytes()[8:].startswith(b'{"__metadata__":{"format":"pt"}')
+    assert (
+        (tmp_path / "model.safetensors")
+        .read_bytes()[8:]
+        .startswith(b'{"__metadata__":{"format":"pt"}')
+    )
 
 
 def test_loaded_memory_is_the_file_and_changing_it_is_private(tmp_path):
@@ -136,7 +143,10 @@ def test_damaged_safetensors(tmp_path, content, message):
 
 
 def test_shards_round_trip(tmp_path):
-    tensors = {f"layer.{i}": torch.randn(10, 10) for i in range(5)} | {"big": torch.randn(40, 10), "tiny": torch.tensor(1)}
+    tensors = {f"layer.{i}": torch.randn(10, 10) for i in range(5)} | {
+        "big": torch.randn(40, 10),
+        "tiny": torch.tensor(1),
+    }
     paths = write_tensors(tmp_path, tensors, max_shard_size="900B")
     index = json.loads(paths[-1].read_text())
     assert paths[-1].name == "model.safetensors.index.json"
@@ -170,7 +180,9 @@ def sharded(folder: Path) -> dict:
     return json.loads((folder / "model.safetensors.index.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/../../b", "..\\b", "C:b", ""])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a/../../b", "..\\b", "C:b", ""]
+)
 def test_shards_stay_in_their_folder(tmp_path, name):
     folder = tmp_path / "model"
     index = sharded(folder)
@@ -208,14 +220,18 @@ def test_incomplete_and_wrong_shards_are_named(tmp_path):
     del index["weight_map"]["b"]
     index["weight_map"]["b2"] = "model-00002-of-00002.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileFormatError, match=r"not in them: \['b2', 'gone'\]; not in the index: \['b'\]"):
+    with pytest.raises(
+        FileFormatError, match=r"not in them: \['b2', 'gone'\]; not in the index: \['b'\]"
+    ):
         read_checkpoint(tmp_path)
     first = tmp_path / "model-00001-of-00002.safetensors"
     with pytest.raises(FileFormatError, match="another shard"):
         read_checkpoint([first, first])
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', "{", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', "{", "[" * 100_000]
+)
 def test_damaged_indexes(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(FileFormatError, match=r"index\.json"):
@@ -259,7 +275,13 @@ class FullDisk(io.FileIO):
 def full_disk(monkeypatch):
     plain = Path.open
     monkeypatch.setattr(FullDisk, "left", 2000)
-    monkeypatch.setattr(Path, "open", lambda path, mode="r", *a, **k: FullDisk(path, "x") if mode == "xb" else plain(path, mode, *a, **k))
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", *a, **k: (
+            FullDisk(path, "x") if mode == "xb" else plain(path, mode, *a, **k)
+        ),
+    )
 
 
 @pytest.mark.parametrize("before, after", [("5GB", "5GB"), ("5GB", 900), (900, 900), (900, "5GB")])
@@ -268,15 +290,26 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, request, before, after):
     write_tensors(tmp_path, old, max_shard_size=before)
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match=r"cannot write model.*No space left.*bytes are free.*unchanged") as caught:
-        write_tensors(tmp_path, {name: value + 1 for name, value in old.items()}, max_shard_size=after)
+    with pytest.raises(
+        OSError, match=r"cannot write model.*No space left.*bytes are free.*unchanged"
+    ) as caught:
+        write_tensors(
+            tmp_path, {name: value + 1 for name, value in old.items()}, max_shard_size=after
+        )
     assert caught.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
-@pytest.mark.parametrize("before, after", [("5GB", "5GB"), ("5GB", 900), (900, 900), (900, 1300), (900, "5GB")])
-def test_killed_between_any_two_steps_a_folder_never_mixes_two_saves(tmp_path, monkeypatch, before, after):
-    """A save is stopped after each of its renames and removals in turn: the folder holds the old model, the new one, or a clear error."""
+@pytest.mark.parametrize(
+    "before, after", [("5GB", "5GB"), ("5GB", 900), (900, 900), (900, 1300), (900, "5GB")]
+)
+def test_killed_between_any_two_steps_a_folder_never_mixes_two_saves(
+    tmp_path, monkeypatch, before, after
+):
+    """A save is stopped after each of its renames and removals in turn.
+
+    The folder holds the old model, the new one, or a clear error.
+    """
     old = {f"layer.{i}": torch.zeros(10, 10) for i in range(6)}
     new = {f"layer.{i}": torch.ones(10, 10) for i in range(6)}
     steps = {"replace": Path.replace, "unlink": Path.unlink}
@@ -294,7 +327,11 @@ def test_killed_between_any_two_steps_a_folder_never_mixes_two_saves(tmp_path, m
             return steps[kind](path, *rest, **options)
 
         for kind in steps:
-            monkeypatch.setattr(Path, kind, lambda path, *rest, kind=kind, **options: step(kind, path, *rest, **options))
+            monkeypatch.setattr(
+                Path,
+                kind,
+                lambda path, *rest, kind=kind, **options: step(kind, path, *rest, **options),
+            )
         try:
             write_tensors(folder, new, max_shard_size=after)
             finished = True
@@ -329,7 +366,9 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         write_tensors(tmp_path / "taken", {"a": torch.ones(1)})
 
 
-@pytest.mark.parametrize("text, count", [(5, 5), ("5", 5), ("5GB", 5 * 10**9), ("1.5 MiB", 3 << 19), ("200kb", 200_000)])
+@pytest.mark.parametrize(
+    "text, count", [(5, 5), ("5", 5), ("5GB", 5 * 10**9), ("1.5 MiB", 3 << 19), ("200kb", 200_000)]
+)
 def test_sizes(text, count):
     assert parse_size(text) == count
 
@@ -368,12 +407,15 @@ def test_unwrap(names, expected):
 def test_arrays_are_read_without_torch(tmp_path):
     every_format(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from headstart.checkpoint import read_tensors, write_tensors, write_npz\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()): tensors = read_tensors(path, 'numpy')\n"
-        "write_tensors(sys.argv[1], tensors); write_npz(sys.argv[1] + '/x.npz', tensors)\n"
-        "assert not {'torch', 'safetensors', 'jax', 'tensorflow'} & set(sys.modules), 'a framework was loaded'"
+        "import sys; from pathlib import Path; from headstart.checkpoint import read_tensors,"
+        " write_tensors, write_npz\nfor path in sorted(Path(sys.argv[1]).iterdir()): tensors ="
+        " read_tensors(path, 'numpy')\nwrite_tensors(sys.argv[1], tensors); write_npz(sys.argv[1] +"
+        " '/x.npz', tensors)\nassert not {'torch', 'safetensors', 'jax', 'tensorflow'} &"
+        " set(sys.modules), 'a framework was loaded'"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -389,7 +431,9 @@ def test_any_array_survives_safetensors(tmp_path_factory, shape, dtype, fortran)
     folder = tmp_path_factory.mktemp("any")
     kind = np.dtype(getattr(ml_dtypes, dtype) if dtype.startswith(("bfloat", "float8")) else dtype)
     size = int(np.prod(shape)) * kind.itemsize
-    array = np.frombuffer(np.random.default_rng(0).integers(0, 2, size, dtype=np.uint8).tobytes(), kind).reshape(shape)
+    array = np.frombuffer(
+        np.random.default_rng(0).integers(0, 2, size, dtype=np.uint8).tobytes(), kind
+    ).reshape(shape)
     array = np.asfortranarray(array) if fortran else array
     write_tensors(folder, {"a": array, "b": np.ones(3, "u1")})
     read = read_checkpoint(folder, "numpy")["a"]

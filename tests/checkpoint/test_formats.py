@@ -28,7 +28,10 @@ from headstart.errors import FileFormatError, HeadstartError, NotFoundError
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_npz_round_trip_and_numpy_agrees(tmp_path, compress):
-    arrays = as_arrays(some_tensors()) | {"resnet/block1/a": np.ones((1, 2, 3), "f4"), "file": np.zeros(2)}
+    arrays = as_arrays(some_tensors()) | {
+        "resnet/block1/a": np.ones((1, 2, 3), "f4"),
+        "file": np.zeros(2),
+    }
     arrays["f"] = np.asfortranarray(np.eye(2, 3))
     write_npz(tmp_path / "a.npz", arrays, compress=compress)
     assert_same(read_tensors(tmp_path / "a.npz", "numpy"), arrays)
@@ -45,7 +48,9 @@ def test_npz_of_torch_tensors_and_of_jax_bfloat16(tmp_path):
     value = np.array([1.5, -2.5, 3.0], ml_dtypes.bfloat16)
     write_npz(tmp_path / "b.npz", {"w": value})
     assert np.load(tmp_path / "b.npz")["w"].dtype.str == "|V2"
-    assert torch.equal(read_tensors(tmp_path / "b.npz")["w"], torch.tensor([1.5, -2.5, 3.0]).bfloat16())
+    assert torch.equal(
+        read_tensors(tmp_path / "b.npz")["w"], torch.tensor([1.5, -2.5, 3.0]).bfloat16()
+    )
 
 
 def test_values_begin_at_a_multiple_of_their_size(tmp_path):
@@ -62,7 +67,13 @@ def test_npy_and_foreign_byte_order(tmp_path):
     assert read.dtype.isnative
 
 
-def npz(tmp_path: Path, header: bytes, data: bytes = b"", name: str = "w.npy", method: int = zipfile.ZIP_STORED) -> Path:
+def npz(
+    tmp_path: Path,
+    header: bytes,
+    data: bytes = b"",
+    name: str = "w.npy",
+    method: int = zipfile.ZIP_STORED,
+) -> Path:
     text = header + b" " * (-(len(header) + 11) % 64) + b"\n"
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
         archive.writestr(name, b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + data)
@@ -109,10 +120,13 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "a.npz"
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100,), }\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("w.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + b"\0" * 100)
+        archive.writestr(
+            "w.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + b"\0" * 100
+        )
     data = bytearray(path.read_bytes())
     where = data.index(b"PK\x01\x02")
-    data[where + 24 : where + 28] = struct.pack("<I", 0xFFFFFFF0)  # the size that the archive claims
+    # the size that the archive claims
+    data[where + 24 : where + 28] = struct.pack("<I", 0xFFFFFFF0)
     path.write_bytes(data)
     with pytest.raises(FileFormatError, match="fill the memory"):
         read_tensors(path)
@@ -132,7 +146,9 @@ def test_a_wrong_checksum_of_a_deflated_entry_is_noticed(tmp_path):
 
 
 def test_a_damaged_byte_in_a_deflated_entry_is_noticed(tmp_path):
-    write_npz(tmp_path / "a.npz", {"w": np.random.default_rng(0).integers(0, 9, 1000)}, compress=True)
+    write_npz(
+        tmp_path / "a.npz", {"w": np.random.default_rng(0).integers(0, 9, 1000)}, compress=True
+    )
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[300] ^= 0xFF
     (tmp_path / "a.npz").write_bytes(data)
@@ -144,7 +160,11 @@ def test_a_damaged_byte_in_a_deflated_entry_is_noticed(tmp_path):
 
 
 def test_h5_groups_become_paths(tmp_path):
-    values = {"a/b/kernel:0": np.arange(6, dtype="f4").reshape(2, 3), "a/packed": np.arange(100.0), "top": np.arange(3, dtype="f2")}
+    values = {
+        "a/b/kernel:0": np.arange(6, dtype="f4").reshape(2, 3),
+        "a/packed": np.arange(100.0),
+        "top": np.arange(3, dtype="f2"),
+    }
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["a/b/kernel:0"] = values["a/b/kernel:0"]
         file.create_dataset("a/packed", data=values["a/packed"], compression="gzip")
@@ -207,9 +227,17 @@ def test_keras_files_hold_the_weights_of_the_torch_files(case):
     ours = read_tensors(folder / "tf_model.h5", "numpy")
     with h5py.File(folder / "tf_model.h5") as file:
         theirs: dict[str, np.ndarray] = {}
-        file.visititems(lambda name, each: theirs.update({name: each[()]}) if isinstance(each, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, each: (
+                theirs.update({name: each[()]}) if isinstance(each, h5py.Dataset) else None
+            )
+        )
     assert_same(dict(sorted(ours.items())), dict(sorted(theirs.items())))
-    (torch_file,) = folder.glob("*.safetensors") if len(list(folder.glob("*.safetensors"))) == 1 else [folder / "model.safetensors"]
+    (torch_file,) = (
+        folder.glob("*.safetensors")
+        if len(list(folder.glob("*.safetensors"))) == 1
+        else [folder / "model.safetensors"]
+    )
     published = read_tensors(torch_file, "numpy")
     sums = sorted(round(float(np.abs(value).astype("f8").sum()), 3) for value in ours.values())
     trained = [value for name, value in published.items() if "num_batches_tracked" not in name]
@@ -249,15 +277,32 @@ def test_flax_lists_numbers_and_chunks(tmp_path):
         "__msgpack_chunked_array__": 1, "shape": {"0": 3, "1": 4},
         "chunks": {"0": big.reshape(-1)[:5], "1": big.reshape(-1)[5:]},
     }  # fmt: skip
-    tree = {"params": {"big": chunked, "list": [np.ones(2), {"x": np.zeros(0, "f2")}]}, "step": 3, "scalar": np.array(2.0)}
+    tree = {
+        "params": {"big": chunked, "list": [np.ones(2), {"x": np.zeros(0, "f2")}]},
+        "step": 3,
+        "scalar": np.array(2.0),
+    }
     (tmp_path / "a").write_bytes(packed(tree))
-    expected = {"params/big": big, "params/list/0": np.ones(2), "params/list/1/x": np.zeros(0, "f2"), "scalar": np.array(2.0)}
+    expected = {
+        "params/big": big,
+        "params/list/0": np.ones(2),
+        "params/list/1/x": np.zeros(0, "f2"),
+        "scalar": np.array(2.0),
+    }
     assert_same(read_tensors(tmp_path / "a", "numpy"), expected)
 
 
 def damaged_array(**parts: object) -> bytes:
-    inner = packed([parts.get("shape", [2]), parts.get("dtype", "float32"), parts.get("data", b"\0" * 8)])
-    return b"\x81\xa1a" + b"\xc9" + struct.pack(">I", len(inner)) + bytes([parts.get("kind", 1)]) + inner
+    inner = packed(
+        [parts.get("shape", [2]), parts.get("dtype", "float32"), parts.get("data", b"\0" * 8)]
+    )
+    return (
+        b"\x81\xa1a"
+        + b"\xc9"
+        + struct.pack(">I", len(inner))
+        + bytes([parts.get("kind", 1)])
+        + inner
+    )
 
 
 @pytest.mark.parametrize("content, message", [
@@ -318,9 +363,13 @@ def samples(tmp_path_factory) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # Python's pickletools on damaged text
+# Python's pickletools on damaged text
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 def test_no_damage_ends_in_anything_but_our_error(tmp_path, samples, seed):
-    """Cut, flipped and inserted bytes: an answer or a HeadstartError, never a crash, a hang or another exception."""
+    """Cut, flipped and inserted bytes.
+
+    An answer or a HeadstartError, never a crash, a hang or another exception.
+    """
     rng = random.Random(seed)
     path = tmp_path / "damaged"
     for _ in range(250):
@@ -329,8 +378,17 @@ def test_no_damage_ends_in_anything_but_our_error(tmp_path, samples, seed):
         if rng.random() < 0.3:
             del data[rng.randrange(len(data)) :]
         for _ in range(rng.choice([1, 1, 3])):
-            where = min(len(data), rng.randrange(near) if rng.random() < 0.7 else max(0, len(data) - 1 - rng.randrange(near)))
-            data[where : where + rng.choice([0, 1, 1])] = bytes([rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])])
+            where = min(
+                len(data),
+                (
+                    rng.randrange(near)
+                    if rng.random() < 0.7
+                    else max(0, len(data) - 1 - rng.randrange(near))
+                ),
+            )
+            data[where : where + rng.choice([0, 1, 1])] = bytes(
+                [rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])]
+            )
         path.unlink(missing_ok=True)
         path.write_bytes(data)
         for framework in ("torch", "numpy"):

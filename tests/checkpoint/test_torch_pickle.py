@@ -18,10 +18,7 @@ import torch
 
 from checkpoint_samples import TB, Calls, assert_same, some_tensors
 from conftest import golden_cases, golden_dir
-from headstart.checkpoint import (
-    read_tensors,
-    unwrap,
-)
+from headstart.checkpoint import read_tensors, unwrap
 from headstart.errors import FileFormatError
 
 
@@ -44,7 +41,10 @@ class Surprise:
 
 
 def test_torch_round_trip(torch_save):
-    tensors = some_tensors() | {"parameter": torch.nn.Parameter(torch.randn(2, 3)), "eight": torch.randn(3).to(torch.float8_e5m2)}
+    tensors = some_tensors() | {
+        "parameter": torch.nn.Parameter(torch.randn(2, 3)),
+        "eight": torch.randn(3).to(torch.float8_e5m2),
+    }
     read = read_tensors(torch_save(tensors))
     assert_same(read, {name: value.detach() for name, value in tensors.items()})
     arrays = read_tensors(torch_save({"a": tensors["columns"]}), "numpy")
@@ -88,13 +88,23 @@ def test_a_pickled_module_gives_its_state_dict_without_its_class(torch_save, mon
 
 
 def test_objects_of_unknown_classes_keep_their_place(torch_save):
-    assert_same(read_tensors(torch_save({"s": Surprise(), "n": 1})), {"s.inner.deep": torch.ones(2)})
+    assert_same(
+        read_tensors(torch_save({"s": Surprise(), "n": 1})), {"s.inner.deep": torch.ones(2)}
+    )
 
 
 def test_pickled_arrays(torch_save):
-    arrays = {"c": np.arange(6.0).reshape(2, 3), "f": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "big": np.arange(3, dtype=">i4")}
-    read = read_tensors(torch_save({"w": arrays, "names": np.array(["a", None], dtype=object)}), "numpy")
-    assert_same({name: read[f"w.{name}"] for name in arrays}, arrays | {"big": np.arange(3, dtype="i4")})
+    arrays = {
+        "c": np.arange(6.0).reshape(2, 3),
+        "f": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
+    }
+    read = read_tensors(
+        torch_save({"w": arrays, "names": np.array(["a", None], dtype=object)}), "numpy"
+    )
+    assert_same(
+        {name: read[f"w.{name}"] for name in arrays}, arrays | {"big": np.arange(3, dtype="i4")}
+    )
     assert len(read) == 3
 
 
@@ -108,7 +118,11 @@ def test_tied_and_overlapping_tensors_share_memory(torch_save):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_pickle_protocol(tmp_path, protocol):
-    value = {"state_dict": OrderedDict((name, each) for name, each in some_tensors().items() if each.dtype != torch.bfloat16)}
+    value = {
+        "state_dict": OrderedDict(
+            (name, each) for name, each in some_tensors().items() if each.dtype != torch.bfloat16
+        )
+    }
     torch.save(value, tmp_path / "a", pickle_protocol=protocol)
     assert_same(unwrap(read_tensors(tmp_path / "a")), dict(value["state_dict"]))
 
@@ -135,7 +149,9 @@ def hostile() -> dict[str, object]:
         "numpy load": Calls(np.load, "SENTINEL", None, True),
         "pickle in pickle": Calls(pickle.loads, pickle.dumps(Calls(os.system, "touch SENTINEL"))),
         "bytearray": Calls(bytearray, TB),
-        "rebuild with a call inside": Calls(torch._utils._rebuild_parameter, Calls(os.system, "touch SENTINEL"), True, OrderedDict()),
+        "rebuild with a call inside": Calls(
+            torch._utils._rebuild_parameter, Calls(os.system, "touch SENTINEL"), True, OrderedDict()
+        ),
         "state": Calls(OrderedDict, state={"__class__": Calls(os.system, "touch SENTINEL")}),
         "set of calls": {Calls(os.system, "touch SENTINEL")},
     }
@@ -145,7 +161,11 @@ def hostile() -> dict[str, object]:
 @pytest.mark.parametrize("kind", ["zip", "old", "plain"])
 def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path, monkeypatch, attack, kind):
     monkeypatch.chdir(tmp_path)
-    value = {"weight": torch.ones(2), "payload": hostile()[attack]} if kind != "plain" else {"payload": hostile()[attack]}
+    value = (
+        {"weight": torch.ones(2), "payload": hostile()[attack]}
+        if kind != "plain"
+        else {"payload": hostile()[attack]}
+    )
     path = tmp_path / "model.bin"
     if kind == "plain":
         path.write_bytes(pickle.dumps(value))
@@ -231,7 +251,14 @@ def with_pickle(path: Path, edit) -> None:
 def test_tampered_tensors(tmp_path, what, old, new, message):
     path = tmp_path / "a.bin"
     torch.save({"w": torch.randn(3, 4)}, path)
-    with_pickle(path, lambda data: data.replace(old, new, 1) if old in data else pytest.fail(f"{what}: pickle is not as expected"))
+    with_pickle(
+        path,
+        lambda data: (
+            data.replace(old, new, 1)
+            if old in data
+            else pytest.fail(f"{what}: pickle is not as expected")
+        ),
+    )
     with pytest.raises(FileFormatError, match=message):
         read_tensors(path)
 
@@ -303,12 +330,20 @@ def test_old_files_are_checked_to_the_last_byte(tmp_path):
 
 
 def golden_torch_files() -> list[str]:
-    return [f"{family}/{case}" for family in ("beit", "bit", "cvt", "dalle", "yoso") for case in golden_cases("authors", family)]
+    return [
+        f"{family}/{case}"
+        for family in ("beit", "bit", "cvt", "dalle", "yoso")
+        for case in golden_cases("authors", family)
+    ]
 
 
 @pytest.mark.parametrize("case", golden_torch_files())
 def test_authors_files_are_read_as_torch_reads_them(case):
-    files = [path for path in golden_dir("authors", *case.split("/")).iterdir() if path.suffix in (".pth", ".pt", ".model", ".tar")]
+    files = [
+        path
+        for path in golden_dir("authors", *case.split("/")).iterdir()
+        if path.suffix in (".pth", ".pt", ".model", ".tar")
+    ]
     for path in files:
         theirs = torch.load(path, weights_only=True)
         flat: dict[str, torch.Tensor] = {}
@@ -316,18 +351,26 @@ def test_authors_files_are_read_as_torch_reads_them(case):
         while todo:
             name, value = todo.pop()
             if isinstance(value, dict):
-                todo += [(f"{name}.{key}" if name else str(key), child) for key, child in value.items()]
+                todo += [
+                    (f"{name}.{key}" if name else str(key), child) for key, child in value.items()
+                ]
             elif isinstance(value, torch.Tensor):
                 flat[name] = value
         assert flat
         assert_same(dict(sorted(read_tensors(path).items())), dict(sorted(flat.items())))
-        assert not any(name.startswith(("model_state_dict.", "state_dict.", "module.")) for name in unwrap(read_tensors(path)))
+        assert not any(
+            name.startswith(("model_state_dict.", "state_dict.", "module."))
+            for name in unwrap(read_tensors(path))
+        )
 
 
 def test_the_dalle_encoder_is_read_without_its_classes():
     folder = golden_dir("authors", "dalle", "encoder_tiny")
     assert "dall_e" not in sys.modules
-    assert_same(read_tensors(folder / "encoder.pkl"), torch.load(folder / "encoder_state_dict.pt", weights_only=True))
+    assert_same(
+        read_tensors(folder / "encoder.pkl"),
+        torch.load(folder / "encoder_state_dict.pt", weights_only=True),
+    )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(folder / "encoder.pkl", weights_only=True)
 
@@ -337,7 +380,23 @@ def test_no_instruction_of_pickle_is_forgotten():
     from headstart.checkpoint import pickle_machine
 
     refused = {"PERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
-    inline = {"PROTO", "FRAME", "STOP", "GLOBAL", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"}
+    inline = {
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "GLOBAL",
+        "MEMOIZE",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+    }
     known = inline | pickle_machine._VALUES | pickle_machine._CONSTANTS.keys()
-    missing = {op.name for op in pickletools.opcodes} - known - {name[1:].upper() for name in vars(pickle_machine.Machine)}
+    missing = (
+        {op.name for op in pickletools.opcodes}
+        - known
+        - {name[1:].upper() for name in vars(pickle_machine.Machine)}
+    )
     assert missing == refused

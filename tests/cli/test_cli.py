@@ -13,7 +13,20 @@ from command_line import call
 from headstart.cli import main as cli
 from photo_data import make_class_folders
 
-SMALL = ["--steps", "20", "--lr", "0.05", "--batch-size", "16", "--resize", "24", "--crop", "20", "--device", "cpu"]
+SMALL = [
+    "--steps",
+    "20",
+    "--lr",
+    "0.05",
+    "--batch-size",
+    "16",
+    "--resize",
+    "24",
+    "--crop",
+    "20",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +40,20 @@ def tuned(photos, tiny_model, tmp_path_factory):  # noqa: F811
 
 def test_help_is_light():
     """`headstart --help` loads no framework."""
-    code = "import sys; from headstart.cli import main as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'numpy', 'matplotlib', 'keras', 'jax', 'PIL'} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
+    code = (
+        "import sys; from headstart.cli import main as cli\ntry: cli.main(['--help'])\nexcept"
+        " SystemExit: pass\n"
+    )
+    code += (
+        "heavy = {'torch', 'numpy', 'matplotlib', 'keras', 'jax', 'PIL'} & set(sys.modules); assert"
+        " not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
     assert done.returncode == 0, done.stderr
     for name in ("train", "evaluate", "predict", "audit", "models", "info"):
         assert name in done.stdout
@@ -37,24 +61,66 @@ def test_help_is_light():
 
 def test_every_command_has_help_with_an_example():
     names = [each.name or each.callback.__name__ for each in cli.app.registered_commands]
-    assert {"train", "evaluate", "predict", "explain", "audit", "models", "convert", "info", "demo"} <= set(names)
+    assert {
+        "train",
+        "evaluate",
+        "predict",
+        "explain",
+        "audit",
+        "models",
+        "convert",
+        "info",
+        "demo",
+    } <= set(names)
     for name in names:
-        result = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
-        assert result.exit_code == 0 and "Example" in result.output and f"headstart {name}" in result.output, name
+        result = CliRunner().invoke(
+            cli.app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
+        )
+        assert (
+            result.exit_code == 0
+            and "Example" in result.output
+            and f"headstart {name}" in result.output
+        ), name
 
 
-@pytest.mark.parametrize("words, expected", [("headstart tr", "train"), ("headstart train --model BiT-M-R5", "BiT-M-R50x1")])
+@pytest.mark.parametrize(
+    "words, expected",
+    [("headstart tr", "train"), ("headstart train --model BiT-M-R5", "BiT-M-R50x1")],
+)
 def test_the_shell_completes_commands_and_models(words, expected):
-    environment = {"_HEADSTART_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    code = "import sys; sys.argv = ['headstart']; from headstart.cli.main import app; app(prog_name='headstart')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    environment = {
+        "_HEADSTART_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    code = (
+        "import sys; sys.argv = ['headstart']; from headstart.cli.main import app;"
+        " app(prog_name='headstart')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
     assert expected in done.stdout.split(), done.stderr
 
 
 def test_train_prints_plain_lines(photos, tiny_model, tmp_path, capsys):  # noqa: F811
-    code, out, err = call(capsys, "train", photos, "--model", tiny_model, "--out", tmp_path / "run", *SMALL, "--set", "ema=0.5")
+    code, out, err = call(
+        capsys,
+        "train",
+        photos,
+        "--model",
+        tiny_model,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--set",
+        "ema=0.5",
+    )
     assert code == 0 and out == ""
-    assert "27 images (15 train, 12 validation)" in err and "validation accuracy" in err.splitlines()[-1]
+    assert (
+        "27 images (15 train, 12 validation)" in err
+        and "validation accuracy" in err.splitlines()[-1]
+    )
     assert "\x1b[" not in err and "drawn at random" not in err
     assert "ema: 0.5" in (tmp_path / "run" / "recipe.yaml").read_text()
 
@@ -63,7 +129,11 @@ def test_evaluate(tuned, photos, capsys):  # noqa: F811
     code, out, _ = call(capsys, "evaluate", tuned, photos, "--json", "--device", "cpu")
     found = json.loads(out)
     saved = json.loads((tuned / "results.json").read_text())["evaluations"]["validation"]
-    assert code == 0 and found["split"] == "validation" and found["metrics"] == pytest.approx(saved["metrics"], abs=1e-6)
+    assert (
+        code == 0
+        and found["split"] == "validation"
+        and found["metrics"] == pytest.approx(saved["metrics"], abs=1e-6)
+    )
     code, out, _ = call(capsys, "evaluate", tuned, photos, "--split", "train", "--device", "cpu")
     assert code == 0 and out.startswith("accuracy\t")
     code, _, err = call(capsys, "evaluate", tuned, photos, "--split", "test")
@@ -72,13 +142,22 @@ def test_evaluate(tuned, photos, capsys):  # noqa: F811
 
 def test_predict(tuned, photos, capsys):  # noqa: F811
     files = sorted((photos / "val").rglob("*.png"))
-    code, out, _ = call(capsys, "predict", tuned, photos / "val", "--json", "--top", 2, "--device", "cpu")
+    code, out, _ = call(
+        capsys, "predict", tuned, photos / "val", "--json", "--top", 2, "--device", "cpu"
+    )
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [row["image"] for row in rows] == [str(file) for file in files]
     right = sum(row["labels"][0]["label"] in row["image"] for row in rows)
-    assert right / len(rows) == json.loads((tuned / "results.json").read_text())["evaluations"]["validation"]["metrics"]["accuracy"]
+    assert (
+        right / len(rows)
+        == json.loads((tuned / "results.json").read_text())["evaluations"]["validation"]["metrics"][
+            "accuracy"
+        ]
+    )
     code, out, _ = call(capsys, "predict", tuned, files[0], files[1], "--top", 1)
-    assert code == 0 and len(out.splitlines()) == 2 and out.splitlines()[0].startswith(f"{files[0]}\t")
+    assert (
+        code == 0 and len(out.splitlines()) == 2 and out.splitlines()[0].startswith(f"{files[0]}\t")
+    )
 
 
 def test_predict_goes_on_after_a_damaged_image(tuned, photos, tmp_path, capsys):  # noqa: F811
@@ -87,7 +166,9 @@ def test_predict_goes_on_after_a_damaged_image(tuned, photos, tmp_path, capsys):
     bad.write_text("words")
     for files in ([bad, *good], [good[0], bad, *good[1:]], [*good, bad]):
         code, out, err = call(capsys, "predict", tuned, *files, "--top", 1, "--batch-size", 2)
-        assert code == 1 and [line.split("\t")[0] for line in out.splitlines()] == [str(file) for file in good]
+        assert code == 1 and [line.split("\t")[0] for line in out.splitlines()] == [
+            str(file) for file in good
+        ]
         assert err == f"headstart: {bad}: cannot be read as an image: unknown image format\n"
 
 
@@ -97,21 +178,39 @@ def test_version(capsys):
 
 def test_explain(tuned, photos, tmp_path, capsys):  # noqa: F811
     files = sorted((photos / "val").rglob("*.png"))[:2]
-    code, out, _ = call(capsys, "explain", tuned, *files, "--out", tmp_path / "seen", "--device", "cpu")
+    code, out, _ = call(
+        capsys, "explain", tuned, *files, "--out", tmp_path / "seen", "--device", "cpu"
+    )
     assert code == 0 and len(out.splitlines()) == 2
-    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [f"000{i + 1}_{file.stem}.png" for i, file in enumerate(files)]
-    code, _, err = call(capsys, "explain", tuned, files[0], "--out", tmp_path / "seen", "--label", "wing")
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [
+        f"000{i + 1}_{file.stem}.png" for i, file in enumerate(files)
+    ]
+    code, _, err = call(
+        capsys, "explain", tuned, files[0], "--out", tmp_path / "seen", "--label", "wing"
+    )
     assert code == 2 and "no class 'wing'; it has bird, cat, dog" in err
 
 
 def test_audit(photos, tmp_path, capsys):  # noqa: F811
-    code, out, err = call(capsys, "audit", make_class_folders(tmp_path / "train", {"bird": 3, "cat": 3}).parent)
-    assert code == 0 and out == "" and "6 images: 0 unreadable, 0 duplicates, 0 leaks, 0 contradictions" in err
+    code, out, err = call(
+        capsys, "audit", make_class_folders(tmp_path / "train", {"bird": 3, "cat": 3}).parent
+    )
+    assert (
+        code == 0
+        and out == ""
+        and "6 images: 0 unreadable, 0 duplicates, 0 leaks, 0 contradictions" in err
+    )
     (tmp_path / "val" / "cat").mkdir(parents=True)
-    (tmp_path / "val" / "cat" / "same.png").write_bytes((tmp_path / "train" / "bird" / "bird_0.png").read_bytes())
+    (tmp_path / "val" / "cat" / "same.png").write_bytes(
+        (tmp_path / "train" / "bird" / "bird_0.png").read_bytes()
+    )
     (tmp_path / "val" / "cat" / "words.png").write_text("words")
     code, out, _ = call(capsys, "audit", tmp_path)
-    assert code == 1 and "exact duplicate, leak: train and validation, classes: bird and cat\t" in out and "unreadable\t" in out
+    assert (
+        code == 1
+        and "exact duplicate, leak: train and validation, classes: bird and cat\t" in out
+        and "unreadable\t" in out
+    )
     code, out, _ = call(capsys, "audit", tmp_path, "--json")
     assert code == 1 and json.loads(out)["pairs"][0]["leaks"] is True
 
@@ -120,10 +219,17 @@ def test_models_and_info(tuned, capsys):
     code, out, _ = call(capsys, "models")
     assert code == 0 and any(line.startswith("BiT-M-R50x1\t") for line in out.splitlines())
     code, out, _ = call(capsys, "models", "--json")
-    assert code == 0 and {each["name"] for each in json.loads(out)} >= {"BiT-M-R50x1", "BiT-M-R152x4"}
+    assert code == 0 and {each["name"] for each in json.loads(out)} >= {
+        "BiT-M-R50x1",
+        "BiT-M-R152x4",
+    }
     code, out, _ = call(capsys, "info", tuned, "--json")
     found = json.loads(out)
-    assert code == 0 and found["class names"] == ["bird", "cat", "dog"] and found["task"] == "image-classification"
+    assert (
+        code == 0
+        and found["class names"] == ["bird", "cat", "dog"]
+        and found["task"] == "image-classification"
+    )
     code, out, _ = call(capsys, "info", tuned)
     assert code == 0 and "bird, cat, dog" in out
 
@@ -142,9 +248,27 @@ def mistakes(photos, model, tuned, folder):  # noqa: F811
         "which model?": ["train", photos, "--out", new],
         "holds a finished run": ["train", photos, "--model", model, "--out", tuned],
         "no run to go on with": ["train", photos, "--out", new, "--resume"],
-        "a recipe has no value 'wings'": ["train", photos, "--model", model, "--out", new, "--set", "wings=2"],
+        "a recipe has no value 'wings'": [
+            "train",
+            photos,
+            "--model",
+            model,
+            "--out",
+            new,
+            "--set",
+            "wings=2",
+        ],
         "precision='fp8'": ["train", photos, "--model", model, "--out", new, "--precision", "fp8"],
-        "cannot read the recipe file": ["train", photos, "--model", model, "--out", new, "--config", folder / "none.yaml"],
+        "cannot read the recipe file": [
+            "train",
+            photos,
+            "--model",
+            model,
+            "--out",
+            new,
+            "--config",
+            folder / "none.yaml",
+        ],
         "no model is called 'nonsense'": ["predict", "nonsense", photos],
         "holds no images": ["predict", tuned, folder / "empty"],
         "no such folder": ["info", "nonsense"],
@@ -173,4 +297,8 @@ def test_a_place_that_cannot_be_written(photos, tiny_model, tmp_path, capsys):  
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file" / "run", "/proc/headstart-run"):
         code, _, err = call(capsys, "train", photos, "--model", tiny_model, "--out", out, *SMALL)
-        assert code == 2 and "Traceback" not in err and str(out).removesuffix("/run") in err.splitlines()[-1]
+        assert (
+            code == 2
+            and "Traceback" not in err
+            and str(out).removesuffix("/run") in err.splitlines()[-1]
+        )

@@ -31,7 +31,9 @@ def folder(tmp_path):
     headstart.BitImageProcessor(size=size, crop_size=size).save_pretrained(tmp_path / "model")
     (tmp_path / "photos").mkdir()
     for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        ).save(tmp_path / "photos" / f"{i}.png")
     return tmp_path
 
 
@@ -43,26 +45,61 @@ def call(*arguments):
 
 
 def test_optimize_and_predict(folder):
-    result = call("optimize", folder / "model", "--out", folder / "fast", "--engine", "torch", "--calibration", folder / "photos")
-    assert result.exit_code == 0 and "of 6 answers the same" in result.output and "times as fast" in result.output
+    result = call(
+        "optimize",
+        folder / "model",
+        "--out",
+        folder / "fast",
+        "--engine",
+        "torch",
+        "--calibration",
+        folder / "photos",
+    )
+    assert (
+        result.exit_code == 0
+        and "of 6 answers the same" in result.output
+        and "times as fast" in result.output
+    )
     photo = folder / "photos" / "1.png"
-    slow, fast = (headstart.pipeline("image-classification", folder / name) for name in ("model", "fast"))
+    slow, fast = (
+        headstart.pipeline("image-classification", folder / name) for name in ("model", "fast")
+    )
     assert isinstance(fast.model, headstart.engine.OptimizedModel)
     for a, b in zip(slow(photo), fast(photo), strict=True):
         assert a["label"] == b["label"] and abs(a["score"] - b["score"]) < 1e-4
     with pytest.raises(ConfigError, match="outputs differ by .*, above the tolerance of -1.0e"):
-        call("optimize", folder / "model", "--out", folder / "other", "--engine", "torch", "--tolerance=-1")
+        call(
+            "optimize",
+            folder / "model",
+            "--out",
+            folder / "other",
+            "--engine",
+            "torch",
+            "--tolerance=-1",
+        )
     assert not (folder / "other").exists()
     with pytest.raises(InputError, match="no folder with images"):
-        call("optimize", folder / "model", "--out", folder / "other", "--calibration", folder / "fast")
+        call(
+            "optimize",
+            folder / "model",
+            "--out",
+            folder / "other",
+            "--calibration",
+            folder / "fast",
+        )
 
 
 @pytest.mark.parametrize("engine", [name for name in ("torch", "openvino") if installed(name)])
 def test_every_command_takes_the_folder(engine, folder, capsys):
-    """from_pretrained, pipeline, predict and evaluate give on the optimised folder what they give on the network's."""
+    """from_pretrained, pipeline, predict and evaluate give on the optimised folder what they give
+    on the network's.
+    """
     model, fast = folder / "model", folder / "fast"
     assert call("optimize", model, "--out", fast, "--engine", engine).exit_code == 0
-    assert type(headstart.AutoModelForImageClassification.from_pretrained(fast)) is headstart.engine.OptimizedModel
+    assert (
+        type(headstart.AutoModelForImageClassification.from_pretrained(fast))
+        is headstart.engine.OptimizedModel
+    )
     photo = folder / "photos" / "1.png"
     a, b = (headstart.pipeline("image-classification", each)(photo) for each in (model, fast))
     assert [each["label"] for each in a] == [each["label"] for each in b]
@@ -87,11 +124,20 @@ def test_wrong_options(folder):
     model, out = folder / "model", folder / "other"
     for options, match in (
         (["optimize", model, "--out", model], "--out is the model's own folder"),
-        (["optimize", model, "--out", out, "--precision", "int8"], r"pass calibration= \(--calibration\)"),
-        (["optimize", model, "--out", out, "--goal", "speed"], "goal='speed'; expected latency or throughput"),
+        (
+            ["optimize", model, "--out", out, "--precision", "int8"],
+            r"pass calibration= \(--calibration\)",
+        ),
+        (
+            ["optimize", model, "--out", out, "--goal", "speed"],
+            "goal='speed'; expected latency or throughput",
+        ),
         (["optimize", model, "--out", out, "--device", "gpu"], "device='gpu'"),
         (["export", model, "--out", out, "--to", "tflite"], "to='tflite'; expected one of onnx"),
-        (["export", model, "--out", out, "--to", "torch-export", "--tolerance", "-1"], "above the tolerance of -1.0e"),
+        (
+            ["export", model, "--out", out, "--to", "torch-export", "--tolerance", "-1"],
+            "above the tolerance of -1.0e",
+        ),
     ):
         with pytest.raises(ConfigError, match=match):
             call(*options)
@@ -102,20 +148,47 @@ def test_wrong_options(folder):
 
 
 def test_texts(tmp_path):
-    """Of the length that was asked for; the pipeline reads the folder with the tokenizer that was copied."""
+    """Of the length that was asked for.
+
+    The pipeline reads the folder with the tokenizer that was copied.
+    """
     model, _ = build("YosoForSequenceClassification", vocab_size=300)
     model.save_pretrained(tmp_path / "model")
-    headstart.YosoTokenizer.train(["a fine text"], vocab_size=270).save_pretrained(tmp_path / "model")
-    result = call("optimize", tmp_path / "model", "--out", tmp_path / "fast", "--engine", "torch", "--length", "30", "--batch", "2")
+    headstart.YosoTokenizer.train(["a fine text"], vocab_size=270).save_pretrained(
+        tmp_path / "model"
+    )
+    result = call(
+        "optimize",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "fast",
+        "--engine",
+        "torch",
+        "--length",
+        "30",
+        "--batch",
+        "2",
+    )
     assert result.exit_code == 0 and "batch 2" in result.output
     assert headstart.engine.load(tmp_path / "fast").signature.shapes == ((None, None), (None, None))
-    slow, fast = (headstart.pipeline("text-classification", tmp_path / name)("a fine text") for name in ("model", "fast"))
+    slow, fast = (
+        headstart.pipeline("text-classification", tmp_path / name)("a fine text")
+        for name in ("model", "fast")
+    )
     assert slow[0]["label"] == fast[0]["label"] and abs(slow[0]["score"] - fast[0]["score"]) < 1e-4
-    with pytest.raises(InputError, match="a text of 41 tokens is too long for this network, which takes 40"):
+    with pytest.raises(
+        InputError, match="a text of 41 tokens is too long for this network, which takes 40"
+    ):
         call("optimize", tmp_path / "model", "--out", tmp_path / "other", "--length", "41")
 
 
 @pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
 def test_export(folder):
-    result = call("export", folder / "model", "--out", folder / "model.xml", "--to", "openvino", "--normalize")
-    assert result.exit_code == 0 and "largest deviation" in result.output and (folder / "model.xml").is_file()
+    result = call(
+        "export", folder / "model", "--out", folder / "model.xml", "--to", "openvino", "--normalize"
+    )
+    assert (
+        result.exit_code == 0
+        and "largest deviation" in result.output
+        and (folder / "model.xml").is_file()
+    )

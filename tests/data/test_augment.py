@@ -19,23 +19,39 @@ SMOOTH = np.linspace(20, 220, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
 
 def test_a_larger_magnitude_changes_more():
     def change(magnitude):
-        changes = [np.abs(rand_augment(SMOOTH, magnitude, np.random.default_rng(i)).astype(int) - SMOOTH).mean() for i in range(80)]
+        changes = [
+            np.abs(
+                rand_augment(SMOOTH, magnitude, np.random.default_rng(i)).astype(int) - SMOOTH
+            ).mean()
+            for i in range(80)
+        ]
         return float(np.mean(changes))
 
     assert change(2) < change(9)
 
 
-CHANGES = [(rand_augment, 9), (color_jitter, 0.4), (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, [0.5] * 3, rng), 1)]
+CHANGES = [
+    (rand_augment, 9),
+    (color_jitter, 0.4),
+    (lambda image, chance, rng: random_erase(image, chance, [0.5] * 3, [0.5] * 3, rng), 1),
+]
 
 
 @pytest.mark.parametrize("function, strength", CHANGES)
 def test_only_the_generator_that_is_passed_in_decides(function, strength):
-    """In threads too, where the global generator, which dropout draws from in the meantime, stays as it is."""
+    """In threads too, where the global generator, which dropout draws from in the meantime, stays
+    as it is.
+    """
     state = torch.get_rng_state()
     one = [function(IMAGE, strength, np.random.default_rng(i)) for i in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        other = list(pool.map(lambda i: function(IMAGE, strength, np.random.default_rng(i)), range(24)))
-    assert all(np.array_equal(a, b) and a.shape == IMAGE.shape and a.dtype == np.uint8 for a, b in zip(one, other, strict=True))
+        other = list(
+            pool.map(lambda i: function(IMAGE, strength, np.random.default_rng(i)), range(24))
+        )
+    assert all(
+        np.array_equal(a, b) and a.shape == IMAGE.shape and a.dtype == np.uint8
+        for a, b in zip(one, other, strict=True)
+    )
     assert len({each.tobytes() for each in one}) > 12
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -43,7 +59,11 @@ def test_only_the_generator_that_is_passed_in_decides(function, strength):
 def test_jitter_stays_within_its_bounds():
     grey = np.full((6, 6, 3), 100, np.uint8)
     values = [color_jitter(grey, 0.4, np.random.default_rng(i)) for i in range(50)]
-    assert min(v.min() for v in values) >= 59 and max(v.max() for v in values) <= 141 and len({v.tobytes() for v in values}) > 10
+    assert (
+        min(v.min() for v in values) >= 59
+        and max(v.max() for v in values) <= 141
+        and len({v.tobytes() for v in values}) > 10
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,7 +81,10 @@ def test_erasing_touches_one_rectangle(seed):
 
 
 def test_what_is_erased_is_noise_of_the_data_s_colour():
-    """Every pixel and channel by itself, with the data's mean and deviation; where nothing is erased the picture stays."""
+    """Every pixel and channel by itself, with the data's mean and deviation.
+
+    Where nothing is erased the picture stays.
+    """
     black, mean, std = np.zeros((64, 80, 3), np.uint8), [0.3, 0.5, 0.6], [0.05, 0.1, 0.15]
     noise = []
     for seed in range(40):
@@ -71,7 +94,8 @@ def test_what_is_erased_is_noise_of_the_data_s_colour():
     pixels = np.concatenate(noise)
     np.testing.assert_allclose(pixels.mean(0), mean, atol=0.01)
     np.testing.assert_allclose(pixels.std(0), std, atol=0.01)
-    assert np.abs(np.corrcoef(pixels.T)[np.triu_indices(3, 1)]).max() < 0.03  # channels of their own
+    # channels of their own
+    assert np.abs(np.corrcoef(pixels.T)[np.triu_indices(3, 1)]).max() < 0.03
     assert abs(np.corrcoef(pixels[1:, 0], pixels[:-1, 0])[0, 1]) < 0.03  # and pixels
 
 
@@ -88,20 +112,46 @@ def test_cutmix_pastes_the_box_and_shares_the_labels(photos, tiny_model):
     task.build(str(tiny_model), Recipe(crop=20, augment="none", cutmix=1.0))
     task.prepare(None)
     plain = task.collate([task.example(i, np.random.default_rng(i)) for i in range(6)])
-    mixed = next(b for b in (task.augment_batch(plain, np.random.default_rng(s)) for s in range(9)) if 0.2 < float(b["share"]) < 0.8)
+    mixed = next(
+        b
+        for b in (task.augment_batch(plain, np.random.default_rng(s)) for s in range(9))
+        if 0.2 < float(b["share"]) < 0.8
+    )
     top, left, bottom, right = mixed["box"].tolist()
     whole, cpu = slice(0, 6), torch.device("cpu")
     own, both = task.micro(plain, whole, cpu), task.micro(mixed, whole, cpu)
     expected = own["pixel_values"].clone()
-    expected[..., top:bottom, left:right] = own["pixel_values"][mixed["partner"]][..., top:bottom, left:right]
+    expected[..., top:bottom, left:right] = own["pixel_values"][mixed["partner"]][
+        ..., top:bottom, left:right
+    ]
     assert torch.equal(both["pixel_values"], expected)
     kept = 1 - (bottom - top) * (right - left) / 400
-    assert torch.allclose(both["targets"], kept * own["targets"] + (1 - kept) * own["targets"][mixed["partner"]], atol=1e-6)
+    assert torch.allclose(
+        both["targets"],
+        kept * own["targets"] + (1 - kept) * own["targets"][mixed["partner"]],
+        atol=1e-6,
+    )
     parts = [task.micro(mixed, rows, cpu)["pixel_values"] for rows in (slice(0, 2), slice(2, 6))]
     assert torch.equal(torch.cat(parts), expected)
 
 
 def test_a_strong_recipe_trains(photos, tiny_model, tmp_path):
-    values = {"mixup": 0.8, "cutmix": 1.0, "rand_augment": 9.0, "erasing": 0.25, "label_smoothing": 0.1, "ema": 0.9}
-    result = train(photos, model=tiny_model, out=tmp_path / "r", recipe="finetune", crop=20, steps=6, batch_size=4, **values)
+    values = {
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "rand_augment": 9.0,
+        "erasing": 0.25,
+        "label_smoothing": 0.1,
+        "ema": 0.9,
+    }
+    result = train(
+        photos,
+        model=tiny_model,
+        out=tmp_path / "r",
+        recipe="finetune",
+        crop=20,
+        steps=6,
+        batch_size=4,
+        **values,
+    )
     assert result.recipe.cutmix == 1.0 and "accuracy" in result.metrics

@@ -21,37 +21,58 @@ from photo_data import CLASSES, make_class_folders, make_photo
 
 
 def pixels(source):
-    return source if isinstance(source, np.ndarray) else np.asarray(Image.open(io.BytesIO(source_bytes(source))).convert("RGB"))
+    return (
+        source
+        if isinstance(source, np.ndarray)
+        else np.asarray(Image.open(io.BytesIO(source_bytes(source))).convert("RGB"))
+    )
 
 
 def named(data, split="train"):
     """(class name, first pixel) of every example: what must survive any way of storing them."""
     part = data.splits[split]
-    return sorted((data.classes[label], tuple(pixels(image)[0, 0].tolist())) for image, label in zip(part.images, part.labels, strict=True))
+    return sorted(
+        (data.classes[label], tuple(pixels(image)[0, 0].tolist()))
+        for image, label in zip(part.images, part.labels, strict=True)
+    )
 
 
 def test_folders_of_splits(photos):
     data = read_images(photos, DataOptions())
     assert data.classes == ["bird", "cat", "dog"]
-    assert {split: len(part) for split, part in data.splits.items()} == {"train": 15, "validation": 12}
+    assert {split: len(part) for split, part in data.splits.items()} == {
+        "train": 15,
+        "validation": 12,
+    }
     assert np.bincount(data.splits["train"].labels).tolist() == [6, 5, 4]
 
 
 def test_every_source_reads_the_same(photos, tmp_path):
-    """Folders, CSV, TSV, JSON lines, Parquet with bytes, npz and tar of the same pictures give the same examples."""
+    """Folders, CSV, TSV, JSON lines, Parquet with bytes, npz and tar of the same pictures give the
+    same examples.
+    """
     import pyarrow
     import pyarrow.parquet
 
     files = sorted((photos / "train").rglob("*.png"))
     rows = [{"file": str(file), "species": file.parent.name} for file in files]
-    (tmp_path / "t.csv").write_text("file,species\n" + "".join(f"{row['file']},{row['species']}\n" for row in rows))
-    (tmp_path / "t.tsv").write_text("file\tspecies\n" + "".join(f"{row['file']}\t{row['species']}\n" for row in rows))
+    (tmp_path / "t.csv").write_text(
+        "file,species\n" + "".join(f"{row['file']},{row['species']}\n" for row in rows)
+    )
+    (tmp_path / "t.tsv").write_text(
+        "file\tspecies\n" + "".join(f"{row['file']}\t{row['species']}\n" for row in rows)
+    )
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "t.json").write_text(json.dumps(rows))
-    table = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files], "label": [file.parent.name for file in files]}
+    table = {
+        "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+        "label": [file.parent.name for file in files],
+    }
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     images = np.stack([np.asarray(Image.open(file)) for file in files])
-    np.savez(tmp_path / "t.npz", images=images, labels=np.array([file.parent.name for file in files]))
+    np.savez(
+        tmp_path / "t.npz", images=images, labels=np.array([file.parent.name for file in files])
+    )
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for file in files:
             tar.add(file, f"{file.parent.name}/{file.name}")
@@ -59,20 +80,28 @@ def test_every_source_reads_the_same(photos, tmp_path):
     options = DataOptions(val_fraction=0.0)
     expected = named(read_images(photos, options))
     semicolons = (tmp_path / "t.csv").read_text().replace(",", ";")
-    (tmp_path / "s.csv").write_text(semicolons, encoding="utf-8-sig")  # as spreadsheets of half of Europe write it
+    # as spreadsheets of half of Europe write it
+    (tmp_path / "s.csv").write_text(semicolons, encoding="utf-8-sig")
     for name in ("t.csv", "s.csv", "t.tsv", "t.jsonl", "t.json", "t.parquet", "t.npz", "t.tar"):
         assert named(read_images(tmp_path / name, options)) == expected, name
 
 
 def test_columns_by_role(tmp_path):
     make_class_folders(tmp_path, {"bird": 2, "cat": 2})
-    lines = "".join(f"{label},x,{label}/{label}_{i}.png\n" for label in ("bird", "cat") for i in range(2))
+    lines = "".join(
+        f"{label},x,{label}/{label}_{i}.png\n" for label in ("bird", "cat") for i in range(2)
+    )
     (tmp_path / "t.csv").write_text("wing,note,where\n" + lines)
-    with pytest.raises(DataError, match="which column holds the image.*wing, note, where.*--column image=NAME"):
+    with pytest.raises(
+        DataError, match="which column holds the image.*wing, note, where.*--column image=NAME"
+    ):
         read_images(tmp_path / "t.csv", DataOptions())
     with pytest.raises(DataError, match="no column 'here'"):
         read_images(tmp_path / "t.csv", DataOptions(columns={"image": "here"}))
-    data = read_images(tmp_path / "t.csv", DataOptions(columns={"image": "where", "label": "wing"}, val_fraction=0.0))
+    data = read_images(
+        tmp_path / "t.csv",
+        DataOptions(columns={"image": "where", "label": "wing"}, val_fraction=0.0),
+    )
     assert len(data.splits["train"]) == 4
 
 
@@ -88,11 +117,20 @@ def test_a_split_column(photos, tmp_path):
 
 
 def test_classes_json_names_numbers(tmp_path):
-    np.savez(tmp_path / "train.npz", images=np.zeros((4, 5, 6), np.uint8), labels=np.array([0, 1, 1, 0]))
+    np.savez(
+        tmp_path / "train.npz", images=np.zeros((4, 5, 6), np.uint8), labels=np.array([0, 1, 1, 0])
+    )
     (tmp_path / "classes.json").write_text('{"classes": ["normal", "ill"]}')
     data = read_images(tmp_path, DataOptions(val_fraction=0.0))
-    assert [data.classes[label] for label in data.splits["train"].labels] == ["normal", "ill", "ill", "normal"]
-    np.savez(tmp_path / "train.npz", images=np.zeros((4, 5, 6), np.uint8), labels=np.array([0, 1, 2, 0]))
+    assert [data.classes[label] for label in data.splits["train"].labels] == [
+        "normal",
+        "ill",
+        "ill",
+        "normal",
+    ]
+    np.savez(
+        tmp_path / "train.npz", images=np.zeros((4, 5, 6), np.uint8), labels=np.array([0, 1, 2, 0])
+    )
     with pytest.raises(DataError, match=r"train\.npz row 2: label is 2, but classes.json names 2"):
         read_images(tmp_path, DataOptions())
 
@@ -109,9 +147,15 @@ def test_real_data_sets():
     data = read_images(data_dir("images", "pneumoniamnist"), DataOptions())
     assert data.classes == ["normal", "pneumonia"] and len(data.splits["validation"]) == 100
     data = read_images(data_dir("images", "flowers102"), DataOptions())
-    assert len(data.classes) == 20 and {k: len(v) for k, v in data.splits.items()} == {"train": 160, "validation": 80}
+    assert len(data.classes) == 20 and {k: len(v) for k, v in data.splits.items()} == {
+        "train": 160,
+        "validation": 80,
+    }
     assert pixels(data.splits["train"].images[0]).ndim == 3
-    data = read_images(data_dir("images", "imagenet_samples", "labels.csv"), DataOptions(val_fraction=0.0, columns={"label": "name"}))
+    data = read_images(
+        data_dir("images", "imagenet_samples", "labels.csv"),
+        DataOptions(val_fraction=0.0, columns={"label": "name"}),
+    )
     assert len(data.classes) == 30
 
 
@@ -119,7 +163,11 @@ def test_held_out_images_are_stratified_and_seeded(tmp_path):
     folder = make_class_folders(tmp_path / "d", {"bird": 10, "cat": 5, "dog": 1})
     first, again, other = (read_images(folder, DataOptions(seed=seed)) for seed in (3, 3, 4))
     assert np.bincount(first.splits["validation"].labels, minlength=3).tolist() == [2, 1, 0]
-    assert first.splits["validation"].names == again.splits["validation"].names != other.splits["validation"].names
+    assert (
+        first.splits["validation"].names
+        == again.splits["validation"].names
+        != other.splits["validation"].names
+    )
     assert not set(first.splits["train"].names) & set(first.splits["validation"].names)
     assert len(first.splits["train"]) + len(first.splits["validation"]) == 16
 
@@ -129,11 +177,16 @@ def test_shots(photos):
     assert np.bincount(data.splits["train"].labels).tolist() == [5, 5, 4]
     assert any("fewer than 5 training images in dog" in note for note in data.notes)
     assert len(data.splits["validation"]) == 12
-    chosen = [tuple(read_images(photos, DataOptions(shots=2, seed=seed)).splits["train"].names) for seed in (0, 0, 1)]
+    chosen = [
+        tuple(read_images(photos, DataOptions(shots=2, seed=seed)).splits["train"].names)
+        for seed in (0, 0, 1)
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.05, 0.9), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.05, 0.9), st.integers(0, 99)
+)
 def test_stratified_leaves_every_class_in_training(labels, fraction, seed):
     labels = np.array(labels)
     out = stratified(labels, fraction, np.random.default_rng(seed))
@@ -156,14 +209,20 @@ def test_few_shot_takes_so_many_of_each(labels, shots, seed):
 def test_batches_go_through_the_data_evenly(examples, batch_size, seed):
     """Whole epochs see every example once; a batch larger than the data is drawn with replacement."""
     steps = 12
-    stream = np.concatenate([batch_indices(examples, batch_size, step, seed) for step in range(steps)])
+    stream = np.concatenate(
+        [batch_indices(examples, batch_size, step, seed) for step in range(steps)]
+    )
     assert len(stream) == steps * batch_size and stream.min() >= 0 and stream.max() < examples
     if batch_size <= examples:
         for epoch in range(len(stream) // examples):
-            assert sorted(stream[epoch * examples : (epoch + 1) * examples].tolist()) == list(range(examples))
+            assert sorted(stream[epoch * examples : (epoch + 1) * examples].tolist()) == list(
+                range(examples)
+            )
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"words", "unknown image format"), (b"", "the file is empty")])
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"words", "unknown image format"), (b"", "the file is empty")]
+)
 def test_why_an_image_cannot_be_read(data, reason):
     assert inspect(data) == reason
 
@@ -198,7 +257,9 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": "x"}\n[1]\n')
     with pytest.raises(DataError, match=r"t\.jsonl line 2: expected an object"):
         read_images(tmp_path / "t.jsonl", DataOptions())
-    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": 1.5}\n{"image": "b.png", "label": "x"}\n')
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "a.png", "label": 1.5}\n{"image": "b.png", "label": "x"}\n'
+    )
     with pytest.raises(DataError, match=r"line 1: label is 1.5"):
         read_images(tmp_path / "t.jsonl", DataOptions())
     for name in ("t.parquet", "t.npz", "t.tar"):
@@ -232,7 +293,10 @@ def test_wrong_folders_are_named(tmp_path, photos):
         read_images(tmp_path / "one", DataOptions())
     make_class_folders(tmp_path / "s" / "train", {"bird": 2, "cat": 2})
     make_class_folders(tmp_path / "s" / "val", {"dog": 1})
-    with pytest.raises(DataError, match=r"dog_0\.png: class 'dog' is not among the classes of the training data: bird, cat"):
+    with pytest.raises(
+        DataError,
+        match=r"dog_0\.png: class 'dog' is not among the classes of the training data: bird, cat",
+    ):
         read_images(tmp_path / "s", DataOptions())
 
 
@@ -248,7 +312,12 @@ def test_files_that_are_no_images_are_left_alone(tmp_path):
 def test_classes_of_a_model_decide_when_it_is_judged(tmp_path):
     folder = make_class_folders(tmp_path / "d", {"cat": 3, "bird": 1})
     data = read_images(folder, DataOptions(classes=["dog", "cat", "bird"]))
-    assert list(data.splits) == ["train"] and sorted(data.splits["train"].labels.tolist()) == [1, 1, 1, 2]
+    assert list(data.splits) == ["train"] and sorted(data.splits["train"].labels.tolist()) == [
+        1,
+        1,
+        1,
+        2,
+    ]
     with pytest.raises(DataError, match="class 'bird' is not among the model's classes"):
         read_images(folder, DataOptions(classes=["dog", "cat"]))
 

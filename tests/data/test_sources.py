@@ -1,4 +1,6 @@
-"""WebDataset tars, Hub data sets and their local copies, and tables whose labels are several classes or numbers."""
+"""WebDataset tars, Hub data sets and their local copies, and tables whose labels are several
+classes or numbers.
+"""
 
 import io
 import json
@@ -12,7 +14,16 @@ from PIL import Image
 
 from headstart.data import hub_data
 from headstart.data.images import read_images
-from headstart.data.labels import MULTI, REGRESSION, SINGLE, few_shot, held_out_of, kind_named, kind_of, stratified_labels
+from headstart.data.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    few_shot,
+    held_out_of,
+    kind_named,
+    kind_of,
+    stratified_labels,
+)
 from headstart.data.shards import expand
 from headstart.data.sources import source_bytes
 from headstart.errors import ConfigError, DataError
@@ -43,20 +54,29 @@ def shard(first, count=4, labels=("bird", "cat")):
     return [
         member
         for i in range(first, first + count)
-        for member in ((f"{i:06d}.png", png(labels[i % 2], i)), (f"{i:06d}.cls", str(i % 2)), (f"{i:06d}.other", "x"))
+        for member in (
+            (f"{i:06d}.png", png(labels[i % 2], i)),
+            (f"{i:06d}.cls", str(i % 2)),
+            (f"{i:06d}.other", "x"),
+        )
     ]
 
 
 def truth(data, split="train"):
     part = data.splits[split]
-    return [(data.classes[label], source_bytes(image)) for image, label in zip(part.images, part.labels, strict=True)]
+    return [
+        (data.classes[label], source_bytes(image))
+        for image, label in zip(part.images, part.labels, strict=True)
+    ]
 
 
-# WebDataset ------------------------------------------------------------------------------------------------------------------------------
+# WebDataset ---------------------------------------------------------------------------------------
 
 
 def test_shards_of_a_web_dataset(tmp_path):
-    """One tar, a folder of shards, a list in braces, and folders of shards by split read the same samples."""
+    """One tar, a folder of shards, a list in braces, and folders of shards by split read the same
+    samples.
+    """
     for n in range(3):
         write_tar(tmp_path / "all" / f"{n:06d}.tar", shard(4 * n))
     expected = [(str(i % 2), png(("bird", "cat")[i % 2], i)) for i in range(12)]
@@ -67,11 +87,15 @@ def test_shards_of_a_web_dataset(tmp_path):
     assert read_images(tmp_path / "all", WHOLE).classes == ["bird", "cat"]
 
     for name in ("train-000000.tar", "train-000001.tar", "val-000000.tar"):
-        write_tar(tmp_path / "named" / name, shard(4 * ("1.tar" in name) + 8 * name.startswith("val")))
+        write_tar(
+            tmp_path / "named" / name, shard(4 * ("1.tar" in name) + 8 * name.startswith("val"))
+        )
     found = read_images(tmp_path / "named", WHOLE)
     assert truth(found) == expected[:8] and truth(found, "validation") == expected[8:]
     for name in ("train/0.tar", "train/1.tar", "val/0.tar"):
-        write_tar(tmp_path / "folders" / name, shard(4 * ("1.tar" in name) + 8 * name.startswith("val")))
+        write_tar(
+            tmp_path / "folders" / name, shard(4 * ("1.tar" in name) + 8 * name.startswith("val"))
+        )
     found = read_images(tmp_path / "folders", WHOLE)
     assert truth(found) == expected[:8] and truth(found, "validation") == expected[8:]
 
@@ -82,13 +106,32 @@ def test_sidecars(tmp_path):
         ("a/2.png", png("cat")), ("a/2.json", '{"tags": ["sun"]}'), ("a/3.json", '{"tags": []}'),
     ]  # fmt: skip
     data = read_images(write_tar(tmp_path / "j.tar", members), WHOLE)
-    assert data.kind == MULTI and data.classes == ["sea", "sun"] and data.splits["train"].labels.tolist() == [[1, 1], [0, 1]]
-    assert any("1 samples" in note for note in data.notes) and any("tags" in note and "problem-type" in note for note in data.notes)
-    members = [(f"{i}.{kind}", png("bird") if kind == "png" else "cat" if i else "bird") for i in range(2) for kind in ("png", "txt")]
+    assert (
+        data.kind == MULTI
+        and data.classes == ["sea", "sun"]
+        and data.splits["train"].labels.tolist() == [[1, 1], [0, 1]]
+    )
+    assert any("1 samples" in note for note in data.notes) and any(
+        "tags" in note and "problem-type" in note for note in data.notes
+    )
+    members = [
+        (f"{i}.{kind}", png("bird") if kind == "png" else "cat" if i else "bird")
+        for i in range(2)
+        for kind in ("png", "txt")
+    ]
     assert read_images(write_tar(tmp_path / "t.tar", members), WHOLE).classes == ["bird", "cat"]
-    members = [("1.png", png("bird")), ("1.json", '{"age": 1.5}'), ("2.png", png("bird")), ("2.json", '{"age": 3}')]
+    members = [
+        ("1.png", png("bird")),
+        ("1.json", '{"age": 1.5}'),
+        ("2.png", png("bird")),
+        ("2.json", '{"age": 3}'),
+    ]
     data = read_images(write_tar(tmp_path / "r.tar", members), WHOLE)
-    assert data.kind == REGRESSION and data.classes == ["age"] and data.splits["train"].labels.tolist() == [[1.5], [3.0]]
+    assert (
+        data.kind == REGRESSION
+        and data.classes == ["age"]
+        and data.splits["train"].labels.tolist() == [[1.5], [3.0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +157,9 @@ def test_bad_shards(members, message, tmp_path):
 def test_braces(tmp_path):
     from pathlib import Path
 
-    assert [str(path) for path in expand(Path("s/{09..11}-{1..2}.tar"))] == [f"s/{a}-{b}.tar" for a in ("09", "10", "11") for b in (1, 2)]
+    assert [str(path) for path in expand(Path("s/{09..11}-{1..2}.tar"))] == [
+        f"s/{a}-{b}.tar" for a in ("09", "10", "11") for b in (1, 2)
+    ]
     assert expand(Path("plain.tar")) == [Path("plain.tar")]
     with pytest.raises(DataError, match="counts down"):
         expand(Path("{3..1}.tar"))
@@ -122,7 +167,7 @@ def test_braces(tmp_path):
         read_images(tmp_path / "{0..1}.tar", WHOLE)
 
 
-# The datasets library --------------------------------------------------------------------------------------------------------------------
+# The datasets library -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -132,12 +177,19 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
     datasets.disable_progress_bars()
     features = datasets.Features(
-        {"img": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "bird"]), "note": datasets.Value("string")}
+        {
+            "img": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["cat", "bird"]),
+            "note": datasets.Value("string"),
+        }
     )
 
     def make(count, first=0, told=True):
         rows = {
-            "img": [{"bytes": png(("cat", "bird")[i % 2], i), "path": None} for i in range(first, first + count)],
+            "img": [
+                {"bytes": png(("cat", "bird")[i % 2], i), "path": None}
+                for i in range(first, first + count)
+            ],
             "kind": [i % 2 if told else -1 for i in range(count)],
             "note": [f"n{i}" for i in range(count)],
         }
@@ -155,11 +207,20 @@ def check(data, splits=("train", "validation")):
 def test_saved_data_sets(hub, tmp_path):
     datasets, make = hub
     options = DataOptions(val_fraction=0.0, columns={"label": "kind"})
-    whole = datasets.DatasetDict({"train": make(6), "dev": make(4, 10), "test": make(4, 20, told=False), "unlabelled": make(2, 30)})
+    whole = datasets.DatasetDict(
+        {
+            "train": make(6),
+            "dev": make(4, 10),
+            "test": make(4, 20, told=False),
+            "unlabelled": make(2, 30),
+        }
+    )
     whole.save_to_disk(tmp_path / "saved")
     data = read_images(tmp_path / "saved", options)
     check(data)
-    assert any("test" in note and "no labels" in note for note in data.notes) and any("unlabelled" in note for note in data.notes)
+    assert any("test" in note and "no labels" in note for note in data.notes) and any(
+        "unlabelled" in note for note in data.notes
+    )
     make(6).save_to_disk(tmp_path / "one")
     check(read_images(tmp_path / "one", options), ["train"])
     arrow = next((tmp_path / "one").glob("*.arrow"))
@@ -167,7 +228,10 @@ def test_saved_data_sets(hub, tmp_path):
 
 
 def test_a_copy_of_a_hub_repository(hub, tmp_path):
-    """README.md beside data/train-00000-of-00002.parquet, …: what `git clone` or `hf download` gives."""
+    """README.md beside data/train-00000-of-00002.parquet, ….
+
+    What `git clone` or `hf download` gives.
+    """
     _, make = hub
     options = DataOptions(val_fraction=0.0, columns={"label": "kind"})
     (tmp_path / "copy" / "data").mkdir(parents=True)
@@ -192,10 +256,22 @@ def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_data, "_ask", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     options = DataOptions(val_fraction=0.0, columns={"label": "kind"})
-    for name in ("hf:some/birds", "some/birds", "hf:some/birds:small@main", "hf://datasets/some/birds"):
+    for name in (
+        "hf:some/birds",
+        "some/birds",
+        "hf:some/birds:small@main",
+        "hf://datasets/some/birds",
+    ):
         check(read_images(name, options))
-    assert [each[:2] for each in asked] == [("some/birds", None), ("some/birds", None), ("some/birds", "small"), ("some/birds", None)]
-    assert asked[2][2] == {"revision": "main"} and not any("trust_remote_code" in each[2] for each in asked)
+    assert [each[:2] for each in asked] == [
+        ("some/birds", None),
+        ("some/birds", None),
+        ("some/birds", "small"),
+        ("some/birds", None),
+    ]
+    assert asked[2][2] == {"revision": "main"} and not any(
+        "trust_remote_code" in each[2] for each in asked
+    )
     (tmp_path / "some" / "birds" / "empty").mkdir(parents=True)
     with pytest.raises(DataError, match="empty holds no images"):  # a path that exists is a path
         read_images("some/birds", options)
@@ -214,12 +290,16 @@ def test_what_is_no_data_set_of_the_hub(hub, tmp_path, monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(DataError, match="no file or folder some/birds, and the Hub cannot be reached .*HF_HUB_OFFLINE=1"):
+    with pytest.raises(
+        DataError,
+        match="no file or folder some/birds, and the Hub cannot be reached .*HF_HUB_OFFLINE=1",
+    ):
         read_images("some/birds", WHOLE)
 
     def absent(self, *_, **__):
         error = huggingface_hub.errors.RepositoryNotFoundError
-        raise error.__new__(error)  # its constructor wants the response of the HTTP library of the day
+        # its constructor wants the response of the HTTP library of the day
+        raise error.__new__(error)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", absent)
     with pytest.raises(DataError, match="no data set of that name on the Hub"):
@@ -233,7 +313,9 @@ def test_without_the_library(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"on the Hub: datasets is not installed; .*headstart\[train\]"):
+    with pytest.raises(
+        DataError, match=r"on the Hub: datasets is not installed; .*headstart\[train\]"
+    ):
         read_images("some/birds", WHOLE)
 
 
@@ -242,21 +324,31 @@ def test_texts_of_saved_data_sets(tmp_path, monkeypatch):
     from headstart.tasks.text_classification import TextClassification
 
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
 
     def rows(labels):
-        return datasets.Dataset.from_dict({"text": [f"text {i}\u2028é" for i in range(len(labels))], "label": labels}, features=features)
+        return datasets.Dataset.from_dict(
+            {"text": [f"text {i}\u2028é" for i in range(len(labels))], "label": labels},
+            features=features,
+        )
 
     datasets.disable_progress_bars()
-    whole = datasets.DatasetDict({"train": rows([0, 1, 1]), "validation": rows([1, 0]), "test": rows([-1, -1])})
+    whole = datasets.DatasetDict(
+        {"train": rows([0, 1, 1]), "validation": rows([1, 0]), "test": rows([-1, -1])}
+    )
     whole.save_to_disk(tmp_path / "saved")
     task = TextClassification.read(tmp_path / "saved", DataOptions())
     assert task.labels == ["bad", "good"] and task.splits == {"train": 3, "validation": 2}
-    assert [row.values for row in task.data.splits["train"]][1] == {"text": "text 1\u2028é", "label": "good"}
+    assert [row.values for row in task.data.splits["train"]][1] == {
+        "text": "text 1\u2028é",
+        "label": "good",
+    }
     assert any("test" in note and "no labels" in note for note in task.data.notes)
 
 
-# What labels are -------------------------------------------------------------------------------------------------------------------------
+# What labels are ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,7 +363,10 @@ def test_texts_of_saved_data_sets(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_labels_tell_their_kind(cells, several, kind):
-    assert kind_of([cell if isinstance(cell, tuple) else (cell,) for cell in cells], several=several) == kind
+    assert (
+        kind_of([cell if isinstance(cell, tuple) else (cell,) for cell in cells], several=several)
+        == kind
+    )
 
 
 def test_names_of_kinds():
@@ -293,43 +388,86 @@ def test_tables_of_several_labels(tmp_path):
     lists = "".join(json.dumps({"image": name, "labels": labels}) + "\n" for name, labels in rows)
     marked = "image,tags\n" + "".join(f"{name},{' | '.join(labels)}\n" for name, labels in rows)
     hot = "image,id,sea,sun\n" + "".join(
-        f"{name},{i},{int('sea' in labels)},{int('sun' in labels)}\n" for i, (name, labels) in enumerate(rows)
+        f"{name},{i},{int('sea' in labels)},{int('sun' in labels)}\n"
+        for i, (name, labels) in enumerate(rows)
     )
-    for text, name in ((lists, "t.jsonl"), (marked, "t.csv"), (marked.replace(" | ", ";"), "t.csv"), (hot, "t.csv")):
+    for text, name in (
+        (lists, "t.jsonl"),
+        (marked, "t.csv"),
+        (marked.replace(" | ", ";"), "t.csv"),
+        (hot, "t.csv"),
+    ):
         data = read_images(table(tmp_path, text, name), WHOLE)
         assert data.kind == MULTI and data.classes == ["sea", "sun"], text
-        assert data.splits["train"].labels.tolist() == [[1, 1], [0, 0], [0, 1]] and data.splits["train"].labels.dtype == np.float32
+        assert (
+            data.splits["train"].labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+            and data.splits["train"].labels.dtype == np.float32
+        )
     asked = DataOptions(val_fraction=0.0, columns={"labels": "sun,sea"})
-    assert read_images(table(tmp_path, hot), asked).splits["train"].labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert read_images(table(tmp_path, hot), asked).splits["train"].labels.tolist() == [
+        [1, 1],
+        [0, 0],
+        [1, 0],
+    ]
     one = "image,sea,sun\n1.png,1,0\n2.png,0,1\n"
     data = read_images(table(tmp_path, one), WHOLE)
     assert data.kind == SINGLE and data.splits["train"].labels.tolist() == [0, 1]
     model = DataOptions(classes=["sun", "sea"], problem_type=MULTI)
-    assert read_images(table(tmp_path, hot), model).splits["train"].labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert read_images(table(tmp_path, hot), model).splits["train"].labels.tolist() == [
+        [1, 1],
+        [0, 0],
+        [1, 0],
+    ]
 
 
 def test_tables_of_numbers(tmp_path):
     data = read_images(table(tmp_path, "image,age\n1.png,3\n2.png,4.5\n"), WHOLE)
-    assert data.kind == REGRESSION and data.classes == ["age"] and data.splits["train"].labels.tolist() == [[3], [4.5]]
+    assert (
+        data.kind == REGRESSION
+        and data.classes == ["age"]
+        and data.splits["train"].labels.tolist() == [[3], [4.5]]
+    )
     whole = "image,label\n1.png,3\n2.png,4\n"
     assert read_images(table(tmp_path, whole), WHOLE).kind == SINGLE
-    assert read_images(table(tmp_path, whole), DataOptions(val_fraction=0.0, problem_type=REGRESSION)).kind == REGRESSION
+    assert (
+        read_images(
+            table(tmp_path, whole), DataOptions(val_fraction=0.0, problem_type=REGRESSION)
+        ).kind
+        == REGRESSION
+    )
     two = "image,x,y\n1.png,3,1\n2.png,4.5,2\n"
-    data = read_images(table(tmp_path, two), DataOptions(val_fraction=0.0, columns={"label": "x,y"}))
+    data = read_images(
+        table(tmp_path, two), DataOptions(val_fraction=0.0, columns={"label": "x,y"})
+    )
     assert data.classes == ["x", "y"] and data.splits["train"].labels.tolist() == [[3, 1], [4.5, 2]]
     ages = "image,label\n" + "".join(f"{i}.png,{i % 60}\n" for i in range(70))
-    assert any("--problem-type regression" in note for note in read_images(table(tmp_path, ages), WHOLE).notes)
+    assert any(
+        "--problem-type regression" in note
+        for note in read_images(table(tmp_path, ages), WHOLE).notes
+    )
 
 
 @pytest.mark.parametrize(
     "text, kind, message",
     [
-        ("image,label\n1.png,3\n2.png,x\n", REGRESSION, r"t\.csv line 3: label is 'x'; expected a number"),
+        (
+            "image,label\n1.png,3\n2.png,x\n",
+            REGRESSION,
+            r"t\.csv line 3: label is 'x'; expected a number",
+        ),
         ("image,label\n1.png,3\n2.png,inf\n", REGRESSION, r"t\.csv line 3: label is 'inf'"),
         ("image,label\n1.png,3\n2.png,\n", REGRESSION, r"t\.csv line 3: label is ''"),
         ("image,label\n1.png,\n2.png,\n", MULTI, "has no classes"),
-        ("image,a,b\n1.png,1,0\n2.png,0,0\n", SINGLE, r"t\.csv line 3: 0 of the columns a, b are 1"),
-        ("image,u,v\n1.png,3,1.5\n2.png,4.5,2\n", None, "which column holds the label.*image, u, v"),
+        (
+            "image,a,b\n1.png,1,0\n2.png,0,0\n",
+            SINGLE,
+            r"t\.csv line 3: 0 of the columns a, b are 1",
+        ),
+        (
+            "image,u,v\n1.png,3,1.5\n2.png,4.5,2\n",
+            None,
+            "which column holds the label.*image, u, v",
+        ),
     ],
 )
 def test_wrong_labels(text, kind, message, tmp_path):
@@ -337,7 +475,11 @@ def test_wrong_labels(text, kind, message, tmp_path):
         read_images(table(tmp_path, text), DataOptions(val_fraction=0.0, problem_type=kind))
 
 
-@given(st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=2, max_size=60), st.floats(0.1, 0.5), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=2, max_size=60),
+    st.floats(0.1, 0.5),
+    st.integers(0, 9),
+)
 def test_every_label_stays_in_training(rows, fraction, seed):
     labels = np.array([[i in row for i in range(4)] for row in rows])
     out = stratified_labels(labels, fraction, np.random.default_rng(seed))
@@ -346,7 +488,10 @@ def test_every_label_stays_in_training(rows, fraction, seed):
 
 
 def test_rare_labels_are_held_out_in_proportion():
-    """Two labels of 10 among 400 examples: a plain draw of a fifth would often hold out none or many of them."""
+    """Two labels of 10 among 400 examples.
+
+    A plain draw of a fifth would often hold out none or many of them.
+    """
     rng = np.random.default_rng(0)
     labels = np.zeros((400, 3), dtype=bool)
     labels[:, 0] = rng.random(400) < 0.5
@@ -357,11 +502,15 @@ def test_rare_labels_are_held_out_in_proportion():
         assert 75 <= out.sum() <= 85 and labels[out, 1].sum() == 2 and labels[out, 2].sum() == 2
 
 
-@given(st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=40), st.integers(1, 5))
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=40), st.integers(1, 5)
+)
 def test_shots_of_several_labels(rows, shots):
     labels = np.array([[float(i in row) for i in range(4)] for row in rows], dtype=np.float32)
     chosen = few_shot(labels, shots, np.random.default_rng(0))
-    assert (labels[chosen].sum(0) >= np.minimum(shots, labels.sum(0))).all() and len(chosen) <= 4 * shots
+    assert (labels[chosen].sum(0) >= np.minimum(shots, labels.sum(0))).all() and len(
+        chosen
+    ) <= 4 * shots
 
 
 def test_numbers_are_held_out_over_their_range():

@@ -1,4 +1,5 @@
-"""Every snippet of the README and of the docs runs, in the order of its page, with small networks in place of the published ones.
+"""Every snippet of the README and of the docs runs, in the order of its page, with small networks
+in place of the published ones.
 
 A block that cannot run here has the reason above it: <!-- not run: needs a network of processes -->
 """
@@ -28,23 +29,34 @@ from headstart.engine import search
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-OWN_PROCESS = ("docs/keras.md", "docs/flax.md")  # they choose a backend, which one process does once
+# they choose a backend, which one process does once
+OWN_PROCESS = ("docs/keras.md", "docs/flax.md")
 FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```([^\n]*)\n(.*?)^```$", re.S | re.M)
 RUN = ("python", "bash", "console")
-# Names that need a download → a small network of the same class here. The longest first, as one may begin like another.
+# Names that need a download → a small network of the same class here. The longest first, as one may
+# begin like another.
 STAND_INS = {
     "google/bit-50": "bit", "BiT-M-R50x1": "bit", "microsoft/cvt-13": "cvt", "microsoft/beit-base-patch16-224-pt22k-ft22k": "beit",
     "beit_base_patch16_224_pt22k_ft22k": "segmenter", "beit_base_patch16_224_pt22k": "masked", "uw-madison/yoso-4096": "yoso",
     "dall-e": "codes",
 }  # fmt: skip
-SHORT = "--steps 2 --batch-size 4 --micro-batch 4 --workers 1 --device cpu --set eval_every=2 --set checkpoint_every=2"
+SHORT = (
+    "--steps 2 --batch-size 4 --micro-batch 4 --workers 1 --device cpu --set eval_every=2 --set"
+    " checkpoint_every=2"
+)
 
-ARRAYS = "x_train = x_val = np.zeros((4, 3, 32, 32), 'float32'); y_train = y_val = np.array([0, 1, 0, 1])"  # what keras.md fits on
+ARRAYS = (  # what keras.md fits on
+    "x_train = x_val = np.zeros((4, 3, 32, 32), 'float32'); y_train = y_val = np.array([0, 1,"
+    " 0, 1])"
+)
 
 
 @dataclass
 class Block:
-    """A fenced block: its language, why it is not run, its text, and the output that the next block promises."""
+    """A fenced block.
+
+    Its language, why it is not run, its text, and the output that the next block promises.
+    """
 
     language: str
     skip: str
@@ -56,14 +68,21 @@ def blocks(page: Path) -> list[Block]:
     found, text, end = [], page.read_text(encoding="utf-8"), None
     for match in FENCE.finditer(text):
         skip, language, body = match[1] or "", match[2].strip(), match[3]
-        if not language and found and found[-1].language == "python" and text[end : match.start()].strip() == "":
+        if (
+            not language
+            and found
+            and found[-1].language == "python"
+            and text[end : match.start()].strip() == ""
+        ):
             found[-1].output = body
         found.append(Block(language, skip, body))
         end = match.end()
     return found
 
 
-def pictures(folder: Path, names: list[str], rng: np.random.Generator, count: int = 8, side: int = 64) -> None:
+def pictures(
+    folder: Path, names: list[str], rng: np.random.Generator, count: int = 8, side: int = 64
+) -> None:
     """A few pictures a class, each class with a colour of its own."""
     for number, name in enumerate(names):
         (folder / name).mkdir(parents=True)
@@ -76,29 +95,48 @@ def pictures(folder: Path, names: list[str], rng: np.random.Generator, count: in
 def networks(folder: Path) -> None:
     """The stand-ins: a random network of each family, as `save_pretrained` writes it."""
     torch.manual_seed(0)
-    headstart.DalleImageTokenizer(64, 8, blocks_per_group=1, decoder_init_size=8).save_pretrained(folder / "codes")
+    headstart.DalleImageTokenizer(64, 8, blocks_per_group=1, decoder_init_size=8).save_pretrained(
+        folder / "codes"
+    )
     square = {"height": 32, "width": 32}
     small = headstart.BitImageProcessor(size={"shortest_edge": 64}, crop_size=64)
     patches = headstart.BeitImageProcessor(size=square)
     for name, cls, values, processor in [
         ("bit", "BitForImageClassification", BIT, small),
-        ("cvt", "CvtForImageClassification", CVT, headstart.ConvNextImageProcessor(size={"shortest_edge": 64})),
+        (
+            "cvt",
+            "CvtForImageClassification",
+            CVT,
+            headstart.ConvNextImageProcessor(size={"shortest_edge": 64}),
+        ),
         ("beit", "BeitForImageClassification", BEIT, patches),
-        ("segmenter", "BeitForSemanticSegmentation", SEG, headstart.BeitImageProcessor(size={"height": 64, "width": 64})),
+        (
+            "segmenter",
+            "BeitForSemanticSegmentation",
+            SEG,
+            headstart.BeitImageProcessor(size={"height": 64, "width": 64}),
+        ),
         ("masked", "BeitForMaskedImageModeling", BEIT | {"vocab_size": 64}, patches),
     ]:
         made = getattr(headstart, cls)
         made(made.config_class(**values)).save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-    tokenizer = headstart.YosoTokenizer.train(["what a fine film", "the capital of France is Paris"] * 4, vocab_size=300)
+    tokenizer = headstart.YosoTokenizer.train(
+        ["what a fine film", "the capital of France is Paris"] * 4, vocab_size=300
+    )
     tokenizer.save_pretrained(folder / "yoso")
     vocabulary = {"vocab_size": len(tokenizer), "max_position_embeddings": 600}
-    headstart.YosoForMaskedLM(headstart.YosoConfig(**(YOSO | vocabulary))).save_pretrained(folder / "yoso")
+    headstart.YosoForMaskedLM(headstart.YosoConfig(**(YOSO | vocabulary))).save_pretrained(
+        folder / "yoso"
+    )
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """What the pages take for granted: photos, masks, texts, small networks, and the result of one training."""
+    """What the pages take for granted.
+
+    Photos, masks, texts, small networks, and the result of one training.
+    """
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
     pictures(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be judged on
     pictures(folder / "holiday", ["sea"], rng)
@@ -111,9 +149,17 @@ def world(tmp_path_factory):
     for name in ("street", "more"):
         pictures(folder / name, ["images", "masks"], rng)
         for i in range(8):
-            Image.fromarray(rng.integers(0, 3, (64, 64), np.uint8)).save(folder / name / "masks" / f"{i}.png")
+            Image.fromarray(rng.integers(0, 3, (64, 64), np.uint8)).save(
+                folder / name / "masks" / f"{i}.png"
+            )
     (folder / "labelled").symlink_to("photos")
-    (folder / "recipe.yaml").write_text(next(block.text for block in blocks(DOCS / "commands" / "train.md") if block.language == "yaml"))
+    (folder / "recipe.yaml").write_text(
+        next(
+            block.text
+            for block in blocks(DOCS / "commands" / "train.md")
+            if block.language == "yaml"
+        )
+    )
     networks(folder / "stand-ins")
     (folder / "novel.txt").write_text("what a <mask> film " * 200)
     run("headstart train photos --model google/bit-50 --tune head --out runs/photos", folder)
@@ -125,12 +171,19 @@ def world(tmp_path_factory):
 def localised(text: str, folder: Path) -> str:
     """The text with names of downloads replaced."""
     for name in sorted(STAND_INS, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w/-]){re.escape(name)}(?![\w.-])", str(folder / "stand-ins" / STAND_INS[name]), text)
+        text = re.sub(
+            rf"(?<![\w/-]){re.escape(name)}(?![\w.-])",
+            str(folder / "stand-ins" / STAND_INS[name]),
+            text,
+        )
     return text
 
 
 def run(text: str, folder: Path) -> None:
-    """Runs the `headstart` commands of a block here; other commands are no part of the project and may not be left unmarked."""
+    """Runs the `headstart` commands of a block here.
+
+    Other commands are no part of the project and may not be left unmarked.
+    """
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -138,12 +191,16 @@ def run(text: str, folder: Path) -> None:
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if not words:
                 continue
-            assert words[0] == "headstart", f"{line!r}: give the reason above the block if it cannot run"
+            assert words[0] == "headstart", (
+                f"{line!r}: give the reason above the block if it cannot run"
+            )
             if words[1] == "train" and "--dry-run" not in words and "--resume" not in words:
                 target = Path(words[words.index("--out") + 1])
                 if target.exists():
                     shutil.rmtree(target) if not target.is_symlink() else target.unlink()
-                words += SHORT.split() if "head" not in words else ["--workers", "1", "--device", "cpu"]
+                words += (
+                    SHORT.split() if "head" not in words else ["--workers", "1", "--device", "cpu"]
+                )
             with pytest.raises(SystemExit) as ended, redirect_stderr(io.StringIO()) as said:
                 main(words[1:])
             usual = (0, 1) if words[1] == "audit" else (0,)  # 1: the audit found something
@@ -153,7 +210,11 @@ def run(text: str, folder: Path) -> None:
 
 
 def pages() -> list[str]:
-    return [str(page.relative_to(ROOT)) for page in PAGES if any(block.language in RUN for block in blocks(page))]
+    return [
+        str(page.relative_to(ROOT))
+        for page in PAGES
+        if any(block.language in RUN for block in blocks(page))
+    ]
 
 
 def test_blocks_name_their_language():
@@ -161,9 +222,9 @@ def test_blocks_name_their_language():
     for page in PAGES:
         found = blocks(page)
         for before, block in zip([None, *found], found, strict=False):
-            assert block.language in (*RUN, "yaml", "json", "text") or (before and before.language == "python"), (
-                f"{page.name}: {block.text}"
-            )
+            assert block.language in (*RUN, "yaml", "json", "text") or (
+                before and before.language == "python"
+            ), f"{page.name}: {block.text}"
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if page not in OWN_PROCESS])
@@ -173,7 +234,8 @@ def test_page(page, world, tmp_path, monkeypatch, capsys):
     shutil.rmtree(folder / "stand-ins")
     (folder / "stand-ins").symlink_to(world / "stand-ins")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(search, "candidates", lambda name, *_: [name or "torch"])  # the others compile for many seconds
+    # the others compile for many seconds
+    monkeypatch.setattr(search, "candidates", lambda name, *_: [name or "torch"])
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks(ROOT / page):
         if block.skip or block.language not in RUN:
@@ -192,11 +254,22 @@ def test_page(page, world, tmp_path, monkeypatch, capsys):
 def test_page_with_a_backend_of_its_own(page, world, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(world, folder, symlinks=True)
-    code = [localised(block.text, world) for block in blocks(ROOT / page) if block.language == "python" and not block.skip]
+    code = [
+        localised(block.text, world)
+        for block in blocks(ROOT / page)
+        if block.language == "python" and not block.skip
+    ]
     script = "\n".join(["import numpy as np", ARRAYS, *code]).replace(
         '"KERAS_BACKEND"] = "jax"', '"KERAS_BACKEND"] = "torch"'
     )  # JAX compiles long
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -235,6 +308,8 @@ def test_pictures_are_small():
 
 def test_results_that_pages_name_are_there():
     for page in PAGES:
-        for name in re.findall(r"`python ((?:benchmarks|examples)/\w+\.py)", page.read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"`python ((?:benchmarks|examples)/\w+\.py)", page.read_text(encoding="utf-8")
+        ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"
     assert json.loads((ROOT / "benchmarks" / "results" / "bit.json").read_text())

@@ -34,7 +34,9 @@ def folder(tmp_path_factory):
         for name, least in (("dark", 0), ("bright", 150)):
             (top / part / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(least, least + 100, (64, 64, 3)).astype("uint8")).save(top / part / name / f"{i}.png")
+                Image.fromarray(rng.integers(least, least + 100, (64, 64, 3)).astype("uint8")).save(
+                    top / part / name / f"{i}.png"
+                )
     return top
 
 
@@ -47,22 +49,67 @@ def test_flax_goes_on_where_it_stopped_and_pytorch_reads_it(folder, tmp_path):
     assert "2 devices, from step 0" in said and "epoch 3" in said
     said = run("flax_finetune.py", folder, tmp_path, *options, "--epochs", "8", **two_devices)
     assert "from step 12" in said and "epoch 3:" not in said and "epoch 8:" in said
-    assert json.loads((tmp_path / "result.json").read_text()) == {"accuracy": 1.0, "classes": ["bright", "dark"]}
-    assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.id2label == {0: "bright", 1: "dark"}
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "accuracy": 1.0,
+        "classes": ["bright", "dark"],
+    }
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.id2label == {
+        0: "bright",
+        1: "dark",
+    }
 
 
 @pytest.mark.slow
 def test_keras(folder, tmp_path):
-    run("keras_finetune.py", folder, "--model", "tiny", "--out", tmp_path / "model", "--epochs", "1", "--size", "64", KERAS_BACKEND="jax")
-    assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.num_labels == 2
+    run(
+        "keras_finetune.py",
+        folder,
+        "--model",
+        "tiny",
+        "--out",
+        tmp_path / "model",
+        "--epochs",
+        "1",
+        "--size",
+        "64",
+        KERAS_BACKEND="jax",
+    )
+    assert (
+        AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.num_labels == 2
+    )
 
 
 @pytest.mark.slow
 def test_tokenizer_and_pretraining(tmp_path):
     data = data_dir()
-    run("train_dvae.py", data / "images" / "cifar100" / "train", tmp_path / "dvae", "--steps", "3", "--batch-size", "4")
+    run(
+        "train_dvae.py",
+        data / "images" / "cifar100" / "train",
+        tmp_path / "dvae",
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+    )
     assert DalleImageTokenizer.from_pretrained(tmp_path / "dvae").vocab_size > 1
-    few = ("--pictures", "64", "--views", "1", "--steps", "2", "--shots", "2", "--tune-steps", "2", "--rates", "1e-3")
+    few = (
+        "--pictures",
+        "64",
+        "--views",
+        "1",
+        "--steps",
+        "2",
+        "--shots",
+        "2",
+        "--tune-steps",
+        "2",
+        "--rates",
+        "1e-3",
+    )
     run("beit_pretrain.py", data, tmp_path / "dvae", tmp_path / "beit", *few)
     summary = json.loads((tmp_path / "beit" / "summary.json").read_text())
-    assert {f"cifar10_accuracy_{start}_{part}" for start in ("random", "pretrained") for part in ("head", "all")} < set(summary)
+    assert {
+        f"cifar10_accuracy_{start}_{part}"
+        for start in ("random", "pretrained")
+        for part in ("head", "all")
+    } < set(summary)

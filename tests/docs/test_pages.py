@@ -1,6 +1,7 @@
 """Every example of the reference pages runs with only its import line changed.
 
-The checkpoints they name are replaced by small random ones of the same class, the pictures they download by one of ours.
+The checkpoints they name are replaced by small random ones of the same class, the pictures they
+download by one of ours.
 """
 
 import io
@@ -31,14 +32,27 @@ def examples() -> dict[str, str]:
             text = line.strip()
             if text.startswith((">>> ", "... ")):
                 # Some copies of the pages have lost the indentation of what follows a `with`.
-                lost = code and code[-1].startswith("with ") and text.startswith("...") and text[4] != " "
+                lost = (
+                    code
+                    and code[-1].startswith("with ")
+                    and text.startswith("...")
+                    and text[4] != " "
+                )
                 code.append("    " + text[4:] if lost else text[4:])
             elif text in (">>>", "..."):
                 code.append("")
-            elif code and (text.startswith(("#", "class ", "( ", "```", "forward", "Example")) or "`class" in text):
+            elif code and (
+                text.startswith(("#", "class ", "( ", "```", "forward", "Example"))
+                or "`class" in text
+            ):
                 block, code = "\n".join(code), []
-                for part in re.split(r"\n(?=import torch\nfrom transformers)|(?<!import torch)\n(?=from transformers)", block):
-                    if 'return_tensors="np"' in part:  # a Flax example that names the PyTorch class by mistake
+                for part in re.split(
+                    r"\n(?=import torch\nfrom transformers)|(?<!import torch)\n(?=from"
+                    r" transformers)",
+                    block,
+                ):
+                    # a Flax example that names the PyTorch class by mistake
+                    if 'return_tensors="np"' in part:
                         part = re.sub(r"(?<!Flax)BeitFor", "FlaxBeitFor", part)
                     names = re.findall(r"from transformers import (.*)", part)
                     if names and part not in found.values():
@@ -51,7 +65,9 @@ EXAMPLES = examples()
 
 
 def framework(code: str) -> str:
-    return "flax" if "Flax" in code else "keras" if "import TF" in code or ", TF" in code else "torch"
+    return (
+        "flax" if "Flax" in code else "keras" if "import TF" in code or ", TF" in code else "torch"
+    )
 
 
 def checkpoint(cls_name: str, folder: Path) -> Path:
@@ -66,14 +82,18 @@ def checkpoint(cls_name: str, folder: Path) -> Path:
     cls(cls.config_class(**settings)).save_pretrained(folder)
     size = settings.get("image_size", 64)
     if family == "Bit":
-        headstart.BitImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
+        headstart.BitImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(
+            folder
+        )
     elif family == "Beit":
         square = {"height": size, "width": size}
         headstart.BeitImageProcessor(size=square, crop_size=square).save_pretrained(folder)
     elif family == "Cvt":
         headstart.ConvNextImageProcessor(size={"shortest_edge": size}).save_pretrained(folder)
     else:
-        headstart.AutoTokenizer.from_pretrained(data_dir("tokenizer", "roberta-base")).save_pretrained(folder)
+        headstart.AutoTokenizer.from_pretrained(
+            data_dir("tokenizer", "roberta-base")
+        ).save_pretrained(folder)
     return folder
 
 
@@ -105,7 +125,14 @@ def test_example(name, stand_ins, tmp_path, capsys):
     needed = {"torch": "torch", "keras": "tensorflow", "flax": "flax"}[kind]
     if find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
-    cls = next((n for n in re.findall(r"\b(?:TF|Flax)?(?:Bit|Cvt|Beit|Yoso)\w+", code) if not n.endswith(("Config", "Processor"))), None)
+    cls = next(
+        (
+            n
+            for n in re.findall(r"\b(?:TF|Flax)?(?:Bit|Cvt|Beit|Yoso)\w+", code)
+            if not n.endswith(("Config", "Processor"))
+        ),
+        None,
+    )
     code = code.replace("from transformers import", "from headstart import")
     if "uw-madison" in code:  # the page prints [MASK]; the checkpoint's vocabulary is RoBERTa's
         code = code.replace("is [MASK].", "is <mask>.")

@@ -1,4 +1,7 @@
-"""`headstart convert`: every family, every format, there and back, and nothing left behind by a failure."""
+"""`headstart convert`.
+
+Every family, every format, there and back, and nothing left behind by a failure.
+"""
 
 import json
 
@@ -19,7 +22,8 @@ def saved(family, folder):
     torch.manual_seed(1)
     model = NETWORKS[family]().eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # nothing is zero or one that a wrong name could hide behind
+        # nothing is zero or one that a wrong name could hide behind
+        for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(folder)
     return model
@@ -28,15 +32,21 @@ def saved(family, folder):
 def equal(model, source):
     _, other = load_any(source, None, None, {})
     assert type(other) is type(model)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items()
+    )
     return other
 
 
 @pytest.mark.parametrize("family", NETWORKS)
 def test_there_and_back(family, tmp_path):
     model = saved(family, tmp_path / "mine")
-    assert convert(tmp_path / "mine", tmp_path / "bin", format="bin").network == type(model).__name__
-    assert sorted(p.suffix for p in (tmp_path / "bin").iterdir() if p.name != "README.md")[0] == ".bin"
+    assert (
+        convert(tmp_path / "mine", tmp_path / "bin", format="bin").network == type(model).__name__
+    )
+    assert (
+        sorted(p.suffix for p in (tmp_path / "bin").iterdir() if p.name != "README.md")[0] == ".bin"
+    )
     assert not list((tmp_path / "bin").glob("*.safetensors"))
     convert(tmp_path / "bin", tmp_path / "single.safetensors")
     (tmp_path / "config.json").write_text((tmp_path / "mine" / "config.json").read_text())
@@ -55,13 +65,18 @@ def test_a_file_of_the_authors_tells_its_family(tmp_path):
     from headstart import BitConfig
 
     torch.manual_seed(0)
-    model = BitForImageClassification(BitConfig(embedding_size=64, hidden_sizes=[256, 512], depths=[1, 1], num_labels=4))
+    model = BitForImageClassification(
+        BitConfig(embedding_size=64, hidden_sizes=[256, 512], depths=[1, 1], num_labels=4)
+    )
     model.save_pretrained(tmp_path / "mine")
     convert(tmp_path / "mine", tmp_path / "new" / "mine.npz")
     family, again = load_any(tmp_path / "new" / "mine.npz", None, None, {})
     assert family.model_type == "bit" and again.config.compat == "authors"
     convert(tmp_path / "new" / "mine.npz", tmp_path / "theirs", compat="transformers")
-    assert BitForImageClassification.from_pretrained(tmp_path / "theirs").config.compat == "transformers"
+    assert (
+        BitForImageClassification.from_pretrained(tmp_path / "theirs").config.compat
+        == "transformers"
+    )
     assert (tmp_path / "theirs" / "preprocessor_config.json").exists()
 
 
@@ -72,14 +87,26 @@ def test_the_class_is_told_by_the_weights():
 
     family = families()["beit"]
     assert best_class(family, model.config, tensors) == "BeitForImageClassification"
-    assert best_class(family, model.config, {k: v for k, v in tensors.items() if not k.startswith("classifier")}) == "BeitModel"
+    assert (
+        best_class(
+            family,
+            model.config,
+            {k: v for k, v in tensors.items() if not k.startswith("classifier")},
+        )
+        == "BeitModel"
+    )
 
 
 def test_what_cannot_be_written(tmp_path):
     saved("beit", tmp_path / "mine")
-    with pytest.raises(ConfigError, match=r"beit has no \.npz format that its authors read; .* \.pth, \.safetensors, \.bin"):
+    with pytest.raises(
+        ConfigError,
+        match=r"beit has no \.npz format that its authors read; .* \.pth, \.safetensors, \.bin",
+    ):
         convert(tmp_path / "mine", tmp_path / "a.npz")
-    with pytest.raises(ConfigError, match="exists; choose another name, or replace it with --overwrite"):
+    with pytest.raises(
+        ConfigError, match="exists; choose another name, or replace it with --overwrite"
+    ):
         convert(tmp_path / "mine", tmp_path / "mine")
     with pytest.raises(ConfigError, match="format='onnx'"):
         convert(tmp_path / "mine", tmp_path / "a", format="onnx")
@@ -91,7 +118,10 @@ def test_what_cannot_be_written(tmp_path):
     torch.save({"something": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="is no file of the families' authors"):
         convert(tmp_path / "other.pth", tmp_path / "a")
-    assert convert(tmp_path / "mine", tmp_path / "mine", overwrite=True, format="bin").kind == "folder with bin"
+    assert (
+        convert(tmp_path / "mine", tmp_path / "mine", overwrite=True, format="bin").kind
+        == "folder with bin"
+    )
     with pytest.raises(ConfigError, match="holds other things than a model"):
         convert(tmp_path / "mine", tmp_path, overwrite=True)
     assert (tmp_path / "noise.pth").exists()
@@ -112,10 +142,16 @@ def test_a_wrong_weight_is_found_and_nothing_stays(tmp_path, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.table, name)
 
-    monkeypatch.setattr(BitForImageClassification, "name_table", classmethod(lambda cls, config: Spoilt(table(config))))
+    monkeypatch.setattr(
+        BitForImageClassification,
+        "name_table",
+        classmethod(lambda cls, config: Spoilt(table(config))),
+    )
     before = sorted(tmp_path.iterdir())
     for target in ("folder", "file.bin", "file.safetensors"):
-        with pytest.raises(WeightsError, match=r"tensors are not what was written, such as classifier\.bias"):
+        with pytest.raises(
+            WeightsError, match=r"tensors are not what was written, such as classifier\.bias"
+        ):
             convert(tmp_path / "mine", tmp_path / target)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -123,12 +159,19 @@ def test_a_wrong_weight_is_found_and_nothing_stays(tmp_path, monkeypatch):
 def test_the_command(tmp_path, capsys):
     model = saved("beit", tmp_path / "mine")
     code, out, err = call(capsys, "convert", tmp_path / "mine", tmp_path / "a.pth")
-    assert code == 0 and "the authors' .pth of a BeitForImageClassification" in out and f"{model.num_parameters():,} weights" in out, err
+    assert (
+        code == 0
+        and "the authors' .pth of a BeitForImageClassification" in out
+        and f"{model.num_parameters():,} weights" in out
+    ), err
     code, _, err = call(capsys, "convert", tmp_path / "mine", tmp_path / "a.pth")
     assert code == 2 and err.startswith("headstart: ") and "--overwrite" in err
     code, _, err = call(capsys, "convert", "nothing", tmp_path / "b")
     assert code == 2 and "no model is called 'nothing'" in err
-    assert isinstance(BeitForImageClassification.from_pretrained(tmp_path / "a.pth", config=model.config), BeitForImageClassification)
+    assert isinstance(
+        BeitForImageClassification.from_pretrained(tmp_path / "a.pth", config=model.config),
+        BeitForImageClassification,
+    )
 
 
 def test_models_says_what_is_cached(tmp_path, capsys, monkeypatch):
@@ -145,7 +188,11 @@ def test_models_says_what_is_cached(tmp_path, capsys, monkeypatch):
     assert cached_file(published) == file
     code, out, _ = call(capsys, "models", "--json")
     found = {each["name"]: each for each in json.loads(out)}
-    assert code == 0 and found["BiT-M-R50x1"]["cached"] == str(file) and found["BiT-M-R101x1"]["cached"] is None
+    assert (
+        code == 0
+        and found["BiT-M-R50x1"]["cached"] == str(file)
+        and found["BiT-M-R101x1"]["cached"] is None
+    )
     code, out, _ = call(capsys, "models")
     row = next(line.split("\t") for line in out.splitlines() if line.startswith("BiT-M-R50x1\t"))
     assert code == 0 and row[-1] == "yes" and "MB" in row[3] and cli.app

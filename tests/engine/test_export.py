@@ -12,9 +12,16 @@ from headstart.engine.engines import installed
 from headstart.engine.exporting import SUFFIXES
 from headstart.errors import ConfigError, InputError
 
-needs_onnx = pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime"
+)
 needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
-NAMES = ("BitForImageClassification", "CvtForImageClassification", "BeitForImageClassification", "YosoForSequenceClassification")
+NAMES = (
+    "BitForImageClassification",
+    "CvtForImageClassification",
+    "BeitForImageClassification",
+    "YosoForSequenceClassification",
+)
 
 
 @needs_openvino
@@ -26,7 +33,9 @@ def test_openvino(name, tmp_path):
     deviation = headstart.export(model, tmp_path / "model", to="openvino", example=inputs)
     assert deviation.largest < 1e-4 and deviation.agreement == 1.0
     graph = ov.Core().read_model(str(tmp_path / "model.xml"))
-    assert [port.any_name for port in graph.inputs] == list(inputs) and graph.outputs[0].any_name == "logits"
+    assert [port.any_name for port in graph.inputs] == list(inputs) and graph.outputs[
+        0
+    ].any_name == "logits"
     assert graph.inputs[0].partial_shape[0].is_dynamic
     assert json.loads(graph.get_rt_info(["headstart", "labels"]).astype(str))[1] == "LABEL_1"
 
@@ -49,37 +58,62 @@ def test_onnx(name, tmp_path):
     more = {key: torch.cat([value] * 3) for key, value in inputs.items()}
     with torch.no_grad():
         expected = model(**more).logits
-    assert_close(session.run(["logits"], {key: value.numpy() for key, value in more.items()})[0], expected, 1e-4)
+    assert_close(
+        session.run(["logits"], {key: value.numpy() for key, value in more.items()})[0],
+        expected,
+        1e-4,
+    )
 
 
 @needs_onnx
 @pytest.mark.parametrize("padding", [None, "same"])
 def test_onnx_runtime_pads_the_stem_of_bit_with_zeros(padding, tmp_path):
-    """It used to merge the padding into the pooling, which pads with -inf: logits were off by 2e-3 in BiT-50."""
-    model, inputs = build("BitForImageClassification", global_padding=padding, embedding_dynamic_padding=padding is not None)
+    """It used to merge the padding into the pooling, which pads with -inf.
+
+    Logits were off by 2e-3 in BiT-50.
+    """
+    model, inputs = build(
+        "BitForImageClassification",
+        global_padding=padding,
+        embedding_dynamic_padding=padding is not None,
+    )
     with torch.no_grad():
         model.bit.stem.conv.weight.neg_()
-    assert headstart.export(model, tmp_path / "model.onnx", example=inputs, tolerance=1e-5).largest <= 1e-5
+    assert (
+        headstart.export(model, tmp_path / "model.onnx", example=inputs, tolerance=1e-5).largest
+        <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", NAMES[:1])
 def test_torch_export(name, tmp_path):
     model, inputs = build(name)
-    assert headstart.export(model, tmp_path / "model", to="torch-export", example=inputs).largest < 1e-4
+    assert (
+        headstart.export(model, tmp_path / "model", to="torch-export", example=inputs).largest
+        < 1e-4
+    )
     texts = {"labels": "", "outputs": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=texts).module()
-    assert json.loads(texts["labels"])[2] == "LABEL_2" and json.loads(texts["outputs"]) == ["logits"]
+    assert json.loads(texts["labels"])[2] == "LABEL_2" and json.loads(texts["outputs"]) == [
+        "logits"
+    ]
     each = pixels(batch=5)
     with torch.no_grad():
         assert_close(program(each["pixel_values"])[0], model(**each).logits, 1e-4)
 
 
-# The exporters take minutes for the authors' way of fitting bias tables in deep networks: one network of one block has it.
+# The exporters take minutes for the authors' way of fitting bias tables in deep networks: one
+# network of one block has it.
 SIZED = {
     "BitForImageClassification": {},
-    "CvtForImageClassification": {"depth": [1, 1, 1]},  # whose last keys and values are a single patch at 32 pixels
+    # whose last keys and values are a single patch at 32 pixels
+    "CvtForImageClassification": {"depth": [1, 1, 1]},
     "BeitForImageClassification": {"num_hidden_layers": 1},
-    "BeitForSemanticSegmentation": {"bias_resize": "bilinear", "use_auxiliary_head": False, "pool_scales": [1]},
+    "BeitForSemanticSegmentation": {
+        "bias_resize": "bilinear",
+        "use_auxiliary_head": False,
+        "pool_scales": [1],
+    },
     "BeitForMaskedImageModeling": {"num_hidden_layers": 1, "bias_resize": "bilinear"},
 }
 
@@ -91,29 +125,52 @@ def test_openvino_at_any_size(name, tmp_path):
     import openvino as ov
 
     model, inputs = build(name, **SIZED[name])
-    assert headstart.export(model, tmp_path / "model", to="openvino", example=inputs, dynamic="batch,size").largest < 1e-4
+    assert (
+        headstart.export(
+            model, tmp_path / "model", to="openvino", example=inputs, dynamic="batch,size"
+        ).largest
+        < 1e-4
+    )
     if "Masked" in name:
         return
     each = torch.randn(1, 3, 112, 80)
     with torch.no_grad():
         expected = model(each).logits
-    compiled = ov.Core().compile_model(str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = ov.Core().compile_model(
+        str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     assert_close(compiled([each.numpy()])["logits"], expected, 1e-4)
 
 
 @needs_onnx
 def test_onnx_at_any_size(tmp_path):
     model, inputs = build("CvtForImageClassification", depth=[1, 1, 1])
-    assert headstart.export(model, tmp_path / "model", example=inputs, dynamic="batch,size").largest < 1e-4
+    assert (
+        headstart.export(model, tmp_path / "model", example=inputs, dynamic="batch,size").largest
+        < 1e-4
+    )
 
 
 def test_torch_export_at_sizes_of_more_than_one_patch(tmp_path):
-    """Its guards make maps of a single patch another program; the file that refuses its own example is removed."""
+    """Its guards make maps of a single patch another program.
+
+    The file that refuses its own example is removed.
+    """
     model, inputs = build("CvtForImageClassification", depth=[1, 1, 1])
-    with pytest.raises(ConfigError, match=r"no inputs of \[\(2, 3, 32, 32\)\].*give a larger example or a fixed size"):
-        headstart.export(model, tmp_path / "model", to="torch-export", example=inputs, dynamic="batch,size")
+    with pytest.raises(
+        ConfigError,
+        match=r"no inputs of \[\(2, 3, 32, 32\)\].*give a larger example or a fixed size",
+    ):
+        headstart.export(
+            model, tmp_path / "model", to="torch-export", example=inputs, dynamic="batch,size"
+        )
     assert not list(tmp_path.iterdir())
-    assert headstart.export(model, tmp_path / "model", to="torch-export", example=pixels(48), dynamic="batch,size").largest < 1e-4
+    assert (
+        headstart.export(
+            model, tmp_path / "model", to="torch-export", example=pixels(48), dynamic="batch,size"
+        ).largest
+        < 1e-4
+    )
 
 
 @needs_onnx
@@ -125,14 +182,25 @@ def test_the_opset_is_chosen(tmp_path):
         with pytest.raises(ConfigError, match=f"opset={wrong}; expected 18 to"):
             headstart.export(model, tmp_path / "model.onnx", example=inputs, opset=wrong)
     headstart.export(model, tmp_path / "model.onnx", example=inputs, opset=21)
-    assert next(each.version for each in onnx.load(str(tmp_path / "model.onnx")).opset_import if not each.domain) == 21
+    assert (
+        next(
+            each.version
+            for each in onnx.load(str(tmp_path / "model.onnx")).opset_import
+            if not each.domain
+        )
+        == 21
+    )
 
 
 def test_normalisation_inside(tmp_path):
     model, _ = build("BitForImageClassification")
-    processor = headstart.BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = headstart.BitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     raw = torch.randint(0, 256, (2, 3, 32, 32)).float()
-    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    mean, deviation = (
+        torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std)
+    )
     with torch.no_grad():
         expected = model((raw / 255 - mean) / deviation).logits
 
@@ -143,14 +211,26 @@ def test_normalisation_inside(tmp_path):
 
     names = ("preprocessing", "preprocessing.inside")
     texts = dict.fromkeys(names, "")
-    assert_close(torch.export.load(export("torch-export"), extra_files=texts).module()(raw)[0], expected, 1e-4)
+    assert_close(
+        torch.export.load(export("torch-export"), extra_files=texts).module()(raw)[0],
+        expected,
+        1e-4,
+    )
     check_preprocessing(texts, processor)
     if installed("openvino"):
         import openvino as ov
 
         graph = ov.Core().read_model(str(export("openvino")))
-        assert_close(ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([raw.numpy()])["logits"], expected, 1e-4)
-        check_preprocessing({key: graph.get_rt_info(["headstart", key]).astype(str) for key in names}, processor)
+        assert_close(
+            ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([raw.numpy()])[
+                "logits"
+            ],
+            expected,
+            1e-4,
+        )
+        check_preprocessing(
+            {key: graph.get_rt_info(["headstart", key]).astype(str) for key in names}, processor
+        )
     if installed("onnxruntime"):
         import onnxruntime as ort
 
@@ -175,5 +255,7 @@ def test_refusals(tmp_path):
         headstart.export(model, tmp_path / "model", example={"input_ids": torch.zeros(1, 2)})
     if installed("openvino"):
         with pytest.raises(ConfigError, match="differs from PyTorch by"):
-            headstart.export(model, tmp_path / "model", to="openvino", example=inputs, tolerance=-1.0)
+            headstart.export(
+                model, tmp_path / "model", to="openvino", example=inputs, tolerance=-1.0
+            )
         assert not list(tmp_path.iterdir())

@@ -11,9 +11,14 @@ from golden_cases import flatten, tolerance
 from headstart.engine.folds import fold, image_size
 from headstart.errors import ConfigError
 
-CASES = [(family, case) for family in ("bit", "cvt", "beit", "yoso") for case in golden_cases("transformers", family)]
+CASES = [
+    (family, case)
+    for family in ("bit", "cvt", "beit", "yoso")
+    for case in golden_cases("transformers", family)
+]
 HEADS = [each for each in CASES if "Model__" not in each[1] and "Backbone" not in each[1]]
-KINDS = {"yoso": (False, True), "bit": (False, True), "cvt": (False,), "beit": (False,)}  # whether other engines' operators differ
+# whether other engines' operators differ
+KINDS = {"yoso": (False, True), "bit": (False, True), "cvt": (False,), "beit": (False,)}
 PLAIN = {"output_hidden_states", "output_attentions", "labels", "start_positions", "end_positions"}
 
 
@@ -23,23 +28,37 @@ def load(family, case):
     if meta["mode"] == "train":
         pytest.skip("a network in training is not folded")
     model = getattr(headstart, meta["class"]).from_pretrained(folder, compat="transformers")
-    return meta, model, load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    return (
+        meta,
+        model,
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
 
 
-@pytest.mark.parametrize("family, case, portable", [(*each, portable) for each in CASES for portable in KINDS[each[0]]])
+@pytest.mark.parametrize(
+    "family, case, portable", [(*each, portable) for each in CASES for portable in KINDS[each[0]]]
+)
 def test_golden_outputs(family, case, portable):
     """Every output, hidden states and losses too."""
     meta, model, inputs, expected = load(family, case)
     folded = fold(model, size=image_size(inputs), portable=portable)
     with torch.no_grad():
         ours = flatten(folded(**inputs, **meta["call"]))
-    compared = [n for n in expected if not n.startswith("buffer_after.") and not (family == "yoso" and n.startswith("attentions"))]
+    compared = [
+        n
+        for n in expected
+        if not n.startswith("buffer_after.")
+        and not (family == "yoso" and n.startswith("attentions"))
+    ]
     for name in compared:
         assert_close(ours[name], expected[name], tolerance(meta, name, 1e-5), f"{case} {name}")
     assert compared
 
 
-@pytest.mark.parametrize("family, case, portable", [(*each, portable) for each in HEADS for portable in KINDS[each[0]]])
+@pytest.mark.parametrize(
+    "family, case, portable", [(*each, portable) for each in HEADS for portable in KINDS[each[0]]]
+)
 def test_lean_heads(family, case, portable):
     """What is left when only the scores are read."""
     meta, model, inputs, expected = load(family, case)
@@ -56,10 +75,14 @@ def test_lean_heads(family, case, portable):
 
 
 def test_nothing_is_left_to_fold():
-    bit = headstart.BitModel(headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8)).eval()
+    bit = headstart.BitModel(
+        headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8)
+    ).eval()
     folded = fold(bit)
     assert folded.stem.conv.standardized() is folded.stem.conv.weight
-    cvt = headstart.CvtModel(headstart.CvtConfig(embed_dim=[8, 16], num_heads=[1, 2], depth=[1, 1], **two_stages())).eval()
+    cvt = headstart.CvtModel(
+        headstart.CvtConfig(embed_dim=[8, 16], num_heads=[1, 2], depth=[1, 1], **two_stages())
+    ).eval()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fold(cvt).modules())
     config = headstart.BeitConfig(
         hidden_size=24, num_hidden_layers=6, num_attention_heads=3, intermediate_size=40, image_size=64, num_labels=5, patch_size=16,
@@ -68,12 +91,32 @@ def test_nothing_is_left_to_fold():
     beit = headstart.BeitForSemanticSegmentation(config).eval()
     lean = fold(beit, size=(64, 96), lean=True)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in lean.modules())
-    assert len(lean.beit.blocks) == max(beit.blocks) + 1 < len(beit.beit.blocks) == 6 and lean.auxiliary is None
+    assert (
+        len(lean.beit.blocks) == max(beit.blocks) + 1 < len(beit.beit.blocks) == 6
+        and lean.auxiliary is None
+    )
 
 
 def two_stages():
-    listed = ("patch_sizes", "patch_stride", "patch_padding", "mlp_ratio", "attention_drop_rate", "drop_rate", "drop_path_rate")
-    listed += ("qkv_bias", "cls_token", "qkv_projection_method", "kernel_qkv", "padding_kv", "stride_kv", "padding_q", "stride_q")
+    listed = (
+        "patch_sizes",
+        "patch_stride",
+        "patch_padding",
+        "mlp_ratio",
+        "attention_drop_rate",
+        "drop_rate",
+        "drop_path_rate",
+    )
+    listed += (
+        "qkv_bias",
+        "cls_token",
+        "qkv_projection_method",
+        "kernel_qkv",
+        "padding_kv",
+        "stride_kv",
+        "padding_q",
+        "stride_q",
+    )
     default = headstart.CvtConfig()
     return {name: getattr(default, name)[1:] for name in listed}
 
@@ -96,23 +139,38 @@ def test_other_sizes_still_work():
 
 def test_the_original_is_left_alone():
     model = headstart.BeitForImageClassification(
-        headstart.BeitConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=32, patch_size=8)
+        headstart.BeitConfig(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=40,
+            image_size=32,
+            patch_size=8,
+        )
     ).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold(model, size=(32, 32), lean=True)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert folded.beit.blocks[0].mlp.fc_1.weight is model.beit.blocks[0].mlp.fc_1.weight  # shared, not copied
+    # shared, not copied
+    assert folded.beit.blocks[0].mlp.fc_1.weight is model.beit.blocks[0].mlp.fc_1.weight
 
 
 def test_refusals():
-    model = headstart.BitModel(headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8))
+    model = headstart.BitModel(
+        headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8)
+    )
     with pytest.raises(ConfigError, match="training mode"):
         fold(model.train())
     with pytest.raises(ConfigError, match="Linear is no PyTorch network"):
         fold(nn.Linear(2, 2))
     yoso = headstart.YosoModel(
         headstart.YosoConfig(
-            vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, use_expectation=False
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=48,
+            use_expectation=False,
         )
     ).eval()
     with pytest.raises(ConfigError, match="use_expectation=True"):

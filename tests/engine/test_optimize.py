@@ -58,7 +58,9 @@ def test_every_network_on_every_engine(name, engine):
 def test_every_family_on_onnx_runtime(name, tmp_path):
     model, inputs = build(name)
     fast = headstart.optimize(model, example=inputs, engine="onnxruntime", threads=1)
-    assert fast.report.chosen.engine == "onnxruntime" and fast.report.chosen.deviation.largest < 1e-4
+    assert (
+        fast.report.chosen.engine == "onnxruntime" and fast.report.chosen.deviation.largest < 1e-4
+    )
     fast.save_pretrained(tmp_path)
     more = {key: torch.cat([value, value[:1]]) for key, value in inputs.items()}
     for each in (fast, load(tmp_path)):
@@ -107,11 +109,17 @@ def test_saved_and_loaded(engine, tmp_path):
         assert again.config == model.config and again.config.id2label[3] == "class 3"
         assert_same(again(**inputs), run(model, **inputs))
         assert str(again.report) == str(fast.report)
-    assert_same(again(**inputs, labels=torch.tensor([0, 2])), run(model, **inputs, labels=torch.tensor([0, 2])))
+    assert_same(
+        again(**inputs, labels=torch.tensor([0, 2])),
+        run(model, **inputs, labels=torch.tensor([0, 2])),
+    )
     plain = headstart.BitForImageClassification.from_pretrained(tmp_path, optimized=False)
     assert type(plain) is headstart.BitForImageClassification
     assert_same(run(plain, **inputs), run(model, **inputs), 0.0)
-    assert type(headstart.BitForImageClassification.from_pretrained(tmp_path, num_labels=2)) is headstart.BitForImageClassification
+    assert (
+        type(headstart.BitForImageClassification.from_pretrained(tmp_path, num_labels=2))
+        is headstart.BitForImageClassification
+    )
     assert type(headstart.BitModel) is type(headstart.BitModel)
     again.save_pretrained(tmp_path / "second")
     assert_same(load(tmp_path / "second")(**inputs), run(model, **inputs))
@@ -164,7 +172,11 @@ def test_damaged_folders_are_refused(tmp_path):
     model, inputs = build("BitForImageClassification")
     headstart.optimize(model, example=inputs, engine="torch").save_pretrained(tmp_path)
     values = json.loads(path.read_text())
-    for key, value in (("signature", {}), ("facts", {"precision": "float7"}), ("engine", "../evil")):
+    for key, value in (
+        ("signature", {}),
+        ("facts", {"precision": "float7"}),
+        ("engine", "../evil"),
+    ):
         path.write_text(json.dumps(values | {key: value}))
         with pytest.raises((FileFormatError, ConfigError)):
             load(tmp_path)
@@ -172,9 +184,14 @@ def test_damaged_folders_are_refused(tmp_path):
 
 def test_what_is_too_far_off_falls_back_and_says_so(caplog):
     model, inputs = build("BitForImageClassification")
-    fast = headstart.optimize(model, example=inputs, engine="torch", precision="bfloat16", tolerance=1e-3)
+    fast = headstart.optimize(
+        model, example=inputs, engine="torch", precision="bfloat16", tolerance=1e-3
+    )
     assert fast.report.chosen.precision == "float32" and fast.report.asked == "bfloat16"
-    assert "no engine is close enough in bfloat16" in caplog.text and "bfloat16 was asked for" in str(fast.report)
+    assert (
+        "no engine is close enough in bfloat16" in caplog.text
+        and "bfloat16 was asked for" in str(fast.report)
+    )
     assert_same(fast(**inputs), run(model, **inputs))
     with pytest.raises(ConfigError, match="not even in float32"):
         headstart.optimize(model, example=inputs, engine="torch", tolerance=-1.0)
@@ -183,7 +200,9 @@ def test_what_is_too_far_off_falls_back_and_says_so(caplog):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16(engine):
     model, inputs = build("CvtForImageClassification")
-    fast = headstart.optimize(model, example=inputs, engine=engine, precision="bfloat16", tolerance=0.2)
+    fast = headstart.optimize(
+        model, example=inputs, engine=engine, precision="bfloat16", tolerance=0.2
+    )
     assert fast.report.chosen.precision == "bfloat16"
     assert fast(**inputs).logits.dtype == torch.float32
     assert 0 < fast.report.chosen.deviation.largest < 0.2
@@ -194,7 +213,12 @@ def test_reports_say_what_was_measured():
     model, inputs = build("BitForImageClassification")
     report = headstart.optimize(model, example=inputs, threads=1).report
     assert {trial.engine for trial in report.trials} >= set(ENGINES)
-    assert report.batch == 2 and report.threads == 1 and report.original_ms > 0 and report.chosen.ms > 0
+    assert (
+        report.batch == 2
+        and report.threads == 1
+        and report.original_ms > 0
+        and report.chosen.ms > 0
+    )
     assert report.chosen.deviation.agreement == 1.0
     text = str(report)
     assert "before: " in text and "a second" in text and "answers the same" in text and "MB" in text
@@ -224,7 +248,10 @@ def test_wrong_arguments():
         ({"dynamic": "width"}, "dynamic='width'"),
         ({"threads": 0}, "threads=0"),
         ({"threads": 2, "streams": 3}, "streams=3; expected 1 to 2"),
-        ({"engine": "torch", "threads": 2, "streams": 2}, "no engine that could be taken has streams"),
+        (
+            {"engine": "torch", "threads": 2, "streams": 2},
+            "no engine that could be taken has streams",
+        ),
         ({"goal": "speed"}, "goal='speed'; expected latency or throughput"),
     ):
         with pytest.raises(ConfigError, match=match):

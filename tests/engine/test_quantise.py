@@ -16,7 +16,9 @@ from headstart.engine.deviation import compare
 from headstart.engine.engines import Job, installed
 from headstart.errors import HeadstartError
 
-needs_openvino = pytest.mark.skipif(not installed("openvino") or not find_spec("nncf"), reason="needs openvino and nncf")
+needs_openvino = pytest.mark.skipif(
+    not installed("openvino") or not find_spec("nncf"), reason="needs openvino and nncf"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +41,20 @@ def test_a_trained_network_keeps_99_percent_of_its_answers(name, tmp_path):
     """On 1,000 photos that neither training nor calibration saw."""
     model = headstart.AutoModelForImageClassification.from_pretrained(name)
     calibration, unseen = photos(name, "train_10shot")[:64], photos(name, "val")
-    fast = headstart.optimize(model, example=calibration[0], engine="openvino", precision="int8", calibration=calibration)
-    assert fast.report.chosen.precision == "int8" and fast.report.chosen.int8_share > 0.3, str(fast.report)
+    fast = headstart.optimize(
+        model, example=calibration[0], engine="openvino", precision="int8", calibration=calibration
+    )
+    assert fast.report.chosen.precision == "int8" and fast.report.chosen.int8_share > 0.3, str(
+        fast.report
+    )
     with torch.no_grad():
-        wanted, found = ([{"logits": each(**call).logits} for call in unseen] for each in (model, fast))
+        wanted, found = (
+            [{"logits": each(**call).logits} for call in unseen] for each in (model, fast)
+        )
     deviation = compare(wanted, found)
-    assert deviation.answers == 1000 and deviation.agreement >= 0.99 and 0 < deviation.mean < 0.01, deviation
+    assert (
+        deviation.answers == 1000 and deviation.agreement >= 0.99 and 0 < deviation.mean < 0.01
+    ), deviation
     fast.save_pretrained(tmp_path)
     again = headstart.engine.load(tmp_path)
     assert torch.equal(again(**unseen[0]).logits, fast(**unseen[0]).logits)
@@ -63,7 +73,10 @@ def test_layers_that_hurt_are_put_back():
     job = Job(model, signature_of(model, inputs, ("batch",)), inputs, ("batch",), "int8", 1, calls)
     quantiser = OpenVinoQuantiser(convert(job), job)
     wanted = [{"logits": model(**each).logits.detach()} for each in calls]
-    whole, best = (compare(wanted, quantiser.outputs(graph, quantiser.calls)) for graph in (quantiser.quantise(()), quantiser.best()))
+    whole, best = (
+        compare(wanted, quantiser.outputs(graph, quantiser.calls))
+        for graph in (quantiser.quantise(()), quantiser.best())
+    )
     assert 0 < quantiser.share < 1
     assert best.agreement > whole.agreement and best.mean < whole.mean
 
@@ -75,12 +88,16 @@ def test_what_is_not_int8_may_be_bfloat16(monkeypatch, tmp_path):
     for module in (search, quantise):
         monkeypatch.setattr(module, "AGREEMENT", 0.5)  # of random weights
     model, inputs = build("BeitForImageClassification", num_hidden_layers=1)
-    fast = headstart.optimize(model, example=inputs, engine="openvino", precision="int8", calibration=[pixels(seed=1)])
+    fast = headstart.optimize(
+        model, example=inputs, engine="openvino", precision="int8", calibration=[pixels(seed=1)]
+    )
     able = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert fast.runner.config["INFERENCE_PRECISION_HINT"] == ("bf16" if able else "f32")
     fast.save_pretrained(tmp_path)
     again = headstart.engine.load(tmp_path)
-    assert again.runner.config == fast.runner.config and torch.equal(again(**inputs).logits, fast(**inputs).logits)
+    assert again.runner.config == fast.runner.config and torch.equal(
+        again(**inputs).logits, fast(**inputs).logits
+    )
 
 
 @pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
@@ -88,26 +105,56 @@ def test_onnx_runtime_has_int8(monkeypatch, tmp_path):
     monkeypatch.setattr(search, "AGREEMENT", 0.5)  # of random weights
     model, inputs = build("BeitForImageClassification", num_hidden_layers=1)
     calls = [pixels(seed=seed) for seed in range(8)]
-    fast = headstart.optimize(model, example=inputs, engine="onnxruntime", precision="int8", calibration=calls)
-    assert (fast.report.chosen.engine, fast.report.chosen.precision) == ("onnxruntime", "int8"), str(fast.report)
+    fast = headstart.optimize(
+        model, example=inputs, engine="onnxruntime", precision="int8", calibration=calls
+    )
+    assert (fast.report.chosen.engine, fast.report.chosen.precision) == ("onnxruntime", "int8"), (
+        str(fast.report)
+    )
     fast.save_pretrained(tmp_path)
     again = headstart.engine.load(tmp_path)
-    off = compare([{"logits": model(**each).logits.detach()} for each in calls], [{"logits": again(**each).logits} for each in calls])
+    off = compare(
+        [{"logits": model(**each).logits.detach()} for each in calls],
+        [{"logits": again(**each).logits} for each in calls],
+    )
     assert 0 < off.mean < 0.02
 
 
 def test_texts_need_the_inputs_of_the_example():
     model, inputs = build("YosoForSequenceClassification")
     with pytest.raises(HeadstartError, match="other inputs than the example"):
-        headstart.optimize(model, example=inputs, precision="int8", calibration=[{"input_ids": tokens()["input_ids"]}])
+        headstart.optimize(
+            model,
+            example=inputs,
+            precision="int8",
+            calibration=[{"input_ids": tokens()["input_ids"]}],
+        )
 
 
 def test_deviations_are_counted_right():
-    a = [{"logits": torch.tensor([[1.0, 4.0], [0.0, -2.0]])}, {"logits": torch.tensor([[0.0, 1.0]])}]
-    b = [{"logits": torch.tensor([[1.0, 3.0], [-1.0, -0.5]])}, {"logits": torch.tensor([[0.0, 1.0]])}]
+    a = [
+        {"logits": torch.tensor([[1.0, 4.0], [0.0, -2.0]])},
+        {"logits": torch.tensor([[0.0, 1.0]])},
+    ]
+    b = [
+        {"logits": torch.tensor([[1.0, 3.0], [-1.0, -0.5]])},
+        {"logits": torch.tensor([[0.0, 1.0]])},
+    ]
     found = compare(a, b)
-    assert (found.largest, found.agreement, found.answers) == (1.5 / 4, 2 / 3, 3) and found.mean == pytest.approx(3.5 / 6 / 4)
-    assert compare(a, [b[0], {"logits": torch.tensor([[float("nan"), 1.0]])}]).largest == float("inf")
+    assert (found.largest, found.agreement, found.answers) == (
+        1.5 / 4,
+        2 / 3,
+        3,
+    ) and found.mean == pytest.approx(3.5 / 6 / 4)
+    assert compare(a, [b[0], {"logits": torch.tensor([[float("nan"), 1.0]])}]).largest == float(
+        "inf"
+    )
     maps = [{"logits": torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]])}]  # two classes, a map of 1 x 2
     assert compare(maps, maps).answers == 2
-    assert compare([{"last_hidden_state": torch.ones(1, 2, 3)}], [{"last_hidden_state": torch.ones(1, 2, 3)}]).agreement is None
+    assert (
+        compare(
+            [{"last_hidden_state": torch.ones(1, 2, 3)}],
+            [{"last_hidden_state": torch.ones(1, 2, 3)}],
+        ).agreement
+        is None
+    )

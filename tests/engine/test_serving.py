@@ -1,4 +1,7 @@
-"""Optimised models at work: several callers at once, streams, threads, and the place where they compute."""
+"""Optimised models at work.
+
+Several callers at once, streams, threads, and the place where they compute.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +19,9 @@ from headstart.errors import ConfigError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]
 needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
-needs_onnx = pytest.mark.skipif(not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,9 @@ def test_several_callers_at_once(engine):
 @needs_openvino
 def test_throughput_is_measured_with_several_callers():
     model, inputs = build("BitForImageClassification")
-    fast = headstart.optimize(model, example=pixels(batch=1), engine="openvino", threads=2, goal="throughput")
+    fast = headstart.optimize(
+        model, example=pixels(batch=1), engine="openvino", threads=2, goal="throughput"
+    )
     assert fast.report.callers == 2 and "batch 1, 2 callers at once" in str(fast.report)
     assert {trial.streams for trial in fast.report.trials} == {1, 2}
     assert type(fast.report).from_dict(json.loads(json.dumps(fast.report.to_dict()))) == fast.report
@@ -55,7 +62,10 @@ def test_a_batch_may_be_shared_among_streams(tmp_path):
     model, inputs = build("CvtForImageClassification")
     fast = headstart.optimize(model, example=inputs, engine="openvino", threads=2, streams=2)
     assert fast.report.chosen.streams == 2 and "in 2 streams" in str(fast.report)
-    assert fast.runner.config["PERFORMANCE_HINT"] == "THROUGHPUT" and fast.runner.config["NUM_STREAMS"] == 2
+    assert (
+        fast.runner.config["PERFORMANCE_HINT"] == "THROUGHPUT"
+        and fast.runner.config["NUM_STREAMS"] == 2
+    )
     fast.save_pretrained(tmp_path)
     again = load(tmp_path)
     assert again.runner.streams == 2
@@ -90,7 +100,10 @@ def test_a_folder_is_written_over_itself(engine, tmp_path):
 
 
 def test_engines_run_where_the_network_is():
-    """Tensors of the meta device have no numbers but a place: whatever moves them to the CPU on the way fails here."""
+    """Tensors of the meta device have no numbers but a place.
+
+    Whatever moves them to the CPU on the way fails here.
+    """
     model, inputs = build("BitForImageClassification")
     signature = signature_of(model, inputs, ("batch",))
     runner = torch_engine.make(model.to("meta"), signature, "bfloat16", 1)
@@ -127,10 +140,14 @@ def test_onnx_runtime_goes_to_cuda_where_it_can(monkeypatch):
 
     with pytest.raises(ConfigError, match="does not run on cuda.*onnxruntime-gpu"):
         candidates("onnxruntime", "float32", "cuda")
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
     assert candidates(None, "float32", "cuda") == ["torch", "onnxruntime"]
     asked = []
-    monkeypatch.setattr(ort, "InferenceSession", lambda graph, options, providers: asked.extend(providers))
+    monkeypatch.setattr(
+        ort, "InferenceSession", lambda graph, options, providers: asked.extend(providers)
+    )
     OnnxRunner(b"", None, 1, torch.device("cuda:1"))
     assert asked == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
 

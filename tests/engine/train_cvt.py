@@ -1,8 +1,10 @@
-"""Trains the small CvT in `trained-cvt`, on which tests count what int8 keeps: CIFAR-100's 20 kinds of things, 43 % right from scratch.
+"""Trains the small CvT in `trained-cvt`, on which tests count what int8 keeps: CIFAR-100's 20 kinds
+of things, 43 % right from scratch.
 
     python tests/engine/train_cvt.py DATA RUN
 
-DATA is the folder of reference data, RUN a new folder; the weights are put beside this file in float16. About 20 minutes on a core.
+DATA is the folder of reference data, RUN a new folder; the weights are put beside this file in
+float16. About 20 minutes on a core.
 """
 
 import sys
@@ -22,7 +24,13 @@ def main(data: Path, run: Path) -> None:
     pictures, start = run / "pictures", run / "random"
     pictures.mkdir(parents=True)
     sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))
-    tiles = [np.asarray(Image.open(p).convert("RGB")).reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for p in sheets]
+    tiles = [
+        np.asarray(Image.open(p).convert("RGB"))
+        .reshape(25, 32, 40, 32, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, 32, 32, 3)
+        for p in sheets
+    ]
     labels = np.load(data / "images" / "cifar100" / "train_labels.npz")["coarse_labels"]
     np.savez(pictures / "train.npz", images=np.concatenate(tiles), labels=labels)
     val = np.load(data / "images" / "cifar100" / "val.npz")
@@ -34,7 +42,9 @@ def main(data: Path, run: Path) -> None:
     torch.manual_seed(0)
     headstart.CvtForImageClassification(config).save_pretrained(start)
     colours = {"image_mean": [0.507, 0.487, 0.441], "image_std": [0.267, 0.256, 0.276]}
-    headstart.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0, **colours).save_pretrained(start)
+    headstart.ConvNextImageProcessor(
+        size={"shortest_edge": 32}, crop_pct=1.0, **colours
+    ).save_pretrained(start)
     headstart.train(
         pictures, model=str(start), out=run / "trained", recipe="finetune", steps=STEPS, lr=2e-3, batch_size=128, weight_decay=0.05,
         warmup_steps=STEPS // 20, augment="crop-flip", resize=36, crop=32, zero_head=False, progress=progress_for_terminal(),

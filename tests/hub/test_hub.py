@@ -1,4 +1,7 @@
-"""Names become files: from folders, from a Hub, from authors' addresses, whatever goes wrong on the way."""
+"""Names become files.
+
+From folders, from a Hub, from authors' addresses, whatever goes wrong on the way.
+"""
 
 import errno
 import hashlib
@@ -16,13 +19,21 @@ import numpy as np
 import pytest
 
 from headstart.checkpoint import read_checkpoint, write_tensors
-from headstart.errors import AuthError, DownloadError, FileFormatError, InputError, NotFoundError, OfflineError
+from headstart.errors import (
+    AuthError,
+    DownloadError,
+    FileFormatError,
+    InputError,
+    NotFoundError,
+    OfflineError,
+)
 from headstart.hub import download as fetch
 from headstart.hub.resolve import Download, download, push_to_hub, resolve_file, resolve_weights
 from hub_server import HubServer, conversion, running
 
 RNG = np.random.default_rng(0)
-WEIGHTS = {f"layer.{i}.weight": RNG.standard_normal((9, 50)).astype("float32") for i in range(3)}  # 1,800 bytes each
+# 1,800 bytes each
+WEIGHTS = {f"layer.{i}.weight": RNG.standard_normal((9, 50)).astype("float32") for i in range(3)}
 
 
 @pytest.fixture
@@ -35,7 +46,9 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path, slept):
-    """A Hub on this machine that headstart and huggingface_hub take for the real one, with an empty cache."""
+    """A Hub on this machine that headstart and huggingface_hub take for the real one, with an empty
+    cache.
+    """
     from huggingface_hub import constants, file_download
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
@@ -44,7 +57,8 @@ def server(monkeypatch, tmp_path, slept):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # huggingface_hub < 0.30 has none
+    # huggingface_hub < 0.30 has none
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with running() as made:
         monkeypatch.setenv("HF_ENDPOINT", made.url)
@@ -81,7 +95,9 @@ def test_a_folder_and_a_file_are_their_own_answer(tmp_path):
     assert resolve_file(tmp_path, "nothing.json", optional=True) is None
 
 
-@pytest.mark.parametrize("name", ["./no/folder", "/no/folder", "no/such/folder", "~/no folder", Path("gone")])
+@pytest.mark.parametrize(
+    "name", ["./no/folder", "/no/folder", "no/such/folder", "~/no folder", Path("gone")]
+)
 def test_a_missing_path_is_not_asked_for_on_the_hub(name, server):
     with pytest.raises(NotFoundError, match="no file or folder"):
         resolve_weights(name)
@@ -145,7 +161,9 @@ def test_all_shards_come_from_the_commit_of_their_index(server, tmp_path):
     server.add("o/s", saved(tmp_path, max_shard_size=2000))
     path = resolve_weights("o/s")
     assert path.name == "model.safetensors.index.json"
-    assert sorted(each.name for each in path.parent.glob("*.safetensors")) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert sorted(each.name for each in path.parent.glob("*.safetensors")) == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
     same_weights(path)
     commit = server.repos["o/s"].commit("main")
     assert all(f"/resolve/{commit}/" in path for _, path, _ in server.requests if "-of-" in path)
@@ -170,7 +188,10 @@ def test_revisions(server, tmp_path):
     server.add("o/m", {"config.json": b"{}"})
     server.add("o/m", {"config.json": b'{"v": 2}'}, revision="v2")
     assert resolve_file("o/m", "config.json", revision="v2").read_bytes() == b'{"v": 2}'
-    assert resolve_file("o/m", "config.json", revision=server.repos["o/m"].commit("main")).read_bytes() == b"{}"
+    assert (
+        resolve_file("o/m", "config.json", revision=server.repos["o/m"].commit("main")).read_bytes()
+        == b"{}"
+    )
     with pytest.raises(NotFoundError, match="no revision 'v3'"):
         resolve_file("o/m", "config.json", revision="v3")
 
@@ -180,11 +201,20 @@ def test_revisions(server, tmp_path):
     ("SFconvertbot", b"weights of last year", "pytorch_model.bin"),
     ("somebody", b"weights of today", "pytorch_model.bin"),
 ])  # fmt: skip
-def test_a_conversion_is_used_only_from_the_bot_and_only_of_these_weights(server, tmp_path, author, of, expected):
-    server.add("o/m", {"config.json": b"{}", "pytorch_model.bin": b"weights of today"}, discussions=[conversion(3, author)])
+def test_a_conversion_is_used_only_from_the_bot_and_only_of_these_weights(
+    server, tmp_path, author, of, expected
+):
+    server.add(
+        "o/m",
+        {"config.json": b"{}", "pytorch_model.bin": b"weights of today"},
+        discussions=[conversion(3, author)],
+    )
     server.add("o/m", saved(tmp_path) | {"pytorch_model.bin": of}, revision="refs/pr/3")
     assert resolve_weights("o/m").name == expected
-    assert resolve_weights("o/m", revision=server.repos["o/m"].commit("main")).name == "pytorch_model.bin"
+    assert (
+        resolve_weights("o/m", revision=server.repos["o/m"].commit("main")).name
+        == "pytorch_model.bin"
+    )
 
 
 def test_tokens(server, monkeypatch):
@@ -205,7 +235,11 @@ def test_tokens(server, monkeypatch):
 def test_a_token_is_not_shown_to_the_content_server(server, tmp_path):
     server.add("o/private", saved(tmp_path), token="right")
     same_weights(resolve_weights("o/private", token="right"))
-    shown = [token for (_, path, _), token in zip(server.requests, server.tokens, strict=True) if path.startswith("/content/")]
+    shown = [
+        token
+        for (_, path, _), token in zip(server.requests, server.tokens, strict=True)
+        if path.startswith("/content/")
+    ]
     assert shown == [None]
 
 
@@ -256,7 +290,11 @@ def test_a_broken_download_goes_on_in_the_next_run(server, tmp_path):
     assert not list((tmp_path / "home").rglob("model.safetensors"))
     path = resolve_weights("o/m")
     assert path.read_bytes() == files["model.safetensors"]
-    assert [span for method, path, span in server.requests if method == "GET" and path.startswith("/content/")][-1] == "bytes=2000-"
+    assert [
+        span
+        for method, path, span in server.requests
+        if method == "GET" and path.startswith("/content/")
+    ][-1] == "bytes=2000-"
 
 
 def test_wrong_bytes_of_the_right_size_are_thrown_away(server, tmp_path, monkeypatch):
@@ -265,7 +303,8 @@ def test_wrong_bytes_of_the_right_size_are_thrown_away(server, tmp_path, monkeyp
     blobs = Path(os.environ["HF_HOME"]) / "hub" / "models--o--m" / "blobs"
     blobs.mkdir(parents=True)
     good = files["model.safetensors"]
-    (blobs / f"{hashlib.sha256(good).hexdigest()}.partial").write_bytes(b"?" * 3000)  # what a broken disk might have kept
+    # what a broken disk might have kept
+    (blobs / f"{hashlib.sha256(good).hexdigest()}.partial").write_bytes(b"?" * 3000)
     with pytest.raises(DownloadError, match="SHA-256"):
         resolve_weights("o/m")
     assert resolve_weights("o/m").read_bytes() == good
@@ -297,7 +336,9 @@ def test_offline_uses_the_cache_and_says_what_is_not_in_it(server, tmp_path, mon
     assert len(server.requests) == asked
 
 
-def test_offline_with_only_a_configuration_does_not_claim_that_there_are_no_weights(server, tmp_path, monkeypatch):
+def test_offline_with_only_a_configuration_does_not_claim_that_there_are_no_weights(
+    server, tmp_path, monkeypatch
+):
     server.add("o/m", saved(tmp_path))
     resolve_file("o/m", "config.json")
     with pytest.raises(OfflineError, match=r"model\.safetensors"):
@@ -323,7 +364,10 @@ def test_an_unreachable_hub_is_like_being_offline(server, tmp_path, monkeypatch,
 def authors_file(server: HubServer, size: int = 5000) -> tuple[Download, bytes]:
     data = RNG.integers(0, 256, size, dtype=np.uint8).tobytes()
     server.plain["BiT-M-R50x1.npz"] = data
-    return Download(f"{server.url}/files/BiT-M-R50x1.npz", size, hashlib.sha256(data).hexdigest()), data
+    return (
+        Download(f"{server.url}/files/BiT-M-R50x1.npz", size, hashlib.sha256(data).hexdigest()),
+        data,
+    )
 
 
 def test_an_authors_file_is_fetched_once(server, tmp_path):
@@ -346,7 +390,12 @@ def test_an_authors_file_is_resumed_byte_for_byte(server, known, slept):
     server.fail("GET", "/files/", status=503)
     server.fail("GET", "/files/", drop_after=1000)
     assert download(source).read_bytes() == data
-    assert [span for _, _, span in server.requests] == [None, "bytes=1234-", "bytes=1234-", "bytes=2234-"]
+    assert [span for _, _, span in server.requests] == [
+        None,
+        "bytes=1234-",
+        "bytes=1234-",
+        "bytes=2234-",
+    ]
     assert len(slept) == 3
 
 
@@ -423,11 +472,20 @@ def test_a_wrong_hash_is_thrown_away(server):
     source, _ = authors_file(server)
     with pytest.raises(DownloadError, match="SHA-256"):
         download(Download(source.url, source.size, "0" * 64))
-    assert not [path for path in Path(os.environ["HF_HOME"]).rglob("*.npz*") if path.suffix != ".lock"]
+    assert not [
+        path for path in Path(os.environ["HF_HOME"]).rglob("*.npz*") if path.suffix != ".lock"
+    ]
 
 
 @pytest.mark.parametrize(
-    "status, kind", [(401, AuthError), (403, AuthError), (404, NotFoundError), (410, NotFoundError), (400, DownloadError)]
+    "status, kind",
+    [
+        (401, AuthError),
+        (403, AuthError),
+        (404, NotFoundError),
+        (410, NotFoundError),
+        (400, DownloadError),
+    ],
 )
 def test_refusals_are_not_tried_again(server, status, kind):
     source, _ = authors_file(server)
@@ -459,7 +517,9 @@ def test_nobody_there(slept, tmp_path, monkeypatch):
     assert len(slept) == fetch.TRIES - 1
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "nowhere", "http://x/a/../../../b"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://x/y", "nowhere", "http://x/a/../../../b"]
+)
 def test_only_http_addresses(url, tmp_path):
     with pytest.raises(InputError):
         download(Download(url), cache_dir=tmp_path)
@@ -512,7 +572,8 @@ def test_a_disk_that_fills_up_leaves_no_half_file(server, monkeypatch, tmp_path,
 # Uploading.
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of its client
+# huggingface_hub's own call of its client
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_pushed_folder_comes_back(server, tmp_path):
     files = saved(tmp_path / "model")
     (tmp_path / "model" / ".secret").write_text("not for others")
@@ -540,9 +601,20 @@ def test_size_is_shown_before_the_bytes_come(server, monkeypatch, capsys):
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
     source, _ = authors_file(server, 123_456)
     download(source)
-    assert capsys.readouterr().err == "downloading BiT-M-R50x1.npz (0.1 MB)\ndownloaded BiT-M-R50x1.npz\n"
+    assert (
+        capsys.readouterr().err
+        == "downloading BiT-M-R50x1.npz (0.1 MB)\ndownloaded BiT-M-R50x1.npz\n"
+    )
 
 
 def test_import_is_quick_and_loads_no_client():
-    code = "import sys, headstart.hub.resolve; print({'huggingface_hub', 'torch', 'numpy', 'tqdm', 'requests', 'httpx'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+    code = (
+        "import sys, headstart.hub.resolve; print({'huggingface_hub', 'torch', 'numpy', 'tqdm',"
+        " 'requests', 'httpx'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "set()\n"
+    )

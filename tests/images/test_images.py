@@ -1,4 +1,6 @@
-"""The image pipeline against slow definitions, Pillow, and every photo and damaged file of the reference data."""
+"""The image pipeline against slow definitions, Pillow, and every photo and damaged file of the
+reference data.
+"""
 
 import csv
 import io
@@ -19,7 +21,14 @@ from PIL import Image, ImageOps
 from conftest import data_dir
 from headstart.errors import FileFormatError, InputError, MissingExtraError
 from headstart.images import decode as images
-from headstart.images.decode import channel_axis, decode, load_image, orient, resize, resize_and_crop
+from headstart.images.decode import (
+    channel_axis,
+    decode,
+    load_image,
+    orient,
+    resize,
+    resize_and_crop,
+)
 from headstart.images.processor import BatchFeature
 from headstart.models.beit.image import BeitImageProcessor
 from headstart.models.bit.image import BitImageProcessor
@@ -27,11 +36,16 @@ from headstart.models.cvt.image import ConvNextImageProcessor
 
 PROCESSORS = {
     "bit": BitImageProcessor(size=20, crop_size={"height": 16, "width": 18}),
-    "beit": BeitImageProcessor(size={"height": 15, "width": 21}, crop_size={"height": 13, "width": 17}),
+    "beit": BeitImageProcessor(
+        size={"height": 15, "width": 21}, crop_size={"height": 13, "width": 17}
+    ),
     "convnext": ConvNextImageProcessor(size=14),
 }
 SIZES = st.integers(1, 60)
-pillow_13 = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="earlier Pillow orders the passes in another way")
+pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13,
+    reason="earlier Pillow orders the passes in another way",
+)
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -51,7 +65,7 @@ def photo_rows() -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
-# ---------------------------------------------------------------------------------------------------------------- resize
+# --------------------------------------------------------------------------------------------------
 
 
 def sinc(x: float) -> float:
@@ -60,7 +74,13 @@ def sinc(x: float) -> float:
 
 def cubic(x: float) -> float:
     x, a = abs(x), -0.5
-    return ((a + 2) * x - (a + 3)) * x * x + 1 if x < 1 else (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+    return (
+        ((a + 2) * x - (a + 3)) * x * x + 1
+        if x < 1
+        else (((x - 5) * x + 8) * x - 4) * a
+        if x < 2
+        else 0.0
+    )
 
 
 FILTERS = {  # number: weight at a distance, largest distance
@@ -73,21 +93,32 @@ FILTERS = {  # number: weight at a distance, largest distance
 
 
 def slow_line(line: list[float], new: int, resample: int) -> list[float]:
-    """One row or column, pixel by pixel: each new pixel is the weighted mean of those under the filter, widened when the line shrinks."""
+    """One row or column, pixel by pixel.
+
+    Each new pixel is the weighted mean of those under the filter, widened when the line shrinks.
+    """
     weight, support = FILTERS[resample]
     scale = len(line) / new
     wide = max(scale, 1.0)
     result = []
     for i in range(new):
         centre = (i + 0.5) * scale
-        weights = [weight((x + 0.5 - centre) / wide) if abs(x + 0.5 - centre) <= support * wide else 0.0 for x in range(len(line))]
+        weights = [
+            weight((x + 0.5 - centre) / wide) if abs(x + 0.5 - centre) <= support * wide else 0.0
+            for x in range(len(line))
+        ]
         value = sum(w * v for w, v in zip(weights, line, strict=True)) / sum(weights)
         result.append(min(255.0, max(0.0, value)))
     return result
 
 
-def slow_resize(pixels: np.ndarray, height: int, width: int, resample: int, *, rounded: bool) -> np.ndarray:
-    """A resize by definition, (H, W) floats: one pass per axis, each cut to 0..255 and, for 8-bit pictures, rounded."""
+def slow_resize(
+    pixels: np.ndarray, height: int, width: int, resample: int, *, rounded: bool
+) -> np.ndarray:
+    """A resize by definition, (H, W) floats.
+
+    One pass per axis, each cut to 0..255 and, for 8-bit pictures, rounded.
+    """
 
     def columns(rows: np.ndarray) -> np.ndarray:
         lines = np.array([slow_line(list(row), width, resample) for row in rows])
@@ -103,8 +134,17 @@ def slow_resize(pixels: np.ndarray, height: int, width: int, resample: int, *, r
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 14), st.integers(1, 14), st.sampled_from([1, 2, 3, 5]), st.integers(0, 99))
-def test_resize_equals_its_definition(h: int, w: int, height: int, width: int, resample: int, seed: int) -> None:
+@given(
+    st.integers(1, 14),
+    st.integers(1, 14),
+    st.integers(1, 14),
+    st.integers(1, 14),
+    st.sampled_from([1, 2, 3, 5]),
+    st.integers(0, 99),
+)
+def test_resize_equals_its_definition(
+    h: int, w: int, height: int, width: int, resample: int, seed: int
+) -> None:
     picture = noise(h, w, 1, seed)
     wanted = slow_resize(picture[..., 0].astype(float), height, width, resample, rounded=True)
     assert np.abs(resize(picture, (height, width), resample)[..., 0] - wanted).max() <= 1
@@ -122,35 +162,64 @@ def test_box_is_a_mean_of_blocks_or_a_repeat(old: int, new: int) -> None:
         one_way = resize(picture, (new, old), 4)[..., 0]
         assert np.abs(one_way - wanted).max() <= 1
     else:
-        np.testing.assert_array_equal(resize(picture, (new, old), 4)[..., 0], np.repeat(picture[..., 0], new // old, axis=0))
+        np.testing.assert_array_equal(
+            resize(picture, (new, old), 4)[..., 0], np.repeat(picture[..., 0], new // old, axis=0)
+        )
 
 
 @given(SIZES, SIZES, SIZES, SIZES)
 def test_nearest_shows_the_pixel_under_the_centre(h: int, w: int, height: int, width: int) -> None:
     labels = np.arange(h * w).reshape(h, w, 1) * 1000
     result = resize(labels, (height, width), 0)[..., 0]
-    y, x = [(2 * i + 1) * h / (2 * height) for i in range(height)], [(2 * i + 1) * w / (2 * width) for i in range(width)]
+    y, x = (
+        [(2 * i + 1) * h / (2 * height) for i in range(height)],
+        [(2 * i + 1) * w / (2 * width) for i in range(width)],
+    )
     for i in range(height):
         for j in range(width):
-            if y[i] % 1 > 1e-9 and x[j] % 1 > 1e-9:  # on an edge, rounding decides between two neighbours
+            # on an edge, rounding decides between two neighbours
+            if y[i] % 1 > 1e-9 and x[j] % 1 > 1e-9:
                 assert result[i, j] == labels[int(y[i]), int(x[j]), 0]
-    theirs = Image.fromarray(labels[..., 0].astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+    theirs = Image.fromarray(labels[..., 0].astype(np.int32)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
     np.testing.assert_array_equal(result, np.asarray(theirs))
 
 
 @pillow_13
-@settings(max_examples=150, deadline=None, derandomize=True)  # on noise, one value in some millions is two levels off
+# on noise, one value in some millions is two levels off
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(SIZES, SIZES, SIZES, SIZES, st.integers(0, 5), st.integers(0, 99))
-def test_resize_equals_pillow(h: int, w: int, height: int, width: int, resample: int, seed: int) -> None:
+def test_resize_equals_pillow(
+    h: int, w: int, height: int, width: int, resample: int, seed: int
+) -> None:
     picture = noise(h, w, 3, seed)
-    theirs = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling(resample))).astype(int)
+    theirs = np.asarray(
+        Image.fromarray(picture).resize((width, height), Image.Resampling(resample))
+    ).astype(int)
     assert np.abs(resize(picture, (height, width), resample) - theirs).max() <= 1
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), SIZES, SIZES, SIZES, SIZES, st.integers(0, 5), st.sampled_from([1, 3, 4]), st.sampled_from([np.uint8, np.float32]))
+@given(
+    st.data(),
+    SIZES,
+    SIZES,
+    SIZES,
+    SIZES,
+    st.integers(0, 5),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([np.uint8, np.float32]),
+)
 def test_a_window_is_a_part_of_the_whole(
-    data: st.DataObject, h: int, w: int, height: int, width: int, resample: int, channels: int, dtype: type
+    data: st.DataObject,
+    h: int,
+    w: int,
+    height: int,
+    width: int,
+    resample: int,
+    channels: int,
+    dtype: type,
 ) -> None:
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
@@ -167,8 +236,13 @@ def test_fast_resize_of_photographs_equals_pillow() -> None:
     for name in ("flower.jpg", "strip_wide.jpg", "orient_portrait_1.jpg"):
         photo = load_image(data_dir("photos", "good") / name)
         for resample in (2, 3):
-            for size in ((photo.shape[0] * 3 // 4, photo.shape[1] * 2 // 3), (photo.shape[0] * 3 // 5, photo.shape[1] // 2)):
-                theirs = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling(resample))).astype(int)
+            for size in (
+                (photo.shape[0] * 3 // 4, photo.shape[1] * 2 // 3),
+                (photo.shape[0] * 3 // 5, photo.shape[1] // 2),
+            ):
+                theirs = np.asarray(
+                    Image.fromarray(photo).resize(size[::-1], Image.Resampling(resample))
+                ).astype(int)
                 assert np.abs(resize(photo, size, resample) - theirs).max() <= 1
 
 
@@ -189,7 +263,7 @@ def test_centre_crop_by_definition(h: int, w: int, rows: int, columns: int) -> N
             assert result[i, j, 0] == (picture[y, x, 0] if 0 <= y < h and 0 <= x < w else 0)
 
 
-# ----------------------------------------------------------------------------------------------------- layouts and dtypes
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,41 +285,74 @@ def test_layout_of_an_array(shape: tuple[int, ...], torch_like: bool, layout: st
 
 def test_a_picture_three_pixels_high_keeps_its_height() -> None:
     low = noise(3, 20)
-    wanted = BitImageProcessor(size=12, crop_size=12)(Image.fromarray(low), return_tensors="np").pixel_values
+    wanted = BitImageProcessor(size=12, crop_size=12)(
+        Image.fromarray(low), return_tensors="np"
+    ).pixel_values
     processor = BitImageProcessor(size=12, crop_size=12)
     np.testing.assert_array_equal(processor(low, return_tensors="np").pixel_values, wanted)
     chw = torch.from_numpy(low).permute(2, 0, 1)
     np.testing.assert_array_equal(processor(chw, return_tensors="np").pixel_values, wanted)
     hwc = torch.from_numpy(low)
-    np.testing.assert_array_equal(processor(hwc, input_data_format="channels_last", return_tensors="np").pixel_values, wanted)
+    np.testing.assert_array_equal(
+        processor(hwc, input_data_format="channels_last", return_tensors="np").pixel_values, wanted
+    )
     assert processor(low, do_resize=False, do_center_crop=False).pixel_values[0].shape == (3, 3, 20)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(5, 40), st.integers(5, 40), st.sampled_from(sorted(PROCESSORS)), st.integers(0, 9))
+@given(
+    st.integers(5, 40), st.integers(5, 40), st.sampled_from(sorted(PROCESSORS)), st.integers(0, 9)
+)
 def test_every_form_of_one_picture_gives_the_same(h: int, w: int, name: str, seed: int) -> None:
     processor, picture = PROCESSORS[name], noise(h, w, 3, seed)
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG")
     wanted = processor(picture, return_tensors="np").pixel_values
     chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
-    same = [Image.fromarray(picture), png.getvalue(), io.BytesIO(png.getvalue()), chw, torch.from_numpy(chw), picture[None], [[picture]]]
-    same += [picture.astype(np.int64), torch.from_numpy(chw)[None].long(), np.asfortranarray(picture), picture[::-1][::-1]]
+    same = [
+        Image.fromarray(picture),
+        png.getvalue(),
+        io.BytesIO(png.getvalue()),
+        chw,
+        torch.from_numpy(chw),
+        picture[None],
+        [[picture]],
+    ]
+    same += [
+        picture.astype(np.int64),
+        torch.from_numpy(chw)[None].long(),
+        np.asfortranarray(picture),
+        picture[::-1][::-1],
+    ]
     for form in same:
         np.testing.assert_array_equal(processor(form, return_tensors="np").pixel_values, wanted)
-    for form in (picture.astype(np.float32), torch.from_numpy(chw).double(), torch.from_numpy(chw).bfloat16()):
+    for form in (
+        picture.astype(np.float32),
+        torch.from_numpy(chw).double(),
+        torch.from_numpy(chw).bfloat16(),
+    ):
         ours = processor(form, return_tensors="np").pixel_values
-        assert np.abs(ours - wanted).max() <= 2.5 / 255 / min(processor.image_std)  # floats are not rounded between the passes
+        # floats are not rounded between the passes
+        assert np.abs(ours - wanted).max() <= 2.5 / 255 / min(processor.image_std)
     for form in (picture / 255.0, (picture / 255.0).astype(np.float32)):
         ours = processor(form, do_rescale=False, return_tensors="np").pixel_values
         assert np.abs(ours - wanted).max() <= 2.5 / 255 / min(processor.image_std)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(SIZES, SIZES), min_size=2, max_size=5), st.randoms(), st.sampled_from(sorted(PROCESSORS)))
-def test_a_batch_is_its_pictures_one_by_one(sizes: list[tuple[int, int]], random: object, name: str) -> None:
+@given(
+    st.lists(st.tuples(SIZES, SIZES), min_size=2, max_size=5),
+    st.randoms(),
+    st.sampled_from(sorted(PROCESSORS)),
+)
+def test_a_batch_is_its_pictures_one_by_one(
+    sizes: list[tuple[int, int]], random: object, name: str
+) -> None:
     processor = PROCESSORS[name]
-    pictures = [noise(h, w, seed=i) if i % 2 else Image.fromarray(noise(h, w, seed=i)) for i, (h, w) in enumerate(sizes)]
+    pictures = [
+        noise(h, w, seed=i) if i % 2 else Image.fromarray(noise(h, w, seed=i))
+        for i, (h, w) in enumerate(sizes)
+    ]
     batch = processor(pictures, return_tensors="np").pixel_values
     assert batch.dtype == np.float32
     order = list(range(len(sizes)))
@@ -253,14 +360,20 @@ def test_a_batch_is_its_pictures_one_by_one(sizes: list[tuple[int, int]], random
     shuffled = processor([pictures[i] for i in order], return_tensors="np").pixel_values
     for i, place in enumerate(order):
         np.testing.assert_array_equal(shuffled[i], batch[place])
-        np.testing.assert_array_equal(processor(pictures[place], return_tensors="np").pixel_values[0], batch[place])
+        np.testing.assert_array_equal(
+            processor(pictures[place], return_tensors="np").pixel_values[0], batch[place]
+        )
 
 
 @given(SIZES, SIZES)
 def test_no_step_returns_the_pixels_themselves(h: int, w: int) -> None:
     picture = noise(h, w)
-    processor = BitImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
-    result = processor(Image.fromarray(picture), return_tensors="np", data_format="channels_last").pixel_values
+    processor = BitImageProcessor(
+        do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False
+    )
+    result = processor(
+        Image.fromarray(picture), return_tensors="np", data_format="channels_last"
+    ).pixel_values
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result[0], picture)
     assert processor(Image.fromarray(picture), data_format=None).pixel_values[0].shape == (h, w, 3)
@@ -276,10 +389,33 @@ def test_the_callers_arrays_are_not_written_into() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "LA",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "La",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "I;16",
+        "I",
+        "F",
+    ],
+)
 def test_every_mode_becomes_rgb(name: str, mode: str) -> None:
     grey = Image.linear_gradient("L").resize((30, 24))
-    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else _to_mode(grey, mode)
+    image = (
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else _to_mode(grey, mode)
+    )
     assert image.mode == mode
     pixels = decode(image)[0]
     assert pixels.shape == (24, 30, 3)
@@ -289,7 +425,13 @@ def test_every_mode_becomes_rgb(name: str, mode: str) -> None:
 
 
 def _to_mode(grey: Image.Image, mode: str) -> Image.Image:
-    steps = {"PA": ("P", "PA"), "RGBa": ("RGBA", "RGBa"), "La": ("LA", "La"), "YCbCr": ("RGB", "YCbCr"), "HSV": ("RGB", "HSV")}
+    steps = {
+        "PA": ("P", "PA"),
+        "RGBa": ("RGBA", "RGBa"),
+        "La": ("LA", "La"),
+        "YCbCr": ("RGB", "YCbCr"),
+        "HSV": ("RGB", "HSV"),
+    }
     for step in steps.get(mode, (mode,)):
         grey = grey.convert(step)
     return grey
@@ -340,7 +482,9 @@ def test_the_bad_one_of_a_list_is_named() -> None:
     with pytest.raises(InputError, match="image 2 of 3: an array of shape"):
         BitImageProcessor()([np.zeros((5, 5)), np.zeros((5, 5, 9)), np.zeros((5, 5))])
     with pytest.raises(InputError, match=r"different shapes \(3, 5, 5\), \(3, 6, 5\)"):
-        BitImageProcessor(do_resize=False, do_center_crop=False)([np.zeros((5, 5)), np.zeros((6, 5))], return_tensors="np")
+        BitImageProcessor(do_resize=False, do_center_crop=False)(
+            [np.zeros((5, 5)), np.zeros((6, 5))], return_tensors="np"
+        )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +511,7 @@ def test_bad_words_are_refused() -> None:
         BitImageProcessor(image_mean=[0.5, 0.5], image_std=0.5)(np.zeros((5, 5)))
 
 
-# ----------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", photo_rows(), ids=lambda row: row["file"])
@@ -385,7 +529,9 @@ def test_every_photo(row: dict[str, str]) -> None:
         upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "F"):  # Pillow would cut these at 255, and 0..1 to black
         values = np.asarray(upright).astype(float)
-        wanted = np.repeat((values / 256 if upright.mode == "I;16" else values * 255)[..., None], 3, axis=-1)
+        wanted = np.repeat(
+            (values / 256 if upright.mode == "I;16" else values * 255)[..., None], 3, axis=-1
+        )
         assert np.abs(pixels - wanted).max() <= 1
         assert pixels.max() > 200
     else:
@@ -394,7 +540,9 @@ def test_every_photo(row: dict[str, str]) -> None:
     for processor in PROCESSORS.values():
         values = processor(path, return_tensors="np").pixel_values
         assert np.isfinite(values).all()
-        np.testing.assert_array_equal(processor(path.read_bytes(), return_tensors="np").pixel_values, values)
+        np.testing.assert_array_equal(
+            processor(path.read_bytes(), return_tensors="np").pixel_values, values
+        )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -413,7 +561,9 @@ def test_orientations(orientation: int) -> None:
 
 @pytest.mark.parametrize("which", ["landscape", "portrait"])
 def test_oriented_photos_show_the_same_scene(which: str) -> None:
-    first, *others = (load_image(data_dir("photos", "good") / f"orient_{which}_{i}.jpg") for i in range(1, 9))
+    first, *others = (
+        load_image(data_dir("photos", "good") / f"orient_{which}_{i}.jpg") for i in range(1, 9)
+    )
     for other in others:
         assert other.shape == first.shape
         alike = np.corrcoef(first.ravel(), other.ravel())[0, 1]
@@ -437,11 +587,14 @@ def test_simplejpeg_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_lazily_opened_damaged_image_is_refused() -> None:
     path = data_dir("photos", "malformed") / "truncated.jpg"
-    with Image.open(path) as image, pytest.raises(InputError, match=r"truncated\.jpg: cannot be read"):
+    with (
+        Image.open(path) as image,
+        pytest.raises(InputError, match=r"truncated\.jpg: cannot be read"),
+    ):
         BitImageProcessor()(image)
 
 
-# ------------------------------------------------------------------------------------------------------ results and files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_frameworks() -> None:
@@ -457,9 +610,14 @@ def test_frameworks() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "package", "install"),
-    [("jax", "jax", r"'headstart\[flax\]'"), pytest.param("tf", "tensorflow", "tensorflow", marks=pytest.mark.slow)],
+    [
+        ("jax", "jax", r"'headstart\[flax\]'"),
+        pytest.param("tf", "tensorflow", "tensorflow", marks=pytest.mark.slow),
+    ],
 )
-def test_other_frameworks(kind: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_frameworks(
+    kind: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, package, None)
         patch.setitem(sys.modules, f"{package}.numpy", None)
@@ -468,17 +626,32 @@ def test_other_frameworks(kind: str, package: str, install: str, monkeypatch: py
     pytest.importorskip(package)
     batch = PROCESSORS["bit"](noise(30, 40), return_tensors=kind).pixel_values
     assert type(batch).__module__.split(".")[0] in ("jax", "jaxlib", "tensorflow")
-    np.testing.assert_array_equal(np.asarray(batch), PROCESSORS["bit"](noise(30, 40), return_tensors="np").pixel_values)
-    again = PROCESSORS["bit"](batch, do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False, return_tensors="np")
+    np.testing.assert_array_equal(
+        np.asarray(batch), PROCESSORS["bit"](noise(30, 40), return_tensors="np").pixel_values
+    )
+    again = PROCESSORS["bit"](
+        batch,
+        do_resize=False,
+        do_center_crop=False,
+        do_rescale=False,
+        do_normalize=False,
+        return_tensors="np",
+    )
     np.testing.assert_array_equal(again.pixel_values, np.asarray(batch))
 
 
 def test_batch_feature() -> None:
-    batch = BatchFeature(pixel_values=torch.zeros(2, 3), labels=torch.zeros(2, dtype=torch.long), sizes=[1, 2])
+    batch = BatchFeature(
+        pixel_values=torch.zeros(2, 3), labels=torch.zeros(2, dtype=torch.long), sizes=[1, 2]
+    )
     assert batch.pixel_values is batch["pixel_values"]
     assert dict(**batch) == batch.data
     half = batch.to("cpu", torch.float16)
-    assert (half.pixel_values.dtype, half.labels.dtype, half.sizes) == (torch.float16, torch.int64, [1, 2])
+    assert (half.pixel_values.dtype, half.labels.dtype, half.sizes) == (
+        torch.float16,
+        torch.int64,
+        [1, 2],
+    )
     assert batch.to(dtype=torch.float64).pixel_values.dtype == torch.float64
     with pytest.raises(AttributeError, match="no logits here; there is pixel_values, labels"):
         _ = batch.logits
@@ -502,5 +675,13 @@ def test_save_and_load(make: type, tmp_path: Path) -> None:
 
 
 def test_importing_the_processors_does_not_import_torch() -> None:
-    code = "import sys, headstart.models.beit.image, headstart.models.cvt.image; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    code = (
+        "import sys, headstart.models.beit.image, headstart.models.cvt.image; print('torch' in"
+        " sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

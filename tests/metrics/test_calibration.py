@@ -14,7 +14,9 @@ from photo_data import make_class_folders
 
 
 def scores(count: int, seed: int = 0, heat: float = 3.0):
-    """Logits (N, 4) that are `heat` times too large, and labels drawn from the honest probabilities."""
+    """Logits (N, 4) that are `heat` times too large, and labels drawn from the honest
+    probabilities.
+    """
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (count, 4))
     labels = np.array([rng.choice(4, p=p) for p in softmax(logits)])
@@ -26,15 +28,25 @@ def test_the_temperature_of_the_others_mends_a_fold():
     crossed, fold = cross_fitted(logits, labels)
     assert np.bincount(fold).tolist() == [400] * 10
     assert confidence_of(logits, labels).temperature == pytest.approx(3.0, rel=0.05)
-    assert reliability(crossed, labels).error < 0.03 < 0.15 < reliability(softmax(logits), labels).error
+    assert (
+        reliability(crossed, labels).error
+        < 0.03
+        < 0.15
+        < reliability(softmax(logits), labels).error
+    )
     # An example has no part in the temperature that it is judged with.
     changed = np.where(fold == 3, 3 - labels, labels)
     again, _ = cross_fitted(logits, changed)
-    assert np.array_equal(again[fold == 3], crossed[fold == 3]) and not np.allclose(again[fold == 4], crossed[fold == 4])
+    assert np.array_equal(again[fold == 3], crossed[fold == 3]) and not np.allclose(
+        again[fold == 4], crossed[fold == 4]
+    )
 
 
 def test_it_is_not_flattered_by_few_examples():
-    """On 20 examples a temperature fitted on themselves looks better than it is on 4,000 others; the cross-fitted one does not."""
+    """On 20 examples a temperature fitted on themselves looks better than it is on 4,000 others.
+
+    The cross-fitted one does not.
+    """
     others, truth = scores(4000, seed=99, heat=1.0)
     flattery = []
     for seed in range(40):
@@ -48,19 +60,32 @@ def test_it_is_not_flattered_by_few_examples():
 
 
 def test_thresholds():
-    confidence, right = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([True, True, False, True, False])
-    assert threshold_for(confidence, right, 0.25) == 0.6  # one of four: worse in between, and back again
+    confidence, right = (
+        np.array([0.9, 0.8, 0.7, 0.6, 0.5]),
+        np.array([True, True, False, True, False]),
+    )
+    # one of four: worse in between, and back again
+    assert threshold_for(confidence, right, 0.25) == 0.6
     assert threshold_for(confidence, right, 0.4) == 0.0
     assert threshold_for(confidence, ~right, 0.4) == 2.0
-    assert threshold_for(confidence, right, 0.1) == 2.0  # no mistake in two answers says nothing about one in ten
+    # no mistake in two answers says nothing about one in ten
+    assert threshold_for(confidence, right, 0.1) == 2.0
     tied = np.array([0.9] * 4 + [0.8] * 3)
-    assert threshold_for(tied, np.array([True] * 5 + [False] * 2), 0.25) == 0.9  # equal confidences go together
+    # equal confidences go together
+    assert threshold_for(tied, np.array([True] * 5 + [False] * 2), 0.25) == 0.9
 
 
 def test_the_promised_error_rate_holds_on_other_examples():
     logits, labels = scores(4000)
     found = confidence_of(logits, labels, 0.15)
-    assert [each.max_error for each in found.choices] == [0.01, 0.02, 0.05, 0.1, 0.15, 0.2] and found.max_error == 0.15
+    assert [each.max_error for each in found.choices] == [
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+    ] and found.max_error == 0.15
     refused = [each.refused for each in found.choices]
     assert refused == sorted(refused, reverse=True) and refused[0] > 0.5
     others, truth = scores(20_000, seed=5)
@@ -86,25 +111,47 @@ def test_few_examples_and_wrong_rates(tmp_path):
 
 
 def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
-    """Classes that cannot be told apart: the report says so, and the pipeline refuses what is not sure enough."""
+    """Classes that cannot be told apart.
+
+    The report says so, and the pipeline refuses what is not sure enough.
+    """
     make_class_folders(tmp_path / "d", {"bird": 40, "cat": 40})
     for i, file in enumerate(sorted((tmp_path / "d" / "cat").iterdir())):
         if i % 3 == 0:  # a third of the cats are birds
             file.write_bytes((tmp_path / "d" / "bird" / f"bird_{i}.png").read_bytes())
-    values = {"steps": 6, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu", "val_fraction": 0.4, "max_error": 0.03}
-    found = headstart.train(tmp_path / "d", model=tiny_model, out=tmp_path / "run", lr=0.02, **values)
+    values = {
+        "steps": 6,
+        "batch_size": 8,
+        "resize": 24,
+        "crop": 20,
+        "device": "cpu",
+        "val_fraction": 0.4,
+        "max_error": 0.03,
+    }
+    found = headstart.train(
+        tmp_path / "d", model=tiny_model, out=tmp_path / "run", lr=0.02, **values
+    )
     saved = json.loads((found.folder / "confidence.json").read_text())
     assert saved["max_error"] == 0.03 and saved["examples"] == found.judged.examples == 32
     page = (found.folder / "report.html").read_text()
-    assert "When it should say" in page and "each tenth of the examples" in page and "flattering" not in page
+    assert (
+        "When it should say" in page
+        and "each tenth of the examples" in page
+        and "flattering" not in page
+    )
     saved["choices"] = [{"max_error": 0.03, "threshold": 0.7, "refused": 0.5, "error": 0.0}]
     (found.folder / "confidence.json").write_text(json.dumps(saved | {"temperature": 2.0}))
     files = sorted((tmp_path / "d").rglob("*.png"))[::4]
-    plain, careful = pipeline("image-classification", found.folder), pipeline("image-classification", found.folder, refuse=True)
+    plain, careful = (
+        pipeline("image-classification", found.folder),
+        pipeline("image-classification", found.folder, refuse=True),
+    )
     chances = careful.probabilities(files)
     assert (chances - (plain.probabilities(files).log() / 2).softmax(1)).abs().max() < 1e-5
     answers = careful(files)
-    assert [answer[0]["label"] == UNKNOWN for answer in answers] == [bool(row.max() < 0.7) for row in chances]
+    assert [answer[0]["label"] == UNKNOWN for answer in answers] == [
+        bool(row.max() < 0.7) for row in chances
+    ]
     assert not any(answer[0]["label"] == UNKNOWN for answer in plain(files))
     with pytest.raises(ConfigError, match="0.3 was not looked at; there are 0.03"):
         pipeline("image-classification", found.folder, refuse=0.3)

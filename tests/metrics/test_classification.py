@@ -32,15 +32,26 @@ def test_against_scikit_learn():
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, predicted))
     assert found["macro_f1"] == pytest.approx(sklearn.f1_score(labels, predicted, average="macro"))
     assert found["loss"] == pytest.approx(sklearn.log_loss(labels, softmax(logits)), rel=1e-6)
-    assert found["top5_accuracy"] == pytest.approx(sklearn.top_k_accuracy_score(labels, logits, k=5))
-    assert (confusion_matrix(labels, predicted, 7) == sklearn.confusion_matrix(labels, predicted)).all()
+    assert found["top5_accuracy"] == pytest.approx(
+        sklearn.top_k_accuracy_score(labels, logits, k=5)
+    )
+    assert (
+        confusion_matrix(labels, predicted, 7) == sklearn.confusion_matrix(labels, predicted)
+    ).all()
     table = per_class(confusion_matrix(labels, predicted, 7))
     precision, recall, f1, count = sklearn.precision_recall_fscore_support(labels, predicted)
-    for ours, theirs in zip((table.precision, table.recall, table.f1, table.count), (precision, recall, f1, count), strict=True):
+    for ours, theirs in zip(
+        (table.precision, table.recall, table.f1, table.count),
+        (precision, recall, f1, count),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, theirs)
 
 
-@pytest.mark.parametrize("right, total, low, high", [(8, 10, 0.4901625, 0.9433178), (0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0)])
+@pytest.mark.parametrize(
+    "right, total, low, high",
+    [(8, 10, 0.4901625, 0.9433178), (0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0)],
+)
 def test_wilson_interval(right, total, low, high):
     """Values of statsmodels' proportion_confint(method="wilson")."""
     assert wilson(right, total) == pytest.approx((low, high), abs=1e-6)
@@ -71,4 +82,7 @@ def test_the_best_temperature_undoes_sharpening():
     logits, labels = scores(2, examples=4000, sharpness=1.0)
     plain = best_temperature(logits, labels)
     assert best_temperature(3.0 * logits, labels) == pytest.approx(3 * plain, rel=1e-4)
-    assert reliability(softmax(3 * logits, 3 * plain), labels).error < reliability(softmax(3 * logits), labels).error
+    assert (
+        reliability(softmax(3 * logits, 3 * plain), labels).error
+        < reliability(softmax(3 * logits), labels).error
+    )

@@ -1,4 +1,7 @@
-"""The linear map through oneDNN against `nn.Linear`: values, derivatives, and the cases that must not go there."""
+"""The linear map through oneDNN against `nn.Linear`.
+
+Values, derivatives, and the cases that must not go there.
+"""
 
 import pytest
 import torch
@@ -49,7 +52,8 @@ def test_second_derivatives():
         assert_close(a, b, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch itself, at the first dual tensor
+# torch itself, at the first dual tensor
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_what_traces_transforms_or_casts_takes_the_usual_way(monkeypatch):
     """None of these knows oneDNN's product; each would raise or lose its effect."""
     ours, usual = pair(True)

@@ -29,7 +29,9 @@ def pair(tmp_path_factory):
         folder = tmp_path_factory.mktemp(task)
         tokenizer = headstart.YosoTokenizer.from_pretrained(ROOT / "tests" / "golden" / "tokenizer")
         torch.manual_seed(0)
-        getattr(headstart, cls)(headstart.YosoConfig(vocab_size=len(tokenizer), **SMALL, **values)).save_pretrained(folder)
+        getattr(headstart, cls)(
+            headstart.YosoConfig(vocab_size=len(tokenizer), **SMALL, **values)
+        ).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         theirs_tokenizer = transformers.RobertaTokenizerFast.from_pretrained(folder)
         theirs_tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -58,7 +60,11 @@ def assert_same(ours, theirs, path=""):
 
 @pytest.mark.peers
 def test_text_classification(pair):
-    ours, theirs = pair("text-classification", "YosoForSequenceClassification", id2label={0: "bad", 1: "good", 2: "odd"})
+    ours, theirs = pair(
+        "text-classification",
+        "YosoForSequenceClassification",
+        id2label={0: "bad", 1: "good", 2: "odd"},
+    )
     for inputs, options in (
         (TEXTS[0], {}),
         (TEXTS, {}),
@@ -77,17 +83,30 @@ def test_text_classification(pair):
 def test_fill_mask(pair):
     ours, theirs = pair("fill-mask", "YosoForMaskedLM")
     one, two = "The house was <mask> by a man.", "A <mask> and a <mask> went."
-    for inputs, options in ((one, {}), ([one, one.replace("house", "man")], {"top_k": 3}), (two, {"top_k": 2}), ([one], {})):
+    for inputs, options in (
+        (one, {}),
+        ([one, one.replace("house", "man")], {"top_k": 3}),
+        (two, {"top_k": 2}),
+        ([one], {}),
+    ):
         wanted = theirs(inputs, **options)
         found = ours(inputs, **options)
-        assert_same(found if isinstance(wanted[0], list) or not isinstance(inputs, list) else found[0], wanted)
+        assert_same(
+            found if isinstance(wanted[0], list) or not isinstance(inputs, list) else found[0],
+            wanted,
+        )
     assert_same(ours(one, targets=[" house", " by"]), theirs(one, targets=[" house", " by"]))
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("strategy", ["none", "simple"])  # the others count a comma to the word before it there
+# the others count a comma to the word before it there
+@pytest.mark.parametrize("strategy", ["none", "simple"])
 def test_token_classification(pair, strategy):
-    ours, theirs = pair("token-classification", "YosoForTokenClassification", id2label={0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"})
+    ours, theirs = pair(
+        "token-classification",
+        "YosoForTokenClassification",
+        id2label={0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"},
+    )
     for text in TEXTS:
         wanted = theirs(text, aggregation_strategy=strategy)
         found = ours(text, aggregation_strategy=strategy)
@@ -95,15 +114,23 @@ def test_token_classification(pair, strategy):
             assert_same(found, wanted)
         else:  # the words are put together by them, and cut out of the text by us
             keys = ("entity_group", "score", "start", "end")
-            assert_same([{key: each[key] for key in keys} for each in found], [{key: each[key] for key in keys} for each in wanted])
+            assert_same(
+                [{key: each[key] for key in keys} for each in found],
+                [{key: each[key] for key in keys} for each in wanted],
+            )
 
 
 @pytest.mark.peers
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers 4.57 under NumPy 2
+# transformers 4.57 under NumPy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_question_answering(pair):
     if "question-answering" not in transformers.pipelines.SUPPORTED_TASKS:
         pytest.skip("transformers 5 has no question-answering pipeline; 4.57 has")
     ours, theirs = pair("question-answering", "YosoForQuestionAnswering")
-    for context, options in ((TEXTS[2], {}), (TEXTS[0], {"top_k": 3}), (TEXTS[2], {"top_k": 2, "max_answer_len": 3})):
+    for context, options in (
+        (TEXTS[2], {}),
+        (TEXTS[0], {"top_k": 3}),
+        (TEXTS[2], {"top_k": 2, "max_answer_len": 3}),
+    ):
         wanted = theirs(question="Who went?", context=context, **options)
         assert_same(ours(question="Who went?", context=context, **options), wanted)

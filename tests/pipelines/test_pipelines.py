@@ -39,21 +39,37 @@ def test_every_kind_of_picture_gives_the_same(classify, expected, tmp_path):
     Image.fromarray(pixels).save(buffer, "PNG")
     right = expected(pixels)
     file = tmp_path / "a.png"
-    for image in (file, str(file), buffer.getvalue(), Image.fromarray(pixels), pixels, torch.from_numpy(pixels)):
+    for image in (
+        file,
+        str(file),
+        buffer.getvalue(),
+        Image.fromarray(pixels),
+        pixels,
+        torch.from_numpy(pixels),
+    ):
         labels = classify(image, top_k=5)
-        assert [each["label"] for each in labels] == [f"LABEL_{i}" for i in right.argsort(descending=True).tolist()], type(image)
-        assert [each["score"] for each in labels] == pytest.approx(right.sort(descending=True).values.tolist(), abs=1e-6)
+        assert [each["label"] for each in labels] == [
+            f"LABEL_{i}" for i in right.argsort(descending=True).tolist()
+        ], type(image)
+        assert [each["score"] for each in labels] == pytest.approx(
+            right.sort(descending=True).values.tolist(), abs=1e-6
+        )
         assert sum(each["score"] for each in labels) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_many_pictures_keep_their_order(classify, expected, batch_size):
-    images = [make_photo(colour, i, width=20 + 7 * i, height=31) for i, colour in enumerate([*CLASSES.values(), *CLASSES.values()])]
+    images = [
+        make_photo(colour, i, width=20 + 7 * i, height=31)
+        for i, colour in enumerate([*CLASSES.values(), *CLASSES.values()])
+    ]
     found = classify(images, top_k=1, batch_size=batch_size)
     assert len(found) == 6 and all(len(labels) == 1 for labels in found)
     for image, labels in zip(images, found, strict=True):
         right = expected(image)
-        assert labels[0]["label"] == f"LABEL_{int(right.argmax())}" and labels[0]["score"] == pytest.approx(float(right.max()), abs=1e-5)
+        assert labels[0]["label"] == f"LABEL_{int(right.argmax())}" and labels[0][
+            "score"
+        ] == pytest.approx(float(right.max()), abs=1e-5)
 
 
 def test_a_list_of_one_is_a_list(classify):
@@ -67,14 +83,30 @@ def test_a_model_object_and_its_processor(tiny_model, classify):  # noqa: F811
     pixels = make_photo(CLASSES["bird"], 3)
     loaded = BitForImageClassification.from_pretrained(tiny_model)
     assert pipeline("image-classification", loaded)(pixels) == classify(pixels)
-    bare = BitForImageClassification(loaded.config.from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "_name_or_path"}))
+    bare = BitForImageClassification(
+        loaded.config.from_dict(
+            {k: v for k, v in loaded.config.to_dict().items() if k != "_name_or_path"}
+        )
+    )
     with pytest.raises(ConfigError, match="pass image_processor="):
         pipeline("image-classification", bare)
-    assert len(pipeline("image-classification", bare, image_processor=AutoImageProcessor.from_pretrained(tiny_model))(pixels)) == 5
+    assert (
+        len(
+            pipeline(
+                "image-classification",
+                bare,
+                image_processor=AutoImageProcessor.from_pretrained(tiny_model),
+            )(pixels)
+        )
+        == 5
+    )
 
 
 def test_mistakes(classify, tmp_path):
-    with pytest.raises(ConfigError, match="no pipeline for 'image-clasification'; did you mean image-classification"):
+    with pytest.raises(
+        ConfigError,
+        match="no pipeline for 'image-clasification'; did you mean image-classification",
+    ):
         pipeline("image-clasification", "x")
     with pytest.raises(ConfigError, match="which model"):
         pipeline("image-classification")

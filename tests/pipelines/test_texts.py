@@ -67,23 +67,38 @@ def answers(folder):
     return folder(YosoForQuestionAnswering)
 
 
-TEXTS = ["The house was seen by a man.", "We went.", "She was not at all amused by the long way that they had to go."]
+TEXTS = [
+    "The house was seen by a man.",
+    "We went.",
+    "She was not at all amused by the long way that they had to go.",
+]
 
 
 def test_classes_of_texts(moods, tokenizer):
     classify = pipeline("sentiment-analysis", moods, batch_size=2)
     model = YosoForSequenceClassification.from_pretrained(moods)
     with torch.no_grad():
-        expected = [model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(0) for text in TEXTS]
+        expected = [
+            model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(0) for text in TEXTS
+        ]
     found = classify(TEXTS, top_k=None)
     for labels, scores in zip(found, expected, strict=True):
-        assert [each["label"] for each in labels] == [model.config.id2label[i] for i in scores.argsort(descending=True).tolist()]
-        assert [each["score"] for each in labels] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+        assert [each["label"] for each in labels] == [
+            model.config.id2label[i] for i in scores.argsort(descending=True).tolist()
+        ]
+        assert [each["score"] for each in labels] == pytest.approx(
+            scores.sort(descending=True).values.tolist(), abs=1e-5
+        )
     assert classify(TEXTS) == [labels[0] for labels in classify(TEXTS, top_k=1)]
-    assert classify(TEXTS[0])[0]["label"] == found[0][0]["label"] and len(classify(TEXTS[0], top_k=2)) == 2
+    assert (
+        classify(TEXTS[0])[0]["label"] == found[0][0]["label"]
+        and len(classify(TEXTS[0], top_k=2)) == 2
+    )
     raw = classify(TEXTS[0], top_k=1, function_to_apply="none")
     with torch.no_grad():
-        assert raw[0]["score"] == pytest.approx(float(model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.max()), abs=1e-4)
+        assert raw[0]["score"] == pytest.approx(
+            float(model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.max()), abs=1e-4
+        )
 
 
 def test_pairs_of_texts(moods, tokenizer):
@@ -97,12 +112,21 @@ def test_pairs_of_texts(moods, tokenizer):
         classify([TEXTS[0], {"text": TEXTS[0], "text_pair": TEXTS[1]}])
 
 
-@pytest.mark.parametrize("problem, check", [("multi_label_classification", torch.sigmoid), ("regression", lambda x: x)])
+@pytest.mark.parametrize(
+    "problem, check", [("multi_label_classification", torch.sigmoid), ("regression", lambda x: x)]
+)
 def test_scores_are_what_was_trained(folder, tokenizer, problem, check):
     path = folder(YosoForSequenceClassification, problem_type=problem, id2label={0: "a", 1: "b"})
     with torch.no_grad():
-        expected = check(YosoForSequenceClassification.from_pretrained(path)(**tokenizer(TEXTS[0], return_tensors="pt")).logits[0])
-    found = {each["label"]: each["score"] for each in pipeline("text-classification", path)(TEXTS[0], top_k=None)}
+        expected = check(
+            YosoForSequenceClassification.from_pretrained(path)(
+                **tokenizer(TEXTS[0], return_tensors="pt")
+            ).logits[0]
+        )
+    found = {
+        each["label"]: each["score"]
+        for each in pipeline("text-classification", path)(TEXTS[0], top_k=None)
+    }
     assert found == pytest.approx({"a": float(expected[0]), "b": float(expected[1])}, abs=1e-5)
 
 
@@ -121,12 +145,15 @@ def test_hidden_words(fill, tokenizer):
     filled[place] = best.indices[0]
     assert found[0]["sequence"] == tokenizer.decode(filled, skip_special_tokens=True)
     assert found[0]["token_str"] == tokenizer.decode([int(best.indices[0])])
-    several = guess([text, "A <mask> and a <mask> were here for a long time, we said."], top_k=2)  # one text is padded
+    # one text is padded
+    several = guess([text, "A <mask> and a <mask> were here for a long time, we said."], top_k=2)
     assert [each["token"] for each in several[0]] == best.indices[:2].tolist()
     assert len(several[1]) == 2 and all(len(each) == 2 for each in several[1])
     words = guess(text, targets=[" house", " by"])
     assert {each["token_str"] for each in words} == {" house", " by"}
-    assert words[0]["score"] == pytest.approx(float(logits[place].softmax(0)[words[0]["token"]]), abs=1e-5)
+    assert words[0]["score"] == pytest.approx(
+        float(logits[place].softmax(0)[words[0]["token"]]), abs=1e-5
+    )
     with pytest.raises(InputError, match="text 2 has no <mask>"):
         guess([text, "nothing"])
 
@@ -137,7 +164,10 @@ def test_logits_at_some_places_are_those_of_all(fill, tokenizer):
     where = inputs.input_ids % 3 == 0
     labels = torch.where(where, inputs.input_ids, -100)
     whole, some = model(**inputs, labels=labels), model(**inputs, labels=labels, logits_at=where)
-    assert torch.allclose(some.logits, whole.logits[where], atol=1e-5) and some.logits.shape[0] == where.sum()
+    assert (
+        torch.allclose(some.logits, whole.logits[where], atol=1e-5)
+        and some.logits.shape[0] == where.sum()
+    )
     assert some.loss.item() == pytest.approx(whole.loss.item(), abs=1e-5)
     with pytest.raises(InputError, match="logits_at"):
         model(**inputs, logits_at=where[0])
@@ -164,7 +194,9 @@ def test_entities_join_tokens(tags, tokenizer, monkeypatch):
     tag = pipeline("token-classification", tags)
     text = "Ann Lee went unbelievable Rome"
     batch = tag.encode([text])
-    words = [None if w is None else text[slice(*batch.word_to_chars(0, w))] for w in batch.word_ids(0)]
+    words = [
+        None if w is None else text[slice(*batch.word_to_chars(0, w))] for w in batch.word_ids(0)
+    ]
     kinds = {"Ann": 1, "Lee": 2, "Rome": 3}
     logits = torch.zeros(1, len(words), 4)
     seen = set()
@@ -177,7 +209,10 @@ def test_entities_join_tokens(tags, tokenizer, monkeypatch):
     monkeypatch.setattr(tag, "run", lambda batch: type("Out", (), {"logits": logits}))
     for how in ("first", "max"):
         found = tag(text, aggregation_strategy=how)
-        assert [(each["entity_group"], each["word"]) for each in found] == [("PER", "Ann Lee"), ("LOC", "Rome")]
+        assert [(each["entity_group"], each["word"]) for each in found] == [
+            ("PER", "Ann Lee"),
+            ("LOC", "Rome"),
+        ]
         assert text[found[0]["start"] : found[0]["end"]] == "Ann Lee"
     with pytest.raises(InputError, match="aggregation_strategy"):
         tag(text, aggregation_strategy="best")
@@ -187,9 +222,15 @@ def test_best_spans_are_the_best_of_all_pairs():
     rng = np.random.default_rng(0)
     for length, longest in ((9, 3), (4, 15), (1, 1)):
         start, end = rng.random(length), rng.random(length)
-        pairs = {(i, j): start[i] * end[j] for i in range(length) for j in range(i, min(length, i + longest))}
+        pairs = {
+            (i, j): start[i] * end[j]
+            for i in range(length)
+            for j in range(i, min(length, i + longest))
+        }
         right = sorted(pairs.items(), key=lambda each: -each[1])[:3]
-        assert [(a, b) for a, b, _ in _best_spans(start, end, longest, 3)] == [span for span, _ in right]
+        assert [(a, b) for a, b, _ in _best_spans(start, end, longest, 3)] == [
+            span for span, _ in right
+        ]
 
 
 def test_answers(answers, tokenizer):
@@ -199,18 +240,25 @@ def test_answers(answers, tokenizer):
     assert len(found) == 3 and found[0]["score"] >= found[1]["score"]
     for each in found:
         assert context[each["start"] : each["end"]] == each["answer"] and each["answer"].strip()
-        assert not re.match(r"\w", context[each["end"] : each["end"] + 1]), "an answer ends with a word"
-    whole = pipeline("question-answering", answers, extend_positions=True, model_kwargs={"use_expectation": True})
+        assert not re.match(r"\w", context[each["end"] : each["end"] + 1]), (
+            "an answer ends with a word"
+        )
+    whole = pipeline(
+        "question-answering", answers, extend_positions=True, model_kwargs={"use_expectation": True}
+    )
     best = whole({"question": "Who went?", "context": context})
     assert whole.longest > 64 and context[best["start"] : best["end"]] == best["answer"]
     many = ask([{"question": q, "context": context} for q in ("Who?", "Where?")])
     assert len(many) == 2 and set(many[0]) == {"score", "start", "end", "answer"}
-    assert any(each["answer"] == "" for each in ask(question="Who?", context="A man.", top_k=20, handle_impossible_answer=True))
+    assert any(
+        each["answer"] == ""
+        for each in ask(question="Who?", context="A man.", top_k=20, handle_impossible_answer=True)
+    )
     with pytest.raises(InputError, match="question"):
         ask(question="Who?")
 
 
-# Long texts -----------------------------------------------------------------------------------------------------------------------------
+# Long texts ---------------------------------------------------------------------------------------
 
 NOVEL = " ".join(f"{TEXTS[i % 3]} <mask> said he." if i == 30 else TEXTS[i % 3] for i in range(60))
 
@@ -222,7 +270,9 @@ def test_long_texts_are_refused_cut_or_read_whole(moods, fill):
     read = pipeline("fill-mask", fill, extend_positions=True)
     assert len(read(NOVEL, top_k=2)) == 2
     assert not read.model.config.use_expectation and read.longest > 600
-    exact = pipeline("fill-mask", fill, extend_positions=True, model_kwargs={"use_expectation": True})
+    exact = pipeline(
+        "fill-mask", fill, extend_positions=True, model_kwargs={"use_expectation": True}
+    )
     exact(NOVEL)
     assert exact.model.config.use_expectation
 
@@ -233,7 +283,11 @@ def test_more_positions_repeat_the_old_ones(moods):
     model.resize_position_embeddings(150)
     new = model.yoso.embeddings.positions.weight
     assert new.shape[0] == 152 and model.config.max_position_embeddings == 150
-    assert torch.equal(new[:66], old) and torch.equal(new[66:130], old[2:]) and torch.equal(new[130:], old[2:24])
+    assert (
+        torch.equal(new[:66], old)
+        and torch.equal(new[66:130], old[2:])
+        and torch.equal(new[130:], old[2:24])
+    )
     assert new.requires_grad
     with pytest.raises(InputError):
         model.resize_position_embeddings(0)
@@ -277,7 +331,7 @@ def test_memory_of_inference_is_linear(moods, fill, monkeypatch):
     assert sizes[1] <= 4 * sizes[0] and sizes[1] < 4096 * 4096
 
 
-# The command line -----------------------------------------------------------------------------------------------------------------------
+# The command line ---------------------------------------------------------------------------------
 
 
 def predict(capsys, *arguments):
@@ -289,15 +343,24 @@ def predict(capsys, *arguments):
 
 def test_predict_reads_files_tables_and_texts(moods, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    (tmp_path / "b.tsv").write_text("sentence1\tsentence2\n" + f"{TEXTS[0]}\t{TEXTS[1]}\n", encoding="utf-8")
+    (tmp_path / "b.tsv").write_text(
+        "sentence1\tsentence2\n" + f"{TEXTS[0]}\t{TEXTS[1]}\n", encoding="utf-8"
+    )
     code, lines, _ = predict(capsys, moods, tmp_path / "a.txt", "--lines", "--json", "--top", 2)
     found = [json.loads(line) for line in lines]
-    assert code == 0 and [len(each["labels"]) for each in found] == [2, 2, 2] and found[1]["text"].endswith("a.txt line 2")
+    assert (
+        code == 0
+        and [len(each["labels"]) for each in found] == [2, 2, 2]
+        and found[1]["text"].endswith("a.txt line 2")
+    )
     direct = pipeline("text-classification", moods)(TEXTS)
     assert [each["labels"][0]["label"] for each in found] == [each["label"] for each in direct]
     code, lines, _ = predict(capsys, moods, tmp_path / "b.tsv", "--json")
     assert code == 0 and json.loads(lines[0])["labels"][0]["score"] == pytest.approx(
-        pipeline("text-classification", moods)({"text": TEXTS[0], "text_pair": TEXTS[1]})[0]["score"], abs=1e-6
+        pipeline("text-classification", moods)({"text": TEXTS[0], "text_pair": TEXTS[1]})[0][
+            "score"
+        ],
+        abs=1e-6,
     )
     code, lines, _ = predict(capsys, moods, "--text", TEXTS[0])
     assert code == 0 and lines[0].startswith("text 1\t") and "%" in lines[0]
@@ -307,7 +370,18 @@ def test_predict_a_long_text(fill, tmp_path, capsys):
     (tmp_path / "novel.txt").write_text(NOVEL, encoding="utf-8")
     code, _, error = predict(capsys, fill, tmp_path / "novel.txt")
     assert code == 2 and "novel.txt has" in error and "extend" in error
-    code, lines, _ = predict(capsys, fill, tmp_path / "novel.txt", "--long", "extend", "--hash-error", 0.2, "--top", 2, "--json")
+    code, lines, _ = predict(
+        capsys,
+        fill,
+        tmp_path / "novel.txt",
+        "--long",
+        "extend",
+        "--hash-error",
+        0.2,
+        "--top",
+        2,
+        "--json",
+    )
     assert code == 0 and len(json.loads(lines[0])["masks"][0]) == 2
     code, _, error = predict(capsys, fill, tmp_path / "novel.txt", "--long", "fold")
     assert code == 2 and "refuse, cut or extend" in error
@@ -316,7 +390,9 @@ def test_predict_a_long_text(fill, tmp_path, capsys):
 def test_predict_tags_and_answers(tags, answers, tmp_path, capsys):
     code, lines, _ = predict(capsys, tags, "--text", TEXTS[2], "--json")
     assert code == 0 and all("entity_group" in each for each in json.loads(lines[0])["entities"])
-    code, lines, _ = predict(capsys, answers, "--text", TEXTS[2], "--question", "Who was amused?", "--json", "--top", 1)
+    code, lines, _ = predict(
+        capsys, answers, "--text", TEXTS[2], "--question", "Who was amused?", "--json", "--top", 1
+    )
     assert code == 0 and json.loads(lines[0])["answers"][0]["answer"] in TEXTS[2]
     code, _, error = predict(capsys, answers, "--text", TEXTS[2])
     assert code == 2 and "--question" in error

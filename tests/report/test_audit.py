@@ -33,7 +33,9 @@ def folder(tmp_path):
         for n, label in enumerate(("bird", "cat")):
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(count):
-                picture(100 * n + i + (50 if split == "val" else 0)).save(tmp_path / split / label / f"{i}.png")
+                picture(100 * n + i + (50 if split == "val" else 0)).save(
+                    tmp_path / split / label / f"{i}.png"
+                )
     return tmp_path
 
 
@@ -45,20 +47,39 @@ def test_a_clean_data_set_has_nothing(folder):
 def test_leaks_contradictions_and_unreadable(folder):
     shutil.copy(folder / "train" / "cat" / "1.png", folder / "val" / "cat" / "copy.png")
     picture(2, 60, 45).save(folder / "train" / "cat" / "smaller_bird.jpg", quality=70)
-    Image.eval(picture(101), lambda v: min(255, v + 8)).save(folder / "train" / "cat" / "brighter.png")
+    Image.eval(picture(101), lambda v: min(255, v + 8)).save(
+        folder / "train" / "cat" / "brighter.png"
+    )
     (folder / "train" / "cat" / "words.png").write_text("words")
     found = audit(folder)
     assert [(name.rpartition("/")[2]) for name, _ in found.unreadable] == ["words.png"]
-    pairs = {(pair.first.rpartition("/")[2], pair.second.rpartition("/")[2]): pair for pair in found.pairs}
-    assert set(pairs) == {("1.png", "copy.png"), ("2.png", "smaller_bird.jpg"), ("1.png", "brighter.png")}
+    pairs = {
+        (pair.first.rpartition("/")[2], pair.second.rpartition("/")[2]): pair
+        for pair in found.pairs
+    }
+    assert set(pairs) == {
+        ("1.png", "copy.png"),
+        ("2.png", "smaller_bird.jpg"),
+        ("1.png", "brighter.png"),
+    }
     leak = pairs["1.png", "copy.png"]
-    assert leak.kind == "exact" and leak.leaks and leak.splits == ("train", "validation") and found.leaks == [leak]
-    assert pairs["2.png", "smaller_bird.jpg"].kind == "near" and found.contradictions == [pairs["2.png", "smaller_bird.jpg"]]
+    assert (
+        leak.kind == "exact"
+        and leak.leaks
+        and leak.splits == ("train", "validation")
+        and found.leaks == [leak]
+    )
+    assert pairs["2.png", "smaller_bird.jpg"].kind == "near" and found.contradictions == [
+        pairs["2.png", "smaller_bird.jpg"]
+    ]
     assert found.pairs[0] == leak, "leaks come first"
 
 
 def test_unrelated_photos_are_not_near():
-    """50 training photos of ants and bees: no near pair among them, other than what is really there."""
+    """50 training photos of ants and bees.
+
+    No near pair among them, other than what is really there.
+    """
     found = audit(data_dir("images", "hymenoptera"), model=None)
     assert found.images == 74 and found.unreadable == [] and len(found.pairs) <= 1
 
@@ -74,7 +95,9 @@ def test_near_pairs_are_the_definition(values, data):
     """The search through words finds what comparing everything with everything finds."""
     for _ in range(4):  # plant relatives
         bits = data.draw(st.lists(st.integers(0, 63), max_size=5))
-        values.append(values[data.draw(st.integers(0, len(values) - 1))] ^ sum({1 << bit for bit in bits}))
+        values.append(
+            values[data.draw(st.integers(0, len(values) - 1))] ^ sum({1 << bit for bit in bits})
+        )
     values = [value for value in values if value != FLAT]
     hashes = np.array(values, dtype=np.uint64)
     expected = []
@@ -86,7 +109,7 @@ def test_near_pairs_are_the_definition(values, data):
     assert near_pairs(hashes, [str(i) for i in range(len(values))]) == sorted(expected)
 
 
-# Wrong labels and outliers ---------------------------------------------------------------------------------------------------------------
+# Wrong labels and outliers ------------------------------------------------------------------------
 
 
 def blobs(seed=0, classes=4, each=40, width=12):
@@ -105,7 +128,9 @@ def test_flipped_labels_are_doubted():
     found, agreement = doubtful_labels(features, wrong, 4)
     right = [doubt for doubt in found if doubt.index in flipped]
     assert len(right) >= 7 and right == found
-    assert all(doubt.likely == labels[doubt.index] and doubt.label == wrong[doubt.index] for doubt in right)
+    assert all(
+        doubt.likely == labels[doubt.index] and doubt.label == wrong[doubt.index] for doubt in right
+    )
     assert all(doubt.label_probability < doubt.likely_probability for doubt in found)
     assert agreement == pytest.approx(148 / 160, abs=0.02)
 
@@ -115,7 +140,9 @@ def test_hard_images_are_no_wrong_labels(seed):
     """Classes that overlap: the head disagrees with a third of the labels, all of them right."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), 100)
-    found, agreement = doubtful_labels((0.9 * np.eye(3)[labels] + rng.normal(size=(300, 3))).astype(np.float32), labels, 3)
+    found, agreement = doubtful_labels(
+        (0.9 * np.eye(3)[labels] + rng.normal(size=(300, 3))).astype(np.float32), labels, 3
+    )
     assert 0.4 < agreement < 0.7 and len(found) <= 2
 
 
@@ -136,7 +163,8 @@ def test_outliers_are_far():
 
 
 def test_neighbours_are_the_definition():
-    features = np.random.default_rng(0).normal(size=(1100, 3)).astype(np.float32)  # more than one block
+    # more than one block
+    features = np.random.default_rng(0).normal(size=(1100, 3)).astype(np.float32)
     x = features - features.mean(0)
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     for i in (0, 500, 1030, 1099):
@@ -147,15 +175,22 @@ def test_neighbours_are_the_definition():
 def test_an_audit_finds_wrong_labels_and_shows_them(tmp_path, capsys):
     folder = tmp_path / "d"
     for n, label in enumerate(("bird", "cat", "dog")):
-        make_class_folders(folder, {label: 14}, first_seed=100 * n)  # other noise in each, or they are near duplicates
+        # other noise in each, or they are near duplicates
+        make_class_folders(folder, {label: 14}, first_seed=100 * n)
     (folder / "bird" / "bird_3.png").rename(folder / "cat" / "moved.png")
     (folder / "dog" / "dog_5.png").rename(folder / "bird" / "moved_too.png")
     with pytest.raises(SystemExit) as stop:
         main(["audit", str(folder), "--json", "--html", str(tmp_path / "audit.html")])
     assert stop.value.code == 0, "guesses do not change the exit code"
     found = json.loads(capsys.readouterr().out)
-    doubted = {(each["name"].rpartition("/")[2], each["label"], each["likely"]) for each in found["mislabelled"]}
-    assert doubted == {("moved.png", "cat", "bird"), ("moved_too.png", "bird", "dog")} and found["outliers"] == []
+    doubted = {
+        (each["name"].rpartition("/")[2], each["label"], each["likely"])
+        for each in found["mislabelled"]
+    }
+    assert (
+        doubted == {("moved.png", "cat", "bird"), ("moved_too.png", "bird", "dog")}
+        and found["outliers"] == []
+    )
     page = (tmp_path / "audit.html").read_text()
     assert found["agreement"] == pytest.approx(40 / 42)
     assert (

@@ -1,4 +1,7 @@
-"""What a network looked at: Grad-CAM on maps and averaged tokens, attention of a class token; classes, several labels and numbers."""
+"""What a network looked at: Grad-CAM on maps and averaged tokens, attention of a class token.
+
+Classes, several labels and numbers.
+"""
 
 import numpy as np
 import pytest
@@ -34,10 +37,23 @@ def patch(colour, top=2, left=11):
 
 
 def tiny_beit(**values):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20, "image_size": 24}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "image_size": 24,
+    }
     torch.manual_seed(0)
     return BeitForImageClassification(
-        BeitConfig(**sizes, patch_size=4, num_labels=3, initializer_range=0.3, layer_scale_init_value=1.0, **values)
+        BeitConfig(
+            **sizes,
+            patch_size=4,
+            num_labels=3,
+            initializer_range=0.3,
+            layer_scale_init_value=1.0,
+            **values,
+        )
     ).eval()
 
 
@@ -62,11 +78,20 @@ def test_heat_is_the_definition(tiny_model, kind):
     assert index == 2
 
 
-@pytest.mark.parametrize("values", [{"use_relative_position_bias": True}, {"use_shared_relative_position_bias": True}, {}])
+@pytest.mark.parametrize(
+    "values",
+    [{"use_relative_position_bias": True}, {"use_shared_relative_position_bias": True}, {}],
+)
 def test_attention_of_a_class_token_is_the_definition(values):
-    """By finite differences: each weight of the attention is changed by itself, and what that does to the score is its gradient."""
+    """By finite differences.
+
+    Each weight of the attention is changed by itself, and what that does to the score is its
+    gradient.
+    """
     model = tiny_beit(use_mean_pooling=False, **values).double()
-    pixels = torch.randn(1, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pixels = torch.randn(
+        1, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     with torch.no_grad():
         weights = model(pixel_values=pixels, output_attentions=True).attentions  # 3 x (1, 2, 7, 7)
     expected = torch.zeros(6, dtype=torch.float64)
@@ -75,7 +100,15 @@ def test_attention_of_a_class_token_is_the_definition(values):
             scores = []
             for change in (-1e-4, 1e-4):
 
-                def changed(x, *rest, attention=block.attention, head=head, key=key, change=change, whole=whole):
+                def changed(
+                    x,
+                    *rest,
+                    attention=block.attention,
+                    head=head,
+                    key=key,
+                    change=change,
+                    whole=whole,
+                ):
                     _, _, v = attention.heads(x)
                     moved = whole.clone()
                     moved[0, head, 0, key] += change
@@ -85,7 +118,9 @@ def test_attention_of_a_class_token_is_the_definition(values):
                     patched.setattr(block.attention, "forward", changed)
                     scores.append(float(model(pixel_values=pixels).logits[0, 1]))
             if key:
-                expected[key - 1] += max(0.0, float(whole[0, head, 0, key]) * (scores[1] - scores[0]) / 2e-4) / 2
+                expected[key - 1] += (
+                    max(0.0, float(whole[0, head, 0, key]) * (scores[1] - scores[0]) / 2e-4) / 2
+                )
     heat, _, _ = heat_map(model, pixels, 1)
     assert heat.shape == (2, 3) and expected.max() > 0
     np.testing.assert_allclose(heat.ravel(), expected / expected.max(), atol=1e-3)
@@ -95,15 +130,28 @@ def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
     """A network tuned to tell red, green and blue is shown a red patch in a grey picture."""
     out = headstart.train(photos, model=tiny_model, out=tmp_path / "run", **SMALL).folder
     picture = patch((230, 30, 30))
-    found = explain(AutoModelForImageClassification.from_pretrained(out), AutoImageProcessor.from_pretrained(out), picture, "bird")
-    assert found.label == "bird" and found.heat.shape == (20, 20) and found.heat.min() >= 0 and found.heat.max() <= 1
+    found = explain(
+        AutoModelForImageClassification.from_pretrained(out),
+        AutoImageProcessor.from_pretrained(out),
+        picture,
+        "bird",
+    )
+    assert (
+        found.label == "bird"
+        and found.heat.shape == (20, 20)
+        and found.heat.min() >= 0
+        and found.heat.max() <= 1
+    )
     assert found.heat[2:9, 11:18].mean() > 1.5 * found.heat[11:, :9].mean()
     assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.seen, picture)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
 def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, capsys):
-    """Pictures with one or two patches; the number is how large the red one is. The report and the command show where."""
+    """Pictures with one or two patches; the number is how large the red one is.
+
+    The report and the command show where.
+    """
     rng, lines = np.random.default_rng(0), ["image,label"]
     for i in range(40):
         chosen = rng.permutation(list(CLASSES))[: 1 + i % 2]
@@ -112,22 +160,46 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
         for name, place in zip(chosen, places, strict=False):
             top, left = 10 * (place // 2), 10 * (place % 2)
             size = side if kind == REGRESSION else 8
-            pixels[top : top + size, left : left + size] = CLASSES["bird" if kind == REGRESSION else name]
-        Image.fromarray((pixels + rng.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
-        lines.append(f"{i}.png,{side * side * (1 + i % 2) + 0.5 if kind == REGRESSION else '|'.join(chosen)}")
+            pixels[top : top + size, left : left + size] = CLASSES[
+                "bird" if kind == REGRESSION else name
+            ]
+        Image.fromarray(
+            (pixels + rng.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8)
+        ).save(tmp_path / f"{i}.png")
+        lines.append(
+            f"{i}.png,{side * side * (1 + i % 2) + 0.5 if kind == REGRESSION else '|'.join(chosen)}"
+        )
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    out = headstart.train(tmp_path / "t.csv", model=tiny_model, out=tmp_path / "run", problem_type=kind, **SMALL).folder
+    out = headstart.train(
+        tmp_path / "t.csv", model=tiny_model, out=tmp_path / "run", problem_type=kind, **SMALL
+    ).folder
     page = (out / "report.html").read_text()
     assert page.count("Below each: bright where") == 1 and page.count('alt=""><img') >= 1
     Image.fromarray(patch(CLASSES["bird"])).save(tmp_path / "p.png")
     label = "label" if kind == REGRESSION else "bird"
     with pytest.raises(SystemExit) as end:
-        main(["explain", str(out), str(tmp_path / "p.png"), "--out", str(tmp_path / "seen"), "--label", label])
+        main(
+            [
+                "explain",
+                str(out),
+                str(tmp_path / "p.png"),
+                "--out",
+                str(tmp_path / "seen"),
+                "--label",
+                label,
+            ]
+        )
     assert end.value.code == 0
-    model, processor = AutoModelForImageClassification.from_pretrained(out), AutoImageProcessor.from_pretrained(out)
+    model, processor = (
+        AutoModelForImageClassification.from_pretrained(out),
+        AutoImageProcessor.from_pretrained(out),
+    )
     found = explain(model, processor, tmp_path / "p.png", label)
     assert found.heat[2:9, 11:18].mean() > 1.5 * found.heat[11:, :9].mean()
-    said = {each["label"]: each["score"] for each in pipeline("image-classification", out)(tmp_path / "p.png", top_k=3)}
+    said = {
+        each["label"]: each["score"]
+        for each in pipeline("image-classification", out)(tmp_path / "p.png", top_k=3)
+    }
     assert found.score == pytest.approx(said[label], rel=1e-5)
     shown = f"{label} {found.score:.4g}" if kind == REGRESSION else f"{label} {found.score:.1%}"
     assert shown in " ".join(capsys.readouterr().out.split())
@@ -135,15 +207,31 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
 
 
 def test_tokens_have_places():
-    processor, picture = BeitImageProcessor(size=24, do_center_crop=False), Image.new("RGB", (40, 30), (200, 30, 60))
+    processor, picture = (
+        BeitImageProcessor(size=24, do_center_crop=False),
+        Image.new("RGB", (40, 30), (200, 30, 60)),
+    )
     for mean in (True, False):
-        found = explain(tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean), processor, picture)
-        assert found.heat.shape == (24, 24) and np.isfinite(found.heat).all() and found.heat.max() > 0.5
+        found = explain(
+            tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean), processor, picture
+        )
+        assert (
+            found.heat.shape == (24, 24)
+            and np.isfinite(found.heat).all()
+            and found.heat.max() > 0.5
+        )
     tokens = torch.arange(1 + 2 * 3).float().view(1, 7, 1)
-    assert torch.equal(as_map(tokens, torch.zeros(1, 3, 4, 6)), torch.tensor([[[1.0, 2, 3], [4, 5, 6]]]))
-    cvt = CvtForImageClassification(CvtConfig(embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 1, 2], num_labels=3)).eval()
-    heat, _, _ = heat_map(cvt, torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), 0)
-    assert heat.shape == (2, 3) and heat.max() == 1  # keys of the last stage, two to each side fewer than its tokens
+    assert torch.equal(
+        as_map(tokens, torch.zeros(1, 3, 4, 6)), torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
+    )
+    cvt = CvtForImageClassification(
+        CvtConfig(embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 1, 2], num_labels=3)
+    ).eval()
+    heat, _, _ = heat_map(
+        cvt, torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), 0
+    )
+    # keys of the last stage, two to each side fewer than its tokens
+    assert heat.shape == (2, 3) and heat.max() == 1
 
 
 def test_mistakes(tiny_model):

@@ -1,4 +1,7 @@
-"""Masked image modelling: views and their codes, the loss on hidden patches, and runs that classification goes on from."""
+"""Masked image modelling.
+
+Views and their codes, the loss on hidden patches, and runs that classification goes on from.
+"""
 
 import json
 import tarfile
@@ -10,10 +13,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor, DalleImageTokenizer
+from headstart import (
+    BeitConfig,
+    BeitForMaskedImageModeling,
+    BeitImageProcessor,
+    DalleImageTokenizer,
+)
 from headstart.cli.main import main as command_line
 from headstart.errors import ConfigError, DataError
-from headstart.pipelines.masked_image_modeling import MaskedImageModelingPipeline, panels, tokenizer_view
+from headstart.pipelines.masked_image_modeling import (
+    MaskedImageModelingPipeline,
+    panels,
+    tokenizer_view,
+)
 from headstart.recipe import Recipe
 from headstart.tasks.base import DataOptions, task_class
 from headstart.training.loop import Loop
@@ -22,10 +34,15 @@ from headstart.training.run import evaluate, train
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Path:
-    """A tokenizer whose codes follow the colour of a square: its first convolution is made so that the answer is known."""
+    """A tokenizer whose codes follow the colour of a square.
+
+    Its first convolution is made so that the answer is known.
+    """
     folder = tmp_path_factory.mktemp("tokenizer")
     torch.manual_seed(0)
-    made = DalleImageTokenizer(vocab_size=12, hidden_size=8, blocks_per_group=1, decoder_init_size=8)
+    made = DalleImageTokenizer(
+        vocab_size=12, hidden_size=8, blocks_per_group=1, decoder_init_size=8
+    )
     with torch.no_grad():
         for _ in range(3):  # spread the scores, so that different pictures have different codes
             made.encoder.head.weight.mul_(5)
@@ -75,9 +92,16 @@ def test_pictures_need_no_labels(pictures, tmp_path):
     task = task_of(pictures)
     assert task.splits == {"train": 9, "validation": 5}
     facts = task.facts()
-    assert (facts.examples, facts.height, facts.width, facts.task) == (9, 60, 72, "masked-image-modeling")
+    assert (facts.examples, facts.height, facts.width, facts.task) == (
+        9,
+        60,
+        72,
+        "masked-image-modeling",
+    )
     flat = task_of(pictures / "train", views=2)
-    assert flat.splits == {"train": 7, "validation": 2} and any("held out" in line for line in flat.found())
+    assert flat.splits == {"train": 7, "validation": 2} and any(
+        "held out" in line for line in flat.found()
+    )
     with pytest.raises(DataError, match="holds no images"):
         task_of(tmp_path)
     with pytest.raises(ConfigError, match="mask_ratio=1.5"):
@@ -85,23 +109,42 @@ def test_pictures_need_no_labels(pictures, tmp_path):
 
 
 def test_labels_are_not_looked_at(pictures, tmp_path):
-    """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do: the same pictures are read from each."""
+    """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do.
+
+    The same pictures are read from each.
+    """
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     files = {split: sorted((pictures / split / "deep").iterdir()) for split in ("train", "val")}
-    arrays = {split: np.stack([np.asarray(Image.open(file)) for file in found]) for split, found in files.items()}
+    arrays = {
+        split: np.stack([np.asarray(Image.open(file)) for file in found])
+        for split, found in files.items()
+    }
     for name, labels in (("labelled", {"labels": np.zeros(9, np.int64)}), ("bare", {})):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "train.npz", images=arrays["train"], **labels)
-        np.savez(tmp_path / name / "val.npz", images=arrays["val"], **({"labels": np.arange(5) + 90} if labels else {}))
-    (tmp_path / "table.csv").write_text("".join(["file,split\n", *(f"{each},{split}\n" for split in files for each in files[split])]))
+        np.savez(
+            tmp_path / name / "val.npz",
+            images=arrays["val"],
+            **({"labels": np.arange(5) + 90} if labels else {}),
+        )
+    (tmp_path / "table.csv").write_text(
+        "".join(
+            ["file,split\n", *(f"{each},{split}\n" for split in files for each in files[split])]
+        )
+    )
     (tmp_path / "tars").mkdir()
     for split, found in files.items():
         with tarfile.open(tmp_path / "tars" / f"{split}.tar", "w") as tar:
             for file in found:
                 tar.add(file, file.name)
-    made = {split: datasets.Dataset.from_dict({"img": list(map(str, found))}) for split, found in files.items()}
-    saved = datasets.DatasetDict({split: rows.cast_column("img", datasets.Image()) for split, rows in made.items()})
+    made = {
+        split: datasets.Dataset.from_dict({"img": list(map(str, found))})
+        for split, found in files.items()
+    }
+    saved = datasets.DatasetDict(
+        {split: rows.cast_column("img", datasets.Image()) for split, rows in made.items()}
+    )
     saved.save_to_disk(tmp_path / "saved")
     saved["train"].to_parquet(tmp_path / "one.parquet")
     expected = task_of(pictures)
@@ -109,7 +152,9 @@ def test_labels_are_not_looked_at(pictures, tmp_path):
         assert task_of(tmp_path / name).digests == expected.digests, name
     assert task_of(tmp_path / "labelled").digests == task_of(tmp_path / "bare").digests
     alone = task_of(tmp_path / "one.parquet")
-    assert sum(alone.splits.values()) == 9 and set().union(*alone.digests.values()) == set(expected.digests["train"])
+    assert sum(alone.splits.values()) == 9 and set().union(*alone.digests.values()) == set(
+        expected.digests["train"]
+    )
     for name in ("labelled", "saved"):
         assert task_of(tmp_path / name).splits == {"train": 9, "validation": 5}
     (tmp_path / "bare" / "val.npz").write_bytes(b"")
@@ -137,7 +182,9 @@ def test_codes_are_those_of_the_view_that_the_network_sees(pictures, tokenizer, 
     assert not np.array_equal(task.view("train", 0, 0), task.view("train", 0, 1))
     assert len(np.unique(task.codes["train"])) > 3
     # validation shows whole pictures
-    assert task.codes["validation"].shape == (5, 1, 6, 6) and task.view("validation", 0, 0).shape == (60, 60, 3)
+    assert task.codes["validation"].shape == (5, 1, 6, 6) and task.view(
+        "validation", 0, 0
+    ).shape == (60, 60, 3)
 
 
 def test_an_example_pairs_view_and_codes(pictures, tokenizer, network):
@@ -145,8 +192,14 @@ def test_an_example_pairs_view_and_codes(pictures, tokenizer, network):
     seen = set()
     for seed in range(12):
         one = task.example(2, np.random.default_rng(seed))
-        assert one["image"].shape == (3, 48, 48) and one["mask"].shape == (6, 6) and one["mask"].sum() <= 14
-        number = next(k for k in range(4) if np.array_equal(task.codes["train"][2, k], one["codes"].numpy()))
+        assert (
+            one["image"].shape == (3, 48, 48)
+            and one["mask"].shape == (6, 6)
+            and one["mask"].sum() <= 14
+        )
+        number = next(
+            k for k in range(4) if np.array_equal(task.codes["train"][2, k], one["codes"].numpy())
+        )
         seen.add(number)
         again = task.example(2, np.random.default_rng(seed))
         assert all(torch.equal(one[key], again[key]) for key in one)
@@ -159,7 +212,11 @@ def test_codes_are_kept_on_disk(pictures, tokenizer, network, tmp_path, monkeypa
     assert {"train-codes.npy", "train-codes.json", "validation-codes.npy"} <= files
     calls = []
     original = DalleImageTokenizer.encode
-    monkeypatch.setattr(DalleImageTokenizer, "encode", lambda self, images: calls.append(len(images)) or original(self, images))
+    monkeypatch.setattr(
+        DalleImageTokenizer,
+        "encode",
+        lambda self, images: calls.append(len(images)) or original(self, images),
+    )
     again, _ = ready(pictures, tokenizer, network, tmp_path)
     assert not calls and np.array_equal(again.codes["train"], task.codes["train"])
     ready(pictures, tokenizer, network, tmp_path, views=2)  # other views: made anew
@@ -185,9 +242,17 @@ def test_the_loss_counts_hidden_patches_alone(pictures, tokenizer, network):
             right += int(logits[b, p].argmax()) == code
         assert abs(float(total) - expected) < 1e-3 and int(measures["code_accuracy"]) == right
         assert task.weight(batch) == batch["mask"].sum()
-        other = {**inputs, "codes": torch.where(inputs["bool_masked_pos"], inputs["codes"], (inputs["codes"] + 1) % 12)}
+        other = {
+            **inputs,
+            "codes": torch.where(
+                inputs["bool_masked_pos"], inputs["codes"], (inputs["codes"] + 1) % 12
+            ),
+        }
         assert torch.equal(task.loss(model, other)[0], total)
-        parts = sum(float(task.loss(model, task.micro(batch, rows, torch.device("cpu")))[0]) for rows in (slice(0, 1), slice(1, 4)))
+        parts = sum(
+            float(task.loss(model, task.micro(batch, rows, torch.device("cpu")))[0])
+            for rows in (slice(0, 1), slice(1, 4))
+        )
     assert abs(parts - float(total)) < 1e-3
 
 
@@ -200,7 +265,9 @@ def test_hidden_pixels_are_not_seen(pictures, tokenizer, network):
     hidden = one["mask"].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]  # (1, 1, 48, 48)
     changed = torch.where(hidden, torch.randn_like(inputs["pixel_values"]), inputs["pixel_values"])
     with torch.no_grad():
-        a, b = (model(x, inputs["bool_masked_pos"]).logits for x in (inputs["pixel_values"], changed))
+        a, b = (
+            model(x, inputs["bool_masked_pos"]).logits for x in (inputs["pixel_values"], changed)
+        )
     assert torch.equal(a, b)
 
 
@@ -212,7 +279,9 @@ def test_from_scratch_draws_new_weights(pictures, tokenizer, network):
     name = "beit.blocks.0.mlp.fc_1.weight"
     weights = [m.state_dict()[name] for m in (model, same, loaded)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    assert torch.equal(weights[2], BeitForMaskedImageModeling.from_pretrained(network).state_dict()[name])
+    assert torch.equal(
+        weights[2], BeitForMaskedImageModeling.from_pretrained(network).state_dict()[name]
+    )
 
 
 def test_panels_show_the_guess_behind_the_mask(tokenizer):
@@ -222,7 +291,11 @@ def test_panels_show_the_guess_behind_the_mask(tokenizer):
     mask[1, 2] = True
     picture = np.full((24, 32, 3), 7, np.uint8)
     original, masked, best, codes = panels(picture, mask, true, true, tok)
-    assert np.array_equal(original, picture) and (masked[8:16, 16:24] == 128).all() and (masked[:8] == 7).all()
+    assert (
+        np.array_equal(original, picture)
+        and (masked[8:16, 16:24] == 128).all()
+        and (masked[:8] == 7).all()
+    )
     assert np.array_equal(best, codes) and best.shape == picture.shape  # all codes guessed
     wrong = panels(picture, mask, true, (true + 1) % 12, tok)
     assert not np.array_equal(wrong[2], codes) and np.array_equal(wrong[3], codes)
@@ -240,12 +313,18 @@ def result(pictures, tokenizer, network, tmp_path_factory):
 
 
 def test_a_run_learns_and_leaves_a_folder(result):
-    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     assert (result.folder / "image_tokenizer" / "model.safetensors").is_file()
     page = (result.folder / "report.html").read_text()
-    assert "Guessing hidden codes" in page and "Reconstructions" in page and "hidden codes guessed" in page
+    assert (
+        "Guessing hidden codes" in page
+        and "Reconstructions" in page
+        and "hidden codes guessed" in page
+    )
 
 
 def test_evaluate_repeats_the_run(result, pictures):
@@ -256,7 +335,9 @@ def test_evaluate_repeats_the_run(result, pictures):
 def test_pipeline_paints(result, pictures, tmp_path):
     imagine = MaskedImageModelingPipeline(result.folder)
     found = imagine(pictures / "val" / "deep" / "0.png")
-    assert len(found["panels"]) == 4 and found["codes"].shape == (6, 6) and 0 <= found["accuracy"] <= 1
+    assert (
+        len(found["panels"]) == 4 and found["codes"].shape == (6, 6) and 0 <= found["accuracy"] <= 1
+    )
     written = imagine.write(pictures / "val" / "deep" / "0.png", tmp_path / "x")
     with Image.open(written["reconstruction_file"]) as picture:
         assert picture.size == (4 * 48 + 3 * 6, 48)
@@ -269,7 +350,16 @@ def run_command(arguments: list[str]) -> None:
 
 
 def test_command_line_round_trip(result, pictures, tmp_path, capsys):
-    run_command(["predict", str(result.folder), str(pictures / "val"), "--out", str(tmp_path / "out"), "--json"])
+    run_command(
+        [
+            "predict",
+            str(result.folder),
+            str(pictures / "val"),
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 5 and all(Path(file).is_file() for line in lines for file in line["files"])
     run_command(["evaluate", str(result.folder), str(pictures), "--json"])
@@ -277,8 +367,19 @@ def test_command_line_round_trip(result, pictures, tmp_path, capsys):
 
 
 def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path, monkeypatch):
-    values = {"recipe": "finetune", "steps": 8, "batch_size": 4, "checkpoint_every": 3, "eval_every": 100, "drop_path": 0.1}
-    values |= {"model": str(network), "task": "masked-image-modeling", "task_options": {"tokenizer": tokenizer}}
+    values = {
+        "recipe": "finetune",
+        "steps": 8,
+        "batch_size": 4,
+        "checkpoint_every": 3,
+        "eval_every": 100,
+        "drop_path": 0.1,
+    }
+    values |= {
+        "model": str(network),
+        "task": "masked-image-modeling",
+        "task_options": {"tokenizer": tokenizer},
+    }
     whole = train(pictures, out=tmp_path / "whole", **values)
     update = Loop.update
 
@@ -292,14 +393,18 @@ def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path
         train(pictures, out=tmp_path / "broken", **values)
     monkeypatch.setattr(Loop, "update", update)
     resumed = train(pictures, out=tmp_path / "broken", resume=True)
-    one, two = (load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder))
+    one, two = (
+        load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder)
+    )
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert whole.metrics == resumed.metrics
 
 
 def test_classification_goes_on_from_it(result, photos, tmp_path):
     values = {"steps": 40, "batch_size": 8, "lr": 2e-3, "label_smoothing": 0.0}
-    tuned = train(photos, model=result.folder, out=tmp_path / "classes", recipe="finetune", **values)
+    tuned = train(
+        photos, model=result.folder, out=tmp_path / "classes", recipe="finetune", **values
+    )
     assert tuned.metrics["accuracy"] > 0.5  # three colours
     pretrained = BeitForMaskedImageModeling.from_pretrained(result.folder).beit.patches.weight
     from headstart import BeitForImageClassification

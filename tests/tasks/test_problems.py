@@ -1,4 +1,7 @@
-"""Several labels and numbers: losses, measures and heads against scikit-learn, class weights, draws, and whole runs."""
+"""Several labels and numbers.
+
+Losses, measures and heads against scikit-learn, class weights, draws, and whole runs.
+"""
 
 import json
 import math
@@ -31,7 +34,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
 
 
-# Measures and losses ---------------------------------------------------------------------------------------------------------------------
+# Measures and losses ------------------------------------------------------------------------------
 
 
 def test_measures_of_labels_against_scikit_learn():
@@ -40,7 +43,10 @@ def test_measures_of_labels_against_scikit_learn():
     true = (RNG.random((60, 4)) < 0.3).astype(np.float32)
     found, (low, high) = problem_of(MULTI).measure(logits, true)
     said = logits > 0
-    np.testing.assert_allclose(average_precision(logits, true > 0.5), metrics.average_precision_score(true, logits, average=None))
+    np.testing.assert_allclose(
+        average_precision(logits, true > 0.5),
+        metrics.average_precision_score(true, logits, average=None),
+    )
     expected = {
         "mean_average_precision": metrics.average_precision_score(true, logits),
         "micro_f1": metrics.f1_score(true, said, average="micro"), "macro_f1": metrics.f1_score(true, said, average="macro"),
@@ -59,13 +65,18 @@ def test_measures_of_numbers_against_scikit_learn():
     assert found["r2"] == pytest.approx(metrics.r2_score(true, said)) and low < found["r2"] < high
     assert found["mae"] == pytest.approx(metrics.mean_absolute_error(true, said))
     assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(true, said))
-    assert found["pearson"] == pytest.approx(np.mean([np.corrcoef(said[:, i], true[:, i])[0, 1] for i in range(2)]))
+    assert found["pearson"] == pytest.approx(
+        np.mean([np.corrcoef(said[:, i], true[:, i])[0, 1] for i in range(2)])
+    )
     assert r_squared(np.ones((3, 1)), np.ones((3, 1))) == 0.0
 
 
 def test_weights_of_classes():
     labels = np.array([0] * 6 + [1] * 2)
-    logits, target = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.from_numpy(labels)
+    logits, target = (
+        torch.randn(8, 2, generator=torch.Generator().manual_seed(0)),
+        torch.from_numpy(labels),
+    )
     each = F.cross_entropy(logits, target, reduction="none")
     for weights, expected in (
         ("none", [1, 1]),
@@ -85,7 +96,8 @@ def test_weights_of_classes():
     problem.look(["a", "b"], there, "balanced")
     torch.testing.assert_close(problem.weights, torch.tensor([3.0, 1 / 3], dtype=torch.float64))
     loss, _ = problem.compare(torch.zeros(4, 2), torch.from_numpy(there), 0.0)
-    assert float(loss) == pytest.approx(math.log(2) * (3 + 3 + 1 + 3 * 1 / 3))  # presences and absences of each label weigh the same
+    # presences and absences of each label weigh the same
+    assert float(loss) == pytest.approx(math.log(2) * (3 + 3 + 1 + 3 * 1 / 3))
     with pytest.raises(ConfigError, match="'c', which is no class; the classes are a, b"):
         problem_of(SINGLE).look(["a", "b"], labels, {"c": 1.0})
     with pytest.raises(ConfigError, match="3 numbers for 2 classes"):
@@ -97,9 +109,16 @@ def test_weights_of_classes():
 def test_class_weights_as_they_are_written(tmp_path):
     (tmp_path / "w.yaml").write_text("cat: 2\n3: 0.5\n")
     assert read_class_weights(str(tmp_path / "w.yaml")) == {"cat": 2, 3: 0.5}
-    assert Recipe().updated({"class_weights": {"cat": 2, 3: 0.5}}).class_weights == {"cat": 2, "3": 0.5}
-    assert read_class_weights("{cat: 2, dog: 1}") == {"cat": 2, "dog": 1} and read_class_weights("[1, 2]") == [1, 2]
-    assert Recipe.from_dict(Recipe().updated({"class_weights": [1, 2]}).to_dict()).class_weights == (1, 2)
+    assert Recipe().updated({"class_weights": {"cat": 2, 3: 0.5}}).class_weights == {
+        "cat": 2,
+        "3": 0.5,
+    }
+    assert read_class_weights("{cat: 2, dog: 1}") == {"cat": 2, "dog": 1} and read_class_weights(
+        "[1, 2]"
+    ) == [1, 2]
+    assert Recipe.from_dict(
+        Recipe().updated({"class_weights": [1, 2]}).to_dict()
+    ).class_weights == (1, 2)
     with pytest.raises(ConfigError, match="expected none, balanced"):
         read_class_weights(str(tmp_path / "none.yaml"))
     for wrong in ("all", {"cat": "two"}, {"cat": 0}, [1, -1]):
@@ -115,15 +134,21 @@ def test_the_head_starts_with_what_is_known():
 
 
 def test_numbers_are_learned_in_standard_deviations():
-    """The loss has the same size whatever the units, and `finish` gives a head that speaks in units."""
+    """The loss has the same size whatever the units, and `finish` gives a head that speaks in
+    units.
+    """
     labels = np.array([[100.0, 0.1], [300.0, 0.3]], dtype=np.float32)
     problem, layer, x = problem_of(REGRESSION), torch.nn.Linear(3, 2), torch.randn(2, 3)
     problem.look(["a", "b"], labels)
     logits = layer(x)
     loss, shown = problem.compare(logits, torch.from_numpy(labels), 0.0)
-    torch.testing.assert_close(loss, (logits - torch.tensor([[-1.0, -1], [1, 1]])).square().mean(1).sum())
+    torch.testing.assert_close(
+        loss, (logits - torch.tensor([[-1.0, -1], [1, 1]])).square().mean(1).sum()
+    )
     spoken = problem.in_units(logits.detach().numpy())
-    torch.testing.assert_close(float(shown["loss"]), float(np.square(spoken - labels).mean(1).sum()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        float(shown["loss"]), float(np.square(spoken - labels).mean(1).sum()), rtol=1e-4, atol=0
+    )
     problem.finish(layer)
     np.testing.assert_allclose(layer(x).detach().numpy(), spoken, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(problem.in_units(spoken), spoken)
@@ -131,7 +156,7 @@ def test_numbers_are_learned_in_standard_deviations():
     np.testing.assert_allclose(layer(x).detach().numpy(), spoken, rtol=1e-4, atol=1e-4)
 
 
-# Heads on features -----------------------------------------------------------------------------------------------------------------------
+# Heads on features --------------------------------------------------------------------------------
 
 
 def test_heads_against_scikit_learn():
@@ -143,7 +168,9 @@ def test_heads_against_scikit_learn():
         weight, bias = logistic(x, true, 0.7, tolerance=1e-10, weights=given)
         for i in range(3):
             count = None if given is None else given[:, i]
-            theirs = linear.LogisticRegression(C=0.7, tol=1e-10, max_iter=10_000).fit(x, true[:, i], sample_weight=count)
+            theirs = linear.LogisticRegression(C=0.7, tol=1e-10, max_iter=10_000).fit(
+                x, true[:, i], sample_weight=count
+            )
             np.testing.assert_allclose(weight[i], theirs.coef_[0], atol=1e-4)
             np.testing.assert_allclose(bias[i], theirs.intercept_[0], atol=1e-4)
     numbers = x[:, :2] * (1, 50) + RNG.normal(size=(80, 2))
@@ -153,7 +180,9 @@ def test_heads_against_scikit_learn():
     np.testing.assert_allclose(bias, theirs.intercept_, rtol=1e-6)
     labels = (x[:, 0] > 0.8).astype(np.int64)
     weight, _ = logistic(x, labels, 0.5, tolerance=1e-10, weights=np.where(labels > 0, 4.0, 1.0))
-    theirs = linear.LogisticRegression(C=1.0, class_weight={1: 4.0}, tol=1e-10, max_iter=10_000).fit(x, labels)
+    theirs = linear.LogisticRegression(
+        C=1.0, class_weight={1: 4.0}, tol=1e-10, max_iter=10_000
+    ).fit(x, labels)
     np.testing.assert_allclose(weight[1] - weight[0], theirs.coef_[0], rtol=2e-3, atol=2e-4)
 
 
@@ -168,7 +197,7 @@ def test_fitted_heads_learn(width):
     assert (((x @ fit.weight.T + fit.bias) > 0) == (x[:, :3] > 3)).mean() > 0.85
 
 
-# Whole runs ------------------------------------------------------------------------------------------------------------------------------
+# Whole runs ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +208,19 @@ def colours(tmp_path_factory):
     rows = []
     for i in range(48):
         red, green, light = bool(i & 1), bool(i & 2), 60 + 3 * (7 * i % 48)
-        pixels = np.array([light if red else 10, light if green else 10, 40]) + rng.normal(0, 15, (24, 24, 3))
+        pixels = np.array([light if red else 10, light if green else 10, 40]) + rng.normal(
+            0, 15, (24, 24, 3)
+        )
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
         split = "train" if i < 32 or not red | green else "val" if i % 8 < 4 else "test"
-        rows.append({"image": f"{i}.png", "labels": ["red"] * red + ["green"] * green, "light": light / 10, "split": split})
+        rows.append(
+            {
+                "image": f"{i}.png",
+                "labels": ["red"] * red + ["green"] * green,
+                "light": light / 10,
+                "split": split,
+            }
+        )
     labels = [{key: row[key] for key in ("image", "labels", "split")} for row in rows]
     (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
     lines = [f"{row['image']},{row['light']},{row['split']}" for row in rows if row["labels"]]
@@ -192,10 +230,24 @@ def colours(tmp_path_factory):
 
 @pytest.mark.parametrize("tune", ["full", "head"])
 def test_several_labels(colours, tiny_model, tmp_path, tune, capsys):
-    result = headstart.train(colours / "labels.jsonl", model=tiny_model, out=tmp_path / "run", tune=tune, progress=Lines(), **SMALL)
+    result = headstart.train(
+        colours / "labels.jsonl",
+        model=tiny_model,
+        out=tmp_path / "run",
+        tune=tune,
+        progress=Lines(),
+        **SMALL,
+    )
     said = capsys.readouterr().err
-    assert "column labels: several classes each" in said and "2 labels each" in said and "mean average precision" in said
-    assert set(result.evaluations) == {"validation", "test"} and result.metrics["mean_average_precision"] > 0.9
+    assert (
+        "column labels: several classes each" in said
+        and "2 labels each" in said
+        and "mean average precision" in said
+    )
+    assert (
+        set(result.evaluations) == {"validation", "test"}
+        and result.metrics["mean_average_precision"] > 0.9
+    )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["problem_type"] == MULTI and config["id2label"] == {"0": "green", "1": "red"}
     page = (tmp_path / "run" / "report.html").read_text()
@@ -212,9 +264,17 @@ def test_several_labels(colours, tiny_model, tmp_path, tune, capsys):
 
 @pytest.mark.parametrize("tune", ["full", "head"])
 def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
-    result = headstart.train(colours / "light.csv", model=tiny_model, out=tmp_path / "run", tune=tune, progress=Lines(), **SMALL)
+    result = headstart.train(
+        colours / "light.csv",
+        model=tiny_model,
+        out=tmp_path / "run",
+        tune=tune,
+        progress=Lines(),
+        **SMALL,
+    )
     assert "light from" in capsys.readouterr().err
-    # The tiny network's features were drawn at random: without training they hardly tell how light a picture is.
+    # The tiny network's features were drawn at random: without training they hardly tell how light
+    # a picture is.
     assert result.metrics["r2"] > 0.5 or (tune == "head" and result.metrics["mae"] < 6)
     assert {"mae", "rmse", "pearson"} <= set(result.metrics)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -229,11 +289,17 @@ def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
 
 def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
     options = ["--model", str(tiny_model), "--tune", "head", "--crop", "20", "--device", "cpu"]
-    for table, out, more in (("labels.jsonl", "multi", ["--class-weights", "balanced"]), ("light.csv", "numbers", [])):
+    for table, out, more in (
+        ("labels.jsonl", "multi", ["--class-weights", "balanced"]),
+        ("light.csv", "numbers", []),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(["train", str(colours / table), "--out", str(tmp_path / out), *options, *more])
         assert stop.value.code == 0
-        for command in (["evaluate", str(tmp_path / out), str(colours / table)], ["info", str(tmp_path / out)]):
+        for command in (
+            ["evaluate", str(tmp_path / out), str(colours / table)],
+            ["info", str(tmp_path / out)],
+        ):
             with pytest.raises(SystemExit) as stop:
                 main(command)
             assert stop.value.code == 0
@@ -246,41 +312,74 @@ def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
         assert all(word in line for word in expected) and ("%" in line) == (out == "multi")
     assert "balanced" in (tmp_path / "multi" / "recipe.yaml").read_text()
     with pytest.raises(SystemExit) as stop:
-        main(["train", str(colours / "light.csv"), "--out", str(tmp_path / "x"), *options, "--class-weights", "balanced"])
+        main(
+            [
+                "train",
+                str(colours / "light.csv"),
+                "--out",
+                str(tmp_path / "x"),
+                *options,
+                "--class-weights",
+                "balanced",
+            ]
+        )
     assert stop.value.code == 2 and "labels are numbers" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["train", str(colours / "labels.jsonl"), "--out", str(tmp_path / "x"), *options, "--problem-type", "regression"])
+        main(
+            [
+                "train",
+                str(colours / "labels.jsonl"),
+                "--out",
+                str(tmp_path / "x"),
+                *options,
+                "--problem-type",
+                "regression",
+            ]
+        )
     assert "expected a number" in capsys.readouterr().err
 
 
 def test_class_weights_find_the_rare(tiny_model, tmp_path):
-    """Two classes that are hard to tell apart, twelve to one: balanced weights find more of the rare one."""
+    """Two classes that are hard to tell apart, twelve to one.
+
+    Balanced weights find more of the rare one.
+    """
     rng = np.random.default_rng(0)
     for split, counts in (("train", (48, 4)), ("val", (20, 20))):
         for label, count, colour in (("common", counts[0], 110), ("rare", counts[1], 135)):
             (tmp_path / "d" / split / label).mkdir(parents=True)
             for i in range(count):
-                pixels = (rng.normal(colour, 30) + rng.normal(0, 30, (20, 20, 3))).clip(0, 255).astype(np.uint8)
+                pixels = (
+                    (rng.normal(colour, 30) + rng.normal(0, 30, (20, 20, 3)))
+                    .clip(0, 255)
+                    .astype(np.uint8)
+                )
                 Image.fromarray(pixels).save(tmp_path / "d" / split / label / f"{i}.png")
     recall = {}
     for weights in ("none", "balanced"):
         for tune in ("head", "full"):
             out = tmp_path / f"{weights}-{tune}"
-            headstart.train(tmp_path / "d", model=tiny_model, out=out, tune=tune, class_weights=weights, **SMALL)
+            headstart.train(
+                tmp_path / "d", model=tiny_model, out=out, tune=tune, class_weights=weights, **SMALL
+            )
             _, found = evaluate(out, tmp_path / "d", device="cpu")
-            recall[weights, tune] = (found.details["logits"].argmax(1) == 1)[found.details["labels"] == 1].mean()
+            recall[weights, tune] = (found.details["logits"].argmax(1) == 1)[
+                found.details["labels"] == 1
+            ].mean()
     for tune in ("head", "full"):
         assert recall["balanced", tune] > recall["none", tune], recall
 
 
-# Draws -----------------------------------------------------------------------------------------------------------------------------------
+# Draws --------------------------------------------------------------------------------------------
 
 
 def test_the_interval_of_draws():
     stats = pytest.importorskip("scipy.stats")
     spread = Spread([0, 1, 2, 3], "validation", {"accuracy": [0.5, 0.6, 0.8, 0.7]})
     low, high = stats.t.interval(0.95, 3, loc=0.65, scale=stats.sem([0.5, 0.6, 0.8, 0.7]))
-    assert spread.mean("accuracy") == pytest.approx(0.65) and spread.interval("accuracy") == pytest.approx((low, high))
+    assert spread.mean("accuracy") == pytest.approx(0.65) and spread.interval(
+        "accuracy"
+    ) == pytest.approx((low, high))
     assert t_quantile(1) == pytest.approx(12.7062, abs=1e-3)
 
 
@@ -289,15 +388,24 @@ def test_draws(tiny_model, tmp_path, tune, capsys):
     make_class_folders(tmp_path / "d" / "train", {"bird": 8, "cat": 8, "dog": 8})
     make_class_folders(tmp_path / "d" / "val", {"bird": 5, "cat": 5, "dog": 5}, first_seed=90)
     values = SMALL | {"steps": 3, "seed": 5, "tune": tune, "model": tiny_model}
-    result = headstart.train(tmp_path / "d", out=tmp_path / "run", shots=1, draws=3, progress=Lines(), **values)
+    result = headstart.train(
+        tmp_path / "d", out=tmp_path / "run", shots=1, draws=3, progress=Lines(), **values
+    )
     said = capsys.readouterr().err
     assert "3 draws: validation accuracy" in said and "not the one that scored best" in said
     results = json.loads((tmp_path / "run" / "results.json").read_text())["draws"]
     accuracies = results["metrics"]["accuracy"]["values"]
-    assert results["seeds"] == [5, 6, 7] and len(accuracies) == 3 and accuracies[0] == result.metrics["accuracy"]
+    assert (
+        results["seeds"] == [5, 6, 7]
+        and len(accuracies) == 3
+        and accuracies[0] == result.metrics["accuracy"]
+    )
     assert results["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert "<h2>Other draws</h2>" in (tmp_path / "run" / "report.html").read_text()
-    assert "Over 3 draws" in (tmp_path / "run" / "README.md").read_text() and not (tmp_path / "run" / "draws").exists()
+    assert (
+        "Over 3 draws" in (tmp_path / "run" / "README.md").read_text()
+        and not (tmp_path / "run" / "draws").exists()
+    )
     losses = results["metrics"]["loss"]["values"]
     assert len(set(losses)) == 3, "other examples give other models"
     alone = headstart.train(tmp_path / "d", out=tmp_path / "alone", shots=1, **values)
@@ -326,7 +434,10 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
     again = headstart.train(tmp_path / "d", out=tmp_path / "run", resume=True, device="cpu")
     assert [path.name for path in calls] == ["2", "3", "3", "run"]
     assert again.spread.values["loss"] == whole.spread.values["loss"]
-    a, b = (AutoModelForImageClassification.from_pretrained(each).state_dict() for each in (tmp_path / "whole", tmp_path / "run"))
+    a, b = (
+        AutoModelForImageClassification.from_pretrained(each).state_dict()
+        for each in (tmp_path / "whole", tmp_path / "run")
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -334,4 +445,6 @@ def test_draws_want_shots(photos, tiny_model, tmp_path, colours):
     with pytest.raises(ConfigError, match="draws=2 are choices"):
         headstart.train(photos, model=tiny_model, out=tmp_path / "run", draws=2)
     with pytest.raises(DataError, match="these are numbers"):
-        headstart.train(colours / "light.csv", model=tiny_model, out=tmp_path / "run", shots=2, draws=2)
+        headstart.train(
+            colours / "light.csv", model=tiny_model, out=tmp_path / "run", shots=2, draws=2
+        )

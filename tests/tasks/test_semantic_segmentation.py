@@ -1,4 +1,7 @@
-"""Semantic segmentation: data, views, measures, windows, and whole runs that end in a folder to predict with."""
+"""Semantic segmentation.
+
+Data, views, measures, windows, and whole runs that end in a folder to predict with.
+"""
 
 import json
 import math
@@ -20,25 +23,43 @@ from headstart.cli.main import main as command_line
 from headstart.data.mask_augment import largest_share, random_colours, random_crop
 from headstart.data.masks import IGNORED, ClassList, read_classes
 from headstart.errors import DataError
-from headstart.metrics.segmentation import bootstrap_interval, mean_iou, pixel_confusion, segmentation_metrics
+from headstart.metrics.segmentation import (
+    bootstrap_interval,
+    mean_iou,
+    pixel_confusion,
+    segmentation_metrics,
+)
 from headstart.pipelines.base import task_of as task_of_model
-from headstart.pipelines.semantic_segmentation import SemanticSegmentationPipeline, class_colours, class_scores, overlay, segment, starts
+from headstart.pipelines.semantic_segmentation import (
+    SemanticSegmentationPipeline,
+    class_colours,
+    class_scores,
+    overlay,
+    segment,
+    starts,
+)
 from headstart.recipe import Recipe
 from headstart.report.page import learning_curves
 from headstart.tasks.base import DataOptions, task_class
 from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 
-COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 220)], np.uint8)  # of the classes of the made-up scenes
+# of the classes of the made-up scenes
+COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 220)], np.uint8)
 
 
 def scene(seed: int, height: int = 40, width: int = 56) -> tuple[np.ndarray, np.ndarray]:
-    """Three colours in vertical stripes of random width with noise, and their classes; the last row has no class."""
+    """Three colours in vertical stripes of random width with noise, and their classes.
+
+    The last row has no class.
+    """
     rng = np.random.default_rng(seed)
     edges = np.sort(rng.integers(8, width - 8, 2))
     classes = np.searchsorted(edges, np.arange(width), side="right")[None].repeat(height, 0)
     classes = rng.permutation(3)[classes]
-    picture = (COLOURS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    picture = (
+        (COLOURS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    )
     classes[-1] = IGNORED
     return picture, classes.astype(np.uint8)
 
@@ -50,7 +71,11 @@ def write_scenes(folder: Path, count: int, first: int = 0, mode: str = "L") -> P
         picture, classes = scene(first + i)
         Image.fromarray(picture).save(folder / "images" / f"s{i}.png")
         if mode == "RGB":
-            mask = Image.fromarray(np.where((classes == IGNORED)[..., None], 0, COLOURS[np.minimum(classes, 2)]).astype(np.uint8))
+            mask = Image.fromarray(
+                np.where(
+                    (classes == IGNORED)[..., None], 0, COLOURS[np.minimum(classes, 2)]
+                ).astype(np.uint8)
+            )
         else:
             mask = Image.fromarray(classes)
         mask.save(folder / "masks" / f"s{i}.png")
@@ -62,7 +87,9 @@ def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder / "train", 6)
     write_scenes(folder / "val", 5, first=100)
-    (folder / "classes.json").write_text(json.dumps({"classes": ["red", "green", "blue"], "palette": COLOURS.tolist()}))
+    (folder / "classes.json").write_text(
+        json.dumps({"classes": ["red", "green", "blue"], "palette": COLOURS.tolist()})
+    )
     return folder
 
 
@@ -83,7 +110,7 @@ def task_of(path: Path, **values):
     return task_class("semantic-segmentation").read(path, DataOptions(**values))
 
 
-# Data -----------------------------------------------------------------------------------------------------------------------------------
+# Data ---------------------------------------------------------------------------------------------
 
 
 def test_splits_classes_and_facts(scenes):
@@ -92,14 +119,20 @@ def test_splits_classes_and_facts(scenes):
     assert task.classes.names == ["red", "green", "blue"]
     facts = task.facts()
     assert (facts.examples, facts.classes, facts.height, facts.width) == (6, 3, 40, 56)
-    assert any("2.5% of the training pixels have no class" in line for line in task.found())  # one row of forty
+    # one row of forty
+    assert any("2.5% of the training pixels have no class" in line for line in task.found())
 
 
 def test_other_layouts_give_the_same_pairs(tmp_path):
     write_scenes(tmp_path / "a", 4)
-    two = task_of(tmp_path / "a" / "images", extra={"masks": str(tmp_path / "a" / "masks")}, val_fraction=0.25)
+    two = task_of(
+        tmp_path / "a" / "images", extra={"masks": str(tmp_path / "a" / "masks")}, val_fraction=0.25
+    )
     one = task_of(tmp_path / "a", val_fraction=0.25)
-    assert one.splits == two.splits == {"train": 3, "validation": 1} and one.fingerprint == two.fingerprint
+    assert (
+        one.splits == two.splits == {"train": 3, "validation": 1}
+        and one.fingerprint == two.fingerprint
+    )
     assert one.classes.names == ["class 0", "class 1", "class 2"]
     for split in ("training", "val"):  # ADE20k's layout
         for kind in ("images", "annotations"):
@@ -111,20 +144,31 @@ def test_other_layouts_give_the_same_pairs(tmp_path):
 
 
 def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
-    """Tables, WebDataset shards, saved data sets and Parquet files: the same pairs as folders, and a whole run on them."""
+    """Tables, WebDataset shards, saved data sets and Parquet files.
+
+    The same pairs as folders, and a whole run on them.
+    """
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     saved = {}
     (tmp_path / "tables").mkdir()
     (tmp_path / "tars").mkdir()
     for split in ("train", "val"):
-        pairs = [(scenes / split / "images" / p.name, p) for p in sorted((scenes / split / "masks").iterdir())]
-        (tmp_path / "tables" / f"{split}.csv").write_text("".join(["image,mask\n", *(f"{image},{mask}\n" for image, mask in pairs)]))
+        pairs = [
+            (scenes / split / "images" / p.name, p)
+            for p in sorted((scenes / split / "masks").iterdir())
+        ]
+        (tmp_path / "tables" / f"{split}.csv").write_text(
+            "".join(["image,mask\n", *(f"{image},{mask}\n" for image, mask in pairs)])
+        )
         with tarfile.open(tmp_path / "tars" / f"{split}-0.tar", "w") as tar:
             for image, mask in pairs:
                 tar.add(image, image.name)
                 tar.add(mask, f"{mask.stem}.seg.png")
-        rows = {"image": [str(image) for image, _ in pairs], "annotation": [str(mask) for _, mask in pairs]}
+        rows = {
+            "image": [str(image) for image, _ in pairs],
+            "annotation": [str(mask) for _, mask in pairs],
+        }
         pictures = datasets.Features({"annotation": datasets.Image(), "image": datasets.Image()})
         saved[split] = datasets.Dataset.from_dict(rows).cast(pictures)
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
@@ -136,7 +180,13 @@ def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
         found = task_of(tmp_path / name, extra={"classes": str(scenes / "classes.json")})
         assert found.fingerprint == expected.fingerprint, name
     values = {"steps": 2, "batch_size": 2, "crop": 32, "eval_every": 2, "device": "cpu"}
-    result = train(tmp_path / "tars", model=tiny_beit, task="semantic-segmentation", out=tmp_path / "run", **values)
+    result = train(
+        tmp_path / "tars",
+        model=tiny_beit,
+        task="semantic-segmentation",
+        out=tmp_path / "run",
+        **values,
+    )
     assert "s0.png" in (result.folder / "report.html").read_text()
     _, again = evaluate(result.folder, tmp_path / "saved", device="cpu")
     assert again.metrics == pytest.approx(result.metrics)
@@ -152,8 +202,20 @@ def test_other_sources_that_hold_no_pairs(tmp_path, scenes):
         tar.add(image, "red/s0.png")
     for name, message in (
         ("t.csv", r"t\.csv line 2: label is ''; expected the path of an image"),
-        ("u.csv", "which column holds the mask\\? Its columns are image, other; choose one with --column mask=NAME"),
-        ("a.npz", r"masks are not read from \.npz files; expected folders, a table, a tar or a data set of the Hub"),
+        (
+            "u.csv",
+            (
+                "which column holds the mask\\? Its columns are image, other; choose one with"
+                " --column mask=NAME"
+            ),
+        ),
+        (
+            "a.npz",
+            (
+                r"masks are not read from \.npz files; expected folders, a table, a tar or a data"
+                r" set of the Hub"
+            ),
+        ),
         ("plain.tar", r"holds no images with masks; expected members like 0\.jpg and 0\.mask\.png"),
         ("nothing", "there is no file or folder"),
     ):
@@ -161,7 +223,8 @@ def test_other_sources_that_hold_no_pairs(tmp_path, scenes):
             task_of(tmp_path / name)
     named = task_of(tmp_path / "v.csv", columns={"mask": "other"})
     assert [each.reason for each in named.bad] == [
-        "its mask s0.png: the mask holds colours; list them as 'palette' in classes.json, one for each class"
+        "its mask s0.png: the mask holds colours; list them as 'palette' in classes.json, one for"
+        " each class"
     ]
 
 
@@ -176,7 +239,10 @@ def test_masks_of_colours(tmp_path, scenes):
 
 def test_meaning_of_mask_values():
     plain = ClassList(["a", "b"], ignored=frozenset({7})).table()
-    assert plain[[0, 1, 7, 255]].tolist() == [0, 1, IGNORED, IGNORED] and (plain[[2, 254, 256]] == -1).all()
+    assert (
+        plain[[0, 1, 7, 255]].tolist() == [0, 1, IGNORED, IGNORED]
+        and (plain[[2, 254, 256]] == -1).all()
+    )
     reduced = ClassList(["a", "b"], reduce=True).table()
     assert reduced[[0, 1, 2, 255]].tolist() == [IGNORED, 0, 1, IGNORED] and reduced[3] == -1
 
@@ -184,10 +250,14 @@ def test_meaning_of_mask_values():
 def test_black_and_white_masks_are_two_classes(tmp_path):
     write_scenes(tmp_path, 4)
     for path in (tmp_path / "masks").iterdir():
-        Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(
+            path
+        )
     task = task_of(tmp_path)
     assert task.classes.names == ["background", "foreground"]
-    assert set(np.unique(np.concatenate([task._read("train", i)[1].ravel() for i in range(3)]))) == {0, 1}
+    assert set(
+        np.unique(np.concatenate([task._read("train", i)[1].ravel() for i in range(3)]))
+    ) == {0, 1}
     assert any("255 is taken as the class 'foreground'" in line for line in task.found())
 
 
@@ -196,7 +266,11 @@ def test_real_data_is_understood():
     assert camvid.splits == {"train": 40, "validation": 20} and len(camvid.classes.names) == 11
     labels = camvid._read("train", 0)[1]
     assert set(np.unique(labels)) <= {*range(11), IGNORED} and labels.shape == (360, 480)
-    ade = task_of(data_dir("segmentation", "ade20k_samples"), extra={"reduce_labels": True}, classes=[f"c{i}" for i in range(150)])
+    ade = task_of(
+        data_dir("segmentation", "ade20k_samples"),
+        extra={"reduce_labels": True},
+        classes=[f"c{i}" for i in range(150)],
+    )
     raw = np.asarray(Image.open(ade.data.splits["train"].masks[0])).astype(int)
     assert np.array_equal(ade._read("train", 0)[1], np.where(raw == 0, IGNORED, raw - 1))
 
@@ -213,14 +287,20 @@ def test_bad_data_is_named(tmp_path, scenes):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(b / "masks" / "s1.png")
     (b / "images" / "s2.png").write_bytes(b"no picture")
     task = task_of(b, val_fraction=0)
-    with pytest.raises(DataError, match=r"(?s)2 of 4 .*s1\.png: is 56x40 pixels, its mask s1\.png 7x9.*s2\.png: "):
+    with pytest.raises(
+        DataError, match=r"(?s)2 of 4 .*s1\.png: is 56x40 pixels, its mask s1\.png 7x9.*s2\.png: "
+    ):
         task.prepare(None)
     lenient = task_of(b, val_fraction=0, skip_bad=True)
     lenient.prepare(None)
-    assert lenient.splits == {"train": 2} and any("2 unusable pairs left out" in line for line in lenient.found())
+    assert lenient.splits == {"train": 2} and any(
+        "2 unusable pairs left out" in line for line in lenient.found()
+    )
     c = write_scenes(tmp_path / "c", 3)
     (c / "classes.json").write_text('["red", "green"]')
-    with pytest.raises(DataError, match=r"mask s\d\.png has the values 2; expected classes 0 to 1, or 255"):
+    with pytest.raises(
+        DataError, match=r"mask s\d\.png has the values 2; expected classes 0 to 1, or 255"
+    ):
         task_of(c).prepare(None)
 
 
@@ -240,16 +320,36 @@ def test_bad_class_files(tmp_path, text, message):
         read_classes(tmp_path / "classes.json")
 
 
-# Views ----------------------------------------------------------------------------------------------------------------------------------
+# Views --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(5, 70), st.integers(5, 70), st.integers(4, 48), st.integers(4, 60), st.integers(0, 999))
+@given(
+    st.integers(5, 70),
+    st.integers(5, 70),
+    st.integers(4, 48),
+    st.integers(4, 60),
+    st.integers(0, 999),
+)
 def test_a_crop_keeps_picture_and_labels_together(height, width, side, short, seed):
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, (height // 5 + 1, width // 5 + 1)).repeat(5, 0).repeat(5, 1)[:height, :width].astype(np.uint8)
+    labels = (
+        rng.integers(0, 3, (height // 5 + 1, width // 5 + 1))
+        .repeat(5, 0)
+        .repeat(5, 1)[:height, :width]
+        .astype(np.uint8)
+    )
     image = COLOURS[labels]
-    out, marks = random_crop(image, labels, rng, side=side, short=max(short, side), resample=0, scales=(0.5, 2.0), fill=(1.4, 2, 3))
+    out, marks = random_crop(
+        image,
+        labels,
+        rng,
+        side=side,
+        short=max(short, side),
+        resample=0,
+        scales=(0.5, 2.0),
+        fill=(1.4, 2, 3),
+    )
     assert out.shape == (side, side, 3) and marks.shape == (side, side)
     inside = marks != IGNORED
     assert np.array_equal(out[inside], COLOURS[marks[inside]]) and (out[~inside] == (1, 2, 3)).all()
@@ -260,7 +360,10 @@ def test_a_crop_avoids_a_single_class():
     labels = np.zeros((60, 60), np.uint8)
     labels[:, 45:] = 1
     rng = np.random.default_rng(0)
-    shares = [largest_share(random_crop(COLOURS[labels], labels, rng, side=20, short=60, resample=0)[1]) for _ in range(60)]
+    shares = [
+        largest_share(random_crop(COLOURS[labels], labels, rng, side=20, short=60, resample=0)[1])
+        for _ in range(60)
+    ]
     assert np.mean(np.array(shares) <= 0.75) > 0.85  # by chance 20 %
     assert largest_share(np.full((3, 3), IGNORED, np.uint8)) == 0
 
@@ -280,10 +383,11 @@ def test_colours_change_within_bounds():
     grey = np.full((4, 4, 3), 100, np.uint8)
     for seed in range(40):
         out = random_colours(grey, np.random.default_rng(seed)).astype(int)
-        assert np.ptp(out, axis=2).max() <= 1 and out.min() >= 33 and out.max() <= 199  # grey has no hue: (100 ± 32) * 0.5 to 1.5
+        # grey has no hue: (100 ± 32) * 0.5 to 1.5
+        assert np.ptp(out, axis=2).max() <= 1 and out.min() >= 33 and out.max() <= 199
 
 
-# Measures -------------------------------------------------------------------------------------------------------------------------------
+# Measures -----------------------------------------------------------------------------------------
 
 
 def slow_measures(labels, said, classes):
@@ -312,7 +416,11 @@ def test_measures_are_the_definitions(seed, classes):
     said = rng.integers(0, classes, (5, 9))
     metrics = segmentation_metrics(pixel_confusion(labels, said, classes))
     expected = slow_measures(labels, said, classes)
-    assert np.allclose([metrics["mean_iou"], metrics["pixel_accuracy"], metrics["mean_accuracy"]], expected, atol=1e-12)
+    assert np.allclose(
+        [metrics["mean_iou"], metrics["pixel_accuracy"], metrics["mean_accuracy"]],
+        expected,
+        atol=1e-12,
+    )
 
 
 def test_ignored_pixels_never_count():
@@ -324,7 +432,9 @@ def test_ignored_pixels_never_count():
     assert np.array_equal(pixel_confusion(labels, said, 4), pixel_confusion(labels, other, 4))
     assert pixel_confusion(labels, said, 4).sum() == (~ignored).sum()
     nothing = np.full((3, 3), IGNORED)
-    assert pixel_confusion(nothing, np.zeros((3, 3), int), 4).sum() == 0 and math.isnan(mean_iou(np.zeros((4, 4), np.int64)))
+    assert pixel_confusion(nothing, np.zeros((3, 3), int), 4).sum() == 0 and math.isnan(
+        mean_iou(np.zeros((4, 4), np.int64))
+    )
 
 
 @pytest.mark.peers
@@ -334,12 +444,15 @@ def test_measures_agree_with_torchmetrics():
     rng = np.random.default_rng(1)
     labels, said = rng.integers(0, 5, (2, 4, 20, 30))
     labels[rng.random(labels.shape) < 0.2] = IGNORED
-    confusion = sum(pixel_confusion(a, b, 6) for a, b in zip(labels, said, strict=True))  # class 5 does not occur
+    # class 5 does not occur
+    confusion = sum(pixel_confusion(a, b, 6) for a, b in zip(labels, said, strict=True))
     a, b = torch.from_numpy(said), torch.from_numpy(labels)
     theirs = classification.multiclass_jaccard_index(a, b, num_classes=6, ignore_index=IGNORED)
     ours = segmentation_metrics(confusion)
     assert abs(ours["mean_iou"] - float(theirs)) < 1e-6
-    accuracy = classification.multiclass_accuracy(a, b, num_classes=6, average="micro", ignore_index=IGNORED)
+    accuracy = classification.multiclass_accuracy(
+        a, b, num_classes=6, average="micro", ignore_index=IGNORED
+    )
     assert abs(ours["pixel_accuracy"] - float(accuracy)) < 1e-6
 
 
@@ -351,7 +464,7 @@ def test_interval_holds_the_mean():
     assert bootstrap_interval(confusions[:4]) is None
 
 
-# Windows --------------------------------------------------------------------------------------------------------------------------------
+# Windows ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -367,7 +480,9 @@ def test_windows_cover_everything(length, window, stride):
 
 
 class Local(nn.Module):
-    """A network whose answer at a pixel depends on that pixel alone, so that windows may not change it; it counts what it sees."""
+    """A network whose answer at a pixel depends on that pixel alone, so that windows may not change
+    it; it counts what it sees.
+    """
 
     def __init__(self, patch=(1, 1)):
         super().__init__()
@@ -377,7 +492,9 @@ class Local(nn.Module):
 
     def forward(self, pixel_values):
         self.seen.append(tuple(pixel_values.shape))
-        return type("Out", (), {"logits": torch.einsum("vc,bchw->bvhw", self.weight, pixel_values)})()
+        return type(
+            "Out", (), {"logits": torch.einsum("vc,bchw->bvhw", self.weight, pixel_values)}
+        )()
 
 
 @settings(max_examples=40, deadline=None)
@@ -416,7 +533,9 @@ def test_sides_are_filled_up_to_whole_patches():
 def test_overlay_leaves_unlabelled_pixels():
     picture, classes = scene(0)
     painted = overlay(picture, classes, COLOURS, 1.0)
-    assert np.array_equal(painted[-1], picture[-1]) and np.array_equal(painted[:-1], COLOURS[classes[:-1]])
+    assert np.array_equal(painted[-1], picture[-1]) and np.array_equal(
+        painted[:-1], COLOURS[classes[:-1]]
+    )
 
 
 def test_made_up_colours_differ():
@@ -427,7 +546,7 @@ def test_made_up_colours_differ():
     assert near.min() > 60
 
 
-# Training -------------------------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
 
 
 def test_a_lone_image_can_be_trained_on(scenes, tiny_beit):
@@ -441,7 +560,10 @@ def test_a_lone_image_can_be_trained_on(scenes, tiny_beit):
 
 @pytest.mark.parametrize("mean", ["all", "valid"])
 def test_loss_is_the_sum_over_labelled_pixels(scenes, tiny_beit, mean):
-    """Against cross-entropy written out; the micro-batch does not matter (the norms are held still)."""
+    """Against cross-entropy written out.
+
+    The micro-batch does not matter (the norms are held still).
+    """
     task = task_of(scenes)
     model = task.build(str(tiny_beit), Recipe(crop=32, augment="none")).eval()
     model.config.semantic_loss_mean, model.config.use_auxiliary_head = mean, False
@@ -452,12 +574,20 @@ def test_loss_is_the_sum_over_labelled_pixels(scenes, tiny_beit, mean):
     inputs = task.micro(batch, slice(0, 3), torch.device("cpu"))
     with torch.no_grad():
         total, _ = task.loss(model, inputs)
-        parts = sum(task.loss(model, task.micro(batch, rows, torch.device("cpu")))[0] for rows in (slice(0, 1), slice(1, 3)))
-        logits = nn.functional.interpolate(model(inputs["pixel_values"]).logits, size=(32, 32), mode="bilinear").log_softmax(1)
+        parts = sum(
+            task.loss(model, task.micro(batch, rows, torch.device("cpu")))[0]
+            for rows in (slice(0, 1), slice(1, 3))
+        )
+        logits = nn.functional.interpolate(
+            model(inputs["pixel_values"]).logits, size=(32, 32), mode="bilinear"
+        ).log_softmax(1)
     expected = 0.0
     for b, y, x in np.argwhere(batch["labels"].numpy() != IGNORED):
         expected -= float(logits[b, batch["labels"][b, y, x].long(), y, x])
-    assert abs(float(total) - expected) < 1e-4 * expected and abs(float(parts) - expected) < 1e-4 * expected
+    assert (
+        abs(float(total) - expected) < 1e-4 * expected
+        and abs(float(parts) - expected) < 1e-4 * expected
+    )
     assert task.weight(batch) == (batch["labels"] != IGNORED).sum()
 
 
@@ -473,21 +603,40 @@ def result(scenes, tiny_beit, tmp_path_factory):
 def test_a_run_learns_and_leaves_a_folder(result, scenes):
     assert result.metrics["mean_iou"] > 0.6  # one colour for all: at most 0.2
     names = {path.name for path in result.folder.iterdir()}
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "results.json", "report.html"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.yaml",
+        "results.json",
+        "report.html",
+    } <= names
     page = (result.folder / "report.html").read_text()
-    assert "Against one answer for all" in page and "always “" in page and "<h2>Pictures</h2>" in page and "gallery wide" in page
+    assert (
+        "Against one answer for all" in page
+        and "always “" in page
+        and "<h2>Pictures</h2>" in page
+        and "gallery wide" in page
+    )
 
 
 def test_evaluate_repeats_the_run(result, scenes):
     task, found = evaluate(result.folder, scenes)
-    assert found.metrics == pytest.approx(result.metrics, abs=1e-6) and task.name == "semantic-segmentation"
+    assert (
+        found.metrics == pytest.approx(result.metrics, abs=1e-6)
+        and task.name == "semantic-segmentation"
+    )
 
 
 def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
     predict = SemanticSegmentationPipeline(result.folder)
     picture, classes = scene(500, 51, 77)
     found = predict(picture)
-    assert found["mask"].shape == (51, 77) and found["classes"][0]["label"] in ("red", "green", "blue")
+    assert found["mask"].shape == (51, 77) and found["classes"][0]["label"] in (
+        "red",
+        "green",
+        "blue",
+    )
     assert abs(sum(each["share"] for each in found["classes"]) - 1) < 1e-9
     assert np.array_equal(predict.colours, COLOURS)  # those of the data, kept with the model
     said = found["mask"][:-1]
@@ -504,7 +653,10 @@ def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
 def test_modes(result):
     predict = SemanticSegmentationPipeline(result.folder)
     picture, _ = scene(501, 40, 120)
-    slide, whole = (segment(predict.model, predict.image_processor, picture, mode) for mode in ("slide", "whole"))
+    slide, whole = (
+        segment(predict.model, predict.image_processor, picture, mode)
+        for mode in ("slide", "whole")
+    )
     assert slide.shape == whole.shape == (40, 120) and (slide == whole).mean() > 0.5
 
 
@@ -516,11 +668,30 @@ def run_command(arguments: list[str]) -> None:
 
 def test_command_line_round_trip(result, scenes, tmp_path, capsys):
     assert task_of_model(result.folder) == "semantic-segmentation"
-    run_command(["predict", str(result.folder), str(scenes / "val" / "images"), "--out", str(tmp_path / "out"), "--json"])
+    run_command(
+        [
+            "predict",
+            str(result.folder),
+            str(scenes / "val" / "images"),
+            "--out",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 5 and all(Path(file).is_file() for line in lines for file in line["files"])
-    assert lines[0]["files"][0].endswith("s0.png") and lines[0]["files"][1].endswith("s0_overlay.jpg")
-    run_command(["evaluate", str(result.folder), str(scenes / "val" / "images"), str(scenes / "val" / "masks"), "--json"])
+    assert lines[0]["files"][0].endswith("s0.png") and lines[0]["files"][1].endswith(
+        "s0_overlay.jpg"
+    )
+    run_command(
+        [
+            "evaluate",
+            str(result.folder),
+            str(scenes / "val" / "images"),
+            str(scenes / "val" / "masks"),
+            "--json",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == pytest.approx(result.metrics, abs=1e-6)
     run_command(["evaluate", str(result.folder), str(scenes), "--option", "mode=whole", "--json"])
@@ -530,12 +701,27 @@ def test_command_line_round_trip(result, scenes, tmp_path, capsys):
 def test_pictures_of_one_name_do_not_overwrite_each_other(result, scenes, tmp_path, capsys):
     folders = [str(scenes / split / "images" / "s0.png") for split in ("train", "val")]
     run_command(["predict", str(result.folder), *folders, "--out", str(tmp_path / "out")])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"s0.png", "s0_overlay.jpg", "s0_2.png", "s0_2_overlay.jpg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "s0.png",
+        "s0_overlay.jpg",
+        "s0_2.png",
+        "s0_2_overlay.jpg",
+    }
 
 
 def test_a_broken_run_goes_on_bit_for_bit(scenes, tiny_beit, tmp_path, monkeypatch):
-    values = {"recipe": "finetune", "steps": 8, "batch_size": 3, "crop": 32, "checkpoint_every": 3, "eval_every": 100, "drop_path": 0.1}
-    whole = train(scenes, model=str(tiny_beit), out=tmp_path / "whole", task="semantic-segmentation", **values)
+    values = {
+        "recipe": "finetune",
+        "steps": 8,
+        "batch_size": 3,
+        "crop": 32,
+        "checkpoint_every": 3,
+        "eval_every": 100,
+        "drop_path": 0.1,
+    }
+    whole = train(
+        scenes, model=str(tiny_beit), out=tmp_path / "whole", task="semantic-segmentation", **values
+    )
     update = Loop.update
 
     def power_cut(self, batch):
@@ -545,10 +731,18 @@ def test_a_broken_run_goes_on_bit_for_bit(scenes, tiny_beit, tmp_path, monkeypat
 
     monkeypatch.setattr(Loop, "update", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(scenes, model=str(tiny_beit), out=tmp_path / "broken", task="semantic-segmentation", **values)
+        train(
+            scenes,
+            model=str(tiny_beit),
+            out=tmp_path / "broken",
+            task="semantic-segmentation",
+            **values,
+        )
     monkeypatch.setattr(Loop, "update", update)
     resumed = train(scenes, out=tmp_path / "broken", resume=True)
-    one, two = (load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder))
+    one, two = (
+        load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder)
+    )
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert whole.metrics == resumed.metrics
 
@@ -556,5 +750,12 @@ def test_a_broken_run_goes_on_bit_for_bit(scenes, tiny_beit, tmp_path, monkeypat
 def test_learning_curves_show_a_measure_that_only_validation_has():
     lines = [{"step": i, "loss": 1.0 / i} for i in range(1, 9)]
     plain = learning_curves(lines, "mean_iou")
-    both = learning_curves([*lines, {"step": 4, "validation": {"mean_iou": 0.3}}, {"step": 8, "validation": {"mean_iou": 0.4}}], "mean_iou")
+    both = learning_curves(
+        [
+            *lines,
+            {"step": 4, "validation": {"mean_iou": 0.3}},
+            {"step": 8, "validation": {"mean_iou": 0.4}},
+        ],
+        "mean_iou",
+    )
     assert len(plain.figures) == 1 and len(both.figures) == 2

@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from conftest import ROOT, data_dir
 from headstart import AutoModelForSequenceClassification, YosoConfig, YosoForMaskedLM, YosoTokenizer
 from headstart.errors import ConfigError, DataError
-from headstart.metrics.text import answer_scores, entities, entity_scores, matthews, pearson, ranks, spearman
+from headstart.metrics.text import (
+    answer_scores,
+    entities,
+    entity_scores,
+    matthews,
+    pearson,
+    ranks,
+    spearman,
+)
 from headstart.progress import Silent
 from headstart.recipe import Recipe
 from headstart.tasks.base import DataOptions, task_class
@@ -26,7 +34,16 @@ from headstart.training.run import evaluate, train
 from headstart.training.world import World
 
 WORDS = {"good": ["glad", "happy", "kind", "fair"], "bad": ["sad", "angry", "cruel", "dark"]}
-QUICK = {"steps": 60, "batch_size": 16, "micro_batch": 16, "lr": 0.01, "warmup_steps": 6, "device": "cpu", "workers": 2, "eval_every": 60}
+QUICK = {
+    "steps": 60,
+    "batch_size": 16,
+    "micro_batch": 16,
+    "lr": 0.01,
+    "warmup_steps": 6,
+    "device": "cpu",
+    "workers": 2,
+    "eval_every": 60,
+}
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +90,7 @@ def run(data, model, out, task, **values):
     return result
 
 
-# Readers ---------------------------------------------------------------------------------------------------------------------------------
+# Readers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,23 +103,45 @@ def run(data, model, out, task, **values):
         ("glue/CoLA", {"text": "4", "label": "2"}, "single_label_classification", 1000, ["0", "1"]),
         ("glue/STS-B", {}, "regression", 800, ["score"]),
         ("imdb", {}, "single_label_classification", 500, ["0", "1"]),
-        ("listops_original", {"text": "2", "label": "1"}, "single_label_classification", 600, [str(i) for i in range(10)]),
+        (
+            "listops_original",
+            {"text": "2", "label": "1"},
+            "single_label_classification",
+            600,
+            [str(i) for i in range(10)],
+        ),
     ],
 )
 def test_real_tables(file, columns, kind, train_rows, labels):
     folder = data_dir("text", *file.split("/"))
     task = TextClassification.read(folder, DataOptions(columns=columns))
-    assert task.kind == kind and task.labels == labels and task.splits["train"] == train_rows and "validation" in task.splits
+    assert (
+        task.kind == kind
+        and task.labels == labels
+        and task.splits["train"] == train_rows
+        and "validation" in task.splits
+    )
     pair = file in ("glue/MRPC", "glue/RTE", "glue/QNLI", "glue/STS-B")
     assert ("pair" in task.data.splits["train"][0].values) == pair
 
 
 def test_real_words_questions_and_choices():
     ner = TokenClassification.read(data_dir("text", "ner", "wnut17"), DataOptions())
-    assert ner.splits == {"train": 800, "validation": 250} and type(ner) is TokenClassification and ner.labels[0] == "O"
-    assert set(ner.labels) == set(json.loads(data_dir("text", "ner", "wnut17", "labels.json").read_text()))
+    assert (
+        ner.splits == {"train": 800, "validation": 250}
+        and type(ner) is TokenClassification
+        and ner.labels[0] == "O"
+    )
+    assert set(ner.labels) == set(
+        json.loads(data_dir("text", "ner", "wnut17", "labels.json").read_text())
+    )
     pos = TokenClassification.read(data_dir("text", "pos", "ud_ewt"), DataOptions())
-    assert pos.splits == {"train": 500, "validation": 150} and type(pos) is WordTagging and "NOUN" in pos.labels and len(pos.labels) == 17
+    assert (
+        pos.splits == {"train": 500, "validation": 150}
+        and type(pos) is WordTagging
+        and "NOUN" in pos.labels
+        and len(pos.labels) == 17
+    )
     for name, counts, unanswered in (("squad2", (201, 53), True), ("xquad_en", (228, 107), False)):
         options = DataOptions(extra={"validation": str(data_dir("text", "qa", f"{name}_dev.json"))})
         qa = QuestionAnswering.read(data_dir("text", "qa", f"{name}_train.json"), options)
@@ -112,19 +151,26 @@ def test_real_words_questions_and_choices():
     assert sum(codah.splits.values()) == 700 and codah.choices == 4
     swag = choices.read(data_dir("text", "mc", "swag_sample.jsonl"), DataOptions(val_fraction=0.0))
     first = swag.data.splits["train"][0].values
-    assert first["text"].startswith("Members of the procession") and first["choices"][0].startswith("A drum line passes by")
+    assert first["text"].startswith("Members of the procession") and first["choices"][0].startswith(
+        "A drum line passes by"
+    )
     lm = MaskedLanguageModeling.read(data_dir("text", "lm", "sherlock_holmes.txt"), DataOptions())
     assert lm.splits["train"] > 1000
 
 
 def test_labels_tell_the_task(tmp_path):
-    rows = [{"text": f"t {i}", "label": label} for i, label in enumerate([["a"], ["b", "c"], [], ["a", "b"]])]
+    rows = [
+        {"text": f"t {i}", "label": label}
+        for i, label in enumerate([["a"], ["b", "c"], [], ["a", "b"]])
+    ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     multi = TextClassification.read(tmp_path / "m.jsonl", DataOptions(val_fraction=0.0))
     assert multi.kind == "multi_label_classification" and multi.labels == ["a", "b", "c"]
     assert multi.target(multi.data.splits["train"][1]) == [0.0, 1.0, 1.0]
     file = write(tmp_path / "m.tsv", [("x", "a|b"), ("y", "b")], ("text", "classes"))
-    assert TextClassification.read(file, DataOptions(columns={"labels": "classes"}, val_fraction=0.0)).labels == ["a", "b"]
+    assert TextClassification.read(
+        file, DataOptions(columns={"labels": "classes"}, val_fraction=0.0)
+    ).labels == ["a", "b"]
     file = write(tmp_path / "r.tsv", [("x", "1"), ("y", "2.5"), ("z", "3")], ("text", "score"))
     assert TextClassification.read(file, DataOptions(val_fraction=0.0)).kind == "regression"
     file = write(tmp_path / "c.tsv", [("x", "1"), ("y", "10"), ("z", "2")], ("text", "label"))
@@ -134,15 +180,24 @@ def test_labels_tell_the_task(tmp_path):
 def test_split_column_and_held_out_rows(tmp_path):
     rows = [(f"t{i}", "ab"[i % 2], ("train", "dev", "test")[i % 3]) for i in range(12)]
     file = write(tmp_path / "s.tsv", rows, ("text", "label", "split"))
-    assert TextClassification.read(file, DataOptions()).splits == {"train": 4, "validation": 4, "test": 4}
+    assert TextClassification.read(file, DataOptions()).splits == {
+        "train": 4,
+        "validation": 4,
+        "test": 4,
+    }
     file = write(tmp_path / "h.tsv", [row[:2] for row in rows], ("text", "label"))
     task = TextClassification.read(file, DataOptions(val_fraction=0.34))
     assert task.splits == {"train": 8, "validation": 4}
     assert sorted(row.values["label"] for row in task.data.splits["validation"]) == list("aabb")
     again = TextClassification.read(file, DataOptions(val_fraction=0.34))
     assert again.fingerprint == task.fingerprint
-    assert TextClassification.read(file, DataOptions(val_fraction=0.34, seed=1)).fingerprint != task.fingerprint
-    assert TextClassification.read(file, DataOptions(shots=2, val_fraction=0.34)).splits["train"] == 4
+    assert (
+        TextClassification.read(file, DataOptions(val_fraction=0.34, seed=1)).fingerprint
+        != task.fingerprint
+    )
+    assert (
+        TextClassification.read(file, DataOptions(shots=2, val_fraction=0.34)).splits["train"] == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,22 +233,29 @@ def test_bad_rows_can_be_left_out(tmp_path):
     write(tmp_path / "d" / "dev.tsv", [("x", "a")], ("text", "label"))
     with pytest.raises(DataError, match="no training data"):
         TextClassification.read(tmp_path / "d", DataOptions())
-    unknown = write(tmp_path / "u" / "train.tsv", [("x", "a"), ("y", "b")], ("text", "label")).parent
+    unknown = write(
+        tmp_path / "u" / "train.tsv", [("x", "a"), ("y", "b")], ("text", "label")
+    ).parent
     write(unknown / "dev.tsv", [("x", "c")], ("text", "label"))
     with pytest.raises(DataError, match="dev.tsv line 2: class 'c' is not among a, b"):
         task = TextClassification.read(unknown, DataOptions())
         task.target(task.data.splits["validation"][0])
 
 
-# Measures --------------------------------------------------------------------------------------------------------------------------------
+# Measures -----------------------------------------------------------------------------------------
 
 
 def test_correlations():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=50), rng.integers(0, 5, 50).astype(float)
-    assert pearson(a, b) == pytest.approx(stats.pearsonr(a, b)[0]) and spearman(a, b) == pytest.approx(stats.spearmanr(a, b)[0])
-    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0] and pearson(a, np.ones(50)) == 0.0
+    assert pearson(a, b) == pytest.approx(stats.pearsonr(a, b)[0]) and spearman(
+        a, b
+    ) == pytest.approx(stats.spearmanr(a, b)[0])
+    assert (
+        ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
+        and pearson(a, np.ones(50)) == 0.0
+    )
     true, said = rng.integers(0, 2, 40), rng.integers(0, 2, 40)
     tp, tn = ((true == 1) & (said == 1)).sum(), ((true == 0) & (said == 0)).sum()
     fp, fn = ((true == 0) & (said == 1)).sum(), ((true == 1) & (said == 0)).sum()
@@ -228,10 +290,14 @@ def test_entity_scores():
 def test_answer_scores():
     assert answer_scores("the  Cat!", ["cat"]) == (1.0, 1.0)
     assert answer_scores("a black cat", ["dog", "black dog"]) == (0.0, 0.5)
-    assert answer_scores("", []) == (1.0, 1.0) and answer_scores("cat", []) == (0.0, 0.0) and answer_scores("", ["cat"]) == (0.0, 0.0)
+    assert (
+        answer_scores("", []) == (1.0, 1.0)
+        and answer_scores("cat", []) == (0.0, 0.0)
+        and answer_scores("", ["cat"]) == (0.0, 0.0)
+    )
 
 
-# Whole runs ------------------------------------------------------------------------------------------------------------------------------
+# Whole runs ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +310,10 @@ def moods(tmp_path_factory):
 
 def test_text_classification(moods, tiny_yoso, tmp_path):
     result = run(moods, tiny_yoso, tmp_path / "out", "text-classification")
-    assert result.metrics["accuracy"] > 0.9 and {"f1", "mcc", "macro_f1", "loss"} <= result.metrics.keys()
+    assert (
+        result.metrics["accuracy"] > 0.9
+        and {"f1", "mcc", "macro_f1", "loss"} <= result.metrics.keys()
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert results["headline"] == "accuracy" and config["id2label"] == {"0": "bad", "1": "good"}
@@ -252,31 +321,64 @@ def test_text_classification(moods, tiny_yoso, tmp_path):
 
 @pytest.mark.parametrize("kind", ["classes", "lists", "numbers"])
 def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
-    """The last layer alone learns; features are computed once, and the saved network gives what was judged."""
+    """The last layer alone learns.
+
+    Features are computed once, and the saved network gives what was judged.
+    """
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     texts = sentences(80)
     if kind == "classes":
         rows, names = texts, ("text", "label")
     elif kind == "lists":
-        rows, names = [(text, f"{mood}|seen" if "seen" in text else mood) for text, mood in texts], ("text", "labels")
+        rows, names = (
+            [(text, f"{mood}|seen" if "seen" in text else mood) for text, mood in texts],
+            ("text", "labels"),
+        )
     else:
-        rows, names = [(text, 1.5 if mood == "good" else -0.25) for text, mood in texts], ("text", "score")
+        rows, names = (
+            [(text, 1.5 if mood == "good" else -0.25) for text, mood in texts],
+            ("text", "score"),
+        )
     data = write(tmp_path / "data.tsv", rows, names)
     columns = {names[1]: names[1]}
     before = YosoForMaskedLM.from_pretrained(tiny_yoso).state_dict()
     lines = []
     monkeypatch.setattr(Watcher, "said", lines)
-    with pytest.raises(ConfigError, match="bit has no network for text-classification; families that have: yoso"):
-        train(data, model="bit-mini", out=tmp_path / "a", task="text-classification", columns=columns)
-    result = train(data, model=tiny_yoso, out=tmp_path / "a", task="text-classification", tune="head", columns=columns, progress=Watcher())
+    with pytest.raises(
+        ConfigError, match="bit has no network for text-classification; families that have: yoso"
+    ):
+        train(
+            data, model="bit-mini", out=tmp_path / "a", task="text-classification", columns=columns
+        )
+    result = train(
+        data,
+        model=tiny_yoso,
+        out=tmp_path / "a",
+        task="text-classification",
+        tune="head",
+        columns=columns,
+        progress=Watcher(),
+    )
     assert not any("known from before" in line for line in lines)
-    again = train(data, model=tiny_yoso, out=tmp_path / "b", task="text-classification", tune="head", columns=columns, progress=Watcher())
+    again = train(
+        data,
+        model=tiny_yoso,
+        out=tmp_path / "b",
+        task="text-classification",
+        tune="head",
+        columns=columns,
+        progress=Watcher(),
+    )
     assert any("features of 80 texts are known from before" in line for line in lines)
     assert again.metrics == pytest.approx(result.metrics)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     after = model.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name in after), "only the head may change"
-    assert not torch.equal(model.classifier.proj.weight, torch.zeros_like(model.classifier.proj.weight))
+    assert all(
+        torch.equal(after[name], tensor) for name, tensor in before.items() if name in after
+    ), "only the head may change"
+    assert not torch.equal(
+        model.classifier.proj.weight, torch.zeros_like(model.classifier.proj.weight)
+    )
     _, judged = evaluate(tmp_path / "a", data, columns=columns, split="train")
     headline = {"classes": "accuracy", "lists": "micro_f1", "numbers": "pearson"}[kind]
     assert judged.metrics[headline] > (0.8 if kind == "classes" else 0.6)
@@ -292,7 +394,10 @@ class Watcher(Silent):
 
 
 def test_pairs(tiny_yoso, tmp_path):
-    rows = [(a, b, i % 2) for i, ((a, _), (b, _)) in enumerate(zip(sentences(40), sentences(40, seed=2), strict=True))]
+    rows = [
+        (a, b, i % 2)
+        for i, ((a, _), (b, _)) in enumerate(zip(sentences(40), sentences(40, seed=2), strict=True))
+    ]
     file = write(tmp_path / "pairs.tsv", rows * 2, ("sentence1", "sentence2", "label"))
     task = TextClassification.read(file, DataOptions())
     task.build(str(tiny_yoso), Recipe(max_length=20))
@@ -306,14 +411,32 @@ def test_pairs(tiny_yoso, tmp_path):
 
 
 def test_multi_label_and_regression(tiny_yoso, tmp_path):
-    rows = [{"text": text, "label": [label] + ["house"] * ("house" in text)} for text, label in sentences(120)]
+    rows = [
+        {"text": text, "label": [label] + ["house"] * ("house" in text)}
+        for text, label in sentences(120)
+    ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = train(tmp_path / "m.jsonl", model=tiny_yoso, out=tmp_path / "multi", task="text-classification", **(QUICK | {"steps": 100}))
+    result = train(
+        tmp_path / "m.jsonl",
+        model=tiny_yoso,
+        out=tmp_path / "multi",
+        task="text-classification",
+        **(QUICK | {"steps": 100}),
+    )
     assert result.metrics["micro_f1"] > 0.9
-    assert json.loads((tmp_path / "multi" / "config.json").read_text())["problem_type"] == "multi_label_classification"
+    assert (
+        json.loads((tmp_path / "multi" / "config.json").read_text())["problem_type"]
+        == "multi_label_classification"
+    )
     scored = [(text, f"{1.5 if label == 'good' else -0.5}") for text, label in sentences(120)]
     file = write(tmp_path / "r.tsv", scored, ("text", "score"))
-    result = train(file, model=tiny_yoso, out=tmp_path / "regression", task="text-classification", **(QUICK | {"steps": 100}))
+    result = train(
+        file,
+        model=tiny_yoso,
+        out=tmp_path / "regression",
+        task="text-classification",
+        **(QUICK | {"steps": 100}),
+    )
     assert result.metrics["pearson"] > 0.9 and result.metrics["rmse"] < 0.5
     job, again = evaluate(tmp_path / "regression", file)
     assert job.kind == "regression" and again.metrics["pearson"] > 0.9
@@ -326,7 +449,10 @@ def tagged(count, seed):
     for text, _ in sentences(count, seed):
         words = text.split()
         kinds = {word: kind for kind, group in WORDS.items() for word in group}
-        rows.append("\n".join(f"{word}\t{'B-' + kinds[word] if word in kinds else 'O'}" for word in words) + "\n")
+        rows.append(
+            "\n".join(f"{word}\t{'B-' + kinds[word] if word in kinds else 'O'}" for word in words)
+            + "\n"
+        )
     return "\n".join(rows)
 
 
@@ -346,7 +472,10 @@ def test_every_word_is_judged_however_long(tiny_yoso, tmp_path):
     model = task.build(str(tiny_yoso), Recipe()).eval()
     task.prepare(None)
     found = task.evaluate(model, "validation", torch.device("cpu"))
-    assert len(found.details["labels"]) == 90 * found.examples and found.metrics["entities"] == 13 * found.examples
+    assert (
+        len(found.details["labels"]) == 90 * found.examples
+        and found.metrics["entities"] == 13 * found.examples
+    )
     first = task.encoded["train"][0]
     assert len(first["input_ids"]) == 64 and any("are cut" in note for note in task.data.notes)
 
@@ -354,7 +483,11 @@ def test_every_word_is_judged_however_long(tiny_yoso, tmp_path):
 def test_question_answering(tiny_yoso, tmp_path):
     def row(text, label, i):
         word = next(w for w in text.split() if w in WORDS[label])
-        answers = {"text": [word], "answer_start": [f" {text} ".index(f" {word} ")]} if i % 4 else {"text": [], "answer_start": []}
+        answers = (
+            {"text": [word], "answer_start": [f" {text} ".index(f" {word} ")]}
+            if i % 4
+            else {"text": [], "answer_start": []}
+        )
         context = text if i % 4 else " ".join(w for w in text.split() if w != word)
         return {"id": i, "question": "which mood", "context": context, "answers": answers}
 
@@ -363,12 +496,17 @@ def test_question_answering(tiny_yoso, tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = run(tmp_path / "data", tiny_yoso, tmp_path / "out", "question-answering", steps=120)
-    assert result.metrics["f1"] > 0.8 and {"exact_match", "no_answer_accuracy", "f1_answered"} <= result.metrics.keys()
+    assert (
+        result.metrics["f1"] > 0.8
+        and {"exact_match", "no_answer_accuracy", "f1_answered"} <= result.metrics.keys()
+    )
 
 
 def test_windows_hold_every_answer(tiny_yoso):
     """In some window the tokens of the span are the answer; windows cover the context."""
-    task = QuestionAnswering.read(data_dir("text", "qa", "squad2_train.json"), DataOptions(val_fraction=0.0))
+    task = QuestionAnswering.read(
+        data_dir("text", "qa", "squad2_train.json"), DataOptions(val_fraction=0.0)
+    )
     task.build(str(tiny_yoso), Recipe())
     task.prepare(None)
     inside = 0
@@ -382,8 +520,16 @@ def test_windows_hold_every_answer(tiny_yoso):
             first, last = window["span"]
             found = row.values["context"][window["offsets"][first, 0] : window["offsets"][last, 1]]
             assert row.values["answers"][0]["text"] in found
-        covered = {int(c) for w in example["windows"] for a, b in w["offsets"] if a >= 0 for c in range(a, b)}
-        assert covered >= {i for i, c in enumerate(row.values["context"]) if not c.isspace() and ord(c) < 128}
+        covered = {
+            int(c)
+            for w in example["windows"]
+            for a, b in w["offsets"]
+            if a >= 0
+            for c in range(a, b)
+        }
+        assert covered >= {
+            i for i, c in enumerate(row.values["context"]) if not c.isspace() and ord(c) < 128
+        }
     assert inside > 50
 
 
@@ -391,7 +537,9 @@ def test_best_span_is_the_best_of_all_pairs():
     rng = np.random.default_rng(0)
     start, end = rng.normal(size=(2, 50)).astype(np.float32)
     offsets = np.array([(-1, -1)] * 5 + [(i, i + 1) for i in range(44)] + [(-1, -1)])
-    pairs = [(start[i] + end[j], i - 5, j - 4) for i in range(5, 49) for j in range(i, min(i + 30, 49))]
+    pairs = [
+        (start[i] + end[j], i - 5, j - 4) for i in range(5, 49) for j in range(i, min(i + 30, 49))
+    ]
     score, first, last = best_span(start, end, offsets)
     assert (first, last) == max(pairs)[1:] and score == pytest.approx(max(pairs)[0])
     assert best_span(start[:3], end[:3], offsets[:3]) is None
@@ -405,22 +553,40 @@ def test_multiple_choice(tiny_yoso, tmp_path):
         rows = []
         for i in range(count):
             label = int(rng.integers(0, 3))
-            choices = [str(rng.choice(WORDS["good" if j == label else "bad"])) + " man" * j for j in range(3)]
+            choices = [
+                str(rng.choice(WORDS["good" if j == label else "bad"])) + " man" * j
+                for j in range(3)
+            ]
             rows.append((f"we saw {i}", *choices, "ABC"[label]))
-        write(tmp_path / "data" / f"{name}.tsv", rows, ("question", "choice0", "choice1", "choice2", "answer"))
+        write(
+            tmp_path / "data" / f"{name}.tsv",
+            rows,
+            ("question", "choice0", "choice1", "choice2", "answer"),
+        )
     result = run(tmp_path / "data", tiny_yoso, tmp_path / "out", "multiple-choice", steps=80)
     assert result.metrics["accuracy"] > 0.9 and result.metrics["chance"] == pytest.approx(1 / 3)
 
 
 def test_masked_language_modeling(tiny_yoso, tmp_path):
-    (tmp_path / "train.txt").write_text("\n".join([" we man" * 15 + " we"] * 60))  # with the separator 32: the place tells the token
+    # with the separator 32: the place tells the token
+    (tmp_path / "train.txt").write_text("\n".join([" we man" * 15 + " we"] * 60))
     values = QUICK | {"max_length": 34}
-    result = train(tmp_path / "train.txt", model=tiny_yoso, out=tmp_path / "out", task="masked-language-modeling", **values)
-    assert result.metrics["accuracy"] > 0.6 and result.metrics["perplexity"] == pytest.approx(np.exp(result.metrics["loss"]))
+    result = train(
+        tmp_path / "train.txt",
+        model=tiny_yoso,
+        out=tmp_path / "out",
+        task="masked-language-modeling",
+        **values,
+    )
+    assert result.metrics["accuracy"] > 0.6 and result.metrics["perplexity"] == pytest.approx(
+        np.exp(result.metrics["loss"])
+    )
 
 
 def test_masking_is_fifteen_percent_and_80_10_10(tiny_yoso, tmp_path):
-    (tmp_path / "a.txt").write_text("\n".join(f"the house was seen by man {i} and we went" for i in range(400)))
+    (tmp_path / "a.txt").write_text(
+        "\n".join(f"the house was seen by man {i} and we went" for i in range(400))
+    )
     task = MaskedLanguageModeling.read(tmp_path / "a.txt", DataOptions(val_fraction=0.0))
     task.build(str(tiny_yoso), Recipe())
     task.prepare(None)
@@ -432,19 +598,34 @@ def test_masking_is_fifteen_percent_and_80_10_10(tiny_yoso, tmp_path):
         for draw in range(20):
             example = task.example(index, np.random.default_rng([index, draw]))
             hidden = example["labels"] != -100
-            assert torch.equal(example["labels"][hidden], whole[hidden]) and torch.equal(example["input_ids"][~hidden], whole[~hidden])
-            assert not special & set(whole[hidden].tolist()) and not (special - {mask}) & set(example["input_ids"][hidden].tolist())
+            assert torch.equal(example["labels"][hidden], whole[hidden]) and torch.equal(
+                example["input_ids"][~hidden], whole[~hidden]
+            )
+            assert not special & set(whole[hidden].tolist()) and not (special - {mask}) & set(
+                example["input_ids"][hidden].tolist()
+            )
             tokens += sum(int(t) not in special for t in whole)
             chosen += int(hidden.sum())
             masked += int((example["input_ids"][hidden] == mask).sum())
             same += int((example["input_ids"][hidden] == whole[hidden]).sum())
     assert chosen / tokens == pytest.approx(0.15, abs=0.01)
-    assert masked / chosen == pytest.approx(0.8, abs=0.02) and same / chosen == pytest.approx(0.1, abs=0.02)
+    assert masked / chosen == pytest.approx(0.8, abs=0.02) and same / chosen == pytest.approx(
+        0.1, abs=0.02
+    )
 
 
-# The loop over texts ---------------------------------------------------------------------------------------------------------------------
+# The loop over texts ------------------------------------------------------------------------------
 
-STEPS = Recipe(optimizer="adamw", lr=0.01, schedule="constant", steps=6, batch_size=10, micro_batch=10, zero_head=False, seed=3)
+STEPS = Recipe(
+    optimizer="adamw",
+    lr=0.01,
+    schedule="constant",
+    steps=6,
+    batch_size=10,
+    micro_batch=10,
+    zero_head=False,
+    seed=3,
+)
 
 
 def looped(moods, model_folder, folder, recipe, until=None, checkpoint=None, **config):
@@ -473,7 +654,9 @@ def looped(moods, model_folder, folder, recipe, until=None, checkpoint=None, **c
 def test_micro_batches_of_texts_change_nothing(moods, tiny_yoso, tmp_path):
     """Padding differs between micro-batches of 3, 3, 3, 1 and the whole batch: the weights do not."""
     whole = looped(moods, tiny_yoso, tmp_path / "a", STEPS, dropout=0)
-    parts = looped(moods, tiny_yoso, tmp_path / "b", dataclasses.replace(STEPS, micro_batch=3), dropout=0)
+    parts = looped(
+        moods, tiny_yoso, tmp_path / "b", dataclasses.replace(STEPS, micro_batch=3), dropout=0
+    )
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
@@ -493,12 +676,25 @@ def test_resumed_run_is_the_same_run(moods, tiny_yoso, tmp_path):
     """With dropout: bit for bit."""
     whole = looped(moods, tiny_yoso, tmp_path / "a", STEPS)
     looped(moods, tiny_yoso, tmp_path / "b", STEPS, until=3)
-    resumed = looped(moods, tiny_yoso, tmp_path / "b", STEPS, checkpoint=load_checkpoint(tmp_path / "b" / "checkpoints"))
+    resumed = looped(
+        moods,
+        tiny_yoso,
+        tmp_path / "b",
+        STEPS,
+        checkpoint=load_checkpoint(tmp_path / "b" / "checkpoints"),
+    )
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_broken_run_goes_on_bit_for_bit(moods, tiny_yoso, tmp_path, monkeypatch):
-    values = {"model": str(tiny_yoso), "task": "text-classification", "device": "cpu", "steps": 8, "batch_size": 8, "checkpoint_every": 3}
+    values = {
+        "model": str(tiny_yoso),
+        "task": "text-classification",
+        "device": "cpu",
+        "steps": 8,
+        "batch_size": 8,
+        "checkpoint_every": 3,
+    }
     whole = train(moods, out=tmp_path / "whole", eval_every=100, **values)
     update = Loop.update
 
@@ -514,13 +710,21 @@ def test_broken_run_goes_on_bit_for_bit(moods, tiny_yoso, tmp_path, monkeypatch)
     torch.manual_seed(99)
     resumed = train(moods, out=tmp_path / "broken", resume=True)
     assert resumed.metrics == whole.metrics
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken")
+    )
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 def test_tokenizer_of_another_network(moods, tiny_yoso, tmp_path):
     task = TextClassification.read(moods, DataOptions())
-    config = YosoConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = YosoConfig(
+        vocab_size=90,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     YosoForMaskedLM(config).save_pretrained(tmp_path)
     YosoTokenizer.from_pretrained(tiny_yoso).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the tokenizer has 700 tokens and the network 90"):

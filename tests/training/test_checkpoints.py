@@ -10,15 +10,22 @@ from headstart.training.checkpoints import list_checkpoints, load_checkpoint, sa
 
 
 def tensors(step):
-    return {"model/w": torch.full((3, 4), float(step)), "optimizer/w/momentum": torch.arange(5) + step}
+    return {
+        "model/w": torch.full((3, 4), float(step)),
+        "optimizer/w/momentum": torch.arange(5) + step,
+    }
 
 
 def test_what_is_saved_comes_back(tmp_path):
     shared = torch.arange(6.0)
-    save_checkpoint(tmp_path, 7, tensors(7) | {"a": shared, "b": shared, "c": shared.view(2, 3).T}, {"seed": 1})
+    save_checkpoint(
+        tmp_path, 7, tensors(7) | {"a": shared, "b": shared, "c": shared.view(2, 3).T}, {"seed": 1}
+    )
     found = load_checkpoint(tmp_path)
     assert found.step == 7 and found.state["seed"] == 1 and found.damaged == []
-    assert torch.equal(found.tensors["model/w"], torch.full((3, 4), 7.0)) and torch.equal(found.tensors["c"], shared.view(2, 3).T)
+    assert torch.equal(found.tensors["model/w"], torch.full((3, 4), 7.0)) and torch.equal(
+        found.tensors["c"], shared.view(2, 3).T
+    )
 
 
 def test_the_last_two_are_kept(tmp_path):

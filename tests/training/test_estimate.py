@@ -21,7 +21,16 @@ SMALL = {"steps": 30, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "d
 
 
 @pytest.mark.parametrize(
-    "text, seconds", [("10m", 600), ("1h30m", 5400), ("90s", 90), ("1h 5m 2s", 3902), ("1.5h", 5400), ("20", 1200), (0.5, 30)]
+    "text, seconds",
+    [
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("90s", 90),
+        ("1h 5m 2s", 3902),
+        ("1.5h", 5400),
+        ("20", 1200),
+        (0.5, 30),
+    ],
 )
 def test_budgets_are_times(text, seconds):
     assert parse_budget(text) == seconds
@@ -49,15 +58,31 @@ def test_a_run_that_fits_is_left_alone():
 def test_what_hurts_least_is_given_up_first():
     """The batch, then the resolution, then steps, then everything but the head."""
     batch, given_up = fit_budget(full(), estimate(0.05), 2 * 3600)
-    assert (batch.batch_size, batch.crop, batch.steps) == (128, 480, 500) and batch.lr == pytest.approx(0.001) and len(given_up) == 1
+    assert (
+        (batch.batch_size, batch.crop, batch.steps) == (128, 480, 500)
+        and batch.lr == pytest.approx(0.001)
+        and len(given_up) == 1
+    )
     smaller, given_up = fit_budget(full(), estimate(0.25), 2 * 3600)
-    assert (smaller.batch_size, smaller.crop, smaller.resize, smaller.steps) == (128, 224, 239, 500) and len(given_up) == 2
+    assert (smaller.batch_size, smaller.crop, smaller.resize, smaller.steps) == (
+        128,
+        224,
+        239,
+        500,
+    ) and len(given_up) == 2
     fewer, given_up = fit_budget(full(), estimate(1.0), 3600)
-    assert fewer.crop == 128 and 250 <= fewer.steps < 500 and "in place of 500 steps" in given_up[-1]
+    assert (
+        fewer.crop == 128 and 250 <= fewer.steps < 500 and "in place of 500 steps" in given_up[-1]
+    )
     assert fewer.decay_at[0] == round(200 * fewer.steps / 500)
     for seconds in (2400, 60):  # fewer than half of the steps, and none
         head, given_up = fit_budget(full(), estimate(1.0), seconds)
-        assert (head.tune, head.resize, head.crop, len(given_up)) == ("head", None, 224, 1) and "--tune head" in given_up[0]
+        assert (head.tune, head.resize, head.crop, len(given_up)) == (
+            "head",
+            None,
+            224,
+            1,
+        ) and "--tune head" in given_up[0]
     headless, _ = fit_budget(full(), estimate(1.0), 2400, head=False)
     assert headless.tune == "full" and headless.steps < 250
 
@@ -66,7 +91,11 @@ def test_transformers_keep_their_resolution():
     recipe = finetune(Facts(examples=1000, model_image_size=224))
     before = estimate(0.2)
     cut, given_up = fit_budget(recipe, before, before.seconds(recipe))
-    assert (cut.crop, cut.batch_size, cut.tune) == (224, 64, "full") and cut.steps < recipe.steps and len(given_up) == 1
+    assert (
+        (cut.crop, cut.batch_size, cut.tune) == (224, 64, "full")
+        and cut.steps < recipe.steps
+        and len(given_up) == 1
+    )
 
 
 @pytest.mark.parametrize("example", [0.001, 0.01, 0.05, 0.2, 1.0])
@@ -76,12 +105,16 @@ def test_what_is_left_fits(example, seconds):
     recipe, _ = fit_budget(full(), before, seconds)
     if recipe.tune == "full":
         smaller = ((recipe.crop or 1) / 480) ** 2
-        after = dataclasses.replace(before, example=before.example * smaller, forward=before.forward * smaller)
+        after = dataclasses.replace(
+            before, example=before.example * smaller, forward=before.forward * smaller
+        )
         assert after.seconds(recipe) <= RESERVE * seconds * 1.001
 
 
 def test_measuring_changes_nothing(photos, tiny_model, tmp_path):
-    """Weights, gradients and the losses of the run that follows are those of a run that was not measured."""
+    """Weights, gradients and the losses of the run that follows are those of a run that was not
+    measured.
+    """
     losses = []
     sizes = {"steps": 3, "batch_size": 10, "micro_batch": 5, "resize": 24, "crop": 20}
     recipe = Recipe(optimizer="sgd", lr=0.05, schedule="constant", drop_path=0.3, **sizes)
@@ -96,40 +129,68 @@ def test_measuring_changes_nothing(photos, tiny_model, tmp_path):
             assert found.example > 0 and found.forward > 0 and found.load > 0 and found.memory > 0
             assert found.judged == 3 * 12 and all(p.grad is None for p in model.parameters())
         loop.run()
-        lines = [json.loads(line) for line in (tmp_path / str(measured) / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / str(measured) / "metrics.jsonl").read_text().splitlines()
+        ]
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == losses[1]
 
 
 def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
-    """On a machine that needs a tenth of a second for an example, 50 steps of 16 do not fit into a minute; 30 do."""
-    monkeypatch.setattr("headstart.training.run.measure", lambda loop: Estimate(0.1, 0.0, 0.0, 0, 1e9))
-    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="1m", progress=Lines(), **SMALL | {"steps": 50})
+    """On a machine that needs a tenth of a second for an example, 50 steps of 16 do not fit into a
+    minute; 30 do.
+    """
+    monkeypatch.setattr(
+        "headstart.training.run.measure", lambda loop: Estimate(0.1, 0.0, 0.0, 0, 1e9)
+    )
+    found = headstart.train(
+        photos,
+        model=tiny_model,
+        out=tmp_path / "run",
+        budget="1m",
+        progress=Lines(),
+        **SMALL | {"steps": 50},
+    )
     said = capsys.readouterr().err
-    assert found.recipe.steps in (30, 31) and f"to keep the budget: {found.recipe.steps} in place of 50 steps" in said
+    assert (
+        found.recipe.steps in (30, 31)
+        and f"to keep the budget: {found.recipe.steps} in place of 50 steps" in said
+    )
 
 
 def test_a_budget_is_kept_and_leaves_a_model(photos, tiny_model, tmp_path, capsys):
-    """For a hundredth of the steps it takes the head alone, which is better than so little training."""
+    """For a hundredth of the steps it takes the head alone, which is better than so little
+    training.
+    """
     options = SMALL | {"steps": 100_000, "batch_size": 8}
     began = time.perf_counter()
-    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="4s", progress=Lines(), **options)
+    found = headstart.train(
+        photos, model=tiny_model, out=tmp_path / "run", budget="4s", progress=Lines(), **options
+    )
     said = capsys.readouterr().err
-    assert time.perf_counter() - began < 12  # writing the report on a busy machine is not part of training
+    # writing the report on a busy machine is not part of training
+    assert time.perf_counter() - began < 12
     assert "to keep the budget: " in said and "for features" in said and "(expected " in said
     assert found.recipe.tune == "head" and found.metrics["accuracy"] > 0.5
     values = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert values["estimated_seconds"] > 0 and any("to keep the budget: " in note for note in values["notes"])
+    assert values["estimated_seconds"] > 0 and any(
+        "to keep the budget: " in note for note in values["notes"]
+    )
     assert "to keep the budget: " in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_head_keeps_a_budget_with_smaller_images(photos, tiny_model, tmp_path, capsys, monkeypatch):
+def test_a_head_keeps_a_budget_with_smaller_images(
+    photos, tiny_model, tmp_path, capsys, monkeypatch
+):
     """Features that do not fit at 64 pixels, but at 32."""
     monkeypatch.setattr("headstart.training.estimate.SIDES", (32, 20))
     cost = ImageClassification.head_cost
 
     def slow(self, model, device):
-        return dataclasses.replace(cost(self, model, device), features=1000.0 if self.recipe.crop == 64 else 1.0)
+        return dataclasses.replace(
+            cost(self, model, device), features=1000.0 if self.recipe.crop == 64 else 1.0
+        )
 
     monkeypatch.setattr(ImageClassification, "head_cost", slow)
     options = {"tune": "head", "crop": 64, "device": "cpu", "progress": Lines()}
@@ -152,7 +213,14 @@ def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):
 
 
 def test_the_cost_is_said_first(photos, tiny_model, tmp_path, capsys):
-    headstart.train(photos, model=tiny_model, out=tmp_path / "run", progress=Lines(), **SMALL | {"steps": 2})
+    headstart.train(
+        photos, model=tiny_model, out=tmp_path / "run", progress=Lines(), **SMALL | {"steps": 2}
+    )
     said = capsys.readouterr().err
-    assert said.index("27 images") < said.index("tuning") < said.index("on this machine") < said.index("validation accuracy")
+    assert (
+        said.index("27 images")
+        < said.index("tuning")
+        < said.index("on this machine")
+        < said.index("validation accuracy")
+    )
     assert "(expected " in said.splitlines()[-1]

@@ -10,7 +10,10 @@ from safetensors import safe_open
 from headstart.cli import main as cli
 from headstart.training.checkpoints import list_checkpoints, load_checkpoint
 
-OPTIONS = "--steps 12 --lr 0.05 --resize 24 --crop 20 --batch-size 8 --set checkpoint_every=3 --device cpu"
+OPTIONS = (
+    "--steps 12 --lr 0.05 --resize 24 --crop 20 --batch-size 8 --set checkpoint_every=3"
+    " --device cpu"
+)
 
 
 # Files of at most so many bytes; a larger one is an error of the write, not the end of the process.
@@ -24,15 +27,35 @@ runpy.run_module("headstart", run_name="__main__")
 
 
 def run(photos, model, out, limit):
-    """`headstart train` with files of at most `limit` bytes, as a file system that is full gives errors from within a write."""
+    """`headstart train` with files of at most `limit` bytes, as a file system that is full gives
+    errors from within a write.
+    """
     start = [sys.executable, "-c", LIMITED, str(limit)]
-    command = [*start, "train", str(photos), "--model", str(model), "--out", str(out), *OPTIONS.split()]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=90)
+    command = [
+        *start,
+        "train",
+        str(photos),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        *OPTIONS.split(),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=90,
+    )
     return done.returncode, done.stderr
 
 
 def resume(photos, out, capsys):
-    """What `headstart train --resume` says, with room on the disk; in this process, which has torch already."""
+    """What `headstart train --resume` says, with room on the disk.
+
+    In this process, which has torch already.
+    """
     with pytest.raises(SystemExit) as end:
         cli.main(["train", str(photos), "--out", str(out), "--resume", "--device", "cpu"])
     said = capsys.readouterr().err
@@ -48,7 +71,9 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half(photos, tiny_model, tmp_pat
     assert code == 2 and "Traceback" not in errors, errors
     last = errors.splitlines()[-1]
     assert last.startswith("headstart: ") and "cannot write" in last and str(out) in last
-    assert not list_checkpoints(out / "checkpoints") and load_checkpoint(out / "checkpoints") is None
+    assert (
+        not list_checkpoints(out / "checkpoints") and load_checkpoint(out / "checkpoints") is None
+    )
     assert not (out / "results.json").exists() and not list(out.rglob("*.tmp"))
     assert "no checkpoint was written yet" in resume(photos, out, capsys)
     with safe_open(out / "model.safetensors", "pt") as file:
@@ -57,9 +82,20 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half(photos, tiny_model, tmp_pat
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_at_the_end_keeps_the_checkpoint(photos, tiny_model, tmp_path, capsys):
-    """The report does not fit: the weights and the last checkpoint are whole, and --resume writes the rest without training again."""
+    """The report does not fit.
+
+    The weights and the last checkpoint are whole, and --resume writes the rest without training
+    again.
+    """
     out = tmp_path / "run"
     code, errors = run(photos, tiny_model, out, limit=60_000)
-    assert code == 2 and "Traceback" not in errors and "cannot write report.html" in errors.splitlines()[-1], errors
+    assert (
+        code == 2
+        and "Traceback" not in errors
+        and "cannot write report.html" in errors.splitlines()[-1]
+    ), errors
     assert load_checkpoint(out / "checkpoints").step == 12 and not (out / "results.json").exists()
-    assert "going on after step 12 of 12" in resume(photos, out, capsys) and (out / "results.json").exists()
+    assert (
+        "going on after step 12 of 12" in resume(photos, out, capsys)
+        and (out / "results.json").exists()
+    )

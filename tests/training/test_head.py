@@ -14,7 +14,16 @@ from headstart import AutoModelForImageClassification
 from headstart.errors import DataError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
-from headstart.training.head import STRENGTHS, FeatureStore, fit_head, inputs_of, install, logistic, model_key, span
+from headstart.training.head import (
+    STRENGTHS,
+    FeatureStore,
+    fit_head,
+    inputs_of,
+    install,
+    logistic,
+    model_key,
+    span,
+)
 from headstart.training.run import evaluate
 from photo_data import make_class_folders
 
@@ -38,8 +47,11 @@ def test_logistic_regression_against_scikit_learn(classes, strength):
     x, labels = blobs(60, 7, classes)
     x = x.astype(np.float64)
     weight, bias = logistic(x, labels, strength, tolerance=1e-10)
-    # Two classes have one row there, the difference of our two, which are its halves: |w|² there is half of it here.
-    theirs = linear.LogisticRegression(C=strength * (2.0 if classes == 2 else 1.0), tol=1e-10, max_iter=10_000).fit(x, labels)
+    # Two classes have one row there, the difference of our two, which are its halves: |w|² there is
+    # half of it here.
+    theirs = linear.LogisticRegression(
+        C=strength * (2.0 if classes == 2 else 1.0), tol=1e-10, max_iter=10_000
+    ).fit(x, labels)
     found = torch.from_numpy(x @ weight.T + bias).softmax(1).numpy()
     if classes == 2:
         np.testing.assert_allclose(weight[1] - weight[0], theirs.coef_[0], rtol=2e-3, atol=2e-4)
@@ -78,7 +90,11 @@ def test_noise_is_regularised_more_than_signal():
 def test_strengths_that_only_harm_are_not_tried():
     """Cross-validation ends after the loss went up twice."""
     x, labels = blobs(120, 30, 2)
-    losses = list(fit_head(np.random.default_rng(1).normal(size=x.shape).astype(np.float32), labels, 2).losses.values())
+    losses = list(
+        fit_head(
+            np.random.default_rng(1).normal(size=x.shape).astype(np.float32), labels, 2
+        ).losses.values()
+    )
     assert len(losses) < len(STRENGTHS) and losses[-3] < losses[-2] < losses[-1]
 
 
@@ -107,7 +123,11 @@ def test_the_store_keeps_what_it_is_given(tmp_path):
 def test_the_key_knows_weights_and_preprocessing(tiny_model):
     model = AutoModelForImageClassification.from_pretrained(tiny_model)
     key = model_key(model, {"size": 3})
-    assert key == model_key(AutoModelForImageClassification.from_pretrained(tiny_model), {"size": 3}) != model_key(model, {"size": 4})
+    assert (
+        key
+        == model_key(AutoModelForImageClassification.from_pretrained(tiny_model), {"size": 3})
+        != model_key(model, {"size": 4})
+    )
     with torch.no_grad():
         head_of(model).weight.add_(1)
         assert model_key(model, {"size": 3}) == key
@@ -124,7 +144,15 @@ def test_head_inputs_give_the_logits(tiny_model):
 
 
 def test_a_run_on_features(photos, tiny_model, tmp_path, capsys):
-    first = headstart.train(photos, model=tiny_model, out=tmp_path / "a", tune="head", crop=20, device="cpu", progress=Lines())
+    first = headstart.train(
+        photos,
+        model=tiny_model,
+        out=tmp_path / "a",
+        tune="head",
+        crop=20,
+        device="cpu",
+        progress=Lines(),
+    )
     assert "known from before" not in capsys.readouterr().err
     assert first.metrics["accuracy"] > 0.8
     _, again = evaluate(first.folder, photos, device="cpu")
@@ -141,9 +169,17 @@ def test_a_run_on_features(photos, tiny_model, tmp_path, capsys):
 
 
 def test_only_the_head_changes(photos, tiny_model, tmp_path):
-    found = headstart.train(photos, model=tiny_model, out=tmp_path / "a", tune="head", crop=20, device="cpu")
-    before, after = (AutoModelForImageClassification.from_pretrained(each).state_dict() for each in (tiny_model, found.folder))
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"classifier.weight", "classifier.bias"}
+    found = headstart.train(
+        photos, model=tiny_model, out=tmp_path / "a", tune="head", crop=20, device="cpu"
+    )
+    before, after = (
+        AutoModelForImageClassification.from_pretrained(each).state_dict()
+        for each in (tiny_model, found.folder)
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 def test_bad_images_are_listed_here_too(tiny_model, tmp_path):
@@ -153,8 +189,18 @@ def test_bad_images_are_listed_here_too(tiny_model, tmp_path):
         (folder / name).write_bytes(data[: len(data) // 2])
     Image.open(folder / "cat" / "cat_1.png").save(folder / "cat" / "again.png")
     with pytest.raises(DataError, match="2 of 13 images cannot be read") as caught:
-        headstart.train(folder, model=tiny_model, out=tmp_path / "run", tune="head", crop=20, device="cpu")
+        headstart.train(
+            folder, model=tiny_model, out=tmp_path / "run", tune="head", crop=20, device="cpu"
+        )
     assert "half.png" in str(caught.value) and "half_too.png" in str(caught.value)
     assert not (tmp_path / "run").exists()
-    found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", tune="head", crop=20, skip_bad=True, device="cpu")
+    found = headstart.train(
+        folder,
+        model=tiny_model,
+        out=tmp_path / "run",
+        tune="head",
+        crop=20,
+        skip_bad=True,
+        device="cpu",
+    )
     assert sum(json.loads((found.folder / "results.json").read_text())["splits"].values()) == 11

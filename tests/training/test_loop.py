@@ -1,4 +1,7 @@
-"""The loop: whole-batch gradients, MixUp, optimizers, and that nothing but the recipe decides the numbers."""
+"""The loop.
+
+Whole-batch gradients, MixUp, optimizers, and that nothing but the recipe decides the numbers.
+"""
 
 import dataclasses
 import json
@@ -25,15 +28,21 @@ def run(photos, tiny_model, folder, recipe=SMALL, workers=None):
     loop = Loop(task, model, task.recipe, folder, World("cpu"), Silent(), workers=workers)
     loop.run()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {k: v.clone() for k, v in model.state_dict().items()}, [line["loss"] for line in lines if "loss" in line]
+    return {k: v.clone() for k, v in model.state_dict().items()}, [
+        line["loss"] for line in lines if "loss" in line
+    ]
 
 
 @pytest.mark.parametrize("mixup, smoothing", [(0.0, 0.0), (0.7, 0.1)])
 def test_micro_batches_change_nothing(photos, tiny_model, tmp_path, mixup, smoothing):
-    """Uneven micro-batches of 3, 3, 3, 1 give the weights of the whole batch of 10, also when examples are mixed across them."""
+    """Uneven micro-batches of 3, 3, 3, 1 give the weights of the whole batch of 10, also when
+    examples are mixed across them.
+    """
     base = dataclasses.replace(SMALL, mixup=mixup, label_smoothing=smoothing, steps=2, lr=0.01)
     whole, losses = run(photos, tiny_model, tmp_path / "a", base)
-    parts, losses_parts = run(photos, tiny_model, tmp_path / "b", dataclasses.replace(base, micro_batch=3))
+    parts, losses_parts = run(
+        photos, tiny_model, tmp_path / "b", dataclasses.replace(base, micro_batch=3)
+    )
     assert losses_parts == pytest.approx(losses, rel=1e-5)
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -47,8 +56,13 @@ def test_workers_and_runs_change_nothing(photos, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("killed", ["before judging", "while judging", "after judging"])
-def test_what_is_due_at_a_checkpoint_is_judged_once(photos, tiny_model, tmp_path, killed, monkeypatch):
-    """A checkpoint and an evaluation fall on step 2; a run that is killed between or after them has the metrics of one that was not."""
+def test_what_is_due_at_a_checkpoint_is_judged_once(
+    photos, tiny_model, tmp_path, killed, monkeypatch
+):
+    """A checkpoint and an evaluation fall on step 2.
+
+    A run that is killed between or after them has the metrics of one that was not.
+    """
     recipe = dataclasses.replace(SMALL, eval_every=2, checkpoint_every=2)
     run(photos, tiny_model, tmp_path / "whole", recipe)
 
@@ -58,13 +72,22 @@ def test_what_is_due_at_a_checkpoint_is_judged_once(photos, tiny_model, tmp_path
     def kill(*arguments):
         raise Killed
 
-    part = {"before judging": (Loop, "_judge"), "while judging": (Loop, "evaluate"), "after judging": (World, "any")}[killed]
+    part = {
+        "before judging": (Loop, "_judge"),
+        "while judging": (Loop, "evaluate"),
+        "after judging": (World, "any"),
+    }[killed]
     task, model = ready(photos, tiny_model, recipe)
     loop = Loop(task, model, task.recipe, tmp_path / "killed", World("cpu"), Silent())
     with monkeypatch.context() as patch, pytest.raises(Killed):
         after = 3 if killed == "after judging" else 2  # `any` is asked once in every step
         original = getattr(*part)
-        patch.setattr(*part, lambda self, *rest, **more: kill() if loop.step == after else original(self, *rest, **more))
+        patch.setattr(
+            *part,
+            lambda self, *rest, **more: (
+                kill() if loop.step == after else original(self, *rest, **more)
+            ),
+        )
         loop.run()
     task, model = ready(photos, tiny_model, recipe)
     again = Loop(task, model, task.recipe, tmp_path / "killed", World("cpu"), Silent())
@@ -72,7 +95,9 @@ def test_what_is_due_at_a_checkpoint_is_judged_once(photos, tiny_model, tmp_path
     again.run()
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert sum("validation" in line for line in lines[0]) == 1
-    whole, resumed = ([{k: v for k, v in line.items() if k != "seconds"} for line in each] for each in lines)
+    whole, resumed = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in each] for each in lines
+    )
     assert resumed == whole
 
 
@@ -98,7 +123,13 @@ def test_one_step_is_the_textbook_step(photos, tiny_model, tmp_path):
     batches.close()
     assert values["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), before[name] - 0.05 * gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            parameter.detach(),
+            before[name] - 0.05 * gradients[name],
+            rtol=1e-4,
+            atol=1e-6,
+            msg=name,
+        )
 
 
 def test_mixup_is_one_share_and_one_order_a_batch(photos, tiny_model):
@@ -112,12 +143,22 @@ def test_mixup_is_one_share_and_one_order_a_batch(photos, tiny_model):
     pixels = (batch["image"].float() / 255 - 0.5) / 0.5
     targets = F.one_hot(batch["label"], 3).float()
     found = task.micro(batch, slice(4, 7), torch.device("cpu"))
-    torch.testing.assert_close(found["pixel_values"], (share * pixels + (1 - share) * pixels[order])[4:7], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found["targets"], (share * targets + (1 - share) * targets[order])[4:7], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        found["pixel_values"],
+        (share * pixels + (1 - share) * pixels[order])[4:7],
+        rtol=0,
+        atol=1e-5,
+    )
+    torch.testing.assert_close(
+        found["targets"], (share * targets + (1 - share) * targets[order])[4:7], rtol=0, atol=1e-6
+    )
 
 
 def test_examples_are_crops_and_mirrors_of_the_resized_image(photos, tiny_model):
-    """Every training example is a window of the image resized to 24, mirrored or not; both occur, at many places."""
+    """Every training example is a window of the image resized to 24, mirrored or not.
+
+    Both occur, at many places.
+    """
     task, _ = ready(photos, tiny_model, SMALL)
     resized = task.caches["train"][2]
     assert resized.shape == (24, 24, 3)
@@ -130,7 +171,9 @@ def test_examples_are_crops_and_mirrors_of_the_resized_image(photos, tiny_model)
                 for left in range(5):
                     if np.array_equal(straight, resized[top : top + 20, left : left + 20]):
                         seen.add((mirrored, top, left))
-    assert {m for m, _, _ in seen} == {False, True} and {t for _, t, _ in seen} == set(range(5)) == {x for _, _, x in seen}
+    assert {m for m, _, _ in seen} == {False, True} and {t for _, t, _ in seen} == set(
+        range(5)
+    ) == {x for _, _, x in seen}
 
 
 def test_evaluation_sees_what_the_processor_makes(photos, tiny_model):
@@ -139,18 +182,26 @@ def test_evaluation_sees_what_the_processor_makes(photos, tiny_model):
     task, model = ready(photos, tiny_model, SMALL)
     found = task.evaluate(model.eval(), "validation", torch.device("cpu"))
     part = task.data.splits["validation"]
-    answers = pipeline("image-classification", model, image_processor=task.processor)(part.images, top_k=3)
+    answers = pipeline("image-classification", model, image_processor=task.processor)(
+        part.images, top_k=3
+    )
     for i, labels in enumerate(answers):
         expected = torch.from_numpy(found.details["logits"][i]).softmax(0)
         for each in labels:
-            assert each["score"] == pytest.approx(float(expected[model.config.label2id[each["label"]]]), abs=1e-5)
+            assert each["score"] == pytest.approx(
+                float(expected[model.config.label2id[each["label"]]]), abs=1e-5
+            )
 
 
 def test_a_zero_head_gives_every_class_the_same_chance(photos, tiny_model):
     task = ImageClassification.read(photos, DataOptions())
     model = task.build(str(tiny_model), SMALL)
     assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
-    assert not head_of(model).weight.any() and not head_of(model).bias.any() and head_of(model).weight.shape[0] == 3
+    assert (
+        not head_of(model).weight.any()
+        and not head_of(model).bias.any()
+        and head_of(model).weight.shape[0] == 3
+    )
     kept = task.build(str(tiny_model), dataclasses.replace(SMALL, zero_head=False))
     assert head_of(kept).weight.any()
 
@@ -159,7 +210,10 @@ def test_depths_follow_the_data(tiny_model, photos):
     _, model = ready(photos, tiny_model, SMALL)
     depth = depths(model)
     assert sorted(set(depth.values())) == [0, 1, 2, 3]
-    of = {part: {d for name, d in depth.items() if name.startswith(part)} for part in ("bit.stages.0", "bit.stages.1", "classifier")}
+    of = {
+        part: {d for name, d in depth.items() if name.startswith(part)}
+        for part in ("bit.stages.0", "bit.stages.1", "classifier")
+    }
     assert of == {"bit.stages.0": {1}, "bit.stages.1": {2}, "classifier": {3}}
 
 
@@ -220,12 +274,26 @@ def test_the_micro_batch_fits(photos, tiny_model):
     recipe = dataclasses.replace(SMALL, micro_batch=None, batch_size=100)
     task, model = ready(photos, tiny_model, recipe)
     assert fitting_micro_batch(task, model, task.recipe, World("cpu"), print) == 32
-    assert fitting_micro_batch(task, model, dataclasses.replace(task.recipe, batch_size=7), World("cpu"), print) == 7
-    assert fitting_micro_batch(task, model, dataclasses.replace(task.recipe, micro_batch=5), World("cpu"), print) == 5
+    assert (
+        fitting_micro_batch(
+            task, model, dataclasses.replace(task.recipe, batch_size=7), World("cpu"), print
+        )
+        == 7
+    )
+    assert (
+        fitting_micro_batch(
+            task, model, dataclasses.replace(task.recipe, micro_batch=5), World("cpu"), print
+        )
+        == 5
+    )
 
 
 def test_cut_covers_every_row_once():
-    assert [list(range(part.start, part.stop)) for part in cut(slice(3, 10), 3)] == [[3, 4, 5], [6, 7, 8], [9]]
+    assert [list(range(part.start, part.stop)) for part in cut(slice(3, 10), 3)] == [
+        [3, 4, 5],
+        [6, 7, 8],
+        [9],
+    ]
 
 
 def test_bf16_and_adamw_learn(photos, tiny_model, tmp_path):

@@ -19,20 +19,51 @@ OPTIONS = "--steps 4 --lr 0.05 --resize 24 --crop 20 --micro-batch 3 --mixup 0.3
     [(11, "fp32", [], 1e-5), (12, "fp16", ["--fsdp"], 2e-3)],
     ids=["whole-fp32", "shared-fp16"],
 )
-def test_two_processes_give_the_numbers_of_one(photos, tiny_model, tmp_path, batch, precision, shared, near):
-    """A batch of 11 is cut into 5 and 6, mixed across the cut; losses and weights agree within float error, and one process writes."""
+def test_two_processes_give_the_numbers_of_one(
+    photos, tiny_model, tmp_path, batch, precision, shared, near
+):
+    """A batch of 11 is cut into 5 and 6, mixed across the cut.
+
+    Losses and weights agree within float error, and one process writes.
+    """
     pytest.importorskip("accelerate")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = []
-    for launcher in ([], ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541", "-m"]):
+    for launcher in (
+        [],
+        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541", "-m"],
+    ):
         out = tmp_path / f"run{len(launcher)}"
-        command = [sys.executable, "-m", *launcher, "headstart", "train", str(photos), "--model", str(tiny_model), "--out", str(out)]
-        command += [*OPTIONS.split(), "--batch-size", str(batch), "--precision", precision, *(shared if launcher else [])]
+        command = [
+            sys.executable,
+            "-m",
+            *launcher,
+            "headstart",
+            "train",
+            str(photos),
+            "--model",
+            str(tiny_model),
+            "--out",
+            str(out),
+        ]
+        command += [
+            *OPTIONS.split(),
+            "--batch-size",
+            str(batch),
+            "--precision",
+            precision,
+            *(shared if launcher else []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("model and report.html are in") == 1
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        found.append(([line["loss"] for line in lines if "loss" in line], load_file(out / "model.safetensors")))
+        found.append(
+            (
+                [line["loss"] for line in lines if "loss" in line],
+                load_file(out / "model.safetensors"),
+            )
+        )
     (losses, weights), (losses_of_two, weights_of_two) = found
     assert losses_of_two == pytest.approx(losses, rel=near) and len(losses) == 4
     for name, tensor in weights.items():
@@ -43,34 +74,70 @@ def children(pid: int) -> dict[str, int]:
     """Rank → process of the processes that a launcher started."""
     import psutil
 
-    return {child.environ()["RANK"]: child.pid for child in psutil.Process(pid).children() if "RANK" in child.environ()}
+    return {
+        child.environ()["RANK"]: child.pid
+        for child in psutil.Process(pid).children()
+        if "RANK" in child.environ()
+    }
 
 
 @pytest.mark.slow
 def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_path):
-    """FSDP: the other process ends with one message; resumed, the run has the losses and weights of a single process's run."""
+    """FSDP: the other process ends with one message.
+
+    Resumed, the run has the losses and weights of a single process's run.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    options = "--steps 24 --lr 0.02 --resize 24 --crop 20 --batch-size 12 --micro-batch 4 --device cpu --lora 2 --set ema=0.9"
-    options += " --set clip_grad=1.0 --set checkpoint_every=2 --set eval_every=8 --set drop_path=0 --optimizer adamw"
+    options = (
+        "--steps 24 --lr 0.02 --resize 24 --crop 20 --batch-size 12 --micro-batch 4 --device cpu"
+        " --lora 2 --set ema=0.9"
+    )
+    options += (
+        " --set clip_grad=1.0 --set checkpoint_every=2 --set eval_every=8 --set drop_path=0"
+        " --optimizer adamw"
+    )
     start = [str(photos), "--model", str(tiny_model), *options.split(), "--out"]
     alone = [sys.executable, "-m", "headstart", "train"]
-    shared = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29542", *alone[1:]]
+    shared = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29542",
+        *alone[1:],
+    ]
 
-    single = subprocess.run([*alone, *start, str(tmp_path / "one")], capture_output=True, text=True, env=environment, timeout=120)
+    single = subprocess.run(
+        [*alone, *start, str(tmp_path / "one")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert single.returncode == 0, single.stderr
     out = tmp_path / "two"
-    process = subprocess.Popen([*shared, *start, str(out), "--fsdp"], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*shared, *start, str(out), "--fsdp"], stderr=subprocess.PIPE, text=True, env=environment
+    )
     while not list((out / "checkpoints").glob("step-*")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(children(process.pid)["1"], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     ours = [line for line in errors.splitlines() if line.startswith("headstart: ")]
-    assert ours == ["headstart: another process of this run has ended; go on from the last checkpoint with --resume"], errors
+    assert ours == [
+        "headstart: another process of this run has ended; go on from the last checkpoint with"
+        " --resume"
+    ], errors
     again = [*shared, str(photos), "--out", str(out), "--resume", "--fsdp"]
     done = subprocess.run(again, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr and done.stderr.count("model and report.html are in") == 1
+    assert (
+        "going on after step" in done.stderr
+        and done.stderr.count("model and report.html are in") == 1
+    )
     losses, weights = [], []
     for folder in (tmp_path / "one", out):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,7 @@
-"""Nothing is lost: real processes are killed or interrupted, and the resumed run is bit for bit the run that was not."""
+"""Nothing is lost.
+
+Real processes are killed or interrupted, and the resumed run is bit for bit the run that was not.
+"""
 
 import json
 import os
@@ -25,7 +28,9 @@ def start(photos, model, out, *more):
     command = [sys.executable, "-m", "headstart", "train", str(photos), "--out", str(out), *more]
     if "--resume" not in more:
         command += ["--model", str(model), *OPTIONS]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def finish(process):
@@ -41,7 +46,10 @@ def losses(out: Path):
 def wait_for_checkpoint(out: Path, process, after: int) -> None:
     """Returns when a checkpoint of at least that step is there and the run still goes on."""
     while process.poll() is None:
-        if any(int(path.name.removeprefix("step-")) >= after for path in (out / "checkpoints").glob("step-*")):
+        if any(
+            int(path.name.removeprefix("step-")) >= after
+            for path in (out / "checkpoints").glob("step-*")
+        ):
             return
         time.sleep(0.002)
     pytest.fail(f"the run ended before step {after}: {process.stderr.read()}")

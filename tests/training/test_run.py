@@ -1,4 +1,7 @@
-"""A whole run through `headstart.train`: the result folder, what stops a run before it starts, and judging a result again."""
+"""A whole run through `headstart.train`.
+
+The result folder, what stops a run before it starts, and judging a result again.
+"""
 
 import json
 
@@ -31,11 +34,20 @@ def test_the_result_is_a_checkpoint_like_any_other(result):
     model = AutoModelForImageClassification.from_pretrained(result.folder)
     processor = AutoImageProcessor.from_pretrained(result.folder)
     assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
-    assert processor(make_photo((0, 0, 0), 0), return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 20)
+    assert processor(make_photo((0, 0, 0), 0), return_tensors="pt")["pixel_values"].shape == (
+        1,
+        3,
+        20,
+        20,
+    )
 
 
 def test_it_learned(result):
-    """Three colours: the tiny network must do better than the 12 validation images' chance, and its interval must say so."""
+    """Three colours.
+
+    The tiny network must do better than the 12 validation images' chance, and its interval must say
+    so.
+    """
     assert result.metrics["accuracy"] > 0.8
     low, high = result.judged.interval
     assert low < result.metrics["accuracy"] <= high and result.judged.examples == 12
@@ -45,20 +57,37 @@ def test_results_tell_what_happened(result):
     values = json.loads((result.folder / "results.json").read_text())
     assert values["evaluations"]["validation"]["metrics"] == result.metrics
     assert values["splits"] == {"train": 15, "validation": 12} and values["seed"] == 0
-    assert len(values["data_fingerprint"]) == 64 and {"headstart", "torch", "python"} <= values["versions"].keys()
-    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        len(values["data_fingerprint"]) == 64
+        and {"headstart", "torch", "python"} <= values["versions"].keys()
+    )
+    lines = [
+        json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 31))
     assert {"step", "loss", "accuracy", "lr", "seconds"} == set(lines[0])
     card = (result.folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: headstart\n") and f"{result.metrics['accuracy']:.1%}" in card
+    assert (
+        card.startswith("---\nlibrary_name: headstart\n")
+        and f"{result.metrics['accuracy']:.1%}" in card
+    )
 
 
 def test_the_report_is_one_page_with_the_numbers(result):
     page = (result.folder / "report.html").read_text()
     assert f"{result.metrics['accuracy']:.1%}" in page
-    for heading in ("Learning curves", "Confusion", "Classes", "Least certain", "Can its confidence be believed?", "Duplicates and leaks"):
+    for heading in (
+        "Learning curves",
+        "Confusion",
+        "Classes",
+        "Least certain",
+        "Can its confidence be believed?",
+        "Duplicates and leaks",
+    ):
         assert f"<h2>{heading}</h2>" in page, heading
-    assert "http" not in page.replace("http://www.w3.org", ""), "the page must not reach for the network"
+    assert "http" not in page.replace("http://www.w3.org", ""), (
+        "the page must not reach for the network"
+    )
     assert page.count("data:image/jpeg") >= 12
 
 
@@ -70,31 +99,73 @@ def test_judging_the_result_again_gives_the_same(result, photos):
 
 
 def test_the_saved_recipe_gives_the_same_run(result, photos, tiny_model, tmp_path):
-    again = headstart.train(photos, model=tiny_model, out=tmp_path / "run", config=result.folder / "recipe.yaml", device="cpu")
-    assert (again.folder / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+    again = headstart.train(
+        photos,
+        model=tiny_model,
+        out=tmp_path / "run",
+        config=result.folder / "recipe.yaml",
+        device="cpu",
+    )
+    assert (again.folder / "model.safetensors").read_bytes() == (
+        result.folder / "model.safetensors"
+    ).read_bytes()
 
 
-@pytest.mark.parametrize("name, tune", [("val", "full"), ("validation", "head"), ("valid", "full"), ("dev", "head")])
-def test_the_test_data_judges_once_at_the_end(name, tune, tiny_model, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "name, tune", [("val", "full"), ("validation", "head"), ("valid", "full"), ("dev", "head")]
+)
+def test_the_test_data_judges_once_at_the_end(
+    name, tune, tiny_model, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     for split, first in (("train", 0), (name, 100), ("test", 200)):
-        make_class_folders(tmp_path / "data" / split, {"bird": 4, "cat": 4} | ({"dog": 4} if split != "test" else {}), first_seed=first)
+        make_class_folders(
+            tmp_path / "data" / split,
+            {"bird": 4, "cat": 4} | ({"dog": 4} if split != "test" else {}),
+            first_seed=first,
+        )
     judged, judge = [], ImageClassification.evaluate
     monkeypatch.setattr(
-        ImageClassification, "evaluate", lambda self, model, split, *rest: judged.append(split) or judge(self, model, split, *rest)
+        ImageClassification,
+        "evaluate",
+        lambda self, model, split, *rest: judged.append(split) or judge(self, model, split, *rest),
     )
-    arguments = ["train", str(tmp_path / "data"), "--model", str(tiny_model), "--out", str(tmp_path / "run"), "--tune", tune]
+    arguments = [
+        "train",
+        str(tmp_path / "data"),
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(tmp_path / "run"),
+        "--tune",
+        tune,
+    ]
     arguments += ["--device", "cpu"]
-    arguments += ["--steps", "4", "--batch-size", "8", "--crop", "20", "--set", "eval_every=1"] if tune == "full" else []
+    arguments += (
+        ["--steps", "4", "--batch-size", "8", "--crop", "20", "--set", "eval_every=1"]
+        if tune == "full"
+        else []
+    )
     with pytest.raises(SystemExit) as end:
         main(arguments)
     said = capsys.readouterr().err
     assert end.value.code == 0, said
-    assert judged == (["validation"] * 4 + ["test"] if tune == "full" else [])  # a head is judged on the features
-    assert "12 train, 12 validation, 8 test" in said and "no test image is dog" in said and "test accuracy" in said.splitlines()[-1]
+    # a head is judged on the features
+    assert judged == (["validation"] * 4 + ["test"] if tune == "full" else [])
+    assert (
+        "12 train, 12 validation, 8 test" in said
+        and "no test image is dog" in said
+        and "test accuracy" in said.splitlines()[-1]
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["splits"] == {"train": 12, "validation": 12, "test": 8} and set(results["evaluations"]) == {"validation", "test"}
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] if tune == "full" else []
+    assert results["splits"] == {"train": 12, "validation": 12, "test": 8} and set(
+        results["evaluations"]
+    ) == {"validation", "test"}
+    lines = (
+        [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        if tune == "full"
+        else []
+    )
     assert not any("test" in line for line in lines)
     page, card = ((tmp_path / "run" / file).read_text() for file in ("report.html", "README.md"))
     assert "on 8 test examples" in page and "## Result on 8 test examples" in card
@@ -111,7 +182,16 @@ def test_splits_that_do_not_fit_together(tiny_model, tmp_path, capsys):
         ("b", "look like the validation data; keep one"),
     ):
         with pytest.raises(SystemExit) as end:
-            main(["train", str(tmp_path / folder), "--model", str(tiny_model), "--out", str(tmp_path / "run")])
+            main(
+                [
+                    "train",
+                    str(tmp_path / folder),
+                    "--model",
+                    str(tiny_model),
+                    "--out",
+                    str(tmp_path / "run"),
+                ]
+            )
         said = " ".join(capsys.readouterr().err.split())
         assert end.value.code == 2 and message in said, said
     assert not (tmp_path / "run").exists()
@@ -119,27 +199,34 @@ def test_splits_that_do_not_fit_together(tiny_model, tmp_path, capsys):
 
 @pytest.mark.parametrize("tune", ["full", "head"])
 def test_the_report_shows_duplicates_and_leaks(tune, tiny_model, tmp_path, monkeypatch):
-    """The same file in two classes and in two splits; a full run, which has the pixels at hand, also finds one that was scaled."""
+    """The same file in two classes and in two splits.
+
+    A full run, which has the pixels at hand, also finds one that was scaled.
+    """
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 4)):
         for name in ("bird", "cat"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)).resize((40, 45)).save(
-                    tmp_path / "data" / split / name / f"{i}.png"
-                )
+                Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)).resize(
+                    (40, 45)
+                ).save(tmp_path / "data" / split / name / f"{i}.png")
     first = tmp_path / "data" / "train" / "bird" / "0.png"
     for copy in ("val/bird/leak.png", "train/cat/other.png"):
         (tmp_path / "data" / copy).write_bytes(first.read_bytes())
-    Image.open(tmp_path / "data" / "train" / "cat" / "1.png").resize((80, 90)).save(tmp_path / "data" / "val" / "cat" / "near.png")
+    Image.open(tmp_path / "data" / "train" / "cat" / "1.png").resize((80, 90)).save(
+        tmp_path / "data" / "val" / "cat" / "near.png"
+    )
     values = {"steps": 2, "batch_size": 4, "crop": 40, "eval_every": 2} if tune == "full" else {}
-    found = headstart.train(tmp_path / "data", model=tiny_model, out=tmp_path / "run", tune=tune, device="cpu", **values)
+    found = headstart.train(
+        tmp_path / "data", model=tiny_model, out=tmp_path / "run", tune=tune, device="cpu", **values
+    )
     page = (found.folder / "report.html").read_text()
     count, leaks = (3, 2) if tune == "full" else (2, 1)
     assert (
-        f"{count} images are the same as another, or look so: {leaks} of them in another split, which flatters the result, and 1 with"
-        in page
+        f"{count} images are the same as another, or look so: {leaks} of them in another split,"
+        " which flatters the result, and 1 with" in page
     )
     assert "exact: bird in train and bird in validation\n0.png, leak.png" in page
     assert "exact: bird in train and cat in train\n0.png, other.png" in page
@@ -155,22 +242,47 @@ def test_the_fingerprint_is_of_the_content(photos, tiny_model, tmp_path, result)
         if change:
             file = next((moved / "train" / "cat").iterdir())
             Image.fromarray(make_photo((1, 2, 3), 0)).save(file)
-        prints.append(headstart.tasks.base.task_class("image-classification").read(moved, headstart.tasks.base.DataOptions()).fingerprint)
-    assert prints[0] == json.loads((result.folder / "results.json").read_text())["data_fingerprint"] != prints[1]
+        prints.append(
+            headstart.tasks.base.task_class("image-classification")
+            .read(moved, headstart.tasks.base.DataOptions())
+            .fingerprint
+        )
+    assert (
+        prints[0]
+        == json.loads((result.folder / "results.json").read_text())["data_fingerprint"]
+        != prints[1]
+    )
 
 
 def test_a_dry_run_writes_nothing(photos, tiny_model, tmp_path, capsys):
-    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", dry_run=True, progress=Lines(), **SMALL)
+    found = headstart.train(
+        photos, model=tiny_model, out=tmp_path / "run", dry_run=True, progress=Lines(), **SMALL
+    )
     said = capsys.readouterr().err
     assert found.folder is None and not (tmp_path / "run").exists()
-    assert "27 images (15 train, 12 validation), 3 classes of 4 to 6 training images" in said and "30 steps of 16 examples" in said
+    assert (
+        "27 images (15 train, 12 validation), 3 classes of 4 to 6 training images" in said
+        and "30 steps of 16 examples" in said
+    )
 
 
 def test_few_shots_and_a_test_split(photos, tiny_model, tmp_path):
     test = make_class_folders(tmp_path / "test", {"bird": 3, "cat": 2, "dog": 2}, first_seed=500)
-    found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", shots=2, test=test, seed=5, **SMALL | {"steps": 3})
+    found = headstart.train(
+        photos,
+        model=tiny_model,
+        out=tmp_path / "run",
+        shots=2,
+        test=test,
+        seed=5,
+        **SMALL | {"steps": 3},
+    )
     assert set(found.evaluations) == {"validation", "test"} and found.judged.examples == 7
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["splits"] == {"train": 6, "validation": 12, "test": 7}
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["splits"] == {
+        "train": 6,
+        "validation": 12,
+        "test": 7,
+    }
 
 
 @pytest.fixture
@@ -196,7 +308,9 @@ def test_bad_images_stop_the_run_before_it_starts(spoilt, tiny_model, tmp_path):
 
 
 def test_skip_bad_goes_on_and_says_so(spoilt, tiny_model, tmp_path):
-    found = headstart.train(spoilt, model=tiny_model, out=tmp_path / "run", skip_bad=True, **SMALL | {"steps": 2})
+    found = headstart.train(
+        spoilt, model=tiny_model, out=tmp_path / "run", skip_bad=True, **SMALL | {"steps": 2}
+    )
     values = json.loads((found.folder / "results.json").read_text())
     assert sum(values["splits"].values()) == 16
     assert any("4 unreadable images left out" in note for note in values["notes"])
@@ -208,18 +322,27 @@ def test_a_class_of_bad_images_only(tmp_path, tiny_model):
     (folder / "dog").mkdir()
     (folder / "dog" / "a.png").write_bytes(b"x")
     with pytest.raises(DataError, match="no readable training image is left of class 'dog'"):
-        headstart.train(folder, model=tiny_model, out=tmp_path / "run", skip_bad=True, val_fraction=0.0, **SMALL)
+        headstart.train(
+            folder, model=tiny_model, out=tmp_path / "run", skip_bad=True, val_fraction=0.0, **SMALL
+        )
 
 
 def test_a_leak_is_told(tiny_model, tmp_path):
     make_class_folders(tmp_path / "d" / "train", {"bird": 3, "cat": 3})
     make_class_folders(tmp_path / "d" / "val", {"bird": 1, "cat": 1}, first_seed=50)
-    found = headstart.train(tmp_path / "d", model=tiny_model, out=tmp_path / "run", **SMALL | {"steps": 1})
+    found = headstart.train(
+        tmp_path / "d", model=tiny_model, out=tmp_path / "run", **SMALL | {"steps": 1}
+    )
     assert "are also in the data that judges" not in (found.folder / "README.md").read_text()
     make_class_folders(tmp_path / "e" / "train", {"bird": 3, "cat": 3})
     make_class_folders(tmp_path / "e" / "val", {"bird": 1, "cat": 1})
-    found = headstart.train(tmp_path / "e", model=tiny_model, out=tmp_path / "run2", **SMALL | {"steps": 1})
-    assert "2 training images are also in the data that judges" in (found.folder / "README.md").read_text()
+    found = headstart.train(
+        tmp_path / "e", model=tiny_model, out=tmp_path / "run2", **SMALL | {"steps": 1}
+    )
+    assert (
+        "2 training images are also in the data that judges"
+        in (found.folder / "README.md").read_text()
+    )
 
 
 def test_mistakes_of_the_caller(photos, tiny_model, tmp_path, result):
@@ -233,7 +356,10 @@ def test_mistakes_of_the_caller(photos, tiny_model, tmp_path, result):
         headstart.train(photos, model=tiny_model, out=tmp_path / "full")
     with pytest.raises(ConfigError, match="no run to go on with"):
         headstart.train(photos, out=tmp_path / "full", resume=True)
-    with pytest.raises(ConfigError, match="no task is called 'image-clasification'; did you mean image-classification"):
+    with pytest.raises(
+        ConfigError,
+        match="no task is called 'image-clasification'; did you mean image-classification",
+    ):
         headstart.train(photos, model=tiny_model, out=tmp_path / "run", task="image-clasification")
     with pytest.raises(HubError):
         headstart.train(photos, model=tmp_path / "no-model", out=tmp_path / "run")
@@ -274,7 +400,13 @@ def test_numbers_without_pixels_on_disk(tiny_model, tmp_path):
     """Grey arrays of 28 x 28, as data sets of digits are."""
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
-    images = (rng.normal(60, 20, (40, 28, 28)) + 120 * labels[:, None, None]).clip(0, 255).astype(np.uint8)
+    images = (
+        (rng.normal(60, 20, (40, 28, 28)) + 120 * labels[:, None, None])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     np.savez(tmp_path / "digits.npz", images=images, labels=labels)
-    found = headstart.train(tmp_path / "digits.npz", model=tiny_model, out=tmp_path / "run", **SMALL)
+    found = headstart.train(
+        tmp_path / "digits.npz", model=tiny_model, out=tmp_path / "run", **SMALL
+    )
     assert found.metrics["accuracy"] == 1.0

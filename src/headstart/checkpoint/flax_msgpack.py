@@ -1,6 +1,8 @@
-"""Flax's `flax_model.msgpack`: nested maps of arrays, each array an extension that holds (shape, type, bytes), big ones in chunks.
+"""Flax's `flax_model.msgpack`: nested maps of arrays, each array an extension that holds (shape,
+type, bytes), big ones in chunks.
 
-The format: https://github.com/msgpack/msgpack/blob/master/spec.md, and flax.serialization for the three extensions.
+The format: https://github.com/msgpack/msgpack/blob/master/spec.md, and flax.serialization for the
+three extensions.
 """
 
 import math
@@ -15,7 +17,18 @@ MAX_DEPTH = 100
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 # First byte → struct code of a number, or of the length of a text, bytes, list, map or extension.
-_NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+_NUMBERS = {
+    0xCA: ">f",
+    0xCB: ">d",
+    0xCC: ">B",
+    0xCD: ">H",
+    0xCE: ">I",
+    0xCF: ">Q",
+    0xD0: ">b",
+    0xD1: ">h",
+    0xD2: ">i",
+    0xD3: ">q",
+}
 _TEXT = {0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
 _BYTES = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I"}
 _LISTS = {0xDC: ">H", 0xDD: ">I"}
@@ -40,7 +53,10 @@ class _Reader:
     def span(self, length: int) -> _Span:
         start, self.here = self.here, self.here + length
         if self.here > self.stop:
-            raise FileFormatError(f"{self.path} is cut off or damaged: byte {start} claims {length} more, {self.stop - start} are left")
+            raise FileFormatError(
+                f"{self.path} is cut off or damaged: byte {start} claims {length} more,"
+                f" {self.stop - start} are left"
+            )
         return _Span(start, self.here)
 
     def bytes(self, length: int) -> bytes:
@@ -69,8 +85,12 @@ class _Reader:
         if first in _BYTES:
             return self.span(self.number(_BYTES[first]))
         if first in _EXTENSIONS or 0xD4 <= first <= 0xD8:
-            return self._extension(self.number(_EXTENSIONS[first]) if first in _EXTENSIONS else 1 << (first - 0xD4))
-        raise FileFormatError(f"{self.path} is no Flax checkpoint: byte {self.here - 1} is {first:#x}")
+            return self._extension(
+                self.number(_EXTENSIONS[first]) if first in _EXTENSIONS else 1 << (first - 0xD4)
+            )
+        raise FileFormatError(
+            f"{self.path} is no Flax checkpoint: byte {self.here - 1} is {first:#x}"
+        )
 
     def _text(self, length: int) -> str:
         try:
@@ -88,13 +108,18 @@ class _Reader:
         for _ in range(length):
             key = self.value(depth + 1)
             if not isinstance(key, str | int) or str(key) in values:
-                raise FileFormatError(f"{self.path} has the impossible or repeated name {key!r:.80}")
+                raise FileFormatError(
+                    f"{self.path} has the impossible or repeated name {key!r:.80}"
+                )
             values[str(key)] = self.value(depth + 1)
         return values
 
     def _room(self, length: int) -> None:
         if length > self.stop - self.here:  # every entry takes at least one byte
-            raise FileFormatError(f"{self.path} is cut off or damaged: {length} entries in {self.stop - self.here} bytes")
+            raise FileFormatError(
+                f"{self.path} is cut off or damaged: {length} entries in {self.stop - self.here}"
+                " bytes"
+            )
 
     def _extension(self, length: int) -> Any:
         kind = self.number(">b")
@@ -102,17 +127,32 @@ class _Reader:
         if kind == COMPLEX:
             return None
         if kind not in (ARRAY, SCALAR):
-            raise FileFormatError(f"{self.path} has the unknown extension {kind}; Flax writes 1, 2 and 3")
+            raise FileFormatError(
+                f"{self.path} has the unknown extension {kind}; Flax writes 1, 2 and 3"
+            )
         inner = _Reader(self.path, self.data, span.start, span.stop).value()
         where = f"{self.path}: the array at byte {span.start}"
-        if not isinstance(inner, list) or len(inner) != 3 or not isinstance(inner[2], _Span) or not isinstance(inner[1], str):
+        if (
+            not isinstance(inner, list)
+            or len(inner) != 3
+            or not isinstance(inner[2], _Span)
+            or not isinstance(inner[1], str)
+        ):
             raise FileFormatError(f"{where} is damaged")
-        raw = checked(Raw(self.data, inner[1], as_shape(inner[0], where), inner[2].start), where, inner[2].start, inner[2].stop)
+        raw = checked(
+            Raw(self.data, inner[1], as_shape(inner[0], where), inner[2].start),
+            where,
+            inner[2].start,
+            inner[2].stop,
+        )
         return raw if kind == ARRAY else None
 
 
 def read(path: Path) -> dict[str, Raw]:
-    """Every array, by its names joined with `/`. Single numbers (such as a step count) are left out."""
+    """Every array, by its names joined with `/`.
+
+    Single numbers (such as a step count) are left out.
+    """
     data = map_file(path)
     reader = _Reader(path, data, 0, len(data))
     tree = reader.value()
@@ -131,7 +171,13 @@ def _flatten(path: Path, value: Any, name: str, raws: dict[str, Raw]) -> None:
             raise FileFormatError(f"{path} has two arrays named {name}")
         raws[name] = value
         return
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in children:
         _flatten(path, child, f"{name}/{key}" if name else str(key), raws)
 
@@ -145,8 +191,14 @@ def _joined(path: Path, value: dict[str, Any], name: str) -> Raw:
     parts = [chunks.get(str(i)) for i in range(len(chunks))]
     sizes = as_shape([shape.get(str(i)) for i in range(len(shape))], where)
     raws = [part for part in parts if isinstance(part, Raw)]
-    if len(raws) != len(parts) or len({raw.dtype for raw in raws}) != 1 or sum(raw.size for raw in raws) != math.prod(sizes):
-        raise FileFormatError(f"{where} is a chunked array whose chunks do not make up its shape {sizes}")
+    if (
+        len(raws) != len(parts)
+        or len({raw.dtype for raw in raws}) != 1
+        or sum(raw.size for raw in raws) != math.prod(sizes)
+    ):
+        raise FileFormatError(
+            f"{where} is a chunked array whose chunks do not make up its shape {sizes}"
+        )
     joined = bytearray()
     for raw in raws:
         joined += raw.buffer[raw.offset : raw.offset + raw.size * ITEM_SIZE[raw.dtype]]

@@ -9,7 +9,8 @@ from headstart.errors import FileFormatError, MissingExtraError
 
 
 def read(path: Path) -> dict[str, Raw]:
-    """Every array by its full path, such as `cvt/cvt/encoder/…/kernel:0`; arrays that lie in one piece are mapped.
+    """Every array by its full path, such as `cvt/cvt/encoder/…/kernel:0`; arrays that lie in one
+    piece are mapped.
 
     Links to other files, arrays stored in other files and virtual arrays are refused.
     """
@@ -32,7 +33,9 @@ def read(path: Path) -> dict[str, Raw]:
                 for key in group:
                     full = f"{name}/{key}" if name else key
                     if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                        raise FileFormatError(f"{path}: {full} is a link; weights are never read through links")
+                        raise FileFormatError(
+                            f"{path}: {full} is a link; weights are never read through links"
+                        )
                     child = group[key]
                     if isinstance(child, h5py.Group):
                         todo.append((full, child))
@@ -48,11 +51,17 @@ def read(path: Path) -> dict[str, Raw]:
 def _dataset(path: Path, data: Any, dataset: Any, name: str) -> Raw:
     where = f"{path}: {name}"
     if dataset.external or dataset.is_virtual or dataset.shape is None:
-        raise FileFormatError(f"{where} keeps its numbers in another file or has none; weights are never read through links")
+        raise FileFormatError(
+            f"{where} keeps its numbers in another file or has none; weights are never read through"
+            " links"
+        )
     dtype = dtype_of_descr(dataset.dtype, where)
     offset = dataset.id.get_offset()
     if offset is not None and dataset.dtype.isnative:
         return checked(Raw(data, dtype, dataset.shape, offset), where)
     if dataset.nbytes > max(MAX_UNPACKED, MAX_RATIO * len(data)):
-        raise FileFormatError(f"{where} claims {dataset.nbytes} bytes in a file of {len(data)}; refusing to fill the memory")
+        raise FileFormatError(
+            f"{where} claims {dataset.nbytes} bytes in a file of {len(data)}; refusing to fill the"
+            " memory"
+        )
     return from_array(dataset[()], where)

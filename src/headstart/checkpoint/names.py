@@ -1,9 +1,11 @@
 """Name tables: our parameter names ↔ the names in published files, as data that works both ways.
 
-A table maps one of our names to theirs; `{}` stands for a number, the same numbers in the same order on both sides:
+A table maps one of our names to theirs; `{}` stands for a number, the same numbers in the same
+order on both sides:
 
     {"stages.{}.blocks.{}.conv_1.weight": "encoder.stages.{}.layers.{}.conv1.weight",
-     "blocks.{}.qkv.weight": ("layer.{}.query.weight", "layer.{}.key.weight", "layer.{}.value.weight")}  # stacked along the first axis
+     "blocks.{}.qkv.weight": ("layer.{}.query.weight", "layer.{}.key.weight",
+     "layer.{}.value.weight")}  # stacked along the first axis
 
 A `Row` adds a conversion of the values, for a tensor that is laid out otherwise in the file.
 """
@@ -27,7 +29,8 @@ class Row:
         theirs: Their name, or several whose tensors are stacked along the first axis.
         to_ours: From their tensor (already stacked) to ours.
         to_theirs: The way back (before it is split).
-        copy: Their second name of the same tensor, where files may hold it twice: read before the first, and written too.
+        copy: Their second name of the same tensor, where files may hold it twice: read before the
+            first, and written too.
     """
 
     theirs: str | tuple[str, ...]
@@ -47,8 +50,10 @@ class NameTable:
 
     Args:
         rows: Our name → theirs; see the module's text.
-        dropped: Regular expressions of their names that hold nothing we need (buffers that follow from the configuration).
-        prefix: What files of head models put before the names of the base model, without the dot ("bit").
+        dropped: Regular expressions of their names that hold nothing we need (buffers that follow
+            from the configuration).
+        prefix: What files of head models put before the names of the base model, without the dot
+            ("bit").
     """
 
     rows: Mapping[str, str | tuple[str, ...] | Row]
@@ -67,23 +72,37 @@ class NameTable:
                 self._theirs[_shape(part)].append(_pattern(part))
 
     def theirs(self, ours: str) -> Row | None:
-        """The row of one of our names (of the base model, or of a head with its prefix), numbers filled in."""
+        """The row of one of our names (of the base model, or of a head with its prefix), numbers
+        filled in.
+        """
         base = ours.removeprefix(self.prefix + ".") if self.prefix else ours
         for name, lead in ((ours, ""), (base, f"{self.prefix}." if base != ours else "")):
             for pattern, row in self._ours.get(_shape(name), ()):
                 if found := pattern.fullmatch(name):
                     parts = tuple(lead + part.format(*found.groups()) for part in row.parts)
                     copy = lead + row.copy.format(*found.groups()) if row.copy else None
-                    return Row(parts[0] if isinstance(row.theirs, str) else parts, row.to_ours, row.to_theirs, copy)
+                    return Row(
+                        parts[0] if isinstance(row.theirs, str) else parts,
+                        row.to_ours,
+                        row.to_theirs,
+                        copy,
+                    )
         return None
 
     def knows(self, theirs: str) -> bool:
-        """Whether a published name belongs to this family: to any of its networks, or dropped on purpose."""
+        """Whether a published name belongs to this family.
+
+        To any of its networks, or dropped on purpose.
+        """
         base = theirs.removeprefix(f"{self.prefix}.") if self.prefix else theirs
-        known = any(p.fullmatch(name) for name in (theirs, base) for p in self._theirs.get(_shape(name), ()))
+        known = any(
+            p.fullmatch(name) for name in (theirs, base) for p in self._theirs.get(_shape(name), ())
+        )
         return known or any(re.fullmatch(p, name) for name in (theirs, base) for p in self.dropped)
 
-    def to_ours(self, tensors: Mapping[str, Any], wanted: Iterable[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    def to_ours(
+        self, tensors: Mapping[str, Any], wanted: Iterable[str]
+    ) -> tuple[dict[str, Any], list[str], list[str]]:
         """Picks and converts published tensors.
 
         Args:
@@ -91,7 +110,8 @@ class NameTable:
             wanted: Our names.
 
         Returns:
-            Our name → tensor; our names that are missing; published names that were not used and that the table does not know.
+            Our name → tensor; our names that are missing; published names that were not used and
+            that the table does not know.
         """
         found: dict[str, Any] = {}
         missing: list[str] = []
@@ -103,7 +123,9 @@ class NameTable:
                 missing.append(ours)
                 continue
             used.update(keys)
-            value = tensors[keys[0]] if len(keys) == 1 else concatenate([tensors[key] for key in keys])
+            value = (
+                tensors[keys[0]] if len(keys) == 1 else concatenate([tensors[key] for key in keys])
+            )
             found[ours] = row.to_ours(value) if row and row.to_ours else value
         unknown = sorted(key for key in tensors if key not in used and not self.knows(key))
         return found, missing, unknown
@@ -128,10 +150,17 @@ class NameTable:
         for ours, value in tensors.items():
             row = self.theirs(ours)
             if row is None:
-                raise WeightsError(f"{ours} has no published name; the family's table in weights.py lacks a row for it")
+                raise WeightsError(
+                    f"{ours} has no published name; the family's table in weights.py lacks a row"
+                    " for it"
+                )
             value = row.to_theirs(value) if row.to_theirs else value
             parts = row.parts
-            out |= {parts[0]: value} if len(parts) == 1 else dict(zip(parts, split(value, len(parts)), strict=True))
+            out |= (
+                {parts[0]: value}
+                if len(parts) == 1
+                else dict(zip(parts, split(value, len(parts)), strict=True))
+            )
             if row.copy:  # in memory of its own: what lies in one place is stored once
                 out[row.copy] = value.copy() if isinstance(value, np.ndarray) else value.clone()
         return out

@@ -17,14 +17,19 @@ MAX_HEADER = 10_000
 
 
 def read_npz(path: Path) -> dict[str, Raw]:
-    """Every array of the archive, by its name without `.npy`; stored entries are mapped, deflated ones unpacked."""
+    """Every array of the archive, by its name without `.npy`.
+
+    Stored entries are mapped, deflated ones unpacked.
+    """
     data = map_file(path)
     raws = {}
     for entry, info in zips.entries(path).items():
         if not entry.endswith(".npy"):
             raise FileFormatError(f"{path} holds {entry!r}, which is no array")
         buffer, start, stop = zips.unpack(path, data, info)
-        raws[entry.removesuffix(".npy")] = _array(buffer, start, stop, f"{path}: {entry.removesuffix('.npy')}")
+        raws[entry.removesuffix(".npy")] = _array(
+            buffer, start, stop, f"{path}: {entry.removesuffix('.npy')}"
+        )
     return raws
 
 
@@ -38,14 +43,26 @@ def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
     head = io.BytesIO(bytes(buffer[start : min(stop, start + MAX_HEADER + 16)]))
     try:
         version = np.lib.format.read_magic(head)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
         if read is None:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = read(head, max_header_size=MAX_HEADER)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise FileFormatError(f"{where} has a damaged NumPy header: {error}") from error
     if dtype.hasobject:
-        raise FileFormatError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")
+        raise FileFormatError(
+            f"{where} holds pickled Python objects, which are never loaded; save plain numbers"
+        )
     strides = tuple(int(n) for n in np.cumprod([1, *shape[:-1]])) if fortran and shape else None
     raw = Raw(buffer, dtype_of_descr(dtype, where), shape, start + head.tell(), strides)
     raw = checked(raw, where, start, stop)
@@ -56,7 +73,10 @@ def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, "np.ndarray[Any, Any]"], compress: bool) -> None:
-    """Writes arrays as `numpy.savez` does. bfloat16, which NumPy cannot name, is written as two bytes a value, as JAX does."""
+    """Writes arrays as `numpy.savez` does.
+
+    Bfloat16, which NumPy cannot name, is written as two bytes a value, as JAX does.
+    """
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(file, "w", method, allowZip64=True) as archive:
         for name, array in arrays.items():

@@ -1,8 +1,9 @@
 """Reads a pickle without running anything that the pickle names.
 
-A pickle is a program for a stack machine. Python's own machine imports and calls what it is told to; this one knows only plain values, the
-containers of Python, and a short table of functions that rebuild tensors (all ours). Every other class becomes an `Inert` object
-that keeps its state and does nothing; every other call is refused. Instructions: the docstrings of Python's `pickletools`.
+A pickle is a program for a stack machine. Python's own machine imports and calls what it is told
+to; this one knows only plain values, the containers of Python, and a short table of functions that
+rebuild tensors (all ours). Every other class becomes an `Inert` object that keeps its state and
+does nothing; every other call is refused. Instructions: the docstrings of Python's `pickletools`.
 """
 
 import pickletools
@@ -62,10 +63,13 @@ class Machine:
     Args:
         where: The file, for messages.
         calls: What a call of a name gives. Nothing else can be called.
-        persistent: What a persistent id (torch's reference to numbers outside the pickle) gives; None refuses them.
+        persistent: What a persistent id (torch's reference to numbers outside the pickle) gives;
+            None refuses them.
     """
 
-    def __init__(self, where: str, calls: Mapping[str, Call], persistent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, where: str, calls: Mapping[str, Call], persistent: Callable[[Any], Any] | None = None
+    ) -> None:
         self.where = where
         self.calls = calls
         self.persistent = persistent
@@ -80,13 +84,26 @@ class Machine:
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 if count > MAX_OPERATIONS:
-                    raise FileFormatError(f"{self.where} is a pickle of more than {MAX_OPERATIONS} steps")
+                    raise FileFormatError(
+                        f"{self.where} is a pickle of more than {MAX_OPERATIONS} steps"
+                    )
                 self._step(opcode.name, argument)
         except FileFormatError:
             raise
-        # What a damaged pickle runs into: too short a stack, an unhashable key, a text that does not decode.
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-            raise FileFormatError(f"{self.where} is a damaged or cut off pickle: {error}") from error
+        # What a damaged pickle runs into: too short a stack, an unhashable key, a text that does
+        # not decode.
+        except (
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
+            raise FileFormatError(
+                f"{self.where} is a damaged or cut off pickle: {error}"
+            ) from error
         raise FileFormatError(f"{self.where} is a pickle without an end")
 
     def _step(self, op: str, argument: Any) -> None:
@@ -105,7 +122,9 @@ class Machine:
         elif op not in ("PROTO", "FRAME"):
             step = getattr(self, f"_{op.lower()}", None)
             if step is None:
-                raise FileFormatError(f"{self.where} uses the pickle instruction {op}, which no checkpoint needs")
+                raise FileFormatError(
+                    f"{self.where} uses the pickle instruction {op}, which no checkpoint needs"
+                )
             step()
 
     def _take(self) -> list[Any]:
@@ -201,8 +220,8 @@ class Machine:
         call = self.calls.get(name) if isinstance(function, Name) else None
         if call is None or type(arguments) is not tuple:
             raise FileFormatError(
-                f"{self.where} asks to call {name}, which loading tensors never needs; nothing was run. "
-                "If you trust the file, save its tensors as safetensors where it was made"
+                f"{self.where} asks to call {name}, which loading tensors never needs; nothing was"
+                " run. If you trust the file, save its tensors as safetensors where it was made"
             )
         return call(*arguments)
 
@@ -226,10 +245,18 @@ class Machine:
             target.build(state)
         elif isinstance(target, Inert):
             target.state = state
-        elif type(target) is not dict:  # An OrderedDict's attributes (such as `_metadata`) are not tensors.
-            raise FileFormatError(f"{self.where} sets the state of a {type(target).__name__}, which no checkpoint needs")
+        elif (
+            type(target) is not dict
+        ):  # An OrderedDict's attributes (such as `_metadata`) are not tensors.
+            raise FileFormatError(
+                f"{self.where} sets the state of a {type(target).__name__}, which no checkpoint"
+                " needs"
+            )
 
     def _binpersid(self) -> None:
         if self.persistent is None:
-            raise FileFormatError(f"{self.where} refers to data outside the pickle, which this kind of file does not have")
+            raise FileFormatError(
+                f"{self.where} refers to data outside the pickle, which this kind of file does not"
+                " have"
+            )
         self.stack.append(self.persistent(self.stack.pop()))

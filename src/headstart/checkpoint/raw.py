@@ -1,6 +1,8 @@
-"""A tensor inside a file before any framework sees it: where its bytes lie, and how they become torch or NumPy without a copy.
+"""A tensor inside a file before any framework sees it: where its bytes lie, and how they become
+torch or NumPy without a copy.
 
-Every reader of this package returns `dict[str, Raw]`; `to_torch` and `to_numpy` are the only two ways out.
+Every reader of this package returns `dict[str, Raw]`; `to_torch` and `to_numpy` are the only two
+ways out.
 """
 
 import math
@@ -28,7 +30,8 @@ ITEM_SIZE = {
     "complex128": 16,
 }  # fmt: skip
 MAX_DIMENSIONS = 32
-# An expanded tensor (stride 0) may be larger than its storage, but only a little: more is an attempt to fill the memory.
+# An expanded tensor (stride 0) may be larger than its storage, but only a little: more is an
+# attempt to fill the memory.
 MAX_EXPANDED_BYTES = 1 << 24
 
 
@@ -64,7 +67,10 @@ class Raw:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file as private memory: pages are read when they are touched, and writing to them never changes the file."""
+    """The bytes of a file as private memory.
+
+    Pages are read when they are touched, and writing to them never changes the file.
+    """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise FileFormatError(f"{path} is empty; download or copy it again")
@@ -72,7 +78,8 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def checked(raw: Raw, where: str, start: int = 0, stop: int | None = None) -> Raw:
-    """The same tensor, once it is certain that it lies inside bytes `start` to `stop` of its buffer.
+    """The same tensor, once it is certain that it lies inside bytes `start` to `stop` of its
+    buffer.
 
     Args:
         raw: What the file claims.
@@ -83,10 +90,18 @@ def checked(raw: Raw, where: str, start: int = 0, stop: int | None = None) -> Ra
     stop = len(raw.buffer) if stop is None else stop
     item = ITEM_SIZE.get(raw.dtype)
     if item is None:
-        raise FileFormatError(f"{where} has values of type {raw.dtype!r}, which is not one of {', '.join(ITEM_SIZE)}")
+        raise FileFormatError(
+            f"{where} has values of type {raw.dtype!r}, which is not one of {', '.join(ITEM_SIZE)}"
+        )
     strides = raw.shape if raw.strides is None else raw.strides
-    if len(raw.shape) > MAX_DIMENSIONS or len(strides) != len(raw.shape) or any(n < 0 for n in (*raw.shape, *strides)):
-        raise FileFormatError(f"{where} claims the impossible shape {raw.shape} with strides {raw.strides}")
+    if (
+        len(raw.shape) > MAX_DIMENSIONS
+        or len(strides) != len(raw.shape)
+        or any(n < 0 for n in (*raw.shape, *strides))
+    ):
+        raise FileFormatError(
+            f"{where} claims the impossible shape {raw.shape} with strides {raw.strides}"
+        )
     last = raw.offset + raw.extent * item
     if raw.offset < start or last > stop or stop > len(raw.buffer):
         raise FileFormatError(
@@ -94,7 +109,9 @@ def checked(raw: Raw, where: str, start: int = 0, stop: int | None = None) -> Ra
             f"but its data is bytes {start} to {stop}: the file is damaged or cut off"
         )
     if raw.size > raw.extent and raw.size * item > MAX_EXPANDED_BYTES:
-        raise FileFormatError(f"{where} repeats {raw.extent} stored values to {raw.size}; refusing to fill the memory")
+        raise FileFormatError(
+            f"{where} repeats {raw.extent} stored values to {raw.size}; refusing to fill the memory"
+        )
     return raw
 
 
@@ -108,7 +125,9 @@ def to_torch(raws: Mapping[str, Raw], device: Any = None) -> "dict[str, Tensor]"
             return torch.empty(raw.shape, dtype=dtype)
         raw = _aligned(raw)
         flat = torch.frombuffer(raw.buffer, dtype=dtype, count=raw.extent, offset=raw.offset)
-        return flat.view(raw.shape) if raw.strides is None else flat.as_strided(raw.shape, raw.strides)
+        return (
+            flat.view(raw.shape) if raw.strides is None else flat.as_strided(raw.shape, raw.strides)
+        )
 
     if device is None or torch.device(device).type == "cpu":
         return {name: tensor(raw) for name, raw in raws.items()}
@@ -121,7 +140,9 @@ def to_numpy(raws: Mapping[str, Raw]) -> "dict[str, np.ndarray[Any, Any]]":
 
 
 def _aligned(raw: Raw) -> Raw:
-    """The same values where every one begins at a multiple of its size (.npz and .msgpack put them anywhere): copied only if it must be."""
+    """The same values where every one begins at a multiple of its size (.npz and .msgpack put them
+    anywhere): copied only if it must be.
+    """
     item = ITEM_SIZE[raw.dtype]
     if raw.offset % item == 0:
         return raw
@@ -133,19 +154,29 @@ def _array(raw: Raw, name: str) -> "np.ndarray[Any, Any]":
     raw = _aligned(raw)
     dtype = numpy_dtype(raw.dtype)
     if dtype is None and raw.dtype != "bfloat16":
-        raise FileFormatError(f"{name} holds {raw.dtype}, which NumPy reads only with ml_dtypes: pip install ml_dtypes")
+        raise FileFormatError(
+            f"{name} holds {raw.dtype}, which NumPy reads only with ml_dtypes: pip install"
+            " ml_dtypes"
+        )
     stored = dtype or np.dtype("uint16")
     steps = None if raw.strides is None else tuple(step * stored.itemsize for step in raw.strides)
     # An empty array may begin at the very end of its buffer, which NumPy refuses.
     array: np.ndarray[Any, Any]
-    array = np.ndarray(raw.shape, stored, raw.buffer, raw.offset, steps) if raw.size else np.empty(raw.shape, stored)
+    array = (
+        np.ndarray(raw.shape, stored, raw.buffer, raw.offset, steps)
+        if raw.size
+        else np.empty(raw.shape, stored)
+    )
     # A bfloat16 is the upper half of a float32.
     return array if dtype else (array.astype(np.uint32) << 16).view(np.float32)
 
 
 @cache
 def numpy_dtype(name: str) -> "np.dtype[Any] | None":
-    """NumPy's type of this name, from ml_dtypes where NumPy has none; None where ml_dtypes is missing."""
+    """NumPy's type of this name, from ml_dtypes where NumPy has none.
+
+    None where ml_dtypes is missing.
+    """
     if name != "bfloat16" and not name.startswith("float8"):
         return np.dtype(name)
     try:
@@ -162,7 +193,9 @@ def from_array(array: "np.ndarray[Any, Any]", where: str) -> Raw:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     array = np.require(array, requirements=["C", "W"])
-    return Raw(array.reshape(-1).view(np.uint8).data if array.size else bytearray(), dtype, array.shape)
+    return Raw(
+        array.reshape(-1).view(np.uint8).data if array.size else bytearray(), dtype, array.shape
+    )
 
 
 def dtype_of_descr(dtype: "np.dtype[Any]", where: str) -> str:
@@ -176,6 +209,10 @@ def dtype_of_descr(dtype: "np.dtype[Any]", where: str) -> str:
 
 def as_shape(value: Any, where: str) -> tuple[int, ...]:
     """A shape (or strides) read from a file as a tuple of whole numbers."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not all(type(n) is int for n in value):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str | bytes)
+        or not all(type(n) is int for n in value)
+    ):
         raise FileFormatError(f"{where} has {value!r:.80} for a shape")
     return tuple(value)

@@ -1,17 +1,34 @@
-"""From files to named tensors: the format is recognised by what is in the file, never by its ending."""
+"""From files to named tensors.
+
+The format is recognised by what is in the file, never by its ending.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from headstart.checkpoint import flax_msgpack, keras_h5, numpy_npz, safetensors_file, torch_pickle, zips
+from headstart.checkpoint import (
+    flax_msgpack,
+    keras_h5,
+    numpy_npz,
+    safetensors_file,
+    torch_pickle,
+    zips,
+)
 from headstart.checkpoint.raw import Raw, to_numpy, to_torch
 from headstart.errors import FileFormatError, NotFoundError
 
 SAFETENSORS_INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 # What a folder may hold, in the order of preference.
-WEIGHT_FILES = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", TORCH_INDEX, "tf_model.h5", "flax_model.msgpack")
+WEIGHT_FILES = (
+    "model.safetensors",
+    SAFETENSORS_INDEX,
+    "pytorch_model.bin",
+    TORCH_INDEX,
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
 MAX_INDEX_BYTES = 100_000_000
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # Parts of a training checkpoint beside the model.
@@ -26,11 +43,16 @@ Framework = Literal["torch", "numpy"]
 def _zip(path: Path) -> dict[str, Raw]:
     entries = zips.entries(path)
     if any(name == "constants.pkl" or name.endswith("/constants.pkl") for name in entries):
-        raise FileFormatError(f"{path} is a TorchScript program, not a file of tensors; save the state_dict of the model in it")
+        raise FileFormatError(
+            f"{path} is a TorchScript program, not a file of tensors; save the state_dict of the"
+            " model in it"
+        )
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in entries):
         return torch_pickle.read_zip(path, entries)
     if "model.weights.h5" in entries:
-        raise FileFormatError(f"{path} is a whole Keras model; load it with keras, or save its weights alone")
+        raise FileFormatError(
+            f"{path} is a whole Keras model; load it with keras, or save its weights alone"
+        )
     return numpy_npz.read_npz(path)
 
 
@@ -41,7 +63,9 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Raw]]:
     if not head:
         raise FileFormatError(f"{path} is empty; download or copy it again")
     if head.startswith(b"version https://git-lfs"):
-        raise FileFormatError(f"{path} is only a pointer of Git LFS; fetch the file itself with: git lfs pull")
+        raise FileFormatError(
+            f"{path} is only a pointer of Git LFS; fetch the file itself with: git lfs pull"
+        )
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -68,7 +92,9 @@ def _read_raw(path: Path) -> dict[str, Raw]:
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path}") from error
     except IsADirectoryError as error:
-        raise NotFoundError(f"{path} is a folder; give a file, or read the folder with read_checkpoint") from error
+        raise NotFoundError(
+            f"{path} is a folder; give a file, or read the folder with read_checkpoint"
+        ) from error
 
 
 def _out(raws: Mapping[str, Raw], framework: Framework, device: Any) -> dict[str, Any]:
@@ -77,26 +103,34 @@ def _out(raws: Mapping[str, Raw], framework: Framework, device: Any) -> dict[str
     return to_torch(raws, device) if framework == "torch" else to_numpy(raws)
 
 
-def read_tensors(path: Path | str, framework: Framework = "torch", device: Any = None) -> dict[str, Any]:
+def read_tensors(
+    path: Path | str, framework: Framework = "torch", device: Any = None
+) -> dict[str, Any]:
     """Every tensor of one file, by the name it has there.
 
-    Tensors share the mapped memory of the file where the format allows it; changing them never changes the file. No code of the file
-    is run. Nested containers of torch checkpoints are joined with `.`, groups of HDF5 and Flax files with `/`.
+    Tensors share the mapped memory of the file where the format allows it; changing them never
+    changes the file. No code of the file is run. Nested containers of torch checkpoints are joined
+    with `.`, groups of HDF5 and Flax files with `/`.
 
     Args:
-        path: A file of safetensors, torch (new, old, pickled modules), NumPy (.npz, .npy), Keras HDF5 or Flax msgpack.
+        path: A file of safetensors, torch (new, old, pickled modules), NumPy (.npz, .npy), Keras
+            HDF5 or Flax msgpack.
         framework: "torch" for tensors, "numpy" for arrays (read without torch).
         device: Where torch tensors go.
 
     Raises:
         NotFoundError: There is no such file.
-        FileFormatError: The file is damaged, unsafe or of an unknown format; says which file and key.
+        FileFormatError: The file is damaged, unsafe or of an unknown format; says which file and
+            key.
     """
     return _out(_read_raw(Path(path)), framework, device)
 
 
-def read_checkpoint(source: Path | str | Sequence[Path | str], framework: Framework = "torch", device: Any = None) -> dict[str, Any]:
-    """Every tensor of a model: a file, the index of a sharded model, a list of shards, or a folder that holds one of them.
+def read_checkpoint(
+    source: Path | str | Sequence[Path | str], framework: Framework = "torch", device: Any = None
+) -> dict[str, Any]:
+    """Every tensor of a model: a file, the index of a sharded model, a list of shards, or a folder
+    that holds one of them.
 
     Args:
         source: The file, folder, or list of files.
@@ -105,7 +139,8 @@ def read_checkpoint(source: Path | str | Sequence[Path | str], framework: Framew
 
     Raises:
         NotFoundError: There is no such file, or no weights in the folder.
-        FileFormatError: As `read_tensors`; also for shards that are missing, lie outside the folder, or do not fit the index.
+        FileFormatError: As `read_tensors`; also for shards that are missing, lie outside the
+            folder, or do not fit the index.
     """
     if not isinstance(source, str | Path):
         return _out(_joined(Path(path) for path in source), framework, device)
@@ -127,7 +162,10 @@ def find_weights(folder: Path | str, names: Iterable[str] = WEIGHT_FILES) -> Pat
 
 
 def read_index(path: Path | str) -> dict[str, str]:
-    """Tensor name → file name, from the index of a sharded model. Files outside the index's folder are refused."""
+    """Tensor name → file name, from the index of a sharded model.
+
+    Files outside the index's folder are refused.
+    """
     path = Path(path)
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise FileFormatError(f"{path} is too large for an index")
@@ -136,7 +174,11 @@ def read_index(path: Path | str) -> dict[str, str]:
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is no JSON: {error}") from error
     files = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+    if (
+        not isinstance(files, dict)
+        or not files
+        or not all(isinstance(name, str) for name in files.values())
+    ):
         raise FileFormatError(f"{path} has no table 'weight_map' of tensor and file names")
     for name in set(files.values()):
         _refuse_outside(path, name)
@@ -146,13 +188,19 @@ def read_index(path: Path | str) -> dict[str, str]:
 def _refuse_outside(index: Path, name: str) -> None:
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or not parts.parts:
-        raise FileFormatError(f"{index} refers to {name!r}, which is not in its folder; that is refused")
+        raise FileFormatError(
+            f"{index} refers to {name!r}, which is not in its folder; that is refused"
+        )
     folder = index.parent.resolve()
     target = (folder / name).resolve()
     # In the Hub's cache, a file of snapshots/<revision>/ is a link into blobs/.
-    blobs = next((up.parent / "blobs" for up in (folder, *folder.parents) if up.name == "snapshots"), folder)
+    blobs = next(
+        (up.parent / "blobs" for up in (folder, *folder.parents) if up.name == "snapshots"), folder
+    )
     if not target.is_relative_to(folder) and not target.is_relative_to(blobs):
-        raise FileFormatError(f"{index} refers to {name!r}, a link out of its folder to {target}; that is refused")
+        raise FileFormatError(
+            f"{index} refers to {name!r}, a link out of its folder to {target}; that is refused"
+        )
 
 
 def _sharded(path: Path) -> dict[str, Raw]:
@@ -160,11 +208,17 @@ def _sharded(path: Path) -> dict[str, Raw]:
     shards = sorted(set(files.values()))
     missing = [name for name in shards if not (path.parent / name).is_file()]
     if missing:
-        raise FileFormatError(f"{path.parent} is incomplete: of {len(shards)} shards {', '.join(missing)} missing; fetch the model again")
+        raise FileFormatError(
+            f"{path.parent} is incomplete: of {len(shards)} shards {', '.join(missing)} missing;"
+            " fetch the model again"
+        )
     raws = _joined(path.parent / name for name in shards)
     lost, extra = sorted(files.keys() - raws.keys()), sorted(raws.keys() - files.keys())
     if lost or extra:
-        raise FileFormatError(f"{path} does not fit its shards; not in them: {lost[:10]}; not in the index: {extra[:10]}")
+        raise FileFormatError(
+            f"{path} does not fit its shards; not in them: {lost[:10]}; not in the index:"
+            f" {extra[:10]}"
+        )
     return raws
 
 
@@ -181,8 +235,9 @@ def _joined(paths: Iterable[Path]) -> dict[str, Raw]:
 def unwrap(tensors: Mapping[str, Any], wrappers: Sequence[str] = WRAPPERS) -> dict[str, Any]:
     """The model's own tensors out of a training checkpoint.
 
-    A first part of the name that all tensors share and that is one of `wrappers` is taken off, again and again; the optimizer's and other
-    training state beside a wrapper is left out. Tensors without a wrapper come back as they are.
+    A first part of the name that all tensors share and that is one of `wrappers` is taken off,
+    again and again; the optimizer's and other training state beside a wrapper is left out. Tensors
+    without a wrapper come back as they are.
     """
     tensors = dict(tensors)
     while True:
@@ -191,4 +246,8 @@ def unwrap(tensors: Mapping[str, Any], wrappers: Sequence[str] = WRAPPERS) -> di
         if len(found) != 1 or heads - {found[0], *TRAINING_STATE}:
             return tensors
         prefix = f"{found[0]}."
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        tensors = {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }

@@ -1,7 +1,8 @@
-"""safetensors: eight bytes of length, a JSON header, then the numbers. https://github.com/huggingface/safetensors#format.
+"""safetensors: eight bytes of length, a JSON header, then the numbers.
+https://github.com/huggingface/safetensors#format.
 
-Read and written here rather than through the library so that torch and NumPy share one way, a file is mapped for both, and writing is
-atomic.
+Read and written here rather than through the library so that torch and NumPy share one way, a file
+is mapped for both, and writing is atomic.
 """
 
 import json
@@ -35,7 +36,10 @@ def read_header(path: Path, data: Any) -> tuple[dict[str, Any], int]:
     """The header as a dict, and the byte where the numbers begin."""
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER or 8 + length > len(data):
-        raise FileFormatError(f"{path} is cut off: its header claims {length} bytes, the whole file has {len(data)}; fetch it again")
+        raise FileFormatError(
+            f"{path} is cut off: its header claims {length} bytes, the whole file has {len(data)};"
+            " fetch it again"
+        )
     try:
         header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -68,7 +72,9 @@ def read(path: Path) -> dict[str, Raw]:
         offsets = as_shape(entry["data_offsets"], where)
         dtype = DTYPES.get(str(entry["dtype"]))
         if dtype is None:
-            raise FileFormatError(f"{where} has values of type {entry['dtype']!r:.40}; known are {', '.join(DTYPES)}")
+            raise FileFormatError(
+                f"{where} has values of type {entry['dtype']!r:.40}; known are {', '.join(DTYPES)}"
+            )
         if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1]:
             raise FileFormatError(f"{where} has impossible offsets {offsets}")
         begin, end = start + offsets[0], start + offsets[1]
@@ -76,20 +82,32 @@ def read(path: Path) -> dict[str, Raw]:
         spans.append((begin, end, name))
         raws[name] = raw
     _check_spans(path, spans, start, len(data), raws)
-    aliases = {name: raws[kept] for name, kept in notes.items() if isinstance(kept, str) and kept in raws and name not in raws}
+    aliases = {
+        name: raws[kept]
+        for name, kept in notes.items()
+        if isinstance(kept, str) and kept in raws and name not in raws
+    }
     return raws | aliases
 
 
-def _check_spans(path: Path, spans: list[tuple[int, int, str]], start: int, stop: int, raws: Mapping[str, Raw]) -> None:
+def _check_spans(
+    path: Path, spans: list[tuple[int, int, str]], start: int, stop: int, raws: Mapping[str, Raw]
+) -> None:
     """Every byte belongs to exactly one tensor, as the format demands."""
     here = start
     for begin, end, name in sorted(spans):
         raw = raws[name]
         if begin != here or raw.size * ITEM_SIZE[raw.dtype] != end - begin:
-            raise FileFormatError(f"{path}: {name} does not begin where the tensor before it ends, or has another size than its shape says")
+            raise FileFormatError(
+                f"{path}: {name} does not begin where the tensor before it ends, or has another"
+                " size than its shape says"
+            )
         here = end
     if here != stop:
-        raise FileFormatError(f"{path} has {stop} bytes where its header describes {here}: it is cut off or damaged; download it again")
+        raise FileFormatError(
+            f"{path} has {stop} bytes where its header describes {here}: it is cut off or damaged;"
+            " download it again"
+        )
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -101,7 +119,11 @@ def write(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str
     for name in order:
         tensor = tensors[name]
         size = byte_size(tensor)
-        header[name] = {"dtype": CODES[dtype_name(tensor)], "shape": list(tensor.shape), "data_offsets": [here, here + size]}
+        header[name] = {
+            "dtype": CODES[dtype_name(tensor)],
+            "shape": list(tensor.shape),
+            "data_offsets": [here, here + size],
+        }
         here += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -130,7 +152,11 @@ def byte_size(tensor: Any) -> int:
 
 def _bytes(tensor: Any) -> Any:
     if isinstance(tensor, np.ndarray):
-        native = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False) if tensor.dtype.byteorder == ">" else tensor
+        native = (
+            tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)
+            if tensor.dtype.byteorder == ">"
+            else tensor
+        )
         return np.ascontiguousarray(native).reshape(-1).view(np.uint8).data if tensor.size else b""
     import torch
 

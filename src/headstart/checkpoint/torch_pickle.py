@@ -1,7 +1,9 @@
-"""PyTorch's checkpoints (.bin, .pth, .pt, .pkl), new (zip) and old, without running code and without torch's own reader.
+"""PyTorch's checkpoints (.bin, .pth, .pt, .pkl), new (zip) and old, without running code and
+without torch's own reader.
 
-torch's weights-only reader refuses pickled modules (OpenAI's dVAE) and training states that hold any other class; here tensors are read
-from all of them, from mapped memory, and everything else is left out.
+torch's weights-only reader refuses pickled modules (OpenAI's dVAE) and training states that hold
+any other class; here tensors are read from all of them, from mapped memory, and everything else is
+left out.
 """
 
 import io
@@ -29,7 +31,10 @@ STORAGES = {
 
 
 class Storage:
-    """Numbers outside the pickle that tensors are views of. An old file says only after the pickle where they lie."""
+    """Numbers outside the pickle that tensors are views of.
+
+    An old file says only after the pickle where they lie.
+    """
 
     def __init__(self, key: str, dtype: str | None, count: int) -> None:
         self.key, self.dtype, self.count = key, dtype, count
@@ -40,7 +45,9 @@ class Storage:
 class View:
     """A tensor: a view of a storage."""
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> None:
+    def __init__(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None
+    ) -> None:
         if not isinstance(storage, Storage) or type(offset) is not int:
             raise ValueError("a tensor without a storage")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
@@ -52,7 +59,12 @@ class View:
         offset = storage.start + self.offset * ITEM_SIZE.get(dtype, 1)
         shape, strides = as_shape(self.shape, where), as_shape(self.strides, where)
         rows = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        return checked(Raw(storage.buffer, dtype, shape, offset, None if strides == rows else strides), where, storage.start, storage.stop)
+        return checked(
+            Raw(storage.buffer, dtype, shape, offset, None if strides == rows else strides),
+            where,
+            storage.start,
+            storage.stop,
+        )
 
 
 class PickledArray:
@@ -70,14 +82,23 @@ class PickledArray:
         if type(data) is str:
             data = data.encode("latin1")
         if isinstance(data, bytes | bytearray) and not dtype.dtype.hasobject:
-            self.array = np.ndarray(as_shape(shape, "an array"), dtype.dtype, bytearray(data), order="F" if fortran else "C")
+            self.array = np.ndarray(
+                as_shape(shape, "an array"),
+                dtype.dtype,
+                bytearray(data),
+                order="F" if fortran else "C",
+            )
 
 
 class PickledDtype:
     """A NumPy type inside a pickle: its two-letter code, and the byte order from its state."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        self.dtype = np.dtype(code) if type(code) is str and len(code) <= 4 and code[:1] in "fiubc" else np.dtype(object)
+        self.dtype = (
+            np.dtype(code)
+            if type(code) is str and len(code) <= 4 and code[:1] in "fiubc"
+            else np.dtype(object)
+        )
 
     def build(self, state: Any) -> None:
         """Takes the byte order; the rest of the state describes records, which hold no tensor."""
@@ -97,13 +118,30 @@ def _from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     return call(*arguments)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any = None, _hooks: Any = None, metadata: Any = None) -> View:
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> View:
     if metadata:
         raise ValueError("a tensor that is conjugated or negated lazily; save it resolved")
     return View(storage, offset, shape, strides)
 
 
-def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, metadata: Any = None) -> View:
+def _typed_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> View:
     if metadata or not isinstance(dtype, Name):
         raise ValueError("a tensor of an unknown kind")
     return View(storage, offset, shape, strides, dtype)
@@ -134,7 +172,8 @@ REBUILD: dict[str, Callable[..., Any]] = {
 BUILTINS: dict[str, Callable[..., Any]] = {
     "set": set, "frozenset": frozenset, "bytearray": lambda *_: bytearray(), "complex": lambda *_: 0j, "slice": _ignored("slice"),
 }  # fmt: skip
-# Values that real checkpoints hold beside the tensors. Containers are made, the others only take their place.
+# Values that real checkpoints hold beside the tensors. Containers are made, the others only take
+# their place.
 BESIDE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda pairs=(): dict(pairs),
     "collections.defaultdict": lambda *_: {},
@@ -158,11 +197,20 @@ CALLS = REBUILD | BESIDE
 
 
 def read_zip(path: Path, entries: Mapping[str, Any]) -> dict[str, Raw]:
-    """Every tensor of a checkpoint that torch ≥ 1.6 saved: a zip with one pickle and one entry a storage."""
+    """Every tensor of a checkpoint that torch ≥ 1.6 saved.
+
+    A zip with one pickle and one entry a storage.
+    """
     data = map_file(path)
-    roots = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    roots = [
+        name.removesuffix("data.pkl")
+        for name in entries
+        if name == "data.pkl" or name.endswith("/data.pkl")
+    ]
     if len(roots) != 1:
-        raise FileFormatError(f"{path} is a zip archive with {len(roots)} torch pickles; expected 1")
+        raise FileFormatError(
+            f"{path} is a zip archive with {len(roots)} torch pickles; expected 1"
+        )
     root = roots[0]
     _refuse_big_endian(path, data, entries, root)
     storages: dict[str, Storage] = {}
@@ -171,7 +219,10 @@ def read_zip(path: Path, entries: Mapping[str, Any]) -> dict[str, Raw]:
         made = _storage(ident)
         info = entries.get(f"{root}data/{made.key}")
         if info is None:
-            raise FileFormatError(f"{path} refers to storage {made.key!r:.80}, which is not in the archive: it is damaged")
+            raise FileFormatError(
+                f"{path} refers to storage {made.key!r:.80}, which is not in the archive: it is"
+                " damaged"
+            )
         if made.key not in storages:
             made.buffer, made.start, made.stop = zips.unpack(path, data, info)
             storages[made.key] = made
@@ -186,11 +237,15 @@ def _refuse_big_endian(path: Path, data: Any, entries: Mapping[str, Any], root: 
     if f"{root}byteorder" in entries:
         buffer, start, stop = zips.unpack(path, data, entries[f"{root}byteorder"])
         if bytes(buffer[start:stop]) != b"little":
-            raise FileFormatError(f"{path} was saved on a big-endian machine; save it as safetensors there")
+            raise FileFormatError(
+                f"{path} was saved on a big-endian machine; save it as safetensors there"
+            )
 
 
 def read_old(path: Path) -> dict[str, Raw]:
-    """Every tensor of a checkpoint that torch < 1.6 saved (pickles, then the storages), or of a plain pickle."""
+    """Every tensor of a checkpoint that torch < 1.6 saved (pickles, then the storages), or of a
+    plain pickle.
+    """
     data = map_file(path)
     storages: dict[str, Storage] = {}
 
@@ -204,7 +259,10 @@ def read_old(path: Path) -> dict[str, Raw]:
     if value == OLD_MAGIC:
         plain = Machine(str(path), {})
         if plain.load(data) != OLD_PROTOCOL or not _little_endian(plain.load(data)):
-            raise FileFormatError(f"{path} is big-endian or of an unknown version of torch's old format; save it as safetensors there")
+            raise FileFormatError(
+                f"{path} is big-endian or of an unknown version of torch's old format; save it as"
+                " safetensors there"
+            )
         value = Machine(str(path), CALLS, persistent).load(data)
         _place(path, data, plain.load(data), storages)
     return dict(_tensors(value, path))
@@ -215,7 +273,10 @@ def _little_endian(info: Any) -> bool:
 
 
 def _place(path: Path, data: mmap.mmap, keys: Any, storages: Mapping[str, Storage]) -> None:
-    """Finds the storages after the pickles of an old file: each is its count in eight bytes, then the numbers."""
+    """Finds the storages after the pickles of an old file.
+
+    Each is its count in eight bytes, then the numbers.
+    """
     here = data.tell()
     if type(keys) is not list or set(keys) != set(storages):
         raise FileFormatError(f"{path} lists other storages than its tensors use: it is damaged")
@@ -223,19 +284,35 @@ def _place(path: Path, data: mmap.mmap, keys: Any, storages: Mapping[str, Storag
         storage = storages[key]
         count = int.from_bytes(data[here : here + 8], "little")
         storage.buffer, storage.start = data, here + 8
-        here = storage.stop = storage.start + count * ITEM_SIZE.get(str(storage.dtype), 1)  # untyped storages count bytes
+        # untyped storages count bytes
+        here = storage.stop = storage.start + count * ITEM_SIZE.get(str(storage.dtype), 1)
         if count != storage.count or here > len(data):
-            raise FileFormatError(f"{path} is cut off or damaged: storage {key!r:.80} should have {storage.count} values")
+            raise FileFormatError(
+                f"{path} is cut off or damaged: storage {key!r:.80} should have {storage.count}"
+                " values"
+            )
 
 
 def _storage(ident: Any) -> Storage:
-    """A storage as torch refers to it: ("storage", type, key, device, count), in old files with a view (None since torch 0.4)."""
-    if type(ident) is not tuple or len(ident) not in (5, 6) or ident[0] != "storage" or ident[5:] not in ((), (None,)):
+    """A storage as torch refers to it.
+
+    ("storage", type, key, device, count), in old files with a view (None since torch 0.4).
+    """
+    if (
+        type(ident) is not tuple
+        or len(ident) not in (5, 6)
+        or ident[0] != "storage"
+        or ident[5:] not in ((), (None,))
+    ):
         raise ValueError("a reference to something that is no storage")
     _, kind, key, _, count = ident[:5]
     name = kind.name.removeprefix("torch.") if isinstance(kind, Name) else ""
     dtype = None if name == "storage.UntypedStorage" else STORAGES.get(name.removesuffix("Storage"))
-    if type(key) is not str or type(count) is not int or (dtype is None and name != "storage.UntypedStorage"):
+    if (
+        type(key) is not str
+        or type(count) is not int
+        or (dtype is None and name != "storage.UntypedStorage")
+    ):
         raise ValueError(f"a storage of unknown type {name!r:.80}")
     return Storage(key, dtype, count)
 
@@ -244,7 +321,9 @@ HOLDERS = (View, PickledArray, Inert, dict, list, tuple)  # what is a tensor, or
 
 
 def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
-    """Names and tensors of nested containers and modules, names joined by dots as `state_dict` does."""
+    """Names and tensors of nested containers and modules, names joined by dots as `state_dict`
+    does.
+    """
     names: set[str] = set()
     todo: list[tuple[str, Any, int]] = [("", value, 0)]
     count = 0
@@ -252,7 +331,10 @@ def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
         name, here, depth = todo.pop()
         count += 1
         if depth > MAX_DEPTH or count > MAX_ENTRIES:
-            raise FileFormatError(f"{path} is nested more than {MAX_DEPTH} deep or has more than {MAX_ENTRIES} entries")
+            raise FileFormatError(
+                f"{path} is nested more than {MAX_DEPTH} deep or has more than {MAX_ENTRIES}"
+                " entries"
+            )
         raw = _as_raw(here, f"{path}: {name}")
         if raw is not None:
             if name in names:
@@ -260,20 +342,33 @@ def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
             names.add(name)
             yield name, raw
         else:
-            children = [(key, child) for key, child in reversed(_children(here)) if isinstance(child, HOLDERS)]
-            todo.extend((f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in children)
+            children = [
+                (key, child)
+                for key, child in reversed(_children(here))
+                if isinstance(child, HOLDERS)
+            ]
+            todo.extend(
+                (f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in children
+            )
 
 
 def _as_raw(value: Any, where: str) -> Raw | None:
     if isinstance(value, View):
         return value.raw(where)
-    if isinstance(value, PickledArray) and value.array is not None and value.array.dtype.name in ITEM_SIZE:
+    if (
+        isinstance(value, PickledArray)
+        and value.array is not None
+        and value.array.dtype.name in ITEM_SIZE
+    ):
         return from_array(value.array, where)
     return None
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
-    """What may hold tensors below a value; a module's parameters, buffers and modules as its `state_dict` names them."""
+    """What may hold tensors below a value.
+
+    A module's parameters, buffers and modules as its `state_dict` names them.
+    """
     if isinstance(value, Inert):
         state = value.state if type(value.state) is dict else {}
         if type(state.get("_modules")) is dict and type(state.get("_parameters")) is dict:

@@ -1,4 +1,7 @@
-"""From named tensors to files, so that a folder never holds half of anything: write beside, flush to disk, then rename."""
+"""From named tensors to files, so that a folder never holds half of anything.
+
+Write beside, flush to disk, then rename.
+"""
 
 import contextlib
 import errno
@@ -17,12 +20,24 @@ from headstart.checkpoint.safetensors_file import byte_size, dtype_name
 from headstart.errors import InputError
 
 Content = bytes | str | Callable[[BinaryIO], None]
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 SINGLE = "model.safetensors"
 
 
 def atomic_write(path: Path | str, content: Content) -> Path:
-    """Writes a file whole or not at all: readers see the old file or the new one, also after a power cut.
+    """Writes a file whole or not at all: readers see the old file or the new one, also after a
+    power cut.
 
     Args:
         path: The file; its folder is made if need be.
@@ -39,13 +54,17 @@ def atomic_write(path: Path | str, content: Content) -> Path:
 
 @contextlib.contextmanager
 def written_beside(files: list[tuple[Path, Content]]) -> Iterator[None]:
-    """Writes all files under temporary names; at the end of the `with` block they take their places. After any failure they are removed."""
+    """Writes all files under temporary names.
+
+    At the end of the `with` block they take their places. After any failure they are removed.
+    """
     made: list[tuple[Path, Path]] = []
     try:
         for path, content in files:
             with _explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Hidden, in the same folder (a rename must not cross disks), and with the usual permissions (mkstemp's are private).
+                # Hidden, in the same folder (a rename must not cross disks), and with the usual
+                # permissions (mkstemp's are private).
                 beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
                 with beside.open("xb") as file:
                     made.append((beside, path))
@@ -71,7 +90,10 @@ def _write(file: BinaryIO, content: Content) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the renames themselves survive a power cut; file systems that cannot flush a folder are left alone."""
+    """Makes the renames themselves survive a power cut.
+
+    File systems that cannot flush a folder are left alone.
+    """
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -89,8 +111,15 @@ def _explained(path: Path) -> Iterator[None]:
         why = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             with contextlib.suppress(OSError):
-                why += f", {shutil.disk_usage(path.parent).free:,} bytes are free; make room or choose another folder"
-        raise type(error)(error.errno, f"cannot write {path.name} ({why}); what was there before is unchanged", str(path)) from error
+                why += (
+                    f", {shutil.disk_usage(path.parent).free:,} bytes are free; make room or choose"
+                    " another folder"
+                )
+        raise type(error)(
+            error.errno,
+            f"cannot write {path.name} ({why}); what was there before is unchanged",
+            str(path),
+        ) from error
 
 
 def parse_size(size: int | str) -> int:
@@ -100,7 +129,10 @@ def parse_size(size: int | str) -> int:
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
         if not match or match[2].upper() not in UNITS:
-            raise InputError(f"max_shard_size is {size!r}; give a number of bytes or a text such as '5GB' or '200MiB'")
+            raise InputError(
+                f"max_shard_size is {size!r}; give a number of bytes or a text such as '5GB' or"
+                " '200MiB'"
+            )
         count = int(float(match[1]) * UNITS[match[2].upper()])
     if count <= 0:
         raise InputError(f"max_shard_size is {size!r}; it must be positive")
@@ -113,10 +145,12 @@ def write_tensors(
     max_shard_size: int | str = "5GB",
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Writes `model.safetensors`, or shards and their index where it would be larger than `max_shard_size`.
+    """Writes `model.safetensors`, or shards and their index where it would be larger than
+    `max_shard_size`.
 
-    A tensor that occurs under several names is stored once; the other names are notes in the file, which `read_tensors` follows. Files
-    of an earlier save are replaced or removed only after everything new is on disk.
+    A tensor that occurs under several names is stored once; the other names are notes in the file,
+    which `read_tensors` follows. Files of an earlier save are replaced or removed only after
+    everything new is on disk.
 
     Args:
         folder: Made if need be.
@@ -132,9 +166,15 @@ def write_tensors(
     kept, aliases = _stored_once(tensors)
     for name, tensor in kept.items():
         if dtype_name(tensor) not in safetensors_file.CODES:
-            raise InputError(f"{name} has values of type {dtype_name(tensor)}, which safetensors does not have")
+            raise InputError(
+                f"{name} has values of type {dtype_name(tensor)}, which safetensors does not have"
+            )
     shards = _split(kept, parse_size(max_shard_size))
-    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
     files: list[tuple[Path, Content]] = []
     where: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
@@ -142,11 +182,15 @@ def write_tensors(
         where |= dict.fromkeys([*shard, *here], name)
         files.append((folder / name, _writer(shard, metadata | here)))
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(map(byte_size, kept.values()))}, "weight_map": dict(sorted(where.items()))}
+        index = {
+            "metadata": {"total_size": sum(map(byte_size, kept.values()))},
+            "weight_map": dict(sorted(where.items())),
+        }
         files.append((folder / SAFETENSORS_INDEX, json.dumps(index, indent=2) + "\n"))
     old = _earlier(folder)
     with written_beside(files):
-        # Shards of two saves must never be read together: without an index there is a clear error instead, should the power fail just now.
+        # Shards of two saves must never be read together: without an index there is a clear error
+        # instead, should the power fail just now.
         if len(shards) > 1 and old & set(names):
             (folder / SAFETENSORS_INDEX).unlink(missing_ok=True)
     for name in sorted(old - {path.name for path, _ in files}):
@@ -179,7 +223,13 @@ def _memory(tensor: Any) -> Any:
     if byte_size(tensor) == 0:
         return None
     if hasattr(tensor, "data_ptr"):
-        return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return (
+            str(tensor.device),
+            tensor.data_ptr(),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
+        )
     return (tensor.__array_interface__["data"][0], tensor.shape, tensor.strides, str(tensor.dtype))
 
 
@@ -198,13 +248,20 @@ def _split(tensors: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """Weight files of an earlier save in the folder: only names that this function's save would give, or that its index lists."""
+    """Weight files of an earlier save in the folder.
+
+    Only names that this function's save would give, or that its index lists.
+    """
     names = {SINGLE, SAFETENSORS_INDEX}
     if (folder / SAFETENSORS_INDEX).is_file():
         with contextlib.suppress(ValueError):
             names |= set(read_index(folder / SAFETENSORS_INDEX).values())
     if folder.is_dir():
-        names |= {path.name for path in folder.iterdir() if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path.name)}
+        names |= {
+            path.name
+            for path in folder.iterdir()
+            if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path.name)
+        }
     return {name for name in names if (folder / name).is_file()}
 
 

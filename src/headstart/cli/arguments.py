@@ -12,14 +12,21 @@ from headstart.errors import InputError, NotFoundError
 
 
 def check_model(name: str) -> None:
-    """Refuses at once what can be no model: neither a path, nor a published name, nor `owner/name` on the Hub."""
+    """Refuses at once what can be no model.
+
+    Neither a path, nor a published name, nor `owner/name` on the Hub.
+    """
     from headstart.auto import find_published, nearest_names
     from headstart.package_data import EMBEDDED
 
     if "/" in name or name in EMBEDDED or Path(name).exists() or find_published(name) is not None:
         return
     near = nearest_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`headstart models` lists the published ones"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "`headstart models` lists the published ones"
+    )
     raise NotFoundError(f"no model is called {name!r}, and there is no such folder; {hint}")
 
 
@@ -57,7 +64,11 @@ def image_files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
             if not inside:
                 raise InputError(f"the folder {path} holds no images")
             files += inside
@@ -69,7 +80,8 @@ def image_files(paths: list[Path]) -> list[Path]:
 
 
 class Readable:
-    """The pixels of image files, one after the other; a file that cannot be read is named on standard error and left out.
+    """The pixels of image files, one after the other; a file that cannot be read is named on
+    standard error and left out.
 
     Attributes:
         names: The files that were given so far.

@@ -1,7 +1,9 @@
-"""`headstart demo`: the main job on data that comes with scikit-learn, in about a minute and without a network.
+"""`headstart demo`: the main job on data that comes with scikit-learn, in about a minute and
+without a network.
 
-`bit-mini`, pretrained on photos of a hundred kinds of things, is transferred to handwritten digits, ten of each, and so is the same network
-with random weights: what the pretraining is worth is the difference.
+`bit-mini`, pretrained on photos of a hundred kinds of things, is transferred to handwritten digits,
+ten of each, and so is the same network with random weights: what the pretraining is worth is the
+difference.
 """
 
 import itertools
@@ -16,12 +18,24 @@ import numpy as np
 from headstart.errors import MissingExtraError
 
 SHOTS = 10
-# HyperRule with fewer and smaller steps at a higher rate: enough for a hundred small pictures, and a minute's work.
-RECIPE: dict[str, Any] = {"steps": 60, "batch_size": 32, "lr": 0.02, "augment": "none", "resize": 64, "crop": 64, "eval_every": 60}
+# HyperRule with fewer and smaller steps at a higher rate: enough for a hundred small pictures, and
+# a minute's work.
+RECIPE: dict[str, Any] = {
+    "steps": 60,
+    "batch_size": 32,
+    "lr": 0.02,
+    "augment": "none",
+    "resize": 64,
+    "crop": 64,
+    "eval_every": 60,
+}
 
 
 def write_digits(folder: Path, seed: int) -> None:
-    """Writes scikit-learn's 1,797 digits (8x8 grey) as class folders: ten of each to train, the others to judge."""
+    """Writes scikit-learn's 1,797 digits (8x8 grey) as class folders.
+
+    Ten of each to train, the others to judge.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -51,7 +65,9 @@ def write_random(folder: Path, seed: int) -> None:
     AutoImageProcessor.from_pretrained("bit-mini").save_pretrained(folder)
 
 
-def demo(out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], None] = print) -> dict[str, list[float]]:
+def demo(
+    out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], None] = print
+) -> dict[str, list[float]]:
     """Transfers bit-mini and its random twin to digits, once for each seed.
 
     Args:
@@ -66,7 +82,10 @@ def demo(out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], Non
     from headstart.training.run import train
 
     out = _unused(Path(out))
-    say("A small network that knows photos learns handwritten digits from 10 pictures of each; 1,697 others judge it.\n")
+    say(
+        "A small network that knows photos learns handwritten digits from 10 pictures of each;"
+        " 1,697 others judge it.\n"
+    )
     say("draw   pretrained   random weights")
     found: dict[str, list[float]] = {"pretrained": [], "random": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,8 +93,15 @@ def demo(out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], Non
             digits = Path(scratch) / f"digits-{seed}"
             write_digits(digits, seed)
             write_random(Path(scratch) / f"random-{seed}", seed)
-            for kind, model in (("pretrained", "bit-mini"), ("random", str(Path(scratch) / f"random-{seed}"))):
-                target = out if seed == 0 and kind == "pretrained" else Path(scratch) / f"{kind}-{seed}-tuned"
+            for kind, model in (
+                ("pretrained", "bit-mini"),
+                ("random", str(Path(scratch) / f"random-{seed}")),
+            ):
+                target = (
+                    out
+                    if seed == 0 and kind == "pretrained"
+                    else Path(scratch) / f"{kind}-{seed}-tuned"
+                )
                 result = train(digits, model=model, out=target, seed=seed, **RECIPE)
                 found[kind].append(result.evaluations["validation"].metrics["accuracy"])
             say(f"{seed + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")

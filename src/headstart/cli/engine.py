@@ -9,29 +9,49 @@ import typer
 from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
-SizeOption = Annotated[int | None, typer.Option(min=1, help="Side of the images; default what the image processor makes.")]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Side of the images; default what the image processor makes."),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts of a call.")]
 LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text.")]
-DynamicOption = Annotated[str | None, typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none.")]
+DynamicOption = Annotated[
+    str | None,
+    typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none."),
+]
 TOLERANCE_HELP = "Largest difference of an output, as a share of the largest."
-CALIBRATION_HELP = "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
+CALIBRATION_HELP = (
+    "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
+)
 
 
 def optimize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    engine: Annotated[str | None, typer.Option(help="torch, openvino or onnxruntime; default the fastest here.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, openvino or onnxruntime; default the fastest here.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
     calibration: Annotated[Path | None, typer.Option(help=CALIBRATION_HELP)] = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     length: LengthOption = None,
     dynamic: DynamicOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default PyTorch's.")] = None,
-    streams: Annotated[int | None, typer.Option(min=1, help="Into how many the threads are divided; default what is fastest.")] = None,
-    goal: Annotated[str, typer.Option(help="latency, of one caller; or throughput, of as many callers as threads.")] = "latency",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine; default PyTorch's.")
+    ] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Into how many the threads are divided; default what is fastest."),
+    ] = None,
+    goal: Annotated[
+        str,
+        typer.Option(help="latency, of one caller; or throughput, of as many callers as threads."),
+    ] = "latency",
     tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, …; default the best there is.")
+    ] = None,
 ) -> None:
     """Make a model as fast as this machine allows, and say how far its outputs moved.
 
@@ -44,7 +64,11 @@ def optimize(
         raise ConfigError(f"--out is the model's own folder, {out}; name another one")
     place = best_device(device)
     network, processor = load_both(model)
-    calls = list(read_calibration(calibration, processor, network, length)) if calibration is not None else []
+    calls = (
+        list(read_calibration(calibration, processor, network, length))
+        if calibration is not None
+        else []
+    )
     example = example_of(network, processor, size, batch, length)
     fast = run(
         network.to(place), example=example, engine=engine, precision=precision, dynamic=axes(dynamic),  # type: ignore[arg-type]
@@ -64,7 +88,10 @@ def export(
     length: LengthOption = None,
     dynamic: DynamicOption = None,
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
-    normalize: Annotated[bool, typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255.")] = False,
+    normalize: Annotated[
+        bool,
+        typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255."),
+    ] = False,
     tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
 ) -> None:
     """Write a model as a file that needs no headstart, and check it against PyTorch.
@@ -83,7 +110,9 @@ def export(
 
 
 def load_both(name: str) -> tuple[Any, Any]:
-    """The network that a checkpoint's config.json names (not an optimised form of it), and its image processor or tokenizer."""
+    """The network that a checkpoint's config.json names (not an optimised form of it), and its
+    image processor or tokenizer.
+    """
     from headstart.auto import AutoImageProcessor, AutoTokenizer, family_of
 
     family, values = family_of(name)
@@ -95,7 +124,9 @@ def load_both(name: str) -> tuple[Any, Any]:
     return network, processor.from_pretrained(name)
 
 
-def example_of(network: Any, processor: Any, size: int | None, batch: int, length: int | None) -> dict[str, Any]:
+def example_of(
+    network: Any, processor: Any, size: int | None, batch: int, length: int | None
+) -> dict[str, Any]:
     """Inputs of the shape that calls will have."""
     import numpy as np
     import torch
@@ -103,27 +134,42 @@ def example_of(network: Any, processor: Any, size: int | None, batch: int, lengt
     from headstart.engine.capture import make_example
 
     if network.main_input_name != "pixel_values":
-        return {key: torch.cat([value] * batch) for key, value in make_example(network, length=length).items()}
+        return {
+            key: torch.cat([value] * batch)
+            for key, value in make_example(network, length=length).items()
+        }
     if size is None:
         photo = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
         pixels = processor(photo, return_tensors="pt")["pixel_values"]
     else:
-        pixels = torch.randn(1, network.config.num_channels, size, size, generator=torch.Generator().manual_seed(0))
+        pixels = torch.randn(
+            1, network.config.num_channels, size, size, generator=torch.Generator().manual_seed(0)
+        )
     return {"pixel_values": torch.cat([pixels] * batch)}
 
 
-def read_calibration(path: Path, processor: Any, network: Any, length: int | None) -> Iterator[dict[str, Any]]:
+def read_calibration(
+    path: Path, processor: Any, network: Any, length: int | None
+) -> Iterator[dict[str, Any]]:
     """Calls of one image or text each."""
     if network.main_input_name == "pixel_values":
         from headstart.data.sources import IMAGE_SUFFIXES
 
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+        files = (
+            sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if path.is_dir()
+            else []
+        )
         if not files:
             raise InputError(f"{path} is no folder with images")
         for file in files[:: max(1, len(files) // 256)]:
             yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.is_file() else []
+    lines = (
+        [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.is_file()
+        else []
+    )
     if not lines:
         raise InputError(f"{path} is no file with texts, one a line")
     limit = length or network.config.max_position_embeddings

@@ -1,4 +1,5 @@
-"""Random changes of training images by kornia: RandAugment, colour jitter, random erasing; and which part of a partner CutMix shows.
+"""Random changes of training images by kornia: RandAugment, colour jitter, random erasing; and
+which part of a partner CutMix shows.
 
 Images are (H, W, 3) uint8. All randomness comes from the generator that is passed in.
 """
@@ -24,14 +25,25 @@ _made = threading.local()  # kornia's modules remember their last draw, so each 
 
 
 class _Drawing(TorchFunctionMode):
-    """Inside the block torch draws from this generator, in this thread alone: kornia takes none, and the global one is the network's."""
+    """Inside the block torch draws from this generator, in this thread alone.
+
+    Kornia takes none, and the global one is the network's.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         self.generator = generator
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
-        return func(*args, **((kwargs or {}) | ({"generator": self.generator} if func in _DRAWS else {})))
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        return func(
+            *args, **((kwargs or {}) | ({"generator": self.generator} if func in _DRAWS else {}))
+        )
 
 
 _DRAWS = {
@@ -40,7 +52,9 @@ _DRAWS = {
 }  # fmt: skip
 
 
-def _applied(image: Pixels, rng: np.random.Generator, settings: Any, make: Callable[[], Any]) -> Pixels:  # noqa: ANN401 - hashable settings
+def _applied(
+    image: Pixels, rng: np.random.Generator, settings: Any, make: Callable[[], Any]
+) -> Pixels:  # noqa: ANN401 - hashable settings
     """The image after one of kornia's augmentations, which is made once for these settings."""
     if settings not in vars(_made):
         try:
@@ -48,7 +62,8 @@ def _applied(image: Pixels, rng: np.random.Generator, settings: Any, make: Calla
         except ImportError:
             raise MissingExtraError("kornia", "train") from None
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    values = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float() / 255  # (1, 3, H, W)
+    # (1, 3, H, W)
+    values = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float() / 255
     with _Drawing(generator), torch.no_grad():
         out = vars(_made)[settings](values)[0]
     changed: Pixels = (out * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
@@ -56,7 +71,10 @@ def _applied(image: Pixels, rng: np.random.Generator, settings: Any, make: Calla
 
 
 def rand_augment(image: Pixels, magnitude: float, rng: np.random.Generator) -> Pixels:
-    """RandAugment (Cubuk et al. 2020): two operations drawn at random, at this magnitude (0 to 10; the usual setting is 9)."""
+    """RandAugment (Cubuk et al. 2020): two operations drawn at random, at this magnitude (0 to 10.
+
+    The usual setting is 9).
+    """
     strength = min(max(round(magnitude / HIGHEST * KORNIA_HIGHEST), 1), KORNIA_HIGHEST - 1)
 
     def make() -> Any:  # noqa: ANN401 - kornia has no types
@@ -68,7 +86,9 @@ def rand_augment(image: Pixels, magnitude: float, rng: np.random.Generator) -> P
 
 
 def color_jitter(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    """Brightness, contrast and saturation times factors between 1 - strength and 1 + strength, in random order."""
+    """Brightness, contrast and saturation times factors between 1 - strength and 1 + strength, in
+    random order.
+    """
 
     def make() -> Any:  # noqa: ANN401 - kornia has no types
         from kornia.augmentation import ColorJitter
@@ -78,10 +98,18 @@ def color_jitter(image: Pixels, strength: float, rng: np.random.Generator) -> Pi
     return _applied(image, rng, ("jitter", strength), make)
 
 
-def random_erase(image: Pixels, chance: float, mean: Sequence[float], std: Sequence[float], rng: np.random.Generator) -> Pixels:
-    """Normal noise of its own in every pixel of a random rectangle, with this chance (Zhong et al. 2020).
+def random_erase(
+    image: Pixels,
+    chance: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rng: np.random.Generator,
+) -> Pixels:
+    """Normal noise of its own in every pixel of a random rectangle, with this chance (Zhong et al.
+    2020).
 
-    BEiT's authors erase so (`--remode pixel` of run_class_finetuning.py); kornia, which draws the rectangle, fills it with one grey only.
+    BEiT's authors erase so (`--remode pixel` of run_class_finetuning.py); kornia, which draws the
+    rectangle, fills it with one grey only.
 
     Args:
         image: Is not changed.
@@ -103,11 +131,19 @@ def random_erase(image: Pixels, chance: float, mean: Sequence[float], std: Seque
     return np.where(kept > 0, image, noise)
 
 
-def cutmix_box(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def cutmix_box(
+    height: int, width: int, share: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Top, left, bottom and right of the part that CutMix takes from the partner (Yun et al. 2019).
 
-    Its centre is anywhere, its area 1 - share before it is cut off at the border; the share that is kept follows from the box.
+    Its centre is anywhere, its area 1 - share before it is cut off at the border; the share that is
+    kept follows from the box.
     """
     rows, columns = (int(side * (1 - share) ** 0.5) for side in (height, width))
     y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
-    return max(0, y - rows // 2), max(0, x - columns // 2), min(height, y + (rows + 1) // 2), min(width, x + (columns + 1) // 2)
+    return (
+        max(0, y - rows // 2),
+        max(0, x - columns // 2),
+        min(height, y + (rows + 1) // 2),
+        min(width, x + (columns + 1) // 2),
+    )

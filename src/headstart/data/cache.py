@@ -1,6 +1,8 @@
-"""Pixels of a data set: checked before training starts, in parallel, and kept decoded and resized on disk.
+"""Pixels of a data set: checked before training starts, in parallel, and kept decoded and resized
+on disk.
 
-A file is read twice at most: once for its hash and size (`inspect`), once to decode it into the cache (`decode_all`).
+A file is read twice at most: once for its hash and size (`inspect`), once to decode it into the
+cache (`decode_all`).
 """
 
 import hashlib
@@ -22,7 +24,8 @@ from headstart.errors import DataError, InputError
 from headstart.images.decode import decode as decode_any
 from headstart.images.decode import resize
 
-CACHE_LIMIT = 8 << 30  # bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
+# bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
+CACHE_LIMIT = 8 << 30
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -59,11 +62,14 @@ def decode(source: Source) -> NDArray[np.uint8]:
     try:
         data = source if isinstance(source, np.ndarray) else source_bytes(source)
     except OSError as error:
-        raise InputError("no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)) from None
+        raise InputError(
+            "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        ) from None
     try:
         return np.asarray(decode_any(data)[0], dtype=np.uint8)
     except InputError as error:
-        raise InputError(str(error).rpartition(" bytes: ")[2]) from None  # the bytes have no name of their own
+        # the bytes have no name of their own
+        raise InputError(str(error).rpartition(" bytes: ")[2]) from None
 
 
 def square(pixels: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
@@ -76,7 +82,9 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
     try:
         data = source_bytes(source)
     except OSError as error:
-        return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        return (
+            "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        )
     digest = hashlib.sha256(data).hexdigest()
     if isinstance(source, np.ndarray):
         return digest, source.shape[0], source.shape[1]
@@ -92,7 +100,8 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
 
 
 class PixelCache:
-    """Images of one split, decoded and resized, as an array; decoded again each time where they would not fit.
+    """Images of one split, decoded and resized, as an array; decoded again each time where they
+    would not fit.
 
     Args:
         examples: The images.
@@ -101,11 +110,19 @@ class PixelCache:
         file: Where an array too large for memory goes; None keeps nothing on disk.
     """
 
-    def __init__(self, examples: Examples, side: int, view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], file: Path | None) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        side: int,
+        view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+        file: Path | None,
+    ) -> None:
         self.examples, self.side, self.view, self.file = examples, side, view, file
         self.pixels: NDArray[np.uint8] | None = None
 
-    def fill(self, workers: int | None, seen: Callable[[int], None] = lambda count: None) -> list[tuple[int, str]]:
+    def fill(
+        self, workers: int | None, seen: Callable[[int], None] = lambda count: None
+    ) -> list[tuple[int, str]]:
         """Decodes every image once, and keeps it where there is room.
 
         Args:
@@ -162,7 +179,11 @@ class PixelCache:
 
 
 def random_part(
-    height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
 ) -> tuple[slice, slice]:
     """Rows and columns of a random part of an image: a share of its area, of a random aspect ratio."""
     for _ in range(10):
@@ -180,4 +201,7 @@ def check_bad(bad: list[Bad], skip: bool, total: int) -> None:
     if bad and not skip:
         listed = "\n".join(f"  {each.name}: {each.reason}" for each in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise DataError(f"{len(bad)} of {total} images cannot be read (remove them, or leave them out with --skip-bad):\n{listed}{more}")
+        raise DataError(
+            f"{len(bad)} of {total} images cannot be read (remove them, or leave them out with"
+            f" --skip-bad):\n{listed}{more}"
+        )

@@ -1,4 +1,5 @@
-"""Labelled images: class folders, tables, arrays, tars and Hub data sets become splits of images and what they are labelled.
+"""Labelled images: class folders, tables, arrays, tars and Hub data sets become splits of images
+and what they are labelled.
 
 What is read here is names and labels; pixels are read by `image_cache`.
 """
@@ -60,9 +61,11 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
     """Reads a data set of labelled images.
 
     Args:
-        path: A folder of class folders, or of `train` and `val` (and `test`) folders, tables, tars or `.npz` files; one such file; several
-            tars as `shard-{0000..0003}.tar`; a data set that the `datasets` library saved; or one on the Hub, as `hf:owner/name`.
-        options: Columns, split, shots and seed. `options.extra["validation"]` and `["test"]` may name further data.
+        path: A folder of class folders, or of `train` and `val` (and `test`) folders, tables, tars
+            or `.npz` files; one such file; several tars as `shard-{0000..0003}.tar`; a data set
+            that the `datasets` library saved; or one on the Hub, as `hf:owner/name`.
+        options: Columns, split, shots and seed. `options.extra["validation"]` and `["test"]` may
+            name further data.
     """
     raw, notes = read_raw(path, options)
     data = _interpret(raw, options, Path(path), notes)
@@ -72,9 +75,14 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
 
 
 def read_pictures(path: str | Path, options: DataOptions) -> ImageData:
-    """The pictures of a data set that `read_images` takes, or anywhere below a folder, without their labels; there is one class."""
+    """The pictures of a data set that `read_images` takes, or anywhere below a folder, without
+    their labels; there is one class.
+    """
     raw, notes = read_raw(path, replace(options, target="none"))
-    splits = {split: Examples(part.images, np.zeros(len(part.images), dtype=np.int64), part.names) for split, part in raw.items()}
+    splits = {
+        split: Examples(part.images, np.zeros(len(part.images), dtype=np.int64), part.names)
+        for split, part in raw.items()
+    }
     data = ImageData(["pictures"], splits, notes)
     if options.classes is None:
         _make_splits(data, options)
@@ -82,7 +90,10 @@ def read_pictures(path: str | Path, options: DataOptions) -> ImageData:
 
 
 def read_raw(path: str | Path, options: DataOptions) -> tuple[dict[str, Raw], list[str]]:
-    """Examples by split as they are written, and what the user should know about them; see `read_images`."""
+    """Examples by split as they are written, and what the user should know about them.
+
+    See `read_images`.
+    """
     notes: list[str] = []
     raw = _read_source(Path(path), options, notes)
     for split in ("validation", "test"):
@@ -98,7 +109,7 @@ def _joined(parts: dict[str, Raw]) -> Raw:
     return whole
 
 
-# Reading --------------------------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------
 
 
 def _read_source(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
@@ -137,8 +148,14 @@ def _read_file(path: Path, options: DataOptions, notes: list[str]) -> dict[str, 
 
 
 def holds_files(path: Path) -> bool:
-    """Whether a folder holds a data set in files that are no pictures: tables, arrays, tars, or what the `datasets` library saved."""
-    named = any(child.suffix.lower() in FILE_SUFFIXES and child.name != "classes.json" for child in path.iterdir())
+    """Whether a folder holds a data set in files that are no pictures.
+
+    Tables, arrays, tars, or what the `datasets` library saved.
+    """
+    named = any(
+        child.suffix.lower() in FILE_SUFFIXES and child.name != "classes.json"
+        for child in path.iterdir()
+    )
     return named or hub_data.is_saved(path) or any((path / "data").glob("*.parquet"))
 
 
@@ -146,39 +163,65 @@ def _read_folder(path: Path, options: DataOptions, notes: list[str]) -> dict[str
     """A folder of splits, of files, or of classes."""
     children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
     folders = [child for child in children if child.is_dir()]
-    files = [c for c in children if c.is_file() and c.suffix.lower() in FILE_SUFFIXES and c.name != "classes.json"]
+    files = [
+        c
+        for c in children
+        if c.is_file() and c.suffix.lower() in FILE_SUFFIXES and c.name != "classes.json"
+    ]
     parts: dict[str, list[Path]] = {}
     split_folders = [child for child in folders if child.name.lower() in SPLIT_NAMES]
     whole = options.classes and len(split_folders) == len(folders)  # judging needs no training data
-    if any(SPLIT_NAMES[child.name.lower()] == "train" for child in split_folders) or (split_folders and whole):
+    if any(SPLIT_NAMES[child.name.lower()] == "train" for child in split_folders) or (
+        split_folders and whole
+    ):
         for child in split_folders:
             parts.setdefault(SPLIT_NAMES[child.name.lower()], []).append(child)
-        return {split: _joined(_read_folder(_only(found, split), options, notes)) for split, found in parts.items()}
+        return {
+            split: _joined(_read_folder(_only(found, split), options, notes))
+            for split, found in parts.items()
+        }
     for file in files:
         if (split := _file_split(file)) is not None:
             parts.setdefault(split, []).append(file)
     if "train" in parts or (parts and options.classes):
-        return {split: _joined(_read_files(_shards(found, split), options, notes)) for split, found in parts.items()}
+        return {
+            split: _joined(_read_files(_shards(found, split), options, notes))
+            for split, found in parts.items()
+        }
     if options.target == "none" and (loose := _read_loose(path)).images:
         return {"train": loose}
     if files and not folders and (len(files) == 1 or _are_shards(files)):
         return _read_files(files, options, notes)
-    if [child.name for child in folders] == ["data"] and any((path / "data").glob("*.parquet")):  # a copy of a Hub repository
+    # a copy of a Hub repository
+    if [child.name for child in folders] == ["data"] and any((path / "data").glob("*.parquet")):
         return _read_folder(path / "data", options, notes)
     if options.target != "label":
-        raise DataError(f"{path} holds no images{' with masks' * (options.target == 'mask')}, and no single table or tar of them")
+        raise DataError(
+            f"{path} holds no images{' with masks' * (options.target == 'mask')}, and no single"
+            " table or tar of them"
+        )
     return {"train": _read_class_folders(path, notes)}
 
 
 def _file_split(path: Path) -> str | None:
-    """`train.csv`, `train_100shot.npz` and `val-1.parquet` belong to a split; `classes.json` does not."""
+    """`train.csv`, `train_100shot.npz` and `val-1.parquet` belong to a split.
+
+    `classes.json` does not.
+    """
     return SPLIT_NAMES.get(path.name.lower().split(".")[0].split("_")[0].split("-")[0])
 
 
 def _are_shards(files: list[Path]) -> bool:
-    """Whether files are the parts of one data set: tars or Parquet files whose names differ in numbers only."""
+    """Whether files are the parts of one data set.
+
+    Tars or Parquet files whose names differ in numbers only.
+    """
     names = {"".join("#" if c.isdigit() else c for c in file.name) for file in files}
-    return len(files) > 1 and len(names) == 1 and files[0].suffix.lower() in (".tar", ".parquet", ".arrow")
+    return (
+        len(files) > 1
+        and len(names) == 1
+        and files[0].suffix.lower() in (".tar", ".parquet", ".arrow")
+    )
 
 
 def _shards(files: list[Path], split: str) -> list[Path]:
@@ -187,15 +230,24 @@ def _shards(files: list[Path], split: str) -> list[Path]:
 
 def _only(paths: list[Path], split: str) -> Path:
     if len(paths) > 1:
-        raise DataError(f"both {paths[0]} and {paths[1]} look like the {split} data; keep one, or name the file itself")
+        raise DataError(
+            f"both {paths[0]} and {paths[1]} look like the {split} data; keep one, or name the file"
+            " itself"
+        )
     return paths[0]
 
 
 def _read_class_folders(path: Path, notes: list[str]) -> Raw:
     raw, ignored = Raw(), 0
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    folders = sorted(
+        child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
     for folder in folders:
-        files = sorted(file for file in folder.rglob("*") if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+        files = sorted(
+            file
+            for file in folder.rglob("*")
+            if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        )
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         ignored += sum(file.is_file() for file in files) - sum(file.is_file() for file in images)
         if not images:
@@ -204,7 +256,8 @@ def _read_class_folders(path: Path, notes: list[str]) -> Raw:
             raw.add(file, folder.name, str(file))
     if not raw.images:
         raise DataError(
-            f"{path} holds no class folders with images; expected {path.name}/CLASS/image.jpg, {path.name}/train/CLASS/image.jpg or a table"
+            f"{path} holds no class folders with images; expected {path.name}/CLASS/image.jpg,"
+            f" {path.name}/train/CLASS/image.jpg or a table"
         )
     if ignored:
         notes.append(f"{ignored} files in {path} are not images and are left alone")
@@ -222,99 +275,175 @@ def _read_loose(path: Path) -> Raw:
 
 
 def _read_npz(path: Path, options: DataOptions) -> Raw:
-    """Arrays `images` (N, H, W) or (N, H, W, 3) uint8, and `labels` (N,), or (N, V) of zeros and ones or of numbers."""
+    """Arrays `images` (N, H, W) or (N, H, W, 3) uint8, and `labels` (N,), or (N, V) of zeros and
+    ones or of numbers.
+    """
     if options.target == "mask":
-        raise DataError(f"{path}: masks are not read from .npz files; expected folders, a table, a tar or a data set of the Hub")
+        raise DataError(
+            f"{path}: masks are not read from .npz files; expected folders, a table, a tar or a"
+            " data set of the Hub"
+        )
     wanted = ["images", "labels"] if options.target == "label" else ["images"]
     try:
         with np.load(path, allow_pickle=False) as file:
             if not set(wanted) <= set(file.files):
-                raise DataError(f"{path} has arrays {', '.join(file.files)}; expected {' and '.join(wanted)}")
+                raise DataError(
+                    f"{path} has arrays {', '.join(file.files)}; expected {' and '.join(wanted)}"
+                )
             images = file["images"]
-            labels: NDArray[Any] = file["labels"] if len(wanted) > 1 else np.zeros(len(images), dtype=np.int64)
+            labels: NDArray[Any] = (
+                file["labels"] if len(wanted) > 1 else np.zeros(len(images), dtype=np.int64)
+            )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is not a readable .npz file: {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise DataError(f"{path}: images is {images.dtype} {images.shape}; expected uint8 of shape (N, H, W) or (N, H, W, 3)")
+    if (
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or (images.ndim == 4 and images.shape[3] not in (1, 3))
+    ):
+        raise DataError(
+            f"{path}: images is {images.dtype} {images.shape}; expected uint8 of shape (N, H, W) or"
+            " (N, H, W, 3)"
+        )
     if labels.shape[:1] != images.shape[:1] or labels.ndim > 2 or labels.dtype.kind not in "biufU":
-        raise DataError(f"{path}: labels is {labels.dtype} {labels.shape}; expected {images.shape[0]} whole numbers or names")
+        raise DataError(
+            f"{path}: labels is {labels.dtype} {labels.shape}; expected {images.shape[0]} whole"
+            " numbers or names"
+        )
     names = class_names(path)
     raw = Raw(class_names=names)
     if labels.ndim == 2:
-        raw.columns = tuple(names if names and len(names) == labels.shape[1] else map(str, range(labels.shape[1])))
+        raw.columns = tuple(
+            names if names and len(names) == labels.shape[1] else map(str, range(labels.shape[1]))
+        )
     for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         raw.add(image, tuple(label) if isinstance(label, list) else label, f"{path} row {i}")
     return raw
 
 
-# Labels and splits ----------------------------------------------------------------------------------------------------------------------
+# Labels and splits --------------------------------------------------------------------------------
 
 
-def _interpret(raw: dict[str, Raw], options: DataOptions, path: Path, notes: list[str]) -> ImageData:
+def _interpret(
+    raw: dict[str, Raw], options: DataOptions, path: Path, notes: list[str]
+) -> ImageData:
     """Labels as numbers, after finding out what they are."""
     first = raw.get("train") or next(iter(raw.values()))
     cells = [label for part in raw.values() for label in part.labels]
     widths = {len(label) for label in cells}
     if len(widths) > 1:
-        raise DataError(f"{path}: one part has {min(widths)} label columns, another {max(widths)}; name them with --column label=A,B")
-    found = MULTI if "labels" in options.columns else kind_of(cells, several=promises_several(first))
+        raise DataError(
+            f"{path}: one part has {min(widths)} label columns, another {max(widths)}; name them"
+            " with --column label=A,B"
+        )
+    found = (
+        MULTI if "labels" in options.columns else kind_of(cells, several=promises_several(first))
+    )
     kind = options.problem_type or found
     what = f"column{'s' if len(first.columns) > 1 else ''} {_shortened(list(first.columns))}"
-    if options.problem_type is None and options.classes is None and (kind != SINGLE or len(first.columns) > 1):
+    if (
+        options.problem_type is None
+        and options.classes is None
+        and (kind != SINGLE or len(first.columns) > 1)
+    ):
         notes.append(f"{what}: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)")
     values = {str(label[0]) for label in cells}
-    if kind == SINGLE and options.classes is None and len(values) > max(MANY, len(cells) / 3) and all(v.strip().isdigit() for v in values):
-        notes.append(f"{what} has {len(values)} whole numbers, each taken as a class; --problem-type regression takes them as numbers")
+    if (
+        kind == SINGLE
+        and options.classes is None
+        and len(values) > max(MANY, len(cells) / 3)
+        and all(v.strip().isdigit() for v in values)
+    ):
+        notes.append(
+            f"{what} has {len(values)} whole numbers, each taken as a class; --problem-type"
+            " regression takes them as numbers"
+        )
     if kind == REGRESSION:
         classes, splits = _numbers(raw, options, first)
     else:
         classes, splits = _indexed(raw, options, path, kind)
         for split, part in splits.items():
-            there = set((part.labels if kind == SINGLE else np.flatnonzero(part.labels.any(0))).tolist())
+            there = set(
+                (part.labels if kind == SINGLE else np.flatnonzero(part.labels.any(0))).tolist()
+            )
             absent = [name for i, name in enumerate(classes) if i not in there]
             if split != "train" and absent and options.classes is None:
                 notes.append(f"no {split} image is {_shortened(absent)}")
     return ImageData(classes, splits, notes, kind)
 
 
-def _numbers(raw: dict[str, Raw], options: DataOptions, first: Raw) -> tuple[list[str], dict[str, Examples]]:
+def _numbers(
+    raw: dict[str, Raw], options: DataOptions, first: Raw
+) -> tuple[list[str], dict[str, Examples]]:
     names = options.classes or list(first.columns)
     if len(names) != len(first.columns):
-        raise DataError(f"the model gives {len(names)} numbers, {_shortened(names)}; the data has {_shortened(list(first.columns))}")
+        raise DataError(
+            f"the model gives {len(names)} numbers, {_shortened(names)}; the data has"
+            f" {_shortened(list(first.columns))}"
+        )
     splits = {}
     for split, part in raw.items():
-        rows = [numbers_in(label, part.columns, place) for label, place in zip(part.labels, part.places, strict=True)]
-        splits[split] = Examples(part.images, np.array(rows, dtype=np.float32).reshape(len(rows), len(names)), part.names)
+        rows = [
+            numbers_in(label, part.columns, place)
+            for label, place in zip(part.labels, part.places, strict=True)
+        ]
+        splits[split] = Examples(
+            part.images, np.array(rows, dtype=np.float32).reshape(len(rows), len(names)), part.names
+        )
     return names, splits
 
 
-def _indexed(raw: dict[str, Raw], options: DataOptions, path: Path, kind: str) -> tuple[list[str], dict[str, Examples]]:
-    """Class names, and the labels of every split as numbers of classes, or as rows of zeros and ones."""
+def _indexed(
+    raw: dict[str, Raw], options: DataOptions, path: Path, kind: str
+) -> tuple[list[str], dict[str, Examples]]:
+    """Class names, and the labels of every split as numbers of classes, or as rows of zeros and
+    ones.
+    """
     parsed: dict[str, list[list[str]]] = {}
     for split, part in raw.items():
         rows = zip(part.labels, part.places, strict=True)
         if kind == MULTI:
-            parsed[split] = [classes_in(cells, part.columns, place, part.class_names) for cells, place in rows]
+            parsed[split] = [
+                classes_in(cells, part.columns, place, part.class_names) for cells, place in rows
+            ]
         else:
-            parsed[split] = [[class_in(cells, part.columns, place, part.class_names)] for cells, place in rows]
-    seen = {label for split, rows in parsed.items() if split == "train" or options.classes for row in rows for label in row}
+            parsed[split] = [
+                [class_in(cells, part.columns, place, part.class_names)] for cells, place in rows
+            ]
+    seen = {
+        label
+        for split, rows in parsed.items()
+        if split == "train" or options.classes
+        for row in rows
+        for label in row
+    }
     columns = next(iter(raw.values())).columns
-    classes = options.classes or (list(columns) if len(columns) > 1 else sorted(seen, key=class_key))
+    classes = options.classes or (
+        list(columns) if len(columns) > 1 else sorted(seen, key=class_key)
+    )
     if len(classes) < 2:
         only = f"one class, {classes[0]!r}" if classes else "no classes"
         raise DataError(f"{path} has {only}; telling things apart needs at least two")
     index = {name: i for i, name in enumerate(classes)}
     whose = "the model's classes" if options.classes else "the classes of the training data"
-    if options.classes and all(name.isdigit() and int(name) < len(classes) for rows in parsed.values() for row in rows for name in row):
-        index = {str(i): i for i in range(len(classes))} | index  # numbers of classes whose names the data does not know
+    if options.classes and all(
+        name.isdigit() and int(name) < len(classes)
+        for rows in parsed.values()
+        for row in rows
+        for name in row
+    ):
+        # numbers of classes whose names the data does not know
+        index = {str(i): i for i in range(len(classes))} | index
     splits = {}
     for split, part in raw.items():
         for row, name in zip(parsed[split], part.names, strict=True):
             for label in row:
                 if label not in index:
-                    raise DataError(f"{name}: class {label!r} is not among {whose}: {_shortened(classes)}")
+                    raise DataError(
+                        f"{name}: class {label!r} is not among {whose}: {_shortened(classes)}"
+                    )
         if kind == MULTI:
             labels = np.zeros((len(part.names), len(classes)), dtype=np.float32)
             for i, row in enumerate(parsed[split]):
@@ -333,42 +462,71 @@ def _make_splits(data: ImageData, options: DataOptions) -> None:
     """Holds validation data out where there is none, then takes the shots."""
     train = data.splits["train"]
     if "validation" not in data.splits and "test" not in data.splits and options.val_fraction > 0:
-        held_out = held_out_of(train.labels, data.kind, options.val_fraction, np.random.default_rng([options.seed, 0x5B117]))
+        held_out = held_out_of(
+            train.labels,
+            data.kind,
+            options.val_fraction,
+            np.random.default_rng([options.seed, 0x5B117]),
+        )
         if held_out.any():
             data.splits["validation"] = train.take(np.flatnonzero(held_out))
             data.splits["train"] = train = train.take(np.flatnonzero(~held_out))
-            data.notes.append(f"no validation data: {held_out.sum()} of {len(held_out)} images held out (seed {options.seed})")
+            data.notes.append(
+                f"no validation data: {held_out.sum()} of {len(held_out)} images held out (seed"
+                f" {options.seed})"
+            )
         else:
             data.notes.append("too few images to hold any out: the result will not be judged")
     if options.shots is not None:
         if data.kind == REGRESSION:
-            raise DataError(f"--shots {options.shots} are examples of each class, and these are numbers; leave it out")
+            raise DataError(
+                f"--shots {options.shots} are examples of each class, and these are numbers; leave"
+                " it out"
+            )
         chosen = few_shot(train.labels, options.shots, options.shot_generator())
-        counts = Counter(train.labels[chosen].tolist()) if data.kind == SINGLE else dict(enumerate(train.labels[chosen].sum(0)))
+        counts = (
+            Counter(train.labels[chosen].tolist())
+            if data.kind == SINGLE
+            else dict(enumerate(train.labels[chosen].sum(0)))
+        )
         short = [data.classes[c] for c, n in sorted(counts.items()) if n < options.shots]
         if short:
-            data.notes.append(f"fewer than {options.shots} training images in {_shortened(short)}: all of them are taken")
+            data.notes.append(
+                f"fewer than {options.shots} training images in {_shortened(short)}: all of them"
+                " are taken"
+            )
         data.splits["train"] = train.take(chosen)
 
 
 def batch_indices(examples: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Which examples are in the batch of a step: a pure function, so that a resumed run sees the same.
+    """Which examples are in the batch of a step: a pure function, so that a resumed run sees the
+    same.
 
-    Epochs are permutations laid end to end. A data set smaller than a batch is drawn from with replacement, as in the paper.
+    Epochs are permutations laid end to end. A data set smaller than a batch is drawn from with
+    replacement, as in the paper.
     """
     if examples < batch_size:
         return np.random.default_rng([seed, step, 0xF111]).integers(0, examples, batch_size)
     first = step * batch_size
     epochs = range(first // examples, (first + batch_size - 1) // examples + 1)
-    stream = np.concatenate([np.random.default_rng([seed, epoch, 0xE70C]).permutation(examples) for epoch in epochs])
+    stream = np.concatenate(
+        [np.random.default_rng([seed, epoch, 0xE70C]).permutation(examples) for epoch in epochs]
+    )
     start = first - epochs[0] * examples
     return stream[start : start + batch_size]
 
 
-def combined_fingerprint(classes: list[str], splits: dict[str, Examples], digests: dict[str, list[str]]) -> str:
-    """Hash of a data set: classes, and split, label and content hash of every example. Names and folders do not matter."""
+def combined_fingerprint(
+    classes: list[str], splits: dict[str, Examples], digests: dict[str, list[str]]
+) -> str:
+    """Hash of a data set: classes, and split, label and content hash of every example.
+
+    Names and folders do not matter.
+    """
     whole = hashlib.sha256(json.dumps(classes).encode())
     for split in sorted(splits):
-        for label, digest in sorted(zip(splits[split].labels.tolist(), digests[split], strict=True)):
+        for label, digest in sorted(
+            zip(splits[split].labels.tolist(), digests[split], strict=True)
+        ):
             whole.update(f"{split}:{label}:{digest};".encode())
     return whole.hexdigest()

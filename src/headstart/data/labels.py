@@ -1,6 +1,8 @@
-"""What the labels of a data set are: one class, several classes, or numbers; found by looking at them, for images and texts alike.
+"""What the labels of a data set are: one class, several classes, or numbers; found by looking at
+them, for images and texts alike.
 
-Three kinds, named as `problem_type` of a configuration is: one class for each example, any number of classes, one or more numbers.
+Three kinds, named as `problem_type` of a configuration is: one class for each example, any number
+of classes, one or more numbers.
 """
 
 import json
@@ -12,7 +14,11 @@ from numpy.typing import NDArray
 
 from headstart.errors import ConfigError, DataError
 
-SINGLE, MULTI, REGRESSION = KINDS = ("single_label_classification", "multi_label_classification", "regression")
+SINGLE, MULTI, REGRESSION = KINDS = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
 WORDS = {SINGLE: "one class each", MULTI: "several classes each", REGRESSION: "numbers"}
 SEPARATORS = "|;"  # between the classes in one cell of text
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -25,7 +31,11 @@ def kind_named(text: str) -> str:
     Raises:
         ConfigError: No such kind.
     """
-    found = [kind for kind in KINDS if text and kind.startswith(text.strip().lower().replace("-", "_").replace(" ", "_"))]
+    found = [
+        kind
+        for kind in KINDS
+        if text and kind.startswith(text.strip().lower().replace("-", "_").replace(" ", "_"))
+    ]
     if len(found) != 1:
         raise ConfigError(f"problem_type={text!r}; expected {', '.join(KINDS)}")
     return found[0]
@@ -52,7 +62,10 @@ def as_class(cell: Any) -> str:  # noqa: ANN401 - what a table holds
 
 
 def as_list(cell: Any) -> list[Any] | None:  # noqa: ANN401 - what a table holds
-    """The classes in a cell that holds a list of them, also one written as JSON; None for anything else."""
+    """The classes in a cell that holds a list of them, also one written as JSON.
+
+    None for anything else.
+    """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
             cell = json.loads(cell)
@@ -78,25 +91,35 @@ def kind_of(labels: Sequence[Cells], *, several: bool = False) -> str:
 
     Args:
         labels: The cells of every example.
-        several: Whether the column says by its name that it holds several classes ("labels", "tags").
+        several: Whether the column says by its name that it holds several classes ("labels",
+            "tags").
     """
     cells = [cell for row in labels for cell in row]
     if labels and len(labels[0]) > 1:
         if all(as_flag(cell) is not None for cell in cells):
-            return SINGLE if all(sum(bool(as_flag(cell)) for cell in row) == 1 for row in labels) else MULTI
+            return (
+                SINGLE
+                if all(sum(bool(as_flag(cell)) for cell in row) == 1 for row in labels)
+                else MULTI
+            )
         return REGRESSION
     if any(as_list(cell) is not None for cell in cells):
         return MULTI
     if _separated(cells, several):
         return MULTI
     numbers = [as_number(cell) for cell in cells]
-    if all(n is not None for n in numbers) and any(n is not None and not n.is_integer() for n in numbers):
+    if all(n is not None for n in numbers) and any(
+        n is not None and not n.is_integer() for n in numbers
+    ):
         return REGRESSION
     return SINGLE
 
 
 def _separated(cells: Iterable[Any], several: bool) -> bool:
-    """Whether cells of text hold several classes: there are separators, and what is between them is seen in other cells too."""
+    """Whether cells of text hold several classes.
+
+    There are separators, and what is between them is seen in other cells too.
+    """
     texts = {cell.strip() for cell in cells if isinstance(cell, str)}
     split = [separated(text) for text in texts if any(mark in text for mark in SEPARATORS)]
     if several or not split:
@@ -108,8 +131,11 @@ def _separated(cells: Iterable[Any], several: bool) -> bool:
     return any(seen[part] > 1 for parts in split for part in parts)
 
 
-def classes_in(cells: Cells, columns: Sequence[str], place: str, names: Sequence[str] | None = None) -> list[str]:
-    """The classes of an example that may have several: of a list, of text with separators, or of columns of 0 and 1.
+def classes_in(
+    cells: Cells, columns: Sequence[str], place: str, names: Sequence[str] | None = None
+) -> list[str]:
+    """The classes of an example that may have several: of a list, of text with separators, or of
+    columns of 0 and 1.
 
     Raises:
         DataError: A cell that is none of these.
@@ -124,12 +150,18 @@ def classes_in(cells: Cells, columns: Sequence[str], place: str, names: Sequence
     parts = as_list(cell)
     if parts is None:
         if not isinstance(cell, str):
-            raise DataError(f"{place}: {columns[0]} is {cell!r}; expected a list of classes, such as a|b")
+            raise DataError(
+                f"{place}: {columns[0]} is {cell!r}; expected a list of classes, such as a|b"
+            )
         parts = separated(cell)
-    return sorted({with_name(as_class(part), names, place, columns[0]) for part in parts if as_class(part)})
+    return sorted(
+        {with_name(as_class(part), names, place, columns[0]) for part in parts if as_class(part)}
+    )
 
 
-def class_in(cells: Cells, columns: Sequence[str], place: str, names: Sequence[str] | None = None) -> str:
+def class_in(
+    cells: Cells, columns: Sequence[str], place: str, names: Sequence[str] | None = None
+) -> str:
     """The class of an example that has one.
 
     Raises:
@@ -138,7 +170,9 @@ def class_in(cells: Cells, columns: Sequence[str], place: str, names: Sequence[s
     if len(cells) > 1:
         found = classes_in(cells, columns, place)
         if len(found) != 1:
-            raise DataError(f"{place}: {len(found)} of the columns {', '.join(columns)} are 1; expected one")
+            raise DataError(
+                f"{place}: {len(found)} of the columns {', '.join(columns)} are 1; expected one"
+            )
         return found[0]
     cell = cells[0]
     parts = as_list(cell)
@@ -156,7 +190,9 @@ def with_name(label: str, names: Sequence[str] | None, place: str, column: str) 
     if names is None or not label.isdigit() or label in names:
         return label
     if int(label) >= len(names):
-        raise DataError(f"{place}: {column} is {label}, but classes.json names {len(names)} classes")
+        raise DataError(
+            f"{place}: {column} is {label}, but classes.json names {len(names)} classes"
+        )
     return names[int(label)]
 
 
@@ -175,10 +211,12 @@ def numbers_in(cells: Cells, columns: Sequence[str], place: str) -> list[float]:
     return found
 
 
-# Splits ---------------------------------------------------------------------------------------------------------------------------------
+# Splits -------------------------------------------------------------------------------------------
 
 
-def held_out_of(labels: NDArray[Any], kind: str, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def held_out_of(
+    labels: NDArray[Any], kind: str, fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
     """Which examples are held out, (N,): a share of every class, or of every range of a number.
 
     Args:
@@ -192,32 +230,50 @@ def held_out_of(labels: NDArray[Any], kind: str, fraction: float, rng: np.random
     if kind == MULTI:
         return stratified_labels(labels > 0.5, fraction, rng)
     groups = max(1, min(10, int(len(labels) * fraction)))
-    return stratified(labels[:, 0].argsort(kind="stable").argsort(kind="stable") * groups // len(labels), fraction, rng)
+    return stratified(
+        labels[:, 0].argsort(kind="stable").argsort(kind="stable") * groups // len(labels),
+        fraction,
+        rng,
+    )
 
 
-def stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which examples are held out: this share of every class, at least one of a class with two, none of a class with one."""
+def stratified(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which examples are held out.
+
+    This share of every class, at least one of a class with two, none of a class with one.
+    """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        count = 0 if len(members) < 2 else min(len(members) - 1, max(1, round(len(members) * fraction)))
+        count = (
+            0 if len(members) < 2 else min(len(members) - 1, max(1, round(len(members) * fraction)))
+        )
         held_out[rng.permutation(members)[:count]] = True
     return held_out
 
 
-def stratified_labels(labels: NDArray[np.bool_], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The same where an example has any number of labels (N, V): iterative stratification (Sechidis et al. 2011).
+def stratified_labels(
+    labels: NDArray[np.bool_], fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """The same where an example has any number of labels (N, V): iterative stratification (Sechidis
+    et al. 2011).
 
-    The rarest label goes first, and each of its examples to the side that lacks it most. Every label that occurs stays in training.
+    The rarest label goes first, and each of its examples to the side that lacks it most. Every
+    label that occurs stays in training.
     """
     N, V = labels.shape
     held_out, left = np.zeros(N, dtype=bool), np.ones(N, dtype=bool)
     sides = np.array([1 - fraction, fraction])
-    wanted = np.outer(sides, np.append(labels.sum(0), N))  # (2, V + 1): of each label, and of examples
+    # (2, V + 1): of each label, and of examples
+    wanted = np.outer(sides, np.append(labels.sum(0), N))
     while left.any():
         counts = labels[left].sum(0)
         label = int(np.where(counts > 0, counts, N + 1).argmin()) if counts.any() else None
-        members = np.flatnonzero(left & labels[:, label]) if label is not None else np.flatnonzero(left)
+        members = (
+            np.flatnonzero(left & labels[:, label]) if label is not None else np.flatnonzero(left)
+        )
         for i in rng.permutation(members):
             lack = (wanted[:, label], wanted[:, V]) if label is not None else (wanted[:, V],)
             side = int(max((0, 1), key=lambda s: (*(row[s] for row in lack), -s)))
@@ -236,17 +292,24 @@ def few_shot(labels: NDArray[Any], shots: int, rng: np.random.Generator) -> NDAr
     """Indices of `shots` examples of every class (all of a class that has fewer), in their order.
 
     Args:
-        labels: (N,) classes; or (N, V) zeros and ones: then each label is in at least so many examples, the rarest chosen first.
+        labels: (N,) classes; or (N, V) zeros and ones: then each label is in at least so many
+            examples, the rarest chosen first.
         shots: Examples of each class.
         rng: Decides which.
     """
     if shots < 1:
         raise DataError(f"--shots {shots}: at least one example of each class is needed")
     if labels.ndim == 1:
-        chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
+        chosen = [
+            rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)
+        ]
         return np.sort(np.concatenate(chosen))
     taken = np.zeros(len(labels), dtype=bool)
     for label in np.argsort((labels > 0.5).sum(0), kind="stable"):
         has = labels[:, label] > 0.5
-        taken[rng.permutation(np.flatnonzero(has & ~taken))[: max(0, shots - int((has & taken).sum()))]] = True
+        taken[
+            rng.permutation(np.flatnonzero(has & ~taken))[
+                : max(0, shots - int((has & taken).sum()))
+            ]
+        ] = True
     return np.flatnonzero(taken)

@@ -1,4 +1,5 @@
-"""Random views of a picture and its labels: scale, crop, mirror, colours (the recipe of BEiT's authors, which is that of mmsegmentation).
+"""Random views of a picture and its labels: scale, crop, mirror, colours (the recipe of BEiT's
+authors, which is that of mmsegmentation).
 
 Letters: H W sides of a picture, S side of the crop.
 """
@@ -17,7 +18,8 @@ from headstart.images.decode import NEAREST, resize, shortest_edge_size
 SCALES = (0.5, 2.0)
 MOST_OF_ONE_CLASS = 0.75  # of a crop's labelled pixels; ten crops are tried
 ATTEMPTS = 10
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 36 / 360  # each is applied to half of the pictures
+# each is applied to half of the pictures
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 36 / 360
 
 Pixels = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
@@ -44,7 +46,8 @@ def random_crop(
         short: Shorter side of the whole picture at scale 1.
         resample: Filter for the picture.
         scales: Smallest and largest scale.
-        fill: Colour at the right and below, where the scaled picture is smaller than the crop; labels are 255 there.
+        fill: Colour at the right and below, where the scaled picture is smaller than the crop;
+            labels are 255 there.
 
     Returns:
         Picture (S, S, 3) and labels (S, S).
@@ -55,8 +58,16 @@ def random_crop(
     window: Window = ((height - rows) // 2, (width - columns) // 2, rows, columns)
     if rng is not None:
         for _ in range(ATTEMPTS):
-            window = (int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1)), rows, columns)
-            if largest_share(resize(labels[..., None], (height, width), NEAREST, window)) <= MOST_OF_ONE_CLASS:
+            window = (
+                int(rng.integers(0, height - rows + 1)),
+                int(rng.integers(0, width - columns + 1)),
+                rows,
+                columns,
+            )
+            if (
+                largest_share(resize(labels[..., None], (height, width), NEAREST, window))
+                <= MOST_OF_ONE_CLASS
+            ):
                 break
     out = np.tile(np.array(fill).round().astype(np.uint8), (side, side, 1))
     marks = np.full((side, side), IGNORED, np.uint8)
@@ -72,7 +83,10 @@ def largest_share(labels: Pixels) -> float:
 
 
 def random_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Random brightness, contrast (before or after the others), saturation and hue; each or none; by kornia."""
+    """Random brightness, contrast (before or after the others), saturation and hue; each or none.
+
+    By kornia.
+    """
     try:
         from kornia import enhance
     except ImportError:
@@ -82,7 +96,8 @@ def random_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
     shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if rng.random() < 0.5 else 0.0
     saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
     turn = rng.uniform(-HUE, HUE) if rng.random() < 0.5 else 0.0
-    values = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float() / 255  # (1, 3, H, W)
+    # (1, 3, H, W)
+    values = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].float() / 255
     if shift:
         values = enhance.adjust_brightness(values, shift / 255)
     if early and contrast != 1.0:
@@ -93,5 +108,6 @@ def random_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
         values = enhance.adjust_hue(values, 2 * math.pi * turn)
     if not early and contrast != 1.0:
         values = enhance.adjust_contrast(values, contrast)
-    changed: Pixels = (values[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()  # (H, W, 3)
+    # (H, W, 3)
+    changed: Pixels = (values[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return changed

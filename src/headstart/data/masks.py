@@ -1,6 +1,8 @@
-"""Pictures with a label for every pixel: folders of images and of masks, tables, tars and Hub data sets become splits of pairs.
+"""Pictures with a label for every pixel: folders of images and of masks, tables, tars and Hub data
+sets become splits of pairs.
 
-A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or colours that `classes.json` lists. 255 never counts.
+A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or colours that
+`classes.json` lists. 255 never counts.
 
 Letters: H W sides of an image, V classes.
 """
@@ -26,7 +28,8 @@ IGNORED = 255  # the label that no loss and no metric counts
 MAX_CLASSES = 255
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "jpegimages")
 MASK_ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_L", "_gt")
-MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".jp2"})  # .jpg would change labels
+# .jpg would change labels
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".jp2"})
 
 
 @dataclass
@@ -42,7 +45,9 @@ class Pairs:
 
     def take(self, indices: Any) -> "Pairs":
         """These pairs, in this order."""
-        return Pairs(*([each[i] for i in indices] for each in (self.images, self.masks, self.names)))
+        return Pairs(
+            *([each[i] for i in indices] for each in (self.images, self.masks, self.names))
+        )
 
     def mask_of(self, index: int) -> str:
         """How a mask is named after its image."""
@@ -52,7 +57,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Scan:
-    """What reading a pair once tells: a hash of both files, the sides, and how many pixels each mask value has."""
+    """What reading a pair once tells.
+
+    A hash of both files, the sides, and how many pixels each mask value has.
+    """
 
     digest: str
     height: int
@@ -65,8 +73,10 @@ class ClassList:
     """What the mask values mean.
 
     Args:
-        names: Of the classes, in the order of their numbers; empty until the masks have been looked at.
-        colours: (V, 3) uint8 of each class for pictures, and for masks that hold colours; None makes them up.
+        names: Of the classes, in the order of their numbers; empty until the masks have been looked
+            at.
+        colours: (V, 3) uint8 of each class for pictures, and for masks that hold colours; None
+            makes them up.
         ignored: Mask values that never count, beside 255.
         reduce: Value 0 is "none of the classes", and value n is class n - 1.
     """
@@ -90,7 +100,10 @@ class ClassList:
 
 @dataclass
 class SegmentationData:
-    """A data set for segmentation: classes, pairs by split, and what the user should know about them."""
+    """A data set for segmentation.
+
+    Classes, pairs by split, and what the user should know about them.
+    """
 
     classes: ClassList
     splits: dict[str, Pairs]
@@ -101,10 +114,13 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
     """Finds images and their masks.
 
     Args:
-        path: A folder with `images` and `masks` folders, each perhaps with `train` and `val` inside; a folder with `train` and `val`, each
-            with `images` and `masks` inside; or a folder of images, the masks being in `options.extra["masks"]`. Or a table with columns
-            of images and masks, tars of `0.jpg` and `0.mask.png`, or a data set of the Hub with two columns of pictures.
-        options: Split and seed. `options.extra` may hold "masks", "classes" (a file like `classes.json`), "validation" and "test".
+        path: A folder with `images` and `masks` folders, each perhaps with `train` and `val`
+            inside; a folder with `train` and `val`, each with `images` and `masks` inside; or a
+            folder of images, the masks being in `options.extra["masks"]`. Or a table with columns
+            of images and masks, tars of `0.jpg` and `0.mask.png`, or a data set of the Hub with two
+            columns of pictures.
+        options: Split and seed. `options.extra` may hold "masks", "classes" (a file like
+            `classes.json`), "validation" and "test".
     """
     path, notes = Path(path), list[str]()
     masks = options.extra.get("masks")
@@ -113,7 +129,9 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
         if options.extra.get(split):
             found = _splits_of(Path(options.extra[split]), options, notes)
             splits[split] = found.get(split) or found["train"]
-    file = options.extra.get("classes") or next((p for p in (path / "classes.json", path.parent / "classes.json") if p.is_file()), None)
+    file = options.extra.get("classes") or next(
+        (p for p in (path / "classes.json", path.parent / "classes.json") if p.is_file()), None
+    )
     data = SegmentationData(read_classes(Path(file)) if file else ClassList(), splits, notes)
     if options.classes is not None:
         data.classes.names = list(options.classes)
@@ -123,7 +141,11 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
 
 
 def read_classes(path: Path) -> ClassList:
-    """Classes of a JSON file: a list of names, or an object with "classes", and perhaps "palette", "ignore_index", "reduce_labels"."""
+    """Classes of a JSON file.
+
+    A list of names, or an object with "classes", and perhaps "palette", "ignore_index",
+    "reduce_labels".
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,27 +154,59 @@ def read_classes(path: Path) -> ClassList:
     names = values.get("classes") if isinstance(values, dict) else None
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=lambda key: (len(key), key))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not 2 <= len(names) <= MAX_CLASSES:
-        raise DataError(f"{path}: expected a list of 2 to {MAX_CLASSES} class names, or an object with one under 'classes'")
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not 2 <= len(names) <= MAX_CLASSES
+    ):
+        raise DataError(
+            f"{path}: expected a list of 2 to {MAX_CLASSES} class names, or an object with one"
+            " under 'classes'"
+        )
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: the class {next(n for n in names if names.count(n) > 1)!r} is listed twice")
+        raise DataError(
+            f"{path}: the class {next(n for n in names if names.count(n) > 1)!r} is listed twice"
+        )
     ignored = values.get("ignore_index", [])
     ignored = [ignored] if isinstance(ignored, int) else ignored
-    if not isinstance(ignored, list) or not all(type(each) is int and 0 <= each < 1 << 16 for each in ignored):
-        raise DataError(f"{path}: ignore_index is {values['ignore_index']!r}; expected a mask value or a list of them")
-    return ClassList(names, _colours(values.get("palette"), len(names), path), frozenset(ignored), bool(values.get("reduce_labels")))
+    if not isinstance(ignored, list) or not all(
+        type(each) is int and 0 <= each < 1 << 16 for each in ignored
+    ):
+        raise DataError(
+            f"{path}: ignore_index is {values['ignore_index']!r}; expected a mask value or a list"
+            " of them"
+        )
+    return ClassList(
+        names,
+        _colours(values.get("palette"), len(names), path),
+        frozenset(ignored),
+        bool(values.get("reduce_labels")),
+    )
 
 
 def _colours(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:  # noqa: ANN401 - what a file holds
     if values is None:
         return None
-    array = np.array(values if isinstance(values, list) and all(isinstance(v, list) and len(v) == 3 for v in values) else [[0]])
-    if array.dtype.kind != "i" or array.shape[1:] != (3,) or len(array) < classes or array.min() < 0 or array.max() > 255:
-        raise DataError(f"{path}: palette must hold a colour [red, green, blue] of 0 to 255 for each of the {classes} classes")
+    array = np.array(
+        values
+        if isinstance(values, list) and all(isinstance(v, list) and len(v) == 3 for v in values)
+        else [[0]]
+    )
+    if (
+        array.dtype.kind != "i"
+        or array.shape[1:] != (3,)
+        or len(array) < classes
+        or array.min() < 0
+        or array.max() > 255
+    ):
+        raise DataError(
+            f"{path}: palette must hold a colour [red, green, blue] of 0 to 255 for each of the"
+            f" {classes} classes"
+        )
     return array[:classes].astype(np.uint8)
 
 
-# Folders --------------------------------------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 def _folders(path: Path) -> dict[str, Path]:
@@ -160,7 +214,10 @@ def _folders(path: Path) -> dict[str, Path]:
 
 
 def _splits_of(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Pairs]:
-    """Splits of a folder that holds images and masks, or splits that do; else of what the reader of images reads."""
+    """Splits of a folder that holds images and masks, or splits that do.
+
+    Else of what the reader of images reads.
+    """
     inside = _folders(path) if path.is_dir() else {}
     images = next((inside[name] for name in IMAGE_FOLDERS if name in inside), None)
     masks = next((inside[name] for name in MASK_NAMES if name in inside), None)
@@ -169,17 +226,23 @@ def _splits_of(path: Path, options: DataOptions, notes: list[str]) -> dict[str, 
     if not path.is_dir() or holds_files(path):
         raw, said = read_raw(path, replace(options, target="mask", extra={}))
         notes += said
-        return {split: Pairs(part.images, [cells[0] for cells in part.labels], part.names) for split, part in raw.items()}
+        return {
+            split: Pairs(part.images, [cells[0] for cells in part.labels], part.names)
+            for split, part in raw.items()
+        }
     splits: dict[str, Pairs] = {}
     for name, folder in inside.items():
         if name in SPLIT_NAMES:
             if SPLIT_NAMES[name] in splits:
-                raise DataError(f"{path} has two folders that look like {SPLIT_NAMES[name]} data; keep one")
+                raise DataError(
+                    f"{path} has two folders that look like {SPLIT_NAMES[name]} data; keep one"
+                )
             splits[SPLIT_NAMES[name]] = _splits_of(folder, options, notes)["train"]
     if "train" not in splits:
         raise DataError(
-            f"{path} holds no images with masks; expected {path.name}/images and {path.name}/masks, {path.name}/train/images and "
-            f"{path.name}/train/masks, or the folder of masks as a second argument"
+            f"{path} holds no images with masks; expected {path.name}/images and {path.name}/masks,"
+            f" {path.name}/train/images and {path.name}/train/masks, or the folder of masks as a"
+            " second argument"
         )
     return splits
 
@@ -189,26 +252,45 @@ def _in_two(images: Path, masks: Path) -> dict[str, Pairs]:
     for folder in (images, masks):
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}")
-    parts = {SPLIT_NAMES[name]: (folder, _folders(masks).get(name)) for name, folder in _folders(images).items() if name in SPLIT_NAMES}
+    parts = {
+        SPLIT_NAMES[name]: (folder, _folders(masks).get(name))
+        for name, folder in _folders(images).items()
+        if name in SPLIT_NAMES
+    }
     if "train" not in parts:
         return {"train": _paired(images, masks)}
     for split, (folder, other) in parts.items():
         if other is None:
-            raise DataError(f"{folder} has no folder of the same name in {masks} with the masks of the {split} data")
-    return {split: _paired(folder, other) for split, (folder, other) in parts.items() if other is not None}
+            raise DataError(
+                f"{folder} has no folder of the same name in {masks} with the masks of the {split}"
+                " data"
+            )
+    return {
+        split: _paired(folder, other)
+        for split, (folder, other) in parts.items()
+        if other is not None
+    }
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")
+    )
 
 
 def _paired(images: Path, masks: Path) -> Pairs:
     """Images and masks of the same name (a mask's may end in `_mask` and the like)."""
-    by_name = {p.relative_to(masks).with_suffix("").as_posix(): p for p in _files(masks, MASK_SUFFIXES)}
+    by_name = {
+        p.relative_to(masks).with_suffix("").as_posix(): p for p in _files(masks, MASK_SUFFIXES)
+    }
     found, lost = Pairs(), []
     for image in _files(images, IMAGE_SUFFIXES):
         name = image.relative_to(images).with_suffix("").as_posix()
-        mask = next((by_name[name + ending] for ending in MASK_ENDINGS if name + ending in by_name), None)
+        mask = next(
+            (by_name[name + ending] for ending in MASK_ENDINGS if name + ending in by_name), None
+        )
         if mask is None:
             lost.append(image.name)
             continue
@@ -217,7 +299,10 @@ def _paired(images: Path, masks: Path) -> Pairs:
         found.names.append(str(image))
     if lost:
         listed = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise DataError(f"{len(lost)} of {len(lost) + len(found)} images in {images} have no mask of the same name in {masks}: {listed}")
+        raise DataError(
+            f"{len(lost)} of {len(lost) + len(found)} images in {images} have no mask of the same"
+            f" name in {masks}: {listed}"
+        )
     if not len(found):
         raise DataError(f"{images} holds no images")
     return found
@@ -232,15 +317,19 @@ def _make_splits(data: SegmentationData, options: DataOptions) -> None:
         if count:
             data.splits["validation"] = train.take(np.sort(order[:count]).tolist())
             data.splits["train"] = train = train.take(np.sort(order[count:]).tolist())
-            data.notes.append(f"no validation data: {count} of {len(order)} images held out (seed {options.seed})")
+            data.notes.append(
+                f"no validation data: {count} of {len(order)} images held out (seed {options.seed})"
+            )
         else:
             data.notes.append("too few images to hold any out: the result will not be judged")
     if options.shots is not None:
-        chosen = np.random.default_rng([options.seed, 0x540]).permutation(len(train))[: options.shots]
+        chosen = np.random.default_rng([options.seed, 0x540]).permutation(len(train))[
+            : options.shots
+        ]
         data.splits["train"] = train.take(np.sort(chosen).tolist())
 
 
-# Pixels ---------------------------------------------------------------------------------------------------------------------------------
+# Pixels -------------------------------------------------------------------------------------------
 
 
 def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -261,19 +350,25 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
         try:
             values = decode_labels(data).astype(np.int64)
         except InputError as error:
-            raise InputError(str(error).rpartition(" bytes: ")[2]) from None  # the bytes have no name of their own
+            # the bytes have no name of their own
+            raise InputError(str(error).rpartition(" bytes: ")[2]) from None
         if values.min() < 0 or values.max() >= 1 << 16:
-            raise InputError(f"mask values go from {values.min()} to {values.max()}; expected class numbers")
+            raise InputError(
+                f"mask values go from {values.min()} to {values.max()}; expected class numbers"
+            )
         return values
     if colours is None:
-        raise InputError("the mask holds colours; list them as 'palette' in classes.json, one for each class")
+        raise InputError(
+            "the mask holds colours; list them as 'palette' in classes.json, one for each class"
+        )
     pixels = decode(data).astype(np.int64)  # (H, W, 3)
     packed = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]  # (H, W)
     known = (colours.astype(np.int64) << [16, 8, 0]).sum(1)  # (V,)
     values = np.full(packed.shape, IGNORED, dtype=np.int64)
     for number, colour in enumerate(known.tolist()):
         values[packed == colour] = number
-    strange = np.setdiff1d(packed, np.append(known, 0))  # black is "none of them" in most such data sets
+    # black is "none of them" in most such data sets
+    strange = np.setdiff1d(packed, np.append(known, 0))
     if len(strange):
         red, green, blue = (int(strange[0]) >> shift & 255 for shift in (16, 8, 0))
         raise InputError(f"the colour ({red}, {green}, {blue}) is none of the classes'")
@@ -281,7 +376,10 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
 
 
 def scan(pairs: Pairs, colours: NDArray[np.uint8] | None, workers: int | None) -> list[Scan | str]:
-    """Reads every mask and every image's header: what was found, or the reason why a pair cannot be used."""
+    """Reads every mask and every image's header.
+
+    What was found, or the reason why a pair cannot be used.
+    """
 
     def one(index: int) -> Scan | str:
         image, mask = inspect(pairs.images[index]), inspect(pairs.masks[index])
@@ -294,15 +392,25 @@ def scan(pairs: Pairs, colours: NDArray[np.uint8] | None, workers: int | None) -
         except InputError as error:
             return f"{pairs.mask_of(index)}: {error}"
         if values.shape != image[1:]:
-            return f"is {image[2]}x{image[1]} pixels, {pairs.mask_of(index)} {values.shape[1]}x{values.shape[0]}"
+            return (
+                f"is {image[2]}x{image[1]} pixels, {pairs.mask_of(index)}"
+                f" {values.shape[1]}x{values.shape[0]}"
+            )
         found, counts = np.unique(values, return_counts=True)
-        return Scan(f"{image[0]}:{mask[0]}", *image[1:], dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        return Scan(
+            f"{image[0]}:{mask[0]}",
+            *image[1:],
+            dict(zip(found.tolist(), counts.tolist(), strict=True)),
+        )
 
     return list(parallel(one, range(len(pairs)), workers))
 
 
 def name_classes(classes: ClassList, seen: set[int]) -> list[str]:
-    """Fills in what the user did not say about the classes, from the mask values; gives notes about it."""
+    """Fills in what the user did not say about the classes, from the mask values.
+
+    Gives notes about it.
+    """
     if not classes.names:
         values = sorted(seen - classes.ignored - {IGNORED})
         if values == [0] and IGNORED in seen:
@@ -310,7 +418,10 @@ def name_classes(classes: ClassList, seen: set[int]) -> list[str]:
             return ["masks hold 0 and 255 only: 255 is taken as the class 'foreground'"]
         count = (values[-1] if values else 0) + (0 if classes.reduce else 1)
         if not 2 <= count <= MAX_CLASSES:
-            raise DataError(f"the masks hold the values {values[:10]}; expected 2 to {MAX_CLASSES} classes, from 0 on; 255 is ignored")
+            raise DataError(
+                f"the masks hold the values {values[:10]}; expected 2 to {MAX_CLASSES} classes,"
+                " from 0 on; 255 is ignored"
+            )
         classes.names = [f"class {i}" for i in range(count)]
         return [f"no classes.json: {count} classes, named by their numbers"]
     classes.foreground = len(classes.names) == 2 and seen == {0, 255} and not classes.reduce

@@ -1,6 +1,8 @@
-"""Tars: class folders in a tar, and WebDataset shards, whose members `000017.jpg`, `000017.cls`, `000017.json` are one sample.
+"""Tars: class folders in a tar, and WebDataset shards, whose members `000017.jpg`, `000017.cls`,
+`000017.json` are one sample.
 
-Nothing is unpacked: pictures are read in place when they are needed, and a member whose name leads outside is refused.
+Nothing is unpacked: pictures are read in place when they are needed, and a member whose name leads
+outside is refused.
 """
 
 import json
@@ -36,12 +38,18 @@ def expand(path: Path) -> list[Path]:
     if last - first >= 1_000_000:
         raise DataError(f"{path}: {found[0]} stands for {last - first + 1} files")
     width = len(found[1]) if found[1].startswith("0") else 0
-    parts = (f"{str(path)[: found.start()]}{number:0{width}d}{str(path)[found.end() :]}" for number in range(first, last + 1))
+    parts = (
+        f"{str(path)[: found.start()]}{number:0{width}d}{str(path)[found.end() :]}"
+        for number in range(first, last + 1)
+    )
     return [each for part in parts for each in expand(Path(part))]
 
 
 def read_tar(path: Path, options: DataOptions, notes: list[str]) -> Raw:
-    """A plain tar of either kind: WebDataset where a picture has a sidecar (or a mask), class folders else."""
+    """A plain tar of either kind.
+
+    WebDataset where a picture has a sidecar (or a mask), class folders else.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
@@ -71,13 +79,23 @@ def _key(path: Path, name: str) -> tuple[str, str]:
     """Sample and kind of a member: its name is cut at the first dot of its last part."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or "\\" in name or ".." in parts or not parts:
-        raise DataError(f"{path}: the member {name!r} leads outside the tar; such a tar is not read")
+        raise DataError(
+            f"{path}: the member {name!r} leads outside the tar; such a tar is not read"
+        )
     stem, _, extension = parts[-1].partition(".")
     return "/".join((*parts[:-1], stem)), extension.lower()
 
 
-def _samples(path: Path, samples: dict[str, list[tuple[str, tarfile.TarInfo]]], options: DataOptions, notes: list[str]) -> Raw:
-    """The samples of a shard as a table: `image`, `label` (cls), the values of the JSON object, `txt`; or `image` and its masks."""
+def _samples(
+    path: Path,
+    samples: dict[str, list[tuple[str, tarfile.TarInfo]]],
+    options: DataOptions,
+    notes: list[str],
+) -> Raw:
+    """The samples of a shard as a table.
+
+    `image`, `label` (cls), the values of the JSON object, `txt`; or `image` and its masks.
+    """
     rows, places, columns, without = [], [], dict[str, None](), 0
     with path.open("rb") as file:
         for key, parts in samples.items():
@@ -87,18 +105,32 @@ def _samples(path: Path, samples: dict[str, list[tuple[str, tarfile.TarInfo]]], 
                 without += 1
                 continue
             if len(pictures) > 1 or len(set(kinds)) < len(kinds):
-                raise DataError(f"{path}: sample {key} has members {', '.join(kinds)}; expected one picture and one of each kind")
-            row = _row({kind: _sidecar(file, path, member) for kind, member in parts if kind in SIDECARS}, f"{path}:{pictures[0].name}")
+                raise DataError(
+                    f"{path}: sample {key} has members {', '.join(kinds)}; expected one picture and"
+                    " one of each kind"
+                )
+            row = _row(
+                {kind: _sidecar(file, path, member) for kind, member in parts if kind in SIDECARS},
+                f"{path}:{pictures[0].name}",
+            )
             if options.target == "mask":
-                row = {kind.partition(".")[0]: _slice(path, member) for kind, member in parts if _is_mask(kind)}
+                row = {
+                    kind.partition(".")[0]: _slice(path, member)
+                    for kind, member in parts
+                    if _is_mask(kind)
+                }
             rows.append(row | {"image": _slice(path, pictures[0])})
             columns |= dict.fromkeys(rows[-1])
             places.append(pictures[0].name)
     if without:
         notes.append(f"{without} samples of {path} have no picture and are left alone")
     table = Table(path, list(columns), rows, "member", places)
-    if "label" not in columns and not any(each.lower() in (*LABEL_COLUMNS, *SEVERAL_COLUMNS) for each in columns):
-        table.rows = [{"label" if key == "txt" else key: value for key, value in row.items()} for row in rows]
+    if "label" not in columns and not any(
+        each.lower() in (*LABEL_COLUMNS, *SEVERAL_COLUMNS) for each in columns
+    ):
+        table.rows = [
+            {"label" if key == "txt" else key: value for key, value in row.items()} for row in rows
+        ]
         table.columns = ["label" if column == "txt" else column for column in columns]
     return read_image_table(table, options)["train"]
 
@@ -135,7 +167,9 @@ def _row(said: dict[str, str], place: str) -> dict[str, Any]:
     return row
 
 
-def _class_folders(path: Path, members: list[tarfile.TarInfo], options: DataOptions, notes: list[str]) -> Raw:
+def _class_folders(
+    path: Path, members: list[tarfile.TarInfo], options: DataOptions, notes: list[str]
+) -> Raw:
     """A tar of class folders; of pictures anywhere, where no label is wanted."""
     raw, ignored, labelled = Raw(), 0, options.target == "label"
     for member in members if options.target != "mask" else ():
@@ -148,5 +182,8 @@ def _class_folders(path: Path, members: list[tarfile.TarInfo], options: DataOpti
     if not raw.images:
         raise DataError(f"{path} holds no images{EXPECTED[options.target]}")
     if ignored:
-        notes.append(f"{ignored} members of {path} are not images{' in class folders' * labelled} and are left alone")
+        notes.append(
+            f"{ignored} members of {path} are not images{' in class folders' * labelled} and are"
+            " left alone"
+        )
     return raw

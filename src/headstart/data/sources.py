@@ -1,4 +1,7 @@
-"""Where pictures are: files, parts of tars, cells of tables, bytes, arrays; and the examples of a split made of them."""
+"""Where pictures are: files, parts of tars, cells of tables, bytes, arrays.
+
+And the examples of a split made of them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".mpo", ".ppm", ".pgm", ".heic"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".mpo",
+        ".ppm",
+        ".pgm",
+        ".heic",
+    }
 )
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -64,7 +84,9 @@ def source_bytes(source: Source) -> bytes:
             return file.read(source.size)
     if isinstance(source, Cell):
         value = source.rows[source.index][source.column]
-        data: bytes = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        data: bytes = (
+            value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        )
         return data
     return source.read_bytes()
 
@@ -75,7 +97,8 @@ class Examples:
 
     Args:
         images: Where the pixels are.
-        labels: Class of each, (N,) int64; with several labels an image 0 or 1 for each class, (N, V) float32; numbers, (N, V) float32.
+        labels: Class of each, (N,) int64; with several labels an image 0 or 1 for each class, (N,
+            V) float32; numbers, (N, V) float32.
         names: How each is named to the user: its file, or table and row.
     """
 

@@ -1,4 +1,7 @@
-"""Tables of examples: CSV, TSV, JSON lines and Parquet, read into plain rows that know where they came from."""
+"""Tables of examples.
+
+CSV, TSV, JSON lines and Parquet, read into plain rows that know where they came from.
+"""
 
 import csv
 import json
@@ -44,14 +47,18 @@ class Table:
         """
         if asked is not None:
             if asked not in self.columns:
-                raise DataError(f"{self.path} has no column {asked!r}; its columns are {', '.join(self.columns)}")
+                raise DataError(
+                    f"{self.path} has no column {asked!r}; its columns are"
+                    f" {', '.join(self.columns)}"
+                )
             return asked
         by_lower = {column.strip().lower(): column for column in reversed(self.columns)}
         for name in names:
             if name in by_lower:
                 return by_lower[name]
         raise DataError(
-            f"{self.path}: which column holds the {role}? Its columns are {', '.join(self.columns)}; choose one with --column {role}=NAME"
+            f"{self.path}: which column holds the {role}? Its columns are"
+            f" {', '.join(self.columns)}; choose one with --column {role}=NAME"
         )
 
 
@@ -61,10 +68,18 @@ def read_table(path: str | Path) -> Table:
     CSV follows RFC 4180. TSV is split at tabs only, quotes are text, as in the GLUE files.
     """
     path = Path(path)
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    readers = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".json": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path} is not a table; expected a file that ends in {', '.join(TABLE_SUFFIXES)}")
+        raise DataError(
+            f"{path} is not a table; expected a file that ends in {', '.join(TABLE_SUFFIXES)}"
+        )
     try:
         table = reader(path)
     except OSError as error:
@@ -83,8 +98,13 @@ def _read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         head = file.readline()
         file.seek(0)
-        separator = ";" if ";" in head and "," not in head else ","  # of spreadsheets where the comma is for decimals
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, delimiter=separator, strict=True)
+        # of spreadsheets where the comma is for decimals
+        separator = ";" if ";" in head and "," not in head else ","
+        reader = (
+            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if tabs
+            else csv.reader(file, delimiter=separator, strict=True)
+        )
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns):
@@ -93,7 +113,10 @@ def _read_csv(path: Path) -> Table:
                 if not values:
                     continue
                 if len(values) != len(columns):
-                    raise DataError(f"{path} line {reader.line_num}: {len(values)} values for {len(columns)} columns")
+                    raise DataError(
+                        f"{path} line {reader.line_num}: {len(values)} values for {len(columns)}"
+                        " columns"
+                    )
                 rows.append(dict(zip(columns, values, strict=True)))
                 places.append(reader.line_num)
         except csv.Error as error:
@@ -112,11 +135,18 @@ def _read_jsonl(path: Path) -> Table:
     else:
         unit = "line"
         lines = text.split("\n")  # not splitlines: JSON strings may hold other line separators
-        numbered = [(i, _parse_json(line, f"{path} line {i}")) for i, line in enumerate(lines, start=1) if line.strip()]
+        numbered = [
+            (i, _parse_json(line, f"{path} line {i}"))
+            for i, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
     columns: dict[str, None] = {}
     for place, row in numbered:
         if not isinstance(row, dict):
-            raise DataError(f'{path} {unit} {place}: expected an object like {{"image": …, "label": …}}, found {type(row).__name__}')
+            raise DataError(
+                f'{path} {unit} {place}: expected an object like {{"image": …, "label": …}}, found'
+                f" {type(row).__name__}"
+            )
         columns |= dict.fromkeys(row)
         rows.append(row)
         places.append(place)

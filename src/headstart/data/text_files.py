@@ -13,15 +13,23 @@ from headstart.tasks.base import DataOptions
 
 TASKS = ("text-classification", "fill-mask", "token-classification", "question-answering")
 Named = tuple[str, Any]  # how a text is named to the user, and what its pipeline takes
-KEYS = {"text-classification": "labels", "fill-mask": "masks", "token-classification": "entities", "question-answering": "answers"}
+KEYS = {
+    "text-classification": "labels",
+    "fill-mask": "masks",
+    "token-classification": "entities",
+    "question-answering": "answers",
+}
 
 
-def read_inputs(task: str, paths: list[Path], texts: list[str], question: str | None, by_line: bool) -> list[Named]:
+def read_inputs(
+    task: str, paths: list[Path], texts: list[str], question: str | None, by_line: bool
+) -> list[Named]:
     """The texts of files and of the command line.
 
     Args:
         task: A name in `TASKS`.
-        paths: Text files, each one text; tables, each row one text, pair or question; folders of text files.
+        paths: Text files, each one text; tables, each row one text, pair or question; folders of
+            text files.
         texts: Texts themselves.
         question: What is asked of every text.
         by_line: Each line of a text file is a text.
@@ -35,14 +43,21 @@ def read_inputs(task: str, paths: list[Path], texts: list[str], question: str | 
         if not files:
             raise InputError(f"the folder {path} holds no .txt files")
         for file in files:
-            found += _rows(task, file) if file.suffix.lower() in TABLE_SUFFIXES else _lines(file, by_line)
+            found += (
+                _rows(task, file)
+                if file.suffix.lower() in TABLE_SUFFIXES
+                else _lines(file, by_line)
+            )
     if not found:
         raise InputError("which texts? Give text files, tables, or --text 'some words'")
     if task != "question-answering":
         return found
     if question is None and any(isinstance(each, str) for _, each in found):
         raise InputError("what is asked? Give --question, or a table of questions and contexts")
-    return [(name, {"question": question, "context": each} if isinstance(each, str) else each) for name, each in found]
+    return [
+        (name, {"question": question, "context": each} if isinstance(each, str) else each)
+        for name, each in found
+    ]
 
 
 def _lines(path: Path, by_line: bool) -> list[Named]:
@@ -51,7 +66,11 @@ def _lines(path: Path, by_line: bool) -> list[Named]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from None
     if by_line:
-        return [(f"{path} line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        return [
+            (f"{path} line {i}", line)
+            for i, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
     if not text.strip():
         raise InputError(f"{path} holds no text")
     return [(str(path), text)]
@@ -62,14 +81,23 @@ def _rows(task: str, path: Path) -> list[Named]:
     table, bad = read_table(path), list[str]()
     found: list[Named] = []
     if task == "question-answering":
-        columns = (find_column(table, ("question",)), find_column(table, ("context", "passage", "text")))
+        columns = (
+            find_column(table, ("question",)),
+            find_column(table, ("context", "passage", "text")),
+        )
         if not all(columns):
-            raise InputError(f"{path}: columns are {', '.join(table.columns)}; expected question and context")
+            raise InputError(
+                f"{path}: columns are {', '.join(table.columns)}; expected question and context"
+            )
         names: tuple[str, str | None] = ("question", "context")
     else:
         columns, names = text_columns(table, DataOptions()), ("text", "text_pair")
     for i, row in enumerate(table.rows):
-        cells = {name: text_cell(row, column, bad) for name, column in zip(names, columns, strict=True) if column}
+        cells = {
+            name: text_cell(row, column, bad)
+            for name, column in zip(names, columns, strict=True)
+            if column
+        }
         if bad:
             raise InputError(f"{table.where(i)}: {'; '.join(bad)}")
         found.append((table.where(i), cells["text"] if len(cells) == 1 else cells))
@@ -96,8 +124,8 @@ def predict_texts(
         inputs: From `read_inputs`.
         top: Labels, guesses or answers for each.
         batch_size: Texts that go through the network together.
-        long: What becomes of texts that are longer than the network reads: "refuse", "cut", or "extend" (positions are repeated, and
-            attention is sampled).
+        long: What becomes of texts that are longer than the network reads: "refuse", "cut", or
+            "extend" (positions are repeated, and attention is sampled).
         hash_error: Sample attention with as many hashes as keep its error to this share.
         settings: Values of the configuration.
         device: Where to compute.
@@ -107,7 +135,11 @@ def predict_texts(
     values = dict(settings or {})
     if hash_error is not None:
         values |= {"use_expectation": False, "hash_error": hash_error}
-    options = {"truncation": long == "cut", "extend_positions": long == "extend", "model_kwargs": values}
+    options = {
+        "truncation": long == "cut",
+        "extend_positions": long == "extend",
+        "model_kwargs": values,
+    }
     run = pipeline(task, model, device=device, batch_size=batch_size, **options)
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]
     if task == "question-answering":
@@ -121,17 +153,31 @@ def predict_texts(
     else:
         for name, found in zip(names, run.stream(texts, top, names=names), strict=True):
             masks = found if isinstance(found[0], list) else [found]
-            yield name, [[{key: each[key] for key in ("token_str", "score")} for each in mask] for mask in masks]
+            yield (
+                name,
+                [
+                    [{key: each[key] for key in ("token_str", "score")} for each in mask]
+                    for mask in masks
+                ],
+            )
 
 
 def as_line(task: str, found: list[Any]) -> str:
     """A result as people read it."""
     if task == "fill-mask":
-        return " | ".join("  ".join(f"{each['token_str'].strip()} {each['score']:.1%}" for each in mask) for mask in found)
+        return " | ".join(
+            "  ".join(f"{each['token_str'].strip()} {each['score']:.1%}" for each in mask)
+            for mask in found
+        )
     if task == "token-classification":
-        return "  ".join(f"{' '.join(each['word'].split())} ({each['entity_group']} {each['score']:.0%})" for each in found)
+        return "  ".join(
+            f"{' '.join(each['word'].split())} ({each['entity_group']} {each['score']:.0%})"
+            for each in found
+        )
     if task == "question-answering":
-        return "  ".join(f"{' '.join(each['answer'].split()) or '(none)'} {each['score']:.1%}" for each in found)
+        return "  ".join(
+            f"{' '.join(each['answer'].split()) or '(none)'} {each['score']:.1%}" for each in found
+        )
     return "  ".join(f"{each['label']} {each['score']:.1%}" for each in found)
 
 

@@ -1,4 +1,7 @@
-"""What goes in and out of an optimised network: names, shapes and types, and the network as a function of tensors."""
+"""What goes in and out of an optimised network.
+
+Names, shapes and types, and the network as a function of tensors.
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -46,7 +49,9 @@ class Signature:
     def from_dict(cls, values: Mapping[str, Any]) -> "Signature":
         """The way back."""
         texts = {key: tuple(map(str, values[key])) for key in ("inputs", "dtypes", "outputs")}
-        shapes = tuple(tuple(None if n is None else int(n) for n in shape) for shape in values["shapes"])
+        shapes = tuple(
+            tuple(None if n is None else int(n) for n in shape) for shape in values["shapes"]
+        )
         return cls(shapes=shapes, output_class=str(values["output_class"]), **texts)
 
     @property
@@ -58,17 +63,31 @@ class Signature:
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors have these shapes."""
         return all(
-            len(shape) == tensor.ndim and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
+            len(shape) == tensor.ndim
+            and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
             for shape, tensor in zip(self.shapes, tensors, strict=True)
         )
 
-    def prepare(self, given: Mapping[str, Any], device: torch.device | str = "cpu") -> list[Tensor] | None:
-        """The inputs in order, of their types and on a device; None where something is missing. Absent masks keep everything."""
+    def prepare(
+        self, given: Mapping[str, Any], device: torch.device | str = "cpu"
+    ) -> list[Tensor] | None:
+        """The inputs in order, of their types and on a device; None where something is missing.
+
+        Absent masks keep everything.
+        """
         found = []
         for name, dtype in zip(self.inputs, self.dtypes, strict=True):
             value = given.get(name)
-            if value is None and name in ("attention_mask", "token_type_ids") and isinstance(given.get("input_ids"), Tensor):
-                value = torch.ones_like(given["input_ids"]) if name == "attention_mask" else torch.zeros_like(given["input_ids"])
+            if (
+                value is None
+                and name in ("attention_mask", "token_type_ids")
+                and isinstance(given.get("input_ids"), Tensor)
+            ):
+                value = (
+                    torch.ones_like(given["input_ids"])
+                    if name == "attention_mask"
+                    else torch.zeros_like(given["input_ids"])
+                )
             if not isinstance(value, Tensor):
                 return None
             found.append(value.to(device, getattr(torch, dtype)))
@@ -97,11 +116,15 @@ class Program(nn.Module):
 
 
 def bare(model: nn.Module) -> dict[str, bool]:
-    """Arguments of a call that asks for a network's main outputs only, by name, whatever its configuration says."""
+    """Arguments of a call that asks for a network's main outputs only, by name, whatever its
+    configuration says.
+    """
     inside = getattr(model, "model", None)  # of a network behind its preprocessing
     model = inside if isinstance(inside, nn.Module) else model
     known = inspect.signature(model.forward).parameters
-    return {"return_dict": True} | {flag: False for flag in ("output_hidden_states", "output_attentions") if flag in known}
+    return {"return_dict": True} | {
+        flag: False for flag in ("output_hidden_states", "output_attentions") if flag in known
+    }
 
 
 def flatten(output: Any) -> dict[str, Tensor]:
@@ -120,7 +143,9 @@ def default_dynamic(inputs: Mapping[str, Any]) -> tuple[Axis, ...]:
     return ("batch",) if "pixel_values" in inputs else ("batch", "length")
 
 
-def check_dynamic(dynamic: Sequence[str] | str | bool | None, inputs: Mapping[str, Any]) -> tuple[Axis, ...]:
+def check_dynamic(
+    dynamic: Sequence[str] | str | bool | None, inputs: Mapping[str, Any]
+) -> tuple[Axis, ...]:
     """The axes that may change.
 
     Raises:
@@ -150,7 +175,9 @@ def dynamic_axes(name: str, ndim: int, dynamic: Sequence[str]) -> dict[int, str]
 
 
 @torch.no_grad()
-def signature_of(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Signature:
+def signature_of(
+    model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Signature:
     """The signature of a network that is called like this."""
     out = model(**inputs, **bare(model))
     shapes = []
@@ -170,7 +197,8 @@ def make_example(model: Any, example: Any = None, length: int | None = None) -> 
         length: Tokens of a text that is made up.
 
     Raises:
-        InputError: Something else, names that the network does not take, or a text that is too long for it.
+        InputError: Something else, names that the network does not take, or a text that is too long
+            for it.
     """
     if example is None:
         return _made_up(model, length)
@@ -179,11 +207,19 @@ def make_example(model: Any, example: Any = None, length: int | None = None) -> 
     try:
         found = {str(name): value for name, value in dict(example).items() if value is not None}
     except (TypeError, ValueError) as error:
-        raise InputError(f"example is a {type(example).__name__}; expected a tensor, or a mapping of names to tensors") from error
+        raise InputError(
+            f"example is a {type(example).__name__}; expected a tensor, or a mapping of names to"
+            " tensors"
+        ) from error
     known = inspect.signature(model.forward).parameters
-    wrong = [name for name, value in found.items() if name not in known or not isinstance(value, Tensor)]
+    wrong = [
+        name for name, value in found.items() if name not in known or not isinstance(value, Tensor)
+    ]
     if wrong or not found:
-        raise InputError(f"example has {wrong or 'nothing'}; {type(model).__name__} takes tensors named {', '.join(known)}")
+        raise InputError(
+            f"example has {wrong or 'nothing'}; {type(model).__name__} takes tensors named"
+            f" {', '.join(known)}"
+        )
     return found
 
 
@@ -192,9 +228,14 @@ def _made_up(model: Any, length: int | None) -> dict[str, Tensor]:
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", IMAGE_SIDE)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {"pixel_values": torch.randn(1, config.num_channels, height, width, generator=generator)}
+        return {
+            "pixel_values": torch.randn(1, config.num_channels, height, width, generator=generator)
+        }
     if length is not None and length > config.max_position_embeddings:
-        raise InputError(f"a text of {length} tokens is too long for this network, which takes {config.max_position_embeddings}")
+        raise InputError(
+            f"a text of {length} tokens is too long for this network, which takes"
+            f" {config.max_position_embeddings}"
+        )
     shape: tuple[int, ...] = (1, length or min(TEXT_LENGTH, config.max_position_embeddings))
     if type(model).__name__.endswith("MultipleChoice"):
         shape = (1, 2, shape[1])
@@ -214,7 +255,9 @@ def resized(inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> dict[str, T
                 more = LARGER[word]
                 tensor = torch.cat([tensor, *[tensor.narrow(axis, 0, 1)] * more], axis)
             elif word == "patches":  # as many as there were for so many pixels
-                before, after = (x["pixel_values"].shape[2] * x["pixel_values"].shape[3] for x in (inputs, found))
+                before, after = (
+                    x["pixel_values"].shape[2] * x["pixel_values"].shape[3] for x in (inputs, found)
+                )
                 tensor = tensor[:, :1].expand(-1, tensor.shape[1] * after // before)
             elif word == "batch":
                 tensor = torch.cat([tensor, tensor[:1]])

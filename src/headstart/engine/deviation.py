@@ -8,10 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Outputs whose largest entry along the last axis (for maps of classes along the second) is an answer.
+# Outputs whose largest entry along the last axis (for maps of classes along the second) is an
+# answer.
 ANSWERS = ("logits", "start_logits", "end_logits")
 
-AGREEMENT = 0.99  # share of top-1 answers that must stay, where outputs are scores and precision is given up
+# share of top-1 answers that must stay, where outputs are scores and precision is given up
+AGREEMENT = 0.99
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Deviation:
     Args:
         largest: Largest difference, as a share of the largest output (or of 1, if that is more).
         mean: Mean difference, as a share of the same.
-        agreement: Share of answers (top-1 classes) that are the same; None where the outputs are no scores.
+        agreement: Share of answers (top-1 classes) that are the same; None where the outputs are no
+            scores.
         answers: How many were compared.
         expected: The same where the errors are also taken the other way round, which scatters less.
     """
@@ -45,7 +48,9 @@ def top_classes(name: str, scores: Tensor) -> Tensor | None:
     return None if scores.shape[axis] < 2 else scores.argmax(axis).flatten()
 
 
-def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> Deviation:
+def compare(
+    wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]
+) -> Deviation:
     """Deviation of one list of outputs (a mapping of names for each call) from another."""
     largest, mean, same, mirrored, answers = 0.0, 0.0, 0, 0, 0
     for name in wanted[0]:
@@ -54,7 +59,10 @@ def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str,
         gaps = torch.cat([(a - b).abs().flatten() for a, b in pairs])
         if not torch.isfinite(gaps).all():
             return Deviation(float("inf"), float("inf"), 0.0, 0)
-        largest, mean = max(largest, float(gaps.max()) / scale), max(mean, float(gaps.mean()) / scale)
+        largest, mean = (
+            max(largest, float(gaps.max()) / scale),
+            max(mean, float(gaps.mean()) / scale),
+        )
         for a, b in pairs:
             tops = top_classes(name, a), top_classes(name, b)
             if tops[0] is not None and tops[1] is not None:
@@ -66,8 +74,12 @@ def compare(wanted: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str,
 
 
 def enough(deviation: Deviation, share: float) -> bool:
-    """Whether a share of the answers stays: with errors of either sign, and not fewer in the count than chance explains."""
+    """Whether a share of the answers stays.
+
+    With errors of either sign, and not fewer in the count than chance explains.
+    """
     if deviation.agreement is None or deviation.expected is None:
         return True
-    chance = 2 * math.sqrt(share * (1 - share) / max(1, deviation.answers))  # two standard deviations of a count
+    # two standard deviations of a count
+    chance = 2 * math.sqrt(share * (1 - share) / max(1, deviation.answers))
     return deviation.expected >= share and deviation.agreement >= share - chance

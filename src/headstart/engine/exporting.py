@@ -1,4 +1,8 @@
-"""Export alone: a network as an ONNX, OpenVINO or torch-export file, with its labels and preprocessing inside, checked after writing."""
+"""Export alone.
+
+A network as an ONNX, OpenVINO or torch-export file, with its labels and preprocessing inside,
+checked after writing.
+"""
 
 import copy
 import json
@@ -12,7 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headstart.engine.capture import Program, Signature, check_dynamic, dynamic_axes, flatten, make_example, resized, signature_of
+from headstart.engine.capture import (
+    Program,
+    Signature,
+    check_dynamic,
+    dynamic_axes,
+    flatten,
+    make_example,
+    resized,
+    signature_of,
+)
 from headstart.engine.deviation import Deviation, compare
 from headstart.engine.engines import Job, installed
 from headstart.engine.normalized import Normalized, portable
@@ -43,10 +56,13 @@ def export(
         path: File to write; the format's suffix is added where there is none.
         to: "onnx", "openvino" or "torch-export".
         example: Inputs as they will be; default one image or text of the network's size.
-        dynamic: Axes that change from call to call: "batch", "size", "length". Default: the batch, and the length of texts.
+        dynamic: Axes that change from call to call: "batch", "size", "length". Default: the batch,
+            and the length of texts.
         opset: Of ONNX, 18 or later.
-        processor: The image processor or tokenizer; its values are written into the file beside the labels.
-        normalize: Put the image processor's rescaling and normalisation into the program: it then takes pixels from 0 to 255.
+        processor: The image processor or tokenizer; its values are written into the file beside the
+            labels.
+        normalize: Put the image processor's rescaling and normalisation into the program: it then
+            takes pixels from 0 to 255.
         tolerance: Largest difference from PyTorch, as a share of the largest output.
 
     Returns:
@@ -62,7 +78,9 @@ def export(
     inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
     network = Normalized(model, processor) if normalize else model
     if normalize:
-        inputs["pixel_values"] = ((inputs["pixel_values"] - inputs["pixel_values"].min()) * 50).clamp(0, 255).round()
+        inputs["pixel_values"] = (
+            ((inputs["pixel_values"] - inputs["pixel_values"].min()) * 50).clamp(0, 255).round()
+        )
     axes = check_dynamic(dynamic, inputs)
     signature = signature_of(network, inputs, axes)
     path = with_suffix(Path(path), to)
@@ -77,7 +95,10 @@ def export(
     try:
         found = check_file(path, to, network, signature, inputs, axes)
         if not found.largest <= tolerance:
-            raise ConfigError(f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of {tolerance:.1e}; it was removed")
+            raise ConfigError(
+                f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of"
+                f" {tolerance:.1e}; it was removed"
+            )
     except (ConfigError, RuntimeError):
         for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
             each.unlink()
@@ -93,8 +114,13 @@ def with_suffix(path: Path, to: Format) -> Path:
 def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict[str, str]:
     """What a reader of the file wants to know, as texts: network, labels, preprocessing."""
     config = model.config
-    facts = {"headstart.model": type(model).__name__, "headstart.model_type": str(config.model_type)}
-    facts["labels"] = json.dumps([config.id2label[i] for i in sorted(config.id2label)], ensure_ascii=False)
+    facts = {
+        "headstart.model": type(model).__name__,
+        "headstart.model_type": str(config.model_type),
+    }
+    facts["labels"] = json.dumps(
+        [config.id2label[i] for i in sorted(config.id2label)], ensure_ascii=False
+    )
     if processor is not None and hasattr(processor, "to_dict"):
         facts["preprocessing"] = json.dumps(processor.to_dict(), sort_keys=True)
         facts["preprocessing.inside"] = "rescale, normalize" if normalize else ""
@@ -104,7 +130,10 @@ def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the remarks of exporters and compilers from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")
+    ]
     levels = [each.level for each in loggers]
     try:
         for each in loggers:
@@ -117,14 +146,21 @@ def quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def dynamic_shapes(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Any, ...]:
+def dynamic_shapes(
+    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> tuple[Any, ...]:
     """The axes that may change, as `torch.export` wants them."""
     free = (dynamic_axes(name, inputs[name].ndim, dynamic) for name in signature.inputs)
     return (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free),)
 
 
-def traced_inputs(signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> tuple[Tensor, ...]:
-    """The inputs with two in a batch that may change, and larger where sizes may: a batch or a map of one would be taken for a constant."""
+def traced_inputs(
+    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """The inputs with two in a batch that may change, and larger where sizes may.
+
+    A batch or a map of one would be taken for a constant.
+    """
     if "size" in dynamic:
         inputs = resized(inputs, ("size",))
     if "batch" in dynamic and inputs[signature.inputs[0]].shape[0] == 1:
@@ -132,17 +168,23 @@ def traced_inputs(signature: Signature, inputs: Mapping[str, Tensor], dynamic: S
     return tuple(inputs[name] for name in signature.inputs)
 
 
-def program_of(network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Any:
+def program_of(
+    network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Any:
     """The network as a program of `torch.export`."""
     return export_program(portable(network, signature), signature, inputs, dynamic)
 
 
-def export_program(folded: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> Any:
+def export_program(
+    folded: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Any:
     """A folded network as a program of `torch.export`."""
     program = Program(folded, signature.inputs).eval()
     with quiet():
         return torch.export.export(
-            program, traced_inputs(signature, inputs, dynamic), dynamic_shapes=dynamic_shapes(signature, inputs, dynamic)
+            program,
+            traced_inputs(signature, inputs, dynamic),
+            dynamic_shapes=dynamic_shapes(signature, inputs, dynamic),
         )
 
 
@@ -166,7 +208,9 @@ def write_onnx(
     import onnx
 
     if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        raise ConfigError(f"opset={opset}; expected {LEAST_OPSET} to {onnx.defs.onnx_opset_version()}")
+        raise ConfigError(
+            f"opset={opset}; expected {LEAST_OPSET} to {onnx.defs.onnx_opset_version()}"
+        )
     exported = program_of(network, signature, inputs, dynamic)
     with quiet():
         program = torch.onnx.export(
@@ -176,13 +220,20 @@ def write_onnx(
     assert program is not None
     written = program.model.opset_imports[""]
     if written != opset:
-        raise ConfigError(f"the exporter cannot write this network in opset {opset}; opset={written} works")
+        raise ConfigError(
+            f"the exporter cannot write this network in opset {opset}; opset={written} works"
+        )
     program.model.metadata_props.update(facts or {})
     program.save(str(path))
 
 
 def _write_openvino(
-    network: nn.Module, path: Path, signature: Signature, inputs: Mapping[str, Tensor], dynamic: tuple[str, ...], facts: Mapping[str, str]
+    network: nn.Module,
+    path: Path,
+    signature: Signature,
+    inputs: Mapping[str, Tensor],
+    dynamic: tuple[str, ...],
+    facts: Mapping[str, str],
 ) -> None:
     if not installed("openvino"):
         raise MissingExtraError("openvino", "openvino")
@@ -197,7 +248,12 @@ def _write_openvino(
 
 
 def _write_torch(
-    network: nn.Module, path: Path, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str], facts: Mapping[str, str]
+    network: nn.Module,
+    path: Path,
+    signature: Signature,
+    inputs: Mapping[str, Tensor],
+    dynamic: Sequence[str],
+    facts: Mapping[str, str],
 ) -> None:
     program = program_of(network, signature, inputs, dynamic)
     names = {"inputs": json.dumps(signature.inputs), "outputs": json.dumps(signature.outputs)}
@@ -206,20 +262,31 @@ def _write_torch(
 
 
 def check_file(
-    path: Path, to: Format, network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+    path: Path,
+    to: Format,
+    network: nn.Module,
+    signature: Signature,
+    inputs: Mapping[str, Tensor],
+    dynamic: Sequence[str],
 ) -> Deviation:
-    """Runs a written file on the example and on another batch and length, and compares with PyTorch."""
+    """Runs a written file on the example and on another batch and length, and compares with
+    PyTorch.
+    """
     wanted, found = [], []
     for each in (dict(inputs), resized(inputs, dynamic)):
         with torch.no_grad():
             wanted.append(flatten(network(**each)))
         tensors = signature.prepare(each)
         assert tensors is not None
-        found.append(dict(zip(signature.outputs, run_file(path, to, signature, tensors), strict=True)))
+        found.append(
+            dict(zip(signature.outputs, run_file(path, to, signature, tensors), strict=True))
+        )
     return compare(wanted, found)
 
 
-def run_file(path: Path, to: Format, signature: Signature, tensors: Sequence[Tensor]) -> list[Tensor]:
+def run_file(
+    path: Path, to: Format, signature: Signature, tensors: Sequence[Tensor]
+) -> list[Tensor]:
     """Outputs of a written file."""
     if to == "torch-export":
         try:
@@ -228,12 +295,15 @@ def run_file(path: Path, to: Format, signature: Signature, tensors: Sequence[Ten
         except AssertionError as error:  # a guard: maps of one patch are another program
             shapes = [tuple(each.shape) for each in tensors]
             raise ConfigError(
-                f"torch.export's program takes no inputs of {shapes} ({error}); give a larger example or a fixed size"
+                f"torch.export's program takes no inputs of {shapes} ({error}); give a larger"
+                " example or a fixed size"
             ) from error
     if to == "onnx":
         from headstart.engine.engines.onnxruntime_engine import OnnxRunner
 
-        return OnnxRunner(path.read_bytes(), signature, torch.get_num_threads(), torch.device("cpu"))(tensors)
+        return OnnxRunner(
+            path.read_bytes(), signature, torch.get_num_threads(), torch.device("cpu")
+        )(tensors)
     import openvino as ov
 
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

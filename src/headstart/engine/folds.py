@@ -1,4 +1,7 @@
-"""Works out beforehand what depends on no input: the model stays plain PyTorch, with the same call and outputs, and does less."""
+"""Works out beforehand what depends on no input.
+
+The model stays plain PyTorch, with the same call and outputs, and does less.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -13,13 +16,21 @@ from headstart.registry import Family, locate
 
 
 @torch.no_grad()
-def fold(model: nn.Module, *, size: tuple[int, int] | None = None, lean: bool = False, portable: bool = False) -> Any:
-    """A copy of a network that computes the same with fewer operations; weights that stay as they are are shared with it.
+def fold(
+    model: nn.Module,
+    *,
+    size: tuple[int, int] | None = None,
+    lean: bool = False,
+    portable: bool = False,
+) -> Any:
+    """A copy of a network that computes the same with fewer operations; weights that stay as they
+    are are shared with it.
 
     Args:
         model: A network of any family, with any head, in evaluation mode.
         size: Height and width of the images it will mostly see; what depends on them is kept ready.
-        lean: Also drop what only a loss, hidden states or attention weights need: the copy is to be called without asking for them.
+        lean: Also drop what only a loss, hidden states or attention weights need: the copy is to be
+            called without asking for them.
         portable: Use only operators that other engines know.
 
     Raises:
@@ -41,9 +52,14 @@ def check(model: nn.Module) -> Family:
     """
     family = families().get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is None or not hasattr(model, "name_table"):
-        raise ConfigError(f"{type(model).__name__} is no PyTorch network of headstart; load one with from_pretrained")
+        raise ConfigError(
+            f"{type(model).__name__} is no PyTorch network of headstart; load one with"
+            " from_pretrained"
+        )
     if model.training:
-        raise ConfigError("the model is in training mode, where weights still change; call model.eval() first")
+        raise ConfigError(
+            "the model is in training mode, where weights still change; call model.eval() first"
+        )
     return family
 
 

@@ -1,4 +1,7 @@
-"""The optimised model: the call and outputs of the network, with an engine inside; saved and loaded as a folder."""
+"""The optimised model: the call and outputs of the network, with an engine inside.
+
+Saved and loaded as a folder.
+"""
 
 import inspect
 import json
@@ -32,15 +35,24 @@ IDLE = ("return_dict", "interpolate_pos_encoding")
 class OptimizedModel(nn.Module):
     """A network that an engine runs; `optimize` makes it, `load` reads a saved one.
 
-    Calls that the engine was not made for (labels, hidden states, attention weights, other image sizes) go to the network in PyTorch, which
-    a loaded folder reads when it is first needed.
+    Calls that the engine was not made for (labels, hidden states, attention weights, other image
+    sizes) go to the network in PyTorch, which a loaded folder reads when it is first needed.
     """
 
-    def __init__(self, model: nn.Module | None, runner: Runner, signature: Signature, report: Report, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None,
+        runner: Runner,
+        signature: Signature,
+        report: Report,
+        folder: Path | None = None,
+    ) -> None:
         super().__init__()
         self._network = [model]  # in a list, so that its weights are not counted as ours
         self.runner, self.signature, self.report, self.folder = runner, signature, report, folder
-        self.model_class: type[nn.Module] = _class_of(report.model) if model is None else type(model)
+        self.model_class: type[nn.Module] = (
+            _class_of(report.model) if model is None else type(model)
+        )
         self._told, self._place = False, torch.device("cpu") if runner is None else runner.device
         super().train(False)
 
@@ -71,12 +83,17 @@ class OptimizedModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of floating-point inputs and outputs; what is computed in is `report.chosen.precision`."""
+        """Type of floating-point inputs and outputs.
+
+        What is computed in is `report.chosen.precision`.
+        """
         return torch.float32
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the network: the same arguments, the same named outputs."""
-        given = {name: value for name, value in self._bind(args, kwargs).items() if value is not None}
+        given = {
+            name: value for name, value in self._bind(args, kwargs).items() if value is not None
+        }
         named = given.get("return_dict", self.config.use_return_dict)
         if self._is_ours(given):
             inputs = self.signature.prepare(given, self.device)
@@ -85,7 +102,10 @@ class OptimizedModel(nn.Module):
                 return out if named else out.to_tuple()
         if not self._told:
             self._told = True
-            logger.warning("a call that the %s engine was not made for runs in PyTorch", self.report.chosen.engine)
+            logger.warning(
+                "a call that the %s engine was not made for runs in PyTorch",
+                self.report.chosen.engine,
+            )
         with torch.inference_mode():
             return self.original(**given)
 
@@ -103,9 +123,22 @@ class OptimizedModel(nn.Module):
     def _is_ours(self, given: Mapping[str, Any]) -> bool:
         """Whether the engine computes all that a call asks for."""
         config = self.config
-        flags = [given.get(flag, getattr(config, flag)) for flag in ("output_hidden_states", "output_attentions")]
-        others = set(given) - {*self.signature.inputs, *IDLE, "output_hidden_states", "output_attentions"}
-        spare = {name for name in others if name in ("attention_mask", "token_type_ids") and self._changes_nothing(name, given[name])}
+        flags = [
+            given.get(flag, getattr(config, flag))
+            for flag in ("output_hidden_states", "output_attentions")
+        ]
+        others = set(given) - {
+            *self.signature.inputs,
+            *IDLE,
+            "output_hidden_states",
+            "output_attentions",
+        }
+        spare = {
+            name
+            for name in others
+            if name in ("attention_mask", "token_type_ids")
+            and self._changes_nothing(name, given[name])
+        }
         return not any(flags) and others <= spare
 
     def _changes_nothing(self, name: str, value: Any) -> bool:
@@ -119,7 +152,9 @@ class OptimizedModel(nn.Module):
             ConfigError: Training was asked for.
         """
         if mode:
-            raise ConfigError("an optimised model cannot be trained; train `model.original`, then optimise that")
+            raise ConfigError(
+                "an optimised model cannot be trained; train `model.original`, then optimise that"
+            )
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,17 +163,31 @@ class OptimizedModel(nn.Module):
         Raises:
             ConfigError: Another device.
         """
-        device = next((each for each in (*args, kwargs.get("device")) if isinstance(each, str | torch.device)), None)
+        device = next(
+            (
+                each
+                for each in (*args, kwargs.get("device"))
+                if isinstance(each, str | torch.device)
+            ),
+            None,
+        )
         if device is not None and torch.device(device).type != self.device.type:
-            raise ConfigError(f"this model was optimised for {self.device}, not {device}; move `model.original` and optimise it there")
+            raise ConfigError(
+                f"this model was optimised for {self.device}, not {device}; move `model.original`"
+                " and optimise it there"
+            )
         return self
 
     def extra_repr(self) -> str:
         """The network, and what runs it."""
-        return f"{self.model_class.__name__}, {self.report.chosen.engine}, {self.report.chosen.precision}"
+        return (
+            f"{self.model_class.__name__}, {self.report.chosen.engine},"
+            f" {self.report.chosen.precision}"
+        )
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Writes a folder that `from_pretrained`, `pipeline` and `load` read: the network's own files, and the engine's.
+        """Writes a folder that `from_pretrained`, `pipeline` and `load` read: the network's own
+        files, and the engine's.
 
         Args:
             folder: Made if it does not exist.
@@ -149,11 +198,23 @@ class OptimizedModel(nn.Module):
         source = Path(getattr(self.config, "name_or_path", "") or ".")
         self.original.save_pretrained(folder, **kwargs)
         for name in PROCESSOR_FILES:
-            if (source / name).is_file() and source.resolve() != folder.resolve() and str(source) != ".":
+            if (
+                (source / name).is_file()
+                and source.resolve() != folder.resolve()
+                and str(source) != "."
+            ):
                 shutil.copyfile(source / name, folder / name)
-        facts = self.runner.save(folder / FOLDER) | {"threads": self.report.threads, "precision": self.report.chosen.precision}
+        facts = self.runner.save(folder / FOLDER) | {
+            "threads": self.report.threads,
+            "precision": self.report.chosen.precision,
+        }
         facts["device"] = str(self.device)
-        values = {"version": VERSION, "engine": self.report.chosen.engine, "signature": self.signature.to_dict(), "facts": facts}
+        values = {
+            "version": VERSION,
+            "engine": self.report.chosen.engine,
+            "signature": self.signature.to_dict(),
+            "facts": facts,
+        }
         values["report"] = self.report.to_dict()
         atomic_write(folder / FILE, (json.dumps(values, indent=1) + "\n").encode())
 
@@ -169,7 +230,8 @@ def holds(name: str | Path, cls: type) -> bool:
 
 
 def load(folder: str | Path, *, threads: int | None = None) -> OptimizedModel:
-    """An optimised model from the folder it was saved in, ready to run; nothing is compiled where the machine is the same.
+    """An optimised model from the folder it was saved in, ready to run; nothing is compiled where
+    the machine is the same.
 
     Args:
         folder: Where `OptimizedModel.save_pretrained` wrote.
@@ -182,15 +244,22 @@ def load(folder: str | Path, *, threads: int | None = None) -> OptimizedModel:
     folder = Path(folder)
     values = _read(folder)
     try:
-        signature, report = Signature.from_dict(values["signature"]), Report.from_dict(values["report"])
+        signature, report = (
+            Signature.from_dict(values["signature"]),
+            Report.from_dict(values["report"]),
+        )
         name, facts = str(values["engine"]), dict(values["facts"])
         if facts["precision"] not in PRECISIONS:
             raise KeyError(facts["precision"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{folder / FILE} is damaged ({error!r}); optimise the model again") from error
+        raise FileFormatError(
+            f"{folder / FILE} is damaged ({error!r}); optimise the model again"
+        ) from error
     found = OptimizedModel(None, None, signature, report, folder)  # type: ignore[arg-type]
     found._place = here(str(facts.get("device", "cpu")))
-    found.runner = engine(name).load(folder / FOLDER, signature, facts, threads or int(facts["threads"]), lambda: found.original)
+    found.runner = engine(name).load(
+        folder / FOLDER, signature, facts, threads or int(facts["threads"]), lambda: found.original
+    )
     return found
 
 
@@ -202,7 +271,8 @@ def here(device: str) -> torch.device:
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"this folder was optimised for {device}, which is not here; from_pretrained(folder, optimized=False) loads the network"
+            f"this folder was optimised for {device}, which is not here; from_pretrained(folder,"
+            " optimized=False) loads the network"
         )
     return torch.device(device)
 
@@ -210,13 +280,21 @@ def here(device: str) -> torch.device:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
-        raise FileFormatError(f"{folder} has no {FILE}; headstart.optimize(model).save_pretrained(folder) writes one")
+        raise FileFormatError(
+            f"{folder} has no {FILE}; headstart.optimize(model).save_pretrained(folder) writes one"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FileFormatError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("version") != VERSION or not isinstance(values.get("report"), dict):
-        raise FileFormatError(f"{path} is of another version of headstart; optimise the model again")
+    if (
+        not isinstance(values, dict)
+        or values.get("version") != VERSION
+        or not isinstance(values.get("report"), dict)
+    ):
+        raise FileFormatError(
+            f"{path} is of another version of headstart; optimise the model again"
+        )
     return values
 
 

@@ -41,7 +41,11 @@ def portable(model: nn.Module, signature: Signature) -> nn.Module:
         inside = fold(model.model, size=signature.size, lean=True, portable=True)
         outside = Normalized.__new__(Normalized)
         nn.Module.__init__(outside)
-        outside.model, outside.config, outside.main_input_name = inside, model.config, model.main_input_name
+        outside.model, outside.config, outside.main_input_name = (
+            inside,
+            model.config,
+            model.main_input_name,
+        )
         outside.mean, outside.deviation = model.mean, model.deviation
         return outside.eval()
     return fold(model, size=signature.size, lean=True, portable=True)  # type: ignore[no-any-return]

@@ -1,7 +1,9 @@
-"""int8: ranges measured on the user's own inputs, products in 8 bits, the layers that hurt most left in higher precision.
+"""int8: ranges measured on the user's own inputs, products in 8 bits, the layers that hurt most
+left in higher precision.
 
-Only what multiplies by weights is quantised, at its input and its weights: sums, norms and attention scores gain little from it and lose
-much. Where too many answers change, each layer's own noise is measured, and layers are left out in the order of noise for each operation.
+Only what multiplies by weights is quantised, at its input and its weights: sums, norms and
+attention scores gain little from it and lose much. Where too many answers change, each layer's own
+noise is measured, and layers are left out in the order of noise for each operation.
 """
 
 import logging
@@ -23,13 +25,16 @@ from headstart.errors import ConfigError, MissingExtraError
 CALIBRATION = 128  # calls that ranges are measured on, at most: more hardly change them
 RANKING = 32  # images or texts that each layer's noise is measured on
 SCORED = 512  # calls that answers are counted on
-STEPS = 10  # in how many steps all layers are left out where those that the noise names are not enough
+# in how many steps all layers are left out where those that the noise names are not enough
+STEPS = 10
 PRODUCTS = ("Convolution", "MatMul")
 
 
 def _arrays(job: Job, sample: Mapping[str, Tensor]) -> dict[str, Any]:
     tensors = job.signature.prepare(sample) or []
-    return {name: x.contiguous().numpy() for name, x in zip(job.signature.inputs, tensors, strict=True)}
+    return {
+        name: x.contiguous().numpy() for name, x in zip(job.signature.inputs, tensors, strict=True)
+    }
 
 
 def spread(calls: Sequence[Any], most: int) -> list[Any]:
@@ -38,7 +43,8 @@ def spread(calls: Sequence[Any], most: int) -> list[Any]:
 
 
 def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float, str]:
-    """OpenVINO's graph with int8 products, through NNCF, the share of products that are, and what the rest is to be computed in.
+    """OpenVINO's graph with int8 products, through NNCF, the share of products that are, and what
+    the rest is to be computed in.
 
     Raises:
         MissingExtraError: NNCF is not installed.
@@ -66,29 +72,39 @@ class OpenVinoQuantiser:
         self.calls = [_arrays(job, sample) for sample in spread(job.calibration, SCORED)]
         self.left_out: list[str] = []  # by `best`
         self.rest = "f32"  # what is not int8 is computed in: OpenVINO's name
-        self.costs = product_costs(graph, [job.example[name].shape for name in job.signature.inputs])
+        self.costs = product_costs(
+            graph, [job.example[name].shape for name in job.signature.inputs]
+        )
 
     def quantise(self, left_out: Collection[str]) -> Any:
         """The graph in int8 but for the layers of these names."""
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-        plain = [op.get_friendly_name() for op in self.graph.get_ops() if op.get_type_name() not in ("Constant", "Parameter", "Result")]
+        plain = [
+            op.get_friendly_name()
+            for op in self.graph.get_ops()
+            if op.get_type_name() not in ("Constant", "Parameter", "Result")
+        ]
         ignored = [name for name in plain if name not in self.costs or name in left_out]
         calls = spread(self.calls, CALIBRATION)
-        # NNCF's model type for transformers smooths ranges between matrices, which made CvT's outputs seven times as far off.
+        # NNCF's model type for transformers smooths ranges between matrices, which made CvT's
+        # outputs seven times as far off.
         with redirect_stdout(StringIO()):  # its own progress bars
             return nncf.quantize(
                 self.graph.clone(), nncf.Dataset(calls), preset=nncf.QuantizationPreset.MIXED, subset_size=len(calls),
                 ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-                    disable_bias_correction=True,  # gains nothing here, and goes wrong where a convolution has several readers
+                    # gains nothing here, and goes wrong where a convolution has several readers
+                    disable_bias_correction=True,
                 ),
             )  # fmt: skip
 
     def best(self) -> Any:
-        """The graph in int8, the rest in bfloat16, or else in float32, or else with as few products in float32 as keep the answers."""
+        """The graph in int8, the rest in bfloat16, or else in float32, or else with as few products
+        in float32 as keep the answers.
+        """
         from headstart.engine.engines.openvino_engine import core
 
         whole, wanted = self.quantise(()), self.outputs(self.graph, self.calls)
@@ -104,7 +120,9 @@ class OpenVinoQuantiser:
         count = 0
         for count in range(len(ranked)):
             # Noise of different layers adds up in squares.
-            share = math.sqrt(sum(noise[name] for name in ranked[count:]) / max(sum(noise.values()), 1e-30))
+            share = math.sqrt(
+                sum(noise[name] for name in ranked[count:]) / max(sum(noise.values()), 1e-30)
+            )
             if keeps(wanted, scaled(wanted, noisy, share)):
                 break
         for left_out in range(count, len(ranked), max(1, len(ranked) // STEPS)):
@@ -117,23 +135,37 @@ class OpenVinoQuantiser:
     @property
     def share(self) -> float:
         """Share of the multiplications by weights that is in int8."""
-        return 1 - sum(self.costs[name] for name in self.left_out) / max(1, sum(self.costs.values()))
+        return 1 - sum(self.costs[name] for name in self.left_out) / max(
+            1, sum(self.costs.values())
+        )
 
     def noise(self) -> dict[str, float]:
-        """Mean square that the outputs are off by where one layer alone is quantised, for each layer."""
+        """Mean square that the outputs are off by where one layer alone is quantised, for each
+        layer.
+        """
         batch = len(next(iter(self.calls[0].values())))
         calls, found = spread(self.calls, max(1, RANKING // batch)), {}
         wanted = self.outputs(self.graph, calls)
         for name in self.costs:
             outputs = self.outputs(with_noise(self.graph, name), calls)
-            found[name] = sum(float((a[key] - b[key]).square().mean()) for a, b in zip(wanted, outputs, strict=True) for key in a)
+            found[name] = sum(
+                float((a[key] - b[key]).square().mean())
+                for a, b in zip(wanted, outputs, strict=True)
+                for key in a
+            )
         return found
 
-    def outputs(self, graph: Any, calls: Sequence[Mapping[str, Any]], rest: str = "f32") -> list[dict[str, Tensor]]:
+    def outputs(
+        self, graph: Any, calls: Sequence[Mapping[str, Any]], rest: str = "f32"
+    ) -> list[dict[str, Tensor]]:
         """What a graph gives for each call, by name."""
         import openvino as ov
 
-        compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": self.job.threads})
+        compiled = ov.compile_model(
+            graph,
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": self.job.threads},
+        )
         names, found = self.job.signature.outputs, []
         for call in calls:
             result = compiled(list(call.values()))
@@ -146,12 +178,19 @@ def product_costs(graph: Any, shapes: Sequence[Sequence[int]]) -> dict[str, int]
     import openvino as ov
 
     fixed, found = graph.clone(), {}
-    fixed.reshape({port: ov.PartialShape(list(shape)) for port, shape in zip(fixed.inputs, shapes, strict=True)})
+    fixed.reshape(
+        {
+            port: ov.PartialShape(list(shape))
+            for port, shape in zip(fixed.inputs, shapes, strict=True)
+        }
+    )
     for op in fixed.get_ordered_ops():
         if op.get_type_name() in PRODUCTS and is_constant(op.input_value(1)):
             shape = list(op.get_output_shape(0))
             places = shape[:1] + shape[2:] if op.get_type_name() == "Convolution" else shape[:-1]
-            found[op.get_friendly_name()] = math.prod(op.input_value(1).get_shape()) * math.prod(places)
+            found[op.get_friendly_name()] = math.prod(op.input_value(1).get_shape()) * math.prod(
+                places
+            )
     return found
 
 
@@ -159,19 +198,36 @@ def is_constant(value: Any) -> bool:
     """Whether a value depends on no input."""
     op = value.get_node()
     inputs = op.input_values()
-    return bool(op.get_type_name() == "Constant" or (inputs and all(is_constant(each) for each in inputs)))
+    return bool(
+        op.get_type_name() == "Constant" or (inputs and all(is_constant(each) for each in inputs))
+    )
 
 
 def with_noise(graph: Any, name: str) -> Any:
-    """The graph with the noise that one layer would have in int8: its input and weights rounded to 256 levels, by each call's range."""
+    """The graph with the noise that one layer would have in int8.
+
+    Its input and weights rounded to 256 levels, by each call's range.
+    """
     from openvino import opset13 as ops
 
     clone = graph.clone()
     op = next(each for each in clone.get_ops() if each.get_friendly_name() == name)
-    rows = [1, 2, 3] if op.get_type_name() == "Convolution" else [-1] if op.get_attributes()["transpose_b"] else [-2]  # of one output
-    for i, axes in ((0, list(range(op.input_value(0).get_partial_shape().rank.get_length()))), (1, rows)):
+    rows = (
+        [1, 2, 3]
+        if op.get_type_name() == "Convolution"
+        else [-1]
+        if op.get_attributes()["transpose_b"]
+        else [-2]
+    )  # of one output
+    for i, axes in (
+        (0, list(range(op.input_value(0).get_partial_shape().rank.get_length()))),
+        (1, rows),
+    ):
         x = op.input_value(i)
-        low, high = (reduce(x, ops.constant(axes), keep_dims=True) for reduce in (ops.reduce_min, ops.reduce_max))
+        low, high = (
+            reduce(x, ops.constant(axes), keep_dims=True)
+            for reduce in (ops.reduce_min, ops.reduce_max)
+        )
         step = ops.add(ops.divide(ops.subtract(high, low), np.float32(255)), np.float32(1e-12))
         level = ops.round(ops.divide(ops.subtract(x, low), step), "half_to_even")
         op.input(i).replace_source_output(ops.add(ops.multiply(level, step), low).output(0))
@@ -183,7 +239,10 @@ Outputs = list[dict[str, Tensor]]
 
 def scaled(wanted: Outputs, found: Outputs, share: float) -> Outputs:
     """Outputs with a share of their errors."""
-    return [{key: a[key] + share * (b[key] - a[key]) for key in a} for a, b in zip(wanted, found, strict=True)]
+    return [
+        {key: a[key] + share * (b[key] - a[key]) for key in a}
+        for a, b in zip(wanted, found, strict=True)
+    ]
 
 
 def keeps(wanted: Outputs, found: Outputs) -> bool:
@@ -194,7 +253,13 @@ def keeps(wanted: Outputs, found: Outputs) -> bool:
 
 def quantise_onnx(path: Path, job: Job) -> None:
     """Rewrites an ONNX file with int8 products, through ONNX Runtime."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -20,7 +20,8 @@ class Trial:
         memory_mb: Megabytes that the process grew by, exporting included.
         refused: Why it was not taken, or None.
         streams: Images or texts that run side by side, each on a share of the threads.
-        int8_share: Share of the multiplications by weights that is in int8, where that is known; the rest is in float32.
+        int8_share: Share of the multiplications by weights that is in int8, where that is known;
+            the rest is in float32.
     """
 
     engine: str
@@ -35,15 +36,22 @@ class Trial:
 
     def describe(self) -> str:
         """One line."""
-        parts = [f"{self.engine} {self.precision}" + (f" in {self.streams} streams" if self.streams > 1 else "")]
+        parts = [
+            f"{self.engine} {self.precision}"
+            + (f" in {self.streams} streams" if self.streams > 1 else "")
+        ]
         if self.int8_share is not None:
             parts.append(f"{self.int8_share:.0%} of the products in int8")
         if self.ms is not None:
             parts.append(f"{self.ms:.1f} ms")
         if self.deviation is not None:
-            parts.append(f"largest deviation {self.deviation.largest:.1e}, mean {self.deviation.mean:.1e}")
+            parts.append(
+                f"largest deviation {self.deviation.largest:.1e}, mean {self.deviation.mean:.1e}"
+            )
             if self.deviation.agreement is not None:
-                parts.append(f"{self.deviation.agreement:.1%} of {self.deviation.answers} answers the same")
+                parts.append(
+                    f"{self.deviation.agreement:.1%} of {self.deviation.answers} answers the same"
+                )
         if self.refused:
             parts.append(f"refused: {self.refused}")
         return ", ".join(parts)
@@ -59,7 +67,8 @@ class Report:
         original_ms: Median milliseconds of the network in PyTorch, in the same run.
         batch: Images or texts of a call that was timed.
         threads: Threads of the engine.
-        asked: Precision that was asked for; `chosen.precision` is higher where that was not close enough.
+        asked: Precision that was asked for; `chosen.precision` is higher where that was not close
+            enough.
         trials: Everything that was tried.
         callers: How many called at once; milliseconds are then the time of all, divided by them.
     """
@@ -83,13 +92,21 @@ class Report:
         lines = [
             f"{self.model} on {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
             + (f", {self.callers} callers at once" if self.callers > 1 else ""),
-            f"before: {self.original_ms:.1f} ms, {1e3 * self.batch / self.original_ms:.1f} a second (PyTorch, float32)",
-            f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, {self.speedup:.2f} times as fast, {self.chosen.memory_mb:.0f} MB",
+            (
+                f"before: {self.original_ms:.1f} ms, {1e3 * self.batch / self.original_ms:.1f} a"
+                " second (PyTorch, float32)"
+            ),
+            (
+                f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, {self.speedup:.2f}"
+                f" times as fast, {self.chosen.memory_mb:.0f} MB"
+            ),
             f"taken:  {self.chosen.describe()}",
         ]
         if self.chosen.precision != self.asked:
             lines.append(f"{self.asked} was asked for, and no engine was close enough in it")
-        return "\n".join(lines + [f"tried:  {trial.describe()}" for trial in self.trials if trial != self.chosen])
+        return "\n".join(
+            lines + [f"tried:  {trial.describe()}" for trial in self.trials if trial != self.chosen]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -100,9 +117,16 @@ class Report:
         """The way back."""
         plain = {key: values[key] for key in ("model", "original_ms", "batch", "threads", "asked")}
         trials = [_trial(each) for each in values["trials"]]
-        return cls(chosen=_trial(values["chosen"]), trials=trials, callers=values.get("callers", 1), **plain)
+        return cls(
+            chosen=_trial(values["chosen"]),
+            trials=trials,
+            callers=values.get("callers", 1),
+            **plain,
+        )
 
 
 def _trial(values: Mapping[str, Any]) -> Trial:
     deviation = values["deviation"]
-    return Trial(**(dict(values) | {"deviation": None if deviation is None else Deviation(**deviation)}))
+    return Trial(
+        **(dict(values) | {"deviation": None if deviation is None else Deviation(**deviation)})
+    )

@@ -1,4 +1,8 @@
-"""`headstart.optimize`: tries the engines that are here on this machine, keeps the fastest whose outputs are right, and says so."""
+"""`headstart.optimize`.
+
+Tries the engines that are here on this machine, keeps the fastest whose outputs are right, and says
+so.
+"""
 
 import logging
 import resource
@@ -14,7 +18,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.engine.capture import Signature, bare, check_dynamic, flatten, make_example, resized, signature_of
+from headstart.engine.capture import (
+    Signature,
+    bare,
+    check_dynamic,
+    flatten,
+    make_example,
+    resized,
+    signature_of,
+)
 from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
 from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
 from headstart.engine.engines.torch_engine import on_threads
@@ -30,7 +42,8 @@ Goal = Literal["latency", "throughput"]
 # Largest difference of an output that is taken, as a share of the largest output.
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
 SECONDS = 3.0  # how long each round of timing takes at most, for all engines together
-SAMPLES: dict[Precision, int] = {"float32": 32, "bfloat16": 256, "int8": 512}  # calls that deviations are measured on, at most
+# calls that deviations are measured on, at most
+SAMPLES: dict[Precision, int] = {"float32": 32, "bfloat16": 256, "int8": 512}
 
 
 def optimize(
@@ -48,24 +61,30 @@ def optimize(
 ) -> OptimizedModel:
     """A model of the same call and outputs that runs as fast as this machine allows.
 
-    Engines are tried in turns on the example, their outputs are compared with the model's own, and the fastest of those that are close
-    enough is taken. Where none is, a higher precision is taken instead and a warning says so.
+    Engines are tried in turns on the example, their outputs are compared with the model's own, and
+    the fastest of those that are close enough is taken. Where none is, a higher precision is taken
+    instead and a warning says so.
 
     Args:
         model: A network of any family, with any head, in evaluation mode.
-        example: Inputs as they will be: a mapping of tensors, or a tensor for the main input. Default: one image or text.
-        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed. "inductor" is PyTorch's compiler, which takes a
-            minute and is tried only where it is named.
+        example: Inputs as they will be: a mapping of tensors, or a tensor for the main input.
+            Default: one image or text.
+        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed. "inductor"
+            is PyTorch's compiler, which takes a minute and is tried only where it is named.
         precision: "float32", "bfloat16" or "int8" (which needs `calibration`).
-        dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts). Default: the batch, and the length of
-            texts. Calls of other shapes run in PyTorch.
+        dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts).
+            Default: the batch, and the length of texts. Calls of other shapes run in PyTorch.
         threads: Threads of the engine; default PyTorch's.
-        streams: Into how many the threads are divided, each with an image or a text of its own; OpenVINO has them. None tries one, and as
-            many as threads where the batch or the callers are several.
-        goal: "latency" takes the engine whose call ends first, "throughput" the one that serves as many callers as threads soonest.
-        tolerance: Largest difference of an output, as a share of the largest output; default 1e-4 in float32, 0.1 in bfloat16, 0.5 in int8,
-            where 99 % of the answers must also stay the same.
-        calibration: Inputs like `example` of real data: int8 measures its ranges on them, and deviations are measured on some of them.
+        streams: Into how many the threads are divided, each with an image or a text of its own;
+            OpenVINO has them. None tries one, and as many as threads where the batch or the callers
+            are several.
+        goal: "latency" takes the engine whose call ends first, "throughput" the one that serves as
+            many callers as threads soonest.
+        tolerance: Largest difference of an output, as a share of the largest output; default 1e-4
+            in float32, 0.1 in bfloat16, 0.5 in int8, where 99 % of the answers must also stay the
+            same.
+        calibration: Inputs like `example` of real data: int8 measures its ranges on them, and
+            deviations are measured on some of them.
 
     Returns:
         The optimised model; `report` says what was measured.
@@ -91,12 +110,20 @@ def optimize(
         raise ConfigError(f"streams={streams}; expected 1 to {threads}, the number of threads")
     if goal not in get_args(Goal):
         raise ConfigError(f"goal={goal!r}; expected {' or '.join(get_args(Goal))}")
-    samples = [{name: x.to(device) for name, x in make_example(model, each).items()} for each in calibration or ()]
+    samples = [
+        {name: x.to(device) for name, x in make_example(model, each).items()}
+        for each in calibration or ()
+    ]
     if precision == "int8" and not samples:
-        raise ConfigError("int8 measures ranges on real inputs; pass calibration= (--calibration), such as a hundred images")
+        raise ConfigError(
+            "int8 measures ranges on real inputs; pass calibration= (--calibration), such as a"
+            " hundred images"
+        )
     if any(set(each) != set(inputs) for each in samples):
         raise InputError(f"calibration has other inputs than the example ({', '.join(inputs)})")
-    search = Search(model, inputs, samples, check_dynamic(dynamic, inputs), threads, precision, streams, goal)
+    search = Search(
+        model, inputs, samples, check_dynamic(dynamic, inputs), threads, precision, streams, goal
+    )
     report, runner = search.best(names, engine, precision, tolerance)
     return OptimizedModel(model, runner, search.signature, report)
 
@@ -108,37 +135,59 @@ class Search:
         self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int,
         precision: Precision, streams: int | None = None, goal: Goal = "latency",
     ) -> None:  # fmt: skip
-        self.model, self.inputs, self.samples, self.dynamic, self.threads = model, inputs, samples, dynamic, threads
+        self.model, self.inputs, self.samples, self.dynamic, self.threads = (
+            model,
+            inputs,
+            samples,
+            dynamic,
+            threads,
+        )
         self.streams, self.goal = streams, goal
         self.signature: Signature = signature_of(model, inputs, dynamic)
         self.device = next(iter(inputs.values())).device
         for each in samples:
             if self.signature.prepare(each, self.device) is None:
                 shapes = {name: tuple(tensor.shape) for name, tensor in each.items()}
-                raise InputError(f"calibration has inputs of {shapes}; the example and dynamic= allow {self.signature.shapes}")
+                raise InputError(
+                    f"calibration has inputs of {shapes}; the example and dynamic= allow"
+                    f" {self.signature.shapes}"
+                )
         chosen = samples[:: max(1, len(samples) // SAMPLES[precision])][: SAMPLES[precision]]
         self.checks = [dict(inputs), resized(inputs, dynamic), *chosen]
         with torch.inference_mode():
             self.wanted = [flatten(model(**each, **bare(model))) for each in self.checks]
 
-    def best(self, names: list[str], asked: str | None, precision: Precision, tolerance: float | None) -> tuple[Report, Runner]:
+    def best(
+        self, names: list[str], asked: str | None, precision: Precision, tolerance: float | None
+    ) -> tuple[Report, Runner]:
         """The fastest engine in a precision, or in a higher one where none is close enough."""
         trials: list[Trial] = []
         for level in PRECISIONS[PRECISIONS.index(precision) :: -1]:
             usable = names if level == precision else self.engines(level, asked)
-            ready = self.attempt(usable, level, TOLERANCES[level] if tolerance is None else tolerance, trials)
+            ready = self.attempt(
+                usable, level, TOLERANCES[level] if tolerance is None else tolerance, trials
+            )
             if ready:
                 report, runner = self.race(ready, trials, precision)
                 return report, runner
-            logger.warning("no engine is close enough in %s: %s", level, "; ".join(t.describe() for t in trials if t.precision == level))
-        raise ConfigError("no engine gives the outputs of the network, not even in float32: " + "; ".join(t.describe() for t in trials))
+            logger.warning(
+                "no engine is close enough in %s: %s",
+                level,
+                "; ".join(t.describe() for t in trials if t.precision == level),
+            )
+        raise ConfigError(
+            "no engine gives the outputs of the network, not even in float32: "
+            + "; ".join(t.describe() for t in trials)
+        )
 
     def engines(self, precision: Precision, asked: str | None) -> list[str]:
         """The engine asked for where it has a precision, else all that have."""
         found = candidates(None, precision, self.device.type)
         return [name for name in found if asked in (None, name)] or found
 
-    def attempt(self, names: list[str], precision: Precision, tolerance: float, trials: list[Trial]) -> list[tuple[Trial, Runner]]:
+    def attempt(
+        self, names: list[str], precision: Precision, tolerance: float, trials: list[Trial]
+    ) -> list[tuple[Trial, Runner]]:
         """Builds engines and keeps those that are close enough; every trial is noted."""
         ready = []
         for name in names:
@@ -146,12 +195,26 @@ class Search:
             trials.append(trial)
             try:
                 before, start = memory(), time.perf_counter()
-                job = Job(self.model, self.signature, self.inputs, self.dynamic, precision, self.threads, self.samples)
+                job = Job(
+                    self.model,
+                    self.signature,
+                    self.inputs,
+                    self.dynamic,
+                    precision,
+                    self.threads,
+                    self.samples,
+                )
                 runner = engine(name).build(job)
                 trial.int8_share = getattr(runner, "int8_share", None)
                 trial.deviation = self.deviation(runner)
-                trial.build_seconds, trial.memory_mb = time.perf_counter() - start, memory() - before
-            except (HeadstartError, RuntimeError) as error:  # an engine that cannot run this network is no reason to give up
+                trial.build_seconds, trial.memory_mb = (
+                    time.perf_counter() - start,
+                    memory() - before,
+                )
+            except (
+                HeadstartError,
+                RuntimeError,
+            ) as error:  # an engine that cannot run this network is no reason to give up
                 trial.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 continue
             trial.refused = refusal(trial.deviation, precision, tolerance)
@@ -165,11 +228,16 @@ class Search:
         for each in self.checks:
             tensors = self.signature.prepare(each, self.device)
             if tensors is None:
-                raise InputError(f"a sample has shapes {[tuple(t.shape) for t in each.values()]}, expected {self.signature.shapes}")
+                raise InputError(
+                    f"a sample has shapes {[tuple(t.shape) for t in each.values()]}, expected"
+                    f" {self.signature.shapes}"
+                )
             found.append(dict(zip(self.signature.outputs, runner(tensors), strict=True)))
         return compare(self.wanted, found)
 
-    def race(self, ready: list[tuple[Trial, Runner]], trials: list[Trial], precision: Precision) -> tuple[Report, Runner]:
+    def race(
+        self, ready: list[tuple[Trial, Runner]], trials: list[Trial], precision: Precision
+    ) -> tuple[Report, Runner]:
         """Times engines in turns with the network itself, and takes the fastest."""
         tensors = self.signature.prepare(self.inputs, self.device)
         assert tensors is not None
@@ -181,7 +249,10 @@ class Search:
         streamed = self.with_streams(ready, tensors)
         if self.streams is not None and self.streams > 1:
             if not streamed:
-                raise ConfigError(f"streams={self.streams}, and no engine that could be taken has streams; openvino has")
+                raise ConfigError(
+                    f"streams={self.streams}, and no engine that could be taken has streams;"
+                    " openvino has"
+                )
             ready = []
         ready = ready + streamed
         contenders: dict[Any, Callable[[], Any]] = {"original": original}
@@ -189,7 +260,9 @@ class Search:
         callers = self.threads if self.goal == "throughput" else 1
         with on_threads(self.threads), ThreadPoolExecutor(callers) as pool:
             if callers > 1:
-                contenders = {name: partial(at_once, run, callers, pool) for name, run in contenders.items()}
+                contenders = {
+                    name: partial(at_once, run, callers, pool) for name, run in contenders.items()
+                }
             times = {name: ms / callers for name, ms in in_turns(contenders, SECONDS).items()}
         for i, (trial, _) in enumerate(ready):
             trial.ms = times[i]
@@ -197,17 +270,40 @@ class Search:
                 trials.append(trial)
         chosen, runner = min(ready, key=lambda each: each[0].ms or 0.0)
         if chosen.ms is not None and chosen.ms > times["original"]:
-            logger.warning("nothing in %s is faster here than the network in PyTorch; see the report", chosen.precision)
+            logger.warning(
+                "nothing in %s is faster here than the network in PyTorch; see the report",
+                chosen.precision,
+            )
         batch = int(tensors[0].shape[0])
-        return Report(type(self.model).__name__, chosen, times["original"], batch, self.threads, precision, trials, callers), runner
+        return (
+            Report(
+                type(self.model).__name__,
+                chosen,
+                times["original"],
+                batch,
+                self.threads,
+                precision,
+                trials,
+                callers,
+            ),
+            runner,
+        )
 
-    def with_streams(self, ready: list[tuple[Trial, Runner]], tensors: list[Tensor]) -> list[tuple[Trial, Runner]]:
-        """The engines that can divide their threads into streams, doing so where there is work for several."""
+    def with_streams(
+        self, ready: list[tuple[Trial, Runner]], tensors: list[Tensor]
+    ) -> list[tuple[Trial, Runner]]:
+        """The engines that can divide their threads into streams, doing so where there is work for
+        several.
+        """
         several = len(tensors[0]) > 1 or self.goal == "throughput"
         streams = self.streams or (self.threads if several else 1)
         if streams == 1:
             return []
-        found = [(replace(trial, streams=streams), runner.with_streams(streams)) for trial, runner in ready if isinstance(runner, Streams)]
+        found = [
+            (replace(trial, streams=streams), runner.with_streams(streams))
+            for trial, runner in ready
+            if isinstance(runner, Streams)
+        ]
         for _, runner in found:
             runner(tensors)  # compiles
         return found
@@ -218,7 +314,10 @@ def refusal(deviation: Deviation, precision: Precision, tolerance: float) -> str
     if not deviation.largest <= tolerance:
         return f"outputs differ by {deviation.largest:.1e}, above the tolerance of {tolerance:.1e}"
     if precision != "float32" and not enough(deviation, AGREEMENT):
-        return f"only {deviation.agreement:.1%} of the answers stay the same, {deviation.expected:.1%} with errors of either sign"
+        return (
+            f"only {deviation.agreement:.1%} of the answers stay the same, {deviation.expected:.1%}"
+            " with errors of either sign"
+        )
     return None
 
 
@@ -228,8 +327,13 @@ def at_once(run: Callable[[], Any], callers: int, pool: ThreadPoolExecutor) -> N
         call.result()
 
 
-def in_turns(contenders: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 3) -> dict[Any, float]:
-    """Median milliseconds of each, measured in turns for about some seconds; in a single turn where that takes longer already."""
+def in_turns(
+    contenders: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 3
+) -> dict[Any, float]:
+    """Median milliseconds of each, measured in turns for about some seconds.
+
+    In a single turn where that takes longer already.
+    """
 
     def timed(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -237,7 +341,8 @@ def in_turns(contenders: Mapping[Any, Callable[[], Any]], seconds: float, least:
         wait()
         return 1e3 * (time.perf_counter() - start)
 
-    first = {name: timed(run) for name, run in contenders.items()}  # a warm-up where calls are short
+    # a warm-up where calls are short
+    first = {name: timed(run) for name, run in contenders.items()}
     if sum(first.values()) > 4e3 * seconds:
         return first
     times: dict[Any, list[float]] = {name: [] for name in contenders}
@@ -258,7 +363,11 @@ def wait() -> None:
 
 def memory() -> float:
     """Megabytes that this process holds now, with what it has on accelerators."""
-    held = sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20 if torch.cuda.is_available() else 0.0
+    held = (
+        sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20
+        if torch.cuda.is_available()
+        else 0.0
+    )
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux: the largest so far

@@ -1,4 +1,7 @@
-"""One file from an http(s) address to the disk: resumed after a break, never a half file taken for a whole one."""
+"""One file from an http(s) address to the disk.
+
+Resumed after a break, never a half file taken for a whole one.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote, urlsplit
 
-from headstart.errors import AuthError, DownloadError, HubError, InputError, NotFoundError, OfflineError
+from headstart.errors import (
+    AuthError,
+    DownloadError,
+    HubError,
+    InputError,
+    NotFoundError,
+    OfflineError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +58,13 @@ def is_true(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def download(source: Download, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
+def download(
+    source: Download, *, cache_dir: str | Path | None = None, local_files_only: bool = False
+) -> Path:
     """A file from its authors' address, from the cache if it is there.
 
-    A transfer that breaks is resumed, now and in the next run. The file appears under its name only once it is whole: its size, and its
-    hash where one is known, are right.
+    A transfer that breaks is resumed, now and in the next run. The file appears under its name only
+    once it is whole: its size, and its hash where one is known, are right.
 
     Args:
         source: Address, size and hash.
@@ -60,18 +72,26 @@ def download(source: Download, *, cache_dir: str | Path | None = None, local_fil
         local_files_only: Do not use the network.
 
     Raises:
-        OfflineError, AuthError, NotFoundError, DownloadError: Not cached and not to be had; the message says why.
+        OfflineError, AuthError, NotFoundError, DownloadError: Not cached and not to be had; the
+        message says why.
     """
     parts = urlsplit(source.url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InputError(f"{source.url!r} is no http(s) address")
-    path = _authors_cache(cache_dir) / quote(parts.netloc, safe=".") / quote(parts.path.strip("/") + parts.query, safe="/._-")
+    path = (
+        _authors_cache(cache_dir)
+        / quote(parts.netloc, safe=".")
+        / quote(parts.path.strip("/") + parts.query, safe="/._-")
+    )
     if ".." in path.parts:
         raise InputError(f"{source.url!r} is no address of a file")
     if path.is_file() and source.size in (None, path.stat().st_size):
         return path
     if local_files_only or is_true("HF_HUB_OFFLINE"):
-        raise OfflineError(f"{source.url} is not in the cache {path.parent}, and HF_HUB_OFFLINE or local_files_only forbids the network")
+        raise OfflineError(
+            f"{source.url} is not in the cache {path.parent}, and HF_HUB_OFFLINE or"
+            " local_files_only forbids the network"
+        )
     return fetch(source, path, {}, path.name)
 
 
@@ -83,7 +103,10 @@ def _authors_cache(cache_dir: str | Path | None) -> Path:
 
 
 def fetch(source: Download, path: Path, headers: dict[str, str], shown: str) -> Path:
-    """Downloads to `path`: into `path.partial` first, under a lock, so that two processes do not fetch the same file twice."""
+    """Downloads to `path`.
+
+    Into `path.partial` first, under a lock, so that two processes do not fetch the same file twice.
+    """
     from filelock import FileLock
 
     try:
@@ -128,9 +151,15 @@ def _transfer(source: Download, path: Path, headers: dict[str, str], shown: str)
             best = max(best, here)
             wait = broken.wait if broken.wait is not None else FIRST_WAIT * 2 ** (failures - 1)
             if failures >= TRIES or wait > LONGEST_WAIT:
-                kept = f"; the {here:,} bytes that came are kept apart for the next try" if here else ""
+                kept = (
+                    f"; the {here:,} bytes that came are kept apart for the next try"
+                    if here
+                    else ""
+                )
                 asked = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
-                raise DownloadError(f"fetching {source.url} failed: {broken}{kept}{asked}") from broken
+                raise DownloadError(
+                    f"fetching {source.url} failed: {broken}{kept}{asked}"
+                ) from broken
             log.info("%s; trying again in %.1f s", broken, wait)
             time.sleep(wait)
     _verify(source, partial, tag)
@@ -146,10 +175,14 @@ def _verify(source: Download, partial: Path, tag: Path) -> None:
     if found != source.sha256:
         partial.unlink()
         tag.unlink(missing_ok=True)
-        raise DownloadError(f"{source.url} has the SHA-256 {found}, expected {source.sha256}; it was thrown away")
+        raise DownloadError(
+            f"{source.url} has the SHA-256 {found}, expected {source.sha256}; it was thrown away"
+        )
 
 
-def _stream(source: Download, partial: Path, tag: Path, headers: dict[str, str], shown: str) -> None:
+def _stream(
+    source: Download, partial: Path, tag: Path, headers: dict[str, str], shown: str
+) -> None:
     """One request: goes on from the end of `partial`, if the server still has the same file."""
     have = partial.stat().st_size if partial.exists() else 0
     if source.size is not None and have == source.size:
@@ -158,7 +191,9 @@ def _stream(source: Download, partial: Path, tag: Path, headers: dict[str, str],
     # Without a hash, only the server's tag tells that the rest belongs to the same file.
     if have and (not (known or source.sha256) or (source.size is not None and have > source.size)):
         have = 0
-    request = urllib.request.Request(source.url, headers={"User-Agent": "headstart", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        source.url, headers={"User-Agent": "headstart", "Accept-Encoding": "identity"}
+    )
     for key, value in headers.items():
         request.add_unredirected_header(key, value)
     if have:
@@ -169,21 +204,33 @@ def _stream(source: Download, partial: Path, tag: Path, headers: dict[str, str],
         start = _start(response, have)
         total = _total(response, start)
         if source.size is not None and total not in (None, source.size):
-            raise DownloadError(f"{source.url} has {total:,} bytes, expected {source.size:,}: it is another file than the published one")
+            raise DownloadError(
+                f"{source.url} has {total:,} bytes, expected {source.size:,}: it is another file"
+                " than the published one"
+            )
         if source.size is None and total is None and not response.chunked:
-            raise DownloadError(f"the server of {source.url} does not say how long the file is, so half of it would look whole")
+            raise DownloadError(
+                f"the server of {source.url} does not say how long the file is, so half of it would"
+                " look whole"
+            )
         needed = (source.size or total or 0) - start
         if needed > shutil.disk_usage(partial.parent).free:
-            raise DownloadError(f"no room for {shown} in {partial.parent}{_room(partial, needed)}; make room or set HF_HOME elsewhere")
+            raise DownloadError(
+                f"no room for {shown} in {partial.parent}{_room(partial, needed)}; make room or set"
+                " HF_HOME elsewhere"
+            )
         etag = response.headers.get("ETag", "")
-        tag.write_text("" if etag.startswith("W/") else etag)  # a weak tag does not promise equal bytes
+        # a weak tag does not promise equal bytes
+        tag.write_text("" if etag.startswith("W/") else etag)
         with partial.open("ab" if start else "wb") as file:
             _copy(response, file, source, shown, start, source.size or total)
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _answer(request: urllib.request.Request, source: Download, partial: Path, tag: Path) -> Iterator[http.client.HTTPResponse]:
+def _answer(
+    request: urllib.request.Request, source: Download, partial: Path, tag: Path
+) -> Iterator[http.client.HTTPResponse]:
     """The server's answer, or what its refusal means."""
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -202,11 +249,15 @@ def _refused(error: urllib.error.HTTPError, source: Download, partial: Path, tag
         tag.unlink(missing_ok=True)
         raise _Broken("the file has changed") from error
     if error.code in (401, 403):
-        raise AuthError(f"{source.url} is refused ({error.code}); the authors may have closed the address") from error
+        raise AuthError(
+            f"{source.url} is refused ({error.code}); the authors may have closed the address"
+        ) from error
     if error.code in (404, 410):
         raise NotFoundError(f"{source.url} does not exist any more ({error.code})") from error
     if error.code in BUSY:
-        raise _Broken(f"the server answered {error.code}", _retry_after(error.headers.get("Retry-After"))) from error
+        raise _Broken(
+            f"the server answered {error.code}", _retry_after(error.headers.get("Retry-After"))
+        ) from error
     raise DownloadError(f"{source.url}: the server answered {error.code} {error.reason}") from error
 
 
@@ -230,7 +281,9 @@ def _start(response: http.client.HTTPResponse, have: int) -> int:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ")
     if span.partition("-")[0] != str(have):
-        raise DownloadError(f"the server sent bytes {span!r} where those from {have} on were asked for")
+        raise DownloadError(
+            f"the server sent bytes {span!r} where those from {have} on were asked for"
+        )
     return have
 
 
@@ -239,7 +292,14 @@ def _total(response: http.client.HTTPResponse, start: int) -> int | None:
     return start + int(length) if length and length.isdigit() else None
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, source: Download, shown: str, start: int, total: int | None) -> None:
+def _copy(
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    source: Download,
+    shown: str,
+    start: int,
+    total: int | None,
+) -> None:
     with _progress(shown, start, total) as progress:
         here = start
         while True:
@@ -253,14 +313,19 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, source: Download, 
             here += len(chunk)
             progress(len(chunk))
             if total is not None and here > total:
-                raise DownloadError(f"{source.url} sends more than the {total:,} bytes it should have")
+                raise DownloadError(
+                    f"{source.url} sends more than the {total:,} bytes it should have"
+                )
     if total is not None and here != total:
         raise _Broken(f"the connection broke after {here:,} of {total:,} bytes")
 
 
 @contextlib.contextmanager
 def _progress(shown: str, start: int, total: int | None) -> Iterator[Any]:
-    """A bar with rate and time left on a terminal, two plain lines elsewhere; HF_HUB_DISABLE_PROGRESS_BARS silences both."""
+    """A bar with rate and time left on a terminal, two plain lines elsewhere.
+
+    HF_HUB_DISABLE_PROGRESS_BARS silences both.
+    """
     if is_true("HF_HUB_DISABLE_PROGRESS_BARS"):
         yield lambda count: None
     elif sys.stderr.isatty():

@@ -1,8 +1,10 @@
-"""A name → files on disk: a local folder or file, a model on the Hub, or a file at its authors' address.
+"""A name → files on disk: a local folder or file, a model on the Hub, or a file at its authors'
+address.
 
-The Hub is reached through huggingface_hub, with its cache and its environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). Files that
-the Hub serves over plain HTTP, and the authors' files, go through `fetch`: resumed after a break, also in the next run, and taken for
-whole only when size and hash are right. Nothing is imported or contacted before it is needed.
+The Hub is reached through huggingface_hub, with its cache and its environment (HF_HOME,
+HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). Files that the Hub serves over plain HTTP, and the authors'
+files, go through `fetch`: resumed after a break, also in the next run, and taken for whole only
+when size and hash are right. Nothing is imported or contacted before it is needed.
 """
 
 import contextlib
@@ -16,11 +18,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from headstart.errors import AuthError, DownloadError, HubError, InputError, NotFoundError, OfflineError
+from headstart.errors import (
+    AuthError,
+    DownloadError,
+    HubError,
+    InputError,
+    NotFoundError,
+    OfflineError,
+)
 from headstart.hub.download import Download, download, fetch, is_true
 from headstart.package_data import EMBEDDED, embedded_folder
 
-__all__ = ["FORMATS", "Download", "download", "push_saved", "push_to_hub", "resolve_file", "resolve_weights"]
+__all__ = [
+    "FORMATS",
+    "Download",
+    "download",
+    "push_saved",
+    "push_to_hub",
+    "resolve_file",
+    "resolve_weights",
+]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +48,8 @@ FORMATS = {
     "h5": ("tf_model.h5", "tf_model.h5.index.json"),
     "msgpack": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 }
-# The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are used.
+# The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are
+# used.
 CONVERSION_BOT = "SFconvertbot"
 
 
@@ -52,7 +70,8 @@ def resolve_file(
         filename: The file's name in the folder or repository.
         revision: Branch, tag or commit on the Hub.
         cache_dir: The Hub cache; HF_HOME decides if None.
-        token: For private models: the token, True for the saved one, False for none, None for whichever there is.
+        token: For private models: the token, True for the saved one, False for none, None for
+            whichever there is.
         local_files_only: Do not use the network.
         optional: Return None where the model has no such file.
 
@@ -64,7 +83,9 @@ def resolve_file(
     """
     local = _local_folder(name)
     if local is None:
-        return _from_hub(str(name), filename, revision, cache_dir, token, local_files_only, optional)
+        return _from_hub(
+            str(name), filename, revision, cache_dir, token, local_files_only, optional
+        )
     path = local / filename
     if path.is_file():
         return path
@@ -82,10 +103,11 @@ def resolve_weights(
     local_files_only: bool = False,
     formats: Sequence[str] = ("safetensors", "bin"),
 ) -> Path:
-    """The weights of a model: a file, or the index of shards that all lie beside it. `headstart.checkpoint.read_checkpoint` reads either.
+    """The weights of a model: a file, or the index of shards that all lie beside it.
+    `headstart.checkpoint.read_checkpoint` reads either.
 
-    Where `main` of a Hub model has no safetensors, those that the Hub's own bot converted (`refs/pr/…`) are used, provided they were made
-    from the weights that `main` has now.
+    Where `main` of a Hub model has no safetensors, those that the Hub's own bot converted
+    (`refs/pr/…`) are used, provided they were made from the weights that `main` has now.
 
     Args:
         name: A folder, a file of any format, or a Hub id.
@@ -110,23 +132,38 @@ def resolve_weights(
         from headstart.checkpoint import find_weights
 
         return find_weights(local, wanted)
-    hub: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
     for kind in formats:
         path = _weights_of_kind(str(name), kind, revision, hub)
-        if path is None and kind == "safetensors" and revision in (None, "main") and not _offline(local_files_only):
+        if (
+            path is None
+            and kind == "safetensors"
+            and revision in (None, "main")
+            and not _offline(local_files_only)
+        ):
             path = _converted(str(name), hub)
         if path is not None:
             return path
-    # Without a network a file that is not cached looks absent; asking for it in earnest tells the two apart.
+    # Without a network a file that is not cached looks absent; asking for it in earnest tells the
+    # two apart.
     try:
         path = resolve_file(name, wanted[0], revision=revision, **hub)
         assert path is not None  # only an optional file can be
         return path
     except NotFoundError as error:
-        raise NotFoundError(f"{name} on {_endpoint()} has no weights that can be read here; looked for {', '.join(wanted)}") from error
+        raise NotFoundError(
+            f"{name} on {_endpoint()} has no weights that can be read here; looked for"
+            f" {', '.join(wanted)}"
+        ) from error
 
 
-def _weights_of_kind(name: str, kind: str, revision: str | None, hub: dict[str, Any]) -> Path | None:
+def _weights_of_kind(
+    name: str, kind: str, revision: str | None, hub: dict[str, Any]
+) -> Path | None:
     """The one file of this kind, or the index once all its shards are here."""
     single, index = FORMATS[kind]
     path = resolve_file(name, single, revision=revision, optional=True, **hub)
@@ -142,29 +179,45 @@ def _weights_of_kind(name: str, kind: str, revision: str | None, hub: dict[str, 
 
 
 def _converted(name: str, hub: dict[str, Any]) -> Path | None:
-    """The safetensors of the Hub's conversion bot, if they were made from the `.bin` that `main` has now."""
+    """The safetensors of the Hub's conversion bot, if they were made from the `.bin` that `main`
+    has now.
+    """
     import huggingface_hub
 
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=hub["token"])
     expected: tuple[type[Exception], ...] = (*transport_errors(), ValueError, KeyError)
     try:
-        requests = list(api.get_repo_discussions(name, author=CONVERSION_BOT, discussion_type="pull_request", discussion_status="open"))
+        requests = list(
+            api.get_repo_discussions(
+                name,
+                author=CONVERSION_BOT,
+                discussion_type="pull_request",
+                discussion_status="open",
+            )
+        )
     except expected as error:
         log.debug("no pull requests of %s: %s", name, error)
         return None
-    for request in sorted((each for each in requests if each.author == CONVERSION_BOT), key=lambda each: -each.num):
+    for request in sorted(
+        (each for each in requests if each.author == CONVERSION_BOT), key=lambda each: -each.num
+    ):
         revision = f"refs/pr/{request.num}"
         if _same_source(api, name, revision):
             with contextlib.suppress(NotFoundError):
                 path = _weights_of_kind(name, "safetensors", revision, hub)
                 if path is not None:
-                    log.info("%s has no safetensors; using the Hub's conversion in %s", name, revision)
+                    log.info(
+                        "%s has no safetensors; using the Hub's conversion in %s", name, revision
+                    )
                     return path
     return None
 
 
 def _same_source(api: Any, name: str, revision: str) -> bool:
-    """Whether the pull request's `.bin` is still that of `main`: a conversion of older weights would give other answers."""
+    """Whether the pull request's `.bin` is still that of `main`.
+
+    A conversion of older weights would give other answers.
+    """
     import huggingface_hub
 
     def etag(at: str, filename: str) -> str | None:
@@ -178,22 +231,46 @@ def _same_source(api: Any, name: str, revision: str) -> bool:
 
 
 def _from_hub(
-    name: str, filename: str, revision: str | None, cache_dir: str | Path | None, token: str | bool | None, local_only: bool, optional: bool
+    name: str,
+    filename: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+    local_only: bool,
+    optional: bool,
 ) -> Path | None:
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        FileMetadataError,
+        LocalEntryNotFoundError,
+    )
 
-    where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": _endpoint()}
+    where: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "token": token,
+        "endpoint": _endpoint(),
+    }
     offline = _offline(local_only)
     with _explained(name, filename, revision, cache_dir, offline):
         try:
             if not offline:
                 _prepare(name, filename, where)
-            return Path(huggingface_hub.hf_hub_download(name, filename, local_files_only=offline, **where))
+            return Path(
+                huggingface_hub.hf_hub_download(name, filename, local_files_only=offline, **where)
+            )
         except (LocalEntryNotFoundError, OfflineError) as error:
-            # Only without a network: a server that answers with an error has not said that the file is absent.
-            answered = hasattr(error.__cause__, "response") or isinstance(error.__cause__, FileMetadataError)
-            if optional and (isinstance(error, OfflineError) or not answered) and _known_absent(name, filename, revision, cache_dir):
+            # Only without a network: a server that answers with an error has not said that the file
+            # is absent.
+            answered = hasattr(error.__cause__, "response") or isinstance(
+                error.__cause__, FileMetadataError
+            )
+            if (
+                optional
+                and (isinstance(error, OfflineError) or not answered)
+                and _known_absent(name, filename, revision, cache_dir)
+            ):
                 return None
             raise
         except EntryNotFoundError:
@@ -202,19 +279,26 @@ def _from_hub(
             raise
 
 
-def _known_absent(name: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> bool:
+def _known_absent(
+    name: str, filename: str, revision: str | None, cache_dir: str | Path | None
+) -> bool:
     """Without a network: whether the cache has this model but not this file of it."""
     import huggingface_hub
 
     known = (filename, "config.json", *(each for names in FORMATS.values() for each in names))
-    return any(huggingface_hub.try_to_load_from_cache(name, each, cache_dir=cache_dir, revision=revision) is not None for each in known)
+    return any(
+        huggingface_hub.try_to_load_from_cache(name, each, cache_dir=cache_dir, revision=revision)
+        is not None
+        for each in known
+    )
 
 
 def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
     """Looks at a file that is not cached before huggingface_hub does.
 
-    Puts its bytes where huggingface_hub looks for them before it downloads, so that a broken download goes on where it broke:
-    huggingface_hub 2 begins again after every interrupted run. Files that go through its own protocol (xet) are left to it.
+    Puts its bytes where huggingface_hub looks for them before it downloads, so that a broken
+    download goes on where it broke: huggingface_hub 2 begins again after every interrupted run.
+    Files that go through its own protocol (xet) are left to it.
 
     Raises:
         OfflineError: Nobody answers. huggingface_hub would try for half a minute.
@@ -222,9 +306,16 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
     import huggingface_hub
     from huggingface_hub import constants
 
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, filename, cache_dir=where["cache_dir"], revision=where["revision"]), str):
+    if isinstance(
+        huggingface_hub.try_to_load_from_cache(
+            name, filename, cache_dir=where["cache_dir"], revision=where["revision"]
+        ),
+        str,
+    ):
         return
-    url = huggingface_hub.hf_hub_url(name, filename, revision=where["revision"], endpoint=where["endpoint"])
+    url = huggingface_hub.hf_hub_url(
+        name, filename, revision=where["revision"], endpoint=where["endpoint"]
+    )
     facts = _facts(name, filename, url, where)
     if facts is None:
         return
@@ -234,16 +325,25 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
     blob = folder / f"models--{name.replace('/', '--')}" / "blobs" / facts.etag
     if blob.exists():
         return
-    secret = _secret(where["token"]) if urlsplit(facts.location).netloc == urlsplit(url).netloc else None  # other hosts never see it
+    secret = (
+        _secret(where["token"]) if urlsplit(facts.location).netloc == urlsplit(url).netloc else None
+    )  # other hosts never see it
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     sha256 = facts.etag if len(facts.etag) == 64 else None
     fetch(Download(facts.location, facts.size, sha256), blob, headers, filename)
 
 
 def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
-    """Size, tag and place of a file; None where the server is busy or refuses, which huggingface_hub's own requests deal with."""
+    """Size, tag and place of a file.
+
+    None where the server is busy or refuses, which huggingface_hub's own requests deal with.
+    """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     for last in (False, True):
         try:
@@ -255,7 +355,9 @@ def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
                 return None
             if last:
                 reason = f"{where['endpoint']} cannot be reached ({error})"
-                raise OfflineError(f"{filename} of {name} is not in the cache, and {reason}") from error
+                raise OfflineError(
+                    f"{filename} of {name} is not in the cache, and {reason}"
+                ) from error
             time.sleep(1)
     return None
 
@@ -281,13 +383,22 @@ def _local_folder(name: str | Path) -> Path | None:
     text = str(name)
     if text in EMBEDDED:
         return embedded_folder(text)
-    if isinstance(name, Path) or not text or text[0] in "./~\\" or text.count("/") > 1 or "\\" in text or path.is_absolute():
+    if (
+        isinstance(name, Path)
+        or not text
+        or text[0] in "./~\\"
+        or text.count("/") > 1
+        or "\\" in text
+        or path.is_absolute()
+    ):
         raise NotFoundError(f"there is no file or folder {text!r}")
     return None
 
 
 def _commit(path: Path) -> str | None:
-    """The commit of a file in the Hub cache (…/snapshots/<commit>/<file>), so that all files of a model come from one."""
+    """The commit of a file in the Hub cache (…/snapshots/<commit>/<file>), so that all files of a
+    model come from one.
+    """
     return path.parent.name if path.parent.parent.name == "snapshots" else None
 
 
@@ -304,7 +415,9 @@ def _offline(local_files_only: bool) -> bool:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises, of whichever HTTP library it is built on (requests, httpx, httpx2)."""
+    """What huggingface_hub raises, of whichever HTTP library it is built on (requests, httpx,
+    httpx2).
+    """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     library = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
@@ -312,7 +425,9 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _explained(name: str, filename: str, revision: str | None, cache_dir: str | Path | None, offline: bool) -> Iterator[None]:
+def _explained(
+    name: str, filename: str, revision: str | None, cache_dir: str | Path | None, offline: bool
+) -> Iterator[None]:
     """Turns huggingface_hub's errors into ours."""
     from huggingface_hub.errors import HFValidationError
 
@@ -321,41 +436,81 @@ def _explained(name: str, filename: str, revision: str | None, cache_dir: str | 
     except HubError:
         raise
     except HFValidationError as error:
-        raise NotFoundError(f"{name!r} is no folder here, and cannot be the id of a model on the Hub ('owner/name')") from error
+        raise NotFoundError(
+            f"{name!r} is no folder here, and cannot be the id of a model on the Hub ('owner/name')"
+        ) from error
     except transport_errors() as error:
         _raise_ours(error, name, filename, revision, cache_dir, offline)
 
 
-def _raise_ours(error: Exception, name: str, filename: str, revision: str | None, cache_dir: str | Path | None, offline: bool) -> NoReturn:
+def _raise_ours(
+    error: Exception,
+    name: str,
+    filename: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    offline: bool,
+) -> NoReturn:
     from huggingface_hub import errors as theirs
 
-    cause = error.__cause__ if isinstance(error, theirs.LocalEntryNotFoundError) and error.__cause__ is not None else error
+    cause = (
+        error.__cause__
+        if isinstance(error, theirs.LocalEntryNotFoundError) and error.__cause__ is not None
+        else error
+    )
     response = getattr(cause, "response", None)
     status = getattr(response, "status_code", None)
     host = _endpoint()
     if isinstance(cause, theirs.RevisionNotFoundError):
         raise NotFoundError(f"{name} on {host} has no revision {revision!r}") from error
     if isinstance(cause, theirs.GatedRepoError):
-        raise AuthError(f"{name} on {host} is gated: ask for access on its page, then give token= or set HF_TOKEN") from error
+        raise AuthError(
+            f"{name} on {host} is gated: ask for access on its page, then give token= or set"
+            " HF_TOKEN"
+        ) from error
     said = getattr(response, "headers", {}).get("X-Error-Code")
-    if isinstance(cause, theirs.RepositoryNotFoundError) and (status == 404 or said == "RepoNotFound"):
-        raise NotFoundError(f"there is no model {name!r} here or on {host}; if it is private, give token= or set HF_TOKEN") from error
+    if isinstance(cause, theirs.RepositoryNotFoundError) and (
+        status == 404 or said == "RepoNotFound"
+    ):
+        raise NotFoundError(
+            f"there is no model {name!r} here or on {host}; if it is private, give token= or set"
+            " HF_TOKEN"
+        ) from error
     if status in (401, 403):
-        raise AuthError(f"{host} refuses {filename} of {name} ({status}): give a token that may read it (token= or HF_TOKEN)") from error
+        raise AuthError(
+            f"{host} refuses {filename} of {name} ({status}): give a token that may read it (token="
+            " or HF_TOKEN)"
+        ) from error
     if status == 404:
-        raise NotFoundError(f"{name} on {host} has no {filename}" + (f" at revision {revision!r}" if revision else "")) from error
+        raise NotFoundError(
+            f"{name} on {host} has no {filename}"
+            + (f" at revision {revision!r}" if revision else "")
+        ) from error
     if status is not None:
-        raise DownloadError(f"{host} answered {status} for {filename} of {name}; try again later") from error
+        raise DownloadError(
+            f"{host} answered {status} for {filename} of {name}; try again later"
+        ) from error
     if offline:
         why = "HF_HUB_OFFLINE or local_files_only forbids the network"
-        raise OfflineError(f"{filename} of {name} is not in the cache{f' {cache_dir}' if cache_dir else ''}, and {why}") from error
+        raise OfflineError(
+            f"{filename} of {name} is not in the cache{f' {cache_dir}' if cache_dir else ''}, and"
+            f" {why}"
+        ) from error
     if isinstance(cause, theirs.FileMetadataError):
-        raise DownloadError(f"{host} does not speak the Hub's protocol for {filename} of {name}: {cause}") from error
+        raise DownloadError(
+            f"{host} does not speak the Hub's protocol for {filename} of {name}: {cause}"
+        ) from error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DownloadError(f"no room for {filename} of {name}: {cause}; make room or set HF_HOME to another disk") from error
+        raise DownloadError(
+            f"no room for {filename} of {name}: {cause}; make room or set HF_HOME to another disk"
+        ) from error
     if isinstance(error, theirs.LocalEntryNotFoundError):
-        raise OfflineError(f"{filename} of {name} is not in the cache, and {host} cannot be reached ({cause})") from error
-    raise DownloadError(f"{host}: {filename} of {name} failed ({cause}); nothing half-written was kept; try again") from error
+        raise OfflineError(
+            f"{filename} of {name} is not in the cache, and {host} cannot be reached ({cause})"
+        ) from error
+    raise DownloadError(
+        f"{host}: {filename} of {name} failed ({cause}); nothing half-written was kept; try again"
+    ) from error
 
 
 def push_to_hub(
@@ -399,13 +554,21 @@ def push_to_hub(
                 commit_message=commit_message,
                 ignore_patterns=["**/.*", ".*", "**/*.tmp"],
             )
-        except RuntimeError as error:  # huggingface_hub's word for a large file that did not go through
-            raise DownloadError(f"{_endpoint()}: uploading to {repo_id} failed ({error.__cause__ or error}); try again") from error
+        except (
+            RuntimeError
+        ) as error:  # huggingface_hub's word for a large file that did not go through
+            raise DownloadError(
+                f"{_endpoint()}: uploading to {repo_id} failed ({error.__cause__ or error}); try"
+                " again"
+            ) from error
     return str(done.commit_url)
 
 
 def push_saved(thing: Any, repo_id: str, hub: Mapping[str, Any], *arguments: Any) -> str:
-    """Uploads what `thing.save_pretrained(folder, *arguments)` writes; `hub` holds `push_to_hub`'s options. Returns the address."""
+    """Uploads what `thing.save_pretrained(folder, *arguments)` writes.
+
+    `hub` holds `push_to_hub`'s options. Returns the address.
+    """
     with tempfile.TemporaryDirectory() as folder:
         thing.save_pretrained(folder, *arguments)
         return push_to_hub(folder, repo_id, **hub)

@@ -1,15 +1,21 @@
-"""The one image pipeline under every processor: decode, orient, convert, resize, crop, rescale, normalise.
+"""The one image pipeline under every processor: decode, orient, convert, resize, crop, rescale,
+normalise.
 
-Shapes: N images, H height, W width, C channels. Between decoding and the last step every picture is one array of shape (H, W, C).
+Shapes: N images, H height, W width, C channels. Between decoding and the last step every picture is
+    one array of shape (H, W, C).
 
 What counts as a picture, and how it is read:
 
-- A path, bytes or an open binary file is decoded here, and turned upright by its EXIF orientation. A PIL image is taken as it is: whoever
-  holds pixels has already decided (`PIL.ImageOps.exif_transpose` turns it).
-- Alpha is dropped, not blended; palettes become their colours; CMYK and 16-bit become 8-bit RGB; float pictures hold 0..1 or 0..255.
-- An array is uint8 or whole numbers 0..255, or uint16 up to 65535 (a 16-bit picture when any value exceeds 255), or bool, or float.
-- Without `input_data_format` the axis of 1, 3 or 4 entries holds the channels. When the first and the last axis both qualify (a picture
-  3 pixels high or wide), a torch tensor is (C, H, W) and every other array is (H, W, C), the custom of their libraries.
+- A path, bytes or an open binary file is decoded here, and turned upright by its EXIF orientation.
+  A PIL image is taken as it is: whoever holds pixels has already decided
+  (`PIL.ImageOps.exif_transpose` turns it).
+- Alpha is dropped, not blended; palettes become their colours; CMYK and 16-bit become 8-bit RGB;
+  float pictures hold 0..1 or 0..255.
+- An array is uint8 or whole numbers 0..255, or uint16 up to 65535 (a 16-bit picture when any value
+  exceeds 255), or bool, or float.
+- Without `input_data_format` the axis of 1, 3 or 4 entries holds the channels. When the first and
+  the last axis both qualify (a picture 3 pixels high or wide), a torch tensor is (C, H, W) and
+  every other array is (H, W, C), the custom of their libraries.
 """
 
 import io
@@ -35,19 +41,32 @@ NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
 
 IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)
-OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
 
 CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
-_MAX_RESIZED_PIXELS = 2**26  # 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
+# 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
+_MAX_RESIZED_PIXELS = 2**26
 
-# What Pillow's decoders raise for damaged files, over all formats; `Warning` because a program may turn warnings into errors.
-_DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
+# What Pillow's decoders raise for damaged files, over all formats; `Warning` because a program may
+# turn warnings into errors.
+_DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+)
 _DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError, Warning)
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------
 
 
 def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
@@ -55,10 +74,12 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
-        convert_rgb: False keeps the file's own number of channels (1 grey, 2 grey and alpha, 3, or 4).
+        convert_rgb: False keeps the file's own number of channels (1 grey, 2 grey and alpha, 3, or
+            4).
 
     Raises:
-        InputError: The file is missing, damaged, too large to be a picture, or in a format that Pillow cannot read; the message names it.
+        InputError: The file is missing, damaged, too large to be a picture, or in a format that
+            Pillow cannot read; the message names it.
     """
     data, name = _read(source)
     try:
@@ -67,13 +88,17 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
             if pixels is None:
                 image.load()
                 pixels = pil_to_array(image, convert_rgb=convert_rgb)
-            return orient(pixels, _orientation(image))  # after load(): Pillow turns TIFF files itself, and clears the tag
+            # after load(): Pillow turns TIFF files itself, and clears the tag
+            return orient(pixels, _orientation(image))
     except _DAMAGE as error:
         raise InputError(f"{name}: cannot be read as an image: {_reason(error)}") from error
 
 
 def open_map(source: Any) -> Array:
-    """The upright label map of a file, shape (H, W): palette files give their indices, 16-bit files their 16-bit values."""
+    """The upright label map of a file, shape (H, W).
+
+    Palette files give their indices, 16-bit files their 16-bit values.
+    """
     data, name = _read(source)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -87,7 +112,9 @@ def open_map(source: Any) -> Array:
 
 def is_file(source: Any) -> bool:
     """Whether an argument names or holds a file, instead of pixels."""
-    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(
+        source, "read"
+    )
 
 
 def _read(source: Any) -> tuple[bytes, str]:
@@ -114,16 +141,22 @@ def _reason(error: BaseException) -> str:
 
 
 def _decode_jpeg(data: bytes) -> Array | None:
-    """Pixels from simplejpeg where it is installed: the same libjpeg-turbo as Pillow's, without Pillow's copy of the pixels.
+    """Pixels from simplejpeg where it is installed: the same libjpeg-turbo as Pillow's, without
+    Pillow's copy of the pixels.
 
-    None where it is not installed or complains about the file: Pillow then decides what the file is worth.
+    None where it is not installed or complains about the file: Pillow then decides what the file is
+    worth.
     """
     try:
         import simplejpeg
     except ImportError:
         return None
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True))
+        return np.asarray(
+            simplejpeg.decode_jpeg(
+                data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True
+            )
+        )
     except ValueError:
         return None
 
@@ -148,7 +181,7 @@ def orient(pixels: Array, orientation: int) -> Array:
     return pixels
 
 
-# ------------------------------------------------------------------------------------------------------- arrays of pixels
+# --------------------------------------------------------------------------------------------------
 
 
 def pil_to_array(image: Image.Image, *, convert_rgb: bool = True) -> Array:
@@ -156,7 +189,8 @@ def pil_to_array(image: Image.Image, *, convert_rgb: bool = True) -> Array:
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         return _channels(_eight_bit(np.asarray(image))[..., None], convert_rgb)  # (H, W, C)
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns about transparent entries
+        # straight to RGB, Pillow warns about transparent entries
+        image = image.convert("RGBA").convert("RGB")
     elif image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())  # premultiplied alpha becomes plain
     if convert_rgb and image.mode != "RGB":
@@ -176,13 +210,19 @@ def _eight_bit(values: Array) -> Array:
         return np.clip(np.rint(values), 0, 255).astype(np.uint8)
     if values.dtype.itemsize == 2 or values.max() > 255:
         if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"values from {values.min()} to {values.max()}: a picture of integers holds 0..255 or 0..65535")
+            raise InputError(
+                f"values from {values.min()} to {values.max()}: a picture of integers holds 0..255"
+                " or 0..65535"
+            )
         return (values >> 8).astype(np.uint8)
     return values.astype(np.uint8)
 
 
 def _float_range(values: Array) -> tuple[float, float]:
-    """Smallest and largest value; refuses NaN and infinities, which would spread over the picture when it is resized."""
+    """Smallest and largest value.
+
+    Refuses NaN and infinities, which would spread over the picture when it is resized.
+    """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError("holds NaN or infinite values; pixels must be finite numbers")
@@ -198,7 +238,10 @@ def _channels(pixels: Array, convert_rgb: bool) -> Array:
         return np.repeat(pixels[..., :1], 3, axis=-1)  # (H, W, 3)
     if count == 4:
         return pixels[..., :3]  # (H, W, 3)
-    raise InputError(f"has {count} channels; pictures have 1, 3 or 4 (set do_convert_rgb=False to keep other counts)")
+    raise InputError(
+        f"has {count} channels; pictures have 1, 3 or 4 (set do_convert_rgb=False to keep other"
+        " counts)"
+    )
 
 
 def channel_axis(shape: Sequence[int], *, torch_like: bool = False) -> str:
@@ -214,8 +257,9 @@ def channel_axis(shape: Sequence[int], *, torch_like: bool = False) -> str:
         if first or last:
             return CHANNELS_FIRST if first and (torch_like or not last) else CHANNELS_LAST
     raise InputError(
-        f"an array of shape {tuple(shape)} is no picture: expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels; "
-        'say which with input_data_format="channels_first", "channels_last" or "none"'
+        f"an array of shape {tuple(shape)} is no picture: expected (H, W), (H, W, C) or (C, H, W)"
+        ' with 1, 3 or 4 channels; say which with input_data_format="channels_first",'
+        ' "channels_last" or "none"'
     )
 
 
@@ -231,17 +275,23 @@ def to_numpy(value: Any) -> Array:
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() and value.element_size() == 2 else value
     array = np.asarray(value)
-    if array.dtype.kind == "V" or array.dtype == np.float16:  # "V": the bfloat16 of JAX, which numpy does not know
+    # "V": the bfloat16 of JAX, which numpy does not know
+    if array.dtype.kind == "V" or array.dtype == np.float16:
         array = array.astype(np.float32)
     if array.dtype.kind not in "buif":
-        raise InputError(f"an array of {array.dtype} is no picture: expected integers, bool or floats")
+        raise InputError(
+            f"an array of {array.dtype} is no picture: expected integers, bool or floats"
+        )
     return array
 
 
-def decode(image: Any, *, convert_rgb: bool = True, input_data_format: str | None = None) -> tuple[Array, str]:
+def decode(
+    image: Any, *, convert_rgb: bool = True, input_data_format: str | None = None
+) -> tuple[Array, str]:
     """Pixels of shape (H, W, C) from anything that is one picture, and the layout that it came in.
 
-    The pixels are uint8, or float32 when a float array was given. They may share memory with the caller's: never write into them.
+    The pixels are uint8, or float32 when a float array was given. They may share memory with the
+    caller's: never write into them.
     """
     if is_file(image):
         return load_image(image, convert_rgb=convert_rgb), CHANNELS_LAST
@@ -251,7 +301,10 @@ def decode(image: Any, *, convert_rgb: bool = True, input_data_format: str | Non
         except InputError:
             raise
         except _DAMAGE as error:  # an image opened lazily is decoded only now
-            raise InputError(f"{getattr(image, 'filename', '') or 'a PIL image'}: cannot be read as an image: {_reason(error)}") from error
+            raise InputError(
+                f"{getattr(image, 'filename', '') or 'a PIL image'}: cannot be read as an image:"
+                f" {_reason(error)}"
+            ) from error
     array = to_numpy(image)
     layout = input_data_format or channel_axis(array.shape, torch_like=is_torch(image))
     if array.ndim != (2 if layout == NO_CHANNELS else 3):
@@ -279,13 +332,17 @@ def _integers(array: Array) -> Array:
         return array.astype(np.uint8)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return _eight_bit(array)
-    raise InputError(f"{array.dtype} pixels from {low} to {high}: integers hold 0..255 (16-bit pictures are uint16 arrays)")
+    raise InputError(
+        f"{array.dtype} pixels from {low} to {high}: integers hold 0..255 (16-bit pictures are"
+        " uint16 arrays)"
+    )
 
 
 def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
     """The single pictures of one picture, a batch array, or a nested list of them.
 
-    `ndim` is the most axes of one picture: 3, or 2 for label maps and pictures without a channel axis (then (H, W, 1) is one too).
+    `ndim` is the most axes of one picture: 3, or 2 for label maps and pictures without a channel
+    axis (then (H, W, 1) is one too).
     """
     if is_file(images) or isinstance(images, Image.Image):
         yield images
@@ -300,12 +357,12 @@ def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
                 yield from flatten(images[i], ndim)
     else:
         raise InputError(
-            f"{type(images).__name__} is no image: expected a path, bytes, a PIL image, an array or tensor of numpy, torch, JAX or "
-            "TensorFlow, or a list of them"
+            f"{type(images).__name__} is no image: expected a path, bytes, a PIL image, an array or"
+            " tensor of numpy, torch, JAX or TensorFlow, or a list of them"
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ label maps
+# --------------------------------------------------------------------------------------------------
 
 
 def pil_to_labels(image: Image.Image) -> Array:
@@ -314,12 +371,17 @@ def pil_to_labels(image: Image.Image) -> Array:
         return np.asarray(image).astype(np.uint8)
     labels = np.asarray(image)
     if labels.ndim != 2:
-        raise InputError(f"a label map of mode {image.mode} holds colours; expected one label per pixel (modes L, P, I;16 or I)")
+        raise InputError(
+            f"a label map of mode {image.mode} holds colours; expected one label per pixel (modes"
+            " L, P, I;16 or I)"
+        )
     return labels
 
 
 def decode_labels(labels: Any) -> Array:
-    """The labels of one map, integers of shape (H, W), from a file, a PIL image or an array of shape (H, W), (1, H, W) or (H, W, 1)."""
+    """The labels of one map, integers of shape (H, W), from a file, a PIL image or an array of
+    shape (H, W), (1, H, W) or (H, W, 1).
+    """
     if is_file(labels):
         array = open_map(labels)
     elif isinstance(labels, Image.Image):
@@ -329,7 +391,9 @@ def decode_labels(labels: Any) -> Array:
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]  # (H, W)
     if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"a label map of shape {array.shape}: expected (H, W), one label per pixel")
+        raise InputError(
+            f"a label map of shape {array.shape}: expected (H, W), one label per pixel"
+        )
     if array.dtype.kind == "f":
         _float_range(array)
         if not np.array_equal(np.rint(array), array):
@@ -338,34 +402,50 @@ def decode_labels(labels: Any) -> Array:
     return array
 
 
-# -------------------------------------------------------------------------------------------------- resize, crop, normalise
+# --------------------------------------------------------------------------------------------------
 
 
-def resize(image: Array, size: tuple[int, int], resample: int = BICUBIC, window: tuple[int, int, int, int] | None = None) -> Array:
+def resize(
+    image: Array,
+    size: tuple[int, int],
+    resample: int = BICUBIC,
+    window: tuple[int, int, int, int] | None = None,
+) -> Array:
     """An (H, W, C) image at another size, within 1/255 of Pillow's antialiased filters.
 
     Args:
-        image: uint8 or float32. Floats are not rounded to 8 bits on the way; what a filter overshoots is cut to 0..1 or 0..255, whichever
-            held the image.
+        image: uint8 or float32. Floats are not rounded to 8 bits on the way; what a filter
+            overshoots is cut to 0..1 or 0..255, whichever held the image.
         size: Height and width of the whole result.
         resample: Pillow's number of the filter, 0 to 5.
-        window: Top, left, height and width of the part of the result to compute; None means all of it.
+        window: Top, left, height and width of the part of the result to compute; None means all of
+            it.
     """
     old, (height, width) = image.shape[:2], size
     top, left, rows, columns = window or (0, 0, height, width)
     if rows * columns > _MAX_RESIZED_PIXELS:
-        raise InputError(f"resizing {old[1]}x{old[0]} pixels to {width}x{height} would need too much memory; set a crop or another size")
+        raise InputError(
+            f"resizing {old[1]}x{old[0]} pixels to {width}x{height} would need too much memory; set"
+            " a crop or another size"
+        )
     if old == size:
         return image[top : top + rows, left : left + columns]
     if resample == NEAREST:
         y, x = _nearest(old[0], height), _nearest(old[1], width)
         return image[y[top : top + rows, None], x[left : left + columns]]  # (rows, columns, C)
-    # The order of the passes shows, because each is rounded and cut to 0..255: on noise by 30 grey levels. This is the rule of Pillow 13.
+    # The order of the passes shows, because each is rounded and cut to 0..255: on noise by 30 grey
+    # levels. This is the rule of Pillow 13.
     vertical_first = height < old[0] and old[0] - height > 2 * (old[1] - width)
     first, second = (0, 1) if vertical_first else (1, 0)
     spans = {0: (height, top, rows), 1: (width, left, columns)}
-    # The fast second pass computes a whole axis, which must not be a strip of millions; torch fails on results of one pixel.
-    if image.dtype == np.uint8 and resample in (BILINEAR, BICUBIC) and height * width > 1 and spans[second][0] <= 4 * spans[second][2]:
+    # The fast second pass computes a whole axis, which must not be a strip of millions; torch fails
+    # on results of one pixel.
+    if (
+        image.dtype == np.uint8
+        and resample in (BILINEAR, BICUBIC)
+        and height * width > 1
+        and spans[second][0] <= 4 * spans[second][2]
+    ):
         return _resize_torch(image, first, spans, resample)
     for axis in (first, second):
         image = _resize_axis(image, axis, *spans[axis], resample)
@@ -373,17 +453,27 @@ def resize(image: Array, size: tuple[int, int], resample: int = BICUBIC, window:
 
 
 def _nearest(old: int, new: int) -> Array:
-    """Which of `old` pixels each of `new` pixels shows. Pillow does the rounding, so ties fall as they do there."""
-    line = Image.fromarray(np.arange(old, dtype=np.int32)[None]).resize((new, 1), Image.Resampling.NEAREST)
+    """Which of `old` pixels each of `new` pixels shows.
+
+    Pillow does the rounding, so ties fall as they do there.
+    """
+    line = Image.fromarray(np.arange(old, dtype=np.int32)[None]).resize(
+        (new, 1), Image.Resampling.NEAREST
+    )
     return np.asarray(line).reshape(new)
 
 
-def _resize_torch(image: Array, first: int, spans: dict[int, tuple[int, int, int]], resample: int) -> Array:
-    """Bilinear and bicubic of 8-bit images by torch's vectorised filters, which have Pillow's coefficients in 16 instead of 22 bits.
+def _resize_torch(
+    image: Array, first: int, spans: dict[int, tuple[int, int, int]], resample: int
+) -> Array:
+    """Bilinear and bicubic of 8-bit images by torch's vectorised filters, which have Pillow's
+    coefficients in 16 instead of 22 bits.
 
-    That rounds one value in 300 the other way in the first pass; where bicubic's second pass meets several of those, a value can end two
-    grey levels from Pillow. Of 90 million values of photographs that shrank by less than `_EXACT_UNTIL`, 99 did; of 30 million that shrank
-    by more, 3. Below it the first pass is therefore exact, as products with a banded matrix, which halves the speed. Bilinear needs none of
+    That rounds one value in 300 the other way in the first pass; where bicubic's second pass meets
+    several of those, a value can end two grey levels from Pillow. Of 90 million values of
+    photographs that shrank by less than `_EXACT_UNTIL`, 99 did; of 30 million that shrank by more,
+    3. Below it the first pass is therefore exact, as products with a banded matrix, which halves
+    the speed. Bilinear needs none of
     this: its coefficients are never negative.
     """
     import torch
@@ -397,35 +487,53 @@ def _resize_torch(image: Array, first: int, spans: dict[int, tuple[int, int, int
     second = 1 - first
     new, start, count = spans[first]
     shrinks = min(pixels.shape[2] / new, pixels.shape[1] / spans[second][0])
-    if resample == BICUBIC and shrinks < _EXACT_UNTIL and new != pixels.shape[2] and spans[second][0] != pixels.shape[1]:
+    if (
+        resample == BICUBIC
+        and shrinks < _EXACT_UNTIL
+        and new != pixels.shape[2]
+        and spans[second][0] != pixels.shape[1]
+    ):
         bands = _bands(pixels.shape[2], new, start, count)
         low, high = bands[0][0], bands[-1][1]
-        lines = pixels[:, :, low:high].float().reshape(-1, high - low)  # (C * lines, pixels that are needed)
+        # (C * lines, pixels that are needed)
+        lines = pixels[:, :, low:high].float().reshape(-1, high - low)
         result = torch.empty(len(lines), count)
         for begin, end, at, weights in bands:
-            torch.mm(lines[:, begin - low : end - low], weights, out=result[:, at : at + weights.shape[1]])
-        pixels = result.add_(0.5).clamp_(0, 255).to(torch.uint8).view(*pixels.shape[:2], count)  # (C, lines, count); to() rounds down
+            torch.mm(
+                lines[:, begin - low : end - low],
+                weights,
+                out=result[:, at : at + weights.shape[1]],
+            )
+        # (C, lines, count); to() rounds down
+        pixels = result.add_(0.5).clamp_(0, 255).to(torch.uint8).view(*pixels.shape[:2], count)
         new, start = count, 0
     size = (spans[second][0], new)
     if tuple(pixels.shape[1:]) != size:
         mode = "bilinear" if resample == BILINEAR else "bicubic"
-        pixels = interpolate(pixels[None], size=size, mode=mode, antialias=True)[0]  # (C, second, first)
-    pixels = pixels[:, spans[second][1] : spans[second][1] + spans[second][2], start : start + count]
-    resized: Array = (pixels.permute(1, 2, 0) if first == 1 else pixels.permute(2, 1, 0)).numpy()  # (rows, columns, C)
+        # (C, second, first)
+        pixels = interpolate(pixels[None], size=size, mode=mode, antialias=True)[0]
+    pixels = pixels[
+        :, spans[second][1] : spans[second][1] + spans[second][2], start : start + count
+    ]
+    # (rows, columns, C)
+    resized: Array = (pixels.permute(1, 2, 0) if first == 1 else pixels.permute(2, 1, 0)).numpy()
     return resized
 
 
 _EXACT_UNTIL = 1.6
 _COEFFICIENT_BITS = 22  # of Pillow's filters for 8-bit pixels
-_BAND = 16  # results per product: narrow enough to leave out most zeros, wide enough for a fast product
+# results per product: narrow enough to leave out most zeros, wide enough for a fast product
+_BAND = 16
 
 
 @lru_cache(maxsize=64)
 def _bands(old: int, new: int, start: int, count: int) -> list[tuple[int, int, int, Any]]:
-    """The bicubic filter that resizes `old` pixels to entries `start` to `start + count` of `new`, in bands of `_BAND` results.
+    """The bicubic filter that resizes `old` pixels to entries `start` to `start + count` of `new`,
+    in bands of `_BAND` results.
 
     Returns:
-        First and last (exclusive) pixel that a band reads, its first result, and its weights, a float tensor of shape (pixels, results).
+        First and last (exclusive) pixel that a band reads, its first result, and its weights, a
+        float tensor of shape (pixels, results).
     """
     import torch
 
@@ -436,15 +544,20 @@ def _bands(old: int, new: int, start: int, count: int) -> list[tuple[int, int, i
     high = np.minimum((centre + 2 * wide + 0.5).astype(int), old)
     at = low[:, None] + np.arange((high - low).max())  # (count, taps): pixels under the filter
     x = np.abs((at - centre[:, None] + 0.5) / wide)
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))  # Keys, a = -0.5
+    weights = np.where(
+        x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0)
+    )  # Keys, a = -0.5
     weights *= at < high[:, None]
     weights /= weights.sum(1, keepdims=True)
     weights = np.rint(weights * 2**_COEFFICIENT_BITS) / 2**_COEFFICIENT_BITS
     bands = []
     for i in range(0, count, _BAND):
         begin, end, results = int(low[i]), int(high[i : i + _BAND].max()), len(low[i : i + _BAND])
-        band = np.zeros((end - begin + at.shape[1], results), np.float32)  # with room for the taps past `high`, which are zero
-        np.put_along_axis(band, (at[i : i + _BAND] - begin).T, weights[i : i + _BAND].T.astype(np.float32), axis=0)
+        # with room for the taps past `high`, which are zero
+        band = np.zeros((end - begin + at.shape[1], results), np.float32)
+        np.put_along_axis(
+            band, (at[i : i + _BAND] - begin).T, weights[i : i + _BAND].T.astype(np.float32), axis=0
+        )
         bands.append((begin, end, i, torch.from_numpy(band[: end - begin].copy())))
     return bands
 
@@ -454,31 +567,52 @@ def _resize_axis(image: Array, axis: int, new: int, start: int, count: int, resa
     old = image.shape[axis]
     if new == old:
         return image[start : start + count] if axis == 0 else image[:, start : start + count]
-    if resample == BOX and count != new:  # its weights jump at the edges of pixels, where the rounding of a window would decide
+    # its weights jump at the edges of pixels, where the rounding of a window would decide
+    if resample == BOX and count != new:
         image = _resize_axis(image, axis, new, 0, new, resample)
         return image[start : start + count] if axis == 0 else image[:, start : start + count]
     low, high = start * old / new, min((start + count) * old / new, old)
     height, width = image.shape[:2]
-    size, box = ((width, count), (0, low, width, high)) if axis == 0 else ((count, height), (low, 0, high, height))
+    size, box = (
+        ((width, count), (0, low, width, high))
+        if axis == 0
+        else ((count, height), (low, 0, high, height))
+    )
     if image.dtype == np.uint8 and image.shape[-1] == 3:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling(resample), box))
-    # Plane by plane: Pillow has no images of floats with channels, and would weigh a fourth channel as alpha.
+        return np.asarray(
+            Image.fromarray(np.ascontiguousarray(image)).resize(
+                size, Image.Resampling(resample), box
+            )
+        )
+    # Plane by plane: Pillow has no images of floats with channels, and would weigh a fourth channel
+    # as alpha.
     planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])]
-    resized = np.stack([np.asarray(plane.resize(size, Image.Resampling(resample), box)) for plane in planes], axis=-1)
+    resized = np.stack(
+        [np.asarray(plane.resize(size, Image.Resampling(resample), box)) for plane in planes],
+        axis=-1,
+    )
     if image.dtype != np.uint8 and image.min() >= 0 and image.max() <= 255:
         resized = resized.clip(0, 1 if image.max() <= 1 else 255)
     return resized
 
 
 def resize_and_crop(
-    image: Array, size: tuple[int, int] | None, crop: tuple[int, int] | None, resample: int = BICUBIC, fill: int = 0
+    image: Array,
+    size: tuple[int, int] | None,
+    crop: tuple[int, int] | None,
+    resample: int = BICUBIC,
+    fill: int = 0,
 ) -> Array:
-    """Resizes (H, W, C) to `size`, then cuts `crop` from the centre; `fill` surrounds a smaller image. None leaves a step out."""
+    """Resizes (H, W, C) to `size`, then cuts `crop` from the centre.
+
+    `fill` surrounds a smaller image. None leaves a step out.
+    """
     height, width = size or (image.shape[0], image.shape[1])
     rows, columns = crop or (height, width)
     top, left = (height - rows) // 2, (width - columns) // 2  # negative: that much is added before
     window = (max(top, 0), max(left, 0), min(rows, height), min(columns, width))
-    image = resize(image, (height, width), resample, window)  # (min(rows, height), min(columns, width), C)
+    # (min(rows, height), min(columns, width), C)
+    image = resize(image, (height, width), resample, window)
     if image.shape[:2] == (rows, columns):
         return image
     canvas = np.full((rows, columns, image.shape[2]), fill, image.dtype)
@@ -488,13 +622,19 @@ def resize_and_crop(
 
 
 def shortest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
-    """Height and width with the shorter side at `edge` and the same proportions; the longer side is rounded down, as published."""
+    """Height and width with the shorter side at `edge` and the same proportions.
+
+    The longer side is rounded down, as published.
+    """
     if width <= height:
         return max(edge, int(edge * height / width)), edge
     return edge, max(edge, int(edge * width / height))
 
 
 def normalize(image: Array, scale: Array, shift: Array, out: Array) -> None:
-    """Writes `image * scale + shift` into `out`, one pass each; shapes broadcast, so `out` may be (C, H, W) of a transposed image."""
+    """Writes `image * scale + shift` into `out`, one pass each.
+
+    Shapes broadcast, so `out` may be (C, H, W) of a transposed image.
+    """
     np.multiply(image, scale, out=out, casting="unsafe")
     np.add(out, shift, out=out)

@@ -1,4 +1,5 @@
-"""The base of the image processors: their fields, their file, and the way from pictures to one batch.
+"""The base of the image processors: their fields, their file, and the way from pictures to one
+batch.
 
 Shapes: N images, H height, W width, C channels.
 """
@@ -30,7 +31,11 @@ from headstart.images.decode import (
 
 
 class BatchFeature(dict[str, Any]):
-    """What a processor returns: a dict of batches whose keys are attributes too, and which goes into a model as `model(**inputs)`."""
+    """What a processor returns.
+
+    A dict of batches whose keys are attributes too, and which goes into a model as
+    `model(**inputs)`.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -44,7 +49,10 @@ class BatchFeature(dict[str, Any]):
         return dict(self)
 
     def to(self, *args: Any, **kwargs: Any) -> "BatchFeature":
-        """A copy whose torch tensors went through `tensor.to(device and/or dtype)`; whole numbers (labels) keep their dtype."""
+        """A copy whose torch tensors went through `tensor.to(device and/or dtype)`.
+
+        Whole numbers (labels) keep their dtype.
+        """
         import torch
 
         dtype = kwargs.pop("dtype", None)
@@ -100,9 +108,15 @@ def size_dict(size: Any, *, square: bool = True, what: str = "size") -> dict[str
     elif isinstance(size, int) and not isinstance(size, bool):
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
     kinds = ({"height", "width"}, {"shortest_edge"}) if what == "size" else ({"height", "width"},)
-    if not isinstance(size, dict) or set(size) not in kinds or not all(isinstance(v, int | np.integer) and v > 0 for v in size.values()):
+    if (
+        not isinstance(size, dict)
+        or set(size) not in kinds
+        or not all(isinstance(v, int | np.integer) and v > 0 for v in size.values())
+    ):
         edge = ', {"shortest_edge": int}' if what == "size" else ""
-        raise InputError(f'{what}={size}: expected {{"height": int, "width": int}}{edge} or an int, all above 0')
+        raise InputError(
+            f'{what}={size}: expected {{"height": int, "width": int}}{edge} or an int, all above 0'
+        )
     return {key: int(value) for key, value in size.items()}
 
 
@@ -111,7 +125,9 @@ P = TypeVar("P", bound="BaseImageProcessor")
 
 @dataclass_transform()
 def processor_class(cls: type[P]) -> type[P]:
-    """Makes a dataclass that also takes other keywords and keeps them as attributes, as files of other versions hold them."""
+    """Makes a dataclass that also takes other keywords and keeps them as attributes, as files of
+    other versions hold them.
+    """
     cls = dataclass(eq=False, repr=False)(cls)
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     plain_init: Callable[..., None] = cls.__init__
@@ -129,8 +145,9 @@ def processor_class(cls: type[P]) -> type[P]:
 class BaseImageProcessor:
     """Base of the image processors: pictures of any kind in, one batch of numbers out.
 
-    A processor is a dataclass whose fields are the documented arguments; `_geometry` says how pictures are resized and cropped. The steps
-    are always: decode, resize, crop from the centre (zeros around a picture that is too small), rescale, normalise.
+    A processor is a dataclass whose fields are the documented arguments; `_geometry` says how
+    pictures are resized and cropped. The steps are always: decode, resize, crop from the centre
+    (zeros around a picture that is too small), rescale, normalise.
     """
 
     image_processor_type: ClassVar[str] = ""  # the name in preprocessor_config.json
@@ -161,24 +178,49 @@ class BaseImageProcessor:
         if self.crop_size is not None:
             self.crop_size = size_dict(self.crop_size, what="crop_size")
         if self.resample not in range(6):
-            raise InputError(f"resample={self.resample}: expected 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box or 5 hamming")
+            raise InputError(
+                f"resample={self.resample}: expected 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4"
+                " box or 5 hamming"
+            )
         self.resample = int(self.resample)
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            setattr(self, name, [float(v) for v in value] if isinstance(value, Sequence | np.ndarray) else float(value))
+            setattr(
+                self,
+                name,
+                (
+                    [float(v) for v in value]
+                    if isinstance(value, Sequence | np.ndarray)
+                    else float(value)
+                ),
+            )
         mean, std = np.atleast_1d(self.image_mean), np.atleast_1d(self.image_std)
         if len(mean) != len(std) and 1 not in (len(mean), len(std)):
-            raise InputError(f"image_mean has {len(mean)} values and image_std {len(std)}; give one for each channel, or one for all")
+            raise InputError(
+                f"image_mean has {len(mean)} values and image_std {len(std)}; give one for each"
+                " channel, or one for all"
+            )
         if np.any(std == 0):
             raise InputError(f"image_std={self.image_std}: a deviation of 0 cannot be divided by")
 
-    def _geometry(self, height: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """(height, width) to resize a picture to, and to crop from its centre; None leaves the step out."""
+    def _geometry(
+        self, height: int, width: int
+    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """(height, width) to resize a picture to, and to crop from its centre.
+
+        None leaves the step out.
+        """
         size = None
         if self.do_resize:
             edge = self.size.get("shortest_edge")
-            size = shortest_edge_size(height, width, edge) if edge else (self.size["height"], self.size["width"])
-        return size, (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
+            size = (
+                shortest_edge_size(height, width, edge)
+                if edge
+                else (self.size["height"], self.size["width"])
+            )
+        return size, (
+            (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
+        )
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Same as `preprocess`."""
@@ -188,42 +230,64 @@ class BaseImageProcessor:
         """A batch of pixels from pictures.
 
         Args:
-            images: One picture or a list: a path, bytes, a PIL image, or an array or tensor of shape (H, W), (H, W, C) or (C, H, W). Whole
-                numbers count from 0 to 255 (16-bit ones are scaled); floats are taken as they are, so give `do_rescale=False` where they
-                are from 0 to 1 already.
-            **kwargs: `return_tensors` ("pt", "np", "tf", "jax"; None gives a list of arrays), `data_format` ("channels_first", the default,
-                or "channels_last"), `input_data_format` (told from the shape if None), and any field of the processor, for this call.
+            images: One picture or a list: a path, bytes, a PIL image, or an array or tensor of
+                shape (H, W), (H, W, C) or (C, H, W). Whole numbers count from 0 to 255 (16-bit ones
+                are scaled); floats are taken as they are, so give `do_rescale=False` where they are
+                from 0 to 1 already.
+            **kwargs: `return_tensors` ("pt", "np", "tf", "jax"; None gives a list of arrays),
+                `data_format` ("channels_first", the default, or "channels_last"),
+                `input_data_format` (told from the shape if None), and any field of the processor,
+                for this call.
 
         Returns:
-            `pixel_values`, float32 of shape (N, C, height, width) after resizing, cropping, `x * rescale_factor` and
-            `(x - image_mean) / image_std`, as far as those steps are on.
+            `pixel_values`, float32 of shape (N, C, height, width) after resizing, cropping, `x *
+            rescale_factor` and `(x - image_mean) / image_std`, as far as those steps are on.
 
         Raises:
-            InputError: What is no picture, pictures of different sizes for one tensor, or a value that no step can take; the
-                one of a list is named.
+            InputError: What is no picture, pictures of different sizes for one tensor, or a value
+                that no step can take; the one of a list is named.
         """
-        call = {name: kwargs.pop(name) for name in ("return_tensors", "data_format", "input_data_format") if name in kwargs}
+        call = {
+            name: kwargs.pop(name)
+            for name in ("return_tensors", "data_format", "input_data_format")
+            if name in kwargs
+        }
         return self._with(**kwargs)._run(images, **call)
 
     def _with(self, **overrides: Any) -> Self:
         """Itself with other values; None keeps a value."""
-        overrides = {self.aliases.get(name, name): value for name, value in overrides.items() if value is not None}
+        overrides = {
+            self.aliases.get(name, name): value
+            for name, value in overrides.items()
+            if value is not None
+        }
         if not overrides:
             return self
         names = [field.name for field in fields(self)] + ["do_convert_rgb"]  # type: ignore[arg-type]
         unknown = sorted(set(overrides) - set(names))
         if unknown:
-            raise InputError(f"{type(self).__name__} has no option {', '.join(unknown)}; there are {', '.join(sorted(set(names)))}")
+            raise InputError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}; there are"
+                f" {', '.join(sorted(set(names)))}"
+            )
         changed = copy.copy(self)
         changed.__dict__.update(overrides)
         changed.__post_init__()
         return changed
 
     def _run(
-        self, images: Any, return_tensors: Any = None, data_format: Any = CHANNELS_FIRST, input_data_format: Any = None
+        self,
+        images: Any,
+        return_tensors: Any = None,
+        data_format: Any = CHANNELS_FIRST,
+        input_data_format: Any = None,
     ) -> BatchFeature:
         """The whole pipeline with this processor's own values."""
-        layout_in = _choice("input_data_format", input_data_format, (None, CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS))
+        layout_in = _choice(
+            "input_data_format",
+            input_data_format,
+            (None, CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS),
+        )
         layout_out = _choice("data_format", data_format, (None, CHANNELS_FIRST, CHANNELS_LAST))
         single = list(flatten(images, 2 if layout_in == NO_CHANNELS else 3))
         if not single:
@@ -231,8 +295,15 @@ class BaseImageProcessor:
         ready = []
         for i, image in enumerate(single):
             try:
-                pixels, layout = decode(image, convert_rgb=self.do_convert_rgb, input_data_format=layout_in)
-                ready.append((resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample), layout_out or layout))
+                pixels, layout = decode(
+                    image, convert_rgb=self.do_convert_rgb, input_data_format=layout_in
+                )
+                ready.append(
+                    (
+                        resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample),
+                        layout_out or layout,
+                    )
+                )
             except InputError as error:
                 if len(single) == 1:
                     raise
@@ -240,7 +311,10 @@ class BaseImageProcessor:
         return BatchFeature({"pixel_values": self._normalized(ready, return_tensors)})
 
     def _normalized(self, images: list[tuple[Array, str]], return_tensors: Any) -> Any:
-        """(H, W, C) pictures, each with the layout wanted, as float32: a list, or one tensor of the framework."""
+        """(H, W, C) pictures, each with the layout wanted, as float32.
+
+        A list, or one tensor of the framework.
+        """
         kind = _choice("return_tensors", return_tensors, (None, "np", "pt", "tf", "jax"))
         scale, shift = self._scale_and_shift()
         arrays = []
@@ -248,7 +322,10 @@ class BaseImageProcessor:
         for i, (image, layout) in enumerate(images):
             per_channel = [len(v) for v in (scale, shift) if len(v) not in (1, image.shape[-1])]
             if per_channel:
-                raise InputError(f"image_mean and image_std have {per_channel[0]} values, but the image has {image.shape[-1]} channels")
+                raise InputError(
+                    f"image_mean and image_std have {per_channel[0]} values, but the image has"
+                    f" {image.shape[-1]} channels"
+                )
             first = layout != CHANNELS_LAST
             view = image.transpose(2, 0, 1) if first else image  # (C, H, W) or (H, W, C)
             if not (self.do_rescale or self.do_normalize):
@@ -256,7 +333,11 @@ class BaseImageProcessor:
                 continue
             if kind and batch is None:
                 batch = np.empty((len(images), *view.shape), np.float32)  # (N, C, H, W)
-            out = np.empty(view.shape, np.float32) if batch is None or view.shape != batch.shape[1:] else batch[i]
+            out = (
+                np.empty(view.shape, np.float32)
+                if batch is None or view.shape != batch.shape[1:]
+                else batch[i]
+            )
             wide = (-1, 1, 1) if first else (-1,)
             normalize(view, scale.reshape(wide), shift.reshape(wide), out)
             arrays.append(out)
@@ -265,11 +346,17 @@ class BaseImageProcessor:
         shapes = sorted({array.shape for array in arrays})
         if len(shapes) > 1:
             text = ", ".join(map(str, shapes))
-            raise InputError(f"images of different shapes {text} cannot be one batch; resize and crop them, or leave out return_tensors")
+            raise InputError(
+                f"images of different shapes {text} cannot be one batch; resize and crop them, or"
+                " leave out return_tensors"
+            )
         return to_framework(np.stack(arrays) if batch is None else batch, kind)
 
     def _scale_and_shift(self) -> tuple[Array, Array]:
-        """`x * scale + shift` is rescaling and normalising in one: each of one entry a channel, or one for all."""
+        """`x * scale + shift` is rescaling and normalising in one.
+
+        Each of one entry a channel, or one for all.
+        """
         mean = np.atleast_1d(np.asarray(self.image_mean if self.do_normalize else 0.0, np.float64))
         std = np.atleast_1d(np.asarray(self.image_std if self.do_normalize else 1.0, np.float64))
         factor = self.rescale_factor if self.do_rescale else 1.0
@@ -277,9 +364,15 @@ class BaseImageProcessor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """A processor from the values of a preprocessor_config.json, older ones too; keywords win over them."""
-        merged = {cls.aliases.get(key, key): value for key, value in (*values.items(), *overrides.items())}
-        for key in ("image_processor_type", "feature_extractor_type", "use_fast"):  # there is one pipeline, and it is fast
+        """A processor from the values of a preprocessor_config.json, older ones too.
+
+        Keywords win over them.
+        """
+        merged = {
+            cls.aliases.get(key, key): value for key, value in (*values.items(), *overrides.items())
+        }
+        # there is one pipeline, and it is fast
+        for key in ("image_processor_type", "feature_extractor_type", "use_fast"):
             merged.pop(key, None)
         return cls(**merged)
 
@@ -312,7 +405,11 @@ class BaseImageProcessor:
         if not path.is_file():
             from headstart.hub.resolve import resolve_file
 
-            hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
+            hub: dict[str, Any] = {
+                "revision": revision,
+                "token": token,
+                "local_files_only": local_files_only,
+            }
             hub["cache_dir"] = None if cache_dir is None else Path(cache_dir)
             found = resolve_file(str(name_or_path), "preprocessor_config.json", **hub)
             assert found is not None  # only an optional file can be missing
@@ -330,11 +427,17 @@ class BaseImageProcessor:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+        self,
+        folder: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
     ) -> list[str]:
-        """Writes `preprocessor_config.json` into the folder (made if needed), and returns its path in a list.
+        """Writes `preprocessor_config.json` into the folder (made if needed), and returns its path
+        in a list.
 
-        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as for the method of that name.
+        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as
+        for the method of that name.
         """
         from headstart.checkpoint import atomic_write
 
@@ -359,7 +462,11 @@ class BaseImageProcessor:
         return push_saved(self, repo_id, hub)
 
     def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, BaseImageProcessor) else NotImplemented
+        return (
+            self.to_dict() == other.to_dict()
+            if isinstance(other, BaseImageProcessor)
+            else NotImplemented
+        )
 
     __hash__ = object.__hash__
 

@@ -15,10 +15,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def pixel_confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> Ints:
-    """Counts (V, V) of one picture's pixels: rows are the true classes, columns the predicted ones. Ignored pixels are in no cell."""
+def pixel_confusion(
+    labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
+) -> Ints:
+    """Counts (V, V) of one picture's pixels: rows are the true classes, columns the predicted ones.
+
+    Ignored pixels are in no cell.
+    """
     counted = labels != IGNORED
-    return confusion_matrix(labels[counted].astype(np.int64), predicted[counted].astype(np.int64), classes)
+    return confusion_matrix(
+        labels[counted].astype(np.int64), predicted[counted].astype(np.int64), classes
+    )
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,10 @@ def class_scores(confusion: Ints) -> ClassScores:
 
 
 def mean_iou(confusion: Ints) -> float:
-    """Mean IoU over the classes that occur, in the labels or among the answers (Everingham et al. 2010); NaN where nothing does."""
+    """Mean IoU over the classes that occur, in the labels or among the answers (Everingham et al.
+
+    2010); NaN where nothing does.
+    """
     iou = class_scores(confusion).iou
     return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
@@ -64,14 +74,18 @@ def segmentation_metrics(confusion: Ints) -> dict[str, float]:
 
 
 def bootstrap_interval(confusions: Ints, draws: int = 1000) -> tuple[float, float] | None:
-    """95 % interval of the mean IoU over sets of pictures drawn anew from these (N, V, V); None for fewer than five."""
+    """95 % interval of the mean IoU over sets of pictures drawn anew from these (N, V, V).
+
+    None for fewer than five.
+    """
     count = len(confusions)
     if count < 5:
         return None
     rng = np.random.default_rng(0)
     right = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)  # (N, V)
     union = (confusions.sum(1) + confusions.sum(2)).astype(np.float64) - right
-    times = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)  # (draws, N): how often each picture is drawn
+    # (draws, N): how often each picture is drawn
+    times = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.nanmean((times @ right) / (times @ union), axis=1)
     low, high = np.quantile(means, [0.025, 0.975])

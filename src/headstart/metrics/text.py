@@ -13,7 +13,10 @@ from headstart.metrics.classification import confusion_matrix
 
 
 def matthews(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> float:
-    """Matthews' correlation for any number of classes (Gorodkin 2004): 1 is perfect, 0 is chance or a constant answer."""
+    """Matthews' correlation for any number of classes (Gorodkin 2004).
+
+    1 is perfect, 0 is chance or a constant answer.
+    """
     table = confusion_matrix(labels, predicted, classes).astype(np.float64)
     true, said, total = table.sum(1), table.sum(0), table.sum()
     cover = np.sqrt((total**2 - (said**2).sum()) * (total**2 - (true**2).sum()))
@@ -43,8 +46,8 @@ def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """Entities of one text's IOB tags: kind, first word, and the word after the last.
 
-    As conlleval and seqeval count: an entity begins at B-, or at an I- that follows nothing or another kind; it ends before O, B-, or an
-    I- of another kind.
+    As conlleval and seqeval count: an entity begins at B-, or at an I- that follows nothing or
+    another kind; it ends before O, B-, or an I- of another kind.
     """
     found: set[tuple[str, int, int]] = set()
     kind, start = "", 0
@@ -68,7 +71,9 @@ class EntityScore:
     count: int
 
 
-def entity_scores(true: Iterable[Sequence[str]], said: Iterable[Sequence[str]]) -> dict[str, EntityScore]:
+def entity_scores(
+    true: Iterable[Sequence[str]], said: Iterable[Sequence[str]]
+) -> dict[str, EntityScore]:
     """Scores of each kind of entity, and of all of them under ""."""
     right, there, given = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, said, strict=True):
@@ -93,12 +98,17 @@ def normal_answer(text: str) -> str:
 
 
 def answer_scores(said: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and word F1 against the best of the answers; none of them means that "" is right (SQuAD 2.0)."""
+    """Exact match and word F1 against the best of the answers.
+
+    None of them means that "" is right (SQuAD 2.0).
+    """
     if not answers:
         right = float(not normal_answer(said))
         return right, right
     exact = max(float(normal_answer(said) == normal_answer(each)) for each in answers)
-    return exact, max(_word_f1(normal_answer(said).split(), normal_answer(each).split()) for each in answers)
+    return exact, max(
+        _word_f1(normal_answer(said).split(), normal_answer(each).split()) for each in answers
+    )
 
 
 def _word_f1(said: list[str], true: list[str]) -> float:

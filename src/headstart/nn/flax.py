@@ -1,4 +1,7 @@
-"""What the Flax networks share: the wrapper that holds parameters, loading, saving, output classes as trees, activations."""
+"""What the Flax networks share.
+
+The wrapper that holds parameters, loading, saving, output classes as trees, activations.
+"""
 
 import functools
 import logging
@@ -27,14 +30,18 @@ Params = dict[str, Any]  # nested: module → … → name → array
 
 
 def register_outputs() -> None:
-    """Makes JAX see the arrays inside our output classes, so that they may leave `jit`, `grad` and `vmap`."""
+    """Makes JAX see the arrays inside our output classes, so that they may leave `jit`, `grad` and
+    `vmap`.
+    """
     for cls in output_classes():
 
         def build(keys: tuple[str, ...], values: Any, cls: type[ModelOutput] = cls) -> ModelOutput:
             return cls(**dict(zip(keys, values, strict=True)))
 
         def with_keys(output: ModelOutput) -> tuple[list[Any], tuple[str, ...]]:
-            return [(jax.tree_util.GetAttrKey(key), value) for key, value in output.items()], tuple(output.keys())
+            return [(jax.tree_util.GetAttrKey(key), value) for key, value in output.items()], tuple(
+                output.keys()
+            )
 
         def flatten(output: ModelOutput) -> tuple[list[Any], tuple[str, ...]]:
             return list(output.values()), tuple(output.keys())
@@ -50,7 +57,8 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, the sigmoid form
+    # Hendrycks & Gimpel 2016, the sigmoid form
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
     **{name: getattr(jax.nn, name) for name in ("relu", "selu", "silu", "mish")},
@@ -77,29 +85,50 @@ def check_pixels(pixel_values: Any, channels: int) -> Any:
         InputError: None given, another number of axes or channels, or not floating-point.
     """
     if pixel_values is None:
-        raise InputError("no pixel_values given; pass a (batch, channels, height, width) array, such as an image processor returns")
+        raise InputError(
+            "no pixel_values given; pass a (batch, channels, height, width) array, such as an image"
+            " processor returns"
+        )
     pixels = jnp.asarray(pixel_values)
     if pixels.ndim != 4 or pixels.shape[1] != channels:
-        raise InputError(f"pixel_values has shape {tuple(pixels.shape)}; expected (batch, {channels}, height, width)")
+        raise InputError(
+            f"pixel_values has shape {tuple(pixels.shape)}; expected (batch, {channels}, height,"
+            " width)"
+        )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise InputError(f"pixel_values is {pixels.dtype}; expected floating-point values, such as an image processor returns")
+        raise InputError(
+            f"pixel_values is {pixels.dtype}; expected floating-point values, such as an image"
+            " processor returns"
+        )
     return pixels.transpose(0, 2, 3, 1)  # (B, H, W, C)
 
 
 # Parameters and PyTorch's tensors
 
 Path_ = tuple[str, ...]  # where a parameter is in the tree
-LEAVES = {"kernel": "weight", "scale": "weight"}  # Flax's word → the one in our tables, which are PyTorch's
+# Flax's word → the one in our tables, which are PyTorch's
+LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
 def our_name(path: Path_) -> str:
-    """The name in our tables of a parameter: `("blocks_0", "norm_1", "scale")` is `blocks.0.norm_1.weight`."""
+    """The name in our tables of a parameter.
+
+    `("blocks_0", "norm_1", "scale")` is `blocks.0.norm_1.weight`.
+    """
     *modules, leaf = path
-    return ".".join([*(re.sub(r"^blocks_(\d+)$", r"blocks.\1", module) for module in modules), LEAVES.get(leaf, leaf)])
+    return ".".join(
+        [
+            *(re.sub(r"^blocks_(\d+)$", r"blocks.\1", module) for module in modules),
+            LEAVES.get(leaf, leaf),
+        ]
+    )
 
 
 def torch_layout(path: Path_, value: Any) -> Any:
-    """A parameter as PyTorch lays it out: matrices (I, O) → (O, I), stacked ones (I, n, O) → (n * O, I), filters HWIO → OIHW."""
+    """A parameter as PyTorch lays it out.
+
+    Matrices (I, O) → (O, I), stacked ones (I, n, O) → (n * O, I), filters HWIO → OIHW.
+    """
     if path[-1] != "kernel":
         return value
     if value.ndim == 4:
@@ -120,9 +149,11 @@ def torch_shape(path: Path_, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class PreTrainedModel:
-    """Base of the wrappers: a `flax.linen` module (`module`), its parameters (`params`), loading and saving.
+    """Base of the wrappers: a `flax.linen` module (`module`), its parameters (`params`), loading
+    and saving.
 
-    Parameters are a nested dict of float32 arrays. `dtype` is the type that the network computes in.
+    Parameters are a nested dict of float32 arrays. `dtype` is the type that the network computes
+    in.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
@@ -142,7 +173,10 @@ class PreTrainedModel:
         **module_options: Any,
     ) -> None:
         if not isinstance(config, self.config_class):
-            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+            raise ConfigError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not a"
+                f" {type(config).__name__}"
+            )
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.input_shape = self.default_shape() if input_shape is None else tuple(input_shape)
         self.module = self.module_class(config=config, dtype=dtype, **module_options)
@@ -176,17 +210,25 @@ class PreTrainedModel:
             InputError: Made with `_do_init=False`: the caller holds them.
         """
         if self._params is None:
-            raise InputError("the network was made with _do_init=False and holds no parameters; pass params= to the call")
+            raise InputError(
+                "the network was made with _do_init=False and holds no parameters; pass params= to"
+                " the call"
+            )
         return self._params
 
     @params.setter
     def params(self, params: Mapping[str, Any]) -> None:
         given, wanted = set(flatten_dict(params)), set(flatten_dict(self.params_shape_tree))
         if given != wanted:
-            missing, unknown = (["/".join(path) for path in paths] for paths in (wanted - given, given - wanted))
+            missing, unknown = (
+                ["/".join(path) for path in paths] for paths in (wanted - given, given - wanted)
+            )
             raise WeightsError(misfit_message("params", type(self).__name__, missing, unknown, ()))
         if not self._held:
-            raise InputError("the network was made with _do_init=False and holds no parameters; pass params= to the call")
+            raise InputError(
+                "the network was made with _do_init=False and holds no parameters; pass params= to"
+                " the call"
+            )
         self._params = unflatten_dict(flatten_dict(params))
 
     @functools.cached_property
@@ -202,17 +244,24 @@ class PreTrainedModel:
     def _init(self, key: Any) -> Params:
         return self.module.init(key, jnp.zeros(self.input_shape, self.dtype))["params"]  # type: ignore[no-any-return]
 
-    def init_weights(self, rng: Any, input_shape: tuple[int, ...] | None = None, params: Mapping[str, Any] | None = None) -> Params:
+    def init_weights(
+        self,
+        rng: Any,
+        input_shape: tuple[int, ...] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Params:
         """Random parameters.
 
         Args:
             rng: A key, as `jax.random.key(0)` makes it.
-            input_shape: Of the inputs to the module, (B, H, W, C); the parameters do not depend on B, H and W.
+            input_shape: Of the inputs to the module, (B, H, W, C); the parameters do not depend on
+                B, H and W.
             params: Parameters to keep; only what they lack is drawn.
         """
         if input_shape is not None:
             self.input_shape = tuple(input_shape)
-        drawn: Params = jax.jit(self._init)(rng)  # jit, since it leaves out the forward pass that nothing asks for
+        # jit, since it leaves out the forward pass that nothing asks for
+        drawn: Params = jax.jit(self._init)(rng)
         if params is None:
             return drawn
         return unflatten_dict(flatten_dict(drawn) | flatten_dict(params))  # type: ignore[no-any-return]
@@ -272,7 +321,8 @@ class PreTrainedModel:
         _do_init: bool = True,
         **config_overrides: Any,
     ) -> Any:
-        """A network with the weights of a checkpoint: the PyTorch class's safetensors, or an old `flax_model.msgpack`.
+        """A network with the weights of a checkpoint: the PyTorch class's safetensors, or an old
+        `flax_model.msgpack`.
 
         Args:
             name_or_path: A folder, a file of any format, a Hub id, or an authors' name.
@@ -284,12 +334,14 @@ class PreTrainedModel:
             cache_dir: Where downloads are kept; default the Hub's cache.
             token: Token of the Hub; default the one stored or in `HF_TOKEN`.
             local_files_only: Take only what is on disk.
-            compat: Whose arithmetic: "authors" or "transformers"; None follows `headstart.config.resolve_compat`.
+            compat: Whose arithmetic: "authors" or "transformers"; None follows
+                `headstart.config.resolve_compat`.
             ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
             from_pt: Taken for the sake of older code: every format is recognised.
             _do_init: False returns the network and its parameters apart.
-            **config_overrides: Values of the configuration that win over the checkpoint's, such as `num_labels=10`.
+            **config_overrides: Values of the configuration that win over the checkpoint's, such as
+                `num_labels=10`.
 
         Raises:
             HubError: The name could not be turned into files (see its subclasses).
@@ -298,11 +350,20 @@ class PreTrainedModel:
         """
         from headstart.auto import load_checkpoint
 
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
         formats = ("safetensors", "msgpack", "bin")
-        config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats)
+        config, tensors = load_checkpoint(
+            name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats
+        )
         model = cls(config, input_shape, seed, dtype, _do_init=False)
-        resized = ignore_mismatched_sizes or bool({"num_labels", "id2label"} & set(config_overrides))
+        resized = ignore_mismatched_sizes or bool(
+            {"num_labels", "id2label"} & set(config_overrides)
+        )
         params, info = model.take(tensors, str(name_or_path), ignore_mismatched_sizes, resized)
         if _do_init:
             model._held, model._params = True, params
@@ -312,25 +373,51 @@ class PreTrainedModel:
     def take(
         self, tensors: Mapping[str, Any], name: str, any_size: bool = False, head_size: bool = False
     ) -> tuple[Params, dict[str, list[Any]]]:
-        """Parameters from published tensors in PyTorch's layout; what a file may lack is drawn at random, what does not fit raises."""
-        shapes = {path: tuple(each.shape) for path, each in flatten_dict(self.params_shape_tree).items()}
+        """Parameters from published tensors in PyTorch's layout.
+
+        What a file may lack is drawn at random, what does not fit raises.
+        """
+        shapes = {
+            path: tuple(each.shape) for path, each in flatten_dict(self.params_shape_tree).items()
+        }
         own = {our_name(path): path for path in shapes}
-        found, missing, unknown = self.name_table(self.config).to_ours(self.fit(tensors, self.config), own)
+        found, missing, unknown = self.name_table(self.config).to_ours(
+            self.fit(tensors, self.config), own
+        )
         wanted = {key: torch_shape(path, shapes[path]) for key, path in own.items()}
-        misfits = [(key, tuple(value.shape), wanted[key]) for key, value in found.items() if tuple(value.shape) != wanted[key]]
+        misfits = [
+            (key, tuple(value.shape), wanted[key])
+            for key, value in found.items()
+            if tuple(value.shape) != wanted[key]
+        ]
         lost = [key for key in missing if not self._is_head(key)]
-        wrong = [each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))]
+        wrong = [
+            each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))
+        ]
         if lost or wrong or unknown:
             raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
         fresh = sorted({*missing, *(key for key, _, _ in misfits)})
         flat = {own[key]: value for key, value in found.items() if key not in fresh}
-        # A copy: a parameter must stay as it is when the file changes, and may be donated to a training step.
-        params = {path: jnp.array(flax_layout(path, np.asarray(value, np.float32), shapes[path])) for path, value in flat.items()}
+        # A copy: a parameter must stay as it is when the file changes, and may be donated to a
+        # training step.
+        params = {
+            path: jnp.array(flax_layout(path, np.asarray(value, np.float32), shapes[path]))
+            for path, value in flat.items()
+        }
         if fresh:
             drawn = flatten_dict(self.init_weights(self.key))
             params |= {own[key]: drawn[own[key]] for key in fresh}
-            logger.warning("%s: not in the checkpoint, drawn at random and to be trained: %s", name, ", ".join(fresh))
-        info: dict[str, list[Any]] = {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits, "error_msgs": []}
+            logger.warning(
+                "%s: not in the checkpoint, drawn at random and to be trained: %s",
+                name,
+                ", ".join(fresh),
+            )
+        info: dict[str, list[Any]] = {
+            "missing_keys": missing,
+            "unexpected_keys": unknown,
+            "mismatched_keys": misfits,
+            "error_msgs": [],
+        }
         return unflatten_dict(params), info
 
     def _is_head(self, name: str) -> bool:
@@ -345,7 +432,8 @@ class PreTrainedModel:
         repo_id: str | None = None,
         **hub: Any,
     ) -> None:
-        """Writes a folder that `from_pretrained` of this class and of the PyTorch class read: `config.json`, `model.safetensors`.
+        """Writes a folder that `from_pretrained` of this class and of the PyTorch class read:
+        `config.json`, `model.safetensors`.
 
         Args:
             folder: Made if it does not exist.
@@ -356,9 +444,14 @@ class PreTrainedModel:
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
         flat = flatten_dict(self.params if params is None else params)
-        arrays = {our_name(path): np.ascontiguousarray(torch_layout(path, np.asarray(value))) for path, value in flat.items()}
+        arrays = {
+            our_name(path): np.ascontiguousarray(torch_layout(path, np.asarray(value)))
+            for path, value in flat.items()
+        }
         published = self.name_table(self.config).to_theirs(arrays)
-        save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
+        save_network(
+            folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size
+        )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push
 
@@ -387,6 +480,8 @@ def cast(params: Mapping[str, Any], dtype: Any, mask: Any = None) -> Any:
     """
 
     def one(value: Any, chosen: bool = True) -> Any:
-        return value.astype(dtype) if chosen and jnp.issubdtype(value.dtype, jnp.floating) else value
+        return (
+            value.astype(dtype) if chosen and jnp.issubdtype(value.dtype, jnp.floating) else value
+        )
 
     return jax.tree.map(one, params) if mask is None else jax.tree.map(one, params, mask)

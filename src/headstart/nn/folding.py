@@ -1,4 +1,7 @@
-"""What the folds of the families share: replacing a batch norm by numbers, and a module's kind by another."""
+"""What the folds of the families share.
+
+Replacing a batch norm by numbers, and a module's kind by another.
+"""
 
 from typing import Any, TypeVar, cast
 
@@ -25,25 +28,49 @@ def parameter(value: Tensor) -> nn.Parameter:
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A batch norm of known statistics as `scale * x + shift`, (C,) each. Worked out in float64, as it is done once."""
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    """A batch norm of known statistics as `scale * x + shift`, (C,) each.
+
+    Worked out in float64, as it is done once.
+    """
+    assert (
+        isinstance(norm, nn.BatchNorm2d)
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
     scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
-def convolution(old: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor) -> nn.Conv2d | nn.ConvTranspose2d:
+def convolution(
+    old: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor
+) -> nn.Conv2d | nn.ConvTranspose2d:
     """A convolution like another one, with other filters and a bias."""
     transposed = isinstance(old, nn.ConvTranspose2d)
-    in_channels, out_channels = (weight.shape[0], weight.shape[1]) if transposed else (old.in_channels, weight.shape[0])
+    in_channels, out_channels = (
+        (weight.shape[0], weight.shape[1]) if transposed else (old.in_channels, weight.shape[0])
+    )
     make: Any = nn.ConvTranspose2d if transposed else nn.Conv2d
     with torch.device("meta"):
-        new = make(in_channels, out_channels, old.kernel_size, old.stride, old.padding, groups=old.groups, dilation=old.dilation)
-    new.weight, new.bias = parameter(weight.to(old.weight.dtype)), parameter(bias.to(old.weight.dtype))
+        new = make(
+            in_channels,
+            out_channels,
+            old.kernel_size,
+            old.stride,
+            old.padding,
+            groups=old.groups,
+            dilation=old.dilation,
+        )
+    new.weight, new.bias = (
+        parameter(weight.to(old.weight.dtype)),
+        parameter(bias.to(old.weight.dtype)),
+    )
     new.training = old.training
     return cast(nn.Conv2d, new)
 
 
-def with_norm(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.Module) -> nn.Conv2d | nn.ConvTranspose2d:
+def with_norm(
+    conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.Module
+) -> nn.Conv2d | nn.ConvTranspose2d:
     """The convolution that does what a convolution and the batch norm after it do."""
     scale, shift = scale_and_shift(norm)
     axis = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)

@@ -1,6 +1,8 @@
-"""What the Keras networks share: the base model with loading, saving and training, output classes as trees, losses.
+"""What the Keras networks share: the base model with loading, saving and training, output classes
+as trees, losses.
 
-Runs on every backend of Keras 3 (TensorFlow, JAX, PyTorch), chosen with `KERAS_BACKEND` before Keras is imported.
+Runs on every backend of Keras 3 (TensorFlow, JAX, PyTorch), chosen with `KERAS_BACKEND` before
+Keras is imported.
 """
 
 import logging
@@ -22,7 +24,9 @@ try:
 except ImportError as error:
     missing = str(error.name).partition(".")[0]
     if missing not in ("keras", "optree"):  # Keras is there, and the library it runs on is not
-        raise MissingExtraError(missing, hint=", or choose another backend, such as KERAS_BACKEND=torch") from error
+        raise MissingExtraError(
+            missing, hint=", or choose another backend, such as KERAS_BACKEND=torch"
+        ) from error
     raise MissingExtraError("keras", "keras") from error
 
 import numpy as np
@@ -49,7 +53,9 @@ def register_outputs() -> None:
                 jax.tree_util.register_pytree_node(cls, _flatten, build)
         elif keras.backend.backend() == "tensorflow":  # tf.nest asks the class itself
             cls.__tf_flatten__ = lambda self: (tuple(self.keys()), tuple(self.values()))  # type: ignore[attr-defined]
-            cls.__tf_unflatten__ = classmethod(lambda c, keys, values: c(**dict(zip(keys, values, strict=True))))  # type: ignore[attr-defined]
+            cls.__tf_unflatten__ = classmethod(
+                lambda c, keys, values: c(**dict(zip(keys, values, strict=True)))
+            )  # type: ignore[attr-defined]
 
 
 register_outputs()
@@ -69,8 +75,16 @@ _LOADING: ContextVar[bool] = ContextVar("loading", default=False)
 
 
 def weight_init(std: float) -> Any:
-    """Initial values of a weight: truncated normal, or zeros while `from_pretrained` makes a network whose weights are to be replaced."""
-    return keras.initializers.Zeros() if _LOADING.get() else keras.initializers.TruncatedNormal(stddev=std)
+    """Initial values of a weight.
+
+    Truncated normal, or zeros while `from_pretrained` makes a network whose weights are to be
+    replaced.
+    """
+    return (
+        keras.initializers.Zeros()
+        if _LOADING.get()
+        else keras.initializers.TruncatedNormal(stddev=std)
+    )
 
 
 def activation(name: Any) -> Any:
@@ -87,7 +101,10 @@ def activation(name: Any) -> Any:
 
 
 class DropPath(keras.layers.Layer):  # type: ignore[misc]
-    """Stochastic depth: drops the whole branch of an example with probability `rate` in training (Huang et al. 2016)."""
+    """Stochastic depth.
+
+    Drops the whole branch of an example with probability `rate` in training (Huang et al. 2016).
+    """
 
     def __init__(self, rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -104,13 +121,18 @@ class DropPath(keras.layers.Layer):  # type: ignore[misc]
 
 
 class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Batch norm of maps (B, H, W, C) that keeps the unbiased variance, as PyTorch and Keras 2 do and Keras 3 does not."""
+    """Batch norm of maps (B, H, W, C) that keeps the unbiased variance, as PyTorch and Keras 2 do
+    and Keras 3 does not.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**({"momentum": 0.9, "epsilon": 1e-5} | kwargs))
 
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """x (B, H, W, C), the same shape. In training with the batch's statistics, which the running ones then follow."""
+        """x (B, H, W, C), the same shape.
+
+        In training with the batch's statistics, which the running ones then follow.
+        """
         if not training or not self.trainable:
             return super().call(x, training=False)
         B, H, W, _ = ops.shape(x)
@@ -121,7 +143,9 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
         for kept, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             kept.assign(kept * self.momentum + ops.stop_gradient(new) * (1.0 - self.momentum))
         gamma, beta = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
-        y = ops.batch_normalization(exact, mean, variance, axis=-1, offset=beta, scale=gamma, epsilon=self.epsilon)
+        y = ops.batch_normalization(
+            exact, mean, variance, axis=-1, offset=beta, scale=gamma, epsilon=self.epsilon
+        )
         return ops.cast(y, x.dtype)
 
 
@@ -130,7 +154,8 @@ def classification_loss(logits: Any, labels: Any, config: PreTrainedConfig) -> A
 
     Args:
         logits: (B, V).
-        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V = 1): mean squared error.
+        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V =
+            1): mean squared error.
         config: Gives `num_labels` and `problem_type`.
 
     Raises:
@@ -140,14 +165,26 @@ def classification_loss(logits: Any, labels: Any, config: PreTrainedConfig) -> A
     kind = config.problem_type
     if kind is None:
         integer = "int" in keras.backend.standardize_dtype(labels.dtype)
-        kind = "regression" if config.num_labels == 1 else "single_label_classification" if integer else "multi_label_classification"
+        kind = (
+            "regression"
+            if config.num_labels == 1
+            else "single_label_classification"
+            if integer
+            else "multi_label_classification"
+        )
     if kind == "single_label_classification":
-        return ops.mean(ops.sparse_categorical_crossentropy(ops.reshape(labels, (-1,)), logits, from_logits=True))
+        return ops.mean(
+            ops.sparse_categorical_crossentropy(
+                ops.reshape(labels, (-1,)), logits, from_logits=True
+            )
+        )
     labels = ops.cast(labels, logits.dtype)
     if kind == "regression" and config.num_labels == 1:
         return ops.mean(ops.square(ops.reshape(logits, (-1,)) - ops.reshape(labels, (-1,))))
     if len(labels.shape) != len(logits.shape) or labels.shape[-1] != logits.shape[-1]:
-        raise InputError(f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}")
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}"
+        )
     if kind == "regression":
         return ops.mean(ops.square(logits - labels))
     return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True))
@@ -158,7 +195,8 @@ LEAVES = {
     "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var",
     "cls_token": "cls_token",
 }  # fmt: skip
-# Kind of layer → axes of PyTorch's weight that give Keras' kernel. Depthwise comes first: it may be a kind of the other.
+# Kind of layer → axes of PyTorch's weight that give Keras' kernel. Depthwise comes first: it may be
+# a kind of the other.
 KERNELS = (
     (keras.layers.DepthwiseConv2D, (2, 3, 0, 1)),  # (C, 1, k, k) → (k, k, C, 1)
     (keras.layers.Conv2D, (2, 3, 1, 0)),  # (O, I, k, k) → (k, k, I, O)
@@ -166,12 +204,21 @@ KERNELS = (
 )
 
 
-def named_variables(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
-    """Every variable of the layers inside: our name for it, itself, and the axes that turn PyTorch's layout into its own."""
+def named_variables(
+    layer: Any, prefix: str = ""
+) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
+    """Every variable of the layers inside.
+
+    Our name for it, itself, and the axes that turn PyTorch's layout into its own.
+    """
     for attribute, leaf in LEAVES.items():
         variable = getattr(layer, attribute, None)
         if isinstance(variable, keras.Variable):
-            axes = next((axes for kind, axes in KERNELS if isinstance(layer, kind)), None) if attribute == "kernel" else None
+            axes = (
+                next((axes for kind, axes in KERNELS if isinstance(layer, kind)), None)
+                if attribute == "kernel"
+                else None
+            )
             yield prefix + leaf, variable, axes
     # On the torch backend, layers are modules, which keep each other apart from plain attributes.
     for attribute in [*vars(layer), *vars(layer).get("_modules", ())]:
@@ -189,7 +236,8 @@ def named_variables(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any, tu
 class PreTrainedModel(keras.Model):  # type: ignore[misc]
     """Base of every Keras network: loading, saving, and training on its named outputs.
 
-    All variables exist as soon as a network is made. Its published files are those of the PyTorch class of the same family.
+    All variables exist as soon as a network is made. Its published files are those of the PyTorch
+    class of the same family.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
@@ -203,7 +251,10 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(config, self.config_class):
-            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+            raise ConfigError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not a"
+                f" {type(config).__name__}"
+            )
         self.config = config
 
     @classmethod
@@ -228,18 +279,26 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
     # Calls
 
     def unpack(self, first: Any, **others: Any) -> dict[str, Any]:
-        """The inputs of a call by name: given as keywords, or all in the first argument as a list, tuple or dict."""
+        """The inputs of a call by name.
+
+        Given as keywords, or all in the first argument as a list, tuple or dict.
+        """
         if isinstance(first, Mapping):
             given = dict(first)
         elif isinstance(first, list | tuple):
             if len(first) > len(self.inputs_order):
-                raise InputError(f"{len(first)} inputs given; expected at most {len(self.inputs_order)}: {', '.join(self.inputs_order)}")
+                raise InputError(
+                    f"{len(first)} inputs given; expected at most {len(self.inputs_order)}:"
+                    f" {', '.join(self.inputs_order)}"
+                )
             given = dict(zip(self.inputs_order, first, strict=False))
         else:
             given = {self.main_input_name: first}
         unknown = [key for key in given if key not in self.inputs_order]
         if unknown:
-            raise InputError(f"inputs hold {unknown[0]!r}; expected some of {', '.join(self.inputs_order)}")
+            raise InputError(
+                f"inputs hold {unknown[0]!r}; expected some of {', '.join(self.inputs_order)}"
+            )
         return others | {key: value for key, value in given.items() if value is not None}
 
     def wants(self, name: str, value: bool | None) -> bool:
@@ -258,15 +317,33 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         """The class scores in an output of any form."""
         if isinstance(y_pred, ModelOutput):
             return y_pred.get("logits", y_pred)
-        return next((each for each in y_pred if len(each.shape) == 2), y_pred) if isinstance(y_pred, tuple) else y_pred
+        return (
+            next((each for each in y_pred if len(each.shape) == 2), y_pred)
+            if isinstance(y_pred, tuple)
+            else y_pred
+        )
 
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
-        """The compiled loss of the scores; without one, the network's own, with the labels from the inputs or from `y`."""
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The compiled loss of the scores.
+
+        Without one, the network's own, with the labels from the inputs or from `y`.
+        """
         if self._compile_loss is not None or not hasattr(self, "classifier"):
-            return super().compute_loss(x=x, y=y, y_pred=self.scores(y_pred), sample_weight=sample_weight, training=training)
+            return super().compute_loss(
+                x=x, y=y, y_pred=self.scores(y_pred), sample_weight=sample_weight, training=training
+            )
         labels = self.labels_of(x, y)
         if labels is None:
-            raise InputError("no labels to learn from; give y, inputs with 'labels', or compile(loss=…)")
+            raise InputError(
+                "no labels to learn from; give y, inputs with 'labels', or compile(loss=…)"
+            )
         losses = [classification_loss(self.scores(y_pred), labels, self.config), *self.losses]
         return losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses))
 
@@ -299,7 +376,8 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         from_pt: bool = False,
         **config_overrides: Any,
     ) -> Any:
-        """A network with the weights of a checkpoint: safetensors as PyTorch's, or an old `tf_model.h5`.
+        """A network with the weights of a checkpoint: safetensors as PyTorch's, or an old
+        `tf_model.h5`.
 
         Args:
             name_or_path: A folder, a file of any format, a Hub id, or an authors' name.
@@ -309,11 +387,14 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             token: Token of the Hub; default the one stored or in `HF_TOKEN`.
             local_files_only: Take only what is on disk.
             dtype: Keras' dtype policy, such as "mixed_bfloat16"; default the global one.
-            compat: Whose arithmetic: "authors" or "transformers"; None follows `headstart.config.resolve_compat`.
-            ignore_mismatched_sizes: Keep the random values of variables whose shape differs in the file.
+            compat: Whose arithmetic: "authors" or "transformers"; None follows
+                `headstart.config.resolve_compat`.
+            ignore_mismatched_sizes: Keep the random values of variables whose shape differs in the
+                file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
             from_pt: Taken for the sake of older code: every format is recognised.
-            **config_overrides: Values of the configuration that win over the checkpoint's, such as `num_labels=10`.
+            **config_overrides: Values of the configuration that win over the checkpoint's, such as
+                `num_labels=10`.
 
         Raises:
             HubError: The name could not be turned into files (see its subclasses).
@@ -322,20 +403,34 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         """
         from headstart.auto import load_checkpoint
 
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
         formats = ("safetensors", "h5", "bin")
-        config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats)
+        config, tensors = load_checkpoint(
+            name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats
+        )
         loading = _LOADING.set(True)
         try:
             model = cls(config, **({} if dtype is None else {"dtype": dtype}))
         finally:
             _LOADING.reset(loading)
-        resized = ignore_mismatched_sizes or bool({"num_labels", "id2label"} & set(config_overrides))
+        resized = ignore_mismatched_sizes or bool(
+            {"num_labels", "id2label"} & set(config_overrides)
+        )
         info = model.assign(tensors, str(name_or_path), ignore_mismatched_sizes, resized)
         return (model, info) if output_loading_info else model
 
-    def assign(self, tensors: Mapping[str, Any], name: str, any_size: bool = False, head_size: bool = False) -> dict[str, list[Any]]:
-        """Takes published tensors in PyTorch's layout; what a file may lack keeps its random values, what does not fit raises."""
+    def assign(
+        self, tensors: Mapping[str, Any], name: str, any_size: bool = False, head_size: bool = False
+    ) -> dict[str, list[Any]]:
+        """Takes published tensors in PyTorch's layout.
+
+        What a file may lack keeps its random values, what does not fit raises.
+        """
         own = {key: (variable, axes) for key, variable, axes in named_variables(self)}
         found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
         misfits = []
@@ -348,7 +443,9 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
                 misfits.append((key, value.shape, tuple(variable.shape)))
                 del found[key]
         lost = [key for key in missing if not self._is_head(key)]
-        wrong = [each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))]
+        wrong = [
+            each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))
+        ]
         if lost or wrong or unknown:
             raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
         for key, value in found.items():
@@ -357,28 +454,51 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         for key in fresh:
             variable = own[key][0]
             if len(variable.shape) > 1:  # biases and norms have their initial values already
-                variable.assign(weight_init(self.config.initializer_range)(tuple(variable.shape), dtype="float32"))
+                variable.assign(
+                    weight_init(self.config.initializer_range)(
+                        tuple(variable.shape), dtype="float32"
+                    )
+                )
         if fresh:
-            logger.warning("%s: not in the checkpoint, drawn at random and to be trained: %s", name, ", ".join(fresh))
-        return {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits, "error_msgs": []}
+            logger.warning(
+                "%s: not in the checkpoint, drawn at random and to be trained: %s",
+                name,
+                ", ".join(fresh),
+            )
+        return {
+            "missing_keys": missing,
+            "unexpected_keys": unknown,
+            "mismatched_keys": misfits,
+            "error_msgs": [],
+        }
 
     def _is_head(self, name: str) -> bool:
         return any(name == head or name.startswith(head + ".") for head in self.heads)
 
     def named_arrays(self) -> dict[str, Any]:
-        """Our name → array in PyTorch's layout, for every variable (and a count of batches for every batch norm)."""
+        """Our name → array in PyTorch's layout, for every variable (and a count of batches for
+        every batch norm).
+        """
         arrays: dict[str, Any] = {}
         for key, variable, axes in named_variables(self):
             value = np.asarray(ops.convert_to_numpy(variable.value))
-            arrays[key] = np.ascontiguousarray(value if axes is None else np.transpose(value, np.argsort(axes)))
+            arrays[key] = np.ascontiguousarray(
+                value if axes is None else np.transpose(value, np.argsort(axes))
+            )
             if key.endswith("running_var"):
                 arrays[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
         return arrays
 
     def save_pretrained(
-        self, folder: str | Path, max_shard_size: str | int = "5GB", push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+        self,
+        folder: str | Path,
+        max_shard_size: str | int = "5GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
     ) -> None:
-        """Writes a folder that `from_pretrained` of this class and of the PyTorch class read: `config.json`, `model.safetensors`.
+        """Writes a folder that `from_pretrained` of this class and of the PyTorch class read:
+        `config.json`, `model.safetensors`.
 
         Args:
             folder: Made if it does not exist.
@@ -388,7 +508,9 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
         published = self.name_table(self.config).to_theirs(self.named_arrays())
-        save_network(folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size)
+        save_network(
+            folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size
+        )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push
 

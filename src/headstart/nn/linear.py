@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)  # type: ignore[no-untyped-call]
 
 
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's matrix product may be called directly: plain float32 tensors on a CPU, and nobody traces or transforms the call."""
+    """Whether oneDNN's matrix product may be called directly.
+
+    Plain float32 tensors on a CPU, and nobody traces or transforms the call.
+    """
     return (
         not torch.compiler.is_compiling()
         and _HAS_ONEDNN
@@ -32,7 +37,10 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, D) times weight (D', D) transposed, plus bias (D',) → (…, D'); of tensors that oneDNN serves where no gradient is recorded."""
+    """x (…, D) times weight (D', D) transposed, plus bias (D',) → (…, D').
+
+    Of tensors that oneDNN serves where no gradient is recorded.
+    """
     if torch.is_grad_enabled():  # the derivative of a derivative
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
@@ -60,7 +68,10 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` that runs through oneDNN where that serves: x (…, D), weight (D', D), bias (D',) → (…, D')."""
+    """`F.linear` that runs through oneDNN where that serves.
+
+    X (…, D), weight (D', D), bias (D',) → (…, D').
+    """
     if not onednn_serves(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
@@ -71,8 +82,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(nn.Linear):
     """`nn.Linear` that runs through oneDNN on CPUs.
 
-    PyTorch hands float32 products to MKL, which uses half of the vector width of CPUs that are not Intel's; oneDNN, which PyTorch carries
-    as well, uses all of it. Parameters, results (to rounding) and everything else are `nn.Linear`'s.
+    PyTorch hands float32 products to MKL, which uses half of the vector width of CPUs that are not
+    Intel's; oneDNN, which PyTorch carries as well, uses all of it. Parameters, results (to
+    rounding) and everything else are `nn.Linear`'s.
     """
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,4 +1,7 @@
-"""What the PyTorch networks of every family share: the base model, activations, stochastic depth, losses."""
+"""What the PyTorch networks of every family share.
+
+The base model, activations, stochastic depth, losses.
+"""
 
 import functools
 import logging
@@ -64,7 +67,10 @@ def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch of an example with probability `rate` in training (Huang et al. 2016)."""
+    """Stochastic depth.
+
+    Drops the whole branch of an example with probability `rate` in training (Huang et al. 2016).
+    """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -88,14 +94,25 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
-    """A key under which something computed from a weight may be kept, or None while the weight may change or is traced.
+    """A key under which something computed from a weight may be kept, or None while the weight may
+    change or is traced.
 
-    It is kept in evaluation, without gradients. The key sees another tensor, another version of it (in-place writes), and on a CPU other
-    values in a sample of it, since writing to `.data` leaves the version alone.
+    It is kept in evaluation, without gradients. The key sees another tensor, another version of it
+    (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves
+    the version alone.
     """
-    if training or torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
+    if (
+        training
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or weight.is_inference()
+    ):
         return None
-    sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].tolist() if weight.is_cpu else None
+    sample = (
+        weight.detach().flatten()[:: max(1, weight.numel() // 16)].tolist()
+        if weight.is_cpu
+        else None
+    )
     return weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape, sample
 
 
@@ -104,7 +121,8 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
 
     Args:
         logits: (B, V).
-        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V = 1): mean squared error.
+        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V =
+            1): mean squared error.
         config: Gives `num_labels` and `problem_type`.
 
     Raises:
@@ -113,41 +131,72 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     kind = config.problem_type
     if kind is None:
         integer = not labels.is_floating_point()
-        kind = "regression" if config.num_labels == 1 else "single_label_classification" if integer else "multi_label_classification"
+        kind = (
+            "regression"
+            if config.num_labels == 1
+            else "single_label_classification"
+            if integer
+            else "multi_label_classification"
+        )
     if kind == "single_label_classification":
         if labels.is_floating_point():
-            raise InputError(f"labels are {labels.dtype}; single_label_classification expects integers from 0 to {config.num_labels - 1}")
-        return F.cross_entropy(logits.view(-1, config.num_labels), labels.to(logits.device).view(-1).long())
+            raise InputError(
+                f"labels are {labels.dtype}; single_label_classification expects integers from 0 to"
+                f" {config.num_labels - 1}"
+            )
+        return F.cross_entropy(
+            logits.view(-1, config.num_labels), labels.to(logits.device).view(-1).long()
+        )
     labels = labels.to(logits.device, logits.dtype)
     if config.num_labels == 1 and kind == "regression":
         logits, labels = logits.squeeze(), labels.squeeze()
     if logits.shape != labels.shape:
-        raise InputError(f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}")
-    return F.mse_loss(logits, labels) if kind == "regression" else F.binary_cross_entropy_with_logits(logits, labels)
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}"
+        )
+    return (
+        F.mse_loss(logits, labels)
+        if kind == "regression"
+        else F.binary_cross_entropy_with_logits(logits, labels)
+    )
 
 
 def check_pixels(pixel_values: Tensor | None, channels: int) -> Tensor:
     """The images (B, C, H, W) of a call.
 
     Raises:
-        InputError: None or no tensor given, another number of axes or channels, or not floating-point.
+        InputError: None or no tensor given, another number of axes or channels, or not
+            floating-point.
     """
     if pixel_values is None:
-        raise InputError("no pixel_values given; pass a (batch, channels, height, width) tensor, such as an image processor returns")
+        raise InputError(
+            "no pixel_values given; pass a (batch, channels, height, width) tensor, such as an"
+            " image processor returns"
+        )
     if not isinstance(pixel_values, Tensor):
         kind = type(pixel_values).__name__
-        raise InputError(f'pixel_values is a {kind}; expected a tensor, such as an image processor returns with return_tensors="pt"')
+        raise InputError(
+            f"pixel_values is a {kind}; expected a tensor, such as an image processor returns with"
+            ' return_tensors="pt"'
+        )
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-        raise InputError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {channels}, height, width)")
+        raise InputError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {channels},"
+            " height, width)"
+        )
     if not pixel_values.is_floating_point():
-        raise InputError(f"pixel_values is {pixel_values.dtype}; expected floating-point values, such as an image processor returns")
+        raise InputError(
+            f"pixel_values is {pixel_values.dtype}; expected floating-point values, such as an"
+            " image processor returns"
+        )
     return pixel_values
 
 
 class PreTrainedModel(nn.Module):
     """Base of every network: loading, saving, and what a user may ask of any of them.
 
-    A family's base class sets the class values; a network sets `heads`, the first words of names that a checkpoint may lack.
+    A family's base class sets the class values; a network sets `heads`, the first words of names
+    that a checkpoint may lack.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
@@ -159,7 +208,10 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+            raise ConfigError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not a"
+                f" {type(config).__name__}"
+            )
         self.config = config
         self.gradient_checkpointing = False
 
@@ -214,7 +266,9 @@ class PreTrainedModel(nn.Module):
         """Always true."""
         return True
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Recomputes each block in the backward pass instead of keeping what it computed."""
         self._set_checkpointing(True)
 
@@ -244,10 +298,14 @@ class PreTrainedModel(nn.Module):
 
     # Loading
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Takes our names (as `state_dict()` gives them) or the published ones."""
         own = self.state_dict()
-        if not all(key in own for key in state_dict) and any(self.name_table(self.config).knows(key) for key in state_dict):
+        if not all(key in own for key in state_dict) and any(
+            self.name_table(self.config).knows(key) for key in state_dict
+        ):
             found, _, unknown = self.name_table(self.config).to_ours(state_dict, own)
             state_dict = found | {key: state_dict[key] for key in unknown}
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -276,7 +334,8 @@ class PreTrainedModel(nn.Module):
         """A network with the weights of a checkpoint, in evaluation mode.
 
         Args:
-            name_or_path: A folder, a file of any format, a Hub id, or an authors' name (`headstart models` lists them).
+            name_or_path: A folder, a file of any format, a Hub id, or an authors' name (`headstart
+                models` lists them).
             config: A configuration to use instead of the checkpoint's.
             revision: Branch, tag or commit on the Hub.
             cache_dir: Where downloads are kept; default the Hub's cache.
@@ -285,12 +344,14 @@ class PreTrainedModel(nn.Module):
             dtype: Type of the weights; default float32, "auto" is the file's.
             torch_dtype: Older name of `dtype`.
             device: Where to put the weights; default the CPU.
-            compat: Whose arithmetic: "authors" or "transformers"; None follows `headstart.config.resolve_compat`.
+            compat: Whose arithmetic: "authors" or "transformers"; None follows
+                `headstart.config.resolve_compat`.
             ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
-            optimized: False loads the network itself from a folder that `headstart.optimize` made; by default its optimised form is loaded,
-                unless something else is asked of it too.
-            **config_overrides: Values of the configuration that win over the checkpoint's, such as `num_labels=10`.
+            optimized: False loads the network itself from a folder that `headstart.optimize` made;
+                by default its optimised form is loaded, unless something else is asked of it too.
+            **config_overrides: Values of the configuration that win over the checkpoint's, such as
+                `num_labels=10`.
 
         Raises:
             HubError: The name could not be turned into files (see its subclasses).
@@ -299,19 +360,54 @@ class PreTrainedModel(nn.Module):
         """
         from headstart.auto import load_checkpoint
 
-        asked = (config, dtype, torch_dtype, device, compat, ignore_mismatched_sizes, output_loading_info, config_overrides)
-        if optimized is not False and not any(asked) and (Path(name_or_path) / "headstart_optimized.json").is_file():
+        asked = (
+            config,
+            dtype,
+            torch_dtype,
+            device,
+            compat,
+            ignore_mismatched_sizes,
+            output_loading_info,
+            config_overrides,
+        )
+        if (
+            optimized is not False
+            and not any(asked)
+            and (Path(name_or_path) / "headstart_optimized.json").is_file()
+        ):
             from headstart.engine import holds, load
 
             if holds(name_or_path, cls):
                 return load(name_or_path)
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        config, tensors = load_checkpoint(name_or_path, cls.config_class, config, compat, config_overrides, hub)
-        wanted = dtype if dtype is not None else torch_dtype if torch_dtype is not None else torch.float32
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
+        config, tensors = load_checkpoint(
+            name_or_path, cls.config_class, config, compat, config_overrides, hub
+        )
+        wanted = (
+            dtype
+            if dtype is not None
+            else torch_dtype
+            if torch_dtype is not None
+            else torch.float32
+        )
         with torch.device("meta"), _NoInit():
             model = cls(config)
-        resized = ignore_mismatched_sizes or bool({"num_labels", "id2label"} & set(config_overrides))
-        info = model._assign(tensors, str(name_or_path), ignore_mismatched_sizes, resized, device or "cpu", as_dtype(wanted))
+        resized = ignore_mismatched_sizes or bool(
+            {"num_labels", "id2label"} & set(config_overrides)
+        )
+        info = model._assign(
+            tensors,
+            str(name_or_path),
+            ignore_mismatched_sizes,
+            resized,
+            device or "cpu",
+            as_dtype(wanted),
+        )
         model.eval()
         return (model, info) if output_loading_info else model
 
@@ -324,10 +420,19 @@ class PreTrainedModel(nn.Module):
         device: torch.device | str,
         dtype: torch.dtype | None,
     ) -> dict[str, list[Any]]:
-        """Gives a network on the meta device its tensors; what the file lacks is drawn at random, what does not fit raises."""
-        own = dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n in self.state_dict()}
+        """Gives a network on the meta device its tensors.
+
+        What the file lacks is drawn at random, what does not fit raises.
+        """
+        own = dict(self.named_parameters()) | {
+            n: b for n, b in self.named_buffers() if n in self.state_dict()
+        }
         found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
-        misfits = [(n, tuple(t.shape), tuple(own[n].shape)) for n, t in found.items() if t.shape != own[n].shape]
+        misfits = [
+            (n, tuple(t.shape), tuple(own[n].shape))
+            for n, t in found.items()
+            if t.shape != own[n].shape
+        ]
         allowed = [n for n, _, _ in misfits if any_size or (head_size and self._is_head(n))]
         for key in allowed:
             del found[key]
@@ -342,8 +447,17 @@ class PreTrainedModel(nn.Module):
         self.tie_weights()
         fresh = sorted({*missing, *allowed})
         if fresh:
-            logger.warning("%s: not in the checkpoint, drawn at random and to be trained: %s", name, ", ".join(fresh))
-        return {"missing_keys": missing, "unexpected_keys": unknown, "mismatched_keys": misfits, "error_msgs": []}
+            logger.warning(
+                "%s: not in the checkpoint, drawn at random and to be trained: %s",
+                name,
+                ", ".join(fresh),
+            )
+        return {
+            "missing_keys": missing,
+            "unexpected_keys": unknown,
+            "mismatched_keys": misfits,
+            "error_msgs": [],
+        }
 
     def _is_head(self, name: str) -> bool:
         return any(name == head or name.startswith(head + ".") for head in self.heads)
@@ -354,11 +468,14 @@ class PreTrainedModel(nn.Module):
         if not any(t.is_meta for t in [*self.parameters(), *self.buffers()]):
             return
         for module in self.modules():
-            direct = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            direct = dict(module.named_parameters(recurse=False)) | dict(
+                module.named_buffers(recurse=False)
+            )
             absent = [n for n, t in direct.items() if t is not None and t.is_meta]
             if not absent:
                 continue
-            for n, t in direct.items():  # what was loaded is set aside, for the initialisation to write elsewhere
+            # what was loaded is set aside, for the initialisation to write elsewhere
+            for n, t in direct.items():
                 kind = dtype if t.is_floating_point() else t.dtype
                 set_tensor(module, n, torch.zeros(t.shape, dtype=kind, device=device))
             if hasattr(module, "reset_buffers"):
@@ -373,9 +490,15 @@ class PreTrainedModel(nn.Module):
     # Saving
 
     def save_pretrained(
-        self, folder: str | Path, max_shard_size: str | int = "5GB", push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+        self,
+        folder: str | Path,
+        max_shard_size: str | int = "5GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
     ) -> None:
-        """Writes a folder that `from_pretrained`, and transformers, read: `config.json` and `model.safetensors`, each atomically.
+        """Writes a folder that `from_pretrained`, and transformers, read: `config.json` and
+        `model.safetensors`, each atomically.
 
         Args:
             folder: Made if it does not exist.
@@ -385,7 +508,13 @@ class PreTrainedModel(nn.Module):
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
         state = {key: value.detach() for key, value in self.state_dict().items()}
-        save_network(folder, self.config, self.name_table(self.config).to_theirs(state), type(self).__name__, max_shard_size)
+        save_network(
+            folder,
+            self.config,
+            self.name_table(self.config).to_theirs(state),
+            type(self).__name__,
+            max_shard_size,
+        )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push
 
@@ -404,16 +533,32 @@ class PreTrainedModel(nn.Module):
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves tensors as they are where a module would draw its initial values: they come from a file."""
+    """Leaves tensors as they are where a module would draw its initial values.
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    They come from a file.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-_DRAWS = {nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
+_DRAWS = {
+    nn.init.kaiming_uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    Tensor.uniform_,
+    Tensor.normal_,
+}
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
@@ -424,7 +569,10 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"dtype={dtype!r}; expected a floating-point type such as 'float32', 'bfloat16' or 'float16', or 'auto'")
+        raise ConfigError(
+            f"dtype={dtype!r}; expected a floating-point type such as 'float32', 'bfloat16' or"
+            " 'float16', or 'auto'"
+        )
     return found
 
 

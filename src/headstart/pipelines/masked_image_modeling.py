@@ -1,7 +1,8 @@
-"""What a network pretrained on masked images imagines behind a mask: two views of a picture, codes of the masked patches, and the picture
-they stand for.
+"""What a network pretrained on masked images imagines behind a mask: two views of a picture, codes
+of the masked patches, and the picture they stand for.
 
-Letters: H W sides of an image, S side of what the network sees, h w sides of the grid of patches and of the map of codes, V codes.
+Letters: H W sides of an image, S side of what the network sees, h w sides of the grid of patches
+    and of the map of codes, V codes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,10 @@ def tokenizer_view(picture: Pixels, grid: tuple[int, int]) -> Pixels:
 
 def normalised(images: Tensor, processor: Any) -> Tensor:
     """Values as the network wants them, of uint8 (B, 3, H, W)."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(v, device=images.device).view(3, 1, 1)
+        for v in (processor.image_mean, processor.image_std)
+    )
     values: Tensor = images.float() * processor.rescale_factor
     return (values - mean) / std if processor.do_normalize else values
 
@@ -48,7 +52,9 @@ def as_tensor(pictures: Iterable[Pixels], device: torch.device | str = "cpu") ->
     return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).to(device)
 
 
-def codes_of(tokenizer: Any, pictures: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
+def codes_of(
+    tokenizer: Any, pictures: Iterable[Pixels], device: torch.device | str = "cpu"
+) -> Tensor:
     """Codes (B, h, w) of tokenizer views."""
     codes: Tensor = tokenizer.encode(as_tensor(pictures, device).float() / 255)
     return codes
@@ -57,14 +63,17 @@ def codes_of(tokenizer: Any, pictures: Iterable[Pixels], device: torch.device | 
 @torch.no_grad()
 def guess_codes(model: nn.Module, pixel_values: Tensor, mask: Tensor) -> Tensor:
     """The likeliest code of every patch, (B, h, w), where the mask (B, h, w) hides some."""
-    logits = model(pixel_values=pixel_values, bool_masked_pos=mask.flatten(1)).logits  # (B, h * w, V)
+    # (B, h * w, V)
+    logits = model(pixel_values=pixel_values, bool_masked_pos=mask.flatten(1)).logits
     best: Tensor = logits.argmax(-1).view(mask.shape)
     return best
 
 
-def panels(picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any) -> list[Pixels]:
-    """Pictures to compare: the original, what the mask leaves of it, and (where the tokenizer can paint) the picture of visible and guessed
-    codes, and that of the true codes.
+def panels(
+    picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any
+) -> list[Pixels]:
+    """Pictures to compare: the original, what the mask leaves of it, and (where the tokenizer can
+    paint) the picture of visible and guessed codes, and that of the true codes.
 
     Args:
         picture: (H, W, 3).
@@ -74,12 +83,15 @@ def panels(picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tens
         tokenizer: Of these codes.
     """
     height, width = picture.shape[:2]
-    hidden = resize(mask.astype(np.uint8)[..., None], (height, width), Image.Resampling.NEAREST)  # (H, W, 1)
+    # (H, W, 1)
+    hidden = resize(mask.astype(np.uint8)[..., None], (height, width), Image.Resampling.NEAREST)
     shown = [picture, np.where(hidden.astype(bool), GREY, picture).astype(np.uint8)]
     if tokenizer.decoder is None:
         return shown
-    both = torch.stack([torch.where(torch.from_numpy(mask).to(true.device), guessed, true), true])  # (2, h, w)
-    painted = (tokenizer.decode(both) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (2, 8h, 8w, 3)
+    # (2, h, w)
+    both = torch.stack([torch.where(torch.from_numpy(mask).to(true.device), guessed, true), true])
+    # (2, 8h, 8w, 3)
+    painted = (tokenizer.decode(both) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return shown + [resize(each, (height, width)) for each in painted]
 
 
@@ -94,7 +106,10 @@ def load_tokenizer(folder: str | Path, config: Any) -> Any:
         return DalleImageTokenizer.from_pretrained(inside)
     name = getattr(config, "image_tokenizer", None)
     if name not in DalleImageTokenizer.published:
-        raise ConfigError(f"{folder} has no folder {TOKENIZER_FOLDER} with the tokenizer it was pretrained with; name one with tokenizer=")
+        raise ConfigError(
+            f"{folder} has no folder {TOKENIZER_FOLDER} with the tokenizer it was pretrained with;"
+            " name one with tokenizer="
+        )
     return DalleImageTokenizer.from_pretrained(name)
 
 
@@ -102,7 +117,8 @@ class MaskedImageModelingPipeline:
     """Hides blocks of a picture and paints what the network expects there.
 
     Args:
-        model: A folder that `headstart train --task masked-image-modeling` made, a Hub id, an authors' name, or a model object.
+        model: A folder that `headstart train --task masked-image-modeling` made, a Hub id, an
+            authors' name, or a model object.
         image_processor: Processor for a model object; default the one beside the model.
         tokenizer: Tokenizer of the codes; default the one beside the model.
         device: Where to compute.
@@ -111,8 +127,18 @@ class MaskedImageModelingPipeline:
 
     task = "masked-image-modeling"
 
-    def __init__(self, model: Any, *, image_processor: Any = None, tokenizer: Any = None, device: Any = None, seed: int = 0) -> None:
-        self.model, self.image_processor = load_both(model, "AutoModelForMaskedImageModeling", image_processor, device)
+    def __init__(
+        self,
+        model: Any,
+        *,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        device: Any = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.image_processor = load_both(
+            model, "AutoModelForMaskedImageModeling", image_processor, device
+        )
         self.device = self.model.device
         tokenizer = tokenizer or load_tokenizer(self.model.config.name_or_path, self.model.config)
         self.tokenizer, self.seed = tokenizer.to(self.device).eval(), seed
@@ -124,7 +150,8 @@ class MaskedImageModelingPipeline:
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
 
         Returns:
-            `{"panels": [picture, masked, reconstruction, codes], "mask": (h, w), "codes": (h, w), "guessed": (h, w), "accuracy": float}`.
+            `{"panels": [picture, masked, reconstruction, codes], "mask": (h, w), "codes": (h, w),
+            "guessed": (h, w), "accuracy": float}`.
         """
         return next(self.stream([images])) if is_one_image(images) else list(self.stream(images))
 
@@ -135,22 +162,38 @@ class MaskedImageModelingPipeline:
         for number, image in enumerate(images):
             picture = np.asarray(decode(image)[0], dtype=np.uint8)
             view = network_view(picture, config.image, self.image_processor.resample)  # (S, S, 3)
-            true = codes_of(self.tokenizer, [tokenizer_view(picture, config.grid)], self.device)  # (1, h, w)
-            mask = blockwise_mask(config.grid[0], config.grid[1], np.random.default_rng([self.seed, number]))
+            # (1, h, w)
+            true = codes_of(self.tokenizer, [tokenizer_view(picture, config.grid)], self.device)
+            mask = blockwise_mask(
+                config.grid[0], config.grid[1], np.random.default_rng([self.seed, number])
+            )
             if not mask.any():
                 raise InputError(f"a grid of {config.grid} patches is too small to be masked")
             hidden = torch.from_numpy(mask)[None].to(self.device)
-            guessed = guess_codes(self.model, normalised(as_tensor([view], self.device), self.image_processor), hidden)
+            guessed = guess_codes(
+                self.model, normalised(as_tensor([view], self.device), self.image_processor), hidden
+            )
             right = float((guessed == true)[hidden].float().mean())
             shown = panels(view, mask, true[0], guessed[0], self.tokenizer)
-            yield {"panels": shown, "mask": mask, "codes": true[0].cpu(), "guessed": guessed[0].cpu(), "accuracy": right}
+            yield {
+                "panels": shown,
+                "mask": mask,
+                "codes": true[0].cpu(),
+                "guessed": guessed[0].cpu(),
+                "accuracy": right,
+            }
 
     def write(self, image: Any, stem: Path) -> dict[str, Any]:
-        """Writes `STEM_reconstruction.png`, the panels side by side, and gives its name and how many masked codes were guessed."""
+        """Writes `STEM_reconstruction.png`, the panels side by side, and gives its name and how
+        many masked codes were guessed.
+        """
         found = self(image)
         stem.parent.mkdir(parents=True, exist_ok=True)
         file = stem.with_name(f"{stem.name}_reconstruction.png")
         white = np.full((found["panels"][0].shape[0], 6, 3), 255, np.uint8)
         parts = [part for panel in found["panels"] for part in (panel, white)][:-1]
         Image.fromarray(np.concatenate(parts, axis=1)).save(file)
-        return {"classes": [{"label": "masked codes guessed", "share": found["accuracy"]}], "reconstruction_file": str(file)}
+        return {
+            "classes": [{"label": "masked codes guessed", "share": found["accuracy"]}],
+            "reconstruction_file": str(file),
+        }

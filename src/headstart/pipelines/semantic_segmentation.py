@@ -26,7 +26,10 @@ LEAST = 4  # patches a side: what the pyramid of BEiT needs, at most
 
 
 def input_size(processor: Any, height: int, width: int) -> tuple[int, int]:
-    """Sides that a picture is resized to, uncropped: its shorter side to the processor's, or both to its height and width."""
+    """Sides that a picture is resized to, uncropped.
+
+    Its shorter side to the processor's, or both to its height and width.
+    """
     size: dict[str, int] = processor.size
     if not processor.do_resize:
         return height, width
@@ -42,7 +45,10 @@ def window_of(processor: Any) -> tuple[int, int]:
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows that cover a side; the last one ends with the side. One window where it covers all of it."""
+    """First pixels of windows that cover a side; the last one ends with the side.
+
+    One window where it covers all of it.
+    """
     if length <= window:
         return [0]
     return [min(start, length - window) for start in range(0, length - window + stride, stride)]
@@ -54,17 +60,23 @@ def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | Non
     Args:
         model: A segmentation network.
         pixels: On the model's device.
-        window: Height and width of the windows, over whose overlaps scores are averaged; None shows the network the whole picture.
+        window: Height and width of the windows, over whose overlaps scores are averaged; None shows
+            the network the whole picture.
     """
     _, H, W = pixels.shape
     rows, columns = (min(side, most) for side, most in zip(window or (H, W), (H, W), strict=True))
-    tops, lefts = (starts(side, size, max(1, int(size * STRIDE))) for side, size in ((H, rows), (W, columns)))
+    tops, lefts = (
+        starts(side, size, max(1, int(size * STRIDE))) for side, size in ((H, rows), (W, columns))
+    )
     places = [(top, left) for top in tops for left in lefts]
     total: Tensor | None = None
     seen = torch.zeros(H, W, device=pixels.device)
     for first in range(0, len(places), WINDOWS):
         some = places[first : first + WINDOWS]
-        scores = _scores(model, torch.stack([pixels[:, top : top + rows, left : left + columns] for top, left in some]))
+        scores = _scores(
+            model,
+            torch.stack([pixels[:, top : top + rows, left : left + columns] for top, left in some]),
+        )
         for (top, left), each in zip(some, scores, strict=True):  # each (V, rows, columns)
             total = torch.zeros(len(each), H, W, device=pixels.device) if total is None else total
             total[:, top : top + rows, left : left + columns] += each
@@ -74,31 +86,47 @@ def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | Non
 
 
 def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, V, H, W). Sides that are no multiple of the patches are filled up with the mean colour, and cut off again."""
+    """(B, 3, H, W) → (B, V, H, W).
+
+    Sides that are no multiple of the patches are filled up with the mean colour, and cut off again.
+    """
     _, _, H, W = pixels.shape
     patch: tuple[int, int] = getattr(model.config, "patch", (1, 1))  # type: ignore[arg-type]
-    full = tuple(max(LEAST, -(-side // size)) * size for side, size in zip((H, W), patch, strict=True))
+    full = tuple(
+        max(LEAST, -(-side // size)) * size for side, size in zip((H, W), patch, strict=True)
+    )
     padded = F.pad(pixels, (0, full[1] - W, 0, full[0] - H))
     logits: Tensor = model(pixel_values=padded).logits.float()
     return F.interpolate(logits, size=full, mode="bilinear", align_corners=False)[..., :H, :W]
 
 
 @torch.inference_mode()
-def segment(model: nn.Module, processor: Any, picture: NDArray[np.uint8], mode: Mode = "slide") -> NDArray[np.int64]:
+def segment(
+    model: nn.Module, processor: Any, picture: NDArray[np.uint8], mode: Mode = "slide"
+) -> NDArray[np.int64]:
     """The class of every pixel, (H, W), of a picture (H, W, 3) uint8, at its own size."""
     if mode not in ("slide", "whole"):
         raise InputError(f"mode={mode!r}; expected 'slide' or 'whole'")
     height, width = picture.shape[:2]
     size = input_size(processor, height, width)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
-    values = processor(picture, size={"height": size[0], "width": size[1]}, do_center_crop=False, return_tensors="pt")["pixel_values"]
-    scores = class_scores(model, values[0].to(device, dtype), window_of(processor) if mode == "slide" else None)  # (V, H, W)
-    scores = F.interpolate(scores[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    values = processor(
+        picture,
+        size={"height": size[0], "width": size[1]},
+        do_center_crop=False,
+        return_tensors="pt",
+    )["pixel_values"]
+    scores = class_scores(
+        model, values[0].to(device, dtype), window_of(processor) if mode == "slide" else None
+    )  # (V, H, W)
+    scores = F.interpolate(
+        scores[None], size=(height, width), mode="bilinear", align_corners=False
+    )[0]
     classes: NDArray[np.int64] = scores.argmax(0).cpu().numpy()
     return classes
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------------------------
+# Pictures -----------------------------------------------------------------------------------------
 
 
 def class_colours(config: Any) -> NDArray[np.uint8]:
@@ -108,13 +136,24 @@ def class_colours(config: Any) -> NDArray[np.uint8]:
         return np.array(known, dtype=np.uint8)[: config.num_labels]
     # Steps of the golden ratio never come close to an earlier hue for long.
     hues = [(0.08 + 0.618034 * i) % 1 for i in range(config.num_labels)]
-    colours = [colorsys.hsv_to_rgb(hue, 0.75 - 0.3 * (i % 3 == 1), 0.95 - 0.3 * (i % 3 == 2)) for i, hue in enumerate(hues)]
+    colours = [
+        colorsys.hsv_to_rgb(hue, 0.75 - 0.3 * (i % 3 == 1), 0.95 - 0.3 * (i % 3 == 2))
+        for i, hue in enumerate(hues)
+    ]
     made: NDArray[np.uint8] = np.rint(np.array(colours) * 255).astype(np.uint8)
     return made
 
 
-def overlay(picture: NDArray[np.uint8], classes: NDArray[Any], colours: NDArray[np.uint8], strength: float = 0.6) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) in the colours of its classes (H, W); what has no class (255) stays as it is."""
+def overlay(
+    picture: NDArray[np.uint8],
+    classes: NDArray[Any],
+    colours: NDArray[np.uint8],
+    strength: float = 0.6,
+) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) in the colours of its classes (H, W).
+
+    What has no class (255) stays as it is.
+    """
     known = classes < len(colours)
     painted = colours[np.where(known, classes, 0)].astype(np.float32)
     share = np.where(known, strength, 0.0)[..., None].astype(np.float32)
@@ -123,7 +162,10 @@ def overlay(picture: NDArray[np.uint8], classes: NDArray[Any], colours: NDArray[
 
 
 def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Image:
-    """Classes (H, W) as a palette image: its values are the class numbers, its colours the classes'. Beyond 256 classes, 16-bit grey."""
+    """Classes (H, W) as a palette image.
+
+    Its values are the class numbers, its colours the classes'. Beyond 256 classes, 16-bit grey.
+    """
     if len(colours) > 256:
         return Image.fromarray(classes.astype(np.uint16))
     picture = Image.fromarray(classes.astype(np.uint8))
@@ -138,13 +180,18 @@ class SemanticSegmentationPipeline:
         model: A folder, a Hub id, an authors' name, or a model object.
         image_processor: Processor for a model object; default the one beside the model.
         device: Where to compute.
-        mode: "slide" looks through windows of the size the network was trained on, "whole" at the picture at once.
+        mode: "slide" looks through windows of the size the network was trained on, "whole" at the
+            picture at once.
     """
 
     task = "semantic-segmentation"
 
-    def __init__(self, model: Any, *, image_processor: Any = None, device: Any = None, mode: Mode = "slide") -> None:
-        self.model, self.image_processor = load_both(model, "AutoModelForSemanticSegmentation", image_processor, device)
+    def __init__(
+        self, model: Any, *, image_processor: Any = None, device: Any = None, mode: Mode = "slide"
+    ) -> None:
+        self.model, self.image_processor = load_both(
+            model, "AutoModelForSemanticSegmentation", image_processor, device
+        )
         self.mode = mode
         self.colours = class_colours(self.model.config)
 
@@ -155,7 +202,8 @@ class SemanticSegmentationPipeline:
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
 
         Returns:
-            `{"mask": (H, W) int64 array, "classes": [{"label": str, "share": float}, …]}`, the classes that occur, largest share first.
+            `{"mask": (H, W) int64 array, "classes": [{"label": str, "share": float}, …]}`, the
+            classes that occur, largest share first.
 
         Raises:
             InputError: A picture that cannot be read; the message names it.
@@ -178,14 +226,22 @@ class SemanticSegmentationPipeline:
         share = np.bincount(mask.ravel(), minlength=len(self.colours)) / mask.size
         names = self.model.config.id2label
         order = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0]
-        return {"mask": mask, "classes": [{"label": names[i], "share": float(share[i])} for i in order]}
+        return {
+            "mask": mask,
+            "classes": [{"label": names[i], "share": float(share[i])} for i in order],
+        }
 
     def write(self, image: Any, stem: Path) -> dict[str, Any]:
-        """Writes `STEM.png`, whose values are class numbers, and `STEM_overlay.jpg`, and gives the result with their names."""
+        """Writes `STEM.png`, whose values are class numbers, and `STEM_overlay.jpg`, and gives the
+        result with their names.
+        """
         pixels = self.pixels(image)
         found = self.result(pixels)
         stem.parent.mkdir(parents=True, exist_ok=True)
-        mask_file, overlay_file = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}_overlay.jpg")
+        mask_file, overlay_file = (
+            stem.with_name(f"{stem.name}.png"),
+            stem.with_name(f"{stem.name}_overlay.jpg"),
+        )
         mask_picture(found["mask"], self.colours).save(mask_file)
         Image.fromarray(overlay(pixels, found["mask"], self.colours)).save(overlay_file, quality=90)
         return found | {"mask_file": str(mask_file), "overlay_file": str(overlay_file)}

@@ -1,4 +1,5 @@
-"""Text models as plain functions: classes, hidden words, tagged words and answers, as users of other libraries know them.
+"""Text models as plain functions: classes, hidden words, tagged words and answers, as users of
+other libraries know them.
 
 Letters: B texts, L tokens, V classes or tokens of the vocabulary.
 """
@@ -28,8 +29,10 @@ class TextPipeline:
         device: Where to compute.
         batch_size: Texts that go through the network together.
         truncation: Cut texts that are longer than the network can read.
-        extend_positions: Let the network read longer texts than it was made for (`YosoModel.read_long_texts`).
-        model_kwargs: Values of the configuration to load the model with, such as {"use_expectation": False, "num_hash": 32}.
+        extend_positions: Let the network read longer texts than it was made for
+            (`YosoModel.read_long_texts`).
+        model_kwargs: Values of the configuration to load the model with, such as
+            {"use_expectation": False, "num_hash": 32}.
     """
 
     task: ClassVar[str]
@@ -48,12 +51,23 @@ class TextPipeline:
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if image_processor is not None:
-            raise ConfigError(f"image_processor was given, and {self.task} reads texts; pass tokenizer=")
+            raise ConfigError(
+                f"image_processor was given, and {self.task} reads texts; pass tokenizer="
+            )
         self.model_kwargs = dict(model_kwargs or {})
         if self.model_kwargs and not isinstance(model, str | Path):
-            raise ConfigError("model_kwargs are for loading a model, and this one is loaded; set its config instead")
-        self.model, self.tokenizer = load_both(model, self.auto_class, tokenizer, device, tokenizer=True, **self.model_kwargs)
-        self.batch_size, self.truncation, self.extend_positions = batch_size, truncation, extend_positions
+            raise ConfigError(
+                "model_kwargs are for loading a model, and this one is loaded; set its config"
+                " instead"
+            )
+        self.model, self.tokenizer = load_both(
+            model, self.auto_class, tokenizer, device, tokenizer=True, **self.model_kwargs
+        )
+        self.batch_size, self.truncation, self.extend_positions = (
+            batch_size,
+            truncation,
+            extend_positions,
+        )
 
     @property
     def longest(self) -> int:
@@ -61,7 +75,8 @@ class TextPipeline:
         return int(self.model.config.max_position_embeddings)
 
     def encode(self, texts: list[Any], names: list[str] | None = None) -> Any:
-        """A batch of texts or of pairs, padded, as tensors; long ones are cut, make the network longer, or are refused.
+        """A batch of texts or of pairs, padded, as tensors; long ones are cut, make the network
+        longer, or are refused.
 
         Raises:
             InputError: A text is longer than the network can read.
@@ -82,16 +97,29 @@ class TextPipeline:
     def _grow(self, length: int, names: list[str], batch: Any) -> None:
         if not self.extend_positions or not hasattr(self.model, "read_long_texts"):
             which = int(np.argmax([sum(mask) for mask in batch["attention_mask"]]))
-            more = ", or extend_positions=True reads it whole" if hasattr(self.model, "read_long_texts") else ""
-            raise InputError(f"{names[which]} has {length} tokens and the network reads {self.longest}; truncation=True cuts it{more}")
+            more = (
+                ", or extend_positions=True reads it whole"
+                if hasattr(self.model, "read_long_texts")
+                else ""
+            )
+            raise InputError(
+                f"{names[which]} has {length} tokens and the network reads {self.longest};"
+                f" truncation=True cuts it{more}"
+            )
         samples = "use_expectation" not in self.model_kwargs
-        logger.info("%d tokens: positions are repeated%s", length, ", attention is sampled" if samples else "")
+        logger.info(
+            "%d tokens: positions are repeated%s",
+            length,
+            ", attention is sampled" if samples else "",
+        )
         self.model.read_long_texts(length, sample=samples)
 
     def run(self, batch: Any, **more: Any) -> Any:  # noqa: ANN401 - the network's output
         """The network's output for an encoded batch."""
         with torch.inference_mode():
-            return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **more)
+            return self.model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **more
+            )
 
 
 class TextClassificationPipeline(TextPipeline):
@@ -100,25 +128,38 @@ class TextClassificationPipeline(TextPipeline):
     task: ClassVar[str] = "text-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
-    def __call__(self, inputs: Any, top_k: int | None = _UNSET, function_to_apply: str | None = None) -> Any:  # noqa: ANN401
+    def __call__(
+        self, inputs: Any, top_k: int | None = _UNSET, function_to_apply: str | None = None
+    ) -> Any:  # noqa: ANN401
         """Labels and scores, best first.
 
         Args:
             inputs: A text, a dict of `text` and `text_pair`, or a list of them.
-            top_k: Labels of each text, None for all. Left out, a list of texts gives one label each, without a list around it.
-            function_to_apply: "softmax", "sigmoid" or "none"; default what the model was trained with.
+            top_k: Labels of each text, None for all. Left out, a list of texts gives one label
+                each, without a list around it.
+            function_to_apply: "softmax", "sigmoid" or "none"; default what the model was trained
+                with.
 
         Returns:
-            A list of `{"label": str, "score": float}` for one text; for many a list of such dicts, or of lists where `top_k` is given.
+            A list of `{"label": str, "score": float}` for one text; for many a list of such dicts,
+            or of lists where `top_k` is given.
         """
         one = isinstance(inputs, str | Mapping)
-        found = list(self.stream([inputs] if one else inputs, 1 if top_k is _UNSET else top_k, function_to_apply))
+        found = list(
+            self.stream(
+                [inputs] if one else inputs, 1 if top_k is _UNSET else top_k, function_to_apply
+            )
+        )
         if one:
             return found[0]
         return [each[0] for each in found] if top_k is _UNSET else found
 
     def stream(
-        self, inputs: Iterable[Any], top_k: int | None = 1, function_to_apply: str | None = None, names: list[str] | None = None
+        self,
+        inputs: Iterable[Any],
+        top_k: int | None = 1,
+        function_to_apply: str | None = None,
+        names: list[str] | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """The labels of each text, one text after the other."""
         if top_k is not None and top_k < 1:
@@ -126,7 +167,8 @@ class TextClassificationPipeline(TextPipeline):
         labels, done = self.model.config.id2label, 0
         for some in batched(inputs, self.batch_size):
             texts = [_text_or_pair(each) for each in some]
-            logits = self.run(self.encode(texts, names and names[done:])).logits.float().cpu()  # (B, V)
+            # (B, V)
+            logits = self.run(self.encode(texts, names and names[done:])).logits.float().cpu()
             done += len(some)
             for row in self.scores(logits, function_to_apply):
                 best = row.argsort(descending=True, stable=True)[:top_k].tolist()
@@ -136,11 +178,27 @@ class TextClassificationPipeline(TextPipeline):
         """Scores of the classes from logits (B, V)."""
         config = self.model.config
         if function is None:
-            several = config.problem_type == "multi_label_classification" or (config.num_labels == 1 and config.problem_type is None)
-            function = "none" if config.problem_type == "regression" else "sigmoid" if several else "softmax"
+            several = config.problem_type == "multi_label_classification" or (
+                config.num_labels == 1 and config.problem_type is None
+            )
+            function = (
+                "none"
+                if config.problem_type == "regression"
+                else "sigmoid"
+                if several
+                else "softmax"
+            )
         if function not in ("softmax", "sigmoid", "none"):
-            raise InputError(f"function_to_apply={function!r}; expected 'softmax', 'sigmoid' or 'none'")
-        return logits.softmax(-1) if function == "softmax" else logits.sigmoid() if function == "sigmoid" else logits
+            raise InputError(
+                f"function_to_apply={function!r}; expected 'softmax', 'sigmoid' or 'none'"
+            )
+        return (
+            logits.softmax(-1)
+            if function == "softmax"
+            else logits.sigmoid()
+            if function == "sigmoid"
+            else logits
+        )
 
 
 class FillMaskPipeline(TextPipeline):
@@ -158,8 +216,8 @@ class FillMaskPipeline(TextPipeline):
             targets: Choose among these words only; one that is several tokens counts as its first.
 
         Returns:
-            For each mask a list of `{"score", "token", "token_str", "sequence"}`; for a text with several masks a list of these lists, and
-            for a list of texts a list again.
+            For each mask a list of `{"score", "token", "token_str", "sequence"}`; for a text with
+            several masks a list of these lists, and for a list of texts a list again.
 
         Raises:
             InputError: A text without a mask.
@@ -169,7 +227,11 @@ class FillMaskPipeline(TextPipeline):
         return found[0] if one else found
 
     def stream(
-        self, inputs: Iterable[str], top_k: int = 5, targets: str | list[str] | None = None, names: list[str] | None = None
+        self,
+        inputs: Iterable[str],
+        top_k: int = 5,
+        targets: str | list[str] | None = None,
+        names: list[str] | None = None,
     ) -> Iterator[Any]:
         """The guesses of each text, one text after the other."""
         among = None if targets is None else self._target_ids(targets)
@@ -180,12 +242,19 @@ class FillMaskPipeline(TextPipeline):
             for i, count in enumerate(hidden.sum(1).tolist()):
                 if not count:
                     name = names[done + i] if names else f"text {done + i + 1}"
-                    raise InputError(f"{name} has no {self.tokenizer.mask_token}: write it in place of the word to be guessed")
-            scores = self.run(batch, logits_at=hidden).logits.float().cpu().softmax(-1)  # (masks, V)
+                    raise InputError(
+                        f"{name} has no {self.tokenizer.mask_token}: write it in place of the word"
+                        " to be guessed"
+                    )
+            # (masks, V)
+            scores = self.run(batch, logits_at=hidden).logits.float().cpu().softmax(-1)
             rows = iter(scores)
             for ids, at in zip(batch["input_ids"].cpu(), hidden.cpu(), strict=True):
                 places = at.nonzero()[:, 0].tolist()
-                found = [self._guesses(next(rows), ids, place, top_k, among, len(places) == 1) for place in places]
+                found = [
+                    self._guesses(next(rows), ids, place, top_k, among, len(places) == 1)
+                    for place in places
+                ]
                 yield found[0] if len(found) == 1 else found
             done += len(some)
 
@@ -196,18 +265,34 @@ class FillMaskPipeline(TextPipeline):
             raise InputError(f"targets={targets!r}; expected words")
         for word, parts in zip(words, ids, strict=True):
             if len(parts) > 1:
-                logger.warning("%r is %d tokens; %r, the first, is looked for", word, len(parts), self.tokenizer.decode(parts[:1]))
+                logger.warning(
+                    "%r is %d tokens; %r, the first, is looked for",
+                    word,
+                    len(parts),
+                    self.tokenizer.decode(parts[:1]),
+                )
         return torch.tensor(sorted({each[0] for each in ids}))
 
-    def _guesses(self, scores: Tensor, ids: Tensor, place: int, top_k: int, among: Tensor | None, only: bool) -> list[dict[str, Any]]:
+    def _guesses(
+        self, scores: Tensor, ids: Tensor, place: int, top_k: int, among: Tensor | None, only: bool
+    ) -> list[dict[str, Any]]:
         if among is not None:
             scores = torch.zeros_like(scores).index_copy_(0, among, scores[among])
         best = scores.topk(min(top_k, len(scores) if among is None else len(among)))
         pad, found = self.tokenizer.pad_token_id, []
         for score, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            filled = [token if i == place else each for i, each in enumerate(ids.tolist()) if each != pad]
+            filled = [
+                token if i == place else each for i, each in enumerate(ids.tolist()) if each != pad
+            ]
             text = self.tokenizer.decode(filled, skip_special_tokens=only)
-            found.append({"score": score, "token": token, "token_str": self.tokenizer.decode([token]), "sequence": text})
+            found.append(
+                {
+                    "score": score,
+                    "token": token,
+                    "token_str": self.tokenizer.decode([token]),
+                    "sequence": text,
+                }
+            )
         return found
 
 
@@ -221,7 +306,12 @@ class TokenClassificationPipeline(TextPipeline):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
 
     def __init__(
-        self, model: Any, *, aggregation_strategy: Aggregation = "none", ignore_labels: Iterable[str] = ("O",), **options: Any
+        self,
+        model: Any,
+        *,
+        aggregation_strategy: Aggregation = "none",
+        ignore_labels: Iterable[str] = ("O",),
+        **options: Any,
     ) -> None:
         super().__init__(model, **options)
         self.aggregation_strategy, self.ignore_labels = aggregation_strategy, tuple(ignore_labels)
@@ -231,25 +321,34 @@ class TokenClassificationPipeline(TextPipeline):
 
         Args:
             inputs: A text, or a list of texts.
-            aggregation_strategy: "none" gives every token with its tag. The others join tokens to entities: "simple" by tags alone;
-                "first", "average" and "max" give each word one tag: of its first token, the mean scores, or the highest score. A comma
-                is a word of its own, as in the texts that taggers learn from (transformers counts it to the word before).
+            aggregation_strategy: "none" gives every token with its tag. The others join tokens to
+                entities: "simple" by tags alone; "first", "average" and "max" give each word one
+                    tag: of its first token, the mean scores, or the highest score. A comma
+                is a word of its own, as in the texts that taggers learn from (transformers counts
+                it to the word before).
 
         Returns:
-            For a text a list of `{"entity", "score", "index", "word", "start", "end"}`, or of `{"entity_group", "score", "word", "start",
-            "end"}`; for many texts a list of such lists. `start` and `end` count characters.
+            For a text a list of `{"entity", "score", "index", "word", "start", "end"}`, or of
+            `{"entity_group", "score", "word", "start", "end"}`; for many texts a list of such
+            lists. `start` and `end` count characters.
         """
         one = isinstance(inputs, str)
         found = list(self.stream([inputs] if one else inputs, aggregation_strategy))
         return found[0] if one else found
 
     def stream(
-        self, inputs: Iterable[str], aggregation_strategy: Aggregation | None = None, names: list[str] | None = None
+        self,
+        inputs: Iterable[str],
+        aggregation_strategy: Aggregation | None = None,
+        names: list[str] | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """The tags of each text, one text after the other."""
         how = aggregation_strategy or self.aggregation_strategy
         if how not in ("none", "simple", "first", "average", "max"):
-            raise InputError(f"aggregation_strategy={how!r}; expected 'none', 'simple', 'first', 'average' or 'max'")
+            raise InputError(
+                f"aggregation_strategy={how!r}; expected 'none', 'simple', 'first', 'average' or"
+                " 'max'"
+            )
         done = 0
         for some in batched(inputs, self.batch_size):
             batch = self.encode(some, names and names[done:])
@@ -258,16 +357,31 @@ class TokenClassificationPipeline(TextPipeline):
             for i, text in enumerate(some):
                 tokens = self._tokens(batch, i, scores[i])
                 if how == "none":
-                    yield [self._entity(token) for token in tokens if self._label(token["scores"]) not in self.ignore_labels]
+                    yield [
+                        self._entity(token)
+                        for token in tokens
+                        if self._label(token["scores"]) not in self.ignore_labels
+                    ]
                 else:
-                    parts = tokens if how == "simple" else [_word(group, how) for group in _by_word(tokens)]
+                    parts = (
+                        tokens
+                        if how == "simple"
+                        else [_word(group, how) for group in _by_word(tokens)]
+                    )
                     yield self._groups(parts, text)
 
     def _tokens(self, batch: Any, i: int, scores: Any) -> list[dict[str, Any]]:
         """The tokens of a text that are not special."""
         words, names, offsets = batch.word_ids(i), batch.tokens(i), batch["offset_mapping"][i]
         return [
-            {"index": j, "word_id": words[j], "word": names[j], "start": offsets[j][0], "end": offsets[j][1], "scores": scores[j]}
+            {
+                "index": j,
+                "word_id": words[j],
+                "word": names[j],
+                "start": offsets[j][0],
+                "end": offsets[j][1],
+                "scores": scores[j],
+            }
             for j in range(len(offsets))
             if words[j] is not None
         ]
@@ -294,7 +408,15 @@ class TokenClassificationPipeline(TextPipeline):
             if kind not in self.ignore_labels:
                 start, end = members[0]["start"], members[-1]["end"]
                 score = float(np.mean([each["scores"].max() for each in members]))
-                found.append({"entity_group": kind, "score": score, "word": text[start:end], "start": start, "end": end})
+                found.append(
+                    {
+                        "entity_group": kind,
+                        "score": score,
+                        "word": text[start:end],
+                        "start": start,
+                        "end": end,
+                    }
+                )
         return found
 
 
@@ -346,23 +468,40 @@ class QuestionAnsweringPipeline(TextPipeline):
             context: Its context; one may serve many questions.
             top_k: Answers to each question.
             max_answer_len: Tokens of the longest answer.
-            max_seq_len: Tokens of a window; longer contexts are read in windows. Default what the network can read.
+            max_seq_len: Tokens of a window; longer contexts are read in windows. Default what the
+                network can read.
             doc_stride: Tokens that windows share; default an eighth of a window, at most 128.
             handle_impossible_answer: Whether "" may be an answer.
 
         Returns:
-            `{"score", "start", "end", "answer"}`, a list of these where `top_k` is more than 1, and a list again for many questions. The
-            score of an answer is the sum over the best spans of tokens that lie in its words.
+            `{"score", "start", "end", "answer"}`, a list of these where `top_k` is more than 1, and
+            a list again for many questions. The score of an answer is the sum over the best spans
+            of tokens that lie in its words.
         """
         asked, one = _questions(inputs, question, context)
         found = []
         for each in asked:
-            spans = self._spans(each["question"], each["context"], max_seq_len, doc_stride, max_answer_len, handle_impossible_answer, top_k)
+            spans = self._spans(
+                each["question"],
+                each["context"],
+                max_seq_len,
+                doc_stride,
+                max_answer_len,
+                handle_impossible_answer,
+                top_k,
+            )
             found.append(spans[0] if top_k == 1 else spans)
         return found[0] if one else found
 
     def _spans(
-        self, question: str, context: str, size: int | None, stride: int | None, longest: int, none_allowed: bool, top_k: int
+        self,
+        question: str,
+        context: str,
+        size: int | None,
+        stride: int | None,
+        longest: int,
+        none_allowed: bool,
+        top_k: int,
     ) -> list[dict[str, Any]]:
         """The best answers to one question over all windows of its context."""
         size = min(size or self.tokenizer.model_max_length, self.longest)
@@ -377,17 +516,27 @@ class QuestionAnsweringPipeline(TextPipeline):
         found: dict[str, dict[str, Any]] = {}
         nothing = 1.0
         for part in range(len(windows["input_ids"])):
-            batch = {key: torch.tensor([windows[key][part]], device=self.model.device) for key in ("input_ids", "attention_mask")}
+            batch = {
+                key: torch.tensor([windows[key][part]], device=self.model.device)
+                for key in ("input_ids", "attention_mask")
+            }
             out = self.run(batch)
             inside = np.array([each == 1 for each in windows.sequence_ids(part)])  # (L,)
             seen = inside.copy()
             seen[0] = True  # the first token stands for "no answer"
-            start, end = (_softmax_at(x[0].float().cpu().numpy(), seen) for x in (out.start_logits, out.end_logits))  # (L,) each
+            start, end = (
+                _softmax_at(x[0].float().cpu().numpy(), seen)
+                for x in (out.start_logits, out.end_logits)
+            )  # (L,) each
             nothing = min(nothing, float(start[0] * end[0]))
             start[~inside] = end[~inside] = 0.0
-            for first, last, score in _best_spans(start, end, longest, 2 * top_k + 10):  # spans inside the same words are one answer
+            # spans inside the same words are one answer
+            for first, last, score in _best_spans(start, end, longest, 2 * top_k + 10):
                 a, b = _whole_words(windows, part, first, last)
-                same = found.setdefault(context[a:b].lower(), {"score": 0.0, "start": a, "end": b, "answer": context[a:b]})
+                same = found.setdefault(
+                    context[a:b].lower(),
+                    {"score": 0.0, "start": a, "end": b, "answer": context[a:b]},
+                )
                 same["score"] += score
         answers = list(found.values())
         if none_allowed:
@@ -404,9 +553,17 @@ def _softmax_at(logits: Any, seen: Any) -> Any:
 
 
 def _best_spans(start: Any, end: Any, longest: int, top_k: int) -> list[tuple[int, int, float]]:
-    """First and last token of the best spans, and their scores; needs memory for `longest` numbers a token."""
+    """First and last token of the best spans, and their scores.
+
+    Needs memory for `longest` numbers a token.
+    """
     L = len(start)
-    ends = np.stack([np.concatenate([end[i:], np.zeros(min(i, L), end.dtype)])[:L] for i in range(min(longest, L))])  # (longest, L)
+    ends = np.stack(
+        [
+            np.concatenate([end[i:], np.zeros(min(i, L), end.dtype)])[:L]
+            for i in range(min(longest, L))
+        ]
+    )  # (longest, L)
     scores = start * ends  # (longest, L): length minus one, first token
     best = np.argsort(-scores, axis=None, kind="stable")[:top_k]
     spans = [(int(i % L), int(i % L + i // L), float(scores.flat[i])) for i in best]
@@ -431,8 +588,13 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[Mapping[s
         many = [question] if isinstance(question, str) else list(question)
         contexts = [context] * len(many) if isinstance(context, str) else list(context)
         if len(contexts) != len(many):
-            raise InputError(f"{len(many)} questions and {len(contexts)} contexts; give one for each, or one for all")
-        return [{"question": q, "context": c} for q, c in zip(many, contexts, strict=True)], isinstance(question, str)
+            raise InputError(
+                f"{len(many)} questions and {len(contexts)} contexts; give one for each, or one"
+                " for all"
+            )
+        return [
+            {"question": q, "context": c} for q, c in zip(many, contexts, strict=True)
+        ], isinstance(question, str)
     asked = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     for each in asked:
         if not isinstance(each, Mapping) or not {"question", "context"} <= set(each):
@@ -443,6 +605,12 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[Mapping[s
 def _text_or_pair(value: Any) -> Any:  # noqa: ANN401 - a text, or a tuple of two
     if isinstance(value, Mapping):
         if "text" not in value:
-            raise InputError(f"{dict(value)!r} has no text; expected text and, for pairs, text_pair")
-        return (value["text"], value["text_pair"]) if value.get("text_pair") is not None else value["text"]
+            raise InputError(
+                f"{dict(value)!r} has no text; expected text and, for pairs, text_pair"
+            )
+        return (
+            (value["text"], value["text_pair"])
+            if value.get("text_pair") is not None
+            else value["text"]
+        )
     return value

@@ -1,8 +1,9 @@
 """`headstart audit`: what is wrong with a data set of labelled images before anybody trains on it.
 
-Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64 comparisons of neighbouring pixels of a
-picture shrunk to 9 x 8 grey values, which scaling, mild compression and small changes of brightness leave alone. Outliers and labels that
-are probably wrong are found in the features of a network, see `suspects`; they are worth a look, not certain.
+Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64
+comparisons of neighbouring pixels of a picture shrunk to 9 x 8 grey values, which scaling, mild
+compression and small changes of brightness leave alone. Outliers and labels that are probably wrong
+are found in the features of a network, see `suspects`; they are worth a look, not certain.
 """
 
 from collections import defaultdict
@@ -25,7 +26,8 @@ from headstart.tasks.base import DataOptions
 
 NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32
 SHOWN = 60  # pictures of one kind on the page
-SMALLEST = 0.02  # standard deviation of grey values below which a picture is flat, and its hash says nothing
+# standard deviation of grey values below which a picture is flat, and its hash says nothing
+SMALLEST = 0.02
 FLAT = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -81,7 +83,10 @@ class Mislabelled:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image unlike all others: `distance` is in robust standard deviations of the distances of all images."""
+    """An image unlike all others.
+
+    `distance` is in robust standard deviations of the distances of all images.
+    """
 
     name: str
     split: str
@@ -113,11 +118,22 @@ class Audit:
 
     def lines(self) -> list[str]:
         """What was found, in numbers."""
-        pairs = f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)} contradictions"
-        suspects = [f"{len(self.mislabelled)} probably mislabelled", f"{len(self.outliers)} outliers"]
+        pairs = (
+            f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)}"
+            " contradictions"
+        )
+        suspects = [
+            f"{len(self.mislabelled)} probably mislabelled",
+            f"{len(self.outliers)} outliers",
+        ]
         if self.mislabelled and self.agreement is not None:
             suspects[0] += f" (says a head that agrees with {self.agreement:.0%} of all labels)"
-        return [f"{self.images} images", f"{len(self.unreadable)} unreadable", pairs, ", ".join(suspects)]
+        return [
+            f"{self.images} images",
+            f"{len(self.unreadable)} unreadable",
+            pairs,
+            ", ".join(suspects),
+        ]
 
     @property
     def leaks(self) -> list[Pair]:
@@ -130,8 +146,13 @@ class Audit:
         return [pair for pair in self.pairs if pair.contradicts]
 
 
-def audit(data: str | Path | ImageData, options: DataOptions | None = None, model: str | Path | None = "bit-mini") -> Audit:
-    """Looks for unreadable images, duplicates, leaks between splits, contradicting and probably wrong labels, and outliers.
+def audit(
+    data: str | Path | ImageData,
+    options: DataOptions | None = None,
+    model: str | Path | None = "bit-mini",
+) -> Audit:
+    """Looks for unreadable images, duplicates, leaks between splits, contradicting and probably
+    wrong labels, and outliers.
 
     Args:
         data: A data set as `headstart.train` takes it, or one that was read.
@@ -142,10 +163,20 @@ def audit(data: str | Path | ImageData, options: DataOptions | None = None, mode
     read = data if isinstance(data, ImageData) else read_images(data, options)
     every = [(split, i) for split, examples in read.splits.items() for i in range(len(examples))]
     found = Audit(len(every))
-    found.pictures = {name: image for part in read.splits.values() for name, image in zip(part.names, part.images, strict=True)}
-    results = list(parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers))
+    found.pictures = {
+        name: image
+        for part in read.splits.values()
+        for name, image in zip(part.names, part.images, strict=True)
+    }
+    results = list(
+        parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers)
+    )
     good = [n for n, result in enumerate(results) if not isinstance(result, str)]
-    found.unreadable = [(read.splits[every[n][0]].names[every[n][1]], r) for n, r in enumerate(results) if isinstance(r, str)]
+    found.unreadable = [
+        (read.splits[every[n][0]].names[every[n][1]], r)
+        for n, r in enumerate(results)
+        if isinstance(r, str)
+    ]
     digests = [results[n][0] for n in good]
     hashes = np.array([results[n][1] for n in good], dtype=np.uint64)
     found.pairs = pairs_in(read, [every[n] for n in good], digests, hashes)
@@ -154,7 +185,12 @@ def audit(data: str | Path | ImageData, options: DataOptions | None = None, mode
     return found
 
 
-def pairs_in(read: ImageData, every: Sequence[tuple[str, int]], digests: list[str], hashes: NDArray[np.uint64]) -> list[Pair]:
+def pairs_in(
+    read: ImageData,
+    every: Sequence[tuple[str, int]],
+    digests: list[str],
+    hashes: NDArray[np.uint64],
+) -> list[Pair]:
     """Duplicates among images, leaks first.
 
     Args:
@@ -168,8 +204,12 @@ def pairs_in(read: ImageData, every: Sequence[tuple[str, int]], digests: list[st
         names = [read.splits[split].names[i] for split, i in (every[a], every[b])]
         labels = [_label(read, split, i) for split, i in (every[a], every[b])]
         kind = "exact" if digests[a] == digests[b] else "near"
-        pairs.append(Pair(names[0], names[1], kind, (every[a][0], every[b][0]), (labels[0], labels[1])))
-    return sorted(pairs, key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first))
+        pairs.append(
+            Pair(names[0], names[1], kind, (every[a][0], every[b][0]), (labels[0], labels[1]))
+        )
+    return sorted(
+        pairs, key=lambda pair: (not pair.leaks, not pair.contradicts, pair.kind, pair.first)
+    )
 
 
 def _label(read: ImageData, split: str, index: int) -> str:
@@ -200,7 +240,9 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     rows = np.concatenate([features[split] for split in features])
     for index, distance in outliers(rows):
         split, i = every[index]
-        found.outliers.append(Outlier(splits[split].names[i], split, _label(task.data, split, i), distance))
+        found.outliers.append(
+            Outlier(splits[split].names[i], split, _label(task.data, split, i), distance)
+        )
     if read.kind != SINGLE:
         return
     labels = np.concatenate([splits[split].labels for split in features])
@@ -209,7 +251,9 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
         split, i = every[doubt.index]
         label, likely = read.classes[doubt.label], read.classes[doubt.likely]
         chances = (doubt.label_probability, doubt.likely_probability)
-        found.mislabelled.append(Mislabelled(splits[split].names[i], split, label, likely, *chances))
+        found.mislabelled.append(
+            Mislabelled(splits[split].names[i], split, label, likely, *chances)
+        )
 
 
 def write_page(found: Audit, path: Path, data: str) -> None:
@@ -228,9 +272,17 @@ def write_page(found: Audit, path: Path, data: str) -> None:
     if found.unreadable:
         sections.append(Section("Unreadable", table=Table(("image", "reason"), found.unreadable)))
     for title, text, pairs in (
-        ("Leaks", "The same picture in training and in what judges: the result flatters.", found.leaks),
+        (
+            "Leaks",
+            "The same picture in training and in what judges: the result flatters.",
+            found.leaks,
+        ),
         ("Contradictions", "The same picture with two labels.", found.contradictions),
-        ("Duplicates", "The same picture more than once.", [pair for pair in found.pairs if not pair.leaks and not pair.contradicts]),
+        (
+            "Duplicates",
+            "The same picture more than once.",
+            [pair for pair in found.pairs if not pair.leaks and not pair.contradicts],
+        ),
     ):
         shown = [picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
                  for pair in pairs[:SHOWN] for n, name in enumerate((pair.first, pair.second))]  # fmt: skip
@@ -238,15 +290,25 @@ def write_page(found: Audit, path: Path, data: str) -> None:
             sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
     if found.mislabelled:
         text = (
-            "A classifier on the features of a network, which had not seen these images, finds their labels less probable than right ones "
-            f"are. Worth a look: half of these or more should be wrong. It agrees with {found.agreement:.0%} of all labels."
+            "A classifier on the features of a network, which had not seen these images, finds"
+            " their labels less probable than right ones are. Worth a look: half of these or more"
+            f" should be wrong. It agrees with {found.agreement:.0%} of all labels."
         )
         shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
                  for each in found.mislabelled[:SHOWN]]  # fmt: skip
-        sections.append(Section(f"Probably mislabelled ({len(found.mislabelled)})", text, pictures=shown))
+        sections.append(
+            Section(f"Probably mislabelled ({len(found.mislabelled)})", text, pictures=shown)
+        )
     if found.outliers:
-        shown = [picture(each.name, f"{each.label}, {each.distance:.1f} deviations away") for each in found.outliers[:SHOWN]]
-        sections.append(Section(f"Outliers ({len(found.outliers)})", "Unlike every other image.", pictures=shown))
+        shown = [
+            picture(each.name, f"{each.label}, {each.distance:.1f} deviations away")
+            for each in found.outliers[:SHOWN]
+        ]
+        sections.append(
+            Section(
+                f"Outliers ({len(found.outliers)})", "Unlike every other image.", pictures=shown
+            )
+        )
     atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
 
 
@@ -262,8 +324,13 @@ def _look(source: Source) -> tuple[str, int] | str:
 
 
 def difference_hash(pixels: NDArray[np.uint8]) -> int:
-    """64 bits: whether each of 8 x 8 cells of the shrunk grey picture is brighter than its right neighbour. Flat pictures give `FLAT`."""
-    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (H, W), ITU-R BT.601
+    """64 bits.
+
+    Whether each of 8 x 8 cells of the shrunk grey picture is brighter than its right neighbour.
+    Flat pictures give `FLAT`.
+    """
+    # (H, W), ITU-R BT.601
+    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     small = resize(grey[..., None], (8, 9), BOX)[..., 0]  # (8, 9)
     if small.std() < SMALLEST * 255:
         return FLAT
@@ -272,9 +339,11 @@ def difference_hash(pixels: NDArray[np.uint8]) -> int:
 
 
 def near_pairs(hashes: NDArray[np.uint64], digests: list[str]) -> list[tuple[int, int]]:
-    """Pairs of exact duplicates, and of hashes that differ in at most `NEAR` bits; each later image is paired once, with its first.
+    """Pairs of exact duplicates, and of hashes that differ in at most `NEAR` bits; each later image
+    is paired once, with its first.
 
-    Two hashes that differ in at most 3 bits agree in at least one of their four 16-bit words, so only such hashes are compared.
+    Two hashes that differ in at most 3 bits agree in at least one of their four 16-bit words, so
+    only such hashes are compared.
     """
     first: dict[str, int] = {}
     partner: dict[int, int] = {}

@@ -34,7 +34,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small picture with a caption, perhaps with a second one below it: data addresses (see `picture_source`)."""
+    """A small picture with a caption, perhaps with a second one below it.
+
+    Data addresses (see `picture_source`).
+    """
 
     source: str
     caption: str
@@ -80,7 +83,10 @@ def plain_axes(axes: Any) -> None:  # noqa: ANN401 - matplotlib's axes
 
 
 def figure_source(figure: "Figure") -> str:
-    """A figure as a data address of SVG. Its words are drawn by the browser, which knows more scripts than matplotlib's font."""
+    """A figure as a data address of SVG.
+
+    Its words are drawn by the browser, which knows more scripts than matplotlib's font.
+    """
     import matplotlib
 
     buffer = io.BytesIO()
@@ -98,7 +104,9 @@ def picture_source(pixels: Any, side: int = 180) -> str:  # noqa: ANN401 - an (H
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Tiny pictures are shown as the squares they are, not as a blur.
-    picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+    picture = picture.resize(
+        size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+    )
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -110,18 +118,37 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
     if len(steps) < 2:
         return None
     judged = [line for line in metrics if "validation" in line]
-    shown = [name for name in ("loss", headline) if any(name in line for line in [*steps, *(each["validation"] for each in judged)])]
+    shown = [
+        name
+        for name in ("loss", headline)
+        if any(name in line for line in [*steps, *(each["validation"] for each in judged)])
+    ]
     figures = []
     for name in shown:  # one figure each, so that a phone shows them one below the other
         figure = new_figure(4.4, 3.0)
         axes = figure.subplots()
-        x, y = [line["step"] for line in steps if name in line], [line[name] for line in steps if name in line]
+        x, y = (
+            [line["step"] for line in steps if name in line],
+            [line[name] for line in steps if name in line],
+        )
         if y:
             axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
-            axes.plot(x, _smooth(y, max(1, len(y) // 25)), color=BLUE, label="training (running mean)")
-        points = [(line["step"], line["validation"][name]) for line in judged if name in line["validation"]]
+            axes.plot(
+                x, _smooth(y, max(1, len(y) // 25)), color=BLUE, label="training (running mean)"
+            )
+        points = [
+            (line["step"], line["validation"][name])
+            for line in judged
+            if name in line["validation"]
+        ]
         if points:
-            axes.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=4, label="validation")
+            axes.plot(
+                *zip(*points, strict=True),
+                color=ORANGE,
+                marker="o",
+                markersize=4,
+                label="validation",
+            )
         axes.set_xlabel("step")
         axes.set_title(name.replace("_", " "))
         if name == "loss" and min(y) >= 0:
@@ -129,13 +156,19 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         plain_axes(axes)
         axes.legend(frameon=False, fontsize=8)
         figures.append(figure_source(figure))
-    text = "Training values are of examples as the network saw them, augmented and with dropout, so they may lie below validation."
+    text = (
+        "Training values are of examples as the network saw them, augmented and with dropout, so"
+        " they may lie below validation."
+    )
     return Section("Learning curves", text, figures)
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
     """Running mean over the last `width` values."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
+    return [
+        sum(values[max(0, i + 1 - width) : i + 1]) / len(values[max(0, i + 1 - width) : i + 1])
+        for i in range(len(values))
+    ]
 
 
 def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
@@ -160,7 +193,11 @@ def write_report(
 ) -> None:
     """Writes `report.html`."""
     judged = evaluations.get("test") or evaluations.get("validation")
-    sections = [section for section in [draws, learning_curves(metrics, task.headline)] if section is not None]
+    sections = [
+        section
+        for section in [draws, learning_curves(metrics, task.headline)]
+        if section is not None
+    ]
     if judged is not None:
         sections += task.report(judged)
     page = render(
@@ -169,8 +206,19 @@ def write_report(
         judged=judged,
         headline=task.headline.replace("_", " "),
         headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
-        interval=[metric_text(task.headline, bound) for bound in judged.interval] if judged and judged.interval else None,
-        metrics=[(name.replace("_", " "), metric_text(name, value)) for name, value in judged.metrics.items()] if judged else [],
+        interval=(
+            [metric_text(task.headline, bound) for bound in judged.interval]
+            if judged and judged.interval
+            else None
+        ),
+        metrics=(
+            [
+                (name.replace("_", " "), metric_text(name, value))
+                for name, value in judged.metrics.items()
+            ]
+            if judged
+            else []
+        ),
         sections=sections,
         results=results,
         time=duration(results["seconds"]),
@@ -183,30 +231,71 @@ def write_report(
 def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Recipe) -> None:
     """Writes `README.md`, with the front matter that the Hub reads."""
     evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
-    lines = ["---", "library_name: headstart", f"pipeline_tag: {task.name}", f"base_model: {results['model']}", "tags: [headstart]", "---"]
+    lines = [
+        "---",
+        "library_name: headstart",
+        f"pipeline_tag: {task.name}",
+        f"base_model: {results['model']}",
+        "tags: [headstart]",
+        "---",
+    ]
     lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
     lines += [*(f"- {line}" for line in [*task.found()[:1], *results["notes"]]), ""]
     if evaluation:
         split = "test" if "test" in results["evaluations"] else "validation"
-        lines += [f"## Result on {evaluation['examples']} {split} examples", "", "| measure | value |", "| --- | --- |"]
-        lines += [f"| {name.replace('_', ' ')} | {metric_text(name, value)} |" for name, value in evaluation["metrics"].items()]
+        lines += [
+            f"## Result on {evaluation['examples']} {split} examples",
+            "",
+            "| measure | value |",
+            "| --- | --- |",
+        ]
+        lines += [
+            f"| {name.replace('_', ' ')} | {metric_text(name, value)} |"
+            for name, value in evaluation["metrics"].items()
+        ]
         if evaluation["confidence_interval_95"]:
-            low, high = (metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"])
-            lines += ["", f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}."]
+            low, high = (
+                metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"]
+            )
+            lines += [
+                "",
+                f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}.",
+            ]
         if results["draws"]:
             mean = results["draws"]["metrics"][task.headline]
-            low, high = (metric_text(task.headline, bound) for bound in mean["confidence_interval_95"])
+            low, high = (
+                metric_text(task.headline, bound) for bound in mean["confidence_interval_95"]
+            )
             count = len(results["draws"]["seeds"])
-            lines += ["", f"Over {count} draws of the training examples: {metric_text(task.headline, mean['mean'])} on average, "]
-            lines[-1] += f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
+            lines += [
+                "",
+                (
+                    f"Over {count} draws of the training examples:"
+                    f" {metric_text(task.headline, mean['mean'])} on average, "
+                ),
+            ]
+            lines[-1] += (
+                f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
+            )
     else:
         lines += ["The model was not judged: no data was held out."]
-    lines += ["", "## Use", "", "```python", task.card().replace("FOLDER", "path/to/this/folder").rstrip(), "```", ""]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        task.card().replace("FOLDER", "path/to/this/folder").rstrip(),
+        "```",
+        "",
+    ]
     lines += [
         "## Training",
         "",
-        f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples, {recipe.optimizer} at {recipe.lr:g}, "
-        f"{recipe.schedule} schedule, {recipe.precision}, seed {recipe.seed}; every value is in `recipe.yaml`.",
+        (
+            f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
+            f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
+            f" seed {recipe.seed}; every value is in `recipe.yaml`."
+        ),
         f"{duration(results['seconds'])} on {results['device']}, {results['finished']}.",
         f"Data fingerprint `{results['data_fingerprint']}`.",
         "",

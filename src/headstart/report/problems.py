@@ -1,4 +1,5 @@
-"""Sections of the report where examples have several labels, or numbers. Shared by images and texts.
+"""Sections of the report where examples have several labels, or numbers. Shared by images and
+texts.
 
 The sections of one class each are in `classification_report`.
 """
@@ -21,7 +22,17 @@ from headstart.report.classification import (
     example_picture,
     file_name,
 )
-from headstart.report.page import BLUE, GREY, Picture, Section, Table, figure_source, new_figure, picture_source, plain_axes
+from headstart.report.page import (
+    BLUE,
+    GREY,
+    Picture,
+    Section,
+    Table,
+    figure_source,
+    new_figure,
+    picture_source,
+    plain_axes,
+)
 from headstart.tasks.base import Evaluation
 from headstart.tasks.problems import correlation, per_label, r_squared
 
@@ -47,7 +58,14 @@ def problem_sections(
     if kind == SINGLE:
         return classification_sections(evaluation, list(classes), list(names), pixels, looked_at)
     sections = label_sections if kind == MULTI else number_sections
-    return sections(evaluation.details["logits"], evaluation.details["labels"], classes, names, pixels, looked_at)
+    return sections(
+        evaluation.details["logits"],
+        evaluation.details["labels"],
+        classes,
+        names,
+        pixels,
+        looked_at,
+    )
 
 
 def label_sections(
@@ -63,30 +81,54 @@ def label_sections(
     table = per_label(logits, true)
     order = np.argsort(table["f1"], kind="stable")
     shares = ("recall", "precision", "f1", "average_precision")
-    rows = [[classes[i], str(table["examples"][i]), *(f"{table[share][i]:.1%}" for share in shares)] for i in order]
+    rows = [
+        [classes[i], str(table["examples"][i]), *(f"{table[share][i]:.1%}" for share in shares)]
+        for i in order
+    ]
     text = (
-        "Each label by itself, at a probability of one half. Recall: share of the examples with the label that were found. Precision: "
-        "share of the answers of this label that are right. Average precision judges the order of the probabilities, at any threshold. "
-        f"Never answering anything would be right altogether for {(~true.any(1)).mean():.1%}. Weakest label first."
+        "Each label by itself, at a probability of one half. Recall: share of the examples with"
+        " the label that were found. Precision: share of the answers of this label that are right."
+        " Average precision judges the order of the probabilities, at any threshold. Never"
+        f" answering anything would be right altogether for {(~true.any(1)).mean():.1%}. Weakest"
+        " label first."
     )
     head = ("label", "examples", "recall", "precision", "F1", "average precision")
     sections = [Section("Labels", text, table=Table(head, rows), folded=len(classes) > 40)]
     if pixels is None:
         return sections
-    surprise = np.logaddexp(0, np.where(true, -logits, logits))  # (N, V): -log of the probability of what is true
-    worst = [int(i) for i in np.argsort(-surprise.max(1), kind="stable")[:GALLERY] if ((logits[i] > 0) != true[i]).any()]
+    # (N, V): -log of the probability of what is true
+    surprise = np.logaddexp(0, np.where(true, -logits, logits))
+    worst = [
+        int(i)
+        for i in np.argsort(-surprise.max(1), kind="stable")[:GALLERY]
+        if ((logits[i] > 0) != true[i]).any()
+    ]
 
     def picture(i: int) -> Picture:
         label = int(surprise[i].argmax())
         chance = 1 / (1 + np.exp(-logits[i, label]))
-        verdict = f"{classes[label]} {chance:.0%}, but it is {'' if true[i, label] else 'not '}there"
+        verdict = (
+            f"{classes[label]} {chance:.0%}, but it is {'' if true[i, label] else 'not '}there"
+        )
         there = ", ".join(classes[j] for j in np.flatnonzero(true[i]).tolist()) or "no label"
-        return example_picture(i, classes[label], f"{verdict}\nlabels: {there}\n{file_name(names[i])}", pixels, looked_at)
+        return example_picture(
+            i,
+            classes[label],
+            f"{verdict}\nlabels: {there}\n{file_name(names[i])}",
+            pixels,
+            looked_at,
+        )
 
     if worst:
         text = "What the model was surest of and got wrong: hard images, or wrong labels."
-        text += "" if looked_at is None else " Below each: bright where the network saw what speaks for the label."
-        sections.append(Section("Most confident mistakes", text, pictures=[picture(i) for i in worst]))
+        text += (
+            ""
+            if looked_at is None
+            else " Below each: bright where the network saw what speaks for the label."
+        )
+        sections.append(
+            Section("Most confident mistakes", text, pictures=[picture(i) for i in worst])
+        )
     return sections
 
 
@@ -105,17 +147,24 @@ def number_sections(
     mean_error = float(np.abs(true - true.mean(0)).mean())
     figures = [_scatter(said[:, i], true[:, i], name) for i, name in enumerate(columns[:6])]
     text = (
-        f"A perfect model has every point on the line. Always answering the mean would be off by {mean_error:.4g} on average, the model "
-        f"is off by {np.abs(errors).mean():.4g}."
+        "A perfect model has every point on the line. Always answering the mean would be off by"
+        f" {mean_error:.4g} on average, the model is off by {np.abs(errors).mean():.4g}."
     )
     sections = [Section("Predicted against true", text, figures)]
     if len(columns) > 1:
         rows = []
         for i, name in enumerate(columns):
             one, other = said[:, i : i + 1], true[:, i : i + 1]
-            measures = (np.abs(one - other).mean(), np.sqrt(np.square(one - other).mean()), r_squared(one, other), correlation(one, other))
+            measures = (
+                np.abs(one - other).mean(),
+                np.sqrt(np.square(one - other).mean()),
+                r_squared(one, other),
+                correlation(one, other),
+            )
             rows.append([name, *(f"{value:.4g}" for value in measures)])
-        table = Table(("number", "mean absolute error", "root mean squared error", "R²", "correlation"), rows)
+        table = Table(
+            ("number", "mean absolute error", "root mean squared error", "R²", "correlation"), rows
+        )
         sections.append(Section("Each number", "", table=table))
     spread = np.where(true.std(0) > 0, true.std(0), 1)
     worst = [int(i) for i in np.argsort(-np.abs(errors / spread).max(1), kind="stable")[:GALLERY]]
@@ -124,12 +173,20 @@ def number_sections(
 
     def picture(i: int) -> Picture:
         farthest = columns[int(np.abs(errors[i] / spread).argmax())]
-        lines = (f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4]))
-        return example_picture(i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at)
+        lines = (
+            f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4])
+        )
+        return example_picture(
+            i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at
+        )
 
     what = "the number" if len(columns) == 1 else "the number that is farthest off"
     text = "Where the model is farthest off."
-    text += "" if looked_at is None else f" Below each: bright where the picture moved {what}, up or down."
+    text += (
+        ""
+        if looked_at is None
+        else f" Below each: bright where the picture moved {what}, up or down."
+    )
     return [*sections, Section("Largest errors", text, pictures=[picture(i) for i in worst])]
 
 
@@ -140,19 +197,31 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
         pairs: Duplicates, leaks first.
         where: Where each image is, by name.
     """
-    leaks, contradictions = sum(pair.leaks for pair in pairs), sum(pair.contradicts for pair in pairs)
-    text = (
-        f"{len(pairs)} images are the same as another, or look so: {leaks} of them in another split, which flatters the result, and "
-        f"{contradictions} with another label."
+    leaks, contradictions = (
+        sum(pair.leaks for pair in pairs),
+        sum(pair.contradicts for pair in pairs),
     )
-    text = f"{text if pairs else 'No two images are the same.'} headstart audit, which reads the files again, looks closer."
+    text = (
+        f"{len(pairs)} images are the same as another, or look so: {leaks} of them in another"
+        f" split, which flatters the result, and {contradictions} with another label."
+    )
+    text = (
+        f"{text if pairs else 'No two images are the same.'} headstart audit, which reads the files"
+        " again, looks closer."
+    )
 
     def picture(pair: Pair) -> Picture:
         first, second = (picture_source(decode(where[name])) for name in (pair.first, pair.second))
-        same = " and ".join(f"{label} in {split}" for label, split in zip(pair.labels, pair.splits, strict=True))
-        return Picture(first, f"{pair.kind}: {same}\n{file_name(pair.first)}, {file_name(pair.second)}", second)
+        same = " and ".join(
+            f"{label} in {split}" for label, split in zip(pair.labels, pair.splits, strict=True)
+        )
+        return Picture(
+            first, f"{pair.kind}: {same}\n{file_name(pair.first)}, {file_name(pair.second)}", second
+        )
 
-    return Section("Duplicates and leaks", text, pictures=[picture(pair) for pair in pairs[:GALLERY]])
+    return Section(
+        "Duplicates and leaks", text, pictures=[picture(pair) for pair in pairs[:GALLERY]]
+    )
 
 
 def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:

@@ -15,7 +15,10 @@ Pixels = NDArray[np.uint8]
 
 
 def segmentation_sections(
-    confusion: NDArray[np.int64], classes: list[str], colours: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]
+    confusion: NDArray[np.int64],
+    classes: list[str],
+    colours: Pixels,
+    shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]],
 ) -> list[Section]:
     """The sections of one evaluation.
 
@@ -23,7 +26,8 @@ def segmentation_sections(
         confusion: Pixels (V, V), rows the true classes.
         classes: Their names.
         colours: (V, 3).
-        shown: Name, picture (H, W, 3), true classes (H, W), answer (H, W) and mean IoU of the pictures to show, worst first.
+        shown: Name, picture (H, W, 3), true classes (H, W), answer (H, W) and mean IoU of the
+            pictures to show, worst first.
     """
     sections = [baseline_section(confusion, classes), class_section(confusion, classes)]
     if shown:
@@ -36,14 +40,26 @@ def segmentation_sections(
 def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     """The result against answering one class everywhere: the first one, and the most frequent one."""
     most = int(confusion.sum(1).argmax())
-    rows = [["this model", f"{mean_iou(confusion):.1%}", f"{np.trace(confusion) / max(1, confusion.sum()):.1%}"]]
+    rows = [
+        [
+            "this model",
+            f"{mean_iou(confusion):.1%}",
+            f"{np.trace(confusion) / max(1, confusion.sum()):.1%}",
+        ]
+    ]
     for name, answer in (("most frequent class", most), ("first class", 0)):
         constant = constant_answer(confusion, answer)
         rows.append(
-            [f"always “{classes[answer]}” ({name})", f"{mean_iou(constant):.1%}", f"{np.trace(constant) / max(1, constant.sum()):.1%}"]
+            [
+                f"always “{classes[answer]}” ({name})",
+                f"{mean_iou(constant):.1%}",
+                f"{np.trace(constant) / max(1, constant.sum()):.1%}",
+            ]
         )
     text = "A model that has learned nothing else may still call every pixel by one class."
-    return Section("Against one answer for all", text, table=Table(("", "mean IoU", "right pixels"), rows))
+    return Section(
+        "Against one answer for all", text, table=Table(("", "mean IoU", "right pixels"), rows)
+    )
 
 
 def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
@@ -54,11 +70,20 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     def text_of(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:.1%}"
 
-    order = np.argsort(np.nan_to_num(scores.iou, nan=2.0), kind="stable")  # classes that do not occur come last
-    rows = [[classes[i], f"{share[i]:.2%}", *(text_of(v[i]) for v in (scores.iou, scores.accuracy, scores.precision))] for i in order]
+    # classes that do not occur come last
+    order = np.argsort(np.nan_to_num(scores.iou, nan=2.0), kind="stable")
+    rows = [
+        [
+            classes[i],
+            f"{share[i]:.2%}",
+            *(text_of(v[i]) for v in (scores.iou, scores.accuracy, scores.precision)),
+        ]
+        for i in order
+    ]
     text = (
-        "IoU: pixels that are and were called the class, divided by those that are or were. Accuracy: share of the class that was found. "
-        "Precision: share of what was called the class that is. Weakest class first; ignored pixels are not counted."
+        "IoU: pixels that are and were called the class, divided by those that are or were."
+        " Accuracy: share of the class that was found. Precision: share of what was called the"
+        " class that is. Weakest class first; ignored pixels are not counted."
     )
     table = Table(("class", "share of pixels", "IoU", "accuracy", "precision"), rows)
     return Section("Classes", text, table=table, folded=len(classes) > 30)
@@ -72,25 +97,56 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(share >= 0.005):
-        axes.text(j, i, f"{share[i, j]:.0%}", ha="center", va="center", fontsize=6.5, color="white" if share[i, j] > 0.5 else "black")
+        axes.text(
+            j,
+            i,
+            f"{share[i, j]:.0%}",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="white" if share[i, j] > 0.5 else "black",
+        )
     short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
     axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=8)
     axes.set_yticks(range(len(classes)), short, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    text = "What the pixels of each class (rows) were called; a perfect model has everything on the diagonal."
+    text = (
+        "What the pixels of each class (rows) were called; a perfect model has everything on the"
+        " diagonal."
+    )
     return Section("Confusion", text, [figure_source(figure)])
 
 
-def picture_section(classes: list[str], colours: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]) -> Section:
+def picture_section(
+    classes: list[str], colours: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]
+) -> Section:
     """Picture, truth and answer side by side, under the colours of the classes."""
-    used = sorted({int(i) for _, _, true, said, _ in shown for i in np.union1d(true, said) if i < len(classes)})
+    used = sorted(
+        {
+            int(i)
+            for _, _, true, said, _ in shown
+            for i in np.union1d(true, said)
+            if i < len(classes)
+        }
+    )
     pictures = []
     for name, picture, true, said, iou in shown:
         panels = [picture, overlay(picture, true, colours), overlay(picture, said, colours)]
-        pictures.append(Picture(picture_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}"))
-    text = "Picture, labels and answer; unlabelled pixels keep the picture's colours. The worst pictures first, then some others."
-    return Section("Pictures", text, [legend_source([classes[i] for i in used], colours[used])], pictures=pictures, wide=True)
+        pictures.append(
+            Picture(picture_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}")
+        )
+    text = (
+        "Picture, labels and answer; unlabelled pixels keep the picture's colours. The worst"
+        " pictures first, then some others."
+    )
+    return Section(
+        "Pictures",
+        text,
+        [legend_source([classes[i] for i in used], colours[used])],
+        pictures=pictures,
+        wide=True,
+    )
 
 
 def side_by_side(panels: Sequence[Pixels], gap: int = 6) -> Pixels:
@@ -107,6 +163,8 @@ def legend_source(names: list[str], colours: Any) -> str:
     columns = min(6, max(1, len(names)))
     figure = new_figure(8.4, 0.25 + 0.24 * -(-len(names) // columns))
     short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
-    patches = [Patch(color=colour / 255, label=name) for name, colour in zip(short, colours, strict=True)]
+    patches = [
+        Patch(color=colour / 255, label=name) for name, colour in zip(short, colours, strict=True)
+    ]
     figure.legend(handles=patches, loc="center", ncols=columns, frameon=False, fontsize=8)
     return figure_source(figure)

@@ -1,7 +1,8 @@
-"""Images that do not fit: probably mislabelled ones, and outliers, found in the features of a network.
+"""Images that do not fit: probably mislabelled ones, and outliers, found in the features of a
+network.
 
-A label is doubted where a head that has not seen the image finds it less probable than right labels are. An outlier is far from its nearest
-neighbours.
+A label is doubted where a head that has not seen the image finds it less probable than right labels
+are. An outlier is far from its nearest neighbours.
 """
 
 from dataclasses import dataclass
@@ -42,20 +43,27 @@ class Doubt:
     likely_probability: float
 
 
-def doubtful_labels(features: Floats, labels: Ints, classes: int, seed: int = 0) -> tuple[list[Doubt], float]:
-    """Examples whose label is doubted, the clearest first; and the share of all labels that the head agrees with.
+def doubtful_labels(
+    features: Floats, labels: Ints, classes: int, seed: int = 0
+) -> tuple[list[Doubt], float]:
+    """Examples whose label is doubted, the clearest first; and the share of all labels that the
+    head agrees with.
 
-    Labels are doubted from the least probable one on, as long as half of those doubted or more should be wrong: if all labels were drawn
-    from the head's own calibrated probabilities, as many as the sum of all probabilities up to t would have one of at most t. What is seen
-    beyond these is wrong (tail-area false discovery rate, Efron 2010).
+    Labels are doubted from the least probable one on, as long as half of those doubted or more
+    should be wrong: if all labels were drawn from the head's own calibrated probabilities, as many
+    as the sum of all probabilities up to t would have one of at most t. What is seen beyond these
+    is wrong (tail-area false discovery rate, Efron 2010).
     """
     scores = held_out_scores(features, labels, classes, seed)
     probabilities = softmax(scores, best_temperature(scores, labels))  # (N, V)
     own = probabilities[np.arange(len(labels)), labels]
     order = np.argsort(own, kind="stable")
     every = np.sort(probabilities, axis=None)
-    expected = np.cumsum(every)[np.searchsorted(every, own[order], side="right") - 1]  # (N,) right ones among the first 1, 2, … N
-    doubted = order[: np.flatnonzero(expected <= MISTAKEN * np.arange(1, len(labels) + 1)).max(initial=-1) + 1]
+    # (N,) right ones among the first 1, 2, … N
+    expected = np.cumsum(every)[np.searchsorted(every, own[order], side="right") - 1]
+    doubted = order[
+        : np.flatnonzero(expected <= MISTAKEN * np.arange(1, len(labels) + 1)).max(initial=-1) + 1
+    ]
     best, counts = probabilities.argmax(axis=1), np.bincount(labels, minlength=classes)
     doubts = [
         Doubt(i, int(labels[i]), int(best[i]), float(own[i]), float(probabilities[i, best[i]]))
@@ -67,8 +75,8 @@ def doubtful_labels(features: Floats, labels: Ints, classes: int, seed: int = 0)
 def outliers(features: Floats) -> list[tuple[int, float]]:
     """Index and distance of the examples that are far from all others, the farthest first.
 
-    The distance is the mean over the nearest neighbours, by the cosine; its logarithm is measured in robust standard deviations (1.4826
-    median absolute deviations) from the median.
+    The distance is the mean over the nearest neighbours, by the cosine; its logarithm is measured
+    in robust standard deviations (1.4826 median absolute deviations) from the median.
     """
     if len(features) < FEW:
         return []
@@ -80,7 +88,9 @@ def outliers(features: Floats) -> list[tuple[int, float]]:
 
 
 def neighbour_distances(features: Floats) -> Doubles:
-    """Mean cosine distance (N,) of each example to its nearest neighbours, in blocks so that memory stays small."""
+    """Mean cosine distance (N,) of each example to its nearest neighbours, in blocks so that memory
+    stays small.
+    """
     x = torch.from_numpy(standardised(features)[0])
     x = torch.nn.functional.normalize(x, dim=1)
     count = min(NEIGHBOURS, len(x) - 1)

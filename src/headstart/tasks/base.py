@@ -1,23 +1,32 @@
 """Tasks: what a row of data is, which head learns it, what is measured and what the report shows.
 
-A task is one file in this folder with one class, and one line in `TASKS`. The loop, the checkpoints, the command line and the report
-know nothing about any task beyond the methods of `Task`. A run calls them in this order:
+A task is one file in this folder with one class, and one line in `TASKS`. The loop, the
+checkpoints, the command line and the report know nothing about any task beyond the methods of
+`Task`. A run calls them in this order:
 
-1. `Task.read(path, options)` finds rows and labels. It reads no pixels and no model. Bad rows raise `DataError` with file and row.
+1. `Task.read(path, options)` finds rows and labels. It reads no pixels and no model. Bad rows raise
+   `DataError` with file and row.
 2. `task.facts()` tells the recipe what was found; `task.found()` tells the user, in lines.
-3. `task.build(name, recipe)` gives the model with its new head, and keeps the recipe and the model's processor or tokenizer, set to it.
-4. `task.prepare(folder)` checks every example (in parallel), caches what is worth caching below `folder`, and raises `DataError` that
-   lists the bad ones, or leaves them out when `options.skip_bad`.
-5. For every step the loop asks for `task.example(index, rng)` of each index of the batch (in threads, ahead of time), then
-   `task.collate(examples)`, `task.augment_batch(batch, rng)` and `task.weight(batch)` once for the whole batch, and for each micro-batch
-   `task.loss(model, task.micro(batch, rows, device))`. The gradient is that of `sum of losses / weight`, whatever the micro-batch.
-   All randomness comes from the `rng` passed in, which is a function of (seed, step, position): a resumed run repeats it.
-6. `task.evaluate(model, split, device)` gives an `Evaluation`; `task.report(evaluation)` the sections of the report that are this task's.
-7. `task.finish(model)` puts what only training knew into the weights, `task.save(folder)` writes processor or tokenizer beside them;
-   `task.card()` says how the result is used, for the model card.
+3. `task.build(name, recipe)` gives the model with its new head, and keeps the recipe and the
+   model's processor or tokenizer, set to it.
+4. `task.prepare(folder)` checks every example (in parallel), caches what is worth caching below
+   `folder`, and raises `DataError` that lists the bad ones, or leaves them out when
+   `options.skip_bad`.
+5. For every step the loop asks for `task.example(index, rng)` of each index of the batch (in
+   threads, ahead of time), then `task.collate(examples)`, `task.augment_batch(batch, rng)` and
+   `task.weight(batch)` once for the whole batch, and for each micro-batch `task.loss(model,
+   task.micro(batch, rows, device))`. The gradient is that of `sum of losses / weight`, whatever the
+   micro-batch. All randomness comes from the `rng` passed in, which is a function of (seed, step,
+   position): a resumed run repeats it.
+6. `task.evaluate(model, split, device)` gives an `Evaluation`; `task.report(evaluation)` the
+   sections of the report that are this task's.
+7. `task.finish(model)` puts what only training knew into the weights, `task.save(folder)` writes
+   processor or tokenizer beside them; `task.card()` says how the result is used, for the model
+   card.
 
-A batch is a dict of tensors whose first dimension is the example, so that rows can be cut out of it; what belongs to the batch as a
-whole (MixUp's share) is a tensor without dimensions, and `micro` knows about it.
+A batch is a dict of tensors whose first dimension is the example, so that rows can be cut out of
+it; what belongs to the batch as a whole (MixUp's share) is a tensor without dimensions, and `micro`
+knows about it.
 """
 
 import difflib
@@ -61,12 +70,16 @@ class DataOptions:
         seed: Decides the split and the choice of `shots`.
         shots: Training examples taken of each class; None takes all.
         draw: Which of many choices of the `shots`, from 0.
-        val_fraction: Share of the training data held out where the data has no validation split of its own.
+        val_fraction: Share of the training data held out where the data has no validation split of
+            its own.
         skip_bad: Leave out unreadable examples instead of stopping.
-        columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles left out are found by name.
+        columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles
+            left out are found by name.
         classes: Class names in the order of an existing model, for evaluating it.
-        target: What a picture comes with: a "label", a "mask", or nothing ("none"); the task decides.
-        problem_type: What the labels are ("single_label_classification", "multi_label_classification", "regression"); None looks at them.
+        target: What a picture comes with: a "label", a "mask", or nothing ("none"); the task
+            decides.
+        problem_type: What the labels are ("single_label_classification",
+            "multi_label_classification", "regression"); None looks at them.
         workers: Threads that read and decode; None is one for each processor, at most 8.
         extra: Further options of one task, by name.
     """
@@ -100,7 +113,8 @@ class Evaluation:
         metrics: Numbers by name; the task's `headline` is among them.
         interval: 95 % confidence interval of the headline.
         details: Arrays that the report needs, for example "logits" and "labels".
-        max_error: Share of mistakes allowed among answers where a classifier may refuse to answer; None is the usual one.
+        max_error: Share of mistakes allowed among answers where a classifier may refuse to answer;
+            None is the usual one.
     """
 
     split: str
@@ -146,15 +160,23 @@ class Task(ABC):
 
     @abstractmethod
     def build(self, name: str, recipe: "Recipe", *, revision: str | None = None) -> "nn.Module":
-        """The pretrained model with a head for this data; None in `recipe` may be filled from its processor."""
+        """The pretrained model with a head for this data.
+
+        None in `recipe` may be filled from its processor.
+        """
 
     @abstractmethod
     def attach(self, name: str | Path) -> "nn.Module":
-        """The model of a result folder with its own head and processor, for judging it on this data."""
+        """The model of a result folder with its own head and processor, for judging it on this
+        data.
+        """
 
     @abstractmethod
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
-        """Checks every example of these splits and fills the caches; without a folder nothing is kept on disk."""
+        """Checks every example of these splits and fills the caches.
+
+        Without a folder nothing is kept on disk.
+        """
 
     @abstractmethod
     def example(self, index: int, rng: "np.random.Generator") -> dict[str, "Tensor"]:
@@ -166,7 +188,9 @@ class Task(ABC):
 
         return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
 
-    def augment_batch(self, batch: dict[str, "Tensor"], rng: "np.random.Generator") -> dict[str, "Tensor"]:
+    def augment_batch(
+        self, batch: dict[str, "Tensor"], rng: "np.random.Generator"
+    ) -> dict[str, "Tensor"]:
         """What mixes examples of a batch with each other."""
         return batch
 
@@ -174,13 +198,19 @@ class Task(ABC):
         """What the sum of the batch's losses is divided by: examples, or tokens with a label."""
         return float(len(next(iter(batch.values()))))
 
-    def micro(self, batch: dict[str, "Tensor"], rows: slice, device: "torch.device") -> dict[str, "Tensor"]:
+    def micro(
+        self, batch: dict[str, "Tensor"], rows: slice, device: "torch.device"
+    ) -> dict[str, "Tensor"]:
         """The model's inputs for these rows of the batch, on the device."""
         return {key: value[rows].to(device, non_blocking=True) for key, value in batch.items()}
 
     @abstractmethod
-    def loss(self, model: "nn.Module", inputs: dict[str, "Tensor"]) -> tuple["Tensor", dict[str, "Tensor"]]:
-        """Sum of the losses of these examples, and sums of further measures (divided by the same weight for the log)."""
+    def loss(
+        self, model: "nn.Module", inputs: dict[str, "Tensor"]
+    ) -> tuple["Tensor", dict[str, "Tensor"]]:
+        """Sum of the losses of these examples, and sums of further measures (divided by the same
+        weight for the log).
+        """
 
     @abstractmethod
     def evaluate(self, model: "nn.Module", split: str, device: "torch.device") -> Evaluation:
@@ -210,7 +240,9 @@ class TunesHead(ABC):
         """What `tune_head` will cost, measured on a few examples."""
 
     @abstractmethod
-    def tune_head(self, model: "nn.Module", device: "torch.device", progress: "Progress") -> dict[str, Evaluation]:
+    def tune_head(
+        self, model: "nn.Module", device: "torch.device", progress: "Progress"
+    ) -> dict[str, Evaluation]:
         """Fits the model's head, and judges it on every split that was held out.
 
         Called in place of `prepare`, the loop and `evaluate` when the recipe says `tune: head`.

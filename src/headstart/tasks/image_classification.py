@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from headstart.data.augment import color_jitter, cutmix_box, rand_augment, random_erase
-from headstart.data.cache import Bad, PixelCache, check_bad, decode, inspect, parallel, random_part, square, threads
+from headstart.data.cache import (
+    Bad,
+    PixelCache,
+    check_bad,
+    decode,
+    inspect,
+    parallel,
+    random_part,
+    square,
+    threads,
+)
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.sources import Examples, Source
@@ -34,8 +44,11 @@ from headstart.tasks.problems import problem_of
 from headstart.training.estimate import HeadCost, peak_memory
 from headstart.training.head import FeatureStore, fitting_seconds, inputs_of, install, model_key
 
-FEATURES_BATCH = 16  # images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67 at 16)
-FEATURES_KEPT = 512  # images after which features are written, so that an interrupted run loses little
+# images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67
+# at 16)
+FEATURES_BATCH = 16
+# images after which features are written, so that an interrupted run loses little
+FEATURES_KEPT = 512
 
 
 class ImageClassification(Task, TunesHead):
@@ -66,14 +79,27 @@ class ImageClassification(Task, TunesHead):
         self.sizes: dict[str, NDArray[np.int64]] = {}  # (N, 2): height and width
         for split, examples in self.data.splits.items():
             results = list(parallel(inspect, examples.images, self.options.workers))
-            self.bad += [Bad(split, i, examples.names[i], result) for i, result in enumerate(results) if isinstance(result, str)]
-            self.digests[split] = [result[0] if isinstance(result, tuple) else "" for result in results]
-            self.sizes[split] = np.array([result[1:] if isinstance(result, tuple) else (0, 0) for result in results]).reshape(-1, 2)
+            self.bad += [
+                Bad(split, i, examples.names[i], result)
+                for i, result in enumerate(results)
+                if isinstance(result, str)
+            ]
+            self.digests[split] = [
+                result[0] if isinstance(result, tuple) else "" for result in results
+            ]
+            self.sizes[split] = np.array(
+                [result[1:] if isinstance(result, tuple) else (0, 0) for result in results]
+            ).reshape(-1, 2)
 
-        judged = {d for split, digests in self.digests.items() if split != "train" for d in digests if d}
+        judged = {
+            d for split, digests in self.digests.items() if split != "train" for d in digests if d
+        }
         leaked = sum(d in judged for d in self.digests.get("train", []))
         if leaked:
-            text = "training images are also in the data that judges: the result flatters (`headstart audit` lists them)"
+            text = (
+                "training images are also in the data that judges: the result flatters (`headstart"
+                " audit` lists them)"
+            )
             self.data.notes.append(f"{leaked} {text}")
 
     @property
@@ -96,8 +122,15 @@ class ImageClassification(Task, TunesHead):
         sizes = self.sizes["train"][self.sizes["train"].min(axis=1) > 0]
         if not len(sizes):
             check_bad(self.bad, False, sum(self.splits.values()))
-        height, width = sizes[np.argsort(sizes.prod(axis=1), kind="stable")[len(sizes) // 2]].tolist()
-        return Facts(examples=len(self.data.splits["train"]), classes=len(self.data.classes), height=height, width=width)
+        height, width = sizes[
+            np.argsort(sizes.prod(axis=1), kind="stable")[len(sizes) // 2]
+        ].tolist()
+        return Facts(
+            examples=len(self.data.splits["train"]),
+            classes=len(self.data.classes),
+            height=height,
+            width=width,
+        )
 
     def found(self) -> list[str]:
         """See `Task.found`."""
@@ -107,9 +140,19 @@ class ImageClassification(Task, TunesHead):
         lines.append(f"median image {facts.width}x{facts.height} pixels")
         counts = self._counts(labels)
         if len(counts) and counts.min() and counts.max() >= 10 * counts.min():
-            rare, common = self.data.classes[int(counts.argmin())], self.data.classes[int(counts.argmax())]
-            what = f"unbalanced: {common!r} has {counts.max()} training images, {rare!r} {counts.min()}"
-            lines.append(what + " (--class-weights balanced makes up for it)" * (self.recipe.class_weights == "none"))
+            rare, common = (
+                self.data.classes[int(counts.argmin())],
+                self.data.classes[int(counts.argmax())],
+            )
+            what = (
+                f"unbalanced: {common!r} has {counts.max()} training images, {rare!r}"
+                f" {counts.min()}"
+            )
+            lines.append(
+                what
+                + " (--class-weights balanced makes up for it)"
+                * (self.recipe.class_weights == "none")
+            )
         if self.bad:
             lines.append(f"{len(self.bad)} of {sum(self.splits.values())} images cannot be read")
         return lines + self.data.notes
@@ -118,21 +161,37 @@ class ImageClassification(Task, TunesHead):
         """Training images of each class, (V,); none where labels are numbers."""
         if self.data.kind == SINGLE:
             return np.bincount(labels, minlength=len(self.data.classes))
-        return labels.sum(0).astype(np.int64) if self.data.kind == MULTI else np.zeros(0, dtype=np.int64)
+        return (
+            labels.sum(0).astype(np.int64)
+            if self.data.kind == MULTI
+            else np.zeros(0, dtype=np.int64)
+        )
 
     def _labels_found(self, labels: NDArray[Any]) -> str:
         """What the training labels are, for the first line that the user sees."""
         classes = self.data.classes
         if self.data.kind == REGRESSION:
-            ranges = [f"{name} from {low:.4g} to {high:.4g}" for name, low, high in zip(classes, labels.min(0), labels.max(0), strict=True)]
-            return ", ".join(ranges[:4]) + (f" and {len(ranges) - 4} more numbers" if len(ranges) > 4 else "")
+            ranges = [
+                f"{name} from {low:.4g} to {high:.4g}"
+                for name, low, high in zip(classes, labels.min(0), labels.max(0), strict=True)
+            ]
+            return ", ".join(ranges[:4]) + (
+                f" and {len(ranges) - 4} more numbers" if len(ranges) > 4 else ""
+            )
         counts = self._counts(labels)
-        balance = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else str(counts.min())
+        balance = (
+            f"{counts.min()} to {counts.max()}"
+            if counts.min() < counts.max()
+            else str(counts.min())
+        )
         if self.data.kind == MULTI:
-            return f"{labels.sum(1).mean():.1f} of {len(classes)} labels each, each label in {balance} training images"
+            return (
+                f"{labels.sum(1).mean():.1f} of {len(classes)} labels each, each label in {balance}"
+                " training images"
+            )
         return f"{len(classes)} classes of {balance} training images"
 
-    # Model ----------------------------------------------------------------------------------------------------------------------------
+    # Model ----------------------------------------------------------------------------------------
 
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
@@ -141,8 +200,12 @@ class ImageClassification(Task, TunesHead):
         overrides = self.problem.overrides(self.data.classes)
         if recipe.drop_path is not None:
             rate = config.drop_path_rate
-            overrides["drop_path_rate"] = [*rate[:-1], recipe.drop_path] if isinstance(rate, list) else recipe.drop_path
-        model: nn.Module = AutoModelForImageClassification.from_pretrained(name, revision=revision, **overrides)
+            overrides["drop_path_rate"] = (
+                [*rate[:-1], recipe.drop_path] if isinstance(rate, list) else recipe.drop_path
+            )
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(
+            name, revision=revision, **overrides
+        )
         self.problem.look(self.data.classes, self.data.splits["train"].labels, recipe.class_weights)
         if recipe.zero_head:
             self.problem.start(head_of(model))
@@ -165,7 +228,7 @@ class ImageClassification(Task, TunesHead):
         """See `Task.save`."""
         self.processor.save_pretrained(folder)
 
-    # Pixels ---------------------------------------------------------------------------------------------------------------------------
+    # Pixels ---------------------------------------------------------------------------------------
 
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
         """See `Task.prepare`."""
@@ -193,7 +256,10 @@ class ImageClassification(Task, TunesHead):
             return
         counts = self._counts(self.data.splits["train"].labels)
         if len(counts) and not counts.all():
-            raise DataError(f"no readable training image is left of class {self.data.classes[int(counts.argmin())]!r}")
+            raise DataError(
+                "no readable training image is left of class"
+                f" {self.data.classes[int(counts.argmin())]!r}"
+            )
 
     def _leave_out(self, split: str) -> None:
         """Drops the bad images of a split from everything that is in its order."""
@@ -202,7 +268,9 @@ class ImageClassification(Task, TunesHead):
         self.bad = [each for each in self.bad if each.split != split]
         if not out:
             return
-        kept = np.array([i for i in range(len(self.data.splits[split])) if i not in out], dtype=np.int64)
+        kept = np.array(
+            [i for i in range(len(self.data.splits[split])) if i not in out], dtype=np.int64
+        )
         self.data.splits[split] = self.data.splits[split].take(kept)
         self.digests[split] = [self.digests[split][i] for i in kept]
         self.sizes[split] = self.sizes[split][kept]
@@ -213,24 +281,42 @@ class ImageClassification(Task, TunesHead):
         examples: Examples = self.data.splits[split]
         file = folder / f"{split}.npy" if folder else None
         if split == "train" and self.trains:
-            side = self.recipe.resize if self.recipe.augment in ("crop-flip", "resized-crop") and self.recipe.resize else self.recipe.crop
+            side = (
+                self.recipe.resize
+                if self.recipe.augment in ("crop-flip", "resized-crop") and self.recipe.resize
+                else self.recipe.crop
+            )
             if side is None:
                 raise DataError("the model's image processor has no size; give one with --crop")
-            return PixelCache(examples, side, partial(square, side=side, resample=self.processor.resample), file)
+            return PixelCache(
+                examples, side, partial(square, side=side, resample=self.processor.resample), file
+            )
         side = processor_side(self.processor)
         if side is None:
             raise DataError("the model's image processor has no size; give one with --crop")
         return PixelCache(examples, side, self._seen, file)
 
     def _seen(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What the processor shows the network of an image, before values are rescaled: (H, W, 3) uint8."""
-        out = self.processor(pixels, do_rescale=False, do_normalize=False, data_format="channels_last", return_tensors="np")
+        """What the processor shows the network of an image, before values are rescaled.
+
+        (H, W, 3) uint8.
+        """
+        out = self.processor(
+            pixels,
+            do_rescale=False,
+            do_normalize=False,
+            data_format="channels_last",
+            return_tensors="np",
+        )
         seen: NDArray[np.uint8] = np.rint(out["pixel_values"][0]).clip(0, 255).astype(np.uint8)
         return seen
 
     def normalised(self, images: Tensor) -> Tensor:
         """Values as the network wants them, of uint8 (B, 3, H, W)."""
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std))
+        mean, std = (
+            torch.tensor(v, device=images.device).view(3, 1, 1)
+            for v in (self.processor.image_mean, self.processor.image_std)
+        )
         values: Tensor = images.float() * self.processor.rescale_factor
         return (values - mean) / std if self.processor.do_normalize else values
 
@@ -249,19 +335,33 @@ class ImageClassification(Task, TunesHead):
             image = image[:, ::-1]
         image = self._recoloured(image, rng)
         label = torch.tensor(self.data.splits["train"].labels[index])
-        return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), "label": label}
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "label": label,
+        }
 
     def _recoloured(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """The image after RandAugment or colour jitter, and random erasing, where the recipe asks for them."""
+        """The image after RandAugment or colour jitter, and random erasing, where the recipe asks
+        for them.
+        """
         recipe, processor = self.recipe, self.processor
         if recipe.rand_augment:
             image = rand_augment(image, recipe.rand_augment, rng)
         elif recipe.color_jitter:
             image = color_jitter(image, recipe.color_jitter, rng)
-        return random_erase(image, recipe.erasing, processor.image_mean, processor.image_std, rng) if recipe.erasing else image
+        return (
+            random_erase(image, recipe.erasing, processor.image_mean, processor.image_std, rng)
+            if recipe.erasing
+            else image
+        )
 
-    def augment_batch(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """See `Task.augment_batch`: MixUp or CutMix with one share and one permutation a batch, as in the BiT paper."""
+    def augment_batch(
+        self, batch: dict[str, Tensor], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """See `Task.augment_batch`.
+
+        MixUp or CutMix with one share and one permutation a batch, as in the BiT paper.
+        """
         if not self.recipe.mixes:
             return batch
         order = torch.from_numpy(rng.permutation(len(batch["label"])))
@@ -275,7 +375,9 @@ class ImageClassification(Task, TunesHead):
             share = 1 - (bottom - top) * (right - left) / (H * W)
         return batch | {"partner": order, "share": torch.tensor(share, dtype=torch.float32)}
 
-    def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
+    def micro(
+        self, batch: dict[str, Tensor], rows: slice, device: torch.device
+    ) -> dict[str, Tensor]:
         """See `Task.micro`: pixel_values (B, 3, H, W), and the targets (B, V)."""
 
         def part(which: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -305,18 +407,33 @@ class ImageClassification(Task, TunesHead):
         """See `Task.finish`."""
         self.problem.finish(head_of(model))
 
-    # A head on fixed features ---------------------------------------------------------------------------------------------------------
+    # A head on fixed features ---------------------------------------------------------------------
 
-    def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
+    def tune_head(
+        self, model: nn.Module, device: torch.device, progress: Progress
+    ) -> dict[str, Evaluation]:
         """See `TunesHead.tune_head`."""
         features = self.features(model, device, progress)
         layer = head_of(model)
-        fit = self.problem.fit(features["train"], self.data.splits["train"].labels, len(self.data.classes), self.recipe.seed)
+        fit = self.problem.fit(
+            features["train"],
+            self.data.splits["train"].labels,
+            len(self.data.classes),
+            self.recipe.seed,
+        )
         install(layer, fit)
-        how = f"chosen by {fit.folds}-fold cross-validation" if fit.losses else "not chosen: a class has a single image"
+        how = (
+            f"chosen by {fit.folds}-fold cross-validation"
+            if fit.losses
+            else "not chosen: a class has a single image"
+        )
         self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
         progress.say(self.data.notes[-1])
-        scores = {split: rows @ fit.weight.T + fit.bias for split, rows in features.items() if split != "train"}
+        scores = {
+            split: rows @ fit.weight.T + fit.bias
+            for split, rows in features.items()
+            if split != "train"
+        }
         return {split: self._judged(split, each) for split, each in scores.items()}
 
     def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
@@ -324,19 +441,33 @@ class ImageClassification(Task, TunesHead):
         _, missing, _ = self._missing(model)
         few = list(missing.values())[: min(FEATURES_BATCH, 1 + len(missing) // 8)]
         features = len(missing) * self._seconds_each(model, few, device) if few else 0.0
-        fit = fitting_seconds(len(self.data.splits["train"]), head_of(model).in_features, len(self.data.classes))
+        fit = fitting_seconds(
+            len(self.data.splits["train"]), head_of(model).in_features, len(self.data.classes)
+        )
         return HeadCost(features, fit, peak_memory(device))
 
     def _missing(self, model: nn.Module) -> tuple[FeatureStore, dict[str, Source], int]:
-        """The store, the images by digest whose features it lacks, and the number of those that it has."""
+        """The store, the images by digest whose features it lacks, and the number of those that it
+        has.
+        """
         store = FeatureStore(model_key(model, self.processor.to_dict()))
-        sources = {d: self.data.splits[split].images[i] for split, digests in self.digests.items() for i, d in enumerate(digests) if d}
+        sources = {
+            d: self.data.splits[split].images[i]
+            for split, digests in self.digests.items()
+            for i, d in enumerate(digests)
+            if d
+        }
         missing = {digest: source for digest, source in sources.items() if digest not in store}
         return store, missing, len(sources) - len(missing)
 
     @torch.inference_mode()
-    def features(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
-        """What goes into the head, (N, D) for every split: from the store, or computed and kept there."""
+    def features(
+        self, model: nn.Module, device: torch.device, progress: Progress
+    ) -> dict[str, NDArray[np.float32]]:
+        """What goes into the head, (N, D) for every split.
+
+        From the store, or computed and kept there.
+        """
         store, missing, known = self._missing(model)
         if known:
             progress.say(f"features of {known} images are known from before")
@@ -346,10 +477,20 @@ class ImageClassification(Task, TunesHead):
         for part in batched(list(missing.items()), FEATURES_KEPT):
             digests: list[str] = []
             rows: list[Tensor] = []
-            ready = zip(part, parallel(self._pixels_or_reason, [source for _, source in part], self.options.workers), strict=True)
+            ready = zip(
+                part,
+                parallel(
+                    self._pixels_or_reason, [source for _, source in part], self.options.workers
+                ),
+                strict=True,
+            )
             for chunk in batched(ready, FEATURES_BATCH if processor_side(self.processor) else 1):
-                failed |= {digest: result for (digest, _), result in chunk if isinstance(result, str)}
-                good = {digest: result for (digest, _), result in chunk if not isinstance(result, str)}
+                failed |= {
+                    digest: result for (digest, _), result in chunk if isinstance(result, str)
+                }
+                good = {
+                    digest: result for (digest, _), result in chunk if not isinstance(result, str)
+                }
                 if good:
                     digests += good
                     rows.append(self._head_inputs(model, torch.cat(list(good.values())).to(device)))
@@ -358,13 +499,20 @@ class ImageClassification(Task, TunesHead):
             if rows:
                 store.add(digests, torch.cat(rows).numpy())
         for split, examples in self.data.splits.items():
-            self.bad += [Bad(split, i, examples.names[i], failed[d]) for i, d in enumerate(self.digests[split]) if d in failed]
+            self.bad += [
+                Bad(split, i, examples.names[i], failed[d])
+                for i, d in enumerate(self.digests[split])
+                if d in failed
+            ]
         self._settle_bad(SPLITS)
         return {split: store[digests] for split, digests in self.digests.items()}
 
     @torch.inference_mode()
     def _seconds_each(self, model: nn.Module, sources: list[Source], device: torch.device) -> float:
-        """Seconds that reading an image and computing its features will take; on a CPU both use the same cores."""
+        """Seconds that reading an image and computing its features will take.
+
+        On a CPU both use the same cores.
+        """
         began = time.perf_counter()
         pixels = [each for each in map(self._pixels_or_reason, sources) if isinstance(each, Tensor)]
         load = (time.perf_counter() - began) / len(sources) / threads(self.options.workers)
@@ -391,7 +539,7 @@ class ImageClassification(Task, TunesHead):
             model(pixel_values=pixel_values)
         return seen[0].float().cpu()
 
-    # Judging --------------------------------------------------------------------------------------------------------------------------
+    # Judging --------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
@@ -400,8 +548,10 @@ class ImageClassification(Task, TunesHead):
         labels = cache.examples.labels
         logits = []
         for start in range(0, len(labels), 32):
-            images = np.stack([cache[i] for i in range(start, min(start + 32, len(labels)))])  # (B, H, W, 3)
-            pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))  # (B, 3, H, W)
+            # (B, H, W, 3)
+            images = np.stack([cache[i] for i in range(start, min(start + 32, len(labels)))])
+            # (B, 3, H, W)
+            pixels = self.normalised(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
         return self._judged(split, self.problem.in_units(np.concatenate(logits)))
 
@@ -409,15 +559,20 @@ class ImageClassification(Task, TunesHead):
         """The evaluation of scores (N, V) of a split."""
         labels = self.data.splits[split].labels
         if not np.isfinite(scores).all():
-            raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
+            raise ConfigError(
+                "the model's scores are not finite numbers: training diverged; try a smaller --lr"
+            )
         metrics, interval = self.problem.measure(scores, labels)
-        return Evaluation(split, len(labels), metrics, interval, {"logits": scores, "labels": labels})
+        return Evaluation(
+            split, len(labels), metrics, interval, {"logits": scores, "labels": labels}
+        )
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
         examples, model = self.data.splits[evaluation.split], self.model
 
-        @lru_cache(maxsize=1)  # a picture, and what was looked at in it, are made one after the other
+        # a picture, and what was looked at in it, are made one after the other
+        @lru_cache(maxsize=1)
         def pixels(index: int) -> NDArray[np.uint8]:
             return decode(examples.images[index])
 
@@ -426,11 +581,16 @@ class ImageClassification(Task, TunesHead):
             return explain(model, self.processor, pixels(index), label).overlay()
 
         seen = looked_at if model is not None else None
-        sections = problem_sections(self.data.kind, evaluation, self.data.classes, examples.names, pixels, seen)
+        sections = problem_sections(
+            self.data.kind, evaluation, self.data.classes, examples.names, pixels, seen
+        )
         return [*sections, duplicate_section(*self._duplicates())]
 
     def _duplicates(self) -> tuple[list[Pair], dict[str, Source]]:
-        """Images that are the same, or look so where they are at hand already; and where each image is, by name."""
+        """Images that are the same, or look so where they are at hand already.
+
+        And where each image is, by name.
+        """
         every = [(split, i) for split, digests in self.digests.items() for i in range(len(digests))]
 
         def look(at: tuple[str, int]) -> int:
@@ -439,7 +599,11 @@ class ImageClassification(Task, TunesHead):
 
         hashes = np.array(list(parallel(look, every, self.options.workers)), dtype=np.uint64)
         pairs = pairs_in(self.data, every, [self.digests[split][i] for split, i in every], hashes)
-        return pairs, {name: image for part in self.data.splits.values() for name, image in zip(part.names, part.images, strict=True)}
+        return pairs, {
+            name: image
+            for part in self.data.splits.values()
+            for name, image in zip(part.names, part.images, strict=True)
+        }
 
     def card(self) -> str:
         """See `Task.card`."""
@@ -452,7 +616,11 @@ class ImageClassification(Task, TunesHead):
 
 def head_of(model: nn.Module) -> nn.Linear:
     """The linear layer that gives the scores: the last one whose size is the number of classes."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels]  # type: ignore[union-attr]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+    ]  # type: ignore[union-attr]
     return layers[-1]
 
 
@@ -461,12 +629,16 @@ def processor_side(processor: Any) -> int | None:  # noqa: ANN401 - any family's
     crops = bool(getattr(processor, "do_center_crop", False))
     size: dict[str, int] = processor.crop_size if crops else processor.size
     sides = set(size.values())
-    cropped = crops or "height" in size or hasattr(processor, "crop_pct")  # ConvNeXT's crops by itself
+    # ConvNeXT's crops by itself
+    cropped = crops or "height" in size or hasattr(processor, "crop_pct")
     return sides.pop() if len(sides) == 1 and cropped else None
 
 
 def set_processor_side(processor: Any, side: int) -> None:  # noqa: ANN401 - any family's processor
-    """Makes a processor give squares of this side of the whole image (ConvNeXT's: its own way of getting there)."""
+    """Makes a processor give squares of this side of the whole image (ConvNeXT's.
+
+    Its own way of getting there).
+    """
     if hasattr(processor, "crop_pct"):
         processor.size = {"shortest_edge": side}
         return

@@ -48,13 +48,20 @@ class MultipleChoice(TextTask):
         texts = [row.values["text"] for row in rows for _ in row.values["choices"]]
         choices = [choice for row in rows for choice in row.values["choices"]]
         whole = self.tokens(texts, choices)["input_ids"]
-        ids = self.tokens(texts, choices, truncation="longest_first", max_length=self.max_length)["input_ids"]
+        ids = self.tokens(texts, choices, truncation="longest_first", max_length=self.max_length)[
+            "input_ids"
+        ]
         C = self.choices
         return [
             {
                 "input_ids": ids[i * C : (i + 1) * C],
                 "target": row.values["label"],
-                "cut": any(len(a) > len(b) for a, b in zip(whole[i * C : (i + 1) * C], ids[i * C : (i + 1) * C], strict=True)),
+                "cut": any(
+                    len(a) > len(b)
+                    for a, b in zip(
+                        whole[i * C : (i + 1) * C], ids[i * C : (i + 1) * C], strict=True
+                    )
+                ),
             }
             for i, row in enumerate(rows)
         ]
@@ -63,8 +70,11 @@ class MultipleChoice(TextTask):
         """See `TextTask.tensors`: input_ids and attention_mask (C, L)."""
         longest = max(map(len, example["input_ids"]))
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([each + [pad] * (longest - len(each)) for each in example["input_ids"]])  # (C, L)
-        mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in example["input_ids"]])
+        # (C, L)
+        ids = torch.tensor([each + [pad] * (longest - len(each)) for each in example["input_ids"]])
+        mask = torch.tensor(
+            [[1] * len(each) + [0] * (longest - len(each)) for each in example["input_ids"]]
+        )
         return {"input_ids": ids, "attention_mask": mask, "target": torch.tensor(example["target"])}
 
     @staticmethod
@@ -75,8 +85,12 @@ class MultipleChoice(TextTask):
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()  # (B, C)
-        loss = F.cross_entropy(logits, inputs["target"], reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).logits.float()  # (B, C)
+        loss = F.cross_entropy(
+            logits, inputs["target"], reduction="sum", label_smoothing=self.recipe.label_smoothing
+        )
         return loss, {"accuracy": (logits.detach().argmax(1) == inputs["target"]).sum()}
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
@@ -84,8 +98,18 @@ class MultipleChoice(TextTask):
         logits = np.stack(self.scores(model, split, device, lambda out: out.logits))
         labels = np.array([each["target"] for each in self.encoded[split]], dtype=np.int64)
         right = logits.argmax(1) == labels
-        metrics = {"accuracy": float(right.mean()), "loss": negative_log_likelihood(logits, labels), "chance": 1 / self.choices}
-        return Evaluation(split, len(labels), metrics, wilson(int(right.sum()), len(labels)), {"logits": logits, "labels": labels})
+        metrics = {
+            "accuracy": float(right.mean()),
+            "loss": negative_log_likelihood(logits, labels),
+            "chance": 1 / self.choices,
+        }
+        return Evaluation(
+            split,
+            len(labels),
+            metrics,
+            wilson(int(right.sum()), len(labels)),
+            {"logits": logits, "labels": labels},
+        )
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`: the surest mistakes."""
@@ -93,7 +117,12 @@ class MultipleChoice(TextTask):
         rows = self.data.splits[evaluation.split]
         margin = logits.max(1) - logits[np.arange(len(labels)), labels]
         table = [
-            [shortened(rows[i].values), rows[i].values["choices"][labels[i]], rows[i].values["choices"][logits[i].argmax()], rows[i].name]
+            [
+                shortened(rows[i].values),
+                rows[i].values["choices"][labels[i]],
+                rows[i].values["choices"][logits[i].argmax()],
+                rows[i].name,
+            ]
             for i in np.argsort(-margin, kind="stable")[:20]
             if margin[i] > 0
         ]

@@ -1,7 +1,8 @@
 """Question answering: the words of a context that answer a question, or that there is no answer.
 
-A long context is read in windows that overlap by a quarter. The answer is the best span of at most 30 tokens over all windows; a question
-has none where the scores of the first token, which stands for that, are higher (SQuAD 2.0).
+A long context is read in windows that overlap by a quarter. The answer is the best span of at most
+30 tokens over all windows; a question has none where the scores of the first token, which stands
+for that, are higher (SQuAD 2.0).
 """
 
 from typing import Any, ClassVar
@@ -34,20 +35,29 @@ class QuestionAnswering(TextTask):
 
     def __init__(self, data: TextData, options: DataOptions) -> None:
         super().__init__(data, options)
-        self.may_be_unanswered = any(not row.values["answers"] for rows in data.splits.values() for row in rows)
+        self.may_be_unanswered = any(
+            not row.values["answers"] for rows in data.splits.values() for row in rows
+        )
 
     def what(self) -> str:
         """See `TextTask.what`."""
         none = sum(not row.values["answers"] for row in self.data.splits["train"])
-        return "questions" + (f", {none} of the training ones without an answer" if self.may_be_unanswered else "")
+        return "questions" + (
+            f", {none} of the training ones without an answer" if self.may_be_unanswered else ""
+        )
 
     def encode(self, split: str) -> list[dict[str, Any]]:
-        """See `TextTask.encode`: each question's windows, with the tokens of the first answer where it lies inside."""
+        """See `TextTask.encode`.
+
+        Each question's windows, with the tokens of the first answer where it lies inside.
+        """
         rows = self.data.splits[split]
         room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         questions = [row.values["question"] for row in rows]
         if room < 8:
-            raise ConfigError(f"max_length={self.max_length} is too short for questions and contexts")
+            raise ConfigError(
+                f"max_length={self.max_length} is too short for questions and contexts"
+            )
         for i, ids in enumerate(self.tokens(questions, add_special_tokens=False)["input_ids"]):
             if len(ids) > room // 2:  # a question leaves at least half of the window to the context
                 questions[i] = self.tokenizer.decode(ids[: room // 2])
@@ -58,16 +68,23 @@ class QuestionAnswering(TextTask):
         windows: list[list[dict[str, Any]]] = [[] for _ in rows]
         for part, which in enumerate(out["overflow_to_sample_mapping"]):
             inside = [each == 1 for each in out.sequence_ids(part)]
-            offsets = [pair if kept else (-1, -1) for pair, kept in zip(out["offset_mapping"][part], inside, strict=True)]
+            offsets = [
+                pair if kept else (-1, -1)
+                for pair, kept in zip(out["offset_mapping"][part], inside, strict=True)
+            ]
             answers = rows[which].values["answers"]
             windows[which].append(
                 {
                     "input_ids": out["input_ids"][part],
-                    "offsets": np.array(offsets, dtype=np.int64),  # (L, 2) characters of the context, -1 outside it
+                    # (L, 2) characters of the context, -1 outside it
+                    "offsets": np.array(offsets, dtype=np.int64),
                     "span": token_span(offsets, answers[0]) if answers else (0, 0),
                 }
             )
-        return [{"windows": each, "answered": bool(row.values["answers"])} for each, row in zip(windows, rows, strict=True)]
+        return [
+            {"windows": each, "answered": bool(row.values["answers"])}
+            for each, row in zip(windows, rows, strict=True)
+        ]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: a window, every other time one that holds the answer."""
@@ -75,7 +92,10 @@ class QuestionAnswering(TextTask):
         holding = [window for window in example["windows"] if window["span"] != (0, 0)]
         windows = holding if holding and rng.random() < 0.5 else example["windows"]
         window = windows[int(rng.integers(len(windows)))]
-        return {"input_ids": torch.tensor(window["input_ids"]), "target": torch.tensor(window["span"])}
+        return {
+            "input_ids": torch.tensor(window["input_ids"]),
+            "target": torch.tensor(window["span"]),
+        }
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: mean of the cross-entropies of first and last token."""
@@ -91,18 +111,29 @@ class QuestionAnswering(TextTask):
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are each question's answer, exact match and F1."""
-        flat = [(i, window) for i, example in enumerate(self.encoded[split]) for window in example["windows"]]
+        flat = [
+            (i, window)
+            for i, example in enumerate(self.encoded[split])
+            for window in example["windows"]
+        ]
         flat.sort(key=lambda each: len(each[1]["input_ids"]))
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         rows = self.data.splits[split]
         for start in range(0, len(flat), BATCH):
             some = flat[start : start + BATCH]
-            batch = self.collate([{"input_ids": torch.tensor(window["input_ids"])} for _, window in some])
+            batch = self.collate(
+                [{"input_ids": torch.tensor(window["input_ids"])} for _, window in some]
+            )
             out = model(**self.micro(batch, slice(None), device))
-            starts, ends = (logits.float().cpu().numpy() for logits in (out.start_logits, out.end_logits))
+            starts, ends = (
+                logits.float().cpu().numpy() for logits in (out.start_logits, out.end_logits)
+            )
             if not np.isfinite(starts + ends).all():
-                raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
+                raise ConfigError(
+                    "the model's scores are not finite numbers: training diverged; try a smaller"
+                    " --lr"
+                )
             for j, (i, window) in enumerate(some):
                 found = best_span(starts[j], ends[j], window["offsets"])
                 nothing[i] = min(nothing.get(i, np.inf), float(starts[j, 0] + ends[j, 0]))
@@ -116,13 +147,25 @@ class QuestionAnswering(TextTask):
 
     def _judge(self, split: str, said: list[str]) -> Evaluation:
         rows = self.data.splits[split]
-        pairs = [answer_scores(text, [a["text"] for a in row.values["answers"]]) for text, row in zip(said, rows, strict=True)]
+        pairs = [
+            answer_scores(text, [a["text"] for a in row.values["answers"]])
+            for text, row in zip(said, rows, strict=True)
+        ]
         scores = np.array(pairs).reshape(-1, 2)  # (N, 2)
         metrics = {"f1": float(scores[:, 1].mean()), "exact_match": float(scores[:, 0].mean())}
         answered = np.array([bool(row.values["answers"]) for row in rows])
         if self.may_be_unanswered and answered.any() and not answered.all():
-            metrics |= {"f1_answered": float(scores[answered, 1].mean()), "no_answer_accuracy": float(scores[~answered, 0].mean())}
-        return Evaluation(split, len(rows), metrics, None, {"scores": scores, "answers": np.array(said, dtype=np.str_)})
+            metrics |= {
+                "f1_answered": float(scores[answered, 1].mean()),
+                "no_answer_accuracy": float(scores[~answered, 0].mean()),
+            }
+        return Evaluation(
+            split,
+            len(rows),
+            metrics,
+            None,
+            {"scores": scores, "answers": np.array(said, dtype=np.str_)},
+        )
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`: questions answered wrong."""
@@ -131,14 +174,24 @@ class QuestionAnswering(TextTask):
         table = [
             [
                 rows[i].values["question"],
-                " / ".join(dict.fromkeys(a["text"] for a in rows[i].values["answers"])) or "(no answer)",
+                " / ".join(dict.fromkeys(a["text"] for a in rows[i].values["answers"]))
+                or "(no answer)",
                 str(evaluation.details["answers"][i]) or "(no answer)",
                 f"{evaluation.details['scores'][i, 1]:.0%}",
             ]
             for i in worst
             if evaluation.details["scores"][i, 1] < 1
         ]
-        return [Section("Worst answers", table=ReportTable(("question", "right", "answered", "F1"), table))] if table else []
+        return (
+            [
+                Section(
+                    "Worst answers",
+                    table=ReportTable(("question", "right", "answered", "F1"), table),
+                )
+            ]
+            if table
+            else []
+        )
 
     def card(self) -> str:
         """See `Task.card`."""
@@ -157,7 +210,9 @@ def token_span(offsets: list[tuple[int, int]], answer: dict[str, Any]) -> tuple[
     return inside[0], inside[-1]
 
 
-def best_span(start: NDArray[np.float32], end: NDArray[np.float32], offsets: NDArray[np.int64]) -> tuple[float, int, int] | None:
+def best_span(
+    start: NDArray[np.float32], end: NDArray[np.float32], offsets: NDArray[np.int64]
+) -> tuple[float, int, int] | None:
     """Score, first character and the one after the last of the best span of the context's tokens."""
     context = np.flatnonzero(offsets[:, 0] >= 0)
     if not len(context):
@@ -166,4 +221,8 @@ def best_span(start: NDArray[np.float32], end: NDArray[np.float32], offsets: NDA
     length = np.arange(len(context))[None, :] - np.arange(len(context))[:, None]
     scores = np.where((length >= 0) & (length < LONGEST_ANSWER), scores, -np.inf)
     first, last = np.unravel_index(int(scores.argmax()), scores.shape)
-    return float(scores[first, last]), int(offsets[context[first], 0]), int(offsets[context[last], 1])
+    return (
+        float(scores[first, last]),
+        int(offsets[context[first], 0]),
+        int(offsets[context[last], 1]),
+    )

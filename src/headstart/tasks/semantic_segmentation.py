@@ -1,6 +1,7 @@
 """Semantic segmentation: a class for every pixel.
 
-Letters: B images, H W sides of an image, S side of what the network sees in training, V classes, N images of a split.
+Letters: B images, H W sides of an image, S side of what the network sees in training, V classes, N
+    images of a split.
 """
 
 import hashlib
@@ -18,10 +19,24 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from headstart.data.cache import Bad, check_bad, decode, parallel
 from headstart.data.mask_augment import SCALES, random_colours, random_crop
-from headstart.data.masks import IGNORED, Pairs, Scan, SegmentationData, name_classes, read_pairs, read_values, scan
+from headstart.data.masks import (
+    IGNORED,
+    Pairs,
+    Scan,
+    SegmentationData,
+    name_classes,
+    read_pairs,
+    read_values,
+    scan,
+)
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.images.decode import BILINEAR
-from headstart.metrics.segmentation import bootstrap_interval, mean_iou, pixel_confusion, segmentation_metrics
+from headstart.metrics.segmentation import (
+    bootstrap_interval,
+    mean_iou,
+    pixel_confusion,
+    segmentation_metrics,
+)
 from headstart.pipelines.semantic_segmentation import class_colours, segment
 from headstart.recipe import Facts, Recipe
 from headstart.report.classification import file_name
@@ -29,7 +44,8 @@ from headstart.report.page import Section
 from headstart.report.segmentation import segmentation_sections
 from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task
 
-MEMORY = 1 << 30  # bytes of decoded pictures of a split that are kept; larger splits are decoded each time
+# bytes of decoded pictures of a split that are kept; larger splits are decoded each time
+MEMORY = 1 << 30
 WORST, OTHERS = 4, 4  # pictures of the report
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -38,8 +54,8 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 class SemanticSegmentation(Task):
     """A class for every pixel: images and masks, see `headstart.data.masks.read_pairs`.
 
-    Options of `DataOptions.extra`: "masks" (their folder), "classes" (a JSON file), "reduce_labels" (mask value 0 is no class), "mode" of
-    judging ("slide" or "whole").
+    Options of `DataOptions.extra`: "masks" (their folder), "classes" (a JSON file), "reduce_labels"
+    (mask value 0 is no class), "mode" of judging ("slide" or "whole").
     """
 
     name: ClassVar[str] = "semantic-segmentation"
@@ -53,9 +69,19 @@ class SemanticSegmentation(Task):
         self.scans: dict[str, list[Scan | None]] = {}
         for split, pairs in data.splits.items():
             results = scan(pairs, self.classes.colours, options.workers)
-            self.bad += [Bad(split, i, pairs.names[i], each) for i, each in enumerate(results) if isinstance(each, str)]
+            self.bad += [
+                Bad(split, i, pairs.names[i], each)
+                for i, each in enumerate(results)
+                if isinstance(each, str)
+            ]
             self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
-        seen = {value for scans in self.scans.values() for each in scans if each for value in each.counts}
+        seen = {
+            value
+            for scans in self.scans.values()
+            for each in scans
+            if each
+            for value in each.counts
+        }
         if not seen:
             check_bad(self.bad, False, sum(self.splits.values()))
         data.notes += name_classes(self.classes, seen)
@@ -86,11 +112,16 @@ class SemanticSegmentation(Task):
 
     def facts(self) -> Facts:
         """See `Task.facts`; sizes are those of the median training image by area."""
-        scans = sorted((each for each in self.scans["train"] if each), key=lambda each: each.height * each.width)
+        scans = sorted(
+            (each for each in self.scans["train"] if each),
+            key=lambda each: each.height * each.width,
+        )
         if not scans:
             check_bad(self.bad, False, sum(self.splits.values()))
         middle = scans[len(scans) // 2]
-        return Facts(len(scans), len(self.classes.names), middle.height, middle.width, task=self.name)
+        return Facts(
+            len(scans), len(self.classes.names), middle.height, middle.width, task=self.name
+        )
 
     def found(self) -> list[str]:
         """See `Task.found`."""
@@ -103,22 +134,32 @@ class SemanticSegmentation(Task):
         ignored, named = counts[IGNORED] / max(1, counts.sum()), counts[: len(self.classes.names)]
         absent = [name for name, count in zip(self.classes.names, named, strict=True) if not count]
         facts = self.facts()
-        lines = [f"{sum(self.splits.values())} images with masks ({parts}), {len(self.classes.names)} classes"]
-        lines.append(f"median image {facts.width}x{facts.height} pixels, {ignored:.1%} of the training pixels have no class")
+        lines = [
+            f"{sum(self.splits.values())} images with masks ({parts}), {len(self.classes.names)}"
+            " classes"
+        ]
+        lines.append(
+            f"median image {facts.width}x{facts.height} pixels, {ignored:.1%} of the training"
+            " pixels have no class"
+        )
         if absent:
-            listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+            listed = ", ".join(absent[:8]) + (
+                f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+            )
             lines.append(f"no training pixel is {listed}")
         if self.bad:
             lines.append(f"{len(self.bad)} pairs cannot be used")
         return lines + self.data.notes
 
-    # Model ----------------------------------------------------------------------------------------------------------------------------
+    # Model ----------------------------------------------------------------------------------------
 
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
         size = config.image_size
-        self.recipe = replace(recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size)))
+        self.recipe = replace(
+            recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size))
+        )
         assert self.recipe.crop is not None
         overrides: dict[str, Any] = {
             "id2label": dict(enumerate(self.classes.names)), "image_size": self.recipe.crop, "semantic_loss_ignore_index": IGNORED,
@@ -128,12 +169,18 @@ class SemanticSegmentation(Task):
         if self.classes.colours is not None:
             overrides["palette"] = self.classes.colours.tolist()
         torch.manual_seed(recipe.seed)  # the new head is drawn at random
-        model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(name, revision=revision, **overrides)
+        model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(
+            name, revision=revision, **overrides
+        )
         self.colours = class_colours(model.config)
         self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         self.processor.size = {"shortest_edge": self.recipe.resize or self.recipe.crop}
         self.processor.crop_size = {"height": self.recipe.crop, "width": self.recipe.crop}
-        self.processor.do_resize, self.processor.do_center_crop, self.processor.resample = True, False, BILINEAR
+        self.processor.do_resize, self.processor.do_center_crop, self.processor.resample = (
+            True,
+            False,
+            BILINEAR,
+        )
         self.processor.do_reduce_labels = self.classes.reduce
         return model
 
@@ -149,10 +196,13 @@ class SemanticSegmentation(Task):
         """See `Task.save`."""
         self.processor.save_pretrained(folder)
 
-    # Pixels ---------------------------------------------------------------------------------------------------------------------------
+    # Pixels ---------------------------------------------------------------------------------------
 
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
-        """See `Task.prepare`: decoded pictures are kept in memory where they take less than a gigabyte."""
+        """See `Task.prepare`.
+
+        Decoded pictures are kept in memory where they take less than a gigabyte.
+        """
         self.bad = [each for each in self.bad if each.split in splits]
         total = sum(count for split, count in self.splits.items() if split in splits)
         for split in splits:
@@ -168,7 +218,9 @@ class SemanticSegmentation(Task):
                 except InputError as error:
                     return str(error)
 
-            for index, result in enumerate(parallel(one, range(len(self.data.splits[split])), self.options.workers)):
+            for index, result in enumerate(
+                parallel(one, range(len(self.data.splits[split])), self.options.workers)
+            ):
                 if isinstance(result, str):
                     self.bad.append(Bad(split, index, self.data.splits[split].names[index], result))
                 elif size <= MEMORY:
@@ -188,7 +240,10 @@ class SemanticSegmentation(Task):
         self.bad = [each for each in self.bad if each.split != split]
         pairs: Pairs = self.data.splits[split]
         kept = [i for i in range(len(pairs)) if i not in out]
-        self.data.splits[split], self.scans[split] = pairs.take(kept), [self.scans[split][i] for i in kept]
+        self.data.splits[split], self.scans[split] = (
+            pairs.take(kept),
+            [self.scans[split][i] for i in kept],
+        )
 
     def _read(self, split: str, index: int) -> Pair:
         """Picture (H, W, 3) and classes (H, W) of a pair, from its files."""
@@ -198,8 +253,9 @@ class SemanticSegmentation(Task):
         if labels.min() < 0:
             strange = sorted({int(v) for v in np.unique(values[labels < 0])})
             raise InputError(
-                f"{pairs.mask_of(index)} has the values {', '.join(map(str, strange[:5]))}; expected classes "
-                f"{1 if self.classes.reduce else 0} to {len(self.classes.names) - (not self.classes.reduce)}, or 255 for none"
+                f"{pairs.mask_of(index)} has the values {', '.join(map(str, strange[:5]))};"
+                f" expected classes {1 if self.classes.reduce else 0} to"
+                f" {len(self.classes.names) - (not self.classes.reduce)}, or 255 for none"
             )
         return decode(pairs.images[index]), labels.astype(np.uint8)
 
@@ -210,15 +266,18 @@ class SemanticSegmentation(Task):
 
     def normalised(self, images: Tensor) -> Tensor:
         """Values as the network wants them, of uint8 (B, 3, S, S)."""
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std))
+        mean, std = (
+            torch.tensor(v, device=images.device).view(3, 1, 1)
+            for v in (self.processor.image_mean, self.processor.image_std)
+        )
         values: Tensor = images.float() * self.processor.rescale_factor
         return (values - mean) / std if self.processor.do_normalize else values
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, S, S) uint8, and its labels (S, S) uint8.
 
-        `augment` "crop-flip" and "resized-crop": random scale of 0.5 to 2, crop, mirror and colours; "flip": random crop and mirror;
-        "none": the middle.
+        `augment` "crop-flip" and "resized-crop": random scale of 0.5 to 2, crop, mirror and
+        colours; "flip": random crop and mirror; "none": the middle.
         """
         image, labels = self.pair("train", index)
         side, augment = self.recipe.crop, self.recipe.augment
@@ -232,35 +291,62 @@ class SemanticSegmentation(Task):
             image, labels = image[:, ::-1], labels[:, ::-1]
         if augment in ("crop-flip", "resized-crop"):
             image = random_colours(image, rng)
-        return {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "labels": torch.from_numpy(labels.copy())}
+        return {
+            "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            "labels": torch.from_numpy(labels.copy()),
+        }
 
     def weight(self, batch: dict[str, Tensor]) -> float:
         """See `Task.weight`: the pixels that have a class."""
         return float((batch["labels"] != IGNORED).sum().clamp(min=1))
 
-    def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
-        """See `Task.micro`: pixel_values (B, 3, S, S), where nothing is the mean colour, and labels (B, S, S)."""
-        return {"pixel_values": self.normalised(batch["image"][rows].to(device)), "labels": batch["labels"][rows].long().to(device)}
+    def micro(
+        self, batch: dict[str, Tensor], rows: slice, device: torch.device
+    ) -> dict[str, Tensor]:
+        """See `Task.micro`.
+
+        Pixel_values (B, 3, S, S), where nothing is the mean colour, and labels (B, S, S).
+        """
+        return {
+            "pixel_values": self.normalised(batch["image"][rows].to(device)),
+            "labels": batch["labels"][rows].long().to(device),
+        }
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Task.loss`: cross-entropy of every pixel that has a class (and that of the auxiliary head), and how many are right."""
+        """See `Task.loss`.
+
+        Cross-entropy of every pixel that has a class (and that of the auxiliary head), and how many
+        are right.
+        """
         labels = inputs["labels"]
         alone = len(labels) == 1  # batch norm cannot learn from one image: it is shown twice
-        doubled = {key: value.expand(2, *value.shape[1:]) if alone else value for key, value in inputs.items()}
+        doubled = {
+            key: value.expand(2, *value.shape[1:]) if alone else value
+            for key, value in inputs.items()
+        }
         out = model(**doubled)
         counted = labels != IGNORED
         valid = counted.sum()
         # The network's loss is a mean: over all pixels, or over those with a class.
-        pixels = valid.clamp(min=1) if config_of(model).semantic_loss_mean == "valid" else labels.numel()
+        pixels = (
+            valid.clamp(min=1) if config_of(model).semantic_loss_mean == "valid" else labels.numel()
+        )
         small = labels[:, ::4, ::4]  # the logits' size or near it: enough for a figure in the log
-        scores = nn.functional.interpolate(out.logits[: len(labels)].detach().float(), size=small.shape[1:], mode="bilinear")
-        right = ((scores.argmax(1) == small) & (small != IGNORED)).sum() / (small != IGNORED).sum().clamp(min=1)
+        scores = nn.functional.interpolate(
+            out.logits[: len(labels)].detach().float(), size=small.shape[1:], mode="bilinear"
+        )
+        right = ((scores.argmax(1) == small) & (small != IGNORED)).sum() / (
+            small != IGNORED
+        ).sum().clamp(min=1)
         return out.loss * pixels, {"pixel_accuracy": right * valid}
 
-    # Judging --------------------------------------------------------------------------------------------------------------------------
+    # Judging --------------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`, at the size of each mask: `details` are the confusions (N, V, V), and the answers of a few pictures."""
+        """See `Task.evaluate`, at the size of each mask.
+
+        `details` are the confusions (N, V, V), and the answers of a few pictures.
+        """
         mode = self.options.extra.get("mode", "slide")
         if mode not in ("slide", "whole"):
             raise ConfigError(f"mode={mode!r}; expected 'slide' or 'whole'")
@@ -282,7 +368,13 @@ class SemanticSegmentation(Task):
                     heapq.heappop(worst)
         answers |= {f"answer/{index}": said for _, index, said in worst}
         metrics = segmentation_metrics(confusions.sum(0))
-        return Evaluation(split, len(pairs), metrics, bootstrap_interval(confusions), {"confusions": confusions, **answers})
+        return Evaluation(
+            split,
+            len(pairs),
+            metrics,
+            bootstrap_interval(confusions),
+            {"confusions": confusions, **answers},
+        )
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""

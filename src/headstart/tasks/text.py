@@ -86,7 +86,7 @@ class TextTask(Task):
         """What the examples are."""
         return "texts"
 
-    # Model ----------------------------------------------------------------------------------------------------------------------------
+    # Model ----------------------------------------------------------------------------------------
 
     def overrides(self) -> dict[str, Any]:
         """Values of the network's configuration that the data decides."""
@@ -106,15 +106,22 @@ class TextTask(Task):
 
     def attach(self, name: str | Path) -> nn.Module:
         """See `Task.attach`."""
-        self._take_tokenizer(AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name), Recipe())
+        self._take_tokenizer(
+            AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name), Recipe()
+        )
         model: nn.Module = self.auto.from_pretrained(name)
         return model
 
     def _take_tokenizer(self, tokenizer: Any, config: Any, recipe: Recipe) -> None:  # noqa: ANN401 - any family's
         if len(tokenizer) > config.vocab_size:
-            raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens and the network {config.vocab_size}; they do not belong together")
+            raise ConfigError(
+                f"the tokenizer has {len(tokenizer)} tokens and the network {config.vocab_size};"
+                " they do not belong together"
+            )
         self.tokenizer = tokenizer
-        self.max_length = min(recipe.max_length or tokenizer.model_max_length, config.max_position_embeddings)
+        self.max_length = min(
+            recipe.max_length or tokenizer.model_max_length, config.max_position_embeddings
+        )
         self.recipe = replace(recipe, max_length=self.max_length)
         tokenizer.model_max_length = self.max_length
 
@@ -122,7 +129,7 @@ class TextTask(Task):
         """See `Task.save`."""
         self.tokenizer.save_pretrained(folder)
 
-    # Examples -------------------------------------------------------------------------------------------------------------------------
+    # Examples -------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, split: str) -> list[dict[str, Any]]:
@@ -135,18 +142,28 @@ class TextTask(Task):
                 self.encoded[split] = self.encode(split)
                 cut = sum(bool(each.pop("cut", False)) for each in self.encoded[split])
                 if cut:
-                    self.data.notes.append(f"{cut} {split} texts are longer than {self.max_length} tokens and are cut (max_length)")
+                    self.data.notes.append(
+                        f"{cut} {split} texts are longer than {self.max_length} tokens and are cut"
+                        " (max_length)"
+                    )
 
     def tokens(self, texts: list[Any], pairs: list[str] | None = None, **options: Any) -> Any:  # noqa: ANN401 - a BatchEncoding
         """The tokenizer's call on many texts, whole ones."""
         return self.tokenizer(texts, pairs, return_attention_mask=False, **options)
 
-    def token_ids(self, texts: list[str], pairs: list[str] | None = None, **options: Any) -> list[list[int]]:
-        """The numbers of the tokens alone. What the tokenizer knows beside them takes many times the memory, so texts go in parts."""
+    def token_ids(
+        self, texts: list[str], pairs: list[str] | None = None, **options: Any
+    ) -> list[list[int]]:
+        """The numbers of the tokens alone.
+
+        What the tokenizer knows beside them takes many times the memory, so texts go in parts.
+        """
         ids: list[list[int]] = []
         for start in range(0, len(texts), TOKENIZED_TOGETHER):
             part = slice(start, start + TOKENIZED_TOGETHER)
-            ids += self.tokens(texts[part], None if pairs is None else pairs[part], **options)["input_ids"]
+            ids += self.tokens(texts[part], None if pairs is None else pairs[part], **options)[
+                "input_ids"
+            ]
         return ids
 
     def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
@@ -158,30 +175,50 @@ class TextTask(Task):
         return self.tensors(self.encoded["train"][index])
 
     def collate(self, examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """See `Task.collate`: texts are filled with padding, their mask with 0, labels of tokens with -100."""
+        """See `Task.collate`.
+
+        Texts are filled with padding, their mask with 0, labels of tokens with -100.
+        """
         fills = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
         longest = max(each["input_ids"].shape[-1] for each in examples)
         batch: dict[str, Tensor] = {}
         for key in ("attention_mask", *examples[0]):
-            rows = [each[key] if key in each else torch.ones_like(each["input_ids"]) for each in examples]
+            rows = [
+                each[key] if key in each else torch.ones_like(each["input_ids"])
+                for each in examples
+            ]
             if key in fills:
-                rows = [nn.functional.pad(row, (0, longest - row.shape[-1]), value=fills[key]) for row in rows]
+                rows = [
+                    nn.functional.pad(row, (0, longest - row.shape[-1]), value=fills[key])
+                    for row in rows
+                ]
             batch[key] = torch.stack(rows)  # (B, …, L)
         return batch
 
-    def micro(self, batch: dict[str, Tensor], rows: slice, device: torch.device) -> dict[str, Tensor]:
+    def micro(
+        self, batch: dict[str, Tensor], rows: slice, device: torch.device
+    ) -> dict[str, Tensor]:
         """See `Task.micro`: columns that are padding in all of these rows are cut off."""
         part = {key: value[rows] for key, value in batch.items()}
         longest = int(part["attention_mask"].sum(-1).max())
         per_token = ("input_ids", "attention_mask", "labels")
-        return {k: (v[..., :longest] if k in per_token else v).to(device, non_blocking=True) for k, v in part.items()}
+        return {
+            k: (v[..., :longest] if k in per_token else v).to(device, non_blocking=True)
+            for k, v in part.items()
+        }
 
     def batches(
         self, split: str, device: torch.device, some: Collection[int] | None = None
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Examples of a split (None: all), alike in length together: their numbers and the network's inputs."""
+        """Examples of a split (None: all), alike in length together.
+
+        Their numbers and the network's inputs.
+        """
         examples = self.encoded[split]
-        order = sorted(range(len(examples)) if some is None else some, key=lambda i: len(self.longest_of(examples[i])))
+        order = sorted(
+            range(len(examples)) if some is None else some,
+            key=lambda i: len(self.longest_of(examples[i])),
+        )
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
             batch = self.collate([self.tensors(examples[i]) for i in numbers])
@@ -194,13 +231,23 @@ class TextTask(Task):
         return ids
 
     @torch.inference_mode()
-    def scores(self, model: nn.Module, split: str, device: torch.device, get: Callable[[Any], Tensor]) -> list[NDArray[np.float32]]:
+    def scores(
+        self, model: nn.Module, split: str, device: torch.device, get: Callable[[Any], Tensor]
+    ) -> list[NDArray[np.float32]]:
         """What the network says of each example, in the order of the split."""
         found: dict[int, NDArray[np.float32]] = {}
         for some, inputs in self.batches(split, device):
-            out = get(model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])).float().cpu().numpy()
+            out = (
+                get(model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]))
+                .float()
+                .cpu()
+                .numpy()
+            )
             if not np.isfinite(out).all():
-                raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
+                raise ConfigError(
+                    "the model's scores are not finite numbers: training diverged; try a smaller"
+                    " --lr"
+                )
             found |= dict(zip(some, out, strict=True))
         return [found[i] for i in range(len(found))]
 
@@ -208,7 +255,10 @@ class TextTask(Task):
         """See `Task.card`."""
         if self.name in {**PIPELINES, **ALIASES}:
             call = 'predict("A text.")' if self.name in PIPELINES else 'predict("A <mask> text.")'
-            return f'from headstart import pipeline\n\npredict = pipeline("{self.name}", "FOLDER")\nprint({call})\n'
+            return (
+                f'from headstart import pipeline\n\npredict = pipeline("{self.name}",'
+                f' "FOLDER")\nprint({call})\n'
+            )
         network = self.auto.__name__
         return (
             f"from headstart import AutoTokenizer, {network}\n\n"
@@ -220,14 +270,25 @@ class TextTask(Task):
 
 def last_linear(model: nn.Module, size: int) -> nn.Linear:
     """The last linear layer that gives so many values: the head."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == size][-1]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == size
+    ][-1]
 
 
 def class_names(values: list[str], options: DataOptions, what: str = "class") -> list[str]:
-    """The classes of the training data in order: numbers by value, names by letter; or those of an existing model."""
-    names = options.classes or sorted(set(values), key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name))
+    """The classes of the training data in order: numbers by value, names by letter.
+
+    Or those of an existing model.
+    """
+    names = options.classes or sorted(
+        set(values), key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name)
+    )
     if len(names) < 2:
-        raise DataError(f"the data has one {what}, {names[0]!r}; telling things apart needs at least two")
+        raise DataError(
+            f"the data has one {what}, {names[0]!r}; telling things apart needs at least two"
+        )
     return names
 
 

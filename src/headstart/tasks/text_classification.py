@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForSequenceClassification
-from headstart.data.labels import MULTI, REGRESSION, SINGLE, WORDS, as_class, classes_in, kind_of, numbers_in
+from headstart.data.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    WORDS,
+    as_class,
+    classes_in,
+    kind_of,
+    numbers_in,
+)
 from headstart.data.texts import Row, TextData, hold_out, read_labelled, read_texts
 from headstart.metrics.text import matthews, spearman
 from headstart.progress import Progress
@@ -50,24 +59,36 @@ class TextClassification(TextTask, TunesHead):
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
         data = read_texts(path, options, read_labelled)
-        kind = options.problem_type or kind_of_rows([row for rows in data.splits.values() for row in rows], options)
+        kind = options.problem_type or kind_of_rows(
+            [row for rows in data.splits.values() for row in rows], options
+        )
         for row in (row for rows in data.splits.values() for row in rows):
             row.values["label"] = _parsed(row, kind)
         if options.classes is None:
             strata = None
             if kind == SINGLE:
-                numbers = {label: i for i, label in enumerate(sorted({row.values["label"] for row in data.splits["train"]}))}
+                numbers = {
+                    label: i
+                    for i, label in enumerate(
+                        sorted({row.values["label"] for row in data.splits["train"]})
+                    )
+                }
                 strata = [numbers[row.values["label"]] for row in data.splits["train"]]
             hold_out(data, options, strata)
             if kind != SINGLE:
-                data.notes.append(f"labels: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)")
+                data.notes.append(
+                    f"labels: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)"
+                )
         return cls(data, options, kind)
 
     def _names(self) -> list[str]:
         if self.kind == REGRESSION:
             return [SCORE]
         labels = [row.values["label"] for row in self.data.splits["train"]]
-        return class_names([each for label in labels for each in label] if self.kind == MULTI else labels, self.options)
+        return class_names(
+            [each for label in labels for each in label] if self.kind == MULTI else labels,
+            self.options,
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -77,13 +98,25 @@ class TextClassification(TextTask, TunesHead):
     def what(self) -> str:
         """See `TextTask.what`."""
         rows = self.data.splits["train"]
-        texts, labels = "pairs of texts" if "pair" in rows[0].values else "texts", [row.values["label"] for row in rows]
+        texts, labels = (
+            "pairs of texts" if "pair" in rows[0].values else "texts",
+            [row.values["label"] for row in rows],
+        )
         if self.kind == REGRESSION:
             return f"{texts} with a number from {min(labels):g} to {max(labels):g}"
         if self.kind == MULTI:
-            return f"{texts} with {np.mean([len(label) for label in labels]):.1f} of {len(self.names)} classes each"
-        counts = np.bincount([self.names.index(label) for label in labels], minlength=len(self.names))
-        balance = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else str(counts.min())
+            return (
+                f"{texts} with {np.mean([len(label) for label in labels]):.1f} of {len(self.names)}"
+                " classes each"
+            )
+        counts = np.bincount(
+            [self.names.index(label) for label in labels], minlength=len(self.names)
+        )
+        balance = (
+            f"{counts.min()} to {counts.max()}"
+            if counts.min() < counts.max()
+            else str(counts.min())
+        )
         return f"{texts} in {len(self.names)} classes of {balance} training examples"
 
     def overrides(self) -> dict[str, Any]:
@@ -120,7 +153,9 @@ class TextClassification(TextTask, TunesHead):
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: what the labels ask for, see `headstart.tasks.problems`."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()  # (B, V)
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).logits.float()  # (B, V)
         return self.problem.compare(logits, inputs["target"], self.recipe.label_smoothing)
 
     def finish(self, model: nn.Module) -> None:
@@ -129,7 +164,9 @@ class TextClassification(TextTask, TunesHead):
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are logits (N, V) (numbers in their units) and labels."""
-        return self._judged(split, np.stack(self.scores(model, split, device, lambda out: out.logits)))
+        return self._judged(
+            split, np.stack(self.scores(model, split, device, lambda out: out.logits))
+        )
 
     def _judged(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
         logits, labels = self.problem.in_units(scores), self._targets(split)
@@ -141,20 +178,28 @@ class TextClassification(TextTask, TunesHead):
                 both = int(((said == 1) & (labels == 1)).sum())
                 metrics["f1"] = 2 * both / max(1, int((said == 1).sum() + (labels == 1).sum()))
         elif self.kind == REGRESSION:
-            metrics["spearman"] = spearman(logits[:, 0].astype(np.float64), labels.astype(np.float64))
-        return Evaluation(split, len(labels), metrics, interval, {"logits": logits, "labels": labels})
+            metrics["spearman"] = spearman(
+                logits[:, 0].astype(np.float64), labels.astype(np.float64)
+            )
+        return Evaluation(
+            split, len(labels), metrics, interval, {"logits": logits, "labels": labels}
+        )
 
     def _targets(self, split: str) -> NDArray[Any]:
         return np.array([each["target"] for each in self.encoded[split]])
 
-    # A head on fixed features ---------------------------------------------------------------------------------------------------------
+    # A head on fixed features ---------------------------------------------------------------------
 
     def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
         """See `TunesHead.head_cost`: features cost by the token."""
         if not self.encoded:
             self.prepare(None)
         _, _, missing = self._missing(model)
-        batches = [inputs for split, some in missing.items() for _, inputs in self.batches(split, device, some)]
+        batches = [
+            inputs
+            for split, some in missing.items()
+            for _, inputs in self.batches(split, device, some)
+        ]
         features = 0.0
         if batches:
             usual = batches[len(batches) // 2]
@@ -163,12 +208,25 @@ class TextClassification(TextTask, TunesHead):
                 with torch.inference_mode():
                     model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
                 seconds = time.perf_counter() - began
-            features = seconds * sum(each["input_ids"].numel() for each in batches) / usual["input_ids"].numel()
-        fit = fitting_seconds(len(self.encoded["train"]), last_linear(model, len(self.names)).in_features, len(self.names))
+            features = (
+                seconds
+                * sum(each["input_ids"].numel() for each in batches)
+                / usual["input_ids"].numel()
+            )
+        fit = fitting_seconds(
+            len(self.encoded["train"]),
+            last_linear(model, len(self.names)).in_features,
+            len(self.names),
+        )
         return HeadCost(features, fit, peak_memory(device))
 
-    def tune_head(self, model: nn.Module, device: torch.device, progress: Progress) -> dict[str, Evaluation]:
-        """See `TunesHead.tune_head`: the last layer. Square layers of the head before it pass on what they get."""
+    def tune_head(
+        self, model: nn.Module, device: torch.device, progress: Progress
+    ) -> dict[str, Evaluation]:
+        """See `TunesHead.tune_head`: the last layer.
+
+        Square layers of the head before it pass on what they get.
+        """
         layer = last_linear(model, len(self.names))
         pass_on(model, layer)
         features = self._features(model, layer, device, progress)
@@ -176,20 +234,45 @@ class TextClassification(TextTask, TunesHead):
         targets = targets[:, None] if self.kind == REGRESSION else targets  # (N, 1)
         fit = self.problem.fit(features["train"], targets, len(self.names), self.recipe.seed)
         install(layer, fit)
-        how = f"chosen by {fit.folds}-fold cross-validation" if fit.losses else "not chosen: a class has a single text"
+        how = (
+            f"chosen by {fit.folds}-fold cross-validation"
+            if fit.losses
+            else "not chosen: a class has a single text"
+        )
         self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
         progress.say(self.data.notes[-1])
-        return {split: self._judged(split, rows @ fit.weight.T + fit.bias) for split, rows in features.items() if split != "train"}
+        return {
+            split: self._judged(split, rows @ fit.weight.T + fit.bias)
+            for split, rows in features.items()
+            if split != "train"
+        }
 
-    def _missing(self, model: nn.Module) -> tuple[FeatureStore, dict[str, list[str]], dict[str, list[int]]]:
+    def _missing(
+        self, model: nn.Module
+    ) -> tuple[FeatureStore, dict[str, list[str]], dict[str, list[int]]]:
         """The store, the digest of every text, and the texts whose features the store lacks."""
         store = FeatureStore(model_key(model, {"texts": "token ids"}))
-        digests = {s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts] for s, parts in self.encoded.items()}
-        return store, digests, {split: [i for i, name in enumerate(names) if name not in store] for split, names in digests.items()}
+        digests = {
+            s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts]
+            for s, parts in self.encoded.items()
+        }
+        return (
+            store,
+            digests,
+            {
+                split: [i for i, name in enumerate(names) if name not in store]
+                for split, names in digests.items()
+            },
+        )
 
     @torch.inference_mode()
-    def _features(self, model: nn.Module, layer: nn.Linear, device: torch.device, progress: Progress) -> dict[str, NDArray[np.float32]]:
-        """What goes into the last layer, (N, D) for every split: from the store, or computed and kept there."""
+    def _features(
+        self, model: nn.Module, layer: nn.Linear, device: torch.device, progress: Progress
+    ) -> dict[str, NDArray[np.float32]]:
+        """What goes into the last layer, (N, D) for every split.
+
+        From the store, or computed and kept there.
+        """
         store, digests, missing = self._missing(model)
         total, done, began = sum(map(len, missing.values())), 0, time.perf_counter()
         if known := sum(map(len, digests.values())) - total:
@@ -207,32 +290,58 @@ class TextClassification(TextTask, TunesHead):
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`."""
         rows = self.data.splits[evaluation.split]
-        sections = problem_sections(self.kind, evaluation, self.names, [row.name for row in rows], None)
+        sections = problem_sections(
+            self.kind, evaluation, self.names, [row.name for row in rows], None
+        )
         logits, labels = evaluation.details["logits"], evaluation.details["labels"]
         if self.kind == SINGLE:
             sections += self._mistakes(logits, labels, rows)
         elif self.kind == REGRESSION:
             worst = np.argsort(-np.abs(logits[:, 0] - labels), kind="stable")[:20]
-            table = [[f"{labels[i]:g}", f"{logits[i, 0]:.2f}", shortened(rows[i].values), rows[i].name] for i in worst]
-            sections.append(Section("Largest errors", table=ReportTable(("number", "predicted", "text", "where"), table)))
+            table = [
+                [f"{labels[i]:g}", f"{logits[i, 0]:.2f}", shortened(rows[i].values), rows[i].name]
+                for i in worst
+            ]
+            sections.append(
+                Section(
+                    "Largest errors",
+                    table=ReportTable(("number", "predicted", "text", "where"), table),
+                )
+            )
         return sections
 
     def _mistakes(self, logits: Any, labels: Any, rows: list[Row]) -> list[Section]:  # noqa: ANN401 - arrays
         sure = torch.from_numpy(logits).softmax(1).max(1).values.numpy()
-        wrong = [i for i in np.argsort(-sure, kind="stable") if logits[i].argmax() != labels[i]][:20]
+        wrong = [i for i in np.argsort(-sure, kind="stable") if logits[i].argmax() != labels[i]][
+            :20
+        ]
         said = [f"{self.names[logits[i].argmax()]} {sure[i]:.0%}" for i in wrong]
-        table = [[self.names[labels[i]], answer, shortened(rows[i].values), rows[i].name] for i, answer in zip(wrong, said, strict=True)]
+        table = [
+            [self.names[labels[i]], answer, shortened(rows[i].values), rows[i].name]
+            for i, answer in zip(wrong, said, strict=True)
+        ]
         text = "What the model was surest of and got wrong: hard texts, or wrong labels."
         head = ("class", "predicted", "text", "where")
-        return [Section("Most confident mistakes", text, table=ReportTable(head, table))] if table else []
+        return (
+            [Section("Most confident mistakes", text, table=ReportTable(head, table))]
+            if table
+            else []
+        )
 
 
 def pass_on(model: nn.Module, last: nn.Linear) -> None:
-    """Makes the square layers of a new head identities, so that fixed features reach the last layer whole."""
+    """Makes the square layers of a new head identities, so that fixed features reach the last layer
+    whole.
+    """
     heads: tuple[str, ...] = getattr(model, "heads", ())
     for name, layer in model.named_modules():
         inside = any(name.startswith(head + ".") for head in heads)
-        if inside and isinstance(layer, nn.Linear) and layer is not last and layer.in_features == layer.out_features:
+        if (
+            inside
+            and isinstance(layer, nn.Linear)
+            and layer is not last
+            and layer.in_features == layer.out_features
+        ):
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -256,5 +365,7 @@ def _parsed(row: Row, kind: str) -> Any:  # noqa: ANN401 - a class, a list of th
 
 def shortened(values: dict[str, Any], limit: int = 160) -> str:
     """The beginning of a row's text."""
-    text = " ".join(" / ".join(str(values[key]) for key in ("text", "pair") if key in values).split())
+    text = " ".join(
+        " / ".join(str(values[key]) for key in ("text", "pair") if key in values).split()
+    )
     return text if len(text) <= limit else text[: limit - 1] + "…"

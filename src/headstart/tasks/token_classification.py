@@ -1,6 +1,7 @@
 """Token classification: a tag for each word, entities or parts of speech.
 
-A word's tag is learned and read at its first token. Texts longer than `max_length` are cut for training, and judged in several parts.
+A word's tag is learned and read at its first token. Texts longer than `max_length` are cut for
+training, and judged in several parts.
 """
 
 from pathlib import Path
@@ -23,7 +24,10 @@ from headstart.tasks.text import IGNORE, TextTask, class_index, class_names
 
 
 class TokenClassification(TextTask):
-    """Entities: IOB tags, judged by exact entities. `read` gives `WordTagging` where tags are no IOB tags."""
+    """Entities: IOB tags, judged by exact entities.
+
+    `read` gives `WordTagging` where tags are no IOB tags.
+    """
 
     name: ClassVar[str] = "token-classification"
     headline: ClassVar[str] = "f1"
@@ -32,11 +36,15 @@ class TokenClassification(TextTask):
 
     def __init__(self, data: TextData, options: DataOptions) -> None:
         super().__init__(data, options)
-        self.tags = class_names([tag for row in data.splits["train"] for tag in row.values["tags"]], options, "tag")
+        self.tags = class_names(
+            [tag for row in data.splits["train"] for tag in row.values["tags"]], options, "tag"
+        )
         if "O" in self.tags and options.classes is None:  # first, as everybody has it
             self.tags = ["O", *(tag for tag in self.tags if tag != "O")]
         for row in (row for rows in data.splits.values() for row in rows):
-            row.values["numbers"] = [class_index(self.tags, tag, row.name) for tag in row.values["tags"]]
+            row.values["numbers"] = [
+                class_index(self.tags, tag, row.name) for tag in row.values["tags"]
+            ]
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -44,8 +52,12 @@ class TokenClassification(TextTask):
         data = read_texts(path, options, read_tagged)
         if options.classes is None:
             hold_out(data, options)
-        tags = options.classes or [tag for row in data.splits["train"] for tag in row.values["tags"]]
-        iob = any(tag.startswith("B-") for tag in tags) or all(tag == "O" or tag.startswith("I-") for tag in tags)
+        tags = options.classes or [
+            tag for row in data.splits["train"] for tag in row.values["tags"]
+        ]
+        iob = any(tag.startswith("B-") for tag in tags) or all(
+            tag == "O" or tag.startswith("I-") for tag in tags
+        )
         return (TokenClassification if iob else WordTagging)(data, options)  # type: ignore[return-value]
 
     @property
@@ -59,7 +71,10 @@ class TokenClassification(TextTask):
         return f"texts, {words} training words with {len(self.tags)} tags"
 
     def encode(self, split: str) -> list[dict[str, Any]]:
-        """See `TextTask.encode`: parts of at most `max_length` tokens, the first alone where they are for training."""
+        """See `TextTask.encode`.
+
+        Parts of at most `max_length` tokens, the first alone where they are for training.
+        """
         rows = self.data.splits[split]
         out = self.tokens(
             [row.values["words"] for row in rows], is_split_into_words=True, truncation=True, max_length=self.max_length,
@@ -67,17 +82,23 @@ class TokenClassification(TextTask):
         )  # fmt: skip
         parts: dict[int, list[dict[str, Any]]] = {}
         for number, which in enumerate(out["overflow_to_sample_mapping"]):
-            parts.setdefault(which, []).append({"input_ids": out["input_ids"][number], "words": out.word_ids(number)})
+            parts.setdefault(which, []).append(
+                {"input_ids": out["input_ids"][number], "words": out.word_ids(number)}
+            )
         examples = []
         for i, row in enumerate(rows):
             seen: set[int] = set()
             for part in parts[i]:
                 labels = []
                 for word in part.pop("words"):
-                    labels.append(IGNORE if word is None or word in seen else row.values["numbers"][word])
+                    labels.append(
+                        IGNORE if word is None or word in seen else row.values["numbers"][word]
+                    )
                     seen |= set() if word is None else {word}
                 part["labels"] = labels
-            examples.append(parts[i][0] | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and split == "train"})
+            examples.append(
+                parts[i][0] | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and split == "train"}
+            )
         return examples
 
     def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
@@ -90,22 +111,36 @@ class TokenClassification(TextTask):
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()  # (B, L, V)
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).logits.float()  # (B, L, V)
         words = inputs["labels"] != IGNORE
         scores, labels = logits[words], inputs["labels"][words]  # (words, V)
-        loss = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        loss = F.cross_entropy(
+            scores, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing
+        )
         return loss, {"accuracy": (scores.detach().argmax(1) == labels).sum()}
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`: `details` are labels and predicted tags of all words, and where each text ends."""
+        """See `Task.evaluate`.
+
+        `details` are labels and predicted tags of all words, and where each text ends.
+        """
         said: list[list[int]] = []
         for example in self.encoded[split]:
             found: list[int] = []
             for part in (example, *example["rest"]):
-                logits = model(input_ids=torch.tensor([part["input_ids"]], device=device)).logits[0].float()  # (L, V)
+                logits = (
+                    model(input_ids=torch.tensor([part["input_ids"]], device=device))
+                    .logits[0]
+                    .float()
+                )  # (L, V)
                 if not torch.isfinite(logits).all():
-                    raise ConfigError("the model's scores are not finite numbers: training diverged; try a smaller --lr")
+                    raise ConfigError(
+                        "the model's scores are not finite numbers: training diverged; try a"
+                        " smaller --lr"
+                    )
                 words = torch.tensor(part["labels"], device=device) != IGNORE
                 found += logits.argmax(1)[words].tolist()
             said.append(found)
@@ -113,18 +148,35 @@ class TokenClassification(TextTask):
 
     def judge(self, split: str, said: list[list[int]]) -> Evaluation:
         """The numbers of predicted tags (of words that the tokenizer gave at least one token)."""
-        true = [[n for part in (e, *e["rest"]) for n in part["labels"] if n != IGNORE] for e in self.encoded[split]]
-        labels, predicted = (np.array([n for each in which for n in each], dtype=np.int64) for which in (true, said))
-        details = {"labels": labels, "predicted": predicted, "ends": np.cumsum([len(each) for each in true])}
+        true = [
+            [n for part in (e, *e["rest"]) for n in part["labels"] if n != IGNORE]
+            for e in self.encoded[split]
+        ]
+        labels, predicted = (
+            np.array([n for each in which for n in each], dtype=np.int64) for which in (true, said)
+        )
+        details = {
+            "labels": labels,
+            "predicted": predicted,
+            "ends": np.cumsum([len(each) for each in true]),
+        }
         right = int((labels == predicted).sum())
-        metrics = self.measure([[self.tags[n] for n in each] for each in true], [[self.tags[n] for n in each] for each in said])
+        metrics = self.measure(
+            [[self.tags[n] for n in each] for each in true],
+            [[self.tags[n] for n in each] for each in said],
+        )
         metrics["accuracy"] = right / max(1, len(labels))
         return Evaluation(split, len(true), metrics, self.interval(right, len(labels)), details)
 
     def measure(self, true: list[list[str]], said: list[list[str]]) -> dict[str, float]:
         """Scores of exact entities."""
         whole = entity_scores(true, said)[""]
-        return {"f1": whole.f1, "precision": whole.precision, "recall": whole.recall, "entities": float(whole.count)}
+        return {
+            "f1": whole.f1,
+            "precision": whole.precision,
+            "recall": whole.recall,
+            "entities": float(whole.count),
+        }
 
     def interval(self, right: int, count: int) -> tuple[float, float] | None:
         """Of the headline; F1 is no share of independent trials."""
@@ -133,14 +185,27 @@ class TokenClassification(TextTask):
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`: scores of each kind of entity."""
         ends = evaluation.details["ends"]
-        texts = [[[self.tags[n] for n in part] for part in np.split(evaluation.details[k], ends[:-1])] for k in ("labels", "predicted")]
+        texts = [
+            [[self.tags[n] for n in part] for part in np.split(evaluation.details[k], ends[:-1])]
+            for k in ("labels", "predicted")
+        ]
         rows = [
-            [kind, str(each.count), *(f"{share:.1%}" for share in (each.recall, each.precision, each.f1))]
+            [
+                kind,
+                str(each.count),
+                *(f"{share:.1%}" for share in (each.recall, each.precision, each.f1)),
+            ]
             for kind, each in entity_scores(*texts).items()
             if kind
         ]
         text = "An entity counts as found where its kind, first and last word are right."
-        return [Section("Entities", text, table=ReportTable(("kind", "in the data", "recall", "precision", "F1"), rows))]
+        return [
+            Section(
+                "Entities",
+                text,
+                table=ReportTable(("kind", "in the data", "recall", "precision", "F1"), rows),
+            )
+        ]
 
 
 class WordTagging(TokenClassification):
@@ -150,7 +215,10 @@ class WordTagging(TokenClassification):
 
     def measure(self, true: list[list[str]], said: list[list[str]]) -> dict[str, float]:
         """Mean F1 of the tags that occur."""
-        labels, predicted = (np.array([self.tags.index(t) for each in which for t in each], dtype=np.int64) for which in (true, said))
+        labels, predicted = (
+            np.array([self.tags.index(t) for each in which for t in each], dtype=np.int64)
+            for which in (true, said)
+        )
         table = per_class(confusion_matrix(labels, predicted, len(self.tags)))
         return {"macro_f1": float(table.f1[table.count > 0].mean()) if len(labels) else 0.0}
 
@@ -160,9 +228,19 @@ class WordTagging(TokenClassification):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         """See `Task.report`: scores of each tag."""
-        table = per_class(confusion_matrix(evaluation.details["labels"], evaluation.details["predicted"], len(self.tags)))
+        table = per_class(
+            confusion_matrix(
+                evaluation.details["labels"], evaluation.details["predicted"], len(self.tags)
+            )
+        )
         rows = [
-            [tag, str(table.count[i]), *(f"{values[i]:.1%}" for values in (table.recall, table.precision, table.f1))]
+            [
+                tag,
+                str(table.count[i]),
+                *(f"{values[i]:.1%}" for values in (table.recall, table.precision, table.f1)),
+            ]
             for i, tag in enumerate(self.tags)
         ]
-        return [Section("Tags", table=ReportTable(("tag", "words", "recall", "precision", "F1"), rows))]
+        return [
+            Section("Tags", table=ReportTable(("tag", "words", "recall", "precision", "F1"), rows))
+        ]

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, checked before they are used.
 
-A checkpoint is a folder `step-00000100` with tensors, state and a manifest of sizes and hashes. It is made under another name, flushed
-to the disk and then renamed, so that a folder of the right name is complete unless the disk itself lost something; the manifest finds
-that too.
+A checkpoint is a folder `step-00000100` with tensors, state and a manifest of sizes and hashes. It
+is made under another name, flushed to the disk and then renamed, so that a folder of the right name
+is complete unless the disk itself lost something; the manifest finds that too.
 """
 
 import contextlib
@@ -40,7 +40,9 @@ class Checkpoint:
     damaged: list[str] = field(default_factory=list)
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
     """Writes a checkpoint and removes those before the last two.
 
     Args:
@@ -57,11 +59,20 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     try:
         draft.mkdir()
         try:
-            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, draft / TENSORS)
+            save_file(
+                {
+                    name: tensor.detach().cpu().contiguous().clone()
+                    for name, tensor in tensors.items()
+                },
+                draft / TENSORS,
+            )
         except SafetensorError as error:  # a full disk, as safetensors says it
             raise OSError(f"cannot write the checkpoint {path}: {error}") from None
         (draft / STATE).write_text(json.dumps(dict(state) | {"step": step}), encoding="utf-8")
-        manifest = {name: {"size": (draft / name).stat().st_size, "sha256": file_hash(draft / name)} for name in (TENSORS, STATE)}
+        manifest = {
+            name: {"size": (draft / name).stat().st_size, "sha256": file_hash(draft / name)}
+            for name in (TENSORS, STATE)
+        }
         (draft / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for name in (TENSORS, STATE, MANIFEST):
             _flush(draft / name)
@@ -82,13 +93,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None. Damaged ones are passed over and named in the result."""
+    """The newest whole checkpoint of a run, or None.
+
+    Damaged ones are passed over and named in the result.
+    """
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             for name in (TENSORS, STATE):
-                if (path / name).stat().st_size != manifest[name]["size"] or file_hash(path / name) != manifest[name]["sha256"]:
+                if (path / name).stat().st_size != manifest[name]["size"] or file_hash(
+                    path / name
+                ) != manifest[name]["sha256"]:
                     raise ValueError(f"{name} is not what was written")
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return Checkpoint(state["step"], load_file(path / TENSORS), state, damaged)
@@ -104,7 +120,10 @@ def file_hash(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Makes sure that the disk has what was written. File systems that cannot flush a folder are left to themselves."""
+    """Makes sure that the disk has what was written.
+
+    File systems that cannot flush a folder are left to themselves.
+    """
     with contextlib.suppress(PermissionError if path.is_dir() else FileNotFoundError):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,7 @@
-"""`--shots N --draws K`: the same training on K choices of the examples, and how much the result depends on the choice."""
+"""`--shots N --draws K`.
+
+The same training on K choices of the examples, and how much the result depends on the choice.
+"""
 
 import dataclasses
 import json
@@ -43,15 +46,19 @@ class Spread:
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` keeps it."""
-        metrics = {n: {"mean": self.mean(n), "confidence_interval_95": self.interval(n), "values": v} for n, v in self.values.items()}
+        metrics = {
+            n: {"mean": self.mean(n), "confidence_interval_95": self.interval(n), "values": v}
+            for n, v in self.values.items()
+        }
         return {"seeds": self.seeds, "split": self.split, "kept": self.seeds[0], "metrics": metrics}
 
     def text(self, headline: str) -> str:
         """One line for the terminal."""
         low, high = (metric_text(headline, bound) for bound in self.interval(headline))
         return (
-            f"{len(self.seeds)} draws: {self.split} {headline.replace('_', ' ')} {metric_text(headline, self.mean(headline))} on average "
-            f"(95 % interval {low} to {high}); the model kept is that of the first draw, not the one that scored best"
+            f"{len(self.seeds)} draws: {self.split} {headline.replace('_', ' ')}"
+            f" {metric_text(headline, self.mean(headline))} on average (95 % interval {low} to"
+            f" {high}); the model kept is that of the first draw, not the one that scored best"
         )
 
     def section(self, headline: str) -> Section:
@@ -59,7 +66,14 @@ class Spread:
         figure = new_figure(5.0, 1.6)
         axes = figure.subplots()
         axes.scatter(self.values[headline], [0] * len(self.seeds), color=BLUE, alpha=0.7)
-        axes.errorbar([self.mean(headline)], [0.5], xerr=self.mean(headline) - self.interval(headline)[0], fmt="o", color=BLUE, capsize=4)
+        axes.errorbar(
+            [self.mean(headline)],
+            [0.5],
+            xerr=self.mean(headline) - self.interval(headline)[0],
+            fmt="o",
+            color=BLUE,
+            capsize=4,
+        )
         axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=headline.replace("_", " "))
         axes.set_yticklabels(["each draw", "mean"])
         plain_axes(axes)
@@ -69,11 +83,17 @@ class Spread:
             each = ", ".join(metric_text(name, value) for value in values)
             rows.append([name.replace("_", " "), metric_text(name, self.mean(name)), bounds, each])
         text = (
-            f"The same training on {len(self.seeds)} choices of the training examples, all judged on the same {self.split} examples. The "
-            "interval (Student's t) is of the mean over such choices. The model in this folder, and all that this page shows below, are of "
-            "the first draw; none was chosen by its score."
+            f"The same training on {len(self.seeds)} choices of the training examples, all judged"
+            f" on the same {self.split} examples. The interval (Student's t) is of the mean over"
+            " such choices. The model in this folder, and all that this page shows below, are of"
+            " the first draw; none was chosen by its score."
         )
-        return Section("Other draws", text, [figure_source(figure)], Table(("measure", "mean", "95 % interval", "draws"), rows))
+        return Section(
+            "Other draws",
+            text,
+            [figure_source(figure)],
+            Table(("measure", "mean", "95 % interval", "draws"), rows),
+        )
 
 
 def t_quantile(freedom: int) -> float:
@@ -86,13 +106,23 @@ def t_quantile(freedom: int) -> float:
 
 
 def request_of(request: Request, draw: int) -> Request:
-    """What is asked for in another draw: other examples in training, another seed, the same examples held out."""
+    """What is asked for in another draw.
+
+    Other examples in training, another seed, the same examples held out.
+    """
     recipe = request.recipe | {"seed": request.recipe["seed"] + draw}
-    return dataclasses.replace(request, options=request.options | {"draw": draw}, recipe=recipe, draws=1)
+    return dataclasses.replace(
+        request, options=request.options | {"draw": draw}, recipe=recipe, draws=1
+    )
 
 
 def run_draws(
-    request: Request, out: Path, run: Callable[[Request, Path, bool], Result], say: Callable[[str], None], headline: str, leads: bool
+    request: Request,
+    out: Path,
+    run: Callable[[Request, Path, bool], Result],
+    say: Callable[[str], None],
+    headline: str,
+    leads: bool,
 ) -> list[Result]:
     """Runs every draw but the first, below `out`; those that are finished from before are read.
 
@@ -113,7 +143,11 @@ def run_draws(
             result = run(request_of(request, draw), folder, (folder / RUN).exists())
         if leads:
             _forget_weights(folder)
-        value = f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}" if result.judged else ""
+        value = (
+            f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}"
+            if result.judged
+            else ""
+        )
         say(f"draw {draw + 1} of {request.draws}:{value}")
         results.append(result)
     return results
@@ -140,11 +174,21 @@ def spread_of(first: Result, others: list[Result]) -> Spread | None:
         return None
     seed = first.recipe.seed
     metrics = [each.metrics for each in judged if each is not None]
-    values = {name: [each[name] for each in metrics] for name in metrics[0] if all(name in each for each in metrics)}
-    return Spread([seed + draw for draw in range(len(metrics))], judged[0].split if judged[0] else "", values)
+    values = {
+        name: [each[name] for each in metrics]
+        for name in metrics[0]
+        if all(name in each for each in metrics)
+    }
+    return Spread(
+        [seed + draw for draw in range(len(metrics))], judged[0].split if judged[0] else "", values
+    )
 
 
 def read_spread(out: Path) -> Spread | None:
     """The draws of a finished run."""
     found = json.loads((out / RESULTS).read_text(encoding="utf-8")).get("draws")
-    return found and Spread(found["seeds"], found["split"], {name: each["values"] for name, each in found["metrics"].items()})
+    return found and Spread(
+        found["seeds"],
+        found["split"],
+        {name: each["values"] for name, each in found["metrics"].items()},
+    )

@@ -1,4 +1,7 @@
-"""What a run will cost, measured on a few examples before it starts; and how a recipe is cut to a budget of time."""
+"""What a run will cost, measured on a few examples before it starts.
+
+And how a recipe is cut to a budget of time.
+"""
 
 import contextlib
 import dataclasses
@@ -18,7 +21,8 @@ from headstart.recipe import Recipe
 from headstart.training.loop import Loop, memory_per_example, narrow, seed_all
 
 PATIENCE = 5.0  # seconds that one measurement may take
-RESERVE = 0.85  # share of a budget that is planned with: reading, writing and a busy machine take the rest
+# share of a budget that is planned with: reading, writing and a busy machine take the rest
+RESERVE = 0.85
 SIDES = (320, 224, 160, 128)  # resolutions to fall back to
 LONG = 3600.0  # seconds from which on a run on a CPU is called long
 
@@ -42,14 +46,22 @@ class Estimate:
     memory: float
 
     def seconds(self, recipe: Recipe, steps: int | None = None) -> float:
-        """Time of so many steps (default all) of a recipe, with its evaluations. Reading goes on beside computing."""
+        """Time of so many steps (default all) of a recipe, with its evaluations.
+
+        Reading goes on beside computing.
+        """
         per_example = max(self.example, self.load)
-        return (recipe.steps if steps is None else steps) * recipe.batch_size * per_example + self.judged * self.forward
+        return (
+            recipe.steps if steps is None else steps
+        ) * recipe.batch_size * per_example + self.judged * self.forward
 
     def text(self, recipe: Recipe, steps: int | None = None) -> str:
         """One line for the user."""
         rate, memory = 1 / max(self.example, self.load, 1e-9), self.memory / 2**30
-        return f"about {duration(self.seconds(recipe, steps))} on this machine ({rate:.0f} examples/s), {memory:.1f} GB of memory"
+        return (
+            f"about {duration(self.seconds(recipe, steps))} on this machine ({rate:.0f}"
+            f" examples/s), {memory:.1f} GB of memory"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,17 @@ class HeadCost:
     def text(self) -> str:
         """One line for the user."""
         parts = f"{duration(self.features)} for features, {duration(self.fit)} for the head"
-        return f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f} GB of memory"
+        return (
+            f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
+            " GB of memory"
+        )
 
 
 def measure(loop: Loop) -> Estimate:
-    """Times a few forward and backward passes and a few examples. Weights and later random numbers stay as they are."""
+    """Times a few forward and backward passes and a few examples.
+
+    Weights and later random numbers stay as they are.
+    """
     task, recipe, device = loop.task, loop.recipe, loop.world.device
     buffers = {name: buffer.clone() for name, buffer in loop.model.named_buffers()}
     size = min(recipe.micro_batch or recipe.batch_size, task.splits["train"])
@@ -91,7 +109,10 @@ def measure(loop: Loop) -> Estimate:
         batch = task.collate([examples[i % len(examples)] for i in range(count)])
         synchronise(device)
         start = time.perf_counter()
-        with narrow(recipe, device) if backward else contextlib.nullcontext(), torch.set_grad_enabled(backward):
+        with (
+            narrow(recipe, device) if backward else contextlib.nullcontext(),
+            torch.set_grad_enabled(backward),
+        ):
             loss, _ = task.loss(loop.model, task.micro(batch, slice(0, count), device))
         if backward:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -100,7 +121,8 @@ def measure(loop: Loop) -> Estimate:
 
     loop.model.train()
     timed(min(2, size), True)  # the first pass also allocates and compiles
-    few = loop.world.agree(timed(min(2, size), True) / min(2, size))  # so that all go through the same passes
+    # so that all go through the same passes
+    few = loop.world.agree(timed(min(2, size), True) / min(2, size))
     example = min(timed(size, True) for _ in range(2)) / size if few * size < PATIENCE else few
     loop.model.eval()
     count = size if few * size < PATIENCE else min(2, size)
@@ -111,8 +133,11 @@ def measure(loop: Loop) -> Estimate:
     rounds = recipe.steps // loop.eval_every
     judged = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in loop.model.parameters()]
-    copies = 2 if recipe.optimizer == "sgd" else 3  # gradients, and one or two averages, of what is trained
-    held = sum(size * (1 + copies * trained) for size, trained in sizes) / (loop.world.size if loop.world.sharded else 1)
+    # gradients, and one or two averages, of what is trained
+    copies = 2 if recipe.optimizer == "sgd" else 3
+    held = sum(size * (1 + copies * trained) for size, trained in sizes) / (
+        loop.world.size if loop.world.sharded else 1
+    )
     memory = held + size * memory_per_example(task, loop.model, recipe, device)
     return loop.world.agree(Estimate(example / loop.world.size, forward, load, judged, memory))
 
@@ -132,11 +157,17 @@ def synchronise(device: torch.device) -> None:
 
 def parse_budget(text: str | float) -> float:
     """Seconds of a budget such as "10m", "1h30m", "90s" or a number of minutes."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", str(text).replace(" ", ""))
+    found = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?",
+        str(text).replace(" ", ""),
+    )
     if isinstance(text, int | float) or re.fullmatch(r"\d+(\.\d+)?", str(text)):
         seconds = 60 * float(text)
     elif found and any(found.groups()):
-        seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+        seconds = sum(
+            float(part or 0) * unit
+            for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)
+        )
     else:
         raise ConfigError(f"budget={text!r}; expected a time such as 10m, 1h30m or 90s")
     if seconds <= 0:
@@ -145,29 +176,45 @@ def parse_budget(text: str | float) -> float:
 
 
 def smaller_sides(recipe: Recipe) -> list[int]:
-    """Resolutions that a recipe may fall back to: only a convolutional network takes any without a loss of its own."""
+    """Resolutions that a recipe may fall back to.
+
+    Only a convolutional network takes any without a loss of its own.
+    """
     return [side for side in SIDES if recipe.name == "hyperrule" and side < (recipe.crop or 0)]
 
 
-def fit_budget(recipe: Recipe, estimate: Estimate, seconds: float, head: bool = True) -> tuple[Recipe, list[str]]:
+def fit_budget(
+    recipe: Recipe, estimate: Estimate, seconds: float, head: bool = True
+) -> tuple[Recipe, list[str]]:
     """The recipe cut to a time, and what was given up for it, in the order in which it hurts least.
 
-    A batch of 128 at a rate of 0.001 in place of 512 at 0.003 gives nearly the same (the BiT authors' own advice), then the resolution
-    goes down, then the number of steps; when not even half of them are left, only the head is tuned: on fixed features it is better than a
-    network that was trained too little. Tasks without such a head (`head` False) keep as many steps as there are.
+    A batch of 128 at a rate of 0.001 in place of 512 at 0.003 gives nearly the same (the BiT
+    authors' own advice), then the resolution goes down, then the number of steps; when not even
+    half of them are left, only the head is tuned: on fixed features it is better than a network
+    that was trained too little. Tasks without such a head (`head` False) keep as many steps as
+    there are.
     """
     allowed = RESERVE * seconds
     given_up: list[str] = []
     if estimate.seconds(recipe) > allowed and recipe.batch_size > 128 and recipe.optimizer == "sgd":
-        recipe = dataclasses.replace(recipe, batch_size=128, micro_batch=min(recipe.micro_batch or 128, 128), lr=recipe.lr / 3)
+        recipe = dataclasses.replace(
+            recipe,
+            batch_size=128,
+            micro_batch=min(recipe.micro_batch or 128, 128),
+            lr=recipe.lr / 3,
+        )
         given_up.append(f"batches of 128 at a rate of {recipe.lr:g}")
     first = recipe.crop
     whole = recipe
     for side in smaller_sides(recipe):
         if recipe.crop and recipe.resize and estimate.seconds(recipe) > allowed:
             smaller = (side / recipe.crop) ** 2
-            estimate = dataclasses.replace(estimate, example=estimate.example * smaller, forward=estimate.forward * smaller)
-            recipe = dataclasses.replace(recipe, crop=side, resize=round(side * recipe.resize / recipe.crop))
+            estimate = dataclasses.replace(
+                estimate, example=estimate.example * smaller, forward=estimate.forward * smaller
+            )
+            recipe = dataclasses.replace(
+                recipe, crop=side, resize=round(side * recipe.resize / recipe.crop)
+            )
     if recipe.crop != first:
         given_up.append(f"images of {recipe.crop} in place of {first} pixels")
     one_step = recipe.batch_size * max(estimate.example, estimate.load)

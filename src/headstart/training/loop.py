@@ -1,7 +1,9 @@
-"""The training loop: batches ahead of time, micro-batches, updates, evaluation, checkpoints, interruption.
+"""The training loop: batches ahead of time, micro-batches, updates, evaluation, checkpoints,
+interruption.
 
-Every step is a function of (weights, optimizer, seed, step): order, augmentation and dropout are drawn from generators seeded with the
-step, so that a run that was killed and resumed goes through the same numbers as one that was not.
+Every step is a function of (weights, optimizer, seed, step): order, augmentation and dropout are
+drawn from generators seeded with the step, so that a run that was killed and resumed goes through
+the same numbers as one that was not.
 """
 
 import contextlib
@@ -26,7 +28,13 @@ from headstart.progress import Progress, metric_text
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, Task
 from headstart.training.checkpoints import Checkpoint, save_checkpoint
-from headstart.training.optim import Average, freeze, make_optimizer, optimizer_tensors, restore_optimizer
+from headstart.training.optim import (
+    Average,
+    freeze,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from headstart.training.world import World, load_weights, placed, whole
 
 Batch = dict[str, Tensor]
@@ -47,16 +55,28 @@ class Batches:
         if step + 1 < self.recipe.steps:
             self.waiting[step + 1] = self._request(step + 1)
         batch = self.task.collate([example for future in futures for example in future.result()])
-        return self.task.augment_batch(batch, np.random.default_rng([self.recipe.seed, step, 0x313]))
+        return self.task.augment_batch(
+            batch, np.random.default_rng([self.recipe.seed, step, 0x313])
+        )
 
     def _request(self, step: int) -> list[Future[list[Batch]]]:
-        indices = batch_indices(self.task.splits["train"], self.recipe.batch_size, step, self.recipe.seed)
+        indices = batch_indices(
+            self.task.splits["train"], self.recipe.batch_size, step, self.recipe.seed
+        )
 
         def make(positions: range) -> list[Batch]:
-            return [self.task.example(int(indices[p]), np.random.default_rng([self.recipe.seed, step, p])) for p in positions]
+            return [
+                self.task.example(
+                    int(indices[p]), np.random.default_rng([self.recipe.seed, step, p])
+                )
+                for p in positions
+            ]
 
         first, last = self.rows.start, self.rows.stop
-        return [self.pool.submit(make, range(start, min(start + CHUNK, last))) for start in range(first, last, CHUNK)]
+        return [
+            self.pool.submit(make, range(start, min(start + CHUNK, last)))
+            for start in range(first, last, CHUNK)
+        ]
 
     def close(self) -> None:
         """Ends the threads."""
@@ -64,7 +84,10 @@ class Batches:
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps; a second signal ends at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop reads between steps.
+
+    A second signal ends at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -80,7 +103,10 @@ class Stopper:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -108,7 +134,13 @@ class Loop:
         self, task: Task, model: nn.Module, recipe: Recipe, folder: Path, world: World, progress: Progress,
         *, workers: int | None = None, identity: dict[str, Any] | None = None, go_on: str = "", board: bool = False,
     ) -> None:  # fmt: skip
-        self.task, self.recipe, self.folder, self.world, self.progress = task, recipe, folder, world, progress
+        self.task, self.recipe, self.folder, self.world, self.progress = (
+            task,
+            recipe,
+            folder,
+            world,
+            progress,
+        )
         self.model = model.to(world.device)
         freeze(self.model, recipe.freeze, recipe.unfreeze)
         if recipe.gradient_checkpointing:
@@ -122,7 +154,9 @@ class Loop:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.step = 0
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.log = MetricsLog(folder / "metrics.jsonl", folder / "tensorboard" if board and world.leads else None)
+        self.log = MetricsLog(
+            folder / "metrics.jsonl", folder / "tensorboard" if board and world.leads else None
+        )
         self.eval_every = recipe.eval_every or max(1, -(-recipe.steps // 10))
         self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
 
@@ -135,7 +169,10 @@ class Loop:
         load_weights(self.model, parts["model"])
         restore_optimizer(self.model, self.optimizer, parts["optimizer"])
         if self.average is not None:
-            self.average.tensors = {name: placed(parts["average"][name], tensor) for name, tensor in self.average.tensors.items()}
+            self.average.tensors = {
+                name: placed(parts["average"][name], tensor)
+                for name, tensor in self.average.tensors.items()
+            }
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = checkpoint.step
@@ -144,23 +181,33 @@ class Loop:
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.model, self.optimizer).items()}
+        tensors |= {
+            f"optimizer/{name}": tensor
+            for name, tensor in optimizer_tensors(self.model, self.optimizer).items()
+        }
         if self.average is not None:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         tensors = whole(tensors)  # every process takes part where each holds a piece
         if self.world.leads:
             self.log.flush()
-            state = self.identity | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+            state = self.identity | (
+                {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+            )
             save_checkpoint(self.folder / "checkpoints", self.step, tensors, state)
         self.world.wait()
 
     def run(self, deadline: float | None = None) -> None:
-        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the best weights so far are kept.
+        """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the
+        best weights so far are kept.
 
         Raises:
             TrainingInterrupted: A signal came; a checkpoint was written first.
         """
-        rows = slice(0, self.recipe.batch_size) if self.recipe.mixes else self.world.rows(self.recipe.batch_size)
+        rows = (
+            slice(0, self.recipe.batch_size)
+            if self.recipe.mixes
+            else self.world.rows(self.recipe.batch_size)
+        )
         batches = Batches(self.task, self.recipe, rows, self.workers)
         stopper = Stopper()
         self.progress.start("training", self.recipe.steps, self.step)
@@ -173,13 +220,22 @@ class Loop:
                     seconds = time.perf_counter() - began
                     self.step += 1
                     self._tell(values, seconds)
-                    if deadline is not None and self.world.any(time.perf_counter() > deadline) and self.step < self.recipe.steps:
-                        self.progress.say(f"stopped after step {self.step} of {self.recipe.steps} to keep the budget")
+                    if (
+                        deadline is not None
+                        and self.world.any(time.perf_counter() > deadline)
+                        and self.step < self.recipe.steps
+                    ):
+                        self.progress.say(
+                            f"stopped after step {self.step} of {self.recipe.steps} to keep the"
+                            " budget"
+                        )
                         break
                     if self.world.any(stopper.asked):
                         self.save()
                         where = f"step {self.step} of {self.recipe.steps}"
-                        raise TrainingInterrupted(f"stopped after {where}, nothing is lost; to go on: {self.go_on}")
+                        raise TrainingInterrupted(
+                            f"stopped after {where}, nothing is lost; to go on: {self.go_on}"
+                        )
                     if self.step % self.checkpoint_every == 0 and self.step < self.recipe.steps:
                         self.save()
                     self._judge_if_due(keep=deadline is not None)
@@ -192,7 +248,8 @@ class Loop:
             self.log.close()
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One step of the optimizer with exactly the gradient of the whole batch, whatever the micro-batch.
+        """One step of the optimizer with exactly the gradient of the whole batch, whatever the
+        micro-batch.
 
         Returns:
             The mean loss, the task's measures, and the rate.
@@ -206,26 +263,43 @@ class Loop:
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
         mixed = self.recipe.mixes  # then every process holds the whole batch, to mix it alike
-        mine = self.world.rows(recipe.batch_size) if mixed else slice(0, len(next(iter(batch.values()))))
+        mine = (
+            self.world.rows(recipe.batch_size)
+            if mixed
+            else slice(0, len(next(iter(batch.values()))))
+        )
         weight = torch.tensor(self.task.weight(batch), device=device, dtype=torch.float64)
         total = float(weight) if mixed else float(self.world.total(weight))
         parts = list(cut(mine, recipe.micro_batch or recipe.batch_size))
         sums: dict[str, Tensor] = {}
         for i, rows in enumerate(parts):
-            with self.world.hold_gradients(self.wrapped) if i + 1 < len(parts) else contextlib.nullcontext():
+            with (
+                self.world.hold_gradients(self.wrapped)
+                if i + 1 < len(parts)
+                else contextlib.nullcontext()
+            ):
                 with narrow(recipe, device):
-                    loss, measures = self.task.loss(self.wrapped, self.task.micro(batch, rows, device))
-                # Processes average their gradients, and a mean of parts is not the sum: hence the number of processes.
+                    loss, measures = self.task.loss(
+                        self.wrapped, self.task.micro(batch, rows, device)
+                    )
+                # Processes average their gradients, and a mean of parts is not the sum: hence the
+                # number of processes.
                 self.scaler.scale(loss * (self.world.size / total)).backward()  # type: ignore[no-untyped-call]
             for name, value in ({"loss": loss.detach()} | measures).items():
-                sums[name] = sums.get(name, torch.zeros((), device=device, dtype=torch.float64)) + value
+                sums[name] = (
+                    sums.get(name, torch.zeros((), device=device, dtype=torch.float64)) + value
+                )
         values = {name: float(self.world.total(value)) / total for name, value in sums.items()}
         if not np.isfinite(values["loss"]):
-            raise ConfigError(f"the loss is {values['loss']} at step {self.step}: training diverged; try a smaller --lr than {recipe.lr:g}")
+            raise ConfigError(
+                f"the loss is {values['loss']} at step {self.step}: training diverged; try a"
+                f" smaller --lr than {recipe.lr:g}"
+            )
         if recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-        self.scaler.step(self.optimizer)  # leaves out a step whose gradients overflowed, and scales less from then on
+        # leaves out a step whose gradients overflowed, and scales less from then on
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model, self.step)
@@ -239,7 +313,9 @@ class Loop:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block the model holds the average of its weights, where the recipe asks for one."""
+        """Inside the block the model holds the average of its weights, where the recipe asks for
+        one.
+        """
         if self.average is not None:
             self.average.swap(self.model)
         try:
@@ -254,17 +330,29 @@ class Loop:
             self._judge(keep)
 
     def _judge(self, keep: bool = False) -> None:
-        """Judges the model on the validation data, and remembers its weights where no others were better."""
+        """Judges the model on the validation data, and remembers its weights where no others were
+        better.
+        """
         if "validation" in self.task.splits and (self.world.leads or self.world.sharded):
             evaluation = self.evaluate("validation")
             if self.world.leads:
                 self.log.write({"step": self.step, "validation": evaluation.metrics})
                 headline, value = self.task.headline, evaluation.metrics[self.task.headline]
-                self.progress.say(f"step {self.step}: validation {headline.replace('_', ' ')} {metric_text(headline, value)}")
+                self.progress.say(
+                    f"step {self.step}: validation {headline.replace('_', ' ')}"
+                    f" {metric_text(headline, value)}"
+                )
             score = evaluation.metrics[self.task.headline]
             if keep and (self.best is None or score >= self.best[0]):
                 with self.averaged():
-                    self.best = score, self.step, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+                    self.best = (
+                        score,
+                        self.step,
+                        {
+                            name: value.detach().clone()
+                            for name, value in self.model.state_dict().items()
+                        },
+                    )
         self.world.wait()
 
     def _return_to_best(self) -> None:
@@ -304,10 +392,19 @@ class MetricsLog:
             self._writer = SummaryWriter
 
     def cut(self, step: int) -> None:
-        """Drops what was written after a checkpoint of this step, and a last line that was cut off: the resumed run writes it again."""
+        """Drops what was written after a checkpoint of this step, and a last line that was cut off.
+
+        The resumed run writes it again.
+        """
         if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] < step + ("validation" not in line)]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            kept = [
+                line
+                for line in read_metrics(self.path)
+                if line["step"] < step + ("validation" not in line)
+            ]
+            self.path.write_text(
+                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+            )
 
     def write(self, values: dict[str, Any]) -> None:
         """Adds a line."""
@@ -318,8 +415,12 @@ class MetricsLog:
         if self.board is None:
             return
         if self._board is None:  # what a resumed run writes again takes the place of what is there
-            self._board = self._writer(str(self.board), purge_step=values["step"] + ("validation" in values))
-        split, scalars = ("validation", values["validation"]) if "validation" in values else ("train", values)
+            self._board = self._writer(
+                str(self.board), purge_step=values["step"] + ("validation" in values)
+            )
+        split, scalars = (
+            ("validation", values["validation"]) if "validation" in values else ("train", values)
+        )
         for name, value in scalars.items():
             if name != "step":
                 self._board.add_scalar(f"{split}/{name}", value, values["step"])
@@ -364,10 +465,18 @@ def seed_all(entropy: list[int]) -> None:
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 
-def fitting_micro_batch(task: Task, model: nn.Module, recipe: Recipe, world: World, note: Callable[[str], None]) -> int:
-    """A micro-batch that fits into memory: measured with one example, at most 32 on a CPU, where more gains nothing."""
+def fitting_micro_batch(
+    task: Task, model: nn.Module, recipe: Recipe, world: World, note: Callable[[str], None]
+) -> int:
+    """A micro-batch that fits into memory.
+
+    Measured with one example, at most 32 on a CPU, where more gains nothing.
+    """
     if world.sharded and recipe.batch_size % world.size:
-        raise ConfigError(f"--fsdp needs a batch size that {world.size} processes share evenly, not {recipe.batch_size}; give --batch-size")
+        raise ConfigError(
+            f"--fsdp needs a batch size that {world.size} processes share evenly, not"
+            f" {recipe.batch_size}; give --batch-size"
+        )
     if recipe.micro_batch is not None:
         return min(recipe.micro_batch, recipe.batch_size)
     per_example = memory_per_example(task, model, recipe, world.device)
@@ -376,20 +485,34 @@ def fitting_micro_batch(task: Task, model: nn.Module, recipe: Recipe, world: Wor
     wanted = min(limit, -(-recipe.batch_size // world.size))
     size = world.agree(int(max(1, min(wanted, 0.6 * free / per_example))))
     if size < wanted:
-        note(f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB free")
+        note(
+            f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB"
+            " free"
+        )
     return size
 
 
 def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: torch.device) -> float:
-    """Bytes that the backward pass needs of one example: the tensors that the forward pass keeps for it."""
+    """Bytes that the backward pass needs of one example.
+
+    The tensors that the forward pass keeps for it.
+    """
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        # Weights that are put together from pieces for a moment cannot be told from the rest; but they are no more for two examples.
-        return max(1.0, kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1))
+        # Weights that are put together from pieces for a moment cannot be told from the rest; but
+        # they are no more for two examples.
+        return max(
+            1.0,
+            kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1),
+        )
     return max(1.0, kept_bytes(task, model, recipe, device, 1))
 
 
-def kept_bytes(task: Task, model: nn.Module, recipe: Recipe, device: torch.device, count: int) -> float:
-    """Bytes that a forward pass of so many examples keeps for the backward pass, without the weights."""
+def kept_bytes(
+    task: Task, model: nn.Module, recipe: Recipe, device: torch.device, count: int
+) -> float:
+    """Bytes that a forward pass of so many examples keeps for the backward pass, without the
+    weights.
+    """
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -397,10 +520,16 @@ def kept_bytes(task: Task, model: nn.Module, recipe: Recipe, device: torch.devic
         return tensor
 
     model.train()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norm counts what it sees
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not hasattr(p, "full_tensor")}
+    # batch norm counts what it sees
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    weights = {
+        p.untyped_storage().data_ptr() for p in model.parameters() if not hasattr(p, "full_tensor")
+    }
     batch = task.collate([task.example(0, np.random.default_rng(0))] * count)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), narrow(recipe, device):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        narrow(recipe, device),
+    ):
         task.loss(model, task.micro(batch, slice(0, count), device))
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
@@ -413,11 +542,17 @@ def free_memory(device: torch.device) -> float:
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        available = next(
+            float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration):
         return float(4 << 30)  # not Linux: a careful guess
     limit = Path("/sys/fs/cgroup/memory.max")
     used = Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+    if (
+        limit.is_file()
+        and used.is_file()
+        and (text := limit.read_text(encoding="ascii").strip()).isdigit()
+    ):
         available = min(available, float(text) - float(used.read_text(encoding="ascii")))
     return max(available, 0.0)

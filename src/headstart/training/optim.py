@@ -16,17 +16,23 @@ def freeze(model: nn.Module, frozen: Iterable[str], trained: Iterable[str] = ())
     Args:
         model: Its parameters are told whether they need gradients.
         frozen: Beginnings of the names of those that stay as they are.
-        trained: Beginnings of names that are trained nevertheless. Without `frozen`, everything else but the head stays as it is.
+        trained: Beginnings of names that are trained nevertheless. Without `frozen`, everything
+            else but the head stays as it is.
 
     Raises:
         ConfigError: A beginning that no parameter has, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen, trained = tuple(frozen), tuple(trained)
-    for option, prefix in [*(("freeze", each) for each in frozen), *(("unfreeze", each) for each in trained)]:
+    for option, prefix in [
+        *(("freeze", each) for each in frozen),
+        *(("unfreeze", each) for each in trained),
+    ]:
         if not any(name.startswith(prefix) for name in names):
             known = ", ".join(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
-            raise ConfigError(f"{option}: no parameter begins with {prefix!r}; beginnings are {known}")
+            raise ConfigError(
+                f"{option}: no parameter begins with {prefix!r}; beginnings are {known}"
+            )
     if trained and not frozen:
         frozen, trained = ("",), (*trained, *getattr(model, "heads", ()))
     for name, parameter in model.named_parameters():
@@ -37,9 +43,11 @@ def freeze(model: nn.Module, frozen: Iterable[str], trained: Iterable[str] = ())
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """How far from the input each parameter is: 0 for the stem, one more for each block, the most for the head and the last norm.
+    """How far from the input each parameter is: 0 for the stem, one more for each block, the most
+    for the head and the last norm.
 
-    Blocks are the items of the innermost `nn.ModuleList`s, in the order in which the model defines them, which is the order of the data.
+    Blocks are the items of the innermost `nn.ModuleList`s, in the order in which the model defines
+    them, which is the order of the data.
     """
     lists = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     heads: tuple[str, ...] = getattr(model, "heads", ())
@@ -48,7 +56,9 @@ def depths(model: nn.Module) -> dict[str, int]:
     after: list[str] = []
     for name, _ in model.named_parameters():
         parts = name.split(".")
-        owners = [".".join(parts[: i + 1]) for i in range(1, len(parts)) if ".".join(parts[:i]) in lists]
+        owners = [
+            ".".join(parts[: i + 1]) for i in range(1, len(parts)) if ".".join(parts[:i]) in lists
+        ]
         if any(name.startswith(head + ".") for head in heads) or (not owners and blocks):
             after.append(name)
         elif owners:
@@ -59,7 +69,8 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a recipe. Each group has a `scale` that the rate of the step is multiplied by.
+    """The optimizer of a recipe. Each group has a `scale` that the rate of the step is multiplied
+    by.
 
     Vectors (biases, norms, layer scales) are not decayed: decay is meant for matrices and kernels.
     """
@@ -69,15 +80,22 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = recipe.layer_decay ** (top - depth[name])
-            groups.setdefault((scale, recipe.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    described = [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
+            groups.setdefault(
+                (scale, recipe.weight_decay if parameter.ndim > 1 else 0.0), []
+            ).append(parameter)
+    described = [
+        {"params": params, "scale": scale, "weight_decay": decay}
+        for (scale, decay), params in groups.items()
+    ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(described, lr=recipe.lr, momentum=recipe.momentum)
     return torch.optim.AdamW(described, lr=recipe.lr, betas=recipe.betas)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name and kind, for example "classifier.weight/momentum_buffer"."""
+    """The optimizer's state by parameter name and kind, for example
+    "classifier.weight/momentum_buffer".
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -86,7 +104,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return tensors
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     """The way back of `optimizer_tensors`."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -94,16 +114,23 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         by_name.setdefault(name, {})[kind] = value
     for name, parameter in model.named_parameters():
         if name in by_name:  # AdamW keeps its count of steps on the CPU
-            state = {kind: value if kind == "step" else placed(value, parameter) for kind, value in by_name[name].items()}
+            state = {
+                kind: value if kind == "step" else placed(value, parameter)
+                for kind, value in by_name[name].items()
+            }
             optimizer.state[parameter] = state
 
 
 class Average:
-    """Exponential moving average of the weights, which starts as a plain average so that the first weights are forgotten."""
+    """Exponential moving average of the weights, which starts as a plain average so that the first
+    weights are forgotten.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.tensors = {
+            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

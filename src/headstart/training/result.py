@@ -1,4 +1,7 @@
-"""The result folder of a run: what was asked for, what came out, and everything that is written there."""
+"""The result folder of a run.
+
+What was asked for, what came out, and everything that is written there.
+"""
 
 import dataclasses
 import json
@@ -83,7 +86,9 @@ class Request:
         try:
             return cls(**json.loads((folder / RUN).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise ConfigError(f"{folder} holds no run to go on with; leave --resume out to start one") from None
+            raise ConfigError(
+                f"{folder} holds no run to go on with; leave --resume out to start one"
+            ) from None
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"cannot read {folder / RUN}: {error}") from None
 
@@ -94,11 +99,15 @@ def judged_before(out: Path) -> dict[str, Evaluation]:
     found = {}
     for split, each in values["evaluations"].items():
         interval = each["confidence_interval_95"]
-        found[split] = Evaluation(split, each["examples"], each["metrics"], tuple(interval) if interval else None)
+        found[split] = Evaluation(
+            split, each["examples"], each["metrics"], tuple(interval) if interval else None
+        )
     return found
 
 
-def write_result(job: Task, model: nn.Module, result: Result, request: Request, device: torch.device) -> None:
+def write_result(
+    job: Task, model: nn.Module, result: Result, request: Request, device: torch.device
+) -> None:
     """Writes model, processor, recipe, numbers, report and model card."""
     out = result.folder
     assert out is not None
@@ -115,7 +124,11 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
         "model": request.model,
         "headline": job.headline,
         "evaluations": {
-            split: {"examples": each.examples, "metrics": each.metrics, "confidence_interval_95": each.interval}
+            split: {
+                "examples": each.examples,
+                "metrics": each.metrics,
+                "confidence_interval_95": each.interval,
+            }
             for split, each in result.evaluations.items()
         },
         "draws": result.spread and result.spread.to_dict(),
@@ -135,7 +148,8 @@ def write_result(job: Task, model: nn.Module, result: Result, request: Request, 
     draws = None if result.spread is None else result.spread.section(job.headline)
     write_report(out, job, result.evaluations, values, result.recipe, metrics, draws)
     write_card(out, job, values, result.recipe)
-    atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")  # last: its presence says that the folder is whole
+    # last: its presence says that the folder is whole
+    atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -144,21 +158,27 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         import yaml
     except ImportError:
         raise MissingExtraError("pyyaml", "train") from None
-    atomic_write(folder / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+    atomic_write(
+        folder / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    )
 
 
 def summary(job: Task, result: Result) -> str:
     """The last line of a run."""
     judged = result.judged
     if judged is None:
-        return f"done in {duration(result.seconds)}; not judged, for no data was held out: {result.folder}"
+        return (
+            f"done in {duration(result.seconds)}; not judged, for no data was held out:"
+            f" {result.folder}"
+        )
     bounds = [metric_text(job.headline, bound) for bound in judged.interval or ()]
     low_high = f" (95 % interval {' to '.join(bounds)})" if bounds else ""
     expected = f" (expected {duration(result.estimated)})" if result.estimated else ""
     return (
-        f"{judged.split} {job.headline.replace('_', ' ')} {metric_text(job.headline, judged.metrics[job.headline])}{low_high} "
-        f"on {judged.examples} examples, "
-        f"after {duration(result.seconds)}{expected}; model and report.html are in {result.folder}"
+        f"{judged.split} {job.headline.replace('_', ' ')}"
+        f" {metric_text(job.headline, judged.metrics[job.headline])}{low_high} on {judged.examples}"
+        f" examples, after {duration(result.seconds)}{expected}; model and report.html are in"
+        f" {result.folder}"
     )
 
 
@@ -177,4 +197,6 @@ def device_name(device: torch.device) -> str:
     """The processor that trained, with its number of threads or the accelerator's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    return (
+        f"{platform.machine()} {device.type}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    )

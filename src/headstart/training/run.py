@@ -1,4 +1,7 @@
-"""A whole run: data, recipe, model, training, result folder. `headstart.train(...)` and `headstart train` are both `train` here."""
+"""A whole run: data, recipe, model, training, result folder.
+
+`headstart.train(...)` and `headstart train` are both `train` here.
+"""
 
 import dataclasses
 import json
@@ -16,14 +19,38 @@ from headstart.data.labels import kind_named
 from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.progress import Progress, Silent
-from headstart.recipe import LORA_RATE, RECIPES, Recipe, named_recipe, read_recipe_file, resolve_recipe
+from headstart.recipe import (
+    LORA_RATE,
+    RECIPES,
+    Recipe,
+    named_recipe,
+    read_recipe_file,
+    resolve_recipe,
+)
 from headstart.registry import locate
 from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task, TunesHead, task_class
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
-from headstart.training.estimate import LONG, RESERVE, HeadCost, fit_budget, measure, parse_budget, smaller_sides
+from headstart.training.estimate import (
+    LONG,
+    RESERVE,
+    HeadCost,
+    fit_budget,
+    measure,
+    parse_budget,
+    smaller_sides,
+)
 from headstart.training.loop import Loop, fitting_micro_batch
-from headstart.training.result import RESULTS, RUN, Request, Result, judged_before, summary, write_recipe, write_result
+from headstart.training.result import (
+    RESULTS,
+    RUN,
+    Request,
+    Result,
+    judged_before,
+    summary,
+    write_recipe,
+    write_result,
+)
 from headstart.training.world import World, whole
 
 
@@ -59,7 +86,8 @@ def train(
     """Tunes a pretrained model to a data set and leaves a result folder.
 
     Args:
-        data: A folder of class folders, of splits, or a table; see `headstart.data.images.read_images`.
+        data: A folder of class folders, of splits, or a table; see
+            `headstart.data.images.read_images`.
         model: Pretrained model: a folder, a Hub id or an authors' name. Needed unless `resume`.
         out: Result folder; made if it does not exist.
         task: What is learned; a name in `headstart.tasks.base.TASKS`.
@@ -69,23 +97,31 @@ def train(
         resume: Go on with the run in `out`. Everything else is remembered there.
         dry_run: Say what would be done, and stop.
         shots: Training examples of each class; None takes all.
-        draws: Train on so many choices of the `shots`; the result says mean and interval, and holds the model of the first.
+        draws: Train on so many choices of the `shots`; the result says mean and interval, and holds
+            the model of the first.
         val_fraction: Share of the training data held out where the data has no validation split.
         skip_bad: Go on without unreadable examples.
-        columns: Columns of a table by role, such as {"image": "file", "label": "species"}; {"label": "x,y"} are several.
-        problem_type: What the labels are: "single_label_classification", "multi_label_classification" or "regression"; None looks at them.
+        columns: Columns of a table by role, such as {"image": "file", "label": "species"};
+            {"label": "x,y"} are several.
+        problem_type: What the labels are: "single_label_classification",
+            "multi_label_classification" or "regression"; None looks at them.
         validation: Further data to judge the model on while it is tuned.
         test: Further data to judge the result on.
-        task_options: Further options of the task by name, such as {"masks": "masks/"}; its class lists them.
+        task_options: Further options of the task by name, such as {"masks": "masks/"}; its class
+            lists them.
         device: "cpu", "cuda", …; None takes the best there is.
         workers: Threads that read and decode.
-        budget: Time that everything may take, such as "10m" or a number of minutes; the recipe is cut to fit.
-        fsdp: Share weights, gradients and optimizer between the processes that torchrun started, for a model too large for each.
-        tensorboard: Write the numbers of `metrics.jsonl` for TensorBoard too, to `tensorboard/` in the result folder.
-        max_error: Share of mistakes allowed among answers, for which a classifier's report finds when it had better say "I don't know";
-            None is 0.05.
+        budget: Time that everything may take, such as "10m" or a number of minutes; the recipe is
+            cut to fit.
+        fsdp: Share weights, gradients and optimizer between the processes that torchrun started,
+            for a model too large for each.
+        tensorboard: Write the numbers of `metrics.jsonl` for TensorBoard too, to `tensorboard/` in
+            the result folder.
+        max_error: Share of mistakes allowed among answers, for which a classifier's report finds
+            when it had better say "I don't know"; None is 0.05.
         progress: Where progress is shown; None is silent.
-        **recipe_values: Any value of `headstart.recipe.Recipe`, such as `lr=0.001`, `steps=200`, `seed=1`.
+        **recipe_values: Any value of `headstart.recipe.Recipe`, such as `lr=0.001`, `steps=200`,
+            `seed=1`.
 
     Returns:
         The result, with its evaluations.
@@ -104,9 +140,13 @@ def train(
         request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
             progress.say(f"the run in {out} is finished: nothing to do")
-            return Result(out, Recipe.from_dict(request.recipe), judged_before(out), spread=read_spread(out))
+            return Result(
+                out, Recipe.from_dict(request.recipe), judged_before(out), spread=read_spread(out)
+            )
         _same_request(request, model, recipe_values, out)
-        job = task_class(request.task).read(data, DataOptions(**(request.options | {"workers": workers})))
+        job = task_class(request.task).read(
+            data, DataOptions(**(request.options | {"workers": workers}))
+        )
         resolved = Recipe.from_dict(request.recipe)
     else:
         if model is None:
@@ -114,9 +154,14 @@ def train(
         if not dry_run:
             _refuse_used(out)
         if draws > 1 and shots is None:
-            raise ConfigError(f"draws={draws} are choices of so many examples of each class; say how many with shots (--shots)")
+            raise ConfigError(
+                f"draws={draws} are choices of so many examples of each class; say how many with"
+                " shots (--shots)"
+            )
         if max_error is not None and not 0 < max_error < 1:
-            raise ConfigError(f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05")
+            raise ConfigError(
+                f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05"
+            )
         options: dict[str, Any] = {
             "seed": recipe_values.get("seed") or (read_recipe_file(config).get("seed") if config else None) or 0,
             "problem_type": None if problem_type is None else kind_named(problem_type),
@@ -125,17 +170,24 @@ def train(
         }  # fmt: skip
         job = task_class(task).read(data, DataOptions(**options))
         resolved = _resolve(str(model), job, config, recipe, recipe_values, revision)
-        request = Request(str(data), str(model), job.name, revision, options, resolved.to_dict(), draws)
+        request = Request(
+            str(data), str(model), job.name, revision, options, resolved.to_dict(), draws
+        )
     if resolved.tune == "head" and not isinstance(job, TunesHead):
         raise ConfigError(f"--tune head is not available for {job.name}; use --tune full")
     for line in job.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
     if resolved.precision == "fp16" and world.device.type == "cpu":
-        progress.say("float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none and keeps float32's range")
+        progress.say(
+            "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
+            " and keeps float32's range"
+        )
     if dry_run:
         return Result(None, resolved)
-    return _carry_out(_Run(job, request, resolved, out, world, progress, workers, deadline, tensorboard), resume)
+    return _carry_out(
+        _Run(job, request, resolved, out, world, progress, workers, deadline, tensorboard), resume
+    )
 
 
 @dataclasses.dataclass
@@ -154,7 +206,9 @@ class _Run:
     others: list[Result] = dataclasses.field(default_factory=list)
 
     def _begin(self) -> None:
-        """Makes the result folder and writes down what was asked for, so that the run can be gone on with."""
+        """Makes the result folder and writes down what was asked for, so that the run can be gone
+        on with.
+        """
         self.world.wait()  # every process has seen that the folder is free
         if self.world.leads:
             self.request = dataclasses.replace(self.request, recipe=self.recipe.to_dict())
@@ -170,7 +224,12 @@ class _Run:
         given_up: list[str] = []
         if self.deadline is not None and not resume:
             self.recipe, given_up = self.world.agree(
-                fit_budget(self.recipe, estimate, self.deadline - time.perf_counter(), isinstance(self.job, TunesHead))
+                fit_budget(
+                    self.recipe,
+                    estimate,
+                    self.deadline - time.perf_counter(),
+                    isinstance(self.job, TunesHead),
+                )
             )
             if given_up:
                 self.progress.say(f"to keep the budget: {', '.join(given_up)}")
@@ -181,12 +240,18 @@ class _Run:
         self.progress.say(estimate.text(self.recipe, self.recipe.steps - loop.step))
         expected = estimate.seconds(self.recipe, self.recipe.steps - loop.step)
         if expected > LONG and self.world.device.type == "cpu" and self.deadline is None:
-            self.progress.say("that is long: --tune head computes features once and is much quicker; --budget 30m cuts the recipe")
+            self.progress.say(
+                "that is long: --tune head computes features once and is much quicker; --budget 30m"
+                " cuts the recipe"
+            )
         if not resume:
             self._begin()
         began = time.perf_counter()
         # At the deadline the last weights are judged once more against the best so far.
-        judging = (sum(self.job.splits.get(split, 0) for split in SPLITS[1:]) + self.job.splits.get("validation", 0)) * estimate.forward
+        judging = (
+            sum(self.job.splits.get(split, 0) for split in SPLITS[1:])
+            + self.job.splits.get("validation", 0)
+        ) * estimate.forward
         with self.progress:
             loop.run(None if self.deadline is None else self.deadline - judging)
         if loop.step < self.recipe.steps:
@@ -195,27 +260,49 @@ class _Run:
             network, evaluations = self._plain(loop), {}
             if self.world.leads:
                 judged = [split for split in SPLITS[1:] if split in self.job.splits]
-                evaluations = {split: self.job.evaluate(network, split, self.world.device) for split in judged}
-            return self._finish(network, Result(self.out, self.recipe, evaluations, time.perf_counter() - began, expected, given_up))
+                evaluations = {
+                    split: self.job.evaluate(network, split, self.world.device) for split in judged
+                }
+            return self._finish(
+                network,
+                Result(
+                    self.out,
+                    self.recipe,
+                    evaluations,
+                    time.perf_counter() - began,
+                    expected,
+                    given_up,
+                ),
+            )
 
     def _loop(self, resume: bool) -> Loop:
         """Model, data and loop as the recipe says; a new run finds its micro-batch."""
         network = self._network()
         self.job.prepare(self.out / "cache" / str(self.world.rank))
         if not resume:
-            size = fitting_micro_batch(self.job, network.to(self.world.device), self.recipe, self.world, self.progress.say)
+            size = fitting_micro_batch(
+                self.job, network.to(self.world.device), self.recipe, self.world, self.progress.say
+            )
             self.recipe = dataclasses.replace(self.recipe, micro_batch=size)
         parts = (self.job, network, self.recipe, self.out, self.world, self.progress)
         identity = {"recipe": self.recipe.to_dict(), "fingerprint": self.job.fingerprint}
         home = self.out.parents[1] if self.out.parent.name == FOLDER else self.out
         go_on = f"headstart train {self.request.data} --out {home} --resume"
         if self.world.size > 1:
-            go_on = f"torchrun --nproc-per-node {self.world.size} -m {go_on}" + " --fsdp" * self.world.sharded
+            go_on = (
+                f"torchrun --nproc-per-node {self.world.size} -m {go_on}"
+                + " --fsdp" * self.world.sharded
+            )
         go_on += " --tensorboard" * self.tensorboard
-        return Loop(*parts, workers=self.workers, identity=identity, go_on=go_on, board=self.tensorboard)
+        return Loop(
+            *parts, workers=self.workers, identity=identity, go_on=go_on, board=self.tensorboard
+        )
 
     def _network(self) -> nn.Module:
-        """The network as it is trained: a new head and LoRA's matrices are drawn alike in every process."""
+        """The network as it is trained.
+
+        A new head and LoRA's matrices are drawn alike in every process.
+        """
         torch.manual_seed(self.recipe.seed)
         network = self.job.build(self.request.model, self.recipe, revision=self.request.revision)
         if self.recipe.lora_rank is not None:
@@ -225,7 +312,10 @@ class _Run:
         return network
 
     def _plain(self, loop: Loop) -> nn.Module:
-        """The trained network as it is kept: in one piece, with LoRA's matrices added to their weights."""
+        """The trained network as it is kept.
+
+        In one piece, with LoRA's matrices added to their weights.
+        """
         network = loop.model
         if self.world.sharded:
             state = whole(loop.model.state_dict())
@@ -244,24 +334,35 @@ class _Run:
         assert isinstance(job, TunesHead)
 
         def build() -> tuple[nn.Module, HeadCost]:
-            network = self.job.build(self.request.model, self.recipe, revision=self.request.revision).to(self.world.device).eval()
+            network = (
+                self.job.build(self.request.model, self.recipe, revision=self.request.revision)
+                .to(self.world.device)
+                .eval()
+            )
             return network, self.world.agree(job.head_cost(network, self.world.device))
 
         network, cost = build()
         for side in smaller_sides(self.recipe):
-            if self.deadline is not None and cost.seconds > RESERVE * (self.deadline - time.perf_counter()):
+            if self.deadline is not None and cost.seconds > RESERVE * (
+                self.deadline - time.perf_counter()
+            ):
                 self.recipe = dataclasses.replace(self.recipe, crop=side)
                 network, cost = build()
                 self.progress.say(f"to keep the budget: images of {side} pixels")
                 given_up.append(f"images of {side} pixels")
         self.progress.say(cost.text())
         if self.deadline is not None and cost.seconds > self.deadline - time.perf_counter():
-            self.progress.say("that is more than the budget, and nothing is left to give up; a smaller model takes less")
+            self.progress.say(
+                "that is more than the budget, and nothing is left to give up; a smaller model"
+                " takes less"
+            )
         began = time.perf_counter()
         with self.progress:
             evaluations = job.tune_head(network, self.world.device, self.progress)
         self._begin()
-        result = Result(self.out, self.recipe, evaluations, time.perf_counter() - began, cost.seconds, given_up)
+        result = Result(
+            self.out, self.recipe, evaluations, time.perf_counter() - began, cost.seconds, given_up
+        )
         return self._finish(network, result)
 
     def _finish(self, network: nn.Module, result: Result) -> Result:
@@ -289,20 +390,34 @@ def _carry_out(run: _Run, resume: bool) -> Result:
         return each.tune_head() if each.recipe.tune == "head" else each.tune_all(resume)
 
     def draw(request: Request, out: Path, resume: bool) -> Result:
-        job = task_class(request.task).read(request.data, DataOptions(**(request.options | {"workers": run.workers})))
-        return tune(dataclasses.replace(run, job=job, request=request, recipe=Recipe.from_dict(request.recipe), out=out), resume)
+        job = task_class(request.task).read(
+            request.data, DataOptions(**(request.options | {"workers": run.workers}))
+        )
+        return tune(
+            dataclasses.replace(
+                run, job=job, request=request, recipe=Recipe.from_dict(request.recipe), out=out
+            ),
+            resume,
+        )
 
     with world.held_together():
         if request.draws > 1:
             if world.leads and not resume:
                 request.write(run.out)
             world.wait()
-            run.others = run_draws(request, run.out, draw, run.progress.say, run.job.headline, world.leads)
+            run.others = run_draws(
+                request, run.out, draw, run.progress.say, run.job.headline, world.leads
+            )
         return tune(run, resume and (request.draws == 1 or (run.out / "checkpoints").exists()))
 
 
 def _resolve(
-    model: str, job: Task, config: str | Path | None, recipe: str | None, values: Mapping[str, Any], revision: str | None
+    model: str,
+    job: Task,
+    config: str | Path | None,
+    recipe: str | None,
+    values: Mapping[str, Any],
+    revision: str | None,
 ) -> Recipe:
     """The recipe from its four layers; the family's own is a function that the family names."""
     family, _ = family_of(model, revision=revision)
@@ -312,7 +427,9 @@ def _resolve(
     if asked is not None:
         base = named_recipe(asked, facts)
     else:
-        facts = dataclasses.replace(facts, config=AutoConfig.from_pretrained(model, revision=revision))
+        facts = dataclasses.replace(
+            facts, config=AutoConfig.from_pretrained(model, revision=revision)
+        )
         if family.processor.endswith("ImageProcessor"):
             from headstart.tasks.image_classification import processor_side
 
@@ -326,18 +443,40 @@ def _resolve(
 
 
 def _extra(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as `run.json` keeps them: paths that exist in full, so that a run can be gone on with from anywhere."""
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None}
-    return {key: str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value for key, value in given.items()}
+    """Options as `run.json` keeps them.
+
+    Paths that exist in full, so that a run can be gone on with from anywhere.
+    """
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+        if value is not None
+    }
+    return {
+        key: (
+            str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+        )
+        for key, value in given.items()
+    }
 
 
-def _same_request(request: Request, model: str | Path | None, values: Mapping[str, Any], out: Path) -> None:
+def _same_request(
+    request: Request, model: str | Path | None, values: Mapping[str, Any], out: Path
+) -> None:
     """A resumed run is the same run: what is said again must agree with what was said first."""
     if model is not None and str(model) != request.model:
-        raise ConfigError(f"the run in {out} tunes {request.model}, not {model}; leave --model out, or choose another --out")
+        raise ConfigError(
+            f"the run in {out} tunes {request.model}, not {model}; leave --model out, or choose"
+            " another --out"
+        )
     for key, value in values.items():
-        if value is not None and request.recipe.get(key) != (list(value) if isinstance(value, tuple) else value):
-            raise ConfigError(f"the run in {out} has {key}={request.recipe.get(key)}, not {value}; leave it out, or choose another --out")
+        if value is not None and request.recipe.get(key) != (
+            list(value) if isinstance(value, tuple) else value
+        ):
+            raise ConfigError(
+                f"the run in {out} has {key}={request.recipe.get(key)}, not {value}; leave it out,"
+                " or choose another --out"
+            )
 
 
 def _refuse_used(out: Path) -> None:
@@ -346,9 +485,13 @@ def _refuse_used(out: Path) -> None:
     if (out / RUN).exists():
         if (out / RESULTS).exists():
             raise ConfigError(f"{out} holds a finished run; choose another --out")
-        raise ConfigError(f"{out} holds an unfinished run; go on with --resume, or choose another --out")
+        raise ConfigError(
+            f"{out} holds an unfinished run; go on with --resume, or choose another --out"
+        )
     if out.exists() and any(path.name != "cache" for path in out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another --out, so that nothing there is overwritten")
+        raise ConfigError(
+            f"{out} is not empty; choose another --out, so that nothing there is overwritten"
+        )
 
 
 def _restore(loop: Loop, out: Path, identity: Mapping[str, Any], progress: Progress) -> None:
@@ -360,7 +503,10 @@ def _restore(loop: Loop, out: Path, identity: Mapping[str, Any], progress: Progr
     for damaged in checkpoint.damaged:
         progress.say(f"passed over a damaged checkpoint: {damaged}")
     if checkpoint.state.get("fingerprint") != identity["fingerprint"]:
-        raise DataError("the data is not what the run was started with: images, labels or splits changed; start anew with another --out")
+        raise DataError(
+            "the data is not what the run was started with: images, labels or splits changed; start"
+            " anew with another --out"
+        )
     loop.restore(checkpoint)
     progress.say(f"going on after step {loop.step} of {loop.recipe.steps}")
 
@@ -369,15 +515,23 @@ def describe(recipe: Recipe, model: str) -> str:
     """One line that says what will be done."""
     if recipe.tune == "head":
         size = f" at {recipe.crop} pixels" if recipe.crop else ""
-        return f"fitting a new head on the features of {model}{size}; every other weight stays as it is"
+        return (
+            f"fitting a new head on the features of {model}{size}; every other weight stays as"
+            " it is"
+        )
     sides = " → ".join(str(side) for side in (recipe.resize, recipe.crop) if side)
     sizes = f", {sides} pixels" if sides else ""
     shown = ("mixup", "cutmix", "label_smoothing", "weight_decay")
     extras = "".join(f", {name} {value:g}" for name in shown if (value := getattr(recipe, name)))
-    extras += f", LoRA of rank {recipe.lora_rank} (without --lr at {LORA_RATE:g} times the recipe's rate)" if recipe.lora_rank else ""
+    extras += (
+        f", LoRA of rank {recipe.lora_rank} (without --lr at {LORA_RATE:g} times the recipe's rate)"
+        if recipe.lora_rank
+        else ""
+    )
     return (
-        f"tuning {model} with recipe {recipe.name}: {recipe.steps} steps of {recipe.batch_size} examples{sizes}, "
-        f"{recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}){extras}, {recipe.precision}, seed {recipe.seed}"
+        f"tuning {model} with recipe {recipe.name}: {recipe.steps} steps of {recipe.batch_size}"
+        f" examples{sizes}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}){extras},"
+        f" {recipe.precision}, seed {recipe.seed}"
     )
 
 
@@ -399,23 +553,38 @@ def evaluate(
         data: As for `train`.
         columns: Columns of a table by role.
         skip_bad: Leave out unreadable examples.
-        split: Which split of the data; None takes the test data, else the validation data, else everything.
+        split: Which split of the data; None takes the test data, else the validation data, else
+            everything.
         task_options: As for `train`.
         device: Where to compute.
         workers: Threads that read and decode.
     """
     saved = Path(model) / RESULTS
-    task = json.loads(saved.read_text(encoding="utf-8"))["task"] if saved.is_file() else "image-classification"
+    task = (
+        json.loads(saved.read_text(encoding="utf-8"))["task"]
+        if saved.is_file()
+        else "image-classification"
+    )
     config, extra = AutoConfig.from_pretrained(model), _extra(task_options or {})
     labels = [name for _, name in sorted(config.id2label.items())]
-    kind = config.problem_type or ("single_label_classification" if task == "image-classification" else None)
-    options = DataOptions(classes=labels, columns=dict(columns or {}), skip_bad=skip_bad, problem_type=kind, workers=workers, extra=extra)
+    kind = config.problem_type or (
+        "single_label_classification" if task == "image-classification" else None
+    )
+    options = DataOptions(
+        classes=labels,
+        columns=dict(columns or {}),
+        skip_bad=skip_bad,
+        problem_type=kind,
+        workers=workers,
+        extra=extra,
+    )
     job = task_class(task).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in job.splits)
     if chosen not in job.splits:
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(job.splits)}")
     network = job.attach(model).eval()
-    fixed = str(network.device) if isinstance(network, OptimizedModel) else None  # where an optimised model was optimised
+    # where an optimised model was optimised
+    fixed = str(network.device) if isinstance(network, OptimizedModel) else None
     place = World(device or fixed).device
     job.prepare(None, (chosen,))
     return job, job.evaluate(network.to(place), chosen, place)

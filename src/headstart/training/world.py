@@ -1,6 +1,7 @@
 """One process or many: who this process is, and what it must agree on with the others.
 
-Many processes are started by `torchrun` or `accelerate launch`; `accelerate` does the work and is imported only then.
+Many processes are started by `torchrun` or `accelerate launch`; `accelerate` does the work and is
+imported only then.
 """
 
 import os
@@ -22,7 +23,8 @@ class World:
 
     Args:
         device: "cpu", "cuda", …; None takes an accelerator where there is one.
-        sharded: Whether each process holds a piece of weights, gradients and optimizer (FSDP) and not all of it.
+        sharded: Whether each process holds a piece of weights, gradients and optimizer (FSDP) and
+            not all of it.
     """
 
     def __init__(self, device: str | torch.device | None = None, sharded: bool = False) -> None:
@@ -33,12 +35,19 @@ class World:
                 from accelerate import Accelerator
             except ImportError:
                 raise MissingExtraError("accelerate", "train") from None
-            self._accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
+            self._accelerator = Accelerator(
+                cpu=str(device) == "cpu" or not torch.cuda.is_available()
+            )
         self.rank: int = self._accelerator.process_index if self._accelerator else 0
-        self.device: torch.device = self._accelerator.device if self._accelerator else best_device(device)
+        self.device: torch.device = (
+            self._accelerator.device if self._accelerator else best_device(device)
+        )
         self.sharded = sharded
         if sharded and self.size == 1:
-            raise ConfigError("--fsdp shares a model between processes; start them with: torchrun --nproc-per-node 2 -m headstart train …")
+            raise ConfigError(
+                "--fsdp shares a model between processes; start them with: torchrun"
+                " --nproc-per-node 2 -m headstart train …"
+            )
 
     @property
     def leads(self) -> bool:
@@ -58,7 +67,10 @@ class World:
         return wrapped
 
     def shard(self, model: nn.Module) -> None:
-        """Leaves this process its piece of every parameter, where the processes share the model; the optimizer is made after that."""
+        """Leaves this process its piece of every parameter, where the processes share the model.
+
+        The optimizer is made after that.
+        """
         if not self.sharded:
             return
         from torch.distributed.device_mesh import init_device_mesh
@@ -66,7 +78,8 @@ class World:
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         for part in [*blocks(model), model]:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the whole model's too: averages are swapped in between passes
+            # the whole model's too: averages are swapped in between passes
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
     @contextmanager
     def held_together(self) -> Iterator[None]:
@@ -76,10 +89,15 @@ class World:
         except HeadstartError:  # an interruption among them
             raise
         except RuntimeError as error:
-            lost = isinstance(error, DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+            lost = isinstance(error, DistError) or any(
+                word in str(error).lower() for word in ("gloo", "nccl", "connection")
+            )
             if self.size == 1 or not lost:
                 raise
-            raise ProcessLostError("another process of this run has ended; go on from the last checkpoint with --resume") from error
+            raise ProcessLostError(
+                "another process of this run has ended; go on from the last checkpoint with"
+                " --resume"
+            ) from error
 
     def agree(self, value: T) -> T:
         """The leader's value."""
@@ -93,7 +111,9 @@ class World:
         """While it is open, gradients add up in each process and are not exchanged."""
         if self.sharded:
             return _unsynchronised(model)
-        held: AbstractContextManager[Any] = self._accelerator.no_sync(model) if self._accelerator else nullcontext()
+        held: AbstractContextManager[Any] = (
+            self._accelerator.no_sync(model) if self._accelerator else nullcontext()
+        )
         return held
 
     def total(self, values: Tensor) -> Tensor:
@@ -105,7 +125,11 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return flag if self._accelerator is None else bool(self.total(torch.tensor(float(flag), device=self.device)).item())
+        return (
+            flag
+            if self._accelerator is None
+            else bool(self.total(torch.tensor(float(flag), device=self.device)).item())
+        )
 
     def wait(self) -> None:
         """Returns once every process is here."""
@@ -123,14 +147,28 @@ def _unsynchronised(model: Any) -> Iterator[None]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The items of the innermost `nn.ModuleList`s: the parts of a network that run one after the other."""
+    """The items of the innermost `nn.ModuleList`s.
+
+    The parts of a network that run one after the other.
+    """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return [item for each in lists for item in each if not any(isinstance(inner, nn.ModuleList) for inner in item.modules())]
+    return [
+        item
+        for each in lists
+        for item in each
+        if not any(isinstance(inner, nn.ModuleList) for inner in item.modules())
+    ]
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with their pieces put together; every process has to call this where they are in pieces."""
-    return {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in tensors.items()}
+    """The tensors with their pieces put together.
+
+    Every process has to call this where they are in pieces.
+    """
+    return {
+        name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)()
+        for name, tensor in tensors.items()
+    }
 
 
 def placed(value: Tensor, like: Any) -> Tensor:
@@ -145,7 +183,12 @@ def placed(value: Tensor, like: Any) -> Tensor:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Loads a whole state into a model that may be in pieces."""
     own = model.state_dict()
-    model.load_state_dict({name: placed(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()})
+    model.load_state_dict(
+        {
+            name: placed(tensor, own[name]) if name in own else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def best_device(name: str | torch.device | None = None) -> torch.device:
@@ -159,5 +202,8 @@ def best_device(name: str | torch.device | None = None) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device={name!r}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={str(name)!r}: no CUDA device is available here; leave the option out to use the CPU")
+        raise ConfigError(
+            f"device={str(name)!r}: no CUDA device is available here; leave the option out to use"
+            " the CPU"
+        )
     return device

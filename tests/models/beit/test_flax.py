@@ -23,7 +23,11 @@ from headstart import FlaxBeitForImageClassification, FlaxBeitModel  # noqa: E40
 from headstart.nn.flax import flax_layout, our_name, torch_layout  # noqa: E402
 
 HEADS = ("BeitModel", "BeitForMaskedImageModeling", "BeitForImageClassification")
-CASES = [case for case in golden_cases("transformers", "beit") if case.startswith(tuple(f"{head}__" for head in HEADS))]
+CASES = [
+    case
+    for case in golden_cases("transformers", "beit")
+    if case.startswith(tuple(f"{head}__" for head in HEADS))
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,7 +48,9 @@ def strict_ranks():
 def flatten(value, name=""):
     """Named arrays of an output, tuple parts as `name.N`."""
     if isinstance(value, tuple):
-        return {k: v for i, each in enumerate(value) for k, v in flatten(each, f"{name}.{i}").items()}
+        return {
+            k: v for i, each in enumerate(value) for k, v in flatten(each, f"{name}.{i}").items()
+        }
     if hasattr(value, "items"):
         return {k: v for key, each in value.items() for k, v in flatten(each, key).items()}
     return {name: value}
@@ -64,13 +70,18 @@ def loss_of(config, logits, labels, mask):
 
 def published(model, tree):
     """A tree of parameters (or gradients) by published names, in PyTorch's layout."""
-    flat = {our_name(path): torch_layout(path, np.asarray(value)) for path, value in flatten_dict(tree).items()}
+    flat = {
+        our_name(path): torch_layout(path, np.asarray(value))
+        for path, value in flatten_dict(tree).items()
+    }
     return model.name_table(model.config).to_theirs(flat)
 
 
 def jitted(model, *inputs, **call):
     """The network's output, compiled."""
-    return jax.jit(lambda params, inputs: model(*inputs, params=params, **call))(model.params, inputs)
+    return jax.jit(lambda params, inputs: model(*inputs, params=params, **call))(
+        model.params, inputs
+    )
 
 
 @pytest.mark.parametrize("case", golden_cases("transformers", "flax"))
@@ -81,7 +92,9 @@ def test_the_original_flax_classes(case):
     model, same = cls.from_pretrained(folder / "flax_model.msgpack"), cls.from_pretrained(folder)
     assert model.config.compat == same.config.compat == "transformers"
     assert jax.tree.all(jax.tree.map(jnp.array_equal, model.params, same.params))
-    out = flatten(jitted(model, inputs["pixel_values"], inputs.get("bool_masked_pos"), **meta["call"]))
+    out = flatten(
+        jitted(model, inputs["pixel_values"], inputs.get("bool_masked_pos"), **meta["call"])
+    )
     expected = load_file(folder / "outputs.safetensors")
     assert set(out) == set(expected)
     for name, value in expected.items():
@@ -92,13 +105,19 @@ def test_the_original_flax_classes(case):
 def test_transformers_numbers(case):
     folder = golden_dir("transformers", "beit", case)
     meta, inputs = read_json(folder / "meta.json"), load_file(folder / "inputs.safetensors")
-    model = getattr(headstart, "Flax" + meta["class"]).from_pretrained(folder, compat="transformers")
+    model = getattr(headstart, "Flax" + meta["class"]).from_pretrained(
+        folder, compat="transformers"
+    )
     labels = inputs.pop("labels", None)
     call = {key: value for key, value in meta["call"].items() if key != "interpolate_pos_encoding"}
 
     def run(params):
         out = model(**inputs, params=params, **call)
-        return (0.0 if labels is None else loss_of(model.config, out.logits, labels, inputs.get("bool_masked_pos"))), out
+        return (
+            0.0
+            if labels is None
+            else loss_of(model.config, out.logits, labels, inputs.get("bool_masked_pos"))
+        ), out
 
     expected = load_file(folder / "outputs.safetensors")
     grads_file = folder / "grads.safetensors"
@@ -116,7 +135,11 @@ def test_transformers_numbers(case):
     assert set(out) == set(expected)
     for name, value in expected.items():
         noise = meta["noise"].get(name)
-        tolerance = 1e-4 if noise is None else max(1e-4, 5 * noise["fp32_vs_fp64_max_abs_diff"] / max(1.0, noise["max_abs"]))
+        tolerance = (
+            1e-4
+            if noise is None
+            else max(1e-4, 5 * noise["fp32_vs_fp64_max_abs_diff"] / max(1.0, noise["max_abs"]))
+        )
         assert_close(out[name], value, tolerance, f"{case} {name}")
 
 
@@ -153,8 +176,14 @@ def classifier(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["geometric", "bilinear"])
 def test_any_size_as_in_pytorch(tmp_path, method):
-    places = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True, "patch_size": [8, 4]}
-    theirs = saved(tmp_path, **places, bias_resize=method, bias_by_width=method == "bilinear", num_channels=4)
+    places = {
+        "use_shared_relative_position_bias": True,
+        "use_absolute_position_embeddings": True,
+        "patch_size": [8, 4],
+    }
+    theirs = saved(
+        tmp_path, **places, bias_resize=method, bias_by_width=method == "bilinear", num_channels=4
+    )
     ours = FlaxBeitForImageClassification.from_pretrained(tmp_path, from_pt=True)
 
     def four(*size):
@@ -169,7 +198,9 @@ def test_any_size_as_in_pytorch(tmp_path, method):
 def test_a_checkpoint_of_another_resolution_as_in_pytorch(tmp_path):
     saved(tmp_path, image_size=24, use_absolute_position_embeddings=True, **TWO)
     with torch.no_grad():
-        expected = BeitForImageClassification.from_pretrained(tmp_path, image_size=[24, 40])(torch.from_numpy(images())).logits
+        expected = BeitForImageClassification.from_pretrained(tmp_path, image_size=[24, 40])(
+            torch.from_numpy(images())
+        ).logits
     ours = FlaxBeitForImageClassification.from_pretrained(tmp_path, image_size=[24, 40])
     assert_close(jitted(ours, images()).logits, expected, 1e-4)
 
@@ -178,7 +209,10 @@ def test_a_checkpoint_of_another_resolution_as_in_pytorch(tmp_path):
     ("cls", "values"),
     [
         (BeitModel, {"use_mean_pooling": False, "layer_scale_init_value": 0.0}),
-        (BeitForMaskedImageModeling, {"use_mask_token": True, "use_shared_relative_position_bias": True, "norm_twice": True}),
+        (
+            BeitForMaskedImageModeling,
+            {"use_mask_token": True, "use_shared_relative_position_bias": True, "norm_twice": True},
+        ),
         (BeitForImageClassification, {"use_absolute_position_embeddings": True}),
         (BeitForImageClassification, {"num_labels": 0}),
     ],
@@ -190,25 +224,45 @@ def test_what_it_saves_the_pytorch_class_loads(tmp_path, cls, values):
     ours.save_pretrained(tmp_path / "flax", max_shard_size=20_000)
     again, info = cls.from_pretrained(tmp_path / "flax", output_loading_info=True)
     assert not any(info.values()) and again.config.architectures == [cls.__name__]
-    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in again.state_dict().items())
-    assert read_json(tmp_path / "flax" / "config.json") == read_json(tmp_path / "torch" / "config.json")
+    assert all(
+        torch.equal(value, theirs.state_dict()[key]) for key, value in again.state_dict().items()
+    )
+    assert read_json(tmp_path / "flax" / "config.json") == read_json(
+        tmp_path / "torch" / "config.json"
+    )
 
 
 def test_saving_other_parameters_in_bfloat16(tmp_path, classifier):
     classifier.save_pretrained(tmp_path, params=classifier.to_bf16(classifier.params))
     exact = classifier.params["classifier"]["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
     again = FlaxBeitForImageClassification.from_pretrained(tmp_path)
-    assert again.params["classifier"]["kernel"].dtype == jnp.float32 and jnp.array_equal(again.params["classifier"]["kernel"], exact)
-    assert str(BeitForImageClassification.from_pretrained(tmp_path, dtype="auto").dtype) == "torch.bfloat16"
+    assert again.params["classifier"]["kernel"].dtype == jnp.float32 and jnp.array_equal(
+        again.params["classifier"]["kernel"], exact
+    )
+    assert (
+        str(BeitForImageClassification.from_pretrained(tmp_path, dtype="auto").dtype)
+        == "torch.bfloat16"
+    )
 
 
 def test_a_new_head_is_drawn_and_other_gaps_raise(tmp_path, caplog):
     saved(tmp_path / "a", **TWO)
-    model, info = FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", num_labels=7, output_loading_info=True)
-    assert model.params["classifier"]["kernel"].shape == (24, 7) and float(jnp.std(model.params["classifier"]["kernel"])) > 0.01
-    assert {key for key, _, _ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+    model, info = FlaxBeitForImageClassification.from_pretrained(
+        tmp_path / "a", num_labels=7, output_loading_info=True
+    )
+    assert (
+        model.params["classifier"]["kernel"].shape == (24, 7)
+        and float(jnp.std(model.params["classifier"]["kernel"])) > 0.01
+    )
+    assert {key for key, _, _ in info["mismatched_keys"]} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert "classifier.weight" in caplog.text
-    with pytest.raises(WeightsError, match=r"shape: beit.blocks.0.mlp.fc_1.weight is \(40, 24\) in the checkpoint, \(48, 24\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"shape: beit.blocks.0.mlp.fc_1.weight is \(40, 24\) in the checkpoint, \(48, 24\)",
+    ):
         FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", intermediate_size=48)
     with pytest.raises(WeightsError, match=r"missing: beit.blocks.2.norm_1.weight"):
         FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", num_hidden_layers=3)
@@ -220,8 +274,13 @@ def test_a_new_head_is_drawn_and_other_gaps_raise(tmp_path, caplog):
 
 def test_the_pytorch_class_reads_old_flax_files():
     folder = golden_dir("transformers", "flax", "FlaxBeitForImageClassification__cls")
-    ours, theirs = (BeitForImageClassification.from_pretrained(folder / name) for name in ("flax_model.msgpack", "model.safetensors"))
-    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
+    ours, theirs = (
+        BeitForImageClassification.from_pretrained(folder / name)
+        for name in ("flax_model.msgpack", "model.safetensors")
+    )
+    assert all(
+        torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 6), (2, 3, 4, 5)])
@@ -250,7 +309,9 @@ def test_initial_values():
     }.items():  # fmt: skip
         assert 0.75 * std < float(flat[name].std()) < 1.25 * std, name
     assert all(
-        float(value.min()) == float(value.max()) == 1.0 for name, value in flat.items() if name.endswith(("norm_1.weight", "norm.weight"))
+        float(value.min()) == float(value.max()) == 1.0
+        for name, value in flat.items()
+        if name.endswith(("norm_1.weight", "norm.weight"))
     )
     assert all(not value.any() for name, value in flat.items() if name.endswith(("bias", "table")))
     assert np.allclose(flat["blocks.1.lambda_2"], 1e-5)
@@ -258,7 +319,9 @@ def test_initial_values():
     with pytest.raises(InputError, match="holds no parameters"):
         apart.params  # noqa: B018
     drawn = model.init_weights(jax.random.key(3), params={"cls_token": jnp.ones((1, 1, 96))})
-    assert jnp.array_equal(drawn["positions"], model.params["positions"]) and bool((drawn["cls_token"] == 1).all())
+    assert jnp.array_equal(drawn["positions"], model.params["positions"]) and bool(
+        (drawn["cls_token"] == 1).all()
+    )
     with pytest.raises(InputError, match="_do_init=False"):
         apart.params = drawn
     with pytest.raises(WeightsError, match="missing: cls_token"):
@@ -279,8 +342,14 @@ def test_casts_and_masks(classifier):
     assert {str(each.dtype) for each in jax.tree.leaves(half)} == {"float16"}
     assert {str(each.dtype) for each in jax.tree.leaves(classifier.params)} == {"float32"}  # a copy
     assert {str(each.dtype) for each in jax.tree.leaves(classifier.to_fp32(half))} == {"float32"}
-    mask = jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), classifier.params)
-    mixed = flatten_dict(classifier.to_bf16(classifier.params | {"step": jnp.zeros((), jnp.int32)}, mask | {"step": True}))
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: "norm" not in jax.tree_util.keystr(path), classifier.params
+    )
+    mixed = flatten_dict(
+        classifier.to_bf16(
+            classifier.params | {"step": jnp.zeros((), jnp.int32)}, mask | {"step": True}
+        )
+    )
     assert mixed[("step",)].dtype == jnp.int32
     assert mixed[("beit", "blocks_0", "norm_1", "scale")].dtype == jnp.float32
     assert mixed[("beit", "blocks_0", "mlp", "fc_1", "kernel")].dtype == jnp.bfloat16
@@ -319,10 +388,14 @@ def test_wrong_arguments(classifier):
     ]:
         with pytest.raises(InputError, match=message):
             classifier(pixels)
-    with pytest.raises(InputError, match=r"bool_masked_pos has shape \(2, 14\); expected \(2, 15\)"):
+    with pytest.raises(
+        InputError, match=r"bool_masked_pos has shape \(2, 14\); expected \(2, 15\)"
+    ):
         classifier(images(), bool_masked_pos=np.zeros((2, 14), bool))
     with pytest.raises(InputError, match="dropout_rng"):
-        FlaxBeitModel(BeitConfig(**SMALL | {"drop_path_rate": 0.1}), _do_init=False)(images(), train=True)
+        FlaxBeitModel(BeitConfig(**SMALL | {"drop_path_rate": 0.1}), _do_init=False)(
+            images(), train=True
+        )
     with pytest.raises(InputError, match=r"head_mask has shape \(2,\)"):
         classifier(images(), head_mask=np.ones(2))
     without = FlaxBeitModel(BeitConfig(**SMALL), _do_init=False)
@@ -351,7 +424,9 @@ def test_masked_pixels_and_silenced_heads_under_grad(classifier):
     mask[:, 7] = 1  # row 1, column 2
     gradient = jax.jit(jax.grad(lambda x: classifier(x, mask).logits.sum()))(images())
     assert not gradient[:, :, 8:16, 16:24].any() and bool((gradient[:, :, 8:16, 24:32] != 0).all())
-    silent = classifier(images(), head_mask=np.array([[1, 1, 1], [1, 0, 1]]), output_attentions=True)
+    silent = classifier(
+        images(), head_mask=np.array([[1, 1, 1], [1, 0, 1]]), output_attentions=True
+    )
     assert not silent.attentions[1][:, 1].any() and bool((silent.attentions[1][:, 0] > 0).all())
     assert not jnp.allclose(silent.logits, classifier(images()).logits)
 
@@ -362,36 +437,67 @@ def test_vmap_over_images_and_over_networks(classifier):
     two = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), classifier.params)
     many = jax.jit(jax.vmap(lambda params: classifier(images(), params=params)))(two)
     assert many.logits.shape == (2, 2, 5)
-    assert_close(many.logits[1], classifier(images(), params=jax.tree.map(lambda a: 2 * a, classifier.params)).logits, 1e-4)
+    assert_close(
+        many.logits[1],
+        classifier(images(), params=jax.tree.map(lambda a: 2 * a, classifier.params)).logits,
+        1e-4,
+    )
 
 
 def drops(**values):
     """A network with something to drop."""
     model = FlaxBeitForImageClassification(BeitConfig(**SMALL | TWO | values), _do_init=False)
     random = np.random.default_rng(0)
-    return model, jax.tree.map(lambda a: jnp.asarray(random.normal(0, 0.3, a.shape), jnp.float32), model.params_shape_tree)
+    return model, jax.tree.map(
+        lambda a: jnp.asarray(random.normal(0, 0.3, a.shape), jnp.float32), model.params_shape_tree
+    )
 
 
-@pytest.mark.parametrize("name", ["drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"])
+@pytest.mark.parametrize(
+    "name", ["drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"]
+)
 def test_dropout_only_in_training(name):
     (model, params), pixels = drops(**{name: 0.5}), images(batch=4)
-    train = jax.jit(lambda key: model(pixels, params=params, train=True, dropout_rng=key, output_hidden_states=True))
-    quiet = jax.jit(lambda: model(pixels, params=params, dropout_rng=jax.random.key(1), output_hidden_states=True))()
+    train = jax.jit(
+        lambda key: model(
+            pixels, params=params, train=True, dropout_rng=key, output_hidden_states=True
+        )
+    )
+    quiet = jax.jit(
+        lambda: model(
+            pixels, params=params, dropout_rng=jax.random.key(1), output_hidden_states=True
+        )
+    )()
     one, again, other = (train(jax.random.key(i)) for i in (1, 1, 2))
-    assert jnp.array_equal(one.logits, again.logits) and not jnp.allclose(one.logits, other.logits, atol=1e-3)
+    assert jnp.array_equal(one.logits, again.logits) and not jnp.allclose(
+        one.logits, other.logits, atol=1e-3
+    )
     assert not jnp.allclose(one.logits, quiet.logits, atol=1e-3)
-    if name == "drop_path_rate":  # the first block's rate is 0; of the second, an image loses a whole branch or keeps all of it, doubled
+    # the first block's rate is 0; of the second, an image loses a whole branch or keeps all of it,
+    # doubled
+    if name == "drop_path_rate":
         assert_close(one.hidden_states[1], quiet.hidden_states[1])
-        lost = [jnp.allclose(o.hidden_states[2][i], o.hidden_states[1][i]) for o in (one, other) for i in range(4)]
+        lost = [
+            jnp.allclose(o.hidden_states[2][i], o.hidden_states[1][i])
+            for o in (one, other)
+            for i in range(4)
+        ]
         assert any(lost) and not all(lost)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    model, params = drops(num_hidden_layers=1, use_shared_relative_position_bias=True, attention_probs_dropout_prob=0.1)
+    model, params = drops(
+        num_hidden_layers=1,
+        use_shared_relative_position_bias=True,
+        attention_probs_dropout_prob=0.1,
+    )
 
     def gradient():  # made anew: JAX remembers programs by their function
         def loss(params):
-            return (model(images(), params=params, train=True, dropout_rng=jax.random.key(0)).logits ** 2).sum()
+            return (
+                model(images(), params=params, train=True, dropout_rng=jax.random.key(0)).logits
+                ** 2
+            ).sum()
 
         return jax.jit(jax.grad(loss))
 
@@ -437,7 +543,9 @@ print("equal")
 
 
 def run(code, **environment):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -448,5 +556,8 @@ def test_data_and_heads_over_eight_devices():
 
 
 def test_torch_is_not_imported():
-    code = "import sys; from headstart import FlaxBeitModel; print([m for m in ('torch', 'tensorflow', 'keras') if m in sys.modules])"
+    code = (
+        "import sys; from headstart import FlaxBeitModel; print([m for m in ('torch', 'tensorflow',"
+        " 'keras') if m in sys.modules])"
+    )
     assert run(code).strip() == "[]"

@@ -1,4 +1,7 @@
-"""BEiT's image processor against transformers' recorded outputs; label maps, where it differs from them on purpose."""
+"""BEiT's image processor against transformers' recorded outputs.
+
+Label maps, where it differs from them on purpose.
+"""
 
 import inspect
 from pathlib import Path
@@ -32,16 +35,23 @@ def test_equals_transformers(case: str, name: str) -> None:
 
 @pytest.mark.parametrize("case", segmentation_cases())
 def test_label_maps(case: str) -> None:
-    """Equal to transformers where it resizes to the nearest label or not at all; elsewhere it makes labels up, and we do not."""
+    """Equal to transformers where it resizes to the nearest label or not at all.
+
+    Elsewhere it makes labels up, and we do not.
+    """
     folder = golden_dir("processors", SEGMENTATION)
     params = read_json(folder / "params.json")
     init, (_, which, kind) = params["cases"][case]["init"], case.split("/")
     with np.load(folder / "maps.npz") as maps, np.load(folder / "outputs.npz") as outputs:
         labels, theirs = maps[which], outputs[case.replace("/", "__")]
-    given = {"array": labels, "int64": labels.astype(np.int64), "pil": Image.fromarray(labels)}[kind]
+    given = {"array": labels, "int64": labels.astype(np.int64), "pil": Image.fromarray(labels)}[
+        kind
+    ]
     before = labels.copy()
     processor = BeitImageProcessor(**init)
-    batch = processor(golden_dir("processors", "images") / params["image"], given, return_tensors="np")
+    batch = processor(
+        golden_dir("processors", "images") / params["image"], given, return_tensors="np"
+    )
     assert np.array_equal(np.asarray(given), before), "the caller's map was written into"
     assert batch.labels.dtype == np.int64
     assert batch.labels.shape == theirs.shape
@@ -50,22 +60,47 @@ def test_label_maps(case: str) -> None:
     if init.get("resample") == 0 or not init.get("do_resize", True):
         np.testing.assert_array_equal(batch.labels, theirs)
     elif params["cases"][case]["labels_not_in_the_input_map"]:
-        assert not set(np.unique(theirs)) <= set(np.unique(allowed)), "transformers no longer invents labels here"
-        nearest = processor._with(resample=0)(np.zeros((*labels.shape, 3), np.uint8), given, return_tensors="np").labels
+        assert not set(np.unique(theirs)) <= set(np.unique(allowed)), (
+            "transformers no longer invents labels here"
+        )
+        nearest = processor._with(resample=0)(
+            np.zeros((*labels.shape, 3), np.uint8), given, return_tensors="np"
+        ).labels
         np.testing.assert_array_equal(batch.labels, nearest)
 
 
 def test_signature_is_the_documented_one() -> None:
-    fields = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "rescale_factor", "do_rescale", "do_normalize"]
-    assert list(inspect.signature(BeitImageProcessor).parameters) == [*fields, "image_mean", "image_std", "do_reduce_labels"]
+    fields = [
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "crop_size",
+        "rescale_factor",
+        "do_rescale",
+        "do_normalize",
+    ]
+    assert list(inspect.signature(BeitImageProcessor).parameters) == [
+        *fields,
+        "image_mean",
+        "image_std",
+        "do_reduce_labels",
+    ]
     call = list(inspect.signature(BeitImageProcessor.preprocess).parameters)
     assert call[:4] == ["self", "images", "segmentation_maps", "do_resize"]
     assert call[7:10] == ["crop_size", "do_rescale", "rescale_factor"]
-    assert list(inspect.signature(BeitFeatureExtractor.__call__).parameters) == ["self", "images", "segmentation_maps", "kwargs"]
+    assert list(inspect.signature(BeitFeatureExtractor.__call__).parameters) == [
+        "self",
+        "images",
+        "segmentation_maps",
+        "kwargs",
+    ]
 
 
 def test_older_names() -> None:
-    assert BeitFeatureExtractor.from_dict({"reduce_labels": True, "size": 32}).do_reduce_labels is True
+    assert (
+        BeitFeatureExtractor.from_dict({"reduce_labels": True, "size": 32}).do_reduce_labels is True
+    )
     assert BeitFeatureExtractor().to_dict() == BeitImageProcessor().to_dict()
 
 
@@ -94,9 +129,20 @@ def test_palette_and_16_bit_masks(tmp_path: Path) -> None:
     Image.fromarray(wide).save(tmp_path / "wide.png")
     processor = BeitImageProcessor(do_resize=False, do_center_crop=False)
     photo = np.zeros((30, 44, 3), np.uint8)
-    for mask, wanted in ((tmp_path / "palette.png", labels), (palette, labels), (tmp_path / "wide.png", wide), (wide, wide)):
+    for mask, wanted in (
+        (tmp_path / "palette.png", labels),
+        (palette, labels),
+        (tmp_path / "wide.png", wide),
+        (wide, wide),
+    ):
         assert np.array_equal(processor(photo, mask).labels[0], wanted)
-    for mask in (labels[None], labels[..., None], torch.from_numpy(labels), labels.astype(np.float32), [labels]):
+    for mask in (
+        labels[None],
+        labels[..., None],
+        torch.from_numpy(labels),
+        labels.astype(np.float32),
+        [labels],
+    ):
         assert np.array_equal(processor(photo, mask).labels[0], labels)
 
 
@@ -118,17 +164,33 @@ def test_a_small_map_is_surrounded_by_ignored_labels() -> None:
     processor = BeitImageProcessor(do_resize=False, crop_size={"height": 6, "width": 4})
     batch = processor(np.ones((3, 4, 3), np.uint8), np.full((3, 4), 7), return_tensors="np")
     assert batch.labels[0, :, 0].tolist() == [255, 255, 7, 7, 7, 255]
-    assert (batch.pixel_values[0, 0, :, 0] == -1).tolist() == [True, True, False, False, False, True]
+    assert (batch.pixel_values[0, 0, :, 0] == -1).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_post_process() -> None:
     folder = golden_dir("processors", "BeitImageProcessor__post_process")
-    inputs, wanted = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    inputs, wanted = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     sizes = read_json(folder / "params.json")["target_sizes"]
     outputs = SimpleNamespace(logits=inputs["logits"])
     processor = BeitImageProcessor()
-    for target_sizes, name in ((None, "native"), ([tuple(size) for size in sizes], "resized"), (torch.tensor(sizes), "resized")):
-        for i, labels in enumerate(processor.post_process_semantic_segmentation(outputs, target_sizes)):
+    for target_sizes, name in (
+        (None, "native"),
+        ([tuple(size) for size in sizes], "resized"),
+        (torch.tensor(sizes), "resized"),
+    ):
+        for i, labels in enumerate(
+            processor.post_process_semantic_segmentation(outputs, target_sizes)
+        ):
             assert labels.dtype == torch.int64
             assert torch.equal(labels, wanted[f"{name}.{i}"]), (name, i)
     with pytest.raises(ValueError, match="2 target_sizes for 3 images"):
@@ -138,16 +200,22 @@ def test_post_process() -> None:
 def test_real_ade20k_pair() -> None:
     folder = data_dir("segmentation", "ade20k_samples")
     images, masks = sorted((folder / "images").iterdir()), sorted((folder / "masks").iterdir())
-    batch = BeitImageProcessor(size=96, do_center_crop=False, do_reduce_labels=True)(images, masks, return_tensors="pt")
+    batch = BeitImageProcessor(size=96, do_center_crop=False, do_reduce_labels=True)(
+        images, masks, return_tensors="pt"
+    )
     assert batch.pixel_values.shape == (3, 3, 96, 96)
     for mask, labels in zip(masks, batch.labels, strict=True):
         with Image.open(mask) as image:
             values = np.unique(np.asarray(image)).tolist()
-        assert set(labels.unique().tolist()) <= {255 if value == 0 else value - 1 for value in values}
+        assert set(labels.unique().tolist()) <= {
+            255 if value == 0 else value - 1 for value in values
+        }
 
 
 def test_authors_preprocessing() -> None:
-    classifier = BeitImageProcessor.for_published(SimpleNamespace(image_size=224, labels="imagenet-1k"))
+    classifier = BeitImageProcessor.for_published(
+        SimpleNamespace(image_size=224, labels="imagenet-1k")
+    )
     assert classifier._geometry(375, 500) == ((256, 341), (224, 224))
     segmenter = BeitImageProcessor.for_published(SimpleNamespace(image_size=640, labels="ade20k"))
     assert segmenter._geometry(375, 500) == ((640, 853), None)

@@ -16,14 +16,25 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, assert_close, golden_dir
 from headstart import DalleImageTokenizer
-from headstart.errors import ConfigError, FileFormatError, InputError, NotFoundError, OfflineError, WeightsError
+from headstart.errors import (
+    ConfigError,
+    FileFormatError,
+    InputError,
+    NotFoundError,
+    OfflineError,
+    WeightsError,
+)
 
 CASES = ["encoder_tiny", "encoder_nonsquare"]
 
 
 def load_case(case):
     folder = golden_dir("authors", "dalle", case)
-    return folder, load_file(folder / "inputs.safetensors")["image"], load_file(folder / "outputs.safetensors")
+    return (
+        folder,
+        load_file(folder / "inputs.safetensors")["image"],
+        load_file(folder / "outputs.safetensors"),
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -36,7 +47,9 @@ def test_encoder_gives_the_authors_codes(case):
     with torch.no_grad():
         logits = tokenizer(image)
     assert_close(tokenizer.map_pixels(image), expected["map_pixels"], 1e-6)
-    assert_close(tokenizer.unmap_pixels(tokenizer.map_pixels(image)), expected["unmap_pixels"], 1e-6)
+    assert_close(
+        tokenizer.unmap_pixels(tokenizer.map_pixels(image)), expected["unmap_pixels"], 1e-6
+    )
     assert_close(features[3], expected["blocks.group_4"], 1e-5)
     assert_close(logits, expected["logits"], 1e-5)
     assert torch.equal(tokenizer.encode(image), expected["codes"])
@@ -70,7 +83,11 @@ def test_a_folder_of_the_authors_files(tmp_path):
     with pytest.raises(ConfigError, match=r"decoder\.pkl beside"):
         alone.decode(expected["codes"])
     shutil.copy(folder / "decoder_state_dict.pt", tmp_path / "decoder.pkl")
-    assert_close(DalleImageTokenizer.from_pretrained(tmp_path).decode(expected["codes"]), expected["reconstruction"], 1e-5)
+    assert_close(
+        DalleImageTokenizer.from_pretrained(tmp_path).decode(expected["codes"]),
+        expected["reconstruction"],
+        1e-5,
+    )
 
 
 def test_the_published_name_uses_openais_addresses(tmp_path):
@@ -81,12 +98,17 @@ def test_the_published_name_uses_openais_addresses(tmp_path):
     cached.mkdir(parents=True)
     shutil.copy(folder / "encoder.pkl", cached / "encoder.pkl")
     shutil.copy(folder / "decoder_state_dict.pt", cached / "decoder.pkl")
-    tokenizer = DalleImageTokenizer.from_pretrained("dall-e", cache_dir=tmp_path, local_files_only=True)
+    tokenizer = DalleImageTokenizer.from_pretrained(
+        "dall-e", cache_dir=tmp_path, local_files_only=True
+    )
     assert torch.equal(tokenizer.encode(image), expected["codes"]) and tokenizer.decoder is not None
 
 
 def test_published_size():
-    """Parameters of OpenAI's two networks, counted from their description: four groups of two blocks, 256 channels, 8,192 codes."""
+    """Parameters of OpenAI's two networks, counted from their description.
+
+    Four groups of two blocks, 256 channels, 8,192 codes.
+    """
     with torch.device("meta"):
         tokenizer = DalleImageTokenizer()
 
@@ -98,22 +120,31 @@ def test_published_size():
         for before, width in zip((start, *widths[:-1]), widths, strict=True):
             for i in (before, width):
                 sizes = (i, width // 4, width // 4, width // 4, width)
-                total += sum(conv(a, b, k) for a, b, k in zip(sizes[:-1], sizes[1:], kernels, strict=True))
+                total += sum(
+                    conv(a, b, k) for a, b, k in zip(sizes[:-1], sizes[1:], kernels, strict=True)
+                )
                 total += conv(i, width, 1) if i != width else 0
         return total
 
-    encoder = conv(3, 256, 7) + count((256, 512, 1024, 2048), 256, (3, 3, 3, 1)) + conv(2048, 8192, 1)
-    decoder = conv(8192, 128, 1) + count((2048, 1024, 512, 256), 128, (1, 3, 3, 3)) + conv(256, 6, 1)
+    encoder = (
+        conv(3, 256, 7) + count((256, 512, 1024, 2048), 256, (3, 3, 3, 1)) + conv(2048, 8192, 1)
+    )
+    decoder = (
+        conv(8192, 128, 1) + count((2048, 1024, 512, 256), 128, (1, 3, 3, 3)) + conv(256, 6, 1)
+    )
     assert sum(p.numel() for p in tokenizer.encoder.parameters()) == encoder
     assert sum(p.numel() for p in tokenizer.decoder.parameters()) == decoder
 
 
 def test_a_fresh_tokenizer_learns():
     torch.manual_seed(0)
-    tokenizer = DalleImageTokenizer(vocab_size=12, hidden_size=8, blocks_per_group=1, decoder_init_size=8)
+    tokenizer = DalleImageTokenizer(
+        vocab_size=12, hidden_size=8, blocks_per_group=1, decoder_init_size=8
+    )
     shares = tokenizer(torch.rand(2, 3, 24, 16)).softmax(1)  # (2, 12, 3, 2)
     tokenizer.paint(tokenizer.expected_image(shares)).mean().backward()
-    # the log spreads (last three channels) do not appear in the picture; everything else must have a gradient
+    # the log spreads (last three channels) do not appear in the picture; everything else must have
+    # a gradient
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.parameters())
 
 
@@ -127,17 +158,25 @@ def test_a_fresh_tokenizer_learns():
     ],
 )
 def test_bad_images(images, message):
-    tokenizer = DalleImageTokenizer(vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=4)
+    tokenizer = DalleImageTokenizer(
+        vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=4
+    )
     with pytest.raises(InputError, match=message):
         tokenizer.encode(images)
 
 
 @pytest.mark.parametrize(
     "codes, message",
-    [(torch.tensor([[[4]]]), "expected 0 to 3"), (torch.tensor([[[-1]]]), "-1"), (torch.zeros(1, 2, 2), "float")],
+    [
+        (torch.tensor([[[4]]]), "expected 0 to 3"),
+        (torch.tensor([[[-1]]]), "-1"),
+        (torch.zeros(1, 2, 2), "float"),
+    ],
 )
 def test_bad_codes(codes, message):
-    tokenizer = DalleImageTokenizer(vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=4)
+    tokenizer = DalleImageTokenizer(
+        vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=4
+    )
     with pytest.raises(InputError, match=message):
         tokenizer.decode(codes)
 
@@ -153,17 +192,25 @@ def test_files_of_something_else(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "encoder.pt")
     with pytest.raises(WeightsError, match=r"blocks\.input\.w"):
         DalleImageTokenizer.from_pretrained(tmp_path)
-    good = DalleImageTokenizer(vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=None)
+    good = DalleImageTokenizer(
+        vocab_size=4, hidden_size=4, blocks_per_group=1, decoder_init_size=None
+    )
     good.save_pretrained(tmp_path / "good")
     tensors = load_file(tmp_path / "good" / "model.safetensors")
     tensors["encoder.blocks.group_3.block_1.res_path.conv_2.w"] = torch.zeros(1)
     del tensors["encoder.blocks.output.conv.b"]
     torch.save(tensors | {"extra": torch.zeros(1)}, tmp_path / "wrong.pt")
-    with pytest.raises(WeightsError, match=r"missing: encoder\.head\.bias\n.*unexpected: extra\n.*groups\.2\.0\.convs\.1\.weight is"):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"missing: encoder\.head\.bias\n.*unexpected:"
+            r" extra\n.*groups\.2\.0\.convs\.1\.weight is"
+        ),
+    ):
         DalleImageTokenizer.from_pretrained(tmp_path / "wrong.pt")
 
 
-# Malicious files ------------------------------------------------------------------------------------------------------------------------
+# Malicious files ----------------------------------------------------------------------------------
 
 touched: list[str] = []
 
@@ -209,16 +256,21 @@ ATTACKS = {
     "state": lambda: pickle.dumps(HidesInState()),
     "torch.load": lambda: pickle.dumps(Calls(torch.load, "elsewhere.pt")),
     "persistent": persistent_bytes,
-    "instance opcode": lambda: b"(S'true'\nios\nsystem\n.",  # protocol 0 instruction INST, which makes an object of any class
+    # protocol 0 instruction INST, which makes an object of any class
+    "instance opcode": lambda: b"(S'true'\nios\nsystem\n.",
     "object opcode": lambda: b"\x80\x02(cos\nsystem\nS'true'\no.",
     "extension registry": lambda: b"\x80\x02\x82\x01.",
-    "reduce of a rebuilt tensor": lambda: b"\x80\x02ctorch._utils\n_rebuild_parameter\ncos\nsystem\nX\x04\x00\x00\x00true\x85R\x85R.",
+    "reduce of a rebuilt tensor": lambda: (
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\ncos\nsystem\nX\x04\x00\x00\x00true\x85R\x85R."
+    ),
 }
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 @pytest.mark.parametrize("container", ["plain", "zip"])
-def test_malicious_pickles_are_refused_and_run_nothing(tmp_path: Path, name, container, monkeypatch):
+def test_malicious_pickles_are_refused_and_run_nothing(
+    tmp_path: Path, name, container, monkeypatch
+):
     touched.clear()
     path = tmp_path / "encoder.pkl"
     data = ATTACKS[name]()
@@ -247,14 +299,41 @@ def test_the_attacks_are_real():
 def test_the_example_trains_a_tokenizer_that_loads(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     for i in range(4):
-        noise = np.random.default_rng(i).integers(0, 256, (3, 4, 3)).repeat(10, 0).repeat(10, 1).astype(np.uint8)
+        noise = (
+            np.random.default_rng(i)
+            .integers(0, 256, (3, 4, 3))
+            .repeat(10, 0)
+            .repeat(10, 1)
+            .astype(np.uint8)
+        )
         Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-    options = ["--size", "24", "--crop", "16", "--codes", "8", "--hidden-size", "8", "--steps", "10", "--batch-size", "4"]
-    monkeypatch.setattr(sys, "argv", ["train_dvae.py", str(tmp_path / "photos"), str(tmp_path / "out"), *options])
+    options = [
+        "--size",
+        "24",
+        "--crop",
+        "16",
+        "--codes",
+        "8",
+        "--hidden-size",
+        "8",
+        "--steps",
+        "10",
+        "--batch-size",
+        "4",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["train_dvae.py", str(tmp_path / "photos"), str(tmp_path / "out"), *options]
+    )
     runpy.run_path(str(ROOT / "examples" / "train_dvae.py"), run_name="__main__")
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    lines = [
+        json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")
+    ]
     assert len(lines) == 10 and lines[-1]["rmse"] < 128 and 1 <= lines[-1]["codes_in_use"] <= 8
     tokenizer = DalleImageTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.vocab_size == 8 and tokenizer.encode(torch.rand(1, 3, 24, 40)).shape == (1, 3, 5)
+    assert tokenizer.vocab_size == 8 and tokenizer.encode(torch.rand(1, 3, 24, 40)).shape == (
+        1,
+        3,
+        5,
+    )
     with Image.open(tmp_path / "out" / "reconstructions.png") as picture:
         assert picture.size == (2 * 12 * 24, 2 * 2 * 24)

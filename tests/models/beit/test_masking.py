@@ -11,7 +11,12 @@ from headstart.errors import InputError
 from headstart.models.beit import masking
 from headstart.models.beit.masking import blockwise_mask
 
-GRIDS = {"height": st.integers(1, 40), "width": st.integers(1, 40), "seed": st.integers(0, 2**32 - 1), "share": st.floats(0, 1)}
+GRIDS = {
+    "height": st.integers(1, 40),
+    "width": st.integers(1, 40),
+    "seed": st.integers(0, 2**32 - 1),
+    "share": st.floats(0, 1),
+}
 
 
 @settings(max_examples=300, deadline=None)
@@ -26,7 +31,10 @@ def test_never_more_than_asked_for(height, width, seed, share):
 @settings(max_examples=200, deadline=None)
 @given(**GRIDS)
 def test_every_block_obeys_the_papers_limits(height, width, seed, share):
-    """Size at least 16 and at most what is left, aspect 0.3 to 1/0.3, inside the grid; the mask is exactly the union of the blocks."""
+    """Size at least 16 and at most what is left, aspect 0.3 to 1/0.3, inside the grid.
+
+    The mask is exactly the union of the blocks.
+    """
     count = int(share * height * width)
     blocks = []
     original = masking._block
@@ -59,18 +67,26 @@ def test_every_block_obeys_the_papers_limits(height, width, seed, share):
 
 
 def test_the_published_setting():
-    """75 of 196 patches: close to it on average, and any patch may be masked, the middle more often than the border."""
+    """75 of 196 patches.
+
+    Close to it on average, and any patch may be masked, the middle more often than the border.
+    """
     rng = np.random.default_rng(0)
     masks = np.stack([blockwise_mask(14, 14, rng, 75) for _ in range(1000)])
     counts = masks.sum(axis=(1, 2))
     assert counts.max() <= 75 and counts.mean() > 70 and counts.min() > 40
     share = masks.mean(axis=0)
     assert share.min() > 0.01 and share[5:9, 5:9].mean() > share[0].mean()
-    assert abs(share[:, :7].mean() - share[:, 7:].mean()) < 0.03 and abs(share[:7].mean() - share[7:].mean()) < 0.03  # no side is preferred
+    assert (
+        abs(share[:, :7].mean() - share[:, 7:].mean()) < 0.03
+        and abs(share[:7].mean() - share[7:].mean()) < 0.03
+    )  # no side is preferred
 
 
 def test_blocks_are_blocks():
-    """Most masked patches have a masked neighbour above or to the left, unlike in a random scatter of 40 %."""
+    """Most masked patches have a masked neighbour above or to the left, unlike in a random scatter
+    of 40 %.
+    """
     rng = np.random.default_rng(1)
     mask = np.stack([blockwise_mask(14, 14, rng) for _ in range(100)])
     both = (mask[:, 1:] & mask[:, :-1]).sum() / mask[:, 1:].sum()
@@ -83,7 +99,9 @@ def test_default_is_two_fifths():
     assert max(counts) <= math.floor(0.4 * 196) and np.mean(counts) > 70
 
 
-@pytest.mark.parametrize("height, width, count", [(8, 8, None), (4, 6, None), (2, 2, 1), (14, 14, 196)])
+@pytest.mark.parametrize(
+    "height, width, count", [(8, 8, None), (4, 6, None), (2, 2, 1), (14, 14, 196)]
+)
 def test_small_grids_and_full_masks_are_not_empty(height, width, count):
     rng = np.random.default_rng(3)
     assert all(blockwise_mask(height, width, rng, count).any() for _ in range(200))

@@ -1,4 +1,6 @@
-"""BEiT's segmentation and backbone against transformers' and the authors' numbers, and against their own definition."""
+"""BEiT's segmentation and backbone against transformers' and the authors' numbers, and against
+their own definition.
+"""
 
 import json
 
@@ -13,7 +15,11 @@ from headstart import BeitBackbone, BeitConfig, BeitForSemanticSegmentation
 from headstart.errors import ConfigError, InputError
 from headstart.models.beit.segmentation import convolve_resized, pixel_loss
 
-CASES = [case for case in golden_cases("transformers", "beit") if case.startswith(("BeitForSemantic", "BeitBackbone"))]
+CASES = [
+    case
+    for case in golden_cases("transformers", "beit")
+    if case.startswith(("BeitForSemantic", "BeitBackbone"))
+]
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 24, "image_size": [64, 96], "patch_size": 16,
     "num_labels": 6, "auxiliary_channels": 8, "use_relative_position_bias": True, "drop_path_rate": 0.0,
@@ -39,17 +45,27 @@ def images(height=64, width=96, batch=2):
 
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_numbers(case):
-    check_case("beit", case, 1e-5 if case.startswith("BeitBackbone") else 1e-4)  # the decoder's sums are reordered
+    # the decoder's sums are reordered
+    check_case("beit", case, 1e-5 if case.startswith("BeitBackbone") else 1e-4)
 
 
 # The definition
 
 
-@pytest.mark.parametrize("size, wanted", [((3, 5), (6, 10)), ((2, 3), (8, 12)), ((3, 4), (7, 9)), ((1, 1), (4, 5)), ((6, 6), (4, 3))])
+@pytest.mark.parametrize(
+    "size, wanted",
+    [((3, 5), (6, 10)), ((2, 3), (8, 12)), ((3, 4), (7, 9)), ((1, 1), (4, 5)), ((6, 6), (4, 3))],
+)
 def test_convolution_and_resizing_change_places(size, wanted):
-    x, weight = torch.randn(2, 4, *size, dtype=torch.float64), torch.randn(5, 4, 3, 3, dtype=torch.float64)
-    slow = F.conv2d(F.interpolate(x, size=wanted, mode="bilinear", align_corners=False), weight, padding=1)
-    assert_close(convolve_resized(x, weight, wanted), slow, 1e-6)  # PyTorch resizes with float32 weights
+    x, weight = (
+        torch.randn(2, 4, *size, dtype=torch.float64),
+        torch.randn(5, 4, 3, 3, dtype=torch.float64),
+    )
+    slow = F.conv2d(
+        F.interpolate(x, size=wanted, mode="bilinear", align_corners=False), weight, padding=1
+    )
+    # PyTorch resizes with float32 weights
+    assert_close(convolve_resized(x, weight, wanted), slow, 1e-6)
 
 
 def slow_decoder(head, maps):
@@ -60,10 +76,20 @@ def slow_decoder(head, maps):
 
     def conv(unit, x):
         y = F.conv2d(x, unit.conv.weight, padding=unit.conv.padding)
-        return F.batch_norm(y, unit.norm.running_mean, unit.norm.running_var, unit.norm.weight, unit.norm.bias, eps=1e-5).relu()
+        return F.batch_norm(
+            y,
+            unit.norm.running_mean,
+            unit.norm.running_var,
+            unit.norm.weight,
+            unit.norm.bias,
+            eps=1e-5,
+        ).relu()
 
     last = maps[3]
-    pools = [resize(conv(unit, F.adaptive_avg_pool2d(last, scale)), last) for unit, scale in zip(head.pools, head.scales, strict=True)]
+    pools = [
+        resize(conv(unit, F.adaptive_avg_pool2d(last, scale)), last)
+        for unit, scale in zip(head.pools, head.scales, strict=True)
+    ]
     levels = [conv(unit, x) for unit, x in zip(head.laterals, maps[:3], strict=True)] + [
         conv(head.bottleneck, torch.cat([last, *pools], 1))
     ]
@@ -77,7 +103,10 @@ def slow_decoder(head, maps):
 @pytest.mark.parametrize("decoder_channels", [None, 20])
 def test_the_decoder_is_its_definition(decoder_channels):
     model = build(decoder_channels=decoder_channels).double()
-    maps = [torch.randn(2, 16, *size, dtype=torch.float64) for size in ((20, 28), (10, 14), (5, 7), (2, 3))]
+    maps = [
+        torch.randn(2, 16, *size, dtype=torch.float64)
+        for size in ((20, 28), (10, 14), (5, 7), (2, 3))
+    ]
     assert_close(model.decoder(maps), slow_decoder(model.decoder, maps), 1e-6)
 
 
@@ -92,12 +121,18 @@ def test_the_pyramid_of_large_patches():
 
 
 def test_the_pyramid_of_patches_of_eight_pixels():
-    """The authors start it at twice the patches, so that all maps are at the same scales of the image."""
+    """The authors start it at twice the patches, so that all maps are at the same scales of the
+    image.
+    """
     model = build(patch_size=8)
     maps = [torch.randn(2, 16, 8, 12) for _ in range(4)]
     out = model.pyramid(maps)
     assert_close(out[0], model.pyramid.level_1[0](maps[0]))
-    assert torch.equal(out[1], maps[1]) and torch.equal(out[2], F.max_pool2d(maps[2], 2)) and torch.equal(out[3], F.max_pool2d(maps[3], 4))
+    assert (
+        torch.equal(out[1], maps[1])
+        and torch.equal(out[2], F.max_pool2d(maps[2], 2))
+        and torch.equal(out[3], F.max_pool2d(maps[3], 4))
+    )
     assert model(images()).logits.shape == (2, 6, 16, 24)
     names = set(model.name_table(model.config).to_theirs(model.state_dict()))
     assert {name for name in names if name.startswith("fpn")} == {"fpn1.0.weight", "fpn1.0.bias"}
@@ -115,7 +150,14 @@ def test_both_means_of_the_loss():
     assert_close(pixel_loss(logits, labels, BeitConfig(semantic_loss_mean="valid")), valid)
     assert_close(pixel_loss(logits, labels, BeitConfig(semantic_loss_mean="all")), valid * 25 / 32)
     for mean in ("valid", "all"):
-        assert float(pixel_loss(logits, torch.full_like(labels, 255), BeitConfig(semantic_loss_mean=mean))) == 0.0
+        assert (
+            float(
+                pixel_loss(
+                    logits, torch.full_like(labels, 255), BeitConfig(semantic_loss_mean=mean)
+                )
+            )
+            == 0.0
+        )
 
 
 def test_the_auxiliary_loss_is_weighted():
@@ -126,7 +168,10 @@ def test_the_auxiliary_loss_is_weighted():
         losses.append(model(images(), labels=labels).loss.detach())
     assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]), 1e-5)
     assert float(losses[2]) > float(losses[0])
-    assert_close(build(use_auxiliary_head=False)(images(), labels=labels).logits.shape, torch.tensor([2, 6, 16, 24]))
+    assert_close(
+        build(use_auxiliary_head=False)(images(), labels=labels).logits.shape,
+        torch.tensor([2, 6, 16, 24]),
+    )
 
 
 # What is not computed
@@ -172,7 +217,11 @@ def test_bfloat16_and_checkpointing():
     model.decoder.dropout.p = model.auxiliary.dropout.p = 0.0
     for checkpointing in (False, True):
         model.train().zero_grad()
-        model.gradient_checkpointing_enable() if checkpointing else model.gradient_checkpointing_disable()
+        (
+            model.gradient_checkpointing_enable()
+            if checkpointing
+            else model.gradient_checkpointing_disable()
+        )
         model(images(), labels=labels).loss.backward()
         grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert all(torch.equal(value, grads[1][name]) for name, value in grads[0].items()) and grads[0]
@@ -187,7 +236,11 @@ def test_the_backbone_runs_only_what_it_returns():
     assert model.channels == [16, 16]
     everything = model(images(48, 80), output_hidden_states=True)
     assert torch.equal(everything.feature_maps[1], out.feature_maps[1])
-    assert_close(everything.hidden_states[3][:, 1:].transpose(1, 2).reshape(2, 16, 3, 5), out.feature_maps[1], 0.0)
+    assert_close(
+        everything.hidden_states[3][:, 1:].transpose(1, 2).reshape(2, 16, 3, 5),
+        out.feature_maps[1],
+        0.0,
+    )
 
 
 # What cannot be
@@ -196,10 +249,18 @@ def test_the_backbone_runs_only_what_it_returns():
 @pytest.mark.parametrize("case", ["nonsquare_image", "bigger_image", "image_tuple", "out_indices3"])
 def test_what_transformers_refuses(case):
     rows = json.loads((golden_dir("transformers") / "RAISES.json").read_text())
-    row = next(each for each in rows if (each["class"], each["case"]) == ("BeitForSemanticSegmentation", case))
-    values = row["config"] | ({"out_indices": [0, 1, 2, 3]} if case != "out_indices3" else {})  # counted as the authors do
+    row = next(
+        each
+        for each in rows
+        if (each["class"], each["case"]) == ("BeitForSemanticSegmentation", case)
+    )
+    # counted as the authors do
+    values = row["config"] | ({"out_indices": [0, 1, 2, 3]} if case != "out_indices3" else {})
     if case == "out_indices3":
-        with pytest.raises(ConfigError, match=r"reads four blocks, in order; out_indices or pyramid_blocks gives \[1, 2, 3\]"):
+        with pytest.raises(
+            ConfigError,
+            match=r"reads four blocks, in order; out_indices or pyramid_blocks gives \[1, 2, 3\]",
+        ):
             BeitForSemanticSegmentation(BeitConfig(**values))
         return
     shape = row["input_shapes"]["pixel_values"]
@@ -216,13 +277,22 @@ def test_a_backbone_with_a_pyramid_needs_no_epsilon():
 
 def test_clear_errors():
     with pytest.raises(
-        ConfigError, match=r"cannot read blocks \[1, 2, 3, 5\]: out_indices counts blocks from 0 there, so that 4 is the last"
+        ConfigError,
+        match=(
+            r"cannot read blocks \[1, 2, 3, 5\]: out_indices counts blocks from 0 there, so that 4"
+            r" is the last"
+        ),
     ):
         build(out_indices=[1, 2, 3, 5])
     model = build()
-    with pytest.raises(InputError, match=r"the pyramid needs 2 patches a side; images of \(1, 6\) patches"):
+    with pytest.raises(
+        InputError, match=r"the pyramid needs 2 patches a side; images of \(1, 6\) patches"
+    ):
         model(images(16, 96))
-    with pytest.raises(InputError, match=r"labels are torch.int64 \(2, 1, 64, 96\); expected integers \(2, height, width\)"):
+    with pytest.raises(
+        InputError,
+        match=r"labels are torch.int64 \(2, 1, 64, 96\); expected integers \(2, height, width\)",
+    ):
         model(images(), labels=torch.zeros(2, 1, 64, 96, dtype=torch.long))
     with pytest.raises(InputError, match="batch of two or more"):
         model.train()(images(batch=1))
@@ -230,7 +300,10 @@ def test_clear_errors():
         build(num_labels=1)(images(), labels=torch.zeros(2, 64, 96, dtype=torch.long))
 
 
-@pytest.mark.parametrize("depth, blocks", [(12, [3, 5, 7, 11]), (24, [7, 11, 15, 23]), (4, [0, 1, 1, 3]), (1, [0, 0, 0, 0])])
+@pytest.mark.parametrize(
+    "depth, blocks",
+    [(12, [3, 5, 7, 11]), (24, [7, 11, 15, 23]), (4, [0, 1, 1, 3]), (1, [0, 0, 0, 0])],
+)
 def test_blocks_where_the_configuration_names_none(depth, blocks):
     """At a third, half, two thirds and the end: the authors' choice for both sizes."""
     assert BeitConfig(num_hidden_layers=depth).segmentation_blocks() == blocks
@@ -240,16 +313,26 @@ def test_saved_folders_say_what_transformers_would_compute(tmp_path):
     model = build(decoder_channels=20)
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for sentence in ("reads the blocks [0, 1, 2, 3] here, [-2, -1, 0, 1] there", "decoder of another width", "height and width exchanged"):
+    for sentence in (
+        "reads the blocks [0, 1, 2, 3] here, [-2, -1, 0, 1] there",
+        "decoder of another width",
+        "height and width exchanged",
+    ):
         assert sentence in card
     again = BeitForSemanticSegmentation.from_pretrained(tmp_path)
     assert again.config == model.config and again.blocks == [0, 1, 2, 3]
-    for a, b in zip(flatten(model(images())).values(), flatten(again(images())).values(), strict=True):
+    for a, b in zip(
+        flatten(model(images())).values(), flatten(again(images())).values(), strict=True
+    ):
         assert_close(a, b, 1e-6)
 
 
 def test_other_blocks_on_request(tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
-    assert BeitForSemanticSegmentation.from_pretrained(tmp_path, out_indices=[1, 2, 3, 4]).blocks == [1, 2, 3, 4]
-    assert BeitForSemanticSegmentation.from_pretrained(tmp_path, pyramid_blocks=[-1, 0, 2, 4]).blocks == [-1, 0, 2, 4]
+    assert BeitForSemanticSegmentation.from_pretrained(
+        tmp_path, out_indices=[1, 2, 3, 4]
+    ).blocks == [1, 2, 3, 4]
+    assert BeitForSemanticSegmentation.from_pretrained(
+        tmp_path, pyramid_blocks=[-1, 0, 2, 4]
+    ).blocks == [-1, 0, 2, 4]

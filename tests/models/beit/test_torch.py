@@ -19,7 +19,11 @@ from headstart.models.beit import torch as beit_torch
 from headstart.models.beit.positions import relative_position_index, table_rows
 from headstart.models.beit.torch import RelativeBias
 
-CASES = [case for case in golden_cases("transformers", "beit") if not case.startswith(("BeitForSemantic", "BeitBackbone"))]
+CASES = [
+    case
+    for case in golden_cases("transformers", "beit")
+    if not case.startswith(("BeitForSemantic", "BeitBackbone"))
+]
 SMALL = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": [24, 40], "patch_size": 8,
     "vocab_size": 17, "num_labels": 5, "use_relative_position_bias": True, "drop_path_rate": 0.0,
@@ -48,7 +52,8 @@ def test_transformers_numbers(case):
 
 
 def index_one_pair_at_a_time(height, width):
-    cells = [None] + [(y, x) for y in range(height) for x in range(width)]  # None is the class token
+    # None is the class token
+    cells = [None] + [(y, x) for y in range(height) for x in range(width)]
     offsets = [(dy, dx) for dy in range(1 - height, height) for dx in range(1 - width, width)]
 
     def row(query, key):
@@ -59,7 +64,8 @@ def index_one_pair_at_a_time(height, width):
     return torch.tensor([[row(query, key) for key in cells] for query in cells])
 
 
-@pytest.mark.parametrize("height, width", [(3, 5), (5, 3), (1, 4), (4, 1), (1, 1)])  # a square would hide swapped axes
+# a square would hide swapped axes
+@pytest.mark.parametrize("height, width", [(3, 5), (5, 3), (1, 4), (4, 1), (1, 1)])
 def test_relative_position_index_is_the_definition(height, width):
     slow = index_one_pair_at_a_time(height, width)
     assert torch.equal(relative_position_index(torch, height, width), slow)
@@ -68,39 +74,71 @@ def test_relative_position_index_is_the_definition(height, width):
 
 
 def normalised(x, weight, bias, eps):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt() * weight + bias
+    return (x - x.mean(-1, keepdim=True)) / (
+        x.var(-1, unbiased=False, keepdim=True) + eps
+    ).sqrt() * weight + bias
 
 
 def slow_beit(model, pixels, height, width):
     """The whole network, one head and one patch at a time, from its published tensors."""
     t = model.name_table(model.config).to_theirs(model.state_dict())
     c = model.config
-    D, K, p, eps = c.hidden_size, c.hidden_size // c.num_attention_heads, c.patch[0], c.layer_norm_eps
+    D, K, p, eps = (
+        c.hidden_size,
+        c.hidden_size // c.num_attention_heads,
+        c.patch[0],
+        c.layer_norm_eps,
+    )
     filters = t["embeddings.patch_embeddings.projection.weight"].reshape(D, -1)
-    patches = [pixels[:, y * p : (y + 1) * p, x * p : (x + 1) * p].reshape(-1) for y in range(height) for x in range(width)]
-    patches = [filters @ patch + t["embeddings.patch_embeddings.projection.bias"] for patch in patches]
+    patches = [
+        pixels[:, y * p : (y + 1) * p, x * p : (x + 1) * p].reshape(-1)
+        for y in range(height)
+        for x in range(width)
+    ]
+    patches = [
+        filters @ patch + t["embeddings.patch_embeddings.projection.bias"] for patch in patches
+    ]
     x = torch.stack([t["embeddings.cls_token"][0, 0], *patches])
     index, attentions = index_one_pair_at_a_time(height, width), []
     for i in range(c.num_hidden_layers):
-        layer = {k.removeprefix(f"encoder.layer.{i}."): v for k, v in t.items() if k.startswith(f"encoder.layer.{i}.")}
+        layer = {
+            k.removeprefix(f"encoder.layer.{i}."): v
+            for k, v in t.items()
+            if k.startswith(f"encoder.layer.{i}.")
+        }
         y = normalised(x, layer["layernorm_before.weight"], layer["layernorm_before.bias"], eps)
-        q = y @ layer["attention.attention.query.weight"].T + layer["attention.attention.query.bias"]
+        q = (
+            y @ layer["attention.attention.query.weight"].T
+            + layer["attention.attention.query.bias"]
+        )
         k = y @ layer["attention.attention.key.weight"].T
-        v = y @ layer["attention.attention.value.weight"].T + layer["attention.attention.value.bias"]
+        v = (
+            y @ layer["attention.attention.value.weight"].T
+            + layer["attention.attention.value.bias"]
+        )
         heads, weights = [], []
         for head in range(c.num_attention_heads):
             part = slice(head * K, (head + 1) * K)
-            bias = layer["attention.attention.relative_position_bias.relative_position_bias_table"][:, head][index]
+            bias = layer["attention.attention.relative_position_bias.relative_position_bias_table"][
+                :, head
+            ][index]
             weights.append((q[:, part] @ k[:, part].T / math.sqrt(K) + bias).softmax(-1))
             heads.append(weights[-1] @ v[:, part])
         attentions.append(torch.stack(weights))
-        y = torch.cat(heads, -1) @ layer["attention.output.dense.weight"].T + layer["attention.output.dense.bias"]
+        y = (
+            torch.cat(heads, -1) @ layer["attention.output.dense.weight"].T
+            + layer["attention.output.dense.bias"]
+        )
         x = x + layer["lambda_1"] * y
         y = normalised(x, layer["layernorm_after.weight"], layer["layernorm_after.bias"], eps)
         y = y @ layer["intermediate.dense.weight"].T + layer["intermediate.dense.bias"]
         y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
-        x = x + layer["lambda_2"] * (y @ layer["output.dense.weight"].T + layer["output.dense.bias"])
-    pooled = normalised(x[1:].mean(0), t["pooler.layernorm.weight"], t["pooler.layernorm.bias"], eps)
+        x = x + layer["lambda_2"] * (
+            y @ layer["output.dense.weight"].T + layer["output.dense.bias"]
+        )
+    pooled = normalised(
+        x[1:].mean(0), t["pooler.layernorm.weight"], t["pooler.layernorm.bias"], eps
+    )
     return x, pooled, attentions
 
 
@@ -122,13 +160,17 @@ def test_the_network_is_its_definition(with_gradients):
 
 def test_pixels_under_masked_patches_change_nothing():
     """Not even where they are not numbers."""
-    model = build(BeitForMaskedImageModeling, use_mask_token=True, use_absolute_position_embeddings=True)
+    model = build(
+        BeitForMaskedImageModeling, use_mask_token=True, use_absolute_position_embeddings=True
+    )
     mask = torch.zeros(2, 15, dtype=torch.bool)
     mask[0, [0, 7, 14]] = mask[1, [3]] = True
     pixels = images()
     hidden = mask.view(2, 1, 3, 5).repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(pixels)
     for junk in (1e4, float("nan"), float("inf")):
-        assert torch.equal(model(pixels, mask).logits, model(pixels.masked_fill(hidden, junk), mask).logits)
+        assert torch.equal(
+            model(pixels, mask).logits, model(pixels.masked_fill(hidden, junk), mask).logits
+        )
     assert not torch.equal(model(pixels, mask).logits, model(pixels).logits)
     visible = pixels.clone()
     visible[0, :, 0, 9] += 1.0  # patch 1 of the first image is not masked
@@ -161,11 +203,18 @@ def test_a_silenced_head_adds_nothing():
     model, mask = build(), torch.ones(3, 3)
     mask[1, 2] = 0.0
     out = model(images(), head_mask=mask, output_attentions=True)
-    assert bool((out.attentions[1][:, 2] == 0.0).all()) and bool((out.attentions[1][:, 1] > 0.0).all())
+    assert bool((out.attentions[1][:, 2] == 0.0).all()) and bool(
+        (out.attentions[1][:, 1] > 0.0).all()
+    )
     other = copy.deepcopy(model)
-    other.blocks[1].attention.proj.weight.data[:, 16:] = 0.0  # what the third head of the second block is multiplied by
+    # what the third head of the second block is multiplied by
+    other.blocks[1].attention.proj.weight.data[:, 16:] = 0.0
     assert_close(out.last_hidden_state, other(images()).last_hidden_state)
-    assert_close(model(images(), head_mask=torch.ones(3)).last_hidden_state, model(images()).last_hidden_state, 0.0)
+    assert_close(
+        model(images(), head_mask=torch.ones(3)).last_hidden_state,
+        model(images()).last_hidden_state,
+        0.0,
+    )
     with pytest.raises(InputError, match=r"head_mask has shape \(2,\)"):
         model(images(), head_mask=torch.ones(2))
 
@@ -176,7 +225,9 @@ def test_a_silenced_head_adds_nothing():
 def count_expansions(monkeypatch):
     calls = []
     plain = RelativeBias.expanded
-    monkeypatch.setattr(RelativeBias, "expanded", lambda self, *args: calls.append(self) or plain(self, *args))
+    monkeypatch.setattr(
+        RelativeBias, "expanded", lambda self, *args: calls.append(self) or plain(self, *args)
+    )
     return calls
 
 
@@ -187,14 +238,17 @@ def test_the_bias_is_expanded_once(monkeypatch, no_gradients):
         first = model(images()).last_hidden_state
         assert len(calls) == 4
         assert torch.equal(model(images()).last_hidden_state, first) and len(calls) == 4
-    model.train()(images()).last_hidden_state.sum().backward()  # what was kept is no hindrance to training
+    # what was kept is no hindrance to training
+    model.train()(images()).last_hidden_state.sum().backward()
     assert len(calls) == 8
     with no_gradients():
         model.eval()(images())
     assert len(calls) == 12
 
 
-@pytest.mark.parametrize("change", ["in place", "data", "load_state_dict", "another tensor", "double", "another size"])
+@pytest.mark.parametrize(
+    "change", ["in place", "data", "load_state_dict", "another tensor", "double", "another size"]
+)
 def test_the_kept_bias_notices(change):
     model, x = build(), images()
     with torch.no_grad():
@@ -255,13 +309,21 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointing in (False, True):
         model.zero_grad()
-        model.gradient_checkpointing_enable() if checkpointing else model.gradient_checkpointing_disable()
+        (
+            model.gradient_checkpointing_enable()
+            if checkpointing
+            else model.gradient_checkpointing_disable()
+        )
         model(images(), labels=torch.tensor([0, 4])).loss.backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-EVERY_POSITION = {"num_hidden_layers": 2, "use_absolute_position_embeddings": True, "use_shared_relative_position_bias": True}
+EVERY_POSITION = {
+    "num_hidden_layers": 2,
+    "use_absolute_position_embeddings": True,
+    "use_shared_relative_position_bias": True,
+}
 
 
 def test_compiled_without_graph_breaks():
@@ -277,7 +339,9 @@ def test_compiled_without_graph_breaks():
 
 def test_exported_with_any_batch_and_size():
     model = build(BeitForImageClassification, **EVERY_POSITION)
-    batch, high, wide = (torch.export.Dim(name, min=2, max=90) for name in ("batch", "high", "wide"))
+    batch, high, wide = (
+        torch.export.Dim(name, min=2, max=90) for name in ("batch", "high", "wide")
+    )
     shapes = {"pixel_values": {0: batch, 2: 8 * high, 3: 8 * wide}}
     program = torch.export.export(model, (images(32, 48),), dynamic_shapes=shapes).module()
     for size in ((24, 40), (40, 24), (64, 16)):
@@ -297,7 +361,11 @@ def test_bfloat16_and_autocast_are_near():
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.train()(images(), labels=torch.tensor([0, 4])).loss
     loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "norm." not in n or "pooler" in n)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for n, p in model.named_parameters()
+        if "norm." not in n or "pooler" in n
+    )
 
 
 def test_stochastic_depth_and_dropout_only_in_training():
@@ -321,18 +389,27 @@ def test_initial_values():
     assert not blocks[0].attention.bias.table.any() and not blocks[0].attention.query_bias.any()
     assert torch.equal(blocks[1].lambda_2, torch.full((96,), 1e-5))
     assert model.beit.mask_token.any() and model.beit.positions.any()
-    assert BeitModel(BeitConfig(**(SMALL | {"layer_scale_init_value": 0}))).blocks[0].lambda_1 is None
+    assert (
+        BeitModel(BeitConfig(**(SMALL | {"layer_scale_init_value": 0}))).blocks[0].lambda_1 is None
+    )
 
 
 def test_masked_modelling_with_class_token_pooling_has_one_norm():
     """Two in a row are transformers' (its golden case runs them); the authors have one."""
     model = build(BeitForMaskedImageModeling, use_mean_pooling=False)
-    names = [name for name, _ in model.named_parameters() if "norm" in name and "blocks" not in name]
+    names = [
+        name for name, _ in model.named_parameters() if "norm" in name and "blocks" not in name
+    ]
     assert names == ["norm.weight", "norm.bias"]
     folder = golden_dir("transformers", "beit", "BeitForMaskedImageModeling__abs_clspool")
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     ours = BeitForMaskedImageModeling.from_pretrained(folder, compat="authors")
-    assert not np.allclose(ours(x["pixel_values"], x["bool_masked_pos"]).logits.detach(), expected["logits"], atol=1e-3)
+    assert not np.allclose(
+        ours(x["pixel_values"], x["bool_masked_pos"]).logits.detach(), expected["logits"], atol=1e-3
+    )
 
 
 # What cannot be
@@ -350,7 +427,11 @@ def test_what_transformers_refuses(case):
             model(**inputs)
     else:
         patches = math.prod(model.config.grid)
-        assert model(**inputs).last_hidden_state.shape == (inputs["pixel_values"].shape[0], 1 + patches, 24)
+        assert model(**inputs).last_hidden_state.shape == (
+            inputs["pixel_values"].shape[0],
+            1 + patches,
+            24,
+        )
 
 
 def test_clear_errors():
@@ -376,6 +457,13 @@ def test_the_page_of_the_configuration():
     with torch.device("meta"):
         model = BeitModel(configuration)
     assert model.config is configuration
-    published = read_json(golden_dir("transformers", "beit", "BeitModel__clspool_plain") / "config.json")
+    published = read_json(
+        golden_dir("transformers", "beit", "BeitModel__clspool_plain") / "config.json"
+    )
     ours = configuration.to_dict()
-    assert {key for key in published if key not in ours} == {"architectures", "dtype", "stage_names", "transformers_version"}
+    assert {key for key in published if key not in ours} == {
+        "architectures",
+        "dtype",
+        "stage_names",
+        "transformers_version",
+    }

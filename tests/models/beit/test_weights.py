@@ -10,7 +10,13 @@ from scipy.interpolate import RectBivariateSpline, make_interp_spline
 
 import headstart
 from conftest import assert_close, data_dir, golden_cases, golden_dir, read_json
-from headstart import BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling, BeitForSemanticSegmentation, BeitModel
+from headstart import (
+    BeitConfig,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitForSemanticSegmentation,
+    BeitModel,
+)
 from headstart.auto import published_config
 from headstart.checkpoint import read_checkpoint
 from headstart.errors import WeightsError
@@ -24,20 +30,30 @@ SEGMENT = [case for case in golden_cases("authors", "beit") if case.startswith("
 
 
 def check_gradients(model, folder, case):
-    state = {n.removeprefix("beit."): p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
+    state = {
+        n.removeprefix("beit."): p.grad if p.grad is not None else torch.zeros_like(p)
+        for n, p in model.named_parameters()
+    }
     published = AUTHORS.to_theirs(state)
     for name, value in load_file(folder / "grads.safetensors").items():
         limit = 1e-4 * max(1e-3, float(value.abs().max()))
         worst = float((published[name.removeprefix("backbone.")] - value).abs().max())
-        assert worst <= limit, f"{case} gradient of {name}: differs by {worst:.3g}, allowed {limit:.3g}"
+        assert worst <= limit, (
+            f"{case} gradient of {name}: differs by {worst:.3g}, allowed {limit:.3g}"
+        )
 
 
 @pytest.mark.parametrize("case", FINETUNE)
 def test_authors_classification(case):
     folder = golden_dir("authors", "beit", case)
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     heads = read_json(folder / "kwargs.json")["num_heads"]
-    model = BeitForImageClassification.from_pretrained(folder / "model.pth", num_attention_heads=heads)
+    model = BeitForImageClassification.from_pretrained(
+        folder / "model.pth", num_attention_heads=heads
+    )
     assert model.config.layer_norm_eps == 1e-6
     out = model(x["x"], labels=x["labels"], output_hidden_states=True)
     for i in range(3):
@@ -52,9 +68,14 @@ def test_authors_classification(case):
 @pytest.mark.parametrize("case", PRETRAIN)
 def test_authors_masked_modelling(case):
     folder = golden_dir("authors", "beit", case)
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     heads = read_json(folder / "kwargs.json")["num_heads"]
-    model = BeitForMaskedImageModeling.from_pretrained(folder / "model.pth", num_attention_heads=heads)
+    model = BeitForMaskedImageModeling.from_pretrained(
+        folder / "model.pth", num_attention_heads=heads
+    )
     out = model(x["x"], x["bool_masked_pos"], labels=x["labels"])
     features = model.norm(model.beit(x["x"], x["bool_masked_pos"]).last_hidden_state)
     assert_close(features, expected["features"], 1e-5, case)
@@ -68,13 +89,18 @@ def test_authors_masked_modelling(case):
 def load_segmentation(case):
     folder = golden_dir("authors", "beit", case)
     blocks = read_json(folder / "kwargs.json")["backbone"]["out_indices"]
-    return folder, BeitForSemanticSegmentation.from_pretrained(folder / "model.pth", out_indices=blocks)
+    return folder, BeitForSemanticSegmentation.from_pretrained(
+        folder / "model.pth", out_indices=blocks
+    )
 
 
 @pytest.mark.parametrize("case", SEGMENT)
 def test_authors_segmentation(case):
     folder, model = load_segmentation(case)
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     states, _, grid = model.beit.encode(x["x"], keep=model.beit.all_states())
     from headstart.models.beit.segmentation import as_map, pixel_loss, resize
 
@@ -84,7 +110,12 @@ def test_authors_segmentation(case):
     out = model(x["x"], labels=x["gt_semantic_seg"])
     assert_close(out.logits, expected["logits"], 1e-4, case)
     assert_close(model.auxiliary(maps[2]), expected["auxiliary_logits"], 1e-5, case)
-    assert_close(pixel_loss(out.logits, x["gt_semantic_seg"], model.config), expected["decode.loss_seg"], 1e-5, case)
+    assert_close(
+        pixel_loss(out.logits, x["gt_semantic_seg"], model.config),
+        expected["decode.loss_seg"],
+        1e-5,
+        case,
+    )
     assert_close(out.loss, expected["decode.loss_seg"] + expected["aux.loss_seg"], 1e-5, case)
     classes = resize(out.logits, x["x"].shape[2:]).argmax(1)
     assert float((classes != expected["segmentation"]).float().mean()) == 0.0
@@ -93,29 +124,48 @@ def test_authors_segmentation(case):
 
 
 def test_transformers_reads_other_blocks_and_another_mean():
-    """Both sides of the rule: the same file under compat="transformers" gives other classes for many pixels."""
+    """Both sides of the rule.
+
+    The same file under compat="transformers" gives other classes for many pixels.
+    """
     folder, model = load_segmentation("segmentation")
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
-    other = BeitForSemanticSegmentation.from_pretrained(folder / "model.pth", out_indices=[1, 2, 4, 5], compat="transformers")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
+    other = BeitForSemanticSegmentation.from_pretrained(
+        folder / "model.pth", out_indices=[1, 2, 4, 5], compat="transformers"
+    )
     assert (model.blocks, other.blocks) == ([1, 2, 4, 5], [-1, 0, 2, 3])
     assert other.config.layer_norm_eps == 1e-12
     measured = read_json(folder / "meta.json")["transformers"]
     theirs = other(x["x"]).logits
-    assert_close((theirs - expected["logits"]).abs().max(), measured["eps=1e-12, same out_indices numbers (as the hub configs have)"], 1e-4)
+    assert_close(
+        (theirs - expected["logits"]).abs().max(),
+        measured["eps=1e-12, same out_indices numbers (as the hub configs have)"],
+        1e-4,
+    )
     # With the blocks moved to the authors', only the mean of the loss is left.
     moved = BeitForSemanticSegmentation.from_pretrained(
-        folder / "model.pth", out_indices=[1, 2, 4, 5], pyramid_blocks=[1, 2, 4, 5], compat="transformers"
+        folder / "model.pth",
+        out_indices=[1, 2, 4, 5],
+        pyramid_blocks=[1, 2, 4, 5],
+        compat="transformers",
     )
     losses = measured["eps=1e-12, loss transformers vs authors (shifted)"]
     assert_close(moved(x["x"], labels=x["gt_semantic_seg"]).loss, losses[0], 1e-5)
     assert_close(model(x["x"], labels=x["gt_semantic_seg"]).loss, losses[1], 1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in golden_cases("authors", "beit") if case.startswith("transfer")])
+@pytest.mark.parametrize(
+    "case", [case for case in golden_cases("authors", "beit") if case.startswith("transfer")]
+)
 def test_authors_transfer_to_another_resolution(case):
     folder = golden_dir("authors", "beit", case)
     kwargs, expected = read_json(folder / "kwargs.json"), load_file(folder / "outputs.safetensors")
-    model = BeitModel.from_pretrained(folder / "source.pth", image_size=kwargs["img_size"], use_relative_position_bias=True)
+    model = BeitModel.from_pretrained(
+        folder / "source.pth", image_size=kwargs["img_size"], use_relative_position_bias=True
+    )
     published = AUTHORS.to_theirs(model.state_dict())
     for name, value in expected.items():
         if name.startswith("converted."):
@@ -126,40 +176,65 @@ def test_authors_transfer_to_another_resolution(case):
 
 
 def test_another_image_size_at_run_time_is_the_transfer():
-    """A network whose tables were not resized computes for a larger image what the resized one does."""
+    """A network whose tables were not resized computes for a larger image what the resized one
+    does.
+    """
     folder = golden_dir("authors", "beit", "transfer_pt_resize_abs")
     x = load_file(folder / "inputs.safetensors")["x"]
     out = BeitModel.from_pretrained(folder / "source.pth")(x, output_hidden_states=True)
-    resized = BeitModel.from_pretrained(folder / "source.pth", image_size=56)(x, output_hidden_states=True)
+    resized = BeitModel.from_pretrained(folder / "source.pth", image_size=56)(
+        x, output_hidden_states=True
+    )
     assert_close(out.last_hidden_state, resized.last_hidden_state, 1e-5)
     assert_close(out.last_hidden_state, load_file(folder / "outputs.safetensors")["blocks.1"], 1e-5)
 
 
-@pytest.mark.parametrize("kind, case", [("model", "finetune_nonsquare"), ("model", "pretrain_shared"), ("state_dict", "segmentation")])
+@pytest.mark.parametrize(
+    "kind, case",
+    [("model", "finetune_nonsquare"), ("model", "pretrain_shared"), ("state_dict", "segmentation")],
+)
 def test_written_back_as_the_authors_do(kind, case, tmp_path):
     path = golden_dir("authors", "beit", case) / "model.pth"
-    cls = {"f": BeitForImageClassification, "p": BeitForMaskedImageModeling, "s": BeitForSemanticSegmentation}[case[0]]
+    cls = {
+        "f": BeitForImageClassification,
+        "p": BeitForMaskedImageModeling,
+        "s": BeitForSemanticSegmentation,
+    }[case[0]]
     model = cls.from_pretrained(path)
     save_pth(model, tmp_path / "again.pth")
-    theirs, ours = torch.load(path, weights_only=True)[kind], torch.load(tmp_path / "again.pth", weights_only=True)[kind]
+    theirs, ours = (
+        torch.load(path, weights_only=True)[kind],
+        torch.load(tmp_path / "again.pth", weights_only=True)[kind],
+    )
     assert set(theirs) == set(ours)
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     again = cls.from_pretrained(tmp_path / "again.pth")
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items()
+    )
     assert again.config == model.config
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"module": s}, lambda s: {"model": s, "optimizer": {"x": torch.ones(2)}, "epoch": 3}]
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"module": s},
+        lambda s: {"model": s, "optimizer": {"x": torch.ones(2)}, "epoch": 3},
+    ],
 )
 @pytest.mark.parametrize("case", ["finetune_rel", "segmentation"])
 def test_every_wrapper(wrap, case, tmp_path):
     path = golden_dir("authors", "beit", case) / "model.pth"
-    inner = next(v for k, v in torch.load(path, weights_only=True).items() if k in ("model", "state_dict"))
+    inner = next(
+        v for k, v in torch.load(path, weights_only=True).items() if k in ("model", "state_dict")
+    )
     torch.save(wrap(inner), tmp_path / "wrapped.pth")
     cls = BeitForImageClassification if case == "finetune_rel" else BeitForSemanticSegmentation
     plain, wrapped = cls.from_pretrained(path), cls.from_pretrained(tmp_path / "wrapped.pth")
-    assert all(torch.equal(value, wrapped.state_dict()[key]) for key, value in plain.state_dict().items())
+    assert all(
+        torch.equal(value, wrapped.state_dict()[key]) for key, value in plain.state_dict().items()
+    )
 
 
 def test_arrays_are_read_as_tensors_are():
@@ -176,7 +251,13 @@ def test_arrays_are_read_as_tensors_are():
 
 def test_foreign_tensors_are_listed(tmp_path):
     torch.save(
-        {"model": {"cls_token": torch.zeros(1, 1, 4), "patch_embed.proj.weight": torch.zeros(4, 3, 2, 2), "odd": torch.ones(1)}},
+        {
+            "model": {
+                "cls_token": torch.zeros(1, 1, 4),
+                "patch_embed.proj.weight": torch.zeros(4, 3, 2, 2),
+                "odd": torch.ones(1),
+            }
+        },
         tmp_path / "x.pth",
     )
     with pytest.raises(WeightsError, match="blocks"):
@@ -187,7 +268,9 @@ def test_a_published_folder_is_fitted_to_another_size_and_to_a_table_a_block(tmp
     """What the authors do with their files works from a Hub folder too."""
     folder = golden_dir("authors", "beit", "transfer_pt_resize_abs")
     BeitForMaskedImageModeling.from_pretrained(folder / "source.pth").save_pretrained(tmp_path)
-    model = BeitForImageClassification.from_pretrained(tmp_path, num_labels=4, image_size=56, use_relative_position_bias=True)
+    model = BeitForImageClassification.from_pretrained(
+        tmp_path, num_labels=4, image_size=56, use_relative_position_bias=True
+    )
     assert not model.config.use_shared_relative_position_bias
     expected = load_file(folder / "outputs.safetensors")
     for i in range(2):
@@ -236,7 +319,9 @@ def test_geometric_resizing_of_small_grids_keeps_constants(old, new):
 @pytest.mark.parametrize("old, new", [((3, 5), (7, 4)), ((6, 2), (3, 2)), ((1, 4), (3, 9))])
 def test_other_resizing_is_pytorchs(method, old, new):
     values = torch.randn(*old, 3, dtype=torch.float64)
-    theirs = torch.nn.functional.interpolate(values.permute(2, 0, 1)[None], size=new, mode=method, align_corners=False)
+    theirs = torch.nn.functional.interpolate(
+        values.permute(2, 0, 1)[None], size=new, mode=method, align_corners=False
+    )
     for xp, each in ((torch, values), (np, values.numpy())):
         matrices = [positions.MATRICES[method](xp, *sizes) for sizes in zip(old, new, strict=True)]
         assert_close(positions.resize_grid(xp, each, *matrices), theirs[0].permute(1, 2, 0), 1e-6)
@@ -285,7 +370,10 @@ def test_published_models_have_that_many_parameters(name):
 def test_names_of_published_heads():
     config = published_config("beit_base_patch16_224_pt22k_ft22k")
     assert (config.num_labels, config.id2label[2397]) == (21841, "tabby, tabby cat")
-    assert published_config("beit_base_patch16_384_pt22k_ft22kto1k").id2label[281] == "tabby, tabby cat"
+    assert (
+        published_config("beit_base_patch16_384_pt22k_ft22kto1k").id2label[281]
+        == "tabby, tabby cat"
+    )
     ade = published_config("beit_large_patch16_640_pt22k_ft22ktoade20k")
     assert (ade.num_labels, ade.segmentation_blocks()) == (150, [7, 11, 15, 23])
 
@@ -295,7 +383,12 @@ def test_class_names_that_were_not_renumbered_are_repaired(tmp_path):
     before = json.loads(data_dir("labels", "imagenet-21k-goog-21843-id2label.json").read_text())
     gaps = {key: name for key, name in before.items() if key not in ("9205", "15027")}
     assert list(gaps.values()) == list(right.values())
-    values = {"model_type": "beit", "transformers_version": "4.11.0", "id2label": gaps, "label2id": {n: int(i) for i, n in gaps.items()}}
+    values = {
+        "model_type": "beit",
+        "transformers_version": "4.11.0",
+        "id2label": gaps,
+        "label2id": {n: int(i) for i, n in gaps.items()},
+    }
     (tmp_path / "config.json").write_text(json.dumps(values))
     for compat in ("authors", "transformers"):
         config = BeitConfig.from_pretrained(tmp_path, compat=compat)
@@ -309,20 +402,40 @@ def test_class_names_that_were_not_renumbered_are_repaired(tmp_path):
 def test_hub_ids_of_the_authors_run_the_authors_arithmetic(tmp_path, caplog):
     model = BeitForSemanticSegmentation(
         BeitConfig(
-            hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24, image_size=64, out_indices=[0, 1, 2, 3]
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=24,
+            image_size=64,
+            out_indices=[0, 1, 2, 3],
         )
     )
     model.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     published = {
-        k: v for k, v in values.items() if k in BeitConfig().to_dict() and k not in ("compat", "pyramid_blocks", "semantic_loss_mean")
+        k: v
+        for k, v in values.items()
+        if k in BeitConfig().to_dict()
+        and k not in ("compat", "pyramid_blocks", "semantic_loss_mean")
     }
     published |= {"transformers_version": "4.57.6", "layer_norm_eps": 1e-12}
     hub = BeitConfig.from_file_values(published, "microsoft/beit-base-finetuned-ade-640-640")
-    assert (hub.layer_norm_eps, hub.segmentation_blocks(), hub.semantic_loss_mean) == (1e-6, [0, 1, 2, 3], "all")
+    assert (hub.layer_norm_eps, hub.segmentation_blocks(), hub.semantic_loss_mean) == (
+        1e-6,
+        [0, 1, 2, 3],
+        "all",
+    )
     own = BeitConfig.from_file_values(published, "someone/beit-ade")
-    assert (own.layer_norm_eps, own.segmentation_blocks, own.semantic_loss_mean) != (1e-6, [0, 1, 2, 3], "all")
-    assert (own.layer_norm_eps, own.pyramid_blocks, own.semantic_loss_mean) == (1e-12, [-2, -1, 0, 1], "valid")
+    assert (own.layer_norm_eps, own.segmentation_blocks, own.semantic_loss_mean) != (
+        1e-6,
+        [0, 1, 2, 3],
+        "all",
+    )
+    assert (own.layer_norm_eps, own.pyramid_blocks, own.semantic_loss_mean) == (
+        1e-12,
+        [-2, -1, 0, 1],
+        "valid",
+    )
     assert "compat='transformers'" in caplog.text
 
 

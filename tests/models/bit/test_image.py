@@ -9,7 +9,16 @@ from conftest import golden_dir
 from headstart.models.bit.image import BitImageProcessor
 from processor_cases import check_case, image_cases
 
-DOCUMENTED = ["do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize"]
+DOCUMENTED = [
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+]
 DOCUMENTED += ["image_mean", "image_std", "do_convert_rgb"]
 
 
@@ -28,7 +37,11 @@ def test_signature_is_the_documented_one() -> None:
 
 def test_documented_defaults() -> None:
     values = BitImageProcessor().to_dict()
-    assert (values["size"], values["crop_size"], values["resample"]) == ({"shortest_edge": 224}, {"height": 224, "width": 224}, 3)
+    assert (values["size"], values["crop_size"], values["resample"]) == (
+        {"shortest_edge": 224},
+        {"height": 224, "width": 224},
+        3,
+    )
     assert values["rescale_factor"] == 1 / 255
     assert values["image_mean"] == [0.48145466, 0.4578275, 0.40821073]
     assert all(values[name] is True for name in values if name.startswith("do_"))
@@ -36,17 +49,23 @@ def test_documented_defaults() -> None:
 
 def test_convert_rgb_false_keeps_the_channels() -> None:
     grey = golden_dir("processors", "images") / "l_portrait_50x73.png"
-    processor = BitImageProcessor(do_convert_rgb=False, image_mean=[0.5], image_std=[0.25], crop_size=16)
+    processor = BitImageProcessor(
+        do_convert_rgb=False, image_mean=[0.5], image_std=[0.25], crop_size=16
+    )
     one = processor(grey, return_tensors="np").pixel_values
     assert one.shape == (1, 1, 16, 16)
-    three = processor(grey, return_tensors="np", do_convert_rgb=True, image_mean=0.5, image_std=0.25).pixel_values
+    three = processor(
+        grey, return_tensors="np", do_convert_rgb=True, image_mean=0.5, image_std=0.25
+    ).pixel_values
     np.testing.assert_array_equal(three, np.repeat(one, 3, axis=1))
 
 
 def test_overrides_last_for_one_call() -> None:
     processor = BitImageProcessor(size=40, crop_size=32)
     photo = np.zeros((50, 60, 3), np.uint8)
-    other = processor(photo, size={"height": 20, "width": 24}, do_center_crop=False, return_tensors="np")
+    other = processor(
+        photo, size={"height": 20, "width": 24}, do_center_crop=False, return_tensors="np"
+    )
     assert other.pixel_values.shape == (1, 3, 20, 24)
     assert processor(photo, return_tensors="np").pixel_values.shape == (1, 3, 32, 32)
     with pytest.raises(ValueError, match="no option do_resise"):

@@ -12,7 +12,12 @@ from headstart import BitBackbone, BitConfig, BitForImageClassification, BitMode
 from headstart.errors import ConfigError, InputError
 from headstart.models.bit.torch import StandardizedConv2d, pad_same, standardize
 
-SMALL = {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 1, 1], "num_groups": 4}
+SMALL = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 40, 64],
+    "depths": [1, 2, 1, 1],
+    "num_groups": 4,
+}
 
 
 def small(**values) -> BitConfig:
@@ -30,7 +35,9 @@ def test_authors_numbers(case):
     meta, x = read_json(folder / "meta.json"), load_file(folder / "inputs.safetensors")
     expected = load_file(folder / "outputs.safetensors")
     overrides = {} if meta["num_groups"] == 32 else {"num_groups": meta["num_groups"]}
-    model = BitForImageClassification.from_pretrained(folder / "weights.npz", compat="authors", **overrides)
+    model = BitForImageClassification.from_pretrained(
+        folder / "weights.npz", compat="authors", **overrides
+    )
     if meta["zero_head"]:
         torch.nn.init.zeros_(model.classifier.weight), torch.nn.init.zeros_(model.classifier.bias)
     out = model(x["x"], labels=x.get("labels"), output_hidden_states=True)
@@ -43,24 +50,36 @@ def test_authors_numbers(case):
 
 
 def test_standardised_filters_are_the_definition():
-    """Each filter on its own, in double precision: minus its mean, over the root of its variance plus eps."""
-    weight = torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-4
+    """Each filter on its own, in double precision.
+
+    Minus its mean, over the root of its variance plus eps.
+    """
+    weight = (
+        torch.randn(3, 4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        * 1e-4
+    )
     ours = standardize(weight, 1e-10)
     for filter_, out in zip(weight, ours, strict=True):
         values = filter_.flatten().tolist()
         mean = sum(values) / len(values)
         variance = sum((v - mean) ** 2 for v in values) / len(values)
         expected = [(v - mean) / (variance + 1e-10) ** 0.5 for v in values]
-        torch.testing.assert_close(out.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            out.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        )
 
 
-@pytest.mark.parametrize("size, kernel, stride", [(7, 3, 2), (8, 3, 2), (5, 7, 2), (2, 7, 2), (9, 3, 1)])
+@pytest.mark.parametrize(
+    "size, kernel, stride", [(7, 3, 2), (8, 3, 2), (5, 7, 2), (2, 7, 2), (9, 3, 1)]
+)
 def test_same_padding_is_tensorflows(size, kernel, stride):
     out = -(-size // stride)
     total = max(0, (out - 1) * stride + kernel - size)
     padded = pad_same(torch.ones(1, 1, size, size + 1), kernel, stride)
     assert padded.shape[2] == size + total
-    assert padded[0, 0, :, padded.shape[3] // 2].tolist() == [0.0] * (total // 2) + [1.0] * size + [0.0] * (total - total // 2)
+    assert padded[0, 0, :, padded.shape[3] // 2].tolist() == [0.0] * (total // 2) + [1.0] * size + [
+        0.0
+    ] * (total - total // 2)
 
 
 class TestKeptFilters:
@@ -71,7 +90,9 @@ class TestKeptFilters:
         self.x = torch.randn(1, 4, 8, 8)
 
     def fresh(self):
-        return torch.nn.functional.conv2d(self.x, standardize(self.conv.weight, self.conv.eps), padding=1)
+        return torch.nn.functional.conv2d(
+            self.x, standardize(self.conv.weight, self.conv.eps), padding=1
+        )
 
     @torch.no_grad()
     def test_kept_between_calls(self):
@@ -120,20 +141,39 @@ class TestKeptFilters:
 @pytest.mark.parametrize("stride", [8, 16])
 @pytest.mark.parametrize("layer_type", ["preactivation", "bottleneck"])
 def test_output_stride_dilates(layer_type, stride):
-    """A dilated network sees, at every `32 / stride`-th place, what the strided one sees: same filters, same receptive field."""
+    """A dilated network sees, at every `32 / stride`-th place, what the strided one sees.
+
+    Same filters, same receptive field.
+    """
     torch.manual_seed(0)
     strided = BitModel(small(depths=[1, 2, 2, 2], layer_type=layer_type)).double().eval()
-    dilated = BitModel(small(depths=[1, 2, 2, 2], layer_type=layer_type, output_stride=stride)).double().eval()
+    dilated = (
+        BitModel(small(depths=[1, 2, 2, 2], layer_type=layer_type, output_stride=stride))
+        .double()
+        .eval()
+    )
     dilated.load_state_dict(strided.state_dict())
     x = torch.randn(1, 3, 128, 128, dtype=torch.float64)
     for module in [*strided.modules(), *dilated.modules()]:
-        if isinstance(module, torch.nn.GroupNorm):  # the statistics of the denser map differ; everything else must not
+        # the statistics of the denser map differ; everything else must not
+        if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda y: y.relu()
     fine, coarse = dilated(x).last_hidden_state, strided(x).last_hidden_state
     step = 32 // stride
     assert fine.shape[-1] == coarse.shape[-1] * step
     torch.testing.assert_close(fine[:, :, ::step, ::step], coarse, rtol=1e-9, atol=1e-9)
-    other = BitModel(small(depths=[1, 2, 2, 2], layer_type=layer_type, output_stride=stride, dilate_preactivation=False)).double().eval()
+    other = (
+        BitModel(
+            small(
+                depths=[1, 2, 2, 2],
+                layer_type=layer_type,
+                output_stride=stride,
+                dilate_preactivation=False,
+            )
+        )
+        .double()
+        .eval()
+    )
     assert [m.dilation for m in other.modules() if isinstance(m, StandardizedConv2d)] != [
         m.dilation for m in dilated.modules() if isinstance(m, StandardizedConv2d)
     ] or layer_type == "bottleneck"
@@ -152,7 +192,8 @@ def test_valid_padding_runs_and_crops_the_shortcut(layer_type):
     x = torch.randn(1, 3, 160, 176)
     maps = model(x, output_hidden_states=True).hidden_states
     assert [tuple(m.shape[-2:]) for m in maps] == [(39, 43), (37, 41), (16, 18), (7, 8), (3, 3)]
-    # Without padding no pixel outside a window matters: shifting the window by the whole stride shifts the map.
+    # Without padding no pixel outside a window matters: shifting the window by the whole stride
+    # shifts the map.
     block = copy.deepcopy(model.stages[1][0]).double()
     y = torch.randn(1, 16, 15, 17, dtype=torch.float64)
     for norm in (m for m in block.modules() if isinstance(m, torch.nn.GroupNorm)):
@@ -164,7 +205,11 @@ def test_valid_padding_runs_and_crops_the_shortcut(layer_type):
 
 @pytest.mark.parametrize("act", ["selu", "silu", "gelu_new", torch.nn.functional.elu])
 def test_documented_activations(act):
-    assert BitModel(small(hidden_act=act))(torch.randn(1, 3, 32, 32)).last_hidden_state.isfinite().all()
+    assert (
+        BitModel(small(hidden_act=act))(torch.randn(1, 3, 32, 32))
+        .last_hidden_state.isfinite()
+        .all()
+    )
 
 
 def test_activations_are_checked():
@@ -199,7 +244,10 @@ def test_stochastic_depth_grows_and_only_in_training():
 def test_backbone_channels_and_order():
     model = BitBackbone(small(out_features=["stem", "stage3"]))
     maps = model(torch.randn(2, 3, 64, 48)).feature_maps
-    assert model.channels == [16, 40] and [tuple(m.shape) for m in maps] == [(2, 16, 16, 12), (2, 40, 4, 3)]
+    assert model.channels == [16, 40] and [tuple(m.shape) for m in maps] == [
+        (2, 16, 16, 12),
+        (2, 40, 4, 3),
+    ]
 
 
 def test_channels_last_path_is_equal():

@@ -1,4 +1,7 @@
-"""BiT's files: the authors' three formats read, the official one written back, and the published models."""
+"""BiT's files.
+
+The authors' three formats read, the official one written back, and the published models.
+"""
 
 import numpy as np
 import pytest
@@ -18,18 +21,28 @@ CASE = ("authors", "bit", "tiny_g4")
 
 def expected():
     folder = golden_dir(*CASE)
-    return load_file(folder / "inputs.safetensors")["x"], load_file(folder / "outputs.safetensors")["logits"]
+    return (
+        load_file(folder / "inputs.safetensors")["x"],
+        load_file(folder / "outputs.safetensors")["logits"],
+    )
 
 
 @pytest.mark.parametrize("file", ["weights.npz", "jax_params.npz", "bit.pth.tar"])
 def test_every_format_of_the_authors(file, tmp_path):
-    """TensorFlow's names, bit_jax's, and a bit_pytorch checkpoint: the same network, told from the shapes alone."""
+    """TensorFlow's names, bit_jax's, and a bit_pytorch checkpoint.
+
+    The same network, told from the shapes alone.
+    """
     path = tmp_path / file
     path.write_bytes((golden_dir(*CASE) / file).read_bytes())
     model = BitForImageClassification.from_pretrained(path, num_groups=4)
     x, logits = expected()
     assert_close(model(x).logits, logits)
-    assert model.config.depths == [1, 2, 1, 1] and model.config.num_labels == 5 and model.config.compat == "authors"
+    assert (
+        model.config.depths == [1, 2, 1, 1]
+        and model.config.num_labels == 5
+        and model.config.compat == "authors"
+    )
 
 
 def test_tensorflow_2_names(tmp_path):
@@ -53,12 +66,17 @@ def test_npz_is_written_back(tmp_path):
     assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
     with pytest.raises(WeightsError, match="bottleneck"):
         save_npz(
-            BitForImageClassification(BitConfig(layer_type="bottleneck", hidden_sizes=[32], depths=[1], num_groups=8)), tmp_path / "no.npz"
+            BitForImageClassification(
+                BitConfig(layer_type="bottleneck", hidden_sizes=[32], depths=[1], num_groups=8)
+            ),
+            tmp_path / "no.npz",
         )
 
 
 def test_converted_to_a_hub_folder(tmp_path):
-    model = BitForImageClassification.from_pretrained(golden_dir(*CASE) / "weights.npz", num_groups=4)
+    model = BitForImageClassification.from_pretrained(
+        golden_dir(*CASE) / "weights.npz", num_groups=4
+    )
     model.save_pretrained(tmp_path)
     x, logits = expected()
     assert_close(BitForImageClassification.from_pretrained(tmp_path)(x).logits, logits)
@@ -69,9 +87,14 @@ def test_body_alone_and_another_head():
     source = golden_dir(*CASE) / "weights.npz"
     x, _ = expected()
     assert BitModel.from_pretrained(source, num_groups=4)(x).pooler_output.shape == (2, 256, 1, 1)
-    model, info = BitForImageClassification.from_pretrained(source, num_groups=4, num_labels=11, output_loading_info=True)
+    model, info = BitForImageClassification.from_pretrained(
+        source, num_groups=4, num_labels=11, output_loading_info=True
+    )
     assert model(x).logits.shape == (2, 11)
-    assert [name for name, _, _ in info["mismatched_keys"]] == ["classifier.weight", "classifier.bias"]
+    assert [name for name, _, _ in info["mismatched_keys"]] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
 
 
 def test_another_networks_file_is_refused(tmp_path):
@@ -81,7 +104,14 @@ def test_another_networks_file_is_refused(tmp_path):
 
 
 # Weights of the ILSVRC2012 models, in millions, as their authors' table and timm print them.
-MILLIONS = {"R50x1": 25.55, "R101x1": 44.54, "R50x3": 217.32, "R152x2": 236.34, "R101x3": 387.93, "R152x4": 936.53}
+MILLIONS = {
+    "R50x1": 25.55,
+    "R101x1": 44.54,
+    "R50x3": 217.32,
+    "R152x2": 236.34,
+    "R101x3": 387.93,
+    "R152x4": 936.53,
+}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -92,7 +122,9 @@ def test_parameter_counts(arch):
         assert config.num_labels == labels
         with torch.device("meta"):
             assert BitForImageClassification(config).num_parameters() == published.parameters
-    assert PUBLISHED[f"BiT-M-{arch}-ILSVRC2012"].parameters / 1e6 == pytest.approx(MILLIONS[arch], abs=0.006)
+    assert PUBLISHED[f"BiT-M-{arch}-ILSVRC2012"].parameters / 1e6 == pytest.approx(
+        MILLIONS[arch], abs=0.006
+    )
 
 
 def test_the_zoo_has_every_published_file():
@@ -100,7 +132,10 @@ def test_the_zoo_has_every_published_file():
     assert len(plain) == 6 * 3 and len([n for n in PUBLISHED if n.startswith("vtab/")]) == 285
     assert len(PUBLISHED) == 18 + 285 + 4 + 1
     addresses = [m.url for name, m in PUBLISHED.items() if name != "bit-mini"]
-    assert all(url.startswith("https://storage.googleapis.com/bit_models/") and url.endswith(".npz") for url in addresses)
+    assert all(
+        url.startswith("https://storage.googleapis.com/bit_models/") and url.endswith(".npz")
+        for url in addresses
+    )
     assert PUBLISHED["BiT-M-R50x1"].url.endswith("/BiT-M-R50x1.npz")
 
 
@@ -115,7 +150,8 @@ def test_names_are_found_and_suggested():
 def test_class_names_of_the_published_heads():
     config = BitConfig.from_pretrained("BiT-M-R50x1-ILSVRC2012")
     assert config.id2label[207] == "golden retriever"
-    assert len(BitConfig.from_pretrained("BiT-M-R50x1").id2label) == 21843  # BEiT's list of 21,841 is another
+    # BEiT's list of 21,841 is another
+    assert len(BitConfig.from_pretrained("BiT-M-R50x1").id2label) == 21843
     assert BitConfig.from_pretrained("vtab/BiT-M-R50x1-run0-svhn").num_labels == 10
 
 
@@ -133,7 +169,9 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     """The address, the configuration and the file go together; `compat` decides whose arithmetic."""
     file = tmp_path / "R50x1.npz"
     asked = []
-    monkeypatch.setattr("headstart.hub.resolve.download", lambda source, **options: asked.append(source.url) or file)
+    monkeypatch.setattr(
+        "headstart.hub.resolve.download", lambda source, **options: asked.append(source.url) or file
+    )
     torch.manual_seed(0)
     save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)
     model = BitForImageClassification.from_pretrained("BiT-M-R50x1-ILSVRC2012", compat=compat)
@@ -142,16 +180,25 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
 
 
 def test_bit_mini_comes_with_the_package():
-    """Small, complete, of the size that is published, and better than chance on what it was trained for."""
+    """Small, complete, of the size that is published, and better than chance on what it was trained
+    for.
+    """
     import headstart
     from headstart.package_data import embedded_folder
 
     model = BitForImageClassification.from_pretrained("bit-mini")
-    assert model.num_parameters() == PUBLISHED["bit-mini"].parameters and model.dtype == torch.float32
+    assert (
+        model.num_parameters() == PUBLISHED["bit-mini"].parameters and model.dtype == torch.float32
+    )
     assert sum(f.stat().st_size for f in embedded_folder("bit-mini").iterdir()) < 6_000_000
     processor = headstart.AutoImageProcessor.from_pretrained("bit-mini")
     data = np.load(data_dir("images", "cifar100", "val.npz"))
     with torch.no_grad():
-        logits = model(processor(list(data["images"][:200]), return_tensors="pt").pixel_values).logits
+        logits = model(
+            processor(list(data["images"][:200]), return_tensors="pt").pixel_values
+        ).logits
     assert (logits.argmax(-1).numpy() == data["labels"][:200]).mean() > 0.45
-    assert model.config.id2label[int(data["labels"][0])] in read_json(data_dir("images", "cifar100", "classes.json"))["classes"]
+    assert (
+        model.config.id2label[int(data["labels"][0])]
+        in read_json(data_dir("images", "cifar100", "classes.json"))["classes"]
+    )

@@ -1,4 +1,7 @@
-"""What the Keras networks must do on each backend. `test_keras.py` runs this file once a backend, in a process of its own."""
+"""What the Keras networks must do on each backend.
+
+`test_keras.py` runs this file once a backend, in a process of its own.
+"""
 
 import keras
 import numpy as np
@@ -8,14 +11,23 @@ from keras import ops
 from safetensors.numpy import load_file
 
 from conftest import assert_close, golden_cases, golden_dir, read_json
-from headstart import CvtConfig, CvtForImageClassification, CvtModel, KerasCvtModel, TFCvtForImageClassification, TFCvtModel
+from headstart import (
+    CvtConfig,
+    CvtForImageClassification,
+    CvtModel,
+    KerasCvtModel,
+    TFCvtForImageClassification,
+    TFCvtModel,
+)
 from headstart.errors import InputError, WeightsError
 from headstart.models.cvt.config import PER_STAGE
 from headstart.models.cvt.weights import HUB
 from headstart.nn.keras import named_variables
 
 # Keras turns torch tensors into arrays in a way that NumPy 2 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 BACKEND = keras.backend.backend()
 CLASSES = {"CvtModel": TFCvtModel, "CvtForImageClassification": TFCvtForImageClassification}
 WIDTHS = {"embed_dim": [8, 12, 16], "num_heads": [1, 3, 2], "depth": [1, 1, 2]}
@@ -44,8 +56,16 @@ def arrays(out):
 
 def small(count=2, **values):
     """A small configuration of so many stages, the last ones of three."""
-    lists = {name: getattr(CvtConfig(), name)[-count:] for name in PER_STAGE} | {name: each[-count:] for name, each in WIDTHS.items()}
-    return CvtConfig(**(lists | {"num_labels": 3, "layer_norm_eps": 1e-5, "patch_stride": [4, 2, 2][:count]} | values))
+    lists = {name: getattr(CvtConfig(), name)[-count:] for name in PER_STAGE} | {
+        name: each[-count:] for name, each in WIDTHS.items()
+    }
+    return CvtConfig(
+        **(
+            lists
+            | {"num_labels": 3, "layer_norm_eps": 1e-5, "patch_stride": [4, 2, 2][:count]}
+            | values
+        )
+    )
 
 
 def pixels(*shape, seed=1):
@@ -53,9 +73,13 @@ def pixels(*shape, seed=1):
 
 
 def pair(tmp_path, cls="CvtForImageClassification", **values):
-    """A PyTorch network with trained-looking norms and statistics, and the Keras one with its weights."""
+    """A PyTorch network with trained-looking norms and statistics, and the Keras one with its
+    weights.
+    """
     torch.manual_seed(0)
-    theirs = {"CvtModel": CvtModel, "CvtForImageClassification": CvtForImageClassification}[cls](small(**values)).eval()
+    theirs = {"CvtModel": CvtModel, "CvtForImageClassification": CvtForImageClassification}[cls](
+        small(**values)
+    ).eval()
     with torch.no_grad():
         for tensor in [*theirs.parameters(), *theirs.buffers()]:
             if tensor.ndim == 1:
@@ -75,7 +99,10 @@ def run(model, x, **flags):
         return model(x, **flags)
     import jax
 
-    state = [[v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]]
+    state = [
+        [v.value for v in model.trainable_variables],
+        [v.value for v in model.non_trainable_variables],
+    ]
     plain = all(isinstance(value, bool) for value in flags.values())
     key = (id(model), *sorted(flags.items())) if plain else object()
     if key not in COMPILED:  # with the model, so that no other gets its id
@@ -88,7 +115,11 @@ def run(model, x, **flags):
 
 def gradients(model, x, labels, training=False):
     """Our name → gradient of the loss in PyTorch's layout."""
-    table = [(key, variable, axes) for key, variable, axes in named_variables(model) if variable.trainable]
+    table = [
+        (key, variable, axes)
+        for key, variable, axes in named_variables(model)
+        if variable.trainable
+    ]
     variables = [variable for _, variable, _ in table]
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -105,12 +136,20 @@ def gradients(model, x, labels, training=False):
         def loss_of(values):
             return model.stateless_call(values, still, x, labels=labels, training=training)[0].loss
 
-        found = dict(zip((id(v) for v in order), jax.jit(jax.grad(loss_of))([v.value for v in order]), strict=True))
+        found = dict(
+            zip(
+                (id(v) for v in order),
+                jax.jit(jax.grad(loss_of))([v.value for v in order]),
+                strict=True,
+            )
+        )
         values = [found[id(v)] for v in variables]
     else:
         model.zero_grad()
         model(x, labels=labels, training=training).loss.backward()
-        values = [torch.zeros_like(v.value) if v.value.grad is None else v.value.grad for v in variables]
+        values = [
+            torch.zeros_like(v.value) if v.value.grad is None else v.value.grad for v in variables
+        ]
     out = {}
     for (key, _, axes), value in zip(table, values, strict=True):
         value = np.asarray(ops.convert_to_numpy(value))
@@ -141,13 +180,18 @@ def test_numbers_of_the_pytorch_classes(case):
     for name, value in expected.items():
         if name.startswith("buffer_after."):
             if not name.endswith("num_batches_tracked"):
-                assert_close(state[name.removeprefix("buffer_after.")], value, 1e-4, f"{case} {name}")
+                assert_close(
+                    state[name.removeprefix("buffer_after.")], value, 1e-4, f"{case} {name}"
+                )
         else:
             assert_close(ours[name], value, 1e-4, f"{case} {name}")
     if (folder / "grads.safetensors").exists():
         if meta["mode"] == "train":
-            model = CLASSES[meta["class"]].from_pretrained(folder)  # with the statistics of the file
-        found = HUB.to_theirs(gradients(model, inputs["pixel_values"], inputs["labels"], meta["mode"] == "train"))
+            # with the statistics of the file
+            model = CLASSES[meta["class"]].from_pretrained(folder)
+        found = HUB.to_theirs(
+            gradients(model, inputs["pixel_values"], inputs["labels"], meta["mode"] == "train")
+        )
         for name, value in load_file(folder / "grads.safetensors").items():
             limit = 1e-4 * max(1e-2, float(np.abs(value).max()))
             assert np.abs(found[name] - value).max() <= limit, f"{case} gradient of {name}"
@@ -156,16 +200,32 @@ def test_numbers_of_the_pytorch_classes(case):
 @pytest.mark.parametrize("case", cases("authors", "cvt"))
 def test_numbers_of_the_authors(case):
     folder = golden_dir("authors", "cvt", case)
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     model = TFCvtForImageClassification.from_pretrained(folder / "model.pth")
     out = run(model, x["x"], output_hidden_states=True)
     for i, hidden in enumerate(out.hidden_states):
-        assert_close(ops.convert_to_numpy(hidden), expected[f"stage{i}.x"], 1e-4, f"{case} stage {i}")
-    assert_close(ops.convert_to_numpy(out.logits), expected["logits"].reshape(out.logits.shape), 1e-4, f"{case} logits")
+        assert_close(
+            ops.convert_to_numpy(hidden), expected[f"stage{i}.x"], 1e-4, f"{case} stage {i}"
+        )
+    assert_close(
+        ops.convert_to_numpy(out.logits),
+        expected["logits"].reshape(out.logits.shape),
+        1e-4,
+        f"{case} logits",
+    )
 
 
 def test_numbers_and_gradients_equal_pytorchs(tmp_path):
-    odd = {"count": 3, "kernel_qkv": [2, 3, 3], "padding_kv": [1, 1, 1], "stride_kv": [2, 3, 1], "cls_token": [True, False, True]}
+    odd = {
+        "count": 3,
+        "kernel_qkv": [2, 3, 3],
+        "padding_kv": [1, 1, 1],
+        "stride_kv": [2, 3, 1],
+        "cls_token": [True, False, True],
+    }
     theirs, ours = pair(tmp_path, qkv_projection_method=["avg", "dw_bn", "linear"], **odd)
     x, labels = pixels(2, 3, 37, 51), np.array([2, 0])
     out = run(ours, x, labels=labels, output_attentions=True)
@@ -185,12 +245,22 @@ def test_inputs_in_every_form(tmp_path):
     _, model = pair(tmp_path)
     x, labels = pixels(2, 3, 32, 32), np.array([0, 1])
     expected = ops.convert_to_numpy(run(model, x, labels=labels).logits)
-    forms = [(x,), ([x],), ((x, labels),), ({"pixel_values": x},), ({"pixel_values": x, "labels": labels},)]
+    forms = [
+        (x,),
+        ([x],),
+        ((x, labels),),
+        ({"pixel_values": x},),
+        ({"pixel_values": x, "labels": labels},),
+    ]
     for form in forms:
         out = run(model, *form)
         assert_close(ops.convert_to_numpy(out.logits), expected, 1e-5)
         assert ("loss" in out) == (len(form[0]) == 2 and not isinstance(form[0], np.ndarray))
-    assert_close(ops.convert_to_numpy(run(model, x, return_dict=False, output_hidden_states=True)[0]), expected, 1e-5)
+    assert_close(
+        ops.convert_to_numpy(run(model, x, return_dict=False, output_hidden_states=True)[0]),
+        expected,
+        1e-5,
+    )
     assert len(run(model, x, output_hidden_states=True).hidden_states) == 2
     with pytest.raises(InputError, match="inputs hold 'pixels'"):
         model({"pixels": x})
@@ -200,7 +270,11 @@ def test_inputs_in_every_form(tmp_path):
 
 def test_all_kinds_of_labels(tmp_path):
     x = pixels(2, 3, 32, 32)
-    for count, labels in [(3, np.eye(3, dtype="float32")[:2]), (1, np.array([0.5, -1.0], "float32")), (3, np.array([2, 1]))]:
+    for count, labels in [
+        (3, np.eye(3, dtype="float32")[:2]),
+        (1, np.array([0.5, -1.0], "float32")),
+        (3, np.array([2, 1])),
+    ]:
         theirs, ours = pair(tmp_path / str(count) / str(labels.ndim), num_labels=count)
         expected = theirs(torch.tensor(x), torch.tensor(labels)).loss
         assert_close(ops.convert_to_numpy(run(ours, x, labels=labels).loss), expected, 1e-5)
@@ -222,7 +296,8 @@ def test_fit_evaluate_predict(own_loss):
     assert history["loss"][-1] < 0.6 * history["loss"][0]
     after = ops.convert_to_numpy(statistics)
     assert not np.allclose(before, after)
-    if BACKEND == "tensorflow":  # a forward pass under XLA is looked at below; each compilation takes many seconds
+    # a forward pass under XLA is looked at below; each compilation takes many seconds
+    if BACKEND == "tensorflow":
         model.compile(loss=loss, metrics=["accuracy"], jit_compile=False)
     scores = model.evaluate(x, labels, batch_size=8, verbose=0, return_dict=True)
     predicted = model.predict(x, batch_size=8, verbose=0)
@@ -231,16 +306,25 @@ def test_fit_evaluate_predict(own_loss):
     direct = run(model, x, labels=labels)
     assert_close(predicted.logits, ops.convert_to_numpy(direct.logits), 1e-4)
     assert_close(scores["loss"], ops.convert_to_numpy(direct.loss), 1e-4)
-    assert scores["accuracy"] == pytest.approx(float((predicted.logits.argmax(-1) == labels).mean()))
+    assert scores["accuracy"] == pytest.approx(
+        float((predicted.logits.argmax(-1) == labels).mean())
+    )
     if own_loss:
         named = {"pixel_values": x, "labels": labels}
-        assert model.evaluate(named, batch_size=8, verbose=0, return_dict=True)["accuracy"] == scores["accuracy"]
+        assert (
+            model.evaluate(named, batch_size=8, verbose=0, return_dict=True)["accuracy"]
+            == scores["accuracy"]
+        )
 
 
 def test_a_model_without_head_can_be_part_of_another():
     base = TFCvtModel(small())
     inputs = keras.Input((3, 32, 48))
-    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D(data_format="channels_first")(base(inputs).last_hidden_state))
+    outputs = keras.layers.Dense(2)(
+        keras.layers.GlobalAveragePooling2D(data_format="channels_first")(
+            base(inputs).last_hidden_state
+        )
+    )
     model = keras.Model(inputs, outputs)
     model.compile("sgd", "mse")
     model.fit(pixels(4, 3, 32, 48), np.zeros((4, 2), "float32"), verbose=0)
@@ -248,9 +332,13 @@ def test_a_model_without_head_can_be_part_of_another():
 
 
 def test_dropout_and_batch_statistics_only_in_training():
-    model = TFCvtModel(small(drop_rate=[0.2] * 2, attention_drop_rate=[0.2] * 2, drop_path_rate=[0.5] * 2))
+    model = TFCvtModel(
+        small(drop_rate=[0.2] * 2, attention_drop_rate=[0.2] * 2, drop_path_rate=[0.5] * 2)
+    )
     x = pixels(4, 3, 32, 32)
-    first, second = (ops.convert_to_numpy(run(model, x, training=True).last_hidden_state) for _ in range(2))
+    first, second = (
+        ops.convert_to_numpy(run(model, x, training=True).last_hidden_state) for _ in range(2)
+    )
     assert not np.allclose(first, second, atol=1e-3)
     first, second = (ops.convert_to_numpy(run(model, x).last_hidden_state) for _ in range(2))
     assert np.array_equal(first, second)
@@ -263,7 +351,9 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     y = ops.convert_to_numpy(layer(np.ones((4000, 2, 3), "float32"), training=True))
     assert set(np.unique(y).round(4)) == {0.0, np.float32(1 / 0.75).round(4)}
     assert (y == y[:, :1, :1]).all() and abs(y.mean() - 1) < 0.05
-    assert np.array_equal(ops.convert_to_numpy(layer(np.ones((4, 2, 3), "float32"))), np.ones((4, 2, 3)))
+    assert np.array_equal(
+        ops.convert_to_numpy(layer(np.ones((4, 2, 3), "float32"))), np.ones((4, 2, 3))
+    )
 
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
@@ -273,7 +363,11 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
             for part in (block.attention.query, block.attention.key, block.attention.value):
                 part.norm.trainable = False
     x = pixels(2, 3, 32, 32)
-    assert_close(ops.convert_to_numpy(run(ours, x, training=True).logits), ops.convert_to_numpy(run(ours, x).logits), 1e-5)
+    assert_close(
+        ops.convert_to_numpy(run(ours, x, training=True).logits),
+        ops.convert_to_numpy(run(ours, x).logits),
+        1e-5,
+    )
 
 
 def test_keras_files_are_read_back(tmp_path):
@@ -282,31 +376,52 @@ def test_keras_files_are_read_back(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert type(again) is TFCvtForImageClassification and again.config == model.config
-    assert np.array_equal(ops.convert_to_numpy(run(again, x).logits), ops.convert_to_numpy(run(model, x).logits))
+    assert np.array_equal(
+        ops.convert_to_numpy(run(again, x).logits), ops.convert_to_numpy(run(model, x).logits)
+    )
     model.save_weights(tmp_path / "model.weights.h5")
     other = TFCvtForImageClassification(model.config)
     other.load_weights(tmp_path / "model.weights.h5")
-    assert np.array_equal(ops.convert_to_numpy(run(other, x).logits), ops.convert_to_numpy(run(model, x).logits))
+    assert np.array_equal(
+        ops.convert_to_numpy(run(other, x).logits), ops.convert_to_numpy(run(model, x).logits)
+    )
 
 
 def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
     theirs, ours = pair(tmp_path / "a")
     sent = {}
-    monkeypatch.setattr("headstart.hub.resolve.push_to_hub", lambda folder, repo, **hub: sent.update(hub, folder=folder, repo=repo))
+    monkeypatch.setattr(
+        "headstart.hub.resolve.push_to_hub",
+        lambda folder, repo, **hub: sent.update(hub, folder=folder, repo=repo),
+    )
     ours.save_pretrained(tmp_path / "b", push_to_hub=True, private=True)
     assert sent == {"folder": tmp_path / "b", "repo": "b", "private": True}
     back = CvtForImageClassification.from_pretrained(tmp_path / "b")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
-    assert read_json(tmp_path / "b" / "config.json")["architectures"] == ["CvtForImageClassification"]
-    assert KerasCvtModel.from_pretrained(tmp_path / "b").config == TFCvtModel.from_pretrained(tmp_path / "a").config
-    model, info = TFCvtForImageClassification.from_pretrained(tmp_path / "b", num_labels=7, output_loading_info=True)
-    assert tuple(run(model, pixels(1, 3, 32, 32)).logits.shape) == (1, 7) and len(info["mismatched_keys"]) == 2
-    with pytest.raises(WeightsError, match=r"missing: cvt.stages.1.blocks.2.attention.key.conv.weight"):
+    assert read_json(tmp_path / "b" / "config.json")["architectures"] == [
+        "CvtForImageClassification"
+    ]
+    assert (
+        KerasCvtModel.from_pretrained(tmp_path / "b").config
+        == TFCvtModel.from_pretrained(tmp_path / "a").config
+    )
+    model, info = TFCvtForImageClassification.from_pretrained(
+        tmp_path / "b", num_labels=7, output_loading_info=True
+    )
+    assert (
+        tuple(run(model, pixels(1, 3, 32, 32)).logits.shape) == (1, 7)
+        and len(info["mismatched_keys"]) == 2
+    )
+    with pytest.raises(
+        WeightsError, match=r"missing: cvt.stages.1.blocks.2.attention.key.conv.weight"
+    ):
         TFCvtForImageClassification.from_pretrained(tmp_path / "b", depth=[1, 3])
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16"] if BACKEND == "jax" else ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16"] if BACKEND == "jax" else ["mixed_bfloat16", "mixed_float16"]
+)
 def test_mixed_precision(tmp_path, policy):
     _, exact = pair(tmp_path)
     model = TFCvtForImageClassification.from_pretrained(tmp_path, dtype=policy)
@@ -329,9 +444,15 @@ def test_compiled_by_the_backend(tmp_path):
 
         run = tf.function(lambda x: model(x), jit_compile=True)
         assert_close(run(tf.constant(x)).logits.numpy(), expected, 1e-5)
-        sizes = tf.function(lambda x: model(x).logits, input_signature=[tf.TensorSpec((None, 3, None, None))])
+        sizes = tf.function(
+            lambda x: model(x).logits, input_signature=[tf.TensorSpec((None, 3, None, None))]
+        )
         for shape in [(1, 3, 61, 45), (3, 3, 32, 48)]:
-            assert_close(sizes(pixels(*shape)).numpy(), ops.convert_to_numpy(model(pixels(*shape)).logits), 1e-5)
+            assert_close(
+                sizes(pixels(*shape)).numpy(),
+                ops.convert_to_numpy(model(pixels(*shape)).logits),
+                1e-5,
+            )
     elif BACKEND == "jax":
         import jax
 

@@ -1,4 +1,7 @@
-"""Runs `keras_suite.py` on each backend of Keras: one process a backend, one test for each of its checks."""
+"""Runs `keras_suite.py` on each backend of Keras.
+
+One process a backend, one test for each of its checks.
+"""
 
 import functools
 import os
@@ -19,20 +22,37 @@ CHECKS = re.findall(r"^def (test_\w+)", SUITE.read_text(), re.MULTILINE)
 
 @functools.cache
 def report(backend: str) -> dict[str, list[str]]:
-    """Check → what went wrong in each of its cases ("" where nothing did), from one run of the suite."""
+    """Check → what went wrong in each of its cases ("" where nothing did), from one run of the
+    suite.
+    """
     pytest.importorskip(backend)
     file = Path(os.environ.get("TMPDIR", "/tmp")) / f"headstart-keras-{backend}-{os.getpid()}.xml"
-    quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    quiet = {
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     quiet |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling takes most of the time
     command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "--tb=short", f"--junitxml={file}"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=1800
+    )
     if not file.exists():
-        pytest.fail(f"the suite did not run on {backend}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        pytest.fail(
+            f"the suite did not run on {backend}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
     results: dict[str, list[str]] = {}
     for case in ET.parse(file).getroot().iter("testcase"):
-        wrong = [each.text or each.get("message", "") for kind in ("failure", "error") for each in case.iter(kind)]
+        wrong = [
+            each.text or each.get("message", "")
+            for kind in ("failure", "error")
+            for each in case.iter(kind)
+        ]
         name = case.get("name", "")
-        results.setdefault(name.partition("[")[0], []).append(f"{name}:\n{wrong[0]}" if wrong else "")
+        results.setdefault(name.partition("[")[0], []).append(
+            f"{name}:\n{wrong[0]}" if wrong else ""
+        )
     file.unlink()
     return results
 

@@ -1,4 +1,7 @@
-"""CvT's recipe: the paper's numbers for the paper's data sets, and `train` takes it without being asked."""
+"""CvT's recipe.
+
+The paper's numbers for the paper's data sets, and `train` takes it without being asked.
+"""
 
 import json
 
@@ -10,10 +13,19 @@ from headstart.models.cvt.recipe import recipe
 from headstart.recipe import Facts
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(2_040, 500), (50_000, 10_000), (1_281_167, 20_000)])
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(2_040, 500), (50_000, 10_000), (1_281_167, 20_000)]
+)
 def test_the_papers_numbers(examples, steps):
     got = recipe(Facts(examples, 100, 500, 500, model_image_size=224))
-    assert (got.steps, got.batch_size, got.crop, got.momentum, got.optimizer, got.schedule) == (steps, 512, 384, 0.9, "sgd", "cosine")
+    assert (got.steps, got.batch_size, got.crop, got.momentum, got.optimizer, got.schedule) == (
+        steps,
+        512,
+        384,
+        0.9,
+        "sgd",
+        "cosine",
+    )
     assert (got.weight_decay, got.clip_grad, got.mixup, got.resize) == (0, 1, 0, 448)
 
 
@@ -30,9 +42,18 @@ def test_train_takes_it(tmp_path):
     headstart.ConvNextImageProcessor(size=48, crop_pct=1.0).save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
-    images = (rng.integers(0, 100, (40, 48, 48, 3)) + labels[:, None, None, None] * 120).astype("uint8")  # dark and bright
+    images = (rng.integers(0, 100, (40, 48, 48, 3)) + labels[:, None, None, None] * 120).astype(
+        "uint8"
+    )  # dark and bright
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    result = headstart.train(tmp_path / "data.npz", model=tmp_path / "model", out=tmp_path / "out", steps=40, lr=0.03, batch_size=16)
+    result = headstart.train(
+        tmp_path / "data.npz",
+        model=tmp_path / "model",
+        out=tmp_path / "out",
+        steps=40,
+        lr=0.03,
+        batch_size=16,
+    )
     assert (result.recipe.name, result.recipe.optimizer, result.recipe.crop) == ("cvt", "sgd", 48)
     assert result.metrics["accuracy"] > 0.9
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "cvt"

@@ -22,7 +22,10 @@ def test_transformers_numbers(case):
 @pytest.mark.parametrize("case", golden_cases("authors", "cvt"))
 def test_authors_numbers(case):
     folder = golden_dir("authors", "cvt", case)
-    x, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    x, expected = (
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
     model = CvtForImageClassification.from_pretrained(folder / "model.pth", compat="authors")
     out = model(x["x"], labels=x["labels"], output_hidden_states=True)
     for i, hidden in enumerate(out.hidden_states):
@@ -30,14 +33,24 @@ def test_authors_numbers(case):
     assert_close(out.logits, expected["logits"].reshape(out.logits.shape), 1e-5, f"{case} logits")
     assert_close(out.loss, expected["loss"], 1e-5, f"{case} loss")
     out.loss.backward()
-    published = TO_AUTHORS.to_theirs(HUB.to_theirs({name: p.grad for name, p in model.named_parameters()}))
+    published = TO_AUTHORS.to_theirs(
+        HUB.to_theirs({name: p.grad for name, p in model.named_parameters()})
+    )
     for name, value in load_file(folder / "grads.safetensors").items():
         limit = 1e-4 * max(1e-3, float(value.abs().max()))
         worst = float((published[name] - value).abs().max())
-        assert worst <= limit, f"{case} gradient of {name}: differs by {worst:.3g}, allowed {limit:.3g}"
+        assert worst <= limit, (
+            f"{case} gradient of {name}: differs by {worst:.3g}, allowed {limit:.3g}"
+        )
 
 
-SMALL = {"embed_dim": [8, 12, 24], "num_heads": [1, 3, 4], "depth": [1, 2, 3], "num_labels": 5, "layer_norm_eps": 1e-5}
+SMALL = {
+    "embed_dim": [8, 12, 24],
+    "num_heads": [1, 3, 4],
+    "depth": [1, 2, 3],
+    "num_labels": 5,
+    "layer_norm_eps": 1e-5,
+}
 
 
 def small(**values) -> CvtConfig:
@@ -48,7 +61,11 @@ def stages(count: int, **values) -> CvtConfig:
     """A configuration of so many stages."""
     base = CvtConfig()
     lists = {name: [getattr(base, name)[min(i, 1)] for i in range(count)] for name in PER_STAGE}
-    widths = {"embed_dim": [8 * (i + 1) for i in range(count)], "num_heads": [i + 1 for i in range(count)], "depth": [1] * count}
+    widths = {
+        "embed_dim": [8 * (i + 1) for i in range(count)],
+        "num_heads": [i + 1 for i in range(count)],
+        "depth": [1] * count,
+    }
     return CvtConfig(**(lists | widths | {"num_labels": 3} | values))
 
 
@@ -74,12 +91,18 @@ def test_any_number_of_stages_and_any_depth(count):
     config = stages(count, cls_token=[False] * (count - 1) + [True])
     out = made(CvtModel, config)(pixels(2, 3, 40, 56), output_hidden_states=True)
     assert len(out.hidden_states) == count
-    assert out.last_hidden_state.shape[:2] == (2, 8 * count) and out.cls_token_value.shape == (2, 1, 8 * count)
+    assert out.last_hidden_state.shape[:2] == (2, 8 * count) and out.cls_token_value.shape == (
+        2,
+        1,
+        8 * count,
+    )
 
 
 def test_drop_path_grows_layer_by_layer_within_its_stage():
     """transformers gives all ten layers of stage 3 the rate 0.0222."""
-    model = CvtModel(CvtConfig(drop_path_rate=[0.0, 0.2, 0.1], embed_dim=[8, 8, 8], num_heads=[1, 1, 1]))
+    model = CvtModel(
+        CvtConfig(drop_path_rate=[0.0, 0.2, 0.1], embed_dim=[8, 8, 8], num_heads=[1, 1, 1])
+    )
     rates = [[block.drop_path.rate for block in stage.blocks] for stage in model.stages]
     assert rates[1] == [0.0, 0.2]
     assert rates[2] == pytest.approx([0.1 * i / 9 for i in range(10)])
@@ -95,7 +118,11 @@ def test_drop_path_drops_the_branch_and_not_the_shortcut():
 
 def test_each_class_token_has_the_width_of_its_stage():
     model = CvtModel(small(cls_token=[True, True, True]))
-    assert [tuple(stage.cls_token.shape) for stage in model.stages] == [(1, 1, 8), (1, 1, 12), (1, 1, 24)]
+    assert [tuple(stage.cls_token.shape) for stage in model.stages] == [
+        (1, 1, 8),
+        (1, 1, 12),
+        (1, 1, 24),
+    ]
     assert model(pixels(1, 3, 32, 48)).cls_token_value.shape == (1, 1, 24)
 
 
@@ -123,14 +150,19 @@ def test_attention_is_its_definition(method):
             y = part.norm(part.conv(grid))
         return y.flatten(2).transpose(1, 2) @ part.linear.weight.T + part.linear.bias
 
-    q, k, v = (projected(p, p is attention.query) for p in (attention.query, attention.key, attention.value))
+    q, k, v = (
+        projected(p, p is attention.query)
+        for p in (attention.query, attention.key, attention.value)
+    )
     expected = torch.zeros(2, 20, 12)
     weights = torch.zeros(2, 3, 20, k.shape[1])
     for b in range(2):
         for head in range(3):
             part = slice(4 * head, 4 * head + 4)
             for i in range(20):
-                weights[b, head, i] = torch.softmax(torch.stack([q[b, i, part] @ key[part] for key in k[b]]) * 12**-0.5, 0)
+                weights[b, head, i] = torch.softmax(
+                    torch.stack([q[b, i, part] @ key[part] for key in k[b]]) * 12**-0.5, 0
+                )
                 expected[b, i, part] = weights[b, head, i] @ v[b, :, part]
     expected = expected @ attention.proj.weight.T + attention.proj.bias
     for weigh in (False, True):
@@ -143,7 +175,9 @@ def test_output_attentions_are_the_weights_of_every_block():
     model = made(CvtForImageClassification, small())
     x = pixels(2, 3, 48, 32)
     out = model(x, output_attentions=True)
-    assert [tuple(a.shape) for a in out.attentions] == [(2, 1, 96, 24)] + 2 * [(2, 3, 24, 6)] + 3 * [(2, 4, 7, 3)]
+    assert [tuple(a.shape) for a in out.attentions] == [(2, 1, 96, 24)] + 2 * [
+        (2, 3, 24, 6)
+    ] + 3 * [(2, 4, 7, 3)]
     for each in out.attentions:
         assert_close(each.sum(-1), torch.ones(each.shape[:-1]))
     assert_close(out.logits, model(x).logits, 1e-5)
@@ -168,10 +202,21 @@ def test_evaluation_sees_changed_parameters_and_statistics():
     model = made(CvtModel, small())
     x = pixels(1, 3, 32, 32)
     with torch.no_grad():
-        for name in ("conv.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "linear.weight"):
+        for name in (
+            "conv.weight",
+            "norm.weight",
+            "norm.bias",
+            "norm.running_mean",
+            "norm.running_var",
+            "linear.weight",
+        ):
             before = model(x).last_hidden_state
-            model.get_submodule("stages.1.blocks.0.attention.value").state_dict()[name].data.mul_(1.5)
-            assert not torch.allclose(before, model(x).last_hidden_state, rtol=1e-5, atol=1e-6), name
+            model.get_submodule("stages.1.blocks.0.attention.value").state_dict()[name].data.mul_(
+                1.5
+            )
+            assert not torch.allclose(before, model(x).last_hidden_state, rtol=1e-5, atol=1e-6), (
+                name
+            )
 
 
 def test_onednn_products_are_the_usual_ones(monkeypatch):
@@ -182,7 +227,10 @@ def test_onednn_products_are_the_usual_ones(monkeypatch):
         monkeypatch.setattr("headstart.nn.linear._HAS_ONEDNN", False)
         assert_close(model(x).logits, fast, 1e-5)
         monkeypatch.undo()
-        assert_close(torch.func.vmap(model.classifier)(pixels(4, 3, 24)), F.linear(pixels(4, 3, 24), *model.classifier.parameters()))
+        assert_close(
+            torch.func.vmap(model.classifier)(pixels(4, 3, 24)),
+            F.linear(pixels(4, 3, 24), *model.classifier.parameters()),
+        )
     assert_close(model(x).logits, fast, 1e-5)
 
 
@@ -191,7 +239,8 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none():
     x, labels = pixels(2, 3, 32, 48), torch.tensor([1, 4])
     model(x, labels=labels).loss.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
-    # A shift of all keys shifts all scores alike; and the class token, which the head reads, is no convolved query of the last block.
+    # A shift of all keys shifts all scores alike; and the class token, which the head reads, is no
+    # convolved query of the last block.
     free = ("key.linear.bias", "key.norm.bias", "blocks.2.attention.query.conv.weight", "blocks.2.attention.query.norm.weight",
             "blocks.2.attention.query.norm.bias")  # fmt: skip
     assert not [n for n, g in grads.items() if not g.abs().sum() > 0 and not n.endswith(free)]
@@ -222,11 +271,15 @@ def test_compiles_without_graph_breaks():
     compiled(x)[0].sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*isinstance.treespec:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*:FutureWarning", "ignore:.*isinstance.treespec:DeprecationWarning"
+)
 def test_exports_with_dynamic_batch_and_size():
     model = made(CvtForImageClassification, stages(2, cls_token=[False, True]))
     dims = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(model, (pixels(2, 3, 48, 64),), dynamic_shapes={"pixel_values": dims}, strict=False)
+    program = torch.export.export(
+        model, (pixels(2, 3, 48, 64),), dynamic_shapes={"pixel_values": dims}, strict=False
+    )
     for shape in [(2, 3, 48, 64), (1, 3, 64, 80), (3, 3, 61, 45)]:
         x = pixels(*shape)
         assert_close(program.module()(x).logits, model(x).logits, 1e-5)
@@ -256,14 +309,20 @@ def test_backbone_gives_the_maps_of_its_stages():
     out = backbone(x, output_hidden_states=True)
     assert backbone.channels == [8, 24]
     assert [tuple(m.shape) for m in out.feature_maps] == [(2, 8, 12, 16), (2, 24, 3, 4)]
-    assert torch.equal(out.feature_maps[0], out.hidden_states[0]) and torch.equal(out.feature_maps[1], out.hidden_states[2])
+    assert torch.equal(out.feature_maps[0], out.hidden_states[0]) and torch.equal(
+        out.feature_maps[1], out.hidden_states[2]
+    )
     assert CvtBackbone(small(out_indices=[1])).channels == [12]
 
 
 def test_tuples_and_flags():
     model = made(CvtForImageClassification, small())
     x, labels = pixels(2, 3, 32, 32), torch.tensor([0, 1])
-    assert [type(each) for each in model(x, labels, True, False)] == [torch.Tensor, torch.Tensor, tuple]
+    assert [type(each) for each in model(x, labels, True, False)] == [
+        torch.Tensor,
+        torch.Tensor,
+        tuple,
+    ]
     assert made(CvtModel, small(return_dict=False))(x)[1].shape == (2, 1, 24)
     assert len(made(CvtModel, small(output_hidden_states=True))(x).hidden_states) == 3
 

@@ -27,10 +27,16 @@ def test_every_published_model_is_pinned():
     assert {name: model.parameters for name, model in PUBLISHED.items()} == PARAMETERS
 
 
-@pytest.mark.parametrize("name", ["CvT-13-224x224-IN-1k", "CvT-21-384x384-IN-22k", "CvT-w24-384x384-IN-22k"])
+@pytest.mark.parametrize(
+    "name", ["CvT-13-224x224-IN-1k", "CvT-21-384x384-IN-22k", "CvT-w24-384x384-IN-22k"]
+)
 def test_published_networks_have_their_parameters(name):
     config = published_config(name)
-    assert (config.layer_norm_eps, config.hidden_act, config.num_labels) == (1e-5, "quick_gelu", 1000)
+    assert (config.layer_norm_eps, config.hidden_act, config.num_labels) == (
+        1e-5,
+        "quick_gelu",
+        1000,
+    )
     with torch.device("meta"):
         assert CvtForImageClassification(config).num_parameters() == PARAMETERS[name]
 
@@ -38,7 +44,11 @@ def test_published_networks_have_their_parameters(name):
 def test_the_values_of_a_file_follow_compat(tmp_path):
     folder = golden_dir("transformers", "cvt", "CvtModel__ln_eps_small")
     theirs = CvtConfig.from_pretrained(folder)
-    assert (theirs.compat, theirs.hidden_act, theirs.layer_norm_eps) == ("transformers", "gelu", 1e-5)
+    assert (theirs.compat, theirs.hidden_act, theirs.layer_norm_eps) == (
+        "transformers",
+        "gelu",
+        1e-5,
+    )
     authors = CvtConfig.from_pretrained(folder, compat="authors")
     assert (authors.hidden_act, authors.layer_norm_eps) == ("quick_gelu", 1e-5)
     assert CvtConfig.from_pretrained(folder, layer_norm_eps=1e-3).layer_norm_eps == 1e-3
@@ -69,12 +79,18 @@ def test_the_card_says_where_transformers_differs():
         ({"depth": [1, 2]}, "depth has 2 entries; expected 3, one per stage"),
         ({"embed_dim": 64}, "embed_dim=64; expected a list of widths"),
         ({"num_heads": [1, 5, 6]}, "stage 2: num_heads=5 does not divide embed_dim=192"),
-        ({"qkv_projection_method": ["dw_bn", "dw", "dw_bn"]}, "qkv_projection_method='dw'; expected one of 'dw_bn', 'avg', 'linear'"),
+        (
+            {"qkv_projection_method": ["dw_bn", "dw", "dw_bn"]},
+            "qkv_projection_method='dw'; expected one of 'dw_bn', 'avg', 'linear'",
+        ),
         ({"stride_q": [1, 2, 1]}, "stage 2: queries with kernel_qkv=3, padding_q=1, stride_q=2"),
         ({"padding_q": [0, 1, 1]}, "stage 1: queries with kernel_qkv=3, padding_q=0"),
         ({"drop_path_rate": [0.0, 0.0, 1.0]}, "stage 3: drop_path_rate=1.0"),
         ({"depth": [1, 0, 1]}, r"depth=\[1, 0, 1\]; expected at least 1"),
-        ({"out_features": ["stem"]}, "out_features has 'stem'; expected some of stage1, stage2, stage3"),
+        (
+            {"out_features": ["stem"]},
+            "out_features has 'stem'; expected some of stage1, stage2, stage3",
+        ),
     ],
 )
 def test_bad_configurations_say_what_is_wrong(values, message):
@@ -100,27 +116,46 @@ def test_the_base_model_reads_a_classifier_and_the_other_way_round(tmp_path):
     x = torch.randn(1, 3, 32, 48)
     assert torch.equal(base(x).cls_token_value, model.cvt(x).cls_token_value)
     base.save_pretrained(tmp_path / "base")
-    _, info = CvtForImageClassification.from_pretrained(tmp_path / "base", num_labels=7, output_loading_info=True)
-    assert sorted(info["missing_keys"]) == ["classifier.bias", "classifier.weight", "norm.bias", "norm.weight"]
+    _, info = CvtForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=7, output_loading_info=True
+    )
+    assert sorted(info["missing_keys"]) == [
+        "classifier.bias",
+        "classifier.weight",
+        "norm.bias",
+        "norm.weight",
+    ]
 
 
 @pytest.mark.parametrize("method", ["dw_bn", "avg"])
 def test_the_authors_files_are_written_and_read(tmp_path, method):
     torch.manual_seed(0)
-    config = CvtConfig(**SMALL, qkv_projection_method=[method] * 3, cls_token=[True] * 3, layer_norm_eps=1e-5)
+    config = CvtConfig(
+        **SMALL, qkv_projection_method=[method] * 3, cls_token=[True] * 3, layer_norm_eps=1e-5
+    )
     model = CvtForImageClassification(config).eval()
     save_pth(model, tmp_path / "model.pth")
     again = CvtForImageClassification.from_pretrained(tmp_path / "model.pth", config=config)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
-    theirs = torch.load(golden_dir("authors", "cvt", "cls_every_stage") / "model.pth", weights_only=True)
+    theirs = torch.load(
+        golden_dir("authors", "cvt", "cls_every_stage") / "model.pth", weights_only=True
+    )
     written = torch.load(tmp_path / "model.pth", weights_only=True)
-    assert {k for k in theirs if "conv_proj" not in k} == {k for k in written if "conv_proj" not in k}
+    assert {k for k in theirs if "conv_proj" not in k} == {
+        k for k in written if "conv_proj" not in k
+    }
     assert method == "avg" or list(theirs.keys() - written.keys()) == []
 
 
 def test_a_lone_file_in_the_published_arrangement_needs_no_configuration(tmp_path):
-    config = CvtConfig(embed_dim=[64, 128, 192], num_heads=[1, 2, 3], depth=[1, 2, 1], mlp_ratio=[4.0, 2.0, 4.0], num_labels=7)
+    config = CvtConfig(
+        embed_dim=[64, 128, 192],
+        num_heads=[1, 2, 3],
+        depth=[1, 2, 1],
+        mlp_ratio=[4.0, 2.0, 4.0],
+        num_labels=7,
+    )
     model = CvtForImageClassification(config).eval()
     save_pth(model, tmp_path / "model.pth")
     again = CvtForImageClassification.from_pretrained(tmp_path / "model.pth")
@@ -129,22 +164,38 @@ def test_a_lone_file_in_the_published_arrangement_needs_no_configuration(tmp_pat
         "layer_norm_eps", "drop_path_rate", "id2label", "label2id", "model_type"
     }  # fmt: skip
     assert again.config.layer_norm_eps == 1e-5
-    wrapped = {"model": {f"module.{k}": v for k, v in torch.load(tmp_path / "model.pth", weights_only=True).items()}, "epoch": 3}
+    wrapped = {
+        "model": {
+            f"module.{k}": v
+            for k, v in torch.load(tmp_path / "model.pth", weights_only=True).items()
+        },
+        "epoch": 3,
+    }
     torch.save(wrapped, tmp_path / "wrapped.pth")
-    assert_close(CvtForImageClassification.from_pretrained(tmp_path / "wrapped.pth").classifier.weight, model.classifier.weight)
+    assert_close(
+        CvtForImageClassification.from_pretrained(tmp_path / "wrapped.pth").classifier.weight,
+        model.classifier.weight,
+    )
 
 
 def test_files_that_do_not_fit_say_so(tmp_path):
     model = CvtForImageClassification(CvtConfig(**SMALL))
     save_pth(model, tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="stage 1 .8 wide, with convolutions before its queries. is not as published"):
+    with pytest.raises(
+        WeightsError,
+        match="stage 1 .8 wide, with convolutions before its queries. is not as published",
+    ):
         CvtForImageClassification.from_pretrained(tmp_path / "model.pth")
     torch.save({"layer1.0.conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"no CvT checkpoint of the authors: it holds layer1\.0\.conv\.weight"):
+    with pytest.raises(
+        WeightsError, match=r"no CvT checkpoint of the authors: it holds layer1\.0\.conv\.weight"
+    ):
         CvtForImageClassification.from_pretrained(tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("case", ["TFCvtForImageClassification__single_label", "TFCvtForImageClassification__no_cls"])
+@pytest.mark.parametrize(
+    "case", ["TFCvtForImageClassification__single_label", "TFCvtForImageClassification__no_cls"]
+)
 def test_torch_reads_the_files_of_the_tensorflow_classes(case):
     pytest.importorskip("h5py")
     folder = golden_dir("transformers", "tf", case)

@@ -1,4 +1,7 @@
-"""Exact attention: against a definition of one pair at a time, and the properties that the block-wise form must keep."""
+"""Exact attention.
+
+Against a definition of one pair at a time, and the properties that the block-wise form must keep.
+"""
 
 import math
 
@@ -9,13 +12,23 @@ from torch.nn import functional as F
 from conftest import assert_close
 from headstart.errors import InputError
 from headstart.models.yoso import exact
-from headstart.models.yoso.attention import exact_attention, exact_attention_plain, exact_weights, normalize_rows
+from headstart.models.yoso.attention import (
+    exact_attention,
+    exact_attention_plain,
+    exact_weights,
+    normalize_rows,
+)
 
 
 def tokens(*shape, seed=0, dtype=torch.float32):
-    """Random queries, keys and values; the heads of a text differ in size so that a swapped axis shows."""
+    """Random queries, keys and values.
+
+    The heads of a text differ in size so that a swapped axis shows.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+    return [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)
+    ]
 
 
 def one_pair_at_a_time(query, key, value, tau, mask):
@@ -25,7 +38,9 @@ def one_pair_at_a_time(query, key, value, tau, mask):
         row = [0.0] * len(value[0])
         for j, k in enumerate(key):
             if mask[i] and mask[j]:
-                cosine = sum(a * b for a, b in zip(q, k, strict=True)) / (math.hypot(*q) * math.hypot(*k))
+                cosine = sum(a * b for a, b in zip(q, k, strict=True)) / (
+                    math.hypot(*q) * math.hypot(*k)
+                )
                 weight = (1 - math.acos(max(-1.0, min(1.0, cosine))) / math.pi) ** tau
                 row = [r + weight * v for r, v in zip(row, value[j], strict=True)]
         length = math.hypot(*row) or 1.0
@@ -41,7 +56,13 @@ def test_is_the_definition(attention, tau):
     ours = attention(query, key, value, hash_code_len=tau, mask=mask)
     for b in range(2):
         for a in range(3):
-            expected = one_pair_at_a_time(query[b, a].tolist(), key[b, a].tolist(), value[b, a].tolist(), tau, mask[b].tolist())
+            expected = one_pair_at_a_time(
+                query[b, a].tolist(),
+                key[b, a].tolist(),
+                value[b, a].tolist(),
+                tau,
+                mask[b].tolist(),
+            )
             assert_close(ours[b, a], torch.tensor(expected), what=f"text {b}, head {a}")
 
 
@@ -59,8 +80,13 @@ def test_weights_give_the_attention():
     mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0], [1] * 7])
     weights = exact_weights(query, key, hash_code_len=4, mask=mask)
     assert weights.shape == (2, 3, 7, 7)
-    assert weights[0, :, 2].eq(0).all() and weights[0, :, :, 6].eq(0).all() and weights[1].gt(0).all()
-    assert_close(F.normalize(weights @ value, dim=-1), exact_attention(query, key, value, hash_code_len=4, mask=mask))
+    assert (
+        weights[0, :, 2].eq(0).all() and weights[0, :, :, 6].eq(0).all() and weights[1].gt(0).all()
+    )
+    assert_close(
+        F.normalize(weights @ value, dim=-1),
+        exact_attention(query, key, value, hash_code_len=4, mask=mask),
+    )
 
 
 @pytest.mark.parametrize("length", [1, 3, 129, 1100])
@@ -86,13 +112,18 @@ def test_float32_gradients_agree_with_float64():
     results = []
     for dtype in (torch.float32, torch.float64):
         inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
-        results.append(torch.autograd.grad(exact_attention(*inputs, hash_code_len=9), inputs, grad.to(dtype)))
+        results.append(
+            torch.autograd.grad(exact_attention(*inputs, hash_code_len=9), inputs, grad.to(dtype))
+        )
     for ours, wide in zip(*results, strict=True):
         assert_close(ours, wide, 1e-5)
 
 
 def test_gradient_is_the_documented_surrogate():
-    """tau / 2 * W stands for dW / d(q · k); the true derivative is larger everywhere and has a pole at 1."""
+    """tau / 2 * W stands for dW / d(q · k).
+
+    The true derivative is larger everywhere and has a pole at 1.
+    """
     cosine = torch.tensor([-0.9, 0.0, 0.5, 0.95], dtype=torch.float64)
     for c in cosine:
         query = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64, requires_grad=True)
@@ -139,7 +170,9 @@ def test_padding_changes_nothing():
     query, key, value = tokens(1, 2, 9, 8)
     alone = exact_attention(query[:, :, :6], key[:, :, :6], value[:, :, :6], hash_code_len=9)
     value[:, :, 6:] = float("nan")  # padding may hold anything
-    padded = exact_attention(query, key, value, hash_code_len=9, mask=torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0]]))
+    padded = exact_attention(
+        query, key, value, hash_code_len=9, mask=torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0]])
+    )
     assert_close(padded[:, :, :6], alone)
     assert padded[:, :, 6:].eq(0).all()
 
@@ -164,7 +197,9 @@ def test_autocast_keeps_full_precision_inside():
 
 def test_inputs_need_not_be_contiguous():
     query, key, value = (x.transpose(1, 2) for x in tokens(2, 7, 3, 5))
-    expected = exact_attention(query.contiguous(), key.contiguous(), value.contiguous(), hash_code_len=9)
+    expected = exact_attention(
+        query.contiguous(), key.contiguous(), value.contiguous(), hash_code_len=9
+    )
     assert_close(exact_attention(query, key, value, hash_code_len=9), expected)
 
 
@@ -193,8 +228,16 @@ def test_compiles_and_exports_whole():
 
 def test_operators_are_well_formed():
     query, key, value = tokens(2, 5, 4)
-    torch.library.opcheck(exact.exact_sum, (query.requires_grad_(), key, value, 3), test_utils=["test_schema", "test_faketensor"])
-    torch.library.opcheck(exact.exact_sum_backward, (value, query.detach(), key, value, 3), test_utils=["test_schema", "test_faketensor"])
+    torch.library.opcheck(
+        exact.exact_sum,
+        (query.requires_grad_(), key, value, 3),
+        test_utils=["test_schema", "test_faketensor"],
+    )
+    torch.library.opcheck(
+        exact.exact_sum_backward,
+        (value, query.detach(), key, value, 3),
+        test_utils=["test_schema", "test_faketensor"],
+    )
 
 
 def test_memory_is_linear_in_the_length(monkeypatch):
@@ -207,7 +250,16 @@ def test_memory_is_linear_in_the_length(monkeypatch):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor))])
+            largest = max(
+                [
+                    largest,
+                    *(
+                        x.numel()
+                        for x in torch.utils._pytree.tree_leaves(out)
+                        if isinstance(x, torch.Tensor)
+                    ),
+                ]
+            )
             return out
 
     monkeypatch.setattr(exact.cpu, "usable", lambda *tensors: False)

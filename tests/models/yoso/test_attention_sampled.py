@@ -1,4 +1,7 @@
-"""Sampled attention: hash codes, sums and gradients against recorded numbers, slow definitions and statistics."""
+"""Sampled attention.
+
+Hash codes, sums and gradients against recorded numbers, slow definitions and statistics.
+"""
 
 import math
 from functools import partial
@@ -13,9 +16,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import assert_close, golden_cases, golden_dir, read_json
 from headstart.errors import InputError
 from headstart.models.yoso import sampled as definition
-from headstart.models.yoso.attention import choose_num_hash, exact_attention, measure_num_hash, normalize_rows, sampled_attention
+from headstart.models.yoso.attention import (
+    choose_num_hash,
+    exact_attention,
+    measure_num_hash,
+    normalize_rows,
+    sampled_attention,
+)
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
-from headstart.models.yoso.hashing import dense_projections, draw_projections, hadamard, hash_codes, transform_size
+from headstart.models.yoso.hashing import (
+    dense_projections,
+    draw_projections,
+    hadamard,
+    hash_codes,
+    transform_size,
+)
 from headstart.models.yoso.sampled import sampled_rows, sampled_sum, sampled_sum_backward
 
 CASES = [name for name in golden_cases("yoso_lsh") if name.startswith(("fast_", "plain_"))]
@@ -23,12 +38,19 @@ CASES = [name for name in golden_cases("yoso_lsh") if name.startswith(("fast_", 
 
 def tokens(*shape, seed=0, dtype=torch.float32, number=3):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(number)]
+    return [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(number)
+    ]
 
 
 def golden(name):
     folder = golden_dir("yoso_lsh", name)
-    return read_json(folder / "meta.json"), load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+    return (
+        read_json(folder / "meta.json"),
+        load_file(folder / "inputs.safetensors"),
+        load_file(folder / "outputs.safetensors"),
+    )
 
 
 def hidden(x, mask):
@@ -40,7 +62,12 @@ def test_recorded_codes(name):
     meta, inputs, outputs = golden(name)
     projections = inputs["Dmat"] if "Dmat" in inputs else inputs["rmat"]
     for side in ("query", "key"):
-        codes = hash_codes(inputs[side], projections, hash_code_len=meta["hash_code_len"], num_hash=meta["num_hash"])
+        codes = hash_codes(
+            inputs[side],
+            projections,
+            hash_code_len=meta["hash_code_len"],
+            num_hash=meta["num_hash"],
+        )
         expected = outputs[f"{side}_hash_code"]
         if "Dmat" in inputs:  # the fast hash's codes of masked tokens were recorded as 0
             codes = codes * inputs[f"{side}_mask"][:, :, None]
@@ -58,10 +85,22 @@ def test_recorded_sums_and_gradients(name, lsh_backward):
     projections = inputs["Dmat"] if "Dmat" in inputs else inputs["rmat"]
     tensors = [inputs[side].requires_grad_() for side in ("query", "key", "value")]
     query, key, value = tensors
-    out = sampled_sum(query, key, hidden(value, inputs["key_mask"]), projections, meta["hash_code_len"], meta["num_hash"], lsh_backward)
+    out = sampled_sum(
+        query,
+        key,
+        hidden(value, inputs["key_mask"]),
+        projections,
+        meta["hash_code_len"],
+        meta["num_hash"],
+        lsh_backward,
+    )
     out = hidden(out, inputs["query_mask"])
     assert_close(out, outputs["cumulation"], what="sum")
-    for side, grad in zip(("query", "key", "value"), torch.autograd.grad(out, tensors, inputs["grad_output"]), strict=True):
+    for side, grad in zip(
+        ("query", "key", "value"),
+        torch.autograd.grad(out, tensors, inputs["grad_output"]),
+        strict=True,
+    ):
         assert_close(grad, outputs[f"{kind}.grad_{side}"], what=f"gradient of the {side}")
 
 
@@ -71,12 +110,20 @@ def test_recorded_expectation(name):
     if "yoso_e_output" not in outputs:
         assert not meta["normalised_inputs"]
         return
-    out = exact_sum(inputs["query"], inputs["key"], hidden(inputs["value"], inputs["key_mask"]), meta["hash_code_len"])
+    out = exact_sum(
+        inputs["query"],
+        inputs["key"],
+        hidden(inputs["value"], inputs["key_mask"]),
+        meta["hash_code_len"],
+    )
     assert_close(hidden(out, inputs["query_mask"]), outputs["yoso_e_output"])
 
 
 def codes_one_bit_at_a_time(x, projections, tau, num_hash):
-    """Codes of one head's tokens, by the Hadamard matrix's definition: entry (i, j) is -1 to the number of common bits of i and j."""
+    """Codes of one head's tokens, by the Hadamard matrix's definition.
+
+    Entry (i, j) is -1 to the number of common bits of i and j.
+    """
     out = []
     for token in x.tolist():
         if projections.is_floating_point():
@@ -88,19 +135,35 @@ def codes_one_bit_at_a_time(x, projections, tau, num_hash):
                 y = token + [0.0] * (size - len(token))
                 for step in range(3):
                     y = [a * s for a, s in zip(y, projections[step, part].tolist(), strict=True)]
-                    y = [sum(y[i] * (-1) ** (i & j).bit_count() for i in range(size)) for j in range(size)]
+                    y = [
+                        sum(y[i] * (-1) ** (i & j).bit_count() for i in range(size))
+                        for j in range(size)
+                    ]
                 values += y[: size // tau * tau]
-        out.append([sum((values[h * tau + b] > 0) << b for b in range(tau)) for h in range(num_hash)])
+        out.append(
+            [sum((values[h * tau + b] > 0) << b for b in range(tau)) for h in range(num_hash)]
+        )
     return torch.tensor(out)
 
 
 def sums_one_collision_at_a_time(q_codes, k_codes, query, key, value, grad, tau):
     """Sum and gradients of one head, pair by pair and hash by hash."""
     num_hash = q_codes.shape[1]
-    out, g_query, g_key, g_value = torch.zeros_like(grad), torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    out, g_query, g_key, g_value = (
+        torch.zeros_like(grad),
+        torch.zeros_like(query),
+        torch.zeros_like(key),
+        torch.zeros_like(value),
+    )
     for i in range(len(query)):
         for j in range(len(key)):
-            met = sum(int(a == b) for a, b in zip(q_codes[i].tolist(), k_codes[j].tolist(), strict=True)) / num_hash
+            met = (
+                sum(
+                    int(a == b)
+                    for a, b in zip(q_codes[i].tolist(), k_codes[j].tolist(), strict=True)
+                )
+                / num_hash
+            )
             out[i] += met * value[j]
             g_value[j] += met * grad[i]
             g_query[i] += tau / 2 * met * (grad[i] @ value[j]) * key[j]
@@ -110,29 +173,41 @@ def sums_one_collision_at_a_time(q_codes, k_codes, query, key, value, grad, tau)
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
-    "queries, keys, size, value_size, tau, num_hash", [(1, 1, 3, 2, 1, 1), (5, 9, 7, 4, 2, 5), (13, 6, 40, 3, 9, 8), (3, 4, 5, 6, 16, 3)]
+    "queries, keys, size, value_size, tau, num_hash",
+    [(1, 1, 3, 2, 1, 1), (5, 9, 7, 4, 2, 5), (13, 6, 40, 3, 9, 8), (3, 4, 5, 6, 16, 3)],
 )
 def test_is_the_definition(fast, queries, keys, size, value_size, tau, num_hash):
     rows = 2
     generator = torch.Generator().manual_seed(0)
     query, key, value, grad = (
-        torch.randn(rows, n, d, generator=generator) for n, d in [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
+        torch.randn(rows, n, d, generator=generator)
+        for n, d in [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
     )
     key[:, 0] = query[:, 0] * 3  # at least one collision in every hash
-    projections = draw_projections(rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, generator=generator)
+    projections = draw_projections(
+        rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, generator=generator
+    )
     out = sampled_sum(query, key, value, projections, tau, num_hash, True)
     grads = sampled_sum_backward(grad, query, key, value, projections, tau, num_hash)
     for n in range(rows):
-        q_codes, k_codes = (codes_one_bit_at_a_time(x[n], projections[n], tau, num_hash) for x in (query, key))
-        assert torch.equal(hash_codes(query, projections, hash_code_len=tau, num_hash=num_hash)[n].long(), q_codes)
-        expected = sums_one_collision_at_a_time(q_codes, k_codes, query[n], key[n], value[n], grad[n], tau)
+        q_codes, k_codes = (
+            codes_one_bit_at_a_time(x[n], projections[n], tau, num_hash) for x in (query, key)
+        )
+        assert torch.equal(
+            hash_codes(query, projections, hash_code_len=tau, num_hash=num_hash)[n].long(), q_codes
+        )
+        expected = sums_one_collision_at_a_time(
+            q_codes, k_codes, query[n], key[n], value[n], grad[n], tau
+        )
         for ours, slow in zip((out[n], *(g[n] for g in grads)), expected, strict=True):
             assert_close(ours, slow)
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 64])
 def test_hadamard_is_the_matrix_of_common_bits(size):
-    matrix = torch.tensor([[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)])
+    matrix = torch.tensor(
+        [[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
+    )
     x = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
     assert_close(hadamard(x), x @ matrix)
 
@@ -143,7 +218,9 @@ def test_fast_projections_are_orthogonal():
     assert_close(dense.mT @ dense, torch.eye(63).expand(2, 63, 63))
 
 
-@pytest.mark.parametrize("head_size, tau, expected", [(8, 9, 32), (33, 5, 64), (64, 9, 64), (65, 9, 128), (4, 16, 32)])
+@pytest.mark.parametrize(
+    "head_size, tau, expected", [(8, 9, 32), (33, 5, 64), (64, 9, 64), (65, 9, 128), (4, 16, 32)]
+)
 def test_transform_size(head_size, tau, expected):
     assert transform_size(head_size, tau) == expected
 
@@ -151,18 +228,27 @@ def test_transform_size(head_size, tau, expected):
 def test_a_seed_repeats_and_a_generator_moves_on():
     query, key, value = tokens(2, 2, 30, 8)
     options = {"hash_code_len": 4, "num_hash": 6}
-    first, again, other = (sampled_attention(query, key, value, seed=s, **options) for s in (3, 3, 4))
+    first, again, other = (
+        sampled_attention(query, key, value, seed=s, **options) for s in (3, 3, 4)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     generator = torch.Generator().manual_seed(3)
-    first, second = (sampled_attention(query, key, value, generator=generator, **options) for _ in range(2))
+    first, second = (
+        sampled_attention(query, key, value, generator=generator, **options) for _ in range(2)
+    )
     assert not torch.equal(first, second)
-    assert torch.equal(first, sampled_attention(query, key, value, generator=torch.Generator().manual_seed(3), **options))
+    assert torch.equal(
+        first,
+        sampled_attention(query, key, value, generator=torch.Generator().manual_seed(3), **options),
+    )
     torch.manual_seed(5)
     fresh = sampled_attention(query, key, value, **options)
     torch.manual_seed(5)
     assert torch.equal(fresh, sampled_attention(query, key, value, **options))
     projections = draw_projections(4, 8, seed=3, **options)
-    assert torch.equal(sampled_attention(query, key, value, projections=projections, **options), again)
+    assert torch.equal(
+        sampled_attention(query, key, value, projections=projections, **options), again
+    )
 
 
 def test_all_tokens_equal():
@@ -178,7 +264,9 @@ def test_all_tokens_equal():
 
 def test_one_token():
     query, _, value = tokens(1, 2, 1, 8)
-    assert_close(sampled_attention(query, query, value, hash_code_len=9, num_hash=5), normalize_rows(value))
+    assert_close(
+        sampled_attention(query, query, value, hash_code_len=9, num_hash=5), normalize_rows(value)
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 8), (1, 2, 0, 8)])
@@ -193,7 +281,9 @@ def test_no_texts_and_no_tokens(shape):
 
 @pytest.mark.parametrize("side", range(3))
 def test_what_is_not_a_number_stays_in_its_rows(side, monkeypatch):
-    """The kernel and the definition put a NaN query or key into the same bucket, and both pass a NaN value on to those that meet it."""
+    """The kernel and the definition put a NaN query or key into the same bucket, and both pass a
+    NaN value on to those that meet it.
+    """
     inputs = tokens(1, 1, 40, 8)
     inputs[side][0, 0, 7] = float("nan")
     out = sampled_attention(*inputs, hash_code_len=4, num_hash=5, seed=0)
@@ -246,7 +336,11 @@ def test_exact_backward_is_the_expectation_gradient():
 
 @pytest.mark.parametrize("clusters", [2, 1000])
 def test_time_and_memory_are_linear_in_the_length(clusters, monkeypatch):
-    """Of the definition in PyTorch: products and the largest tensor, four times the tokens, in few large buckets and in many small ones."""
+    """Of the definition in PyTorch.
+
+    Products and the largest tensor, four times the tokens, in few large buckets and in many small
+    ones.
+    """
     monkeypatch.setattr(definition.cpu, "usable", lambda *tensors: False)
 
     class Largest(TorchDispatchMode):
@@ -254,7 +348,12 @@ def test_time_and_memory_are_linear_in_the_length(clusters, monkeypatch):
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+            self.numbers = max(
+                [
+                    self.numbers,
+                    *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)),
+                ]
+            )
             return out
 
     def cost(length):
@@ -275,7 +374,9 @@ def test_value_gradient_is_a_true_gradient():
     query, key, value = tokens(2, 5, 4, dtype=torch.float64)
     projections = draw_projections(2, 4, hash_code_len=2, num_hash=3, seed=0)
     value.requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: sampled_sum(query, key, v, projections, 2, 3, True), (value,))
+    assert torch.autograd.gradcheck(
+        lambda v: sampled_sum(query, key, v, projections, 2, 3, True), (value,)
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
@@ -302,7 +403,9 @@ def test_autocast_keeps_full_precision_inside():
 def test_compiles_and_exports_whole(seed, fast):
     class Layer(torch.nn.Module):
         def forward(self, query, key, value):
-            return sampled_attention(query, key, value, hash_code_len=4, num_hash=6, use_fast_hash=fast, seed=seed)
+            return sampled_attention(
+                query, key, value, hash_code_len=4, num_hash=6, use_fast_hash=fast, seed=seed
+            )
 
     query, key, value = tokens(2, 2, 10, 8)
     compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
@@ -312,8 +415,13 @@ def test_compiles_and_exports_whole(seed, fast):
     assert out.shape == query.shape and query.grad.abs().sum() > 0
     if seed is not None:
         assert_close(out, Layer()(query, key, value))
-        open_sizes = {0: torch.export.Dim("texts", min=1, max=64), 2: torch.export.Dim("tokens", min=2, max=512)}
-        exported = torch.export.export(Layer(), (query.detach(), key, value), dynamic_shapes=(open_sizes,) * 3)
+        open_sizes = {
+            0: torch.export.Dim("texts", min=1, max=64),
+            2: torch.export.Dim("tokens", min=2, max=512),
+        }
+        exported = torch.export.export(
+            Layer(), (query.detach(), key, value), dynamic_shapes=(open_sizes,) * 3
+        )
         assert_close(exported.module()(query, key, value), out)
         others = tokens(5, 2, 23, 8)
         assert_close(exported.module()(*others), Layer()(*others))
@@ -322,11 +430,19 @@ def test_compiles_and_exports_whole(seed, fast):
 def test_operators_are_well_formed():
     query, key, value = tokens(2, 5, 4)
     for fast in (True, False):
-        projections = draw_projections(2, 4, hash_code_len=3, num_hash=2, use_fast_hash=fast, seed=0)
+        projections = draw_projections(
+            2, 4, hash_code_len=3, num_hash=2, use_fast_hash=fast, seed=0
+        )
         checks = ["test_schema", "test_faketensor"]
-        torch.library.opcheck(sampled_sum, (query, key, value, projections, 3, 2, True), test_utils=checks)
-        torch.library.opcheck(sampled_sum_backward, (value, query, key, value, projections, 3, 2), test_utils=checks)
-        torch.library.opcheck(sampled_rows, (query, key, value, projections, 3, 2), test_utils=checks)
+        torch.library.opcheck(
+            sampled_sum, (query, key, value, projections, 3, 2, True), test_utils=checks
+        )
+        torch.library.opcheck(
+            sampled_sum_backward, (value, query, key, value, projections, 3, 2), test_utils=checks
+        )
+        torch.library.opcheck(
+            sampled_rows, (query, key, value, projections, 3, 2), test_utils=checks
+        )
 
 
 def test_without_gradients_the_same():
@@ -334,29 +450,45 @@ def test_without_gradients_the_same():
     mask = torch.ones(2, 40)
     mask[1, 25:] = 0
     for given in (None, mask):
-        expected = sampled_attention(query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given)
+        expected = sampled_attention(
+            query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given
+        )
         with torch.no_grad():
-            assert_close(sampled_attention(query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given), expected)
+            assert_close(
+                sampled_attention(
+                    query, key, value, hash_code_len=5, num_hash=6, seed=0, mask=given
+                ),
+                expected,
+            )
 
 
 def mean_over_seeds(query, key, value, fast, tau, num_hash):
-    """The mean attention sum over `num_hash` independent hashes of unit vectors, and its standard error per pair of tokens."""
-    projections = draw_projections(1, query.shape[-1], hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=11)
+    """The mean attention sum over `num_hash` independent hashes of unit vectors, and its standard
+    error per pair of tokens.
+    """
+    projections = draw_projections(
+        1, query.shape[-1], hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=11
+    )
     return sampled_sum(query[None], key[None], value[None], projections, tau, num_hash, True)[0]
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_mean_converges_to_the_expectation(fast):
-    """With unit vectors as values the sum is the collision frequency of every pair, a binomial mean.
+    """With unit vectors as values the sum is the collision frequency of every pair, a binomial
+    mean.
 
-    Dense: all 144 frequencies lie within z of the expectation, where a right implementation fails with a chance of 1e-6
-    (two-sided, 144 comparisons: z = 5.8). Fast: the bias is known; it is low on average and by less than 0.01.
+    Dense: all 144 frequencies lie within z of the expectation, where a right implementation fails
+        with a chance of 1e-6
+    (two-sided, 144 comparisons: z = 5.8). Fast: the bias is known; it is low on average and by less
+    than 0.01.
     """
     tau, num_hash, size = 5, 40_000, 32
     query, key = (normalize_rows(x[0]) for x in tokens(1, 12, size, number=2))
     key = normalize_rows(key + query * torch.linspace(0, 3, 12)[:, None])  # near and far pairs
     frequency = mean_over_seeds(query, key, torch.eye(12), fast, tau, num_hash)
-    expected = exact_sum(query[None].double(), key[None].double(), torch.eye(12)[None].double(), tau)[0]
+    expected = exact_sum(
+        query[None].double(), key[None].double(), torch.eye(12)[None].double(), tau
+    )[0]
     error = (expected * (1 - expected) / num_hash).sqrt()
     if fast:
         assert -0.01 < (frequency - expected).mean() < -0.001
@@ -385,7 +517,11 @@ def clustered(tokens_in_text, seed=0, size=64):
     centres = torch.randn(2, 16, size, generator=generator)
     which = torch.randint(0, 16, (tokens_in_text,), generator=generator)
     noise = torch.randn(3, 1, 2, tokens_in_text, size, generator=generator)
-    return [centres[0, which] + 0.5 * noise[0], centres[0, which] + 0.5 * noise[1], centres[1, which] + noise[2]]
+    return [
+        centres[0, which] + 0.5 * noise[0],
+        centres[0, which] + 0.5 * noise[1],
+        centres[1, which] + noise[2],
+    ]
 
 
 @pytest.mark.parametrize("length", [200, 1000])
@@ -394,7 +530,10 @@ def test_chosen_number_of_hashes_meets_the_target(length, target):
     """Both ways of choosing land within a third of the error that was asked for."""
     query, key, value = clustered(length)
     expected = exact_attention(query, key, value, hash_code_len=9)
-    for num_hash in (choose_num_hash(target, length), measure_num_hash(target, query, key, value, hash_code_len=9)):
+    for num_hash in (
+        choose_num_hash(target, length),
+        measure_num_hash(target, query, key, value, hash_code_len=9),
+    ):
         out = sampled_attention(query, key, value, hash_code_len=9, num_hash=num_hash, seed=5)
         assert 0.67 * target < (out - expected).norm(dim=-1).mean().item() < 1.33 * target
 
@@ -413,10 +552,13 @@ def test_gradients_converge_to_the_surrogate():
     inputs = [normalize_rows(x) for x in tokens(1, 24, 16)]
     grad = tokens(1, 24, 16, seed=1)[0]
     inputs[1] = normalize_rows(inputs[1] + inputs[0])
-    projections = draw_projections(1, 16, hash_code_len=4, num_hash=5_000, use_fast_hash=False, seed=2)
+    projections = draw_projections(
+        1, 16, hash_code_len=4, num_hash=5_000, use_fast_hash=False, seed=2
+    )
     sampled = sampled_sum_backward(grad, *inputs, projections, 4, 5_000)
     for ours, expected in zip(sampled, exact_sum_backward(grad, *inputs, 4), strict=True):
-        assert ((ours - expected).norm() / expected.norm()).item() < 0.1  # about 1 / sqrt(5,000 * collisions) for each pair
+        # about 1 / sqrt(5,000 * collisions) for each pair
+        assert ((ours - expected).norm() / expected.norm()).item() < 0.1
 
 
 def test_refuses_what_does_not_fit():
@@ -428,7 +570,10 @@ def test_refuses_what_does_not_fit():
         ({"seed": 1, "generator": torch.Generator()}, "seed=1"),
         ({"seed": 1, "projections": torch.zeros(6, 5, 24)}, "give one of them"),
         ({"projections": torch.zeros(6, 5, 23)}, r"shape \(6, 5, 23\), expected \(6, 5, 24\)"),
-        ({"projections": torch.ones(6, 3, 2, 32, dtype=torch.int8)}, r"shape \(6, 3, 2, 32\), expected \(6, 3, 1, 32\)"),
+        (
+            {"projections": torch.ones(6, 3, 2, 32, dtype=torch.int8)},
+            r"shape \(6, 3, 2, 32\), expected \(6, 3, 1, 32\)",
+        ),
         ({"projections": torch.ones(6, 3, 1, 24, dtype=torch.int8)}, "power of two of at least 5"),
         ({"projections": torch.ones(6, 3, 1, 4, dtype=torch.int8)}, "power of two of at least 5"),
     ]:

@@ -1,4 +1,7 @@
-"""The compiled CPU kernel: every instruction set of this machine against the definitions in PyTorch, at odd sizes."""
+"""The compiled CPU kernel.
+
+Every instruction set of this machine against the definitions in PyTorch, at odd sizes.
+"""
 
 import ctypes
 import os
@@ -24,7 +27,8 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1, 1, 1),
     (2, 3, 7, 11, 5, 3, 2, 5),
     (1, 2, 100, 37, 64, 64, 9, 7),
-    (1, 2, 700, 600, 20, 33, 3, 6),  # few buckets, more than one block of tokens, more tokens than buckets
+    # few buckets, more than one block of tokens, more tokens than buckets
+    (1, 2, 700, 600, 20, 33, 3, 6),
     (2, 1, 50, 90, 130, 70, 16, 4),  # the longest codes, a transform of 256
     (1, 1, 300, 300, 32, 16, 8, 33),
     (1, 5, 33, 65, 17, 31, 5, 9),
@@ -41,7 +45,8 @@ def instruction_set(request, monkeypatch):
     if request.param not in available:
         pytest.skip(f"this machine has no {request.param}")
     monkeypatch.setattr(cpu, "instruction_sets", lambda: [request.param])
-    monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)  # as many threads as are asked for, even for small problems
+    # as many threads as are asked for, even for small problems
+    monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
     return request.param
 
 
@@ -55,18 +60,30 @@ def in_torch(function, *args):
 def problem(texts, heads, queries, keys, size, value_size, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
-    query, key, value, grad = (torch.randn(texts, heads, *shape, generator=generator).to(dtype) for shape in shapes)
+    query, key, value, grad = (
+        torch.randn(texts, heads, *shape, generator=generator).to(dtype) for shape in shapes
+    )
     shared = min(queries, keys)
     key[:, :, :shared] += 2 * query[:, :, :shared]  # so that codes of 16 bits meet, too
     return query, key, value, grad
 
 
 def clear_projections(tensors, rows, size, tau, num_hash, fast):
-    """Projections under which no bit of these tensors is within rounding of zero, where two right answers exist."""
+    """Projections under which no bit of these tensors is within rounding of zero, where two right
+    answers exist.
+    """
     for seed in range(1000):
-        projections = draw_projections(rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=seed)
-        wide = [hash_codes(x.flatten(0, 1).double(), projections, hash_code_len=tau, num_hash=num_hash) for x in tensors]
-        turned = [hash_codes(x.flatten(0, 1), projections, hash_code_len=tau, num_hash=num_hash) for x in tensors]
+        projections = draw_projections(
+            rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=seed
+        )
+        wide = [
+            hash_codes(x.flatten(0, 1).double(), projections, hash_code_len=tau, num_hash=num_hash)
+            for x in tensors
+        ]
+        turned = [
+            hash_codes(x.flatten(0, 1), projections, hash_code_len=tau, num_hash=num_hash)
+            for x in tensors
+        ]
         if all(torch.equal(a, b) for a, b in zip(wide, turned, strict=True)):
             return projections
     raise AssertionError("no clear projections found")
@@ -87,26 +104,44 @@ def test_sampled(instruction_set, number, fast):
     finally:
         torch.set_num_threads(before)
     expected = in_torch(sampled.sampled_sum, query, key, value, projections, tau, num_hash, True)
-    # A bit within rounding of zero may fall either way: a code of one token in one hash, in a few thousand.
-    differ = ((out - expected).abs() > 1e-5 * max(1.0, expected.abs().max())).flatten(0, -2).any(-1).float().mean().item()
+    # A bit within rounding of zero may fall either way: a code of one token in one hash, in a few
+    # thousand.
+    differ = (
+        ((out - expected).abs() > 1e-5 * max(1.0, expected.abs().max()))
+        .flatten(0, -2)
+        .any(-1)
+        .float()
+        .mean()
+        .item()
+    )
     assert differ <= 0.002, f"{differ:.2%} of the rows differ"
     if differ == 0:
         assert out.abs().sum() > 0
-        expected = in_torch(sampled.sampled_sum_backward, grad, query, key, value, projections, tau, num_hash)
+        expected = in_torch(
+            sampled.sampled_sum_backward, grad, query, key, value, projections, tau, num_hash
+        )
         for ours, plain in zip(grads, expected, strict=True):
             assert_close(ours, plain, 1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[4], (1, 1, 500, 300, 24, 8, 17, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[4], (1, 1, 500, 300, 24, 8, 17, 1)], ids=str
+)
 def test_exact(instruction_set, shape, threads):
     tau = shape[6]
     query, key, value, grad = problem(*shape[:6])
-    query, key = torch.nn.functional.normalize(query, dim=-1), torch.nn.functional.normalize(key, dim=-1)
+    query, key = (
+        torch.nn.functional.normalize(query, dim=-1),
+        torch.nn.functional.normalize(key, dim=-1),
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        results = [exact.exact_sum(query, key, value, tau), *exact.exact_sum_backward(grad, query, key, value, tau)]
+        results = [
+            exact.exact_sum(query, key, value, tau),
+            *exact.exact_sum_backward(grad, query, key, value, tau),
+        ]
     finally:
         torch.set_num_threads(before)
     wide = [x.double() for x in (query, key, value)]
@@ -126,14 +161,21 @@ def test_weight_of_one_similarity(instruction_set, cosine):
 
 
 def test_clustered_tokens_take_both_forms_of_a_bucket(instruction_set):
-    """A bucket of most tokens goes through matrices, small ones go pair by pair; both give the definition's gradients."""
+    """A bucket of most tokens goes through matrices, small ones go pair by pair.
+
+    Both give the definition's gradients.
+    """
     generator = torch.Generator().manual_seed(5)
     query = torch.randn(1, 2, 400, 16, generator=generator)
     query[:, :, :300] = query[:, :, :1] + 0.01 * query[:, :, :300]
     _, _, value, grad = problem(1, 2, 400, 400, 16, 16)
     projections = draw_projections(2, 16, hash_code_len=6, num_hash=5, seed=4)
     args = (grad, query, query.clone(), value, projections, 6, 5)
-    for ours, plain in zip(sampled.sampled_sum_backward(*args), in_torch(sampled.sampled_sum_backward, *args), strict=True):
+    for ours, plain in zip(
+        sampled.sampled_sum_backward(*args),
+        in_torch(sampled.sampled_sum_backward, *args),
+        strict=True,
+    ):
         assert_close(ours, plain, 1e-5)
 
 
@@ -143,8 +185,13 @@ def test_codes_are_the_definition(instruction_set, fast):
     size, tokens, tau, num_hash = 48, 200, 5, 1
     query, key, _, _ = problem(1, 1, tokens, tokens, size, 1)
     projections = clear_projections((query, key), 1, size, tau, num_hash, fast)
-    q_codes, k_codes = (hash_codes(x[0].double(), projections, hash_code_len=tau, num_hash=num_hash)[0, :, 0] for x in (query, key))
-    met = sampled.sampled_sum(query[0], key[0], torch.eye(tokens)[None], projections, tau, num_hash, True)[0]
+    q_codes, k_codes = (
+        hash_codes(x[0].double(), projections, hash_code_len=tau, num_hash=num_hash)[0, :, 0]
+        for x in (query, key)
+    )
+    met = sampled.sampled_sum(
+        query[0], key[0], torch.eye(tokens)[None], projections, tau, num_hash, True
+    )[0]
     assert torch.equal(met, (q_codes[:, None] == k_codes[None]).float())
 
 
@@ -161,7 +208,10 @@ def test_rows_of_length_one(instruction_set):
 
 
 def test_time_is_linear_however_tokens_cluster(instruction_set):
-    """Eight times the tokens in four buckets: about eight times the time, forward and backward; pair by pair it would be 64 times."""
+    """Eight times the tokens in four buckets: about eight times the time, forward and backward.
+
+    Pair by pair it would be 64 times.
+    """
 
     def seconds(tokens):
         generator = torch.Generator().manual_seed(0)
@@ -181,14 +231,22 @@ def test_time_is_linear_however_tokens_cluster(instruction_set):
 
 def test_strided_inputs_are_read_in_place(instruction_set):
     """(texts, tokens, heads, size) turned around, as a model has them."""
-    query, key, value, grad = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in problem(2, 3, 40, 40, 16, 16))
+    query, key, value, grad = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in problem(2, 3, 40, 40, 16, 16)
+    )
     projections = draw_projections(6, 16, hash_code_len=4, num_hash=8, seed=0)
     args = (query, key, value, projections, 4, 8)
     assert not query.is_contiguous() and cpu._rows(query).data_ptr() == query.data_ptr()
     assert_close(sampled.sampled_sum(*args, True), in_torch(sampled.sampled_sum, *args, True))
-    for ours, plain in zip(sampled.sampled_sum_backward(grad, *args), in_torch(sampled.sampled_sum_backward, grad, *args), strict=True):
+    for ours, plain in zip(
+        sampled.sampled_sum_backward(grad, *args),
+        in_torch(sampled.sampled_sum_backward, grad, *args),
+        strict=True,
+    ):
         assert_close(ours, plain)
-    assert_close(exact.exact_sum(query, key, value, 4), in_torch(exact.exact_sum, query, key, value, 4), 1e-4)
+    assert_close(
+        exact.exact_sum(query, key, value, 4), in_torch(exact.exact_sum, query, key, value, 4), 1e-4
+    )
 
 
 def test_waves_of_heads(instruction_set, monkeypatch):
@@ -248,8 +306,13 @@ print(peak(120_000) - before)
 
 
 def test_memory_is_linear_in_the_length():
-    """Forward and backward of 120,000 tokens: a kB a token, inputs and outputs included. A byte for each pair would be 14 GB."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
+    """Forward and backward of 120,000 tokens: a kB a token, inputs and outputs included.
+
+    A byte for each pair would be 14 GB.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True
+    )
     assert int(done.stdout) < 120_000
 
 
@@ -260,13 +323,22 @@ def test_double_precision_keeps_to_the_definition():
 
 
 def test_callers_defaults_change_nothing():
-    """The library writes float32 into what it is given, so its outputs may not follow PyTorch's default type or device."""
+    """The library writes float32 into what it is given, so its outputs may not follow PyTorch's
+    default type or device.
+    """
     query, key, value, grad = problem(1, 2, 10, 10, 8, 8)
     projections = draw_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
 
     def results():
-        forward, backward = cpu.sampled_forward(query, key, value, projections, 3, 4), cpu.exact_backward(grad, query, key, value, 3)
-        return [forward, *backward, sampled_attention(query, key, value, hash_code_len=3, num_hash=4, seed=0)]
+        forward, backward = (
+            cpu.sampled_forward(query, key, value, projections, 3, 4),
+            cpu.exact_backward(grad, query, key, value, 3),
+        )
+        return [
+            forward,
+            *backward,
+            sampled_attention(query, key, value, hash_code_len=3, num_hash=4, seed=0),
+        ]
 
     expected = results()
     torch.set_default_dtype(torch.float64)
@@ -291,8 +363,13 @@ def test_one_warning_without_the_library(monkeypatch, tmp_path):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            out = [sampled_attention(query, key, value, hash_code_len=3, num_hash=4, seed=0) for _ in range(2)]
-        assert [str(w.message)[:55] for w in caught] == ["YOSO's compiled CPU kernel cannot be loaded (" + str(tmp_path)[:10]]
+            out = [
+                sampled_attention(query, key, value, hash_code_len=3, num_hash=4, seed=0)
+                for _ in range(2)
+            ]
+        assert [str(w.message)[:55] for w in caught] == [
+            "YOSO's compiled CPU kernel cannot be loaded (" + str(tmp_path)[:10]
+        ]
     finally:
         monkeypatch.undo()
         cpu.library.cache_clear()
@@ -303,7 +380,9 @@ def test_one_warning_without_the_library(monkeypatch, tmp_path):
 def test_wrong_sizes_never_reach_the_library():
     query, key, value, _ = problem(1, 2, 10, 10, 8, 8)
     projections = draw_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
-    with pytest.raises(InputError, match=r"key has shape \(1, 2, 10, 7\), expected \(1, 2, 10, 8\)"):
+    with pytest.raises(
+        InputError, match=r"key has shape \(1, 2, 10, 7\), expected \(1, 2, 10, 8\)"
+    ):
         cpu.sampled_forward(query, key[..., :7], value, projections, 3, 4)
     with pytest.raises(InputError, match=r"key has shape \(1, 2, 9, 8\)"):
         cpu.exact_forward(query, key[:, :, :9], value, 3)
@@ -335,5 +414,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_process_does_not_wait_for_threads_that_are_gone():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "0"

@@ -1,6 +1,8 @@
-"""The Triton kernels against the definitions in PyTorch: on a GPU where there is one, otherwise on the CPU through Triton's interpreter.
+"""The Triton kernels against the definitions in PyTorch: on a GPU where there is one, otherwise on
+the CPU through Triton's interpreter.
 
-The interpreter is chosen when Triton is first imported, so those tests run in a process of their own.
+The interpreter is chosen when Triton is first imported, so those tests run in a process of their
+own.
 """
 
 import importlib.util
@@ -22,9 +24,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton, where TensorFlow is not)"
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed (pip install triton, where TensorFlow is not)",
 )
-runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="no GPU, and not under TRITON_INTERPRET=1")
+runs_kernels = pytest.mark.skipif(
+    not INTERPRETED and DEVICE == "cpu", reason="no GPU, and not under TRITON_INTERPRET=1"
+)
 
 
 @needs_triton
@@ -33,40 +38,60 @@ runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="n
 def test_through_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", __file__, "-W", "ignore"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
 
 
 SIGNATURES = {  # kernel: types of its tensors and numbers in order, and its constants
-    "codes_kernel": ("*fp32 *fp32 *i32 i32 i32 i32 i32 i32", {"tau": 9, "BLOCK_TOKENS": 64, "BLOCK_SIZE": gpu.WIDEST, "BLOCK_HASHES": 16}),
-    "count_kernel": ("*i32 *i32 i32 i32 i32", {"BLOCK_TOKENS": 512, "BLOCK_BUCKETS": 128, "STEP": 64}),
+    "codes_kernel": (
+        "*fp32 *fp32 *i32 i32 i32 i32 i32 i32",
+        {"tau": 9, "BLOCK_TOKENS": 64, "BLOCK_SIZE": gpu.WIDEST, "BLOCK_HASHES": 16},
+    ),
+    "count_kernel": (
+        "*i32 *i32 i32 i32 i32",
+        {"BLOCK_TOKENS": 512, "BLOCK_BUCKETS": 128, "STEP": 64},
+    ),
     "order_kernel": ("*i32 *i32 *i32 i32 i32 i32", {"BLOCK_TOKENS": 512, "STEP": 32}),
-    "bucket_sums_kernel": ("*fp32 *i32 *i32 *fp32 i32 i32 i32 i32", {"BLOCK_ROWS": 16, "BLOCK_SIZE": gpu.WIDEST}),
-    "gather_kernel": ("*fp32 *i32 *fp32 i32 i32 i32 i32 fp32", {"BLOCK_TOKENS": 32, "BLOCK_SIZE": gpu.WIDEST}),
+    "bucket_sums_kernel": (
+        "*fp32 *i32 *i32 *fp32 i32 i32 i32 i32",
+        {"BLOCK_ROWS": 16, "BLOCK_SIZE": gpu.WIDEST},
+    ),
+    "gather_kernel": (
+        "*fp32 *i32 *fp32 i32 i32 i32 i32 fp32",
+        {"BLOCK_TOKENS": 32, "BLOCK_SIZE": gpu.WIDEST},
+    ),
     "through_buckets_kernel": (
         "*fp32 *fp32 *fp32 *fp32 *i32 *i32 *i32 *i32 i32 i32 i32 i32 i32 i32 i32 fp32",
         {"BLOCK_ROWS": 16, "BLOCK_DOT": gpu.WIDEST, "BLOCK_OUT": gpu.WIDEST},
     ),
 }
 BINARY = {"cuda": "cubin", "hip": "hsaco"}
-SHARED_MEMORY = {"cuda": 99 * 1024, "hip": 64 * 1024}  # of one program, on the smallest GPUs since sm_80 and gfx90a
+# of one program, on the smallest GPUs since sm_80 and gfx90a
+SHARED_MEMORY = {"cuda": 99 * 1024, "hip": 64 * 1024}
 
 
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("backend, arch, warp", [("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)])
+@pytest.mark.parametrize(
+    "backend, arch, warp", [("cuda", 90, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)]
+)
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_compiles_for_nvidia_and_amd(name, backend, arch, warp, tmp_path, monkeypatch):
-    """No GPU is needed to see that every kernel becomes machine code, and how much shared memory it needs for the widest heads."""
+    """No GPU is needed to see that every kernel becomes machine code, and how much shared memory it
+    needs for the widest heads.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
 
     from headstart.models.yoso.kernels import gpu_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # what it is by default; unset, Triton 3.9 warns
+    # what it is by default; unset, Triton 3.9 warns
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     kernel, (types, constants) = getattr(gpu_kernels, name), SIGNATURES[name]
     names = [argument for argument in kernel.arg_names if argument not in constants]
     signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
@@ -97,8 +122,12 @@ def test_grids_are_ones_that_cuda_launches(tokens, tau, monkeypatch):
 
 def test_what_goes_to_the_kernels(monkeypatch):
     monkeypatch.setattr(gpu, "has_triton", lambda: True)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without memory, so that no GPU is needed
-        widths = {size: gpu.usable(torch.empty(2, 7, size, device="cuda")) for size in (0, 1, gpu.WIDEST, gpu.WIDEST + 1)}
+    # tensors without memory, so that no GPU is needed
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        widths = {
+            size: gpu.usable(torch.empty(2, 7, size, device="cuda"))
+            for size in (0, 1, gpu.WIDEST, gpu.WIDEST + 1)
+        }
         assert widths == {0: False, 1: True, gpu.WIDEST: True, gpu.WIDEST + 1: False}
         assert not gpu.usable(torch.empty(2, 7, 8, device="cuda", dtype=torch.float64))
     assert not gpu.usable(torch.empty(2, 7, 8))
@@ -107,7 +136,9 @@ def test_what_goes_to_the_kernels(monkeypatch):
 def problem(heads, queries, keys, size, value_size, near=2.0):
     generator = torch.Generator().manual_seed(0)
     shapes = [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
-    query, key, value, grad = (torch.randn(heads, *shape, generator=generator).to(DEVICE) for shape in shapes)
+    query, key, value, grad = (
+        torch.randn(heads, *shape, generator=generator).to(DEVICE) for shape in shapes
+    )
     shared = min(queries, keys)
     key[:, :shared] += near * query[:, :shared]
     return query, key, value, grad
@@ -115,24 +146,39 @@ def problem(heads, queries, keys, size, value_size, near=2.0):
 
 def definition(function, *args):
     """The same in float64, for which there is no kernel."""
-    return function(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args))
+    return function(
+        *(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args)
+    )
 
 
 @needs_triton
 @runs_kernels
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1, 1, 1), (2, 21, 13, 5, 3, 2, 3), (1, 70, 90, 20, 17, 4, 5), (1, 600, 530, 8, 8, 3, 2)], ids=str
+    "shape",
+    [
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 21, 13, 5, 3, 2, 3),
+        (1, 70, 90, 20, 17, 4, 5),
+        (1, 600, 530, 8, 8, 3, 2),
+    ],
+    ids=str,
 )
 def test_forward_and_backward(shape, fast):
     heads, queries, keys, size, value_size, tau, num_hash = shape
     query, key, value, grad = problem(heads, queries, keys, size, value_size)
-    projections = draw_projections(heads, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=1, device=DEVICE)
+    projections = draw_projections(
+        heads, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=1, device=DEVICE
+    )
     args = (query, key, value, projections, tau, num_hash)
     out = gpu.sampled_forward(*args)
     assert out.abs().sum() > 0
     assert_close(out, definition(sampled.sampled_sum, *args, True))
-    for ours, plain in zip(gpu.sampled_backward(grad, *args), definition(sampled.sampled_sum_backward, grad, *args), strict=True):
+    for ours, plain in zip(
+        gpu.sampled_backward(grad, *args),
+        definition(sampled.sampled_sum_backward, grad, *args),
+        strict=True,
+    ):
         assert_close(ours, plain)
 
 
@@ -143,7 +189,9 @@ def test_clustered_tokens_take_both_forms_of_a_bucket():
     query[:, :100] = query[:, :1] + 0.01 * query[:, :100]
     projections = draw_projections(1, 6, hash_code_len=3, num_hash=2, seed=0, device=DEVICE)
     args = (grad, query, query.clone(), value, projections, 3, 2)
-    for ours, plain in zip(gpu.sampled_backward(*args), definition(sampled.sampled_sum_backward, *args), strict=True):
+    for ours, plain in zip(
+        gpu.sampled_backward(*args), definition(sampled.sampled_sum_backward, *args), strict=True
+    ):
         assert_close(ours, plain)
 
 
@@ -156,7 +204,9 @@ def test_groups_of_heads_and_hashes(monkeypatch):
     args = (query, key, value, projections, 3, 3)
     at_once = [gpu.sampled_forward(*args), *gpu.sampled_backward(grad, *args)]
     monkeypatch.setattr(gpu, "_GROUP_BYTES", 1)
-    for ours, expected in zip([gpu.sampled_forward(*args), *gpu.sampled_backward(grad, *args)], at_once, strict=True):
+    for ours, expected in zip(
+        [gpu.sampled_forward(*args), *gpu.sampled_backward(grad, *args)], at_once, strict=True
+    ):
         assert_close(ours, expected, 1e-6)
 
 
@@ -165,22 +215,34 @@ def test_groups_of_heads_and_hashes(monkeypatch):
 @pytest.mark.parametrize("tau", [3, 8])
 def test_codes_and_order(tau):
     query, _, _, _ = problem(2, 75, 75, 20, 1)
-    projections = draw_projections(2, 20, hash_code_len=tau, num_hash=5, use_fast_hash=False, seed=0, device=DEVICE)
+    projections = draw_projections(
+        2, 20, hash_code_len=tau, num_hash=5, use_fast_hash=False, seed=0, device=DEVICE
+    )
     side = gpu._side(query, projections, 1, 3, 5, tau)
-    expected = hash_codes(query.double(), projections, hash_code_len=tau, num_hash=5)[:, :, 1:4].transpose(1, 2)
+    expected = hash_codes(query.double(), projections, hash_code_len=tau, num_hash=5)[
+        :, :, 1:4
+    ].transpose(1, 2)
     assert torch.equal(side.codes, expected.contiguous())
     assert torch.equal(side.order.long(), expected.sort(dim=-1, stable=True).indices)
-    assert torch.equal(side.starts[:, :, -1], torch.full((2, 3), 75, dtype=torch.int32, device=DEVICE))
+    assert torch.equal(
+        side.starts[:, :, -1], torch.full((2, 3), 75, dtype=torch.int32, device=DEVICE)
+    )
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gpu_agrees_with_cpu(dtype):
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 4, 3000, 64, generator=generator).to(dtype) for _ in range(3))
+    query, key, value = (
+        torch.randn(2, 4, 3000, 64, generator=generator).to(dtype) for _ in range(3)
+    )
     options = {"hash_code_len": 9, "num_hash": 32, "seed": 0}
     with torch.no_grad():
         ours = sampled_attention(query.cuda(), key.cuda(), value.cuda(), **options).float().cpu()
         expected = sampled_attention(query, key, value, **options).float()
-    agree = ((ours - expected).abs().amax(-1) < (1e-3 if dtype == torch.float32 else 3e-2)).float().mean()
+    agree = (
+        ((ours - expected).abs().amax(-1) < (1e-3 if dtype == torch.float32 else 3e-2))
+        .float()
+        .mean()
+    )
     assert agree > 0.98  # a bit within rounding of zero may fall either way

@@ -1,4 +1,6 @@
-"""YOSO's tokenizer against transformers' recorded answers, live against transformers where it is installed, and its own promises."""
+"""YOSO's tokenizer against transformers' recorded answers, live against transformers where it is
+installed, and its own promises.
+"""
 
 import importlib.util
 import json
@@ -17,7 +19,9 @@ from headstart.models.yoso.config import YosoConfig
 from tokenizer_cases import CALLS, FOLDER, PAIRS, TEXTS, answers, fuzzed
 
 CASES = json.loads((FOLDER / "cases.json").read_text())
-needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +46,20 @@ def test_equal_to_transformers_on_random_texts(vocabulary):
     folder = FOLDER if vocabulary == "small" else data_dir("tokenizer", "roberta-base")
     ours = YosoTokenizer.from_pretrained(folder)
     # transformers 4 lets the mask take the space before it by itself, 5 only where a file says so.
-    values = {"clean_up_tokenization_spaces": False, "mask_token": AddedToken("<mask>", lstrip=True, special=True)}
-    plain, spaced = (RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=s, **values) for s in (False, True))
+    values = {
+        "clean_up_tokenization_spaces": False,
+        "mask_token": AddedToken("<mask>", lstrip=True, special=True),
+    }
+    plain, spaced = (
+        RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=s, **values)
+        for s in (False, True)
+    )
     texts, rng = fuzzed(400), random.Random(1)
     flags = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
     for text in texts:
-        assert answers(ours, {"text": text, **flags}) == answers(plain, {"text": text, **flags}), repr(text)
+        assert answers(ours, {"text": text, **flags}) == answers(plain, {"text": text, **flags}), (
+            repr(text)
+        )
         words = text.split(" ")
         split = {"text": words, "is_split_into_words": True, **flags}
         assert answers(ours, split) == answers(spaced, split), words
@@ -60,7 +72,9 @@ def test_equal_to_transformers_on_random_texts(vocabulary):
         assert answers(ours, call) == answers(plain, call), call
     for call in CALLS:
         theirs = spaced if call.get("is_split_into_words") else plain
-        assert json.dumps(answers(ours, call), sort_keys=True) == json.dumps(answers(theirs, call), sort_keys=True), call
+        assert json.dumps(answers(ours, call), sort_keys=True) == json.dumps(
+            answers(theirs, call), sort_keys=True
+        ), call
 
 
 @pytest.mark.peers
@@ -71,7 +85,9 @@ def test_transformers_reads_what_we_save(small, tmp_path):
     small.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(YosoConfig().to_dict()))
     theirs = TheirAutoTokenizer.from_pretrained(tmp_path)
-    assert [theirs(text)["input_ids"] for text in TEXTS] == [small(text)["input_ids"] for text in TEXTS]
+    assert [theirs(text)["input_ids"] for text in TEXTS] == [
+        small(text)["input_ids"] for text in TEXTS
+    ]
     assert theirs.mask_token_id == small.mask_token_id
 
 
@@ -79,7 +95,12 @@ def test_roberta_vocabulary():
     tokenizer = AutoTokenizer.from_pretrained(data_dir("tokenizer", "roberta-base"))
     assert len(tokenizer) == tokenizer.vocab_size == 50265 and tokenizer.model_max_length == 512
     assert tokenizer("Hello world!")["input_ids"] == [0, 31414, 232, 328, 2]
-    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (0, 1, 2, 50264)
+    assert (
+        tokenizer.bos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.mask_token_id,
+    ) == (0, 1, 2, 50264)
     # The page's example, word for word: it prints [MASK], which the vocabulary does not have.
     inputs = tokenizer("The capital of France is [MASK].", return_tensors="pt")
     mask_token_index = (inputs.input_ids == tokenizer.mask_token_id)[0].nonzero(as_tuple=True)[0]
@@ -96,7 +117,10 @@ def test_mask_alias_keeps_offsets_and_can_be_turned_off(small):
     first, last = out.offset_mapping[at]
     assert text[first:last].strip() == "[MASK]"
     literal = YosoTokenizer.from_pretrained(FOLDER, mask_alias=None)
-    assert small.mask_token_id not in literal(text).input_ids and literal.decode(literal(text).input_ids, True) == text
+    assert (
+        small.mask_token_id not in literal(text).input_ids
+        and literal.decode(literal(text).input_ids, True) == text
+    )
 
 
 @pytest.mark.parametrize("text", fuzzed(60, seed=3))
@@ -123,12 +147,20 @@ def test_offsets_and_words_of_characters(small):
 @pytest.mark.parametrize("kind", [None, "np", "pt"])
 def test_tensors(small, kind):
     out = small(["a cat", "a cat sat down"], padding=True, return_tensors=kind)
-    assert type(out.input_ids).__module__.split(".")[0] == {None: "builtins", "np": "numpy", "pt": "torch"}[kind]
+    assert (
+        type(out.input_ids).__module__.split(".")[0]
+        == {None: "builtins", "np": "numpy", "pt": "torch"}[kind]
+    )
     if kind:
-        assert out["input_ids"].shape == out.attention_mask.shape and out.attention_mask[0].sum() < out.attention_mask[1].sum()
+        assert (
+            out["input_ids"].shape == out.attention_mask.shape
+            and out.attention_mask[0].sum() < out.attention_mask[1].sum()
+        )
         assert str(out.input_ids.dtype).endswith("int64")
     if kind == "pt":
-        assert out.to("meta").input_ids.device.type == "meta" and out.to("cpu").word_ids(1)[0] is None
+        assert (
+            out.to("meta").input_ids.device.type == "meta" and out.to("cpu").word_ids(1)[0] is None
+        )
 
 
 def test_left_padding_and_pad(small):
@@ -141,21 +173,32 @@ def test_left_padding_and_pad(small):
     for given in (rows, {"input_ids": [r["input_ids"] for r in rows]}):
         batch = small.pad(given, return_tensors="np", pad_to_multiple_of=4)
         assert batch.input_ids.shape[1] % 4 == 0
-        assert np.array_equal(batch.attention_mask, (batch.input_ids != small.pad_token_id).astype(int))
+        assert np.array_equal(
+            batch.attention_mask, (batch.input_ids != small.pad_token_id).astype(int)
+        )
     assert small.pad(rows[0], padding="max_length", max_length=9).input_ids[-1] == 1
 
 
 def test_tokens_and_numbers(small):
     tokens = small.tokenize("To Sherlock<mask>")
     ids = small.convert_tokens_to_ids(tokens)
-    assert small.convert_ids_to_tokens(ids) == tokens and ids == small.encode("To Sherlock<mask>", add_special_tokens=False)
+    assert small.convert_ids_to_tokens(ids) == tokens and ids == small.encode(
+        "To Sherlock<mask>", add_special_tokens=False
+    )
     assert small.convert_tokens_to_string(tokens).strip() == "To Sherlock<mask>"
     assert small.convert_tokens_to_ids("no such token") == small.unk_token_id == 3
-    assert small.convert_ids_to_tokens([0, 5, 2], skip_special_tokens=True) == small.convert_ids_to_tokens([5])
+    assert small.convert_ids_to_tokens(
+        [0, 5, 2], skip_special_tokens=True
+    ) == small.convert_ids_to_tokens([5])
     assert small.all_special_ids == [0, 1, 2, 3, 4]
     assert small.num_special_tokens_to_add() == 2 and small.num_special_tokens_to_add(True) == 4
-    assert small.batch_decode(torch.tensor([[0, 5, 2]]), skip_special_tokens=True) == [small.decode([5])]
-    assert small.decode(small("a , b 's c .").input_ids, True, clean_up_tokenization_spaces=True) == "a, b's c."
+    assert small.batch_decode(torch.tensor([[0, 5, 2]]), skip_special_tokens=True) == [
+        small.decode([5])
+    ]
+    assert (
+        small.decode(small("a , b 's c .").input_ids, True, clean_up_tokenization_spaces=True)
+        == "a, b's c."
+    )
     assert small.get_vocab()["<mask>"] == 4 and small.special_tokens_map["mask_token"] == "<mask>"
 
 
@@ -171,9 +214,17 @@ def test_added_tokens(tmp_path):
     assert len(again) == before + 2 and again.tokenize("xheadstarty") == ["x", "headstart", "y"]
 
 
-@pytest.mark.parametrize("kept", [("tokenizer.json", "tokenizer_config.json"), ("vocab.json", "merges.txt", "special_tokens_map.json")])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        ("tokenizer.json", "tokenizer_config.json"),
+        ("vocab.json", "merges.txt", "special_tokens_map.json"),
+    ],
+)
 def test_saved_files_are_enough(kept, tmp_path):
-    first = YosoTokenizer.from_pretrained(FOLDER, model_max_length=4096, add_prefix_space="tokenizer.json" in kept)
+    first = YosoTokenizer.from_pretrained(
+        FOLDER, model_max_length=4096, add_prefix_space="tokenizer.json" in kept
+    )
     first.save_pretrained(tmp_path)
     for path in list(tmp_path.iterdir()):
         if path.name not in kept:
@@ -186,7 +237,10 @@ def test_saved_files_are_enough(kept, tmp_path):
 
 def test_pickle_and_threads(small):
     again = pickle.loads(pickle.dumps(small))
-    calls = [{"text": text, "truncation": True, "max_length": 4 + i % 9} for i, text in enumerate(TEXTS * 5)]
+    calls = [
+        {"text": text, "truncation": True, "max_length": 4 + i % 9}
+        for i, text in enumerate(TEXTS * 5)
+    ]
     expected = [small(**call)["input_ids"] for call in calls]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda call: again(**call)["input_ids"], calls)) == expected
@@ -210,7 +264,15 @@ def test_pairs_in_one_list(small):
         ({"text": "a", "truncation": "first"}, "truncation='first'"),
         ({"text": "a", "truncation": True, "max_length": 2}, "leaves room for 0"),
         ({"text": "a", "truncation": True, "max_length": 8, "stride": 6}, "stride=6"),
-        ({"text": "a b c d e f g", "text_pair": "b", "truncation": "only_second", "max_length": 9}, "raise max_length"),
+        (
+            {
+                "text": "a b c d e f g",
+                "text_pair": "b",
+                "truncation": "only_second",
+                "max_length": 9,
+            },
+            "raise max_length",
+        ),
         ({"text": "a", "truncation": "only_second", "max_length": 9}, "no second texts"),
         ({"text": "a", "return_tensors": "mx"}, "return_tensors='mx'"),
     ],

@@ -56,13 +56,25 @@ def ids(*shape, seed=0):
 
 @pytest.mark.parametrize("case", golden_cases("transformers", "yoso"))
 def test_transformers_numbers(case):
-    check_case("yoso", case, skip=("attentions",), tuples=False)  # recorded are context vectors, not weights
+    # recorded are context vectors, not weights
+    check_case("yoso", case, skip=("attentions",), tuples=False)
 
 
 def test_tuples_are_in_the_documented_order():
-    out = small(YosoForMaskedLM)(ids(2, 5), labels=ids(2, 5), output_hidden_states=True, output_attentions=True, return_dict=False)
+    out = small(YosoForMaskedLM)(
+        ids(2, 5),
+        labels=ids(2, 5),
+        output_hidden_states=True,
+        output_attentions=True,
+        return_dict=False,
+    )
     loss, logits, hidden, weights = out
-    assert loss.ndim == 0 and logits.shape == (2, 5, 61) and len(hidden) == 3 and [w.shape for w in weights] == [(2, 3, 5, 5)] * 2
+    assert (
+        loss.ndim == 0
+        and logits.shape == (2, 5, 61)
+        and len(hidden) == 3
+        and [w.shape for w in weights] == [(2, 3, 5, 5)] * 2
+    )
     last, hidden = small()(ids(2, 5), output_hidden_states=True, return_dict=False)
     assert last is hidden[-1]
 
@@ -78,11 +90,16 @@ def authors_case(case, cls, file="model.model", **values):
 
 
 def check_authors_gradients(model, grads):
-    found = {key.removeprefix("yoso."): p.grad for key, p in model.named_parameters() if p.grad is not None}
+    found = {
+        key.removeprefix("yoso."): p.grad
+        for key, p in model.named_parameters()
+        if p.grad is not None
+    }
     theirs = AUTHORS.to_theirs(found)
     for name, value in grads.items():
         ours = theirs[_released(name)]
-        if name.endswith("word_embeddings.weight"):  # padding's own vector is not trained here, as in transformers; nothing reads it
+        # padding's own vector is not trained here, as in transformers; nothing reads it
+        if name.endswith("word_embeddings.weight"):
             ours, value = (torch.cat([g[:1], g[2:]]) for g in (ours, value))
         assert_close(ours, value, 1e-4, f"gradient of {name}")
 
@@ -105,7 +122,10 @@ def test_authors_numbers(case, file):
 def test_authors_question_answering():
     model, inputs, outputs, grads = authors_case("qa", YosoForQuestionAnswering)
     out = model(
-        inputs["input_ids"], inputs["sentence_mask"], start_positions=inputs["start_positions"], end_positions=inputs["end_positions"]
+        inputs["input_ids"],
+        inputs["sentence_mask"],
+        start_positions=inputs["start_positions"],
+        end_positions=inputs["end_positions"],
     )
     keep = inputs["sentence_mask"] == 1
     assert_close(out.start_logits[keep], outputs["start_logits"][keep])
@@ -116,8 +136,11 @@ def test_authors_question_answering():
 
 
 def test_authors_text_classification():
-    model, inputs, outputs, grads = authors_case("seqcls", YosoForSequenceClassification, num_labels=3)
-    out = model(inputs["input_ids"], labels=inputs["labels"])  # the authors' own call passes no mask on
+    model, inputs, outputs, grads = authors_case(
+        "seqcls", YosoForSequenceClassification, num_labels=3
+    )
+    # the authors' own call passes no mask on
+    out = model(inputs["input_ids"], labels=inputs["labels"])
     assert_close(out.logits, outputs["sent_scores"])
     assert_close(out.loss, outputs["loss"])
     out.loss.backward()
@@ -131,12 +154,16 @@ def test_authors_network_with_segments():
     assert_close(out.logits.gather(1, places), outputs["mlm_scores"])
 
 
-@pytest.mark.parametrize("case", [case for case in golden_cases("yoso_lsh") if case.startswith("model_")])
+@pytest.mark.parametrize(
+    "case", [case for case in golden_cases("yoso_lsh") if case.startswith("model_")]
+)
 def test_sampled_numbers(case):
     folder = golden_dir("yoso_lsh", case)
     model = YosoForSequenceClassification.from_pretrained(folder, compat="transformers")
     model.train("train" in case)
-    inputs, outputs, grads = (load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs", "grads"))
+    inputs, outputs, grads = (
+        load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs", "grads")
+    )
     projections = [inputs.pop(f"Dmat.{i}") for i in range(2)]
     sampled = networks.sampled_attention
 
@@ -149,7 +176,9 @@ def test_sampled_numbers(case):
     assert_close(out.loss, outputs["loss"], 1e-5)
     if model.training:
         out.loss.backward()
-        published = model.name_table(model.config).to_theirs({n: p.grad for n, p in model.named_parameters()})
+        published = model.name_table(model.config).to_theirs(
+            {n: p.grad for n, p in model.named_parameters()}
+        )
         for name, value in grads.items():
             if value.abs().max() < 1e3:
                 assert_close(published[name], value, 1e-4, name)
@@ -172,7 +201,12 @@ def test_padding_changes_nothing(cls, conv_window):
         alone = model(batch[i : i + 1, ..., :length])
         for key, value in alone.items():
             ours = out[key][i : i + 1]
-            assert_close(ours[:, :length] if ours.shape != value.shape else ours, value, 1e-5, f"{cls.__name__} {key}")
+            assert_close(
+                ours[:, :length] if ours.shape != value.shape else ours,
+                value,
+                1e-5,
+                f"{cls.__name__} {key}",
+            )
 
 
 @pytest.mark.parametrize("cls", HEADS[1:])
@@ -183,11 +217,18 @@ def test_every_parameter_gets_a_gradient(cls):
         YosoForSequenceClassification: {"labels": torch.tensor([0, 1])},
         YosoForMultipleChoice: {"labels": torch.tensor([1, 0])},
         YosoForTokenClassification: {"labels": torch.tensor([[0, 1, -100, 1, 0, 1, 1, -100]] * 2)},
-        YosoForQuestionAnswering: {"start_positions": torch.tensor([1, 40]), "end_positions": torch.tensor([3, 2])},
+        YosoForQuestionAnswering: {
+            "start_positions": torch.tensor([1, 40]),
+            "end_positions": torch.tensor([3, 2]),
+        },
     }[cls]
     x = ids(2, 3, 8) if cls is YosoForMultipleChoice else ids(2, 8)
     model(x, **labels).loss.backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    missing = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
     assert not missing
 
 
@@ -234,7 +275,11 @@ def test_head_mask_takes_heads_out():
     only_last = torch.stack([torch.zeros(3), torch.ones(3)])
     out = model(x, head_mask=only_last, output_hidden_states=True).hidden_states
     block = model.blocks[0]
-    assert_close(out[1], block.norm_2((y := block.norm_1(out[0] + block.attention.proj.bias)) + block.mlp(y)), 1e-6)
+    assert_close(
+        out[1],
+        block.norm_2((y := block.norm_1(out[0] + block.attention.proj.bias)) + block.mlp(y)),
+        1e-6,
+    )
 
 
 def test_hash_seed_repeats_evaluation_only():
@@ -259,17 +304,27 @@ def test_hash_error_chooses_the_hashes(monkeypatch):
     model = small(use_expectation=False, hash_error=0.2, num_hash=1).eval()
     used = []
     inner = networks.sampled_attention
-    monkeypatch.setattr(networks, "sampled_attention", lambda *x, **options: used.append(options["num_hash"]) or inner(*x, **options))
+    monkeypatch.setattr(
+        networks,
+        "sampled_attention",
+        lambda *x, **options: used.append(options["num_hash"]) or inner(*x, **options),
+    )
     for length in (9, 30):
         model(ids(1, length))
     layers = model.config.num_hidden_layers
-    assert used == [choose_num_hash(0.2, 9)] * layers + [choose_num_hash(0.2, 30)] * layers and used[0] > used[-1]
+    assert (
+        used == [choose_num_hash(0.2, 9)] * layers + [choose_num_hash(0.2, 30)] * layers
+        and used[0] > used[-1]
+    )
     with pytest.raises(ConfigError, match="hash_error"):
         YosoConfig(hash_error=0.0)
 
 
 def test_short_texts_stay_exact_where_we_choose(monkeypatch):
-    """Who asks for sampling gets it at any length; `read_long_texts` samples from the length on where that pays."""
+    """Who asks for sampling gets it at any length.
+
+    `read_long_texts` samples from the length on where that pays.
+    """
     monkeypatch.setattr(networks, "SAMPLING_PAYS_FROM", 8)
     model = small(num_hash=2)
     exact = [model(ids(1, length)).last_hidden_state for length in (7, 8)]
@@ -296,13 +351,18 @@ def test_relative_positions_are_none_and_said_so(caplog):
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(model(x[:, order]).last_hidden_state, model(x).last_hidden_state[:, order], 1e-5)
     absolute = small()
-    assert not torch.allclose(absolute(x[:, order]).last_hidden_state, absolute(x).last_hidden_state[:, order], atol=1e-2)
+    assert not torch.allclose(
+        absolute(x[:, order]).last_hidden_state, absolute(x).last_hidden_state[:, order], atol=1e-2
+    )
 
 
 def test_position_ids_are_rows_of_the_table():
     model = small()
     x = ids(2, 6)
-    assert_close(model(x, position_ids=torch.arange(2, 8)[None]).last_hidden_state, model(x).last_hidden_state)
+    assert_close(
+        model(x, position_ids=torch.arange(2, 8)[None]).last_hidden_state,
+        model(x).last_hidden_state,
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -322,7 +382,9 @@ def test_resize_token_embeddings(tied):
 
 
 def test_gradient_checkpointing_changes_nothing():
-    model = small(YosoForMaskedLM, hidden_dropout_prob=0.0, use_expectation=False, num_hash=4).train()
+    model = small(
+        YosoForMaskedLM, hidden_dropout_prob=0.0, use_expectation=False, num_hash=4
+    ).train()
     x = ids(2, 6)
     results = []
     for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
@@ -343,15 +405,27 @@ def test_losses_without_labels_are_zero():
 
 
 RAISES = SHARED / "golden" / "transformers" / "RAISES.json"
-REJECTED = [case for case in read_json(RAISES) if case["class"].startswith("Yoso")] if RAISES.exists() else []
-MESSAGES = {"conv_even": "conv_window=4", "both_inputs": "both given", "no_inputs": "neither given", "too_long": "41 tokens"}
+REJECTED = (
+    [case for case in read_json(RAISES) if case["class"].startswith("Yoso")]
+    if RAISES.exists()
+    else []
+)
+MESSAGES = {
+    "conv_even": "conv_window=4",
+    "both_inputs": "both given",
+    "no_inputs": "neither given",
+    "too_long": "41 tokens",
+}
 
 
 @pytest.mark.parametrize("case", REJECTED, ids=lambda case: case["case"])
 def test_what_transformers_rejects(case):
     def call():
         model = getattr(headstart, case["class"])(YosoConfig(**case["config"])).eval()
-        inputs = {k: torch.zeros(s, dtype=torch.long if k == "input_ids" else torch.float) for k, s in case["input_shapes"].items()}
+        inputs = {
+            k: torch.zeros(s, dtype=torch.long if k == "input_ids" else torch.float)
+            for k, s in case["input_shapes"].items()
+        }
         return model(**inputs)
 
     if case["case"] == "sampling_cpu":  # works here
@@ -366,10 +440,19 @@ def test_what_transformers_rejects(case):
     [
         (lambda m: m(torch.tensor([[3, 61]])), "input_ids go from 3 to 61; expected 0 to 60"),
         (lambda m: m(torch.tensor([3, 4])), "input_ids has shape (2,)"),
-        (lambda m: m(ids(2, 5), torch.ones(2, 4)), "attention_mask has shape (2, 4); expected (2, 5)"),
+        (
+            lambda m: m(ids(2, 5), torch.ones(2, 4)),
+            "attention_mask has shape (2, 4); expected (2, 5)",
+        ),
         (lambda m: m(ids(2, 5), head_mask=torch.ones(4)), "head_mask has shape (4,)"),
-        (lambda m: m(inputs_embeds=torch.zeros(2, 5, 7)), "inputs_embeds has shape (2, 5, 7); expected (texts, tokens, 24)"),
-        (lambda m: m(ids(2, 5), token_type_ids=torch.full((2, 5), 2)), "token_type_ids go from 2 to 2; expected 0 to 1"),
+        (
+            lambda m: m(inputs_embeds=torch.zeros(2, 5, 7)),
+            "inputs_embeds has shape (2, 5, 7); expected (texts, tokens, 24)",
+        ),
+        (
+            lambda m: m(ids(2, 5), token_type_ids=torch.full((2, 5), 2)),
+            "token_type_ids go from 2 to 2; expected 0 to 1",
+        ),
         (lambda m: m(ids(2, 5), position_ids=torch.full((2, 5), 32)), "position_ids go from 32"),
     ],
 )
@@ -400,7 +483,12 @@ def test_published_parameters():
     config = YosoConfig(**PUBLISHED["yoso-4096"].config)
     with torch.device("meta"):
         model = YosoForMaskedLM(config)
-    assert model.num_parameters() == PUBLISHED["yoso-4096"].parameters == count_parameters(config) == 127_449_945
+    assert (
+        model.num_parameters()
+        == PUBLISHED["yoso-4096"].parameters
+        == count_parameters(config)
+        == 127_449_945
+    )
 
 
 def test_half_precision_and_compile():

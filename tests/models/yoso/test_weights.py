@@ -22,7 +22,13 @@ from headstart import (
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.yoso.weights import save_authors
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 40}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
 IDS = torch.tensor([[0, 7, 33, 60, 2]])
 
 
@@ -30,12 +36,17 @@ def model(cls=YosoForMaskedLM, **values):
     return cls(YosoConfig(**({"vocab_size": 61} | SIZES | values))).eval()
 
 
-@pytest.mark.parametrize("case", [c for c in golden_cases("transformers", "yoso") if c.startswith("YosoFor")])
+@pytest.mark.parametrize(
+    "case", [c for c in golden_cases("transformers", "yoso") if c.startswith("YosoFor")]
+)
 def test_saved_names_are_the_published_ones(case, tmp_path):
     folder = golden_dir("transformers", "yoso", case)
     cls = getattr(headstart, case.split("__")[0])
     cls.from_pretrained(folder).save_pretrained(tmp_path)
-    theirs, ours = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    theirs, ours = (
+        load_file(folder / "model.safetensors"),
+        load_file(tmp_path / "model.safetensors"),
+    )
     if "untied" in case:  # transformers 5 wants the decoder's bias by its own name too
         theirs["cls.predictions.decoder.bias"] = theirs["cls.predictions.bias"]
     assert set(theirs) == set(ours)
@@ -46,7 +57,13 @@ def test_saved_names_are_the_published_ones(case, tmp_path):
             assert written[key] == value, key
 
 
-NETWORKS = [YosoModel, YosoForMaskedLM, YosoForMultipleChoice, YosoForSequenceClassification, YosoForQuestionAnswering]
+NETWORKS = [
+    YosoModel,
+    YosoForMaskedLM,
+    YosoForMultipleChoice,
+    YosoForSequenceClassification,
+    YosoForQuestionAnswering,
+]
 
 
 @pytest.mark.parametrize("cls", NETWORKS)
@@ -61,7 +78,9 @@ def test_round_trip_is_exact(cls, tmp_path):
 
 
 def test_of_two_biases_the_decoders_counts(tmp_path):
-    """Files of transformers 5 without tied embeddings hold both, and its network adds the decoder's."""
+    """Files of transformers 5 without tied embeddings hold both, and its network adds the
+    decoder's.
+    """
     first = model(tie_word_embeddings=False)
     first.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -71,13 +90,21 @@ def test_of_two_biases_the_decoders_counts(tmp_path):
     again = YosoForMaskedLM.from_pretrained(tmp_path)
     assert torch.equal(again.head.bias, torch.arange(61.0))
     del tensors["cls.predictions.decoder.bias"]  # as version 4 writes it
-    save_file(tensors | {"cls.predictions.bias": torch.ones(61)}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        tensors | {"cls.predictions.bias": torch.ones(61)},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     assert torch.equal(YosoForMaskedLM.from_pretrained(tmp_path).head.bias, torch.ones(61))
 
 
 def test_places_follow_the_version_that_wrote_the_file():
     """transformers 4 drops them under "relative_key"; 5 adds them whatever the value says."""
-    for version, kind in (("4.57.6", "relative_key"), ("5.0.0", "absolute"), ("5.23.0", "absolute")):
+    for version, kind in (
+        ("4.57.6", "relative_key"),
+        ("5.0.0", "absolute"),
+        ("5.23.0", "absolute"),
+    ):
         values = {"position_embedding_type": "relative_key", "transformers_version": version}
         assert YosoConfig.from_file_values(values, "folder").position_embedding_type == kind
 
@@ -95,30 +122,56 @@ def test_hub_folder_holds_bin_alone(tmp_path):
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     again = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert_close(again(IDS).logits, first(IDS).logits, 0.0)
-    assert_close(YosoModel.from_pretrained(tmp_path)(IDS).last_hidden_state, first.yoso(IDS).last_hidden_state, 0.0)
+    assert_close(
+        YosoModel.from_pretrained(tmp_path)(IDS).last_hidden_state,
+        first.yoso(IDS).last_hidden_state,
+        0.0,
+    )
 
 
 def test_new_head_is_said(tmp_path, caplog):
     model(YosoModel).save_pretrained(tmp_path)
-    new, info = YosoForSequenceClassification.from_pretrained(tmp_path, num_labels=3, output_loading_info=True)
+    new, info = YosoForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
     assert new.classifier.proj.weight.shape == (3, 32) and new.classifier.proj.weight.std() > 0
-    assert sorted(info["missing_keys"]) == [f"classifier.{name}.{leaf}" for name in ("dense", "proj") for leaf in ("bias", "weight")]
+    assert sorted(info["missing_keys"]) == [
+        f"classifier.{name}.{leaf}" for name in ("dense", "proj") for leaf in ("bias", "weight")
+    ]
     assert "drawn at random" in caplog.text
 
 
 def test_compat_is_resolved_into_plain_values(tmp_path):
-    values = YosoConfig(**SIZES).to_dict() | {"transformers_version": "4.57.6", "hidden_act": "relu"}
+    values = YosoConfig(**SIZES).to_dict() | {
+        "transformers_version": "4.57.6",
+        "hidden_act": "relu",
+    }
     for key in ("attend_padding", "head_act", "ignore_head_mask", "compat"):
         values.pop(key)
     (tmp_path / "config.json").write_text(json.dumps(values))
     theirs = AutoConfig.from_pretrained(tmp_path)
-    assert (theirs.compat, theirs.attend_padding, theirs.head_act, theirs.ignore_head_mask) == ("transformers", True, "relu", True)
+    assert (theirs.compat, theirs.attend_padding, theirs.head_act, theirs.ignore_head_mask) == (
+        "transformers",
+        True,
+        "relu",
+        True,
+    )
     assert theirs.layer_norm_eps == 1e-12
     authors = YosoConfig.from_pretrained(tmp_path, compat="authors")
-    assert (authors.attend_padding, authors.head_act, authors.ignore_head_mask, authors.layer_norm_eps) == (False, "tanh", False, 1e-5)
+    assert (
+        authors.attend_padding,
+        authors.head_act,
+        authors.ignore_head_mask,
+        authors.layer_norm_eps,
+    ) == (False, "tanh", False, 1e-5)
     published = YosoConfig.from_file_values(values, "uw-madison/yoso-4096")
     assert published.compat == "authors" and not published.attend_padding
-    assert YosoConfig.from_file_values(values | {"layer_norm_eps": 1e-3}, "uw-madison/yoso-4096").layer_norm_eps == 1e-3
+    assert (
+        YosoConfig.from_file_values(
+            values | {"layer_norm_eps": 1e-3}, "uw-madison/yoso-4096"
+        ).layer_norm_eps
+        == 1e-3
+    )
     assert not theirs.differences() and len(authors.differences()) == 3
 
 
@@ -127,10 +180,14 @@ def test_authors_files_both_ways(released, tmp_path):
     first = model(conv_window=3, layer_norm_eps=1e-5)
     save_authors(first, tmp_path / "a.model", released)
     keys = set(torch.load(tmp_path / "a.model", weights_only=True)["model_state_dict"])
-    recorded = golden_dir("authors", "yoso", "mlm_conv_nomask") / ("model_released_names.model" if released else "model.model")
+    recorded = golden_dir("authors", "yoso", "mlm_conv_nomask") / (
+        "model_released_names.model" if released else "model.model"
+    )
     assert keys == set(torch.load(recorded, weights_only=True)["model_state_dict"])
     again = YosoForMaskedLM.from_pretrained(tmp_path / "a.model")
-    assert again.config.to_dict() | {"_name_or_path": ""} == first.config.to_dict() | {"_name_or_path": ""}
+    assert again.config.to_dict() | {"_name_or_path": ""} == first.config.to_dict() | {
+        "_name_or_path": ""
+    }
     assert_close(again(IDS).logits, first(IDS).logits, 0.0)
 
 

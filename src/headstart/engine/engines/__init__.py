@@ -16,7 +16,8 @@ from headstart.errors import ConfigError, MissingExtraError
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
-# Engine → (package it needs, extra that brings it, precisions it can compute in, kinds of devices it runs on; none for all)
+# Engine → (package it needs, extra that brings it, precisions it can compute in, kinds of devices
+# it runs on; none for all)
 ENGINES: dict[str, tuple[str, str, tuple[Precision, ...], tuple[str, ...]]] = {
     "torch": ("torch", "", ("float32", "bfloat16"), ()),
     "openvino": ("openvino", "openvino", PRECISIONS, ("cpu",)),
@@ -75,7 +76,9 @@ class Engine(Protocol):
     def build(self, job: Job) -> Runner:
         """Makes a network ready."""
 
-    def load(self, folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> Runner:
+    def load(
+        self, folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any
+    ) -> Runner:
         """What `Runner.save` wrote; `model()` gives the network in PyTorch."""
 
 
@@ -100,7 +103,10 @@ def engine(name: str) -> Engine:
 
 
 def runs_on(name: str, device: str) -> bool:
-    """Whether an engine that is installed can run on a kind of device; ONNX Runtime is built for CUDA in a package of its own."""
+    """Whether an engine that is installed can run on a kind of device.
+
+    ONNX Runtime is built for CUDA in a package of its own.
+    """
     if name == "onnxruntime" and device == "cuda":
         import onnxruntime as ort
 
@@ -119,14 +125,25 @@ def candidates(name: str | None, precision: Precision, device: str = "cpu") -> l
     if name is not None:
         engine(name)
         if precision not in ENGINES[name][2]:
-            raise ConfigError(f"the {name} engine has no {precision}; it has {', '.join(ENGINES[name][2])}")
+            raise ConfigError(
+                f"the {name} engine has no {precision}; it has {', '.join(ENGINES[name][2])}"
+            )
         if not runs_on(name, device):
             more = "; CUDA needs the package onnxruntime-gpu" if name == "onnxruntime" else ""
-            raise ConfigError(f"the {name} engine here does not run on {device}, where the model is; move it, or leave engine out{more}")
+            raise ConfigError(
+                f"the {name} engine here does not run on {device}, where the model is; move it, or"
+                f" leave engine out{more}"
+            )
         return [name]
-    usable = [each for each in ENGINES if each not in SLOW_TO_BUILD and precision in ENGINES[each][2]]
+    usable = [
+        each for each in ENGINES if each not in SLOW_TO_BUILD and precision in ENGINES[each][2]
+    ]
     found = [each for each in usable if installed(each) and runs_on(each, device)]
     if not found:
-        more = "install one with: pip install 'headstart[openvino]'" if device == "cpu" else "try bfloat16, or move the model to the CPU"
+        more = (
+            "install one with: pip install 'headstart[openvino]'"
+            if device == "cpu"
+            else "try bfloat16, or move the model to the CPU"
+        )
         raise ConfigError(f"no installed engine computes in {precision} on {device}; {more}")
     return found

@@ -1,4 +1,7 @@
-"""PyTorch's compiler as an engine: the folded network as machine code in a file, made once and loaded without compiling."""
+"""PyTorch's compiler as an engine.
+
+The folded network as machine code in a file, made once and loaded without compiling.
+"""
 
 import copy
 import platform
@@ -48,7 +51,11 @@ class InductorRunner:
 
 def here() -> dict[str, str]:
     """This PyTorch and this processor."""
-    return {"torch": torch.__version__, "machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def build(job: Job) -> InductorRunner:
@@ -61,25 +68,39 @@ def build(job: Job) -> InductorRunner:
     dtype = DTYPES[job.precision]
     example = {name: x.to(dtype) if x.is_floating_point() else x for name, x in job.example.items()}
     if dtype is not torch.float32:
-        network = copy.deepcopy(network).to(dtype)  # the weights that it shares with the original stay as they are
+        # the weights that it shares with the original stay as they are
+        network = copy.deepcopy(network).to(dtype)
     scratch = tempfile.mkdtemp()
     with quiet(), torch.no_grad():
         program = export_program(network, job.signature, example, job.dynamic)
         try:
             path = torch._inductor.aoti_compile_and_package(
-                program, package_path=str(Path(scratch) / PACKAGE), inductor_configs={"freezing": True}
+                program,
+                package_path=str(Path(scratch) / PACKAGE),
+                inductor_configs={"freezing": True},
             )
         except torch._inductor.exc.InductorError as error:
-            raise ConfigError(f"PyTorch's compiler failed: {str(error).strip().splitlines()[0]}") from error
-    runner = InductorRunner(Path(str(path)), job.precision, next(iter(job.example.values())).device, job.threads)
+            raise ConfigError(
+                f"PyTorch's compiler failed: {str(error).strip().splitlines()[0]}"
+            ) from error
+    runner = InductorRunner(
+        Path(str(path)), job.precision, next(iter(job.example.values())).device, job.threads
+    )
     weakref.finalize(runner, shutil.rmtree, scratch, True)
     return runner
 
 
-def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> Any:
+def load(
+    folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any
+) -> Any:
     """A saved package; on another machine or PyTorch, the folded network without compiling."""
     if facts.get("made_for") != here():
         return load_folded(folder, signature, facts, threads, model)
     if not (folder / PACKAGE).is_file():
         raise FileFormatError(f"{folder} has no {PACKAGE}; optimise the model again")
-    return InductorRunner(folder / PACKAGE, str(facts["precision"]), torch.device(str(facts.get("device", "cpu"))), threads)
+    return InductorRunner(
+        folder / PACKAGE,
+        str(facts["precision"]),
+        torch.device(str(facts.get("device", "cpu"))),
+        threads,
+    )

@@ -1,4 +1,7 @@
-"""ONNX Runtime as an engine: the folded network exported to ONNX, in float32 or int8, on a CPU or through CUDA."""
+"""ONNX Runtime as an engine.
+
+The folded network exported to ONNX, in float32 or int8, on a CPU or through CUDA.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,28 +19,49 @@ from headstart.errors import ConfigError, FileFormatError
 
 MODEL = "onnxruntime.onnx"
 STATE = ort.capi.onnxruntime_pybind11_state
-FAILURES = (STATE.Fail, STATE.InvalidArgument, STATE.InvalidGraph, STATE.NotImplemented, STATE.RuntimeException, STATE.EPFail)
+FAILURES = (
+    STATE.Fail,
+    STATE.InvalidArgument,
+    STATE.InvalidGraph,
+    STATE.NotImplemented,
+    STATE.RuntimeException,
+    STATE.EPFail,
+)
 
 
 class OnnxRunner:
     """A session over a graph that is kept as bytes."""
 
-    def __init__(self, graph: bytes, signature: Signature, threads: int, device: torch.device) -> None:
+    def __init__(
+        self, graph: bytes, signature: Signature, threads: int, device: torch.device
+    ) -> None:
         self.graph, self.signature, self.device = graph, signature, device
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        cuda = [("CUDAExecutionProvider", {"device_id": device.index or 0})] if device.type == "cuda" else []
+        cuda = (
+            [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+            if device.type == "cuda"
+            else []
+        )
         try:
-            self.session = ort.InferenceSession(graph, options, providers=[*cuda, "CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                graph, options, providers=[*cuda, "CPUExecutionProvider"]
+            )
         except FAILURES as error:
             raise ConfigError(f"ONNX Runtime does not take the graph: {error}") from error
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of inputs; on a GPU by way of the CPU's memory."""
-        feed = {name: x.detach().cpu().contiguous().numpy() for name, x in zip(self.signature.inputs, inputs, strict=True)}
+        feed = {
+            name: x.detach().cpu().contiguous().numpy()
+            for name, x in zip(self.signature.inputs, inputs, strict=True)
+        }
         try:
-            return [torch.from_numpy(out).to(self.device) for out in self.session.run(list(self.signature.outputs), feed)]
+            return [
+                torch.from_numpy(out).to(self.device)
+                for out in self.session.run(list(self.signature.outputs), feed)
+            ]
         except FAILURES as error:
             raise ConfigError(f"ONNX Runtime failed: {error}") from error
 
@@ -58,11 +82,20 @@ def build(job: Job) -> OnnxRunner:
             from headstart.engine.quantise import quantise_onnx
 
             quantise_onnx(path, job)
-        return OnnxRunner(path.read_bytes(), job.signature, job.threads, next(iter(job.example.values())).device)
+        return OnnxRunner(
+            path.read_bytes(), job.signature, job.threads, next(iter(job.example.values())).device
+        )
 
 
-def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> OnnxRunner:
+def load(
+    folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any
+) -> OnnxRunner:
     """A saved graph."""
     if not (folder / MODEL).is_file():
         raise FileFormatError(f"{folder} has no {MODEL}; optimise the model again")
-    return OnnxRunner((folder / MODEL).read_bytes(), signature, threads, torch.device(str(facts.get("device", "cpu"))))
+    return OnnxRunner(
+        (folder / MODEL).read_bytes(),
+        signature,
+        threads,
+        torch.device(str(facts.get("device", "cpu"))),
+    )

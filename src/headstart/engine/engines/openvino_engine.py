@@ -1,4 +1,7 @@
-"""OpenVINO as an engine: the folded network traced, converted and compiled for this CPU, in float32, bfloat16 or int8."""
+"""OpenVINO as an engine.
+
+The folded network traced, converted and compiled for this CPU, in float32, bfloat16 or int8.
+"""
 
 import io
 import os
@@ -37,24 +40,45 @@ def convert(job: Job) -> ov.Model:
     else:
         model = portable(job.model, signature)
         with warnings.catch_warnings(), torch.no_grad():
-            # Tracing warns of every size it meets; that sizes were not frozen is checked by calling the result with others.
+            # Tracing warns of every size it meets; that sizes were not frozen is checked by calling
+            # the result with others.
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(Program(model, signature.inputs).eval(), inputs, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(
+                Program(model, signature.inputs).eval(), inputs, check_trace=False, strict=False
+            )  # type: ignore[no-untyped-call]
             graph = ov.convert_model(traced, example_input=inputs)
     for port, name in zip(graph.inputs, signature.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(graph.outputs, signature.outputs, strict=True):
         port.get_tensor().set_names({name})
     shapes = zip(signature.inputs, signature.shapes, strict=True)
-    graph.reshape({name: ov.PartialShape([-1 if n is None else n for n in shape]) for name, shape in shapes})
+    graph.reshape(
+        {name: ov.PartialShape([-1 if n is None else n for n in shape]) for name, shape in shapes}
+    )
     return graph
 
 
 class OpenVinoRunner:
-    """A compiled graph; the shapes of the example have a program of their own, others share one that takes any."""
+    """A compiled graph.
 
-    def __init__(self, graph: ov.Model | None, signature: Signature, precision: str, threads: int, path: Path | None = None) -> None:
-        self.graph, self.path, self.signature, self.precision, self.threads = graph, path, signature, precision, threads
+    The shapes of the example have a program of their own, others share one that takes any.
+    """
+
+    def __init__(
+        self,
+        graph: ov.Model | None,
+        signature: Signature,
+        precision: str,
+        threads: int,
+        path: Path | None = None,
+    ) -> None:
+        self.graph, self.path, self.signature, self.precision, self.threads = (
+            graph,
+            path,
+            signature,
+            precision,
+            threads,
+        )
         self.streams, self.device = 1, torch.device("cpu")
         self.hint = HINTS[precision]  # int8 finds out what its rest may be in
         self.int8_share: float | None = None  # of the products; known where it was made
@@ -88,12 +112,20 @@ class OpenVinoRunner:
                 graph = self.source()
                 if fixed and graph.is_dynamic():
                     graph = graph.clone()
-                    graph.reshape({name: ov.PartialShape(list(s)) for name, s in zip(self.signature.inputs, self.shapes, strict=True)})
+                    graph.reshape(
+                        {
+                            name: ov.PartialShape(list(s))
+                            for name, s in zip(self.signature.inputs, self.shapes, strict=True)
+                        }
+                    )
                 self._compiled[fixed] = core().compile_model(graph, "CPU", self.config)
             return self._compiled[fixed]
 
     def request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """What runs these shapes; each thread of the caller has its own, as a request takes one call at a time."""
+        """What runs these shapes.
+
+        Each thread of the caller has its own, as a request takes one call at a time.
+        """
         fixed = shapes == self.shapes
         requests: dict[bool, Any] = self._local.__dict__.setdefault("requests", {})
         if fixed not in requests:
@@ -105,13 +137,21 @@ class OpenVinoRunner:
         if self.streams > 1 and len(inputs[0]) > 1:
             return self._in_streams(inputs)
         shapes = tuple(tuple(x.shape) for x in inputs)
-        found = self.request(shapes).infer([x.detach().contiguous().numpy() for x in inputs], share_inputs=True)
+        found = self.request(shapes).infer(
+            [x.detach().contiguous().numpy() for x in inputs], share_inputs=True
+        )
         return [torch.from_numpy(np.array(found[i])) for i in range(len(self.signature.outputs))]
 
     def with_streams(self, streams: int) -> "OpenVinoRunner":
         """The same graph, the images of a batch side by side."""
-        other = OpenVinoRunner(self.source(), self.signature, self.precision, self.threads, self.path)
-        other.streams, other.shapes, other.hint = streams, tuple((1, *shape[1:]) for shape in self.shapes), self.hint
+        other = OpenVinoRunner(
+            self.source(), self.signature, self.precision, self.threads, self.path
+        )
+        other.streams, other.shapes, other.hint = (
+            streams,
+            tuple((1, *shape[1:]) for shape in self.shapes),
+            self.hint,
+        )
         return other
 
     def _in_streams(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -130,11 +170,17 @@ class OpenVinoRunner:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The graph, and the compiled program, which another OpenVINO or CPU cannot use."""
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # files that somebody has loaded stay whole for him
+        # files that somebody has loaded stay whole for him
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             ov.save_model(self.source(), str(Path(scratch) / MODEL), compress_to_fp16=False)
             for name in (WEIGHTS, MODEL):
                 (Path(scratch) / name).replace(folder / name)
-        facts: dict[str, Any] = {"streams": self.streams, "shapes": [list(s) for s in self.shapes], "hint": self.hint, "blob": None}
+        facts: dict[str, Any] = {
+            "streams": self.streams,
+            "shapes": [list(s) for s in self.shapes],
+            "hint": self.hint,
+            "blob": None,
+        }
         if self.blob is not None:
             if self.blob.resolve() != (folder / BLOB).resolve():
                 shutil.copyfile(self.blob, folder / BLOB)
@@ -155,7 +201,10 @@ def core() -> Any:
 
 def here() -> dict[str, str]:
     """This OpenVINO and this CPU: a compiled program fits no other."""
-    return {"version": ov.get_version(), "cpu": f"{core().get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()}"}
+    return {
+        "version": ov.get_version(),
+        "cpu": f"{core().get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()}",
+    }
 
 
 def build(job: Job) -> OpenVinoRunner:
@@ -171,7 +220,9 @@ def build(job: Job) -> OpenVinoRunner:
     return runner
 
 
-def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> OpenVinoRunner:
+def load(
+    folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any
+) -> OpenVinoRunner:
     """A saved graph; the compiled program is taken where it was made by this OpenVINO for this CPU."""
     if not (folder / MODEL).is_file():
         raise FileFormatError(f"{folder} has no {MODEL}; optimise the model again")

@@ -1,4 +1,8 @@
-"""PyTorch as an engine: the folded network, its matrices and filters laid out for oneDNN where it computes in float32 on a CPU."""
+"""PyTorch as an engine.
+
+The folded network, its matrices and filters laid out for oneDNN where it computes in float32 on a
+CPU.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +20,10 @@ from headstart.nn.linear import onednn_serves
 
 
 class PackedLinear(nn.Module):
-    """A linear map whose matrix is laid out for oneDNN once; used in inference on a CPU, in float32."""
+    """A linear map whose matrix is laid out for oneDNN once.
+
+    Used in inference on a CPU, in float32.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -29,7 +36,9 @@ class PackedLinear(nn.Module):
         if not onednn_serves(x, self.weight):
             return nn.functional.linear(x, self.weight, self.bias)
         if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(
+                self.weight.detach(), x.numel() // x.shape[-1]
+            )
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -37,7 +46,11 @@ def pack(model: nn.Module) -> None:
     """Replaces the linear maps of a network that computes in float32 on a CPU."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child.weight.dtype is torch.float32 and child.weight.is_cpu:
+            if (
+                isinstance(child, nn.Linear)
+                and child.weight.dtype is torch.float32
+                and child.weight.is_cpu
+            ):
                 setattr(module, name, PackedLinear(child))
 
 
@@ -58,11 +71,14 @@ def on_threads(count: int) -> Iterator[None]:
 class TorchRunner:
     """A folded network, called without gradients."""
 
-    def __init__(self, model: nn.Module, signature: Signature, precision: str, threads: int) -> None:
+    def __init__(
+        self, model: nn.Module, signature: Signature, precision: str, threads: int
+    ) -> None:
         self.threads = threads
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         if precision == "bfloat16":
-            model = copy.deepcopy(model).bfloat16()  # the weights that it shares with the original stay as they are
+            # the weights that it shares with the original stay as they are
+            model = copy.deepcopy(model).bfloat16()
         else:
             pack(model)
         self.program = Program(model, signature.inputs)
@@ -89,6 +105,8 @@ def make(model: nn.Module, signature: Signature, precision: str, threads: int) -
     return TorchRunner(fold(model, size=signature.size, lean=True), signature, precision, threads)
 
 
-def load(folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any) -> TorchRunner:
+def load(
+    folder: Path, signature: Signature, facts: Mapping[str, Any], threads: int, model: Any
+) -> TorchRunner:
     """The network of the folder, folded again."""
     return make(model(), signature, str(facts["precision"]), threads)

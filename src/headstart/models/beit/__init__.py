@@ -1,8 +1,15 @@
-"""BEiT (Bao et al. 2022): a vision transformer pretrained to predict the visual codes of masked patches."""
+"""BEiT (Bao et al. 2022).
+
+A vision transformer pretrained to predict the visual codes of masked patches.
+"""
 
 from headstart.registry import Family
 
-_TORCH, _FLAX, _IMAGE = "headstart.models.beit.torch", "headstart.models.beit.flax", "headstart.models.beit.image"
+_TORCH, _FLAX, _IMAGE = (
+    "headstart.models.beit.torch",
+    "headstart.models.beit.flax",
+    "headstart.models.beit.image",
+)
 
 FAMILY = Family(
     model_type="beit",

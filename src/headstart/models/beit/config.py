@@ -8,7 +8,8 @@ from headstart.config import Compat, PreTrainedConfig, align_outputs, config_cla
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
-EPS_AUTHORS, EPS_CONVERTED = 1e-6, 1e-12  # of every LayerNorm: what the authors train with, what the conversions' configurations say
+# of every LayerNorm: what the authors train with, what the conversions' configurations say
+EPS_AUTHORS, EPS_CONVERTED = 1e-6, 1e-12
 Size = int | list[int] | tuple[int, int]
 
 
@@ -34,7 +35,8 @@ class BeitConfig(PreTrainedConfig):
         use_absolute_position_embeddings: Whether each place has an embedding.
         use_relative_position_bias: Whether each block has a table of biases by relative position.
         use_shared_relative_position_bias: Whether all blocks share one.
-        layer_scale_init_value: Initial scale of each branch (0.1 base, 1e-5 large); 0 is no layer scale.
+        layer_scale_init_value: Initial scale of each branch (0.1 base, 1e-5 large); 0 is no layer
+            scale.
         drop_path_rate: Stochastic depth of the last block; grows evenly from 0 at the first.
         use_mean_pooling: Classify the mean of the patches rather than the class token.
         pool_scales: Grids of the pyramid pooling.
@@ -45,20 +47,26 @@ class BeitConfig(PreTrainedConfig):
         auxiliary_concat_input: Whether its last one also sees its input.
         semantic_loss_ignore_index: Label of pixels that no loss counts.
         out_features: Stages that a backbone returns, by name ("stem", "stage1", …).
-        out_indices: The same by number. Four numbers also choose the blocks that segmentation reads; see `pyramid_blocks`.
+        out_indices: The same by number. Four numbers also choose the blocks that segmentation
+            reads; see `pyramid_blocks`.
         add_fpn: Whether a backbone returns a pyramid of four scales.
         reshape_hidden_states: Whether a backbone returns maps (B, C, H, W) rather than tokens.
         batch_norm_eps: Epsilon of the batch norm of the pyramid.
-        pyramid_blocks: Blocks, counted from 0, whose outputs segmentation reads (-1 is the embeddings). By default the four of
-            `out_indices`, as the authors count, or the blocks at a third, half, two thirds and the end.
-        pyramid_scale: How much larger than the patches the pyramid's first map is, each next one being half as large. By default 2 for
-            patches of 8 pixels, else 4, as the authors do.
+        pyramid_blocks: Blocks, counted from 0, whose outputs segmentation reads (-1 is the
+            embeddings). By default the four of `out_indices`, as the authors count, or the blocks
+            at a third, half, two thirds and the end.
+        pyramid_scale: How much larger than the patches the pyramid's first map is, each next one
+            being half as large. By default 2 for patches of 8 pixels, else 4, as the authors do.
         decoder_channels: Width of the segmentation's decoder; default `hidden_size`.
         decoder_dropout: Dropout before its classifiers.
-        semantic_loss_mean: "all": the loss is the mean over all pixels, ignored ones too (authors); "valid": over the others.
-        bias_resize: How bias tables are fitted to another grid: "geometric", cubic on a geometric grid (authors), or "bilinear".
-        bias_by_width: Read the tables of a grid that is not square as (dx, dy), as transformers does.
-        norm_twice: With class-token pooling, masked image modelling has two LayerNorms in a row, as in transformers.
+        semantic_loss_mean: "all": the loss is the mean over all pixels, ignored ones too (authors);
+            "valid": over the others.
+        bias_resize: How bias tables are fitted to another grid: "geometric", cubic on a geometric
+            grid (authors), or "bilinear".
+        bias_by_width: Read the tables of a grid that is not square as (dx, dy), as transformers
+            does.
+        norm_twice: With class-token pooling, masked image modelling has two LayerNorms in a row, as
+            in transformers.
 
     Example:
         >>> from headstart import BeitConfig
@@ -110,21 +118,35 @@ class BeitConfig(PreTrainedConfig):
     norm_twice: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels", "vocab_size")
+        counts = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+            "vocab_size",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1")
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}")
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} does not divide"
+                f" hidden_size={self.hidden_size}"
+            )
         for name, (height, width) in (("image_size", self.image), ("patch_size", self.patch)):
             if min(height, width) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}; expected numbers of at least 1")
         if min(self.grid) < 1:
-            raise ConfigError(f"image_size={self.image_size!r} is smaller than patch_size={self.patch_size!r}")
+            raise ConfigError(
+                f"image_size={self.image_size!r} is smaller than patch_size={self.patch_size!r}"
+            )
         one_of("semantic_loss_mean", self.semantic_loss_mean, ("all", "valid"))
         one_of("bias_resize", self.bias_resize, ("geometric", "bilinear"))
         one_of("pyramid_scale", self.pyramid_scale, (None, 2, 4))
-        self.out_features, self.out_indices = align_outputs(self.out_features, self.out_indices, self.stage_names)
+        self.out_features, self.out_indices = align_outputs(
+            self.out_features, self.out_indices, self.stage_names
+        )
 
     @property
     def image(self) -> tuple[int, int]:
@@ -158,20 +180,31 @@ class BeitConfig(PreTrainedConfig):
         elif chosen is None:
             chosen = [i + depth if i < 0 else i for i in self.out_indices or []]
         if len(chosen) != 4 or chosen != sorted(chosen):
-            raise ConfigError(f"segmentation reads four blocks, in order; out_indices or pyramid_blocks gives {chosen}")
+            raise ConfigError(
+                "segmentation reads four blocks, in order; out_indices or pyramid_blocks gives"
+                f" {chosen}"
+            )
         if not -1 <= chosen[0] <= chosen[3] < depth:
             raise ConfigError(
-                f"segmentation cannot read blocks {chosen}: out_indices counts blocks from 0 there, so that {depth - 1} is the last"
+                f"segmentation cannot read blocks {chosen}: out_indices counts blocks from 0 there,"
+                f" so that {depth - 1} is the last"
             )
         return chosen
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Also fits what depends on an override: blocks that segmentation reads, and a bias a block in place of a shared one."""
-        if overrides.get("use_relative_position_bias") and not values.get("use_relative_position_bias"):
+        """Also fits what depends on an override.
+
+        Blocks that segmentation reads, and a bias a block in place of a shared one.
+        """
+        if overrides.get("use_relative_position_bias") and not values.get(
+            "use_relative_position_bias"
+        ):
             overrides.setdefault("use_shared_relative_position_bias", False)
         if "out_indices" in overrides:
-            values = {k: v for k, v in values.items() if k not in ("out_features", "pyramid_blocks")}
+            values = {
+                k: v for k, v in values.items() if k not in ("out_features", "pyramid_blocks")
+            }
             if values.get("compat") == "transformers":
                 values |= as_transformers_segments(overrides["out_indices"])
         return super().from_dict(values, **overrides)
@@ -187,7 +220,9 @@ class BeitConfig(PreTrainedConfig):
             return values
         # Values that change nothing in this network are not worth telling apart.
         values |= as_transformers_segments(values.get("out_indices"))
-        if values.get("use_relative_position_bias") or values.get("use_shared_relative_position_bias"):
+        if values.get("use_relative_position_bias") or values.get(
+            "use_shared_relative_position_bias"
+        ):
             height, width = pair("image_size", values.get("image_size", 224))
             values |= {"bias_resize": "bilinear", "bias_by_width": height != width}
         if not values.get("use_mean_pooling", True):
@@ -197,33 +232,63 @@ class BeitConfig(PreTrainedConfig):
     def differences(self) -> list[str]:
         """What transformers computes otherwise."""
         out = []
-        if self.bias_resize != "bilinear" and (self.use_relative_position_bias or self.use_shared_relative_position_bias):
-            out.append("for images of another size, bias tables are resized by a cubic spline on a geometric grid here, bilinearly there")
+        if self.bias_resize != "bilinear" and (
+            self.use_relative_position_bias or self.use_shared_relative_position_bias
+        ):
+            out.append(
+                "for images of another size, bias tables are resized by a cubic spline on a"
+                " geometric grid here, bilinearly there"
+            )
             if self.grid[0] != self.grid[1]:
-                out.append("the bias tables of this grid, which is not square, are read with height and width exchanged there")
+                out.append(
+                    "the bias tables of this grid, which is not square, are read with height and"
+                    " width exchanged there"
+                )
         if self.pyramid_blocks is not None or len(self.out_indices or []) == 4:
             blocks, theirs = self.segmentation_blocks(), [i - 2 for i in self.out_indices or []]
             if blocks != theirs:
-                out.append(f"segmentation reads the blocks {blocks} here, {theirs} there (counted from 0, -1 is the embeddings)")
+                out.append(
+                    f"segmentation reads the blocks {blocks} here, {theirs} there (counted from 0,"
+                    " -1 is the embeddings)"
+                )
             if self.decoder_channels not in (None, self.hidden_size):
                 out.append("a decoder of another width than the network cannot be built there")
             if self.pyramid_scale == 2 or (self.pyramid_scale is None and self.patch == (8, 8)):
                 out.append("the pyramid of patches of 8 pixels cannot be built there")
             if self.semantic_loss_mean == "all":
-                out.append("the segmentation loss is a mean over all pixels here, over pixels that are not ignored there")
+                out.append(
+                    "the segmentation loss is a mean over all pixels here, over pixels that are not"
+                    " ignored there"
+                )
         return out
 
 
 # Values that `compat` decides.
-OURS = ("pyramid_blocks", "pyramid_scale", "decoder_dropout", "semantic_loss_mean", "bias_resize", "bias_by_width", "norm_twice")
+OURS = (
+    "pyramid_blocks",
+    "pyramid_scale",
+    "decoder_dropout",
+    "semantic_loss_mean",
+    "bias_resize",
+    "bias_by_width",
+    "norm_twice",
+)
 
 
 def as_transformers_segments(out_indices: list[int] | None) -> dict[str, Any]:
-    """Our values for transformers' segmentation: it keeps hidden state i where i + 1 is listed, and hidden state 0 is the embeddings."""
+    """Our values for transformers' segmentation.
+
+    It keeps hidden state i where i + 1 is listed, and hidden state 0 is the embeddings.
+    """
     if len(out_indices or []) != 4:
         return {}
     blocks = [i - 2 for i in out_indices or []]
-    return {"pyramid_blocks": blocks, "semantic_loss_mean": "valid", "decoder_dropout": 0.0, "pyramid_scale": 4}
+    return {
+        "pyramid_blocks": blocks,
+        "semantic_loss_mean": "valid",
+        "decoder_dropout": 0.0,
+        "pyramid_scale": 4,
+    }
 
 
 def pair(name: str, size: Any) -> tuple[int, int]:
@@ -232,8 +297,16 @@ def pair(name: str, size: Any) -> tuple[int, int]:
     Raises:
         ConfigError: Anything else.
     """
-    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
-    if len(sizes) != 2 or not all(isinstance(each, int) and not isinstance(each, bool) for each in sizes):
+    sizes = (
+        (size, size)
+        if isinstance(size, int)
+        else tuple(size)
+        if isinstance(size, list | tuple)
+        else ()
+    )
+    if len(sizes) != 2 or not all(
+        isinstance(each, int) and not isinstance(each, bool) for each in sizes
+    ):
         raise ConfigError(f"{name}={size!r}; expected a number, or two: height and width")
     return sizes  # type: ignore[return-value]
 
@@ -243,12 +316,19 @@ LEFT_OUT, CLASSES_22K = (9205, 15027), 21841
 
 
 def renumber_labels(values: dict[str, Any]) -> dict[str, Any]:
-    """Repairs the class names of a converted 22k head, from which two numbers were deleted without moving up those that follow."""
+    """Repairs the class names of a converted 22k head, from which two numbers were deleted without
+    moving up those that follow.
+    """
     names = {int(i): name for i, name in (values.get("id2label") or {}).items()}
-    if len(names) != CLASSES_22K or set(names) != set(range(CLASSES_22K + len(LEFT_OUT))) - set(LEFT_OUT):
+    if len(names) != CLASSES_22K or set(names) != set(range(CLASSES_22K + len(LEFT_OUT))) - set(
+        LEFT_OUT
+    ):
         return values
     moved = dict(enumerate(names[i] for i in sorted(names)))
-    return values | {"id2label": {str(i): name for i, name in moved.items()}, "label2id": {name: i for i, name in moved.items()}}
+    return values | {
+        "id2label": {str(i): name for i, name in moved.items()},
+        "label2id": {name: i for i, name in moved.items()},
+    }
 
 
 ADDRESS = "https://github.com/addf400/files/releases/download/v1.0/"
@@ -262,27 +342,58 @@ FINETUNED = {"use_relative_position_bias": True}
 PRETRAINED = {"use_shared_relative_position_bias": True, "use_mask_token": True}
 
 
-def count_parameters(config: BeitConfig, task: Literal["pretrained", "classification", "segmentation"]) -> int:
+def count_parameters(
+    config: BeitConfig, task: Literal["pretrained", "classification", "segmentation"]
+) -> int:
     """Weights of a network of that configuration, its head included."""
     d, depth, wide = config.hidden_size, config.num_hidden_layers, config.intermediate_size
     table = ((2 * config.grid[0] - 1) * (2 * config.grid[1] - 1) + 3) * config.num_attention_heads
     norms, scales = 4 * d, 2 * d if config.layer_scale_init_value > 0 else 0
     block = norms + scales + 3 * d * d + 2 * d + d * (d + 1) + wide * (d + 1) + d * (wide + 1)
-    total = depth * (block + table * config.use_relative_position_bias) + table * config.use_shared_relative_position_bias
-    total += d * (1 + config.num_channels * config.patch[0] * config.patch[1] + 1)  # class token, patches and their bias
-    total += d * (1 + config.grid[0] * config.grid[1]) * config.use_absolute_position_embeddings + d * config.use_mask_token
+    total = (
+        depth * (block + table * config.use_relative_position_bias)
+        + table * config.use_shared_relative_position_bias
+    )
+    # class token, patches and their bias
+    total += d * (1 + config.num_channels * config.patch[0] * config.patch[1] + 1)
+    total += (
+        d * (1 + config.grid[0] * config.grid[1]) * config.use_absolute_position_embeddings
+        + d * config.use_mask_token
+    )
     if task == "segmentation":
-        c, a, n, pools = config.decoder_channels or d, config.auxiliary_channels, config.num_labels, len(config.pool_scales)
+        c, a, n, pools = (
+            config.decoder_channels or d,
+            config.auxiliary_channels,
+            config.num_labels,
+            len(config.pool_scales),
+        )
         pyramid = 3 * (4 * d * d + d) + 2 * d
-        lateral = pools * d * c + 9 * (d + pools * c) * c + 3 * d * c + 3 * 9 * c * c + 9 * 4 * c * c + 2 * c * (pools + 1 + 3 + 3 + 1)
+        lateral = (
+            pools * d * c
+            + 9 * (d + pools * c) * c
+            + 3 * d * c
+            + 3 * 9 * c * c
+            + 9 * 4 * c * c
+            + 2 * c * (pools + 1 + 3 + 3 + 1)
+        )
         return total + pyramid + lateral + n * (c + 1) + 9 * d * a + 2 * a + n * (a + 1)
-    return total + 2 * d + (d + 1) * (config.vocab_size if task == "pretrained" else config.num_labels)
+    return (
+        total + 2 * d + (d + 1) * (config.vocab_size if task == "pretrained" else config.num_labels)
+    )
 
 
 def _published() -> dict[str, Published]:
     table: dict[str, Published] = {}
 
-    def add(name: str, size: str, task: Any, values: dict[str, Any], hub: str | None, result: str, labels: tuple[str, int] | None) -> None:
+    def add(
+        name: str,
+        size: str,
+        task: Any,
+        values: dict[str, Any],
+        hub: str | None,
+        result: str,
+        labels: tuple[str, int] | None,
+    ) -> None:
         plain = SIZES[size] | {"layer_norm_eps": EPS_AUTHORS} | values
         config = BeitConfig.from_dict(plain, num_labels=labels[1] if labels else 2)
         image = config.image[0]
@@ -295,7 +406,15 @@ def _published() -> dict[str, Published]:
     for size in SIZES:
         name, hub = f"beit_{size}_patch16_224_pt22k", f"beit-{size}-patch16-224-pt22k"
         add(name, size, "pretrained", PRETRAINED, hub, "masked modelling of 8,192 codes", None)
-        add(f"{name}_ft22k", size, "classification", FINETUNED, f"{hub}-ft22k", "21,841 classes", in_22k)
+        add(
+            f"{name}_ft22k",
+            size,
+            "classification",
+            FINETUNED,
+            f"{hub}-ft22k",
+            "21,841 classes",
+            in_22k,
+        )
     for size, pixels, kind, top1, top5 in [
         ("base", 224, "ft1k", 83.7, 96.6), ("base", 224, "ft22kto1k", 85.2, 97.6), ("base", 384, "ft22kto1k", 86.8, 98.1),
         ("large", 224, "ft1k", 86.0, 97.6), ("large", 224, "ft22kto1k", 87.4, 98.3), ("large", 384, "ft22kto1k", 88.4, 98.6),
@@ -317,10 +436,21 @@ def _published() -> dict[str, Published]:
         ("large", [7, 11, 15, 23], "ADE20K mIoU 56.7 % (multi-scale 57.0 %)"),
     ]:
         values: dict[str, Any] = FINETUNED | {"image_size": 640, "out_indices": blocks}
-        name, converted = f"beit_{size}_patch16_640_pt22k_ft22ktoade20k", f"beit-{size}-finetuned-ade-640-640"
+        name, converted = (
+            f"beit_{size}_patch16_640_pt22k_ft22ktoade20k",
+            f"beit-{size}-finetuned-ade-640-640",
+        )
         add(name, size, "segmentation", values, converted, result, ade)
     absolute = {"use_absolute_position_embeddings": True, "use_mask_token": True}
-    add("beit_base_patch16_224_pt1k_800ep", "base", "pretrained", absolute, None, "masked modelling of 8,192 codes", None)
+    add(
+        "beit_base_patch16_224_pt1k_800ep",
+        "base",
+        "pretrained",
+        absolute,
+        None,
+        "masked modelling of 8,192 codes",
+        None,
+    )
     return table
 
 

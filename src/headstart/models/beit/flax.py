@@ -1,9 +1,12 @@
-"""BEiT in JAX/Flax: a vision transformer with relative position bias and layer scale (Bao et al. 2022).
+"""BEiT in JAX/Flax: a vision transformer with relative position bias and layer scale (Bao et al.
+2022).
 
-Shapes: B images, C channels, H W height and width, h w patches from top to bottom and from left to right, L = 1 + h * w tokens (the class
+Shapes: B images, C channels, H W height and width, h w patches from top to bottom and from left to
+    right, L = 1 + h * w tokens (the class
 token first), D hidden size, A heads, K = D // A, V classes or visual codes.
 
-The wrappers take images (B, C, H, W), as every class here does; the modules take (B, H, W, C), as Flax does.
+The wrappers take images (B, C, H, W), as every class here does; the modules take (B, H, W, C), as
+Flax does.
 """
 
 from collections.abc import Mapping
@@ -15,10 +18,21 @@ import numpy as np
 from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
-from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
+from headstart.models.beit.positions import (
+    relative_position_index,
+    resize_positions,
+    resize_table,
+    table_matrices,
+    table_rows,
+)
 from headstart.models.beit.weights import HUB, fit_positions
 from headstart.nn.flax import PreTrainedModel, activation, check_pixels
-from headstart.outputs import FlaxBeitModelOutputWithPooling, FlaxMaskedLMOutput, FlaxSequenceClassifierOutput, ModelOutput
+from headstart.outputs import (
+    FlaxBeitModelOutputWithPooling,
+    FlaxMaskedLMOutput,
+    FlaxSequenceClassifierOutput,
+    ModelOutput,
+)
 
 # isort: split
 import jax
@@ -31,14 +45,21 @@ zeros = nn.initializers.zeros
 Grid = tuple[int, int]  # patches from top to bottom and from left to right
 
 
-def linear(features: Any, config: BeitConfig, dtype: Any, shrink: float = 1.0, bias: bool = True) -> Any:
-    """A linear layer whose initial weights are normal (the authors truncate at ±2, a hundred standard deviations away)."""
+def linear(
+    features: Any, config: BeitConfig, dtype: Any, shrink: float = 1.0, bias: bool = True
+) -> Any:
+    """A linear layer whose initial weights are normal (the authors truncate at ±2, a hundred
+    standard deviations away).
+    """
     init = nn.initializers.normal(config.initializer_range * shrink)
     return nn.DenseGeneral(features, use_bias=bias, dtype=dtype, kernel_init=init)
 
 
 def layer_norm(config: BeitConfig, dtype: Any) -> Any:
-    """LayerNorm. Its variance is E[x²] - E[x]² in float32, Flax's default: a training step is a tenth faster than with E[(x - E[x])²]."""
+    """LayerNorm. Its variance is E[x²] - E[x]² in float32, Flax's default.
+
+    A training step is a tenth faster than with E[(x - E[x])²].
+    """
     return nn.LayerNorm(config.layer_norm_eps, dtype=dtype)
 
 
@@ -49,7 +70,10 @@ def fit_matrices(old: Grid, new: Grid, method: str, by_width: bool) -> tuple[Any
 
 
 class Patches(nn.Module):  # type: ignore[misc]
-    """The patches of an image through a linear layer: a convolution whose stride is its size, as the one matrix product that it is."""
+    """The patches of an image through a linear layer.
+
+    A convolution whose stride is its size, as the one matrix product that it is.
+    """
 
     config: BeitConfig
     dtype: Any = jnp.float32
@@ -57,13 +81,24 @@ class Patches(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the parameters."""
         c = self.config
-        self.kernel = self.param("kernel", nn.initializers.normal(c.initializer_range), (*c.patch, c.num_channels, c.hidden_size))
+        self.kernel = self.param(
+            "kernel",
+            nn.initializers.normal(c.initializer_range),
+            (*c.patch, c.num_channels, c.hidden_size),
+        )
         self.bias = self.param("bias", zeros, (c.hidden_size,))
 
     def __call__(self, x: Any, grid: Grid) -> Any:
-        """Images (B, H, W, C) → (B, h * w, D); what is left over below and on the right is not seen."""
+        """Images (B, H, W, C) → (B, h * w, D).
+
+        What is left over below and on the right is not seen.
+        """
         B, (height, width), (p, q), C = x.shape[0], grid, self.config.patch, x.shape[-1]
-        x = x[:, : height * p, : width * q].reshape(B, height, p, width, q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, h, w, p, q, C)
+        x = (
+            x[:, : height * p, : width * q]
+            .reshape(B, height, p, width, q, C)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )  # (B, h, w, p, q, C)
         kernel = self.kernel.astype(self.dtype).reshape(p * q * C, -1)
         x = x.astype(self.dtype).reshape(B, height * width, p * q * C) @ kernel  # (B, h * w, D)
         return x + self.bias.astype(self.dtype)[None, None]
@@ -77,13 +112,17 @@ class RelativeBias(nn.Module):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Makes the parameter."""
-        self.table = self.param("table", zeros, (table_rows(*self.config.grid), self.config.num_attention_heads))
+        self.table = self.param(
+            "table", zeros, (table_rows(*self.config.grid), self.config.num_attention_heads)
+        )
 
     def __call__(self, grid: Grid) -> Any:
         """The bias (1, A, L, L) that is added to the scores."""
         c, table = self.config, self.table  # (rows, A)
         if c.bias_by_width or grid != c.grid:
-            table = resize_table(jnp, table, *fit_matrices(c.grid, grid, c.bias_resize, c.bias_by_width))
+            table = resize_table(
+                jnp, table, *fit_matrices(c.grid, grid, c.bias_resize, c.bias_by_width)
+            )
         rows = relative_position_index(np, *grid)  # (L, L)
         return table.astype(self.dtype).T[None, :, rows]  # (1, A, L, L)
 
@@ -98,11 +137,13 @@ class Attention(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         c, D = self.config, self.config.hidden_size
-        self.qkv = linear((3, D), c, self.dtype, bias=False)  # three apart, so that heads may lie on different devices
+        # three apart, so that heads may lie on different devices
+        self.qkv = linear((3, D), c, self.dtype, bias=False)
         self.query_bias = self.param("query_bias", zeros, (D,))
         self.value_bias = self.param("value_bias", zeros, (D,))
         self.bias = RelativeBias(c, self.dtype) if c.use_relative_position_bias else None
-        # The authors divide the last matrices of the two branches so that depth does not add up at the start.
+        # The authors divide the last matrices of the two branches so that depth does not add up at
+        # the start.
         self.proj = linear(D, c, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5)
         self.dropout = nn.Dropout(c.attention_probs_dropout_prob)
 
@@ -110,9 +151,12 @@ class Attention(nn.Module):  # type: ignore[misc]
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
         B, L, D = x.shape
         A = self.config.num_attention_heads
-        bias = jnp.stack([self.query_bias, jnp.zeros_like(self.query_bias), self.value_bias]).astype(self.dtype)  # (3, D)
+        bias = jnp.stack(
+            [self.query_bias, jnp.zeros_like(self.query_bias), self.value_bias]
+        ).astype(self.dtype)  # (3, D)
         qkv = self.qkv(x) + bias[None, None]  # (B, L, 3, D)
-        q, k, v = (qkv[:, :, i].reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for i in range(3))  # 3 × (B, A, L, K)
+        # 3 × (B, A, L, K)
+        q, k, v = (qkv[:, :, i].reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for i in range(3))
         return q, k, v
 
     def score_bias(self, grid: Grid, shared: Any = None) -> Any:
@@ -121,8 +165,12 @@ class Attention(nn.Module):  # type: ignore[misc]
         return own if shared is None else shared if own is None else own + shared
 
     def softmax(self, q: Any, k: Any, bias: Any) -> Any:
-        """The attention weights (B, A, L, L) of queries and keys (B, A, L, K), before dropout; the softmax is float32."""
-        # jax.nn.dot_product_attention does the same sums (without cuDNN, which is never its default), and is slower on a CPU (JAX 0.10).
+        """The attention weights (B, A, L, L) of queries and keys (B, A, L, K), before dropout.
+
+        The softmax is float32.
+        """
+        # jax.nn.dot_product_attention does the same sums (without cuDNN, which is never its
+        # default), and is slower on a CPU (JAX 0.10).
         exact = jnp.promote_types(q.dtype, jnp.float32)
         q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
         scores = jnp.einsum("baqk,balk->baql", q, k, preferred_element_type=exact)  # (B, A, L, L)
@@ -134,10 +182,19 @@ class Attention(nn.Module):  # type: ignore[misc]
         weights = self.softmax(q, k, self.score_bias(grid, shared))
         return weights if head_mask is None else weights * head_mask[None, :, None, None]
 
-    def __call__(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None, deterministic: bool = True) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        grid: Grid,
+        shared: Any = None,
+        head_mask: Any = None,
+        deterministic: bool = True,
+    ) -> Any:
         """x (B, L, D), the same shape; head_mask (A,)."""
         q, k, v = self.heads(x)  # 3 × (B, A, L, K)
-        weights = self.dropout(self.softmax(q, k, self.score_bias(grid, shared)), deterministic=deterministic)  # (B, A, L, L)
+        weights = self.dropout(
+            self.softmax(q, k, self.score_bias(grid, shared)), deterministic=deterministic
+        )  # (B, A, L, L)
         y = weights @ v  # (B, A, L, K)
         if head_mask is not None:
             y = y * head_mask[None, :, None, None]
@@ -154,7 +211,9 @@ class Mlp(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         self.fc_1 = linear(self.config.intermediate_size, self.config, self.dtype)
-        self.fc_2 = linear(self.config.hidden_size, self.config, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5)
+        self.fc_2 = linear(
+            self.config.hidden_size, self.config, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5
+        )
         self.act = activation(self.config.hidden_act)
 
     def __call__(self, x: Any) -> Any:
@@ -178,8 +237,16 @@ class Block(nn.Module):  # type: ignore[misc]
         self.norm_2 = layer_norm(c, self.dtype)
         self.mlp = Mlp(c, self.number, self.dtype)
         scale = nn.initializers.constant(c.layer_scale_init_value)
-        self.lambda_1 = self.param("lambda_1", scale, (c.hidden_size,)) if c.layer_scale_init_value > 0 else None
-        self.lambda_2 = self.param("lambda_2", scale, (c.hidden_size,)) if c.layer_scale_init_value > 0 else None
+        self.lambda_1 = (
+            self.param("lambda_1", scale, (c.hidden_size,))
+            if c.layer_scale_init_value > 0
+            else None
+        )
+        self.lambda_2 = (
+            self.param("lambda_2", scale, (c.hidden_size,))
+            if c.layer_scale_init_value > 0
+            else None
+        )
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
         # Stochastic depth: one draw for a whole branch of an image (Huang et al. 2016).
         self.drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2))
@@ -195,9 +262,21 @@ class Block(nn.Module):  # type: ignore[misc]
         """The attention weights (B, A, L, L) of x (B, L, D)."""
         return self.attention.weights(self.norm_1(x), grid, shared, head_mask)
 
-    def __call__(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None, deterministic: bool = True) -> Any:
+    def __call__(
+        self,
+        x: Any,
+        grid: Grid,
+        shared: Any = None,
+        head_mask: Any = None,
+        deterministic: bool = True,
+    ) -> Any:
         """x (B, L, D), the same shape."""
-        x = self.add(x, self.attention(self.norm_1(x), grid, shared, head_mask, deterministic), self.lambda_1, deterministic)
+        x = self.add(
+            x,
+            self.attention(self.norm_1(x), grid, shared, head_mask, deterministic),
+            self.lambda_1,
+            deterministic,
+        )
         return self.add(x, self.mlp(self.norm_2(x)), self.lambda_2, deterministic)
 
 
@@ -241,12 +320,21 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         self.cls_token = self.param("cls_token", init, (1, 1, D))
         self.mask_token = self.param("mask_token", init, (1, 1, D)) if c.use_mask_token else None
         places = 1 + c.grid[0] * c.grid[1]
-        self.positions = self.param("positions", init, (1, places, D)) if c.use_absolute_position_embeddings else None
-        self.shared_bias = RelativeBias(c, self.dtype) if c.use_shared_relative_position_bias else None
+        self.positions = (
+            self.param("positions", init, (1, places, D))
+            if c.use_absolute_position_embeddings
+            else None
+        )
+        self.shared_bias = (
+            RelativeBias(c, self.dtype) if c.use_shared_relative_position_bias else None
+        )
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
         # The grid and whether to drop are known when the program is traced.
         block = nn.remat(Block, static_argnums=(2, 5)) if self.gradient_checkpointing else Block
-        rates = [c.drop_path_rate * i / max(1, c.num_hidden_layers - 1) for i in range(c.num_hidden_layers)]
+        rates = [
+            c.drop_path_rate * i / max(1, c.num_hidden_layers - 1)
+            for i in range(c.num_hidden_layers)
+        ]
         self.blocks = [block(c, i, rate, self.dtype) for i, rate in enumerate(rates)]
         wanted = not c.use_mean_pooling if self.add_norm is None else self.add_norm
         self.norm = layer_norm(c, self.dtype) if wanted else None
@@ -258,14 +346,22 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         B, H, W, _ = pixel_values.shape
         grid = (H // c.patch[0], W // c.patch[1])
         if min(grid) < 1:
-            raise InputError(f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones")
+            raise InputError(
+                f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones"
+            )
         x = self.patches(pixel_values, grid)  # (B, h * w, D)
         if bool_masked_pos is not None:
             x = jnp.where(self.check_mask(bool_masked_pos, x), self.mask_token.astype(dtype), x)  # type: ignore[union-attr]
-        x = jnp.concatenate([jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size)), x], 1)  # (B, L, D)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size)), x], 1
+        )  # (B, L, D)
         if self.positions is not None:
             own = grid == c.grid
-            x = x + (self.positions if own else resize_positions(jnp, self.positions, c.grid, grid, of_matrices=np)).astype(dtype)
+            x = x + (
+                self.positions
+                if own
+                else resize_positions(jnp, self.positions, c.grid, grid, of_matrices=np)
+            ).astype(dtype)
         return x, grid
 
     def check_mask(self, mask: Any, x: Any) -> Any:
@@ -275,10 +371,16 @@ class BeitModule(nn.Module):  # type: ignore[misc]
             InputError: No mask token, or a mask of another shape.
         """
         if self.mask_token is None:
-            raise InputError("bool_masked_pos is given, but the network has no mask token; set use_mask_token=True in its configuration")
+            raise InputError(
+                "bool_masked_pos is given, but the network has no mask token; set"
+                " use_mask_token=True in its configuration"
+            )
         mask = jnp.asarray(mask)
         if mask.ndim < 2 or mask.shape[0] != x.shape[0] or mask.size != x.shape[0] * x.shape[1]:
-            raise InputError(f"bool_masked_pos has shape {mask.shape}; expected {x.shape[:2]}, one for each patch")
+            raise InputError(
+                f"bool_masked_pos has shape {mask.shape}; expected {x.shape[:2]}, one for each"
+                " patch"
+            )
         return mask.reshape(*x.shape[:2], 1).astype(bool)
 
     def __call__(
@@ -304,7 +406,9 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         last = x if self.norm is None else self.norm(x)  # (B, L, D)
         pooled = None if self.pooler is None else self.pooler(last)  # (B, D)
         hidden = tuple(states) if output_hidden_states else None
-        return FlaxBeitModelOutputWithPooling(last, pooled, hidden, tuple(attentions) if output_attentions else None)
+        return FlaxBeitModelOutputWithPooling(
+            last, pooled, hidden, tuple(attentions) if output_attentions else None
+        )
 
 
 def expand_head_mask(mask: Any, config: BeitConfig, dtype: Any) -> list[Any]:
@@ -318,7 +422,10 @@ def expand_head_mask(mask: Any, config: BeitConfig, dtype: Any) -> list[Any]:
         return [None] * depth
     mask = jnp.asarray(mask, dtype)
     if mask.shape not in ((A,), (depth, A)):
-        raise InputError(f"head_mask has shape {mask.shape}; expected ({A},) or ({depth}, {A}): one number a head")
+        raise InputError(
+            f"head_mask has shape {mask.shape}; expected ({A},) or ({depth}, {A}): one number a"
+            " head"
+        )
     return [mask if mask.ndim == 1 else mask[i] for i in range(depth)]
 
 
@@ -332,11 +439,15 @@ class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         c = self.config
-        self.beit = BeitModule(c, self.dtype, False, None if c.norm_twice else False, self.gradient_checkpointing)
+        self.beit = BeitModule(
+            c, self.dtype, False, None if c.norm_twice else False, self.gradient_checkpointing
+        )
         self.norm = layer_norm(c, self.dtype)
         self.lm_head = linear(c.vocab_size, c, self.dtype)
 
-    def __call__(self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any) -> FlaxMaskedLMOutput:
+    def __call__(
+        self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any
+    ) -> FlaxMaskedLMOutput:
         """Scores of the visual codes of every patch; see `BeitModule.__call__` for the arguments."""
         out = self.beit(pixel_values, bool_masked_pos, *args, **kwargs)
         logits = self.lm_head(self.norm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
@@ -356,10 +467,14 @@ class BeitForImageClassificationModule(nn.Module):  # type: ignore[misc]
         self.beit = BeitModule(c, self.dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.classifier = linear(c.num_labels, c, self.dtype) if c.num_labels else None
 
-    def __call__(self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any) -> FlaxSequenceClassifierOutput:
+    def __call__(
+        self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any
+    ) -> FlaxSequenceClassifierOutput:
         """Scores of the classes; see `BeitModule.__call__` for the arguments."""
         out = self.beit(pixel_values, bool_masked_pos, *args, **kwargs)
-        logits = out.pooler_output if self.classifier is None else self.classifier(out.pooler_output)  # (B, V)
+        logits = (
+            out.pooler_output if self.classifier is None else self.classifier(out.pooler_output)
+        )  # (B, V)
         return FlaxSequenceClassifierOutput(None, logits, out.hidden_states, out.attentions)
 
 
@@ -368,11 +483,14 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
 
     Args:
         config: The network's shape.
-        input_shape: Of the images that parameters are made with, (B, H, W, C); parameters do not depend on B, H and W.
+        input_shape: Of the images that parameters are made with, (B, H, W, C); parameters do not
+            depend on B, H and W.
         seed: Of the initial parameters.
-        dtype: Type to compute in: float32, bfloat16 (TPUs, GPUs) or float16 (GPUs). Parameters are float32 all the same.
+        dtype: Type to compute in: float32, bfloat16 (TPUs, GPUs) or float16 (GPUs). Parameters are
+            float32 all the same.
         _do_init: False makes no parameters: they are given to every call.
-        **module_options: `gradient_checkpointing=True`, and for `FlaxBeitModel` `add_pooling_layer=False`.
+        **module_options: `gradient_checkpointing=True`, and for `FlaxBeitModel`
+            `add_pooling_layer=False`.
     """
 
     config_class = BeitConfig
@@ -422,15 +540,24 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
             head_mask: (A,) or (blocks, A), 0 silences a head.
 
         Returns:
-            `FlaxBeitModel`: `last_hidden_state` (B, L, D), `pooler_output` (B, D). With a head: `logits`, (B, V) of images or
-            (B, patches, V) of patches. All: `hidden_states`, `attentions`.
+            `FlaxBeitModel`: `last_hidden_state` (B, L, D), `pooler_output` (B, D). With a head:
+            `logits`, (B, V) of images or (B, patches, V) of patches. All: `hidden_states`,
+            `attentions`.
 
         Raises:
-            InputError: An argument of another shape or type, or `train=True` without the key that it needs.
+            InputError: An argument of another shape or type, or `train=True` without the key that
+                it needs.
         """
         c = self.config
-        if train and dropout_rng is None and (c.drop_path_rate or c.hidden_dropout_prob or c.attention_probs_dropout_prob):
-            raise InputError("train=True draws random numbers; pass dropout_rng=jax.random.key(…), another one each step")
+        if (
+            train
+            and dropout_rng is None
+            and (c.drop_path_rate or c.hidden_dropout_prob or c.attention_probs_dropout_prob)
+        ):
+            raise InputError(
+                "train=True draws random numbers; pass dropout_rng=jax.random.key(…), another one"
+                " each step"
+            )
         out: ModelOutput = self.module.apply(
             {"params": self.params if params is None else params},
             check_pixels(pixel_values, c.num_channels),  # (B, H, W, C)
@@ -444,20 +571,26 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         return self.finish(out, return_dict)
 
     def partition_specs(self, axis: str = "model") -> dict[str, Any]:
-        """How to lay the parameters over an axis of a mesh: heads, and the width of the MLP, are divided (Shoeybi et al. 2019).
+        """How to lay the parameters over an axis of a mesh: heads, and the width of the MLP, are
+        divided (Shoeybi et al. 2019).
 
         Args:
-            axis: The mesh's axis; its size must divide the number of heads, and `intermediate_size`.
+            axis: The mesh's axis; its size must divide the number of heads, and
+                `intermediate_size`.
 
         Returns:
             A tree like the parameters', of `jax.sharding.PartitionSpec`.
         """
         places = {path: DIVIDED.get(path[-2:], ()) for path in flatten_dict(self.params_shape_tree)}
-        specs = {path: PartitionSpec(*(axis if each else None for each in divided)) for path, divided in places.items()}
+        specs = {
+            path: PartitionSpec(*(axis if each else None for each in divided))
+            for path, divided in places.items()
+        }
         return unflatten_dict(specs)  # type: ignore[no-any-return]
 
 
-# The last two names of a parameter → which of its axes are divided. The others are whole on every device.
+# The last two names of a parameter → which of its axes are divided. The others are whole on every
+# device.
 DIVIDED: dict[tuple[str, str], tuple[bool, ...]] = {
     ("qkv", "kernel"): (False, False, True),  # (D, 3, A * K)
     ("attention", "query_bias"): (True,),

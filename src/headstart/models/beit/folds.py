@@ -1,6 +1,7 @@
 """BEiT with everything that does not depend on the image worked out beforehand.
 
-Shapes: B images, h w patches from top to bottom and from left to right, L = 1 + h * w tokens, D hidden size, A heads, K = D // A,
+Shapes: B images, h w patches from top to bottom and from left to right, L = 1 + h * w tokens, D
+    hidden size, A heads, K = D // A,
 C channels of the decoder.
 """
 
@@ -11,20 +12,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.models.beit.positions import relative_position_index, resize_table, table_matrices
-from headstart.models.beit.segmentation import BeitBackbone, BeitForSemanticSegmentation, ConvNorm, Pyramid
-from headstart.models.beit.torch import Attention, BeitForImageClassification, BeitModel, Block, Encoder, Grid, RelativeBias
+from headstart.models.beit.segmentation import (
+    BeitBackbone,
+    BeitForSemanticSegmentation,
+    ConvNorm,
+    Pyramid,
+)
+from headstart.models.beit.torch import (
+    Attention,
+    BeitForImageClassification,
+    BeitModel,
+    Block,
+    Encoder,
+    Grid,
+    RelativeBias,
+)
 from headstart.nn.folding import convolution, parameter, recast, scale_and_shift, with_norm
 
-EXPANDED_BYTES = 2**25  # a block's bias that is larger is gathered at each call: BEiT-base at 640 pixels has 1.2e8 bytes a block
+# a block's bias that is larger is gathered at each call: BEiT-base at 640 pixels has 1.2e8 bytes a
+# block
+EXPANDED_BYTES = 2**25
 
 
 class FoldedAttention(Attention):
-    """Attention with one bias vector for queries, keys and values, and the layer scale in its last matrix."""
+    """Attention with one bias vector for queries, keys and values, and the layer scale in its last
+    matrix.
+    """
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
         B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = (
+            self.qkv(x)
+            .view(B, L, 3, self.num_heads, D // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind()
+        )
         return q, k, v
 
 
@@ -68,10 +91,12 @@ class Spelt:
         def solve(a: Tensor, b: Tensor) -> Tensor:
             """x (N, M) with a @ x = b, of a (N, N) and b (N, M), by elimination.
 
-            No rows change places, which the matrix of a spline at its own points does not need: it is totally positive (de Boor 1978).
+            No rows change places, which the matrix of a spline at its own points does not need: it
+            is totally positive (de Boor 1978).
             """
             N = a.shape[0]
-            both, one = torch.cat([a, b], 1), torch.eye(N, dtype=a.dtype, device=a.device)  # (N, N + M), (N, N)
+            # (N, N + M), (N, N)
+            both, one = torch.cat([a, b], 1), torch.eye(N, dtype=a.dtype, device=a.device)
             for i in range(N):
                 row = both[i : i + 1] / both[i : i + 1, i : i + 1]  # (1, N + M)
                 both = both - (both[:, i : i + 1] - one[:, i : i + 1]) * row
@@ -88,7 +113,9 @@ class _Portable(Encoder):
         """Where the tokens of a grid are."""
         c = self.config
         fit = table_matrices(Spelt(), c.grid, (height, width), c.bias_resize, c.bias_by_width)
-        return Grid(height, width, relative_position_index(torch, height, width, device=device).int(), fit)
+        return Grid(
+            height, width, relative_position_index(torch, height, width, device=device).int(), fit
+        )
 
 
 class PortableModel(_Portable, BeitModel):
@@ -110,12 +137,19 @@ class FixedBackbone(_Fixed, BeitBackbone):
 class LastBlock(Block):
     """The last block where only its class token, or only the mean of its patches, is read.
 
-    The mean goes before the last matrix, which is linear: the product of one row stands for that of all.
+    The mean goes before the last matrix, which is linear: the product of one row stands for that of
+    all.
     """
 
     mean: bool
 
-    def forward(self, x: Tensor, grid: Grid | None, shared: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid | None,
+        shared: Tensor | None = None,
+        head_mask: Tensor | None = None,
+    ) -> Tensor:
         """x (B, L, D) → (B, 1, D) the class token, or (B, 2, D) the mean of the patches twice."""
         attention, D = self.attention, x.shape[2]
         rows = slice(1, None) if self.mean else slice(0, 1)  # whose results are wanted
@@ -125,13 +159,16 @@ class LastBlock(Block):
         k, v = F.linear(y, weight[D:], bias[D:]).chunk(2, -1)
         score_bias = attention.score_bias(grid, shared, q.dtype)
         score_bias = None if score_bias is None else score_bias[:, :, rows]
-        branch = F.scaled_dot_product_attention(q, self.split(k), self.split(v), score_bias)  # (B, A, rows, K)
+        # (B, A, rows, K)
+        branch = F.scaled_dot_product_attention(q, self.split(k), self.split(v), score_bias)
         if head_mask is not None:
             branch = branch * head_mask
-        x = self.add(x[:, rows], attention.proj(branch.transpose(1, 2).flatten(2)), self.lambda_1)  # (B, rows, D)
+        # (B, rows, D)
+        x = self.add(x[:, rows], attention.proj(branch.transpose(1, 2).flatten(2)), self.lambda_1)
         inside = self.mlp.act(self.mlp.fc_1(self.norm_2(x)))  # (B, rows, 4D)
         if self.mean:
-            x, inside = x.mean(1, keepdim=True), inside.mean(1, keepdim=True)  # (B, 1, D), (B, 1, 4D)
+            # (B, 1, D), (B, 1, 4D)
+            x, inside = x.mean(1, keepdim=True), inside.mean(1, keepdim=True)
         x = self.add(x, self.mlp.fc_2(inside), self.lambda_2)  # (B, 1, D)
         return torch.cat([x, x], 1) if self.mean else x
 
@@ -168,7 +205,9 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
             fold_block(module)
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     if size is not None:
-        fix_places(encoder, (size[0] // encoder.config.patch[0], size[1] // encoder.config.patch[1]))
+        fix_places(
+            encoder, (size[0] // encoder.config.patch[0], size[1] // encoder.config.patch[1])
+        )
     elif portable:
         recast(encoder, PortableBackbone if isinstance(encoder, BeitBackbone) else PortableModel)
     for module in model.modules():
@@ -186,14 +225,21 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
 def scaled(linear: nn.Linear, scale: Tensor | None) -> nn.Linear:
     """A linear map whose output is scaled, (D_out,)."""
     if scale is not None:
-        linear.weight, linear.bias = parameter(linear.weight * scale[:, None]), parameter(linear.bias * scale)
+        linear.weight, linear.bias = (
+            parameter(linear.weight * scale[:, None]),
+            parameter(linear.bias * scale),
+        )
     return linear
 
 
 def fold_block(block: Block) -> None:
-    """Puts the layer scales into the last matrices of the branches, and the biases of queries, keys and values into one."""
+    """Puts the layer scales into the last matrices of the branches, and the biases of queries, keys
+    and values into one.
+    """
     attention = block.attention
-    bias = torch.cat([attention.query_bias, torch.zeros_like(attention.query_bias), attention.value_bias])  # (3D,)
+    bias = torch.cat(
+        [attention.query_bias, torch.zeros_like(attention.query_bias), attention.value_bias]
+    )  # (3D,)
     recast(attention, FoldedAttention).qkv.bias = parameter(bias)
     scaled(attention.proj, block.lambda_1), scaled(block.mlp.fc_2, block.lambda_2)
     block.lambda_1 = block.lambda_2 = None
@@ -209,9 +255,15 @@ def fix_places(encoder: Encoder, size: tuple[int, int]) -> None:
     rows = relative_position_index(torch, *size, device=device).int()
     expanded = False
     for bias in [module for module in encoder.modules() if type(module) is RelativeBias]:
-        table = (bias.table if grid.fit is None else resize_table(torch, bias.table, *grid.fit)).detach().t().contiguous()  # (A, rows)
+        table = (
+            (bias.table if grid.fit is None else resize_table(torch, bias.table, *grid.fit))
+            .detach()
+            .t()
+            .contiguous()
+        )  # (A, rows)
         expanded = table.shape[0] * rows.numel() * table.element_size() <= EXPANDED_BYTES
-        fixed = table.index_select(1, rows.flatten()).view(1, -1, *rows.shape) if expanded else None  # (1, A, L, L)
+        # (1, A, L, L)
+        fixed = table.index_select(1, rows.flatten()).view(1, -1, *rows.shape) if expanded else None
         recast(bias, FixedBias, size=size, fixed=fixed, fixed_table=table)
     encoder.register_buffer("rows", rows[:0] if expanded else rows, persistent=False)
 
@@ -229,13 +281,23 @@ def fold_decoder(model: BeitForSemanticSegmentation) -> None:
     for module in model.modules():
         if type(module) is ConvNorm:
             scale, shift = scale_and_shift(module.norm)
-            module.conv.weight = parameter((module.conv.weight.double() * scale[:, None, None, None]).to(module.conv.weight.dtype))
+            module.conv.weight = parameter(
+                (module.conv.weight.double() * scale[:, None, None, None]).to(
+                    module.conv.weight.dtype
+                )
+            )
             recast(module, FoldedConvNorm, norm=Shift(shift.to(module.conv.weight.dtype)))
     for i, level in enumerate(levels):
         if not isinstance(level, nn.Sequential):
             continue
-        up, lateral = cast(nn.ConvTranspose2d, level[-1]), cast(FoldedConvNorm, model.decoder.laterals[i])
+        up, lateral = (
+            cast(nn.ConvTranspose2d, level[-1]),
+            cast(FoldedConvNorm, model.decoder.laterals[i]),
+        )
         matrix = lateral.conv.weight[:, :, 0, 0].double()  # (C, D)
         weight = torch.einsum("idyx,cd->icyx", up.weight.double(), matrix)
-        bias = matrix @ cast(Tensor, up.bias).double() + cast(Tensor, lateral.norm.shift).double().flatten()
+        bias = (
+            matrix @ cast(Tensor, up.bias).double()
+            + cast(Tensor, lateral.norm.shift).double().flatten()
+        )
         level[-1], model.decoder.laterals[i] = convolution(up, weight, bias), nn.ReLU()

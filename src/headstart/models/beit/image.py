@@ -22,36 +22,50 @@ from headstart.images.decode import (
     flatten,
     resize_and_crop,
 )
-from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class, to_framework
+from headstart.images.processor import (
+    BaseImageProcessor,
+    BatchFeature,
+    processor_class,
+    to_framework,
+)
 
 IGNORED_LABEL = 255  # semantic_loss_ignore_index of the published configurations
 
 
 def reduce_labels(labels: Array) -> Array:
-    """Labels one lower, with 0 (ADE20k's "other") as 255, which the loss ignores; 255 stays. The caller's array is not touched."""
+    """Labels one lower, with 0 (ADE20k's "other") as 255, which the loss ignores; 255 stays.
+
+    The caller's array is not touched.
+    """
     wide = labels.astype(np.int64)
     return np.where((wide == 0) | (wide == IGNORED_LABEL), IGNORED_LABEL, wide - 1)
 
 
 @processor_class
 class BeitImageProcessor(BaseImageProcessor):
-    """Turns pictures, and label maps with them, into the `pixel_values` and `labels` of a BEiT network.
+    """Turns pictures, and label maps with them, into the `pixel_values` and `labels` of a BEiT
+    network.
 
-    Label maps are always resized to the nearest label: any other filter would make up classes between two neighbours, as transformers does
-    with the default `resample`. Where a map is smaller than the crop, 255 ("ignore") surrounds it.
+    Label maps are always resized to the nearest label: any other filter would make up classes
+    between two neighbours, as transformers does with the default `resample`. Where a map is smaller
+    than the crop, 255 ("ignore") surrounds it.
 
     Args:
         do_resize: Whether to resize.
-        size: `{"height": int, "width": int}` or an int for both; `{"shortest_edge": int}` keeps proportions. Default 256.
-        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded by zeros.
+        size: `{"height": int, "width": int}` or an int for both; `{"shortest_edge": int}` keeps
+            proportions. Default 256.
+        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
+            hamming.
+        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded
+            by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         rescale_factor: 1/255 brings 8-bit values to 0..1.
         do_rescale: Whether to multiply by `rescale_factor`.
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
         image_mean: One number per channel, or one for all. Default 0.5.
         image_std: Likewise.
-        do_reduce_labels: Whether label 0 means "none of the classes": it becomes 255 and every other label one less.
+        do_reduce_labels: Whether label 0 means "none of the classes": it becomes 255 and every
+            other label one less.
 
     Example:
         >>> import numpy as np
@@ -107,13 +121,14 @@ class BeitImageProcessor(BaseImageProcessor):
         input_data_format: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch of pixels, and of labels where maps are given. What is given here wins over the processor's own value, for this call.
+        """A batch of pixels, and of labels where maps are given. What is given here wins over the
+        processor's own value, for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape (H, W), (H, W, C), (C, H, W), or a batch
-                of them.
-            segmentation_maps: One label map per picture: paths, bytes, PIL images (a palette image gives its indices), or arrays of whole
-                numbers of shape (H, W), or a batch of them.
+            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+                (H, W), (H, W, C), (C, H, W), or a batch of them.
+            segmentation_maps: One label map per picture: paths, bytes, PIL images (a palette image
+                gives its indices), or arrays of whole numbers of shape (H, W), or a batch of them.
             do_resize: As the field, like all up to `do_reduce_labels`.
             size: As the field.
             resample: As the field.
@@ -125,11 +140,14 @@ class BeitImageProcessor(BaseImageProcessor):
             image_mean: As the field.
             image_std: As the field.
             do_reduce_labels: As the field.
-            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture came in.
-            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no channel axis), or None to tell it from the
-                shape.
-            **kwargs: Older names of the options above, and `do_convert_rgb` (False keeps a picture's own number of channels).
+            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
+                arrays.
+            data_format: "channels_first", "channels_last", or None for the layout that each picture
+                came in.
+            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
+                channel axis), or None to tell it from the shape.
+            **kwargs: Older names of the options above, and `do_convert_rgb` (False keeps a
+                picture's own number of channels).
 
         Returns:
             `pixel_values`, float32 of shape (N, C, H, W), and `labels`, int64 of shape (N, H, W).
@@ -155,9 +173,14 @@ class BeitImageProcessor(BaseImageProcessor):
         if segmentation_maps is not None:
             maps = list(flatten(segmentation_maps, 2))
             if len(maps) != len(batch["pixel_values"]):
-                raise InputError(f"{len(maps)} segmentation maps for {len(batch['pixel_values'])} images; give one each")
+                raise InputError(
+                    f"{len(maps)} segmentation maps for {len(batch['pixel_values'])} images; give"
+                    " one each"
+                )
             labels = processor._labels(maps)
-            batch["labels"] = labels if return_tensors is None else to_framework(np.stack(labels), return_tensors)
+            batch["labels"] = (
+                labels if return_tensors is None else to_framework(np.stack(labels), return_tensors)
+            )
         return batch
 
     def _labels(self, maps: list[Any]) -> list[Array]:
@@ -169,16 +192,23 @@ class BeitImageProcessor(BaseImageProcessor):
             except InputError as error:
                 raise InputError(f"segmentation map {i + 1} of {len(maps)}: {error}") from error
             labels = reduce_labels(labels) if self.do_reduce_labels else labels.astype(np.int64)
-            ready.append(resize_and_crop(labels[..., None], *self._geometry(*labels.shape), NEAREST, IGNORED_LABEL)[..., 0])  # (H, W)
+            ready.append(
+                resize_and_crop(
+                    labels[..., None], *self._geometry(*labels.shape), NEAREST, IGNORED_LABEL
+                )[..., 0]
+            )  # (H, W)
         return ready
 
-    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None) -> list[Any]:
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Any = None
+    ) -> list[Any]:
         """The class of every pixel, from the output of `BeitForSemanticSegmentation`.
 
         Args:
             outputs: Anything with `logits` of shape (N, labels, h, w), or the logits.
-            target_sizes: A (height, width) for each image, as tuples or as a tensor of shape (N, 2): the logits are resized to them before
-                the choice. None keeps the size of the logits.
+            target_sizes: A (height, width) for each image, as tuples or as a tensor of shape (N,
+                2): the logits are resized to them before the choice. None keeps the size of the
+                logits.
 
         Returns:
             One long tensor of shape (height, width) per image.
@@ -189,19 +219,30 @@ class BeitImageProcessor(BaseImageProcessor):
         if target_sizes is None:
             return list(logits.argmax(1))  # N × (h, w)
         if len(target_sizes) != len(logits):
-            raise InputError(f"{len(target_sizes)} target_sizes for {len(logits)} images; give one (height, width) each")
+            raise InputError(
+                f"{len(target_sizes)} target_sizes for {len(logits)} images; give one (height,"
+                " width) each"
+            )
         sizes = [(int(height), int(width)) for height, width in target_sizes]
-        return [interpolate(one[None], size=size, mode="bilinear").argmax(1)[0] for one, size in zip(logits, sizes, strict=True)]
+        return [
+            interpolate(one[None], size=size, mode="bilinear").argmax(1)[0]
+            for one, size in zip(logits, sizes, strict=True)
+        ]
 
     @classmethod
     def for_published(cls, model: Any, **overrides: Any) -> Self:
         """The authors' own preprocessing of a published model.
 
-        Classifiers: shorter side at 8/7 of the resolution and a crop from the centre (from 384 on no margin), bicubic, values in -1..1.
-        Segmentation (models with ADE20k's labels): shorter side at the resolution, no crop, bilinear, ImageNet's mean and deviation.
+        Classifiers: shorter side at 8/7 of the resolution and a crop from the centre (from 384 on
+            no margin), bicubic, values in -1..1.
+        Segmentation (models with ADE20k's labels): shorter side at the resolution, no crop,
+            bilinear, ImageNet's mean and deviation.
         """
         edge = model.image_size
-        values: dict[str, Any] = {"size": {"shortest_edge": edge if edge >= 384 else edge * 256 // 224}, "crop_size": edge}
+        values: dict[str, Any] = {
+            "size": {"shortest_edge": edge if edge >= 384 else edge * 256 // 224},
+            "crop_size": edge,
+        }
         if model.labels and "ade20k" in model.labels:
             values |= {"do_center_crop": False, "resample": BILINEAR, "do_reduce_labels": True}
             values |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}

@@ -27,9 +27,10 @@ def blockwise_mask(
 ) -> NDArray[np.bool_]:
     """A random mask made of rectangular blocks.
 
-    Blocks are added until `count` patches are masked, or until ten attempts in a row found none that fits: never more than `count` are
-    masked, and often a few less. A block may lie over another. The paper's algorithm goes on until it has passed its 40 %; a bound that is
-    never passed is what its authors trained with.
+    Blocks are added until `count` patches are masked, or until ten attempts in a row found none
+    that fits: never more than `count` are masked, and often a few less. A block may lie over
+    another. The paper's algorithm goes on until it has passed its 40 %; a bound that is never
+    passed is what its authors trained with.
 
     Args:
         height: Patches from top to bottom.
@@ -37,7 +38,8 @@ def blockwise_mask(
         rng: Decides everything.
         count: Patches to mask at most; 40 % of them if None.
         min_block: Patches of the smallest block; `count` where that is less.
-        aspect: Smallest and largest height of a block divided by its width (before both are rounded), drawn evenly on a logarithmic scale.
+        aspect: Smallest and largest height of a block divided by its width (before both are
+            rounded), drawn evenly on a logarithmic scale.
 
     Returns:
         (h, w); true is masked.
@@ -48,8 +50,15 @@ def blockwise_mask(
         ((14, 14), True)
     """
     count = int(MASK_RATIO * height * width) if count is None else count
-    if min(height, width, min_block) < 1 or not 0 <= count <= height * width or not 0 < aspect[0] <= aspect[1]:
-        raise InputError(f"cannot mask {count} of {height}x{width} patches in blocks of at least {min_block}, aspect {aspect}")
+    if (
+        min(height, width, min_block) < 1
+        or not 0 <= count <= height * width
+        or not 0 < aspect[0] <= aspect[1]
+    ):
+        raise InputError(
+            f"cannot mask {count} of {height}x{width} patches in blocks of at least {min_block},"
+            f" aspect {aspect}"
+        )
     mask = np.zeros((height, width), dtype=bool)
     left = count
     while left:
@@ -65,7 +74,14 @@ def blockwise_mask(
     return mask
 
 
-def _block(height: int, width: int, left: int, least: int, aspect: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
+def _block(
+    height: int,
+    width: int,
+    left: int,
+    least: int,
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[slice, slice]:
     """Rows and columns of a random block; empty where the drawn shape does not fit into the grid."""
     area = rng.uniform(least, max(least, left))
     ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))

@@ -1,13 +1,17 @@
-"""Where BEiT's tokens are: the index of relative positions, and the resizing of tables and embeddings to another grid of patches.
+"""Where BEiT's tokens are: the index of relative positions, and the resizing of tables and
+embeddings to another grid of patches.
 
-Written once for NumPy and PyTorch: `xp` is the module, and sizes may be symbolic where PyTorch exports a program of dynamic size.
-Resizing is linear and acts on each axis alone, so every method is one matrix an axis.
+Written once for NumPy and PyTorch: `xp` is the module, and sizes may be symbolic where PyTorch
+exports a program of dynamic size. Resizing is linear and acts on each axis alone, so every method
+is one matrix an axis.
 """
 
 from typing import Any
 
-CUBIC = -0.75  # the constant of bicubic interpolation in PyTorch, which the authors use for positions
-# The authors search the ratio of the geometric grid by bisection between these bounds, until they are this close.
+# the constant of bicubic interpolation in PyTorch, which the authors use for positions
+CUBIC = -0.75
+# The authors search the ratio of the geometric grid by bisection between these bounds, until they
+# are this close.
 LOWEST_RATIO, HIGHEST_RATIO, RATIO_STEPS = 1.01, 1.5, 19
 
 
@@ -52,7 +56,10 @@ def bilinear_matrix(xp: Any, old: int, new: int) -> Any:
 
 
 def bicubic_matrix(xp: Any, old: int, new: int) -> Any:
-    """(new, old): bicubic resizing as PyTorch's, without antialiasing (Keys 1981 with the constant -0.75)."""
+    """(new, old).
+
+    Bicubic resizing as PyTorch's, without antialiasing (Keys 1981 with the constant -0.75).
+    """
     at = (_arange(xp, new) + 0.5) * old / new - 0.5  # (new,)
     first = xp.floor(at)
     columns = _arange(xp, old)[None, :]
@@ -69,11 +76,13 @@ def bicubic_matrix(xp: Any, old: int, new: int) -> Any:
 
 
 def geometric_matrix(xp: Any, old: int, new: int) -> Any:
-    """(new, old): resizing of a bias table's axis as the authors do when they fine-tune at another resolution.
+    """(new, old): resizing of a bias table's axis as the authors do when they fine-tune at another
+    resolution.
 
-    The old offsets -n…n are laid on a grid whose steps grow geometrically, 1, q, q², …, with q such that the ends meet the new ends;
-    a cubic spline (not-a-knot) through the values there is read at the new whole offsets. Near offsets so keep their values.
-    An axis that keeps its size is left as it is.
+    The old offsets -n…n are laid on a grid whose steps grow geometrically, 1, q, q², …, with q such
+    that the ends meet the new ends; a cubic spline (not-a-knot) through the values there is read at
+    the new whole offsets. Near offsets so keep their values. An axis that keeps its size is left as
+    it is.
     """
     count = old // 2
     offsets = _arange(xp, new) - new // 2  # (new,)
@@ -94,7 +103,8 @@ def geometric_matrix(xp: Any, old: int, new: int) -> Any:
 
 
 def _splines(xp: Any, points: Any, at: Any, degree: int) -> Any:
-    """(len(at), len(points)): values of the B-splines whose knots are the points without the second and the last but one (de Boor 1978).
+    """(len(at), len(points)): values of the B-splines whose knots are the points without the second
+    and the last but one (de Boor 1978).
 
     Outside the points, the values at the nearest end.
     """
@@ -102,15 +112,18 @@ def _splines(xp: Any, points: Any, at: Any, degree: int) -> Any:
     if degree == 0:
         return 0 * at[:, None] + 1
     ends = degree + 1
-    knots = points[[0] * ends + list(range(2, count - 2)) + [count - 1] * ends]  # (count + degree + 1,)
+    # (count + degree + 1,)
+    knots = points[[0] * ends + list(range(2, count - 2)) + [count - 1] * ends]
     at = xp.where(at < points[0], 0 * at + points[0], at)
     at = xp.where(at > points[-1], 0 * at + points[-1], at)[:, None]
     within = (knots[:-1] <= at) & (at < knots[1:])
-    within = within | ((at == points[-1]) & (_arange(xp, count + degree) == count - 1))  # the last interval holds its right end too
+    # the last interval holds its right end too
+    within = within | ((at == points[-1]) & (_arange(xp, count + degree) == count - 1))
     values = within * (0 * at + 1)
     for d in range(1, degree + 1):  # Cox–de Boor: each spline from two of the degree below
         length = knots[d:] - knots[:-d]
-        length = xp.where(length == 0, length + 1, length)  # an empty interval has a spline that is 0 everywhere
+        # an empty interval has a spline that is 0 everywhere
+        length = xp.where(length == 0, length + 1, length)
         rise = (at - knots[: -d - 1]) / length[:-1] * values[:, :-1]
         values = rise + (knots[d + 1 :] - at) / length[1:] * values[:, 1:]
     return values
@@ -125,15 +138,21 @@ MATRICES = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix, "geometric":
 
 def as_type(matrix: Any, like: Any) -> Any:
     """A matrix in the type, and on the device, of another array of its kind."""
-    return matrix.to(like.device, like.dtype) if hasattr(matrix, "to") else matrix.astype(like.dtype)
+    return (
+        matrix.to(like.device, like.dtype) if hasattr(matrix, "to") else matrix.astype(like.dtype)
+    )
 
 
 def resize_grid(xp: Any, grid: Any, rows: Any, columns: Any) -> Any:
     """Values (h, w, C) on another grid, (H, W, C), by the matrices of its axes, (H, h) and (W, w)."""
-    return xp.einsum("xw,ywc->yxc", as_type(columns, grid), xp.einsum("yh,hwc->ywc", as_type(rows, grid), grid))
+    return xp.einsum(
+        "xw,ywc->yxc", as_type(columns, grid), xp.einsum("yh,hwc->ywc", as_type(rows, grid), grid)
+    )
 
 
-def table_matrices(xp: Any, old: tuple[int, int], new: tuple[int, int], method: str, by_width: bool = False) -> tuple[Any, Any]:
+def table_matrices(
+    xp: Any, old: tuple[int, int], new: tuple[int, int], method: str, by_width: bool = False
+) -> tuple[Any, Any]:
     """What `resize_table` multiplies by.
 
     Args:
@@ -141,7 +160,8 @@ def table_matrices(xp: Any, old: tuple[int, int], new: tuple[int, int], method: 
         old: Height and width, in patches, of the grid that the table is made for.
         new: Height and width wanted.
         method: "geometric" (the authors) or "bilinear" (transformers).
-        by_width: Read the rows of the table as (dx, dy) although they are (dy, dx): what transformers does with a grid that is not square.
+        by_width: Read the rows of the table as (dx, dy) although they are (dy, dx): what
+            transformers does with a grid that is not square.
     """
     height, width = reversed(old) if by_width else old
     make = MATRICES[method]
@@ -149,18 +169,28 @@ def table_matrices(xp: Any, old: tuple[int, int], new: tuple[int, int], method: 
 
 
 def resize_table(xp: Any, table: Any, rows: Any, columns: Any) -> Any:
-    """A bias table (rows, A) for another grid of patches, by `table_matrices`; the three last rows stay."""
+    """A bias table (rows, A) for another grid of patches, by `table_matrices`.
+
+    The three last rows stay.
+    """
     heads = table.shape[1]
-    inner = resize_grid(xp, table[:-3].reshape(rows.shape[1], columns.shape[1], heads), rows, columns)
+    inner = resize_grid(
+        xp, table[:-3].reshape(rows.shape[1], columns.shape[1], heads), rows, columns
+    )
     return xp.concatenate([inner.reshape(rows.shape[0] * columns.shape[0], heads), table[-3:]])
 
 
-def resize_positions(xp: Any, positions: Any, old: tuple[int, int], new: tuple[int, int], of_matrices: Any = None) -> Any:
-    """Position embeddings (1, 1 + patches, D) for another grid of patches, bicubic; the class token's stays.
+def resize_positions(
+    xp: Any, positions: Any, old: tuple[int, int], new: tuple[int, int], of_matrices: Any = None
+) -> Any:
+    """Position embeddings (1, 1 + patches, D) for another grid of patches, bicubic; the class
+    token's stays.
 
     `of_matrices` is the module that makes the matrices, where `xp` has no float64.
     """
     size = positions.shape[2]
-    rows, columns = (bicubic_matrix(of_matrices or xp, *sides) for sides in zip(old, new, strict=True))
+    rows, columns = (
+        bicubic_matrix(of_matrices or xp, *sides) for sides in zip(old, new, strict=True)
+    )
     inner = resize_grid(xp, positions[0, 1:].reshape(*old, size), rows, columns)
     return xp.concatenate([positions[:, :1], inner.reshape(1, new[0] * new[1], size)], 1)

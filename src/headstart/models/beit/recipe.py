@@ -1,6 +1,8 @@
-"""How BEiT's authors tune and pretrain it, as data, and how that becomes a recipe for a data set of another size.
+"""How BEiT's authors tune and pretrain it, as data, and how that becomes a recipe for a data set of
+another size.
 
-Source of the numbers: microsoft/unilm, `beit/` (get_started_for_image_classification.md, README.md, semantic_segmentation/configs).
+Source of the numbers: microsoft/unilm, `beit/` (get_started_for_image_classification.md, README.md,
+semantic_segmentation/configs).
 """
 
 import math
@@ -12,8 +14,13 @@ from headstart.recipe import Facts, Recipe
 Size = Literal["base", "large"]
 FEW = 20_000  # examples: below, an update sees a small batch, and there are few updates
 SMALL_BATCH, FEWEST_STEPS = 64, 200
-# Ours, not the paper's: with few updates the published rates (for a thousand classes and 75,000 updates) would leave a new head as it is.
-LEAST_RATE = {"image-classification": 5e-5, "semantic-segmentation": 2e-4, "masked-image-modeling": 5e-4}
+# Ours, not the paper's: with few updates the published rates (for a thousand classes and 75,000
+# updates) would leave a new head as it is.
+LEAST_RATE = {
+    "image-classification": 5e-5,
+    "semantic-segmentation": 2e-4,
+    "masked-image-modeling": 5e-4,
+}
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,34 @@ PIXELS: dict[str, Any] = {
     "weight_decay": 0.05, "schedule": "poly", "power": 1.0, "warmup_lr": 1e-6, "augment": "crop-flip", "label_smoothing": 0.0,
 }  # fmt: skip
 
-# From a network that only masked image modelling trained, and from one that was tuned to ImageNet-22k.
+# From a network that only masked image modelling trained, and from one that was tuned to
+# ImageNet-22k.
 PAPER: dict[tuple[str, str, Size], Paper] = {
-    ("image-classification", "pretrained", "base"): Paper(1024, 4e-3, 100, 20, values=STRONG | {"layer_decay": 0.65, "drop_path": 0.1}),
-    ("image-classification", "pretrained", "large"): Paper(1024, 1e-3, 50, 5, values=STRONG | {"layer_decay": 0.75, "drop_path": 0.2}),
-    ("image-classification", "tuned", "base"): Paper(512, 2e-5, 30, 5, values=GENTLE | {"layer_decay": 0.85, "drop_path": 0.1}),
-    ("image-classification", "tuned", "large"): Paper(512, 2e-5, 30, 5, values=GENTLE | {"layer_decay": 0.9, "drop_path": 0.4}),
+    ("image-classification", "pretrained", "base"): Paper(
+        1024, 4e-3, 100, 20, values=STRONG | {"layer_decay": 0.65, "drop_path": 0.1}
+    ),
+    ("image-classification", "pretrained", "large"): Paper(
+        1024, 1e-3, 50, 5, values=STRONG | {"layer_decay": 0.75, "drop_path": 0.2}
+    ),
+    ("image-classification", "tuned", "base"): Paper(
+        512, 2e-5, 30, 5, values=GENTLE | {"layer_decay": 0.85, "drop_path": 0.1}
+    ),
+    ("image-classification", "tuned", "large"): Paper(
+        512, 2e-5, 30, 5, values=GENTLE | {"layer_decay": 0.9, "drop_path": 0.4}
+    ),
     ("semantic-segmentation", "tuned", "base"): Paper(
-        16, 3e-5, steps=160_000, warmup_steps=1_500, values=PIXELS | {"layer_decay": 0.9, "drop_path": 0.1}
+        16,
+        3e-5,
+        steps=160_000,
+        warmup_steps=1_500,
+        values=PIXELS | {"layer_decay": 0.9, "drop_path": 0.1},
     ),
     ("semantic-segmentation", "tuned", "large"): Paper(
-        16, 2e-5, steps=160_000, warmup_steps=1_500, values=PIXELS | {"layer_decay": 0.95, "drop_path": 0.2}
+        16,
+        2e-5,
+        steps=160_000,
+        warmup_steps=1_500,
+        values=PIXELS | {"layer_decay": 0.95, "drop_path": 0.2},
     ),
     # 10,000 updates of warm-up: 1.44 of 150 passes over ImageNet-22k's 14.2 million images.
     ("masked-image-modeling", "pretrained", "base"): Paper(2048, 1.5e-3, 150, 1.44, values=MASKED),
@@ -81,20 +105,25 @@ def size_of(config: Any) -> Size:  # noqa: ANN401 - a configuration, or None
 def start_of(config: Any) -> str:  # noqa: ANN401 - a configuration, or None
     """What a network has learned: "pretrained" with masks alone, or "tuned" to classes too."""
     named = (getattr(config, "architectures", None) or [""])[0]
-    masks = named == "BeitForMaskedImageModeling" or (not named and getattr(config, "use_mask_token", False))
+    masks = named == "BeitForMaskedImageModeling" or (
+        not named and getattr(config, "use_mask_token", False)
+    )
     return "pretrained" if masks else "tuned"
 
 
 def paper_recipe(task: str, start: str, size: Size) -> Paper:
     """The published setting for a task; where there is none for that start, the one there is."""
-    return PAPER.get((task, start, size)) or next(paper for (name, _, of), paper in PAPER.items() if name == task and of == size)
+    return PAPER.get((task, start, size)) or next(
+        paper for (name, _, of), paper in PAPER.items() if name == task and of == size
+    )
 
 
 def recipe(facts: Facts) -> Recipe:
     """The paper's recipe for this task and network, fitted to the number of examples.
 
-    With 20,000 examples or more: the paper's batch, rate and epochs. With fewer: batches of 64 (16 for segmentation), the rate in
-    proportion to the batch but not below `LEAST_RATE`, and at least 200 updates.
+    With 20,000 examples or more: the paper's batch, rate and epochs. With fewer: batches of 64 (16
+    for segmentation), the rate in proportion to the batch but not below `LEAST_RATE`, and at least
+    200 updates.
     """
     task = facts.task if facts.task in LEAST_RATE else "image-classification"
     start, size = start_of(facts.config), size_of(facts.config)
@@ -108,8 +137,12 @@ def recipe(facts: Facts) -> Recipe:
         warmup = round(steps * paper.warmup_epochs / paper.epochs)
     else:
         # The paper's 160,000 updates of 16 are 127 passes over ADE20k's 20,210 images.
-        steps = max(FEWEST_STEPS, min(paper.steps, math.ceil(paper.steps * facts.examples / 20_210)))
-        warmup = round(steps * max(paper.warmup_steps / paper.steps, 0.0 if steps == paper.steps else 0.05))
+        steps = max(
+            FEWEST_STEPS, min(paper.steps, math.ceil(paper.steps * facts.examples / 20_210))
+        )
+        warmup = round(
+            steps * max(paper.warmup_steps / paper.steps, 0.0 if steps == paper.steps else 0.05)
+        )
     base = Recipe(
         name=f"beit-{task}-{start}-{size}", optimizer="adamw", schedule="cosine", betas=(0.9, 0.999), batch_size=batch, lr=lr, steps=steps,
         warmup_steps=warmup,

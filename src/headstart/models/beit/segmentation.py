@@ -1,4 +1,5 @@
-"""Semantic segmentation with BEiT in PyTorch, and its backbone: a pyramid of four scales, UPerNet (Xiao et al. 2018) and an FCN head.
+"""Semantic segmentation with BEiT in PyTorch, and its backbone: a pyramid of four scales, UPerNet
+(Xiao et al. 2018) and an FCN head.
 
 Shapes: B images, C channels, H W height and width, h w of a smaller map, D hidden size, V classes.
 """
@@ -28,10 +29,12 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    """`conv2d(resize(x, size), weight, padding=1)` for 3x3 filters, with the multiplications done at the size of x.
+    """`conv2d(resize(x, size), weight, padding=1)` for 3x3 filters, with the multiplications done
+    at the size of x.
 
-    Resizing is linear and acts on each channel alone, so each tap of the filter may be applied before it, as a 1x1 convolution; the taps'
-    maps are then resized, shifted to the tap's place (zeros come in at the border), and added. Resizing and shifting is one matrix an axis.
+    Resizing is linear and acts on each channel alone, so each tap of the filter may be applied
+    before it, as a 1x1 convolution; the taps' maps are then resized, shifted to the tap's place
+    (zeros come in at the border), and added. Resizing and shifting is one matrix an axis.
 
     Args:
         x: (B, C, h, w).
@@ -43,9 +46,11 @@ def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """
     B, C, h, w = x.shape
     H, W = size
-    taps = F.conv2d(x, weight.permute(0, 3, 2, 1).reshape(-1, C, 1, 1))  # (B, C_out * dx * dy, h, w)
+    # (B, C_out * dx * dy, h, w)
+    taps = F.conv2d(x, weight.permute(0, 3, 2, 1).reshape(-1, C, 1, 1))
     taps = taps.reshape(-1, 3, 3 * h, w)  # (B * C_out, dx, dy * h, w)
-    rows, columns = (tap_matrices(old, new, taps) for old, new in ((h, H), (w, W)))  # (3, H, h), (3, W, w)
+    # (3, H, h), (3, W, w)
+    rows, columns = (tap_matrices(old, new, taps) for old, new in ((h, H), (w, W)))
     y = rows.transpose(0, 1).reshape(H, 3 * h) @ taps  # (B * C_out, dx, H, w)
     out = y[:, 0] @ columns[0].T  # (B * C_out, H, W)
     for dx in (1, 2):
@@ -54,15 +59,21 @@ def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def tap_matrices(old: int, new: int, like: Tensor) -> Tensor:
-    """Bilinear resizing from `old` to `new`, then a shift by the three taps of a filter: (3, new, old)."""
-    matrix = F.pad(bilinear_matrix(torch, old, new), (0, 0, 1, 1)).to(like.device, like.dtype)  # (new + 2, old)
+    """Bilinear resizing from `old` to `new`, then a shift by the three taps of a filter.
+
+    (3, new, old).
+    """
+    # (new + 2, old)
+    matrix = F.pad(bilinear_matrix(torch, old, new), (0, 0, 1, 1)).to(like.device, like.dtype)
     return torch.stack([matrix[:-2], matrix[1:-1], matrix[2:]])
 
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm and ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, config: BeitConfig) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, config: BeitConfig
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
@@ -82,7 +93,10 @@ class ConvNorm(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Four maps of the size of the patches → four scales, each half the one before; the first is `pyramid_scale` times as large."""
+    """Four maps of the size of the patches → four scales, each half the one before.
+
+    The first is `pyramid_scale` times as large.
+    """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
@@ -90,7 +104,12 @@ class Pyramid(nn.Module):
         scale = config.pyramid_scale or (2 if config.patch == (8, 8) else 4)
         twice = nn.Sequential(nn.ConvTranspose2d(D, D, 2, 2))
         if scale == 4:
-            up = [nn.ConvTranspose2d(D, D, 2, 2), nn.BatchNorm2d(D, config.batch_norm_eps), nn.GELU(), nn.ConvTranspose2d(D, D, 2, 2)]
+            up = [
+                nn.ConvTranspose2d(D, D, 2, 2),
+                nn.BatchNorm2d(D, config.batch_norm_eps),
+                nn.GELU(),
+                nn.ConvTranspose2d(D, D, 2, 2),
+            ]
             levels = [nn.Sequential(*up), twice, nn.Identity(), nn.MaxPool2d(2)]
         else:
             levels = [twice, nn.Identity(), nn.MaxPool2d(2), nn.MaxPool2d(4)]
@@ -102,17 +121,24 @@ class Pyramid(nn.Module):
         """Four maps (B, D, h, w) → four maps (B, D, 4h, 4w), (B, D, 2h, 2w), …"""
         if min(maps[0].shape[2:]) < self.smallest:
             raise InputError(
-                f"the pyramid needs {self.smallest} patches a side; images of {tuple(maps[0].shape[2:])} patches are too small"
+                f"the pyramid needs {self.smallest} patches a side; images of"
+                f" {tuple(maps[0].shape[2:])} patches are too small"
             )
         return [self.get_submodule(f"level_{i}")(x) for i, x in enumerate(maps, 1)]
 
 
 class UPerHead(nn.Module):
-    """Pools the smallest map at several grids, adds each level to the next larger one, and classifies all levels together."""
+    """Pools the smallest map at several grids, adds each level to the next larger one, and
+    classifies all levels together.
+    """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        D, C, scales = config.hidden_size, config.decoder_channels or config.hidden_size, config.pool_scales
+        D, C, scales = (
+            config.hidden_size,
+            config.decoder_channels or config.hidden_size,
+            config.pool_scales,
+        )
         self.scales = scales
         self.pools = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in scales)
         self.bottleneck = ConvNorm(D + len(scales) * C, C, 3, config)
@@ -125,14 +151,21 @@ class UPerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps of falling size, the first (B, D, H, W) → (B, V, H, W)."""
         if self.training and maps[0].shape[0] == 1 and 1 in self.scales:
-            raise InputError("batch norm cannot train on one image: it pools to one number a channel; give a batch of two or more")
-        pooled = [pool(F.adaptive_avg_pool2d(maps[3], scale)) for pool, scale in zip(self.pools, self.scales, strict=True)]
+            raise InputError(
+                "batch norm cannot train on one image: it pools to one number a channel; give a"
+                " batch of two or more"
+            )
+        pooled = [
+            pool(F.adaptive_avg_pool2d(maps[3], scale))
+            for pool, scale in zip(self.pools, self.scales, strict=True)
+        ]
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=False)]
         levels.append(self.bottleneck.fuse([maps[3], *pooled]))  # (B, C, H / 8, W / 8)
         for i in (2, 1, 0):
             levels[i] = levels[i] + resize(levels[i + 1], levels[i].shape[2:])
         outs = [conv(x) for conv, x in zip(self.outs, levels, strict=False)]
-        # At half the size, multiplying before resizing saves nothing over the fast algorithms (Winograd's) that 3x3 convolutions have.
+        # At half the size, multiplying before resizing saves nothing over the fast algorithms
+        # (Winograd's) that 3x3 convolutions have.
         large = torch.cat([outs[0], resize(outs[1], outs[0].shape[2:])], 1)  # (B, 2C, H, W)
         x = self.fusion.fuse([large, outs[2], levels[3]])  # (B, C, H, W)
         return self.classifier(self.dropout(x))  # type: ignore[no-any-return]
@@ -161,17 +194,25 @@ class FCNHead(nn.Module):
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
-    """Cross-entropy of maps (B, V, h, w), resized to the labels (B, H, W); see `BeitConfig.semantic_loss_mean`."""
+    """Cross-entropy of maps (B, V, h, w), resized to the labels (B, H, W).
+
+    See `BeitConfig.semantic_loss_mean`.
+    """
     scores, ignored = resize(logits, labels.shape[1:]), config.semantic_loss_ignore_index
     loss = F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum")
     # A batch without a label to learn from has loss 0, not NaN.
-    return loss / (labels.numel() if config.semantic_loss_mean == "all" else (labels != ignored).sum().clamp(min=1))
+    return loss / (
+        labels.numel()
+        if config.semantic_loss_mean == "all"
+        else (labels != ignored).sum().clamp(min=1)
+    )
 
 
 class BeitForSemanticSegmentation(BeitPreTrainedModel):
     """BEiT with UPerNet: classes of pixels.
 
-    Blocks after the last one that `config.segmentation_blocks()` names are not run, and the auxiliary head only where there are labels.
+    Blocks after the last one that `config.segmentation_blocks()` names are not run, and the
+    auxiliary head only where there are labels.
     """
 
     def __init__(self, config: BeitConfig) -> None:
@@ -202,7 +243,8 @@ class BeitForSemanticSegmentation(BeitPreTrainedModel):
             output_attentions: Also return the attention weights.
             output_hidden_states: Also return the embeddings and the output of each block.
             return_dict: False gives a tuple.
-            interpolate_pos_encoding: Accepted for callers that pass it; positions always fit the image.
+            interpolate_pos_encoding: Accepted for callers that pass it; positions always fit the
+                image.
 
         Returns:
             `loss` (with labels), `logits` (B, V, H / 4, W / 4), `hidden_states`, `attentions`.
@@ -215,23 +257,35 @@ class BeitForSemanticSegmentation(BeitPreTrainedModel):
         logits = self.decoder(maps)  # (B, V, H / 4, W / 4)
         loss = None if labels is None else self.loss(logits, maps[2], labels)
         hidden = tuple(states.values()) if all_states else None
-        return self.finish(SemanticSegmenterOutput(loss, logits, hidden, attentions if weights else None), return_dict)
+        return self.finish(
+            SemanticSegmenterOutput(loss, logits, hidden, attentions if weights else None),
+            return_dict,
+        )
 
     def loss(self, logits: Tensor, third: Tensor, labels: Tensor) -> Tensor:
-        """The decoder's loss, and the weighted one of the auxiliary head on the pyramid's third map.
+        """The decoder's loss, and the weighted one of the auxiliary head on the pyramid's third
+        map.
 
         Raises:
             InputError: Labels of another shape or type, or a network of one class.
         """
         if self.config.num_labels < 2:
-            raise InputError("segmentation is trained with two classes or more; the configuration has num_labels=1")
+            raise InputError(
+                "segmentation is trained with two classes or more; the configuration has"
+                " num_labels=1"
+            )
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
-            raise InputError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected integers ({logits.shape[0]}, height, width)")
+            raise InputError(
+                f"labels are {labels.dtype} {tuple(labels.shape)}; expected integers"
+                f" ({logits.shape[0]}, height, width)"
+            )
         labels = labels.to(logits.device).long()
         loss = pixel_loss(logits, labels, self.config)
         if self.auxiliary is None:
             return loss
-        return loss + self.config.auxiliary_loss_weight * pixel_loss(self.auxiliary(third), labels, self.config)
+        return loss + self.config.auxiliary_loss_weight * pixel_loss(
+            self.auxiliary(third), labels, self.config
+        )
 
 
 class BeitBackbone(Encoder):
@@ -243,7 +297,10 @@ class BeitBackbone(Encoder):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.channels = [config.hidden_size] * len(self.stages)
         if config.add_fpn and (len(self.stages) != 4 or not config.reshape_hidden_states):
-            raise ConfigError(f"add_fpn makes a pyramid of four maps; out_features names {len(self.stages)}, as maps or not")
+            raise ConfigError(
+                f"add_fpn makes a pyramid of four maps; out_features names {len(self.stages)}, as"
+                " maps or not"
+            )
         self.pyramid = Pyramid(config) if config.add_fpn else None
         self.post_init()
 
@@ -263,13 +320,19 @@ class BeitBackbone(Encoder):
             return_dict: False gives a tuple.
 
         Returns:
-            `feature_maps`, (B, D, h, w) each (or tokens, `reshape_hidden_states=False`), `hidden_states`, `attentions`.
+            `feature_maps`, (B, D, h, w) each (or tokens, `reshape_hidden_states=False`),
+            `hidden_states`, `attentions`.
         """
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if weights or all_states else self.stages
         states, attentions, grid = self.encode(pixel_values, keep=keep, with_attentions=weights)
-        maps = [as_map(states[i], *grid) if self.config.reshape_hidden_states else states[i] for i in self.stages]
+        maps = [
+            as_map(states[i], *grid) if self.config.reshape_hidden_states else states[i]
+            for i in self.stages
+        ]
         if self.pyramid is not None:
             maps = self.pyramid(maps)
         hidden = tuple(states.values()) if all_states else None
-        return self.finish(BackboneOutput(tuple(maps), hidden, attentions if weights else None), return_dict)
+        return self.finish(
+            BackboneOutput(tuple(maps), hidden, attentions if weights else None), return_dict
+        )

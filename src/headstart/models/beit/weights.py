@@ -1,4 +1,7 @@
-"""BEiT's names: ours, the Hub's, and the authors'; and how tables and positions are fitted to a configuration's grid."""
+"""BEiT's names: ours, the Hub's, and the authors'.
+
+And how tables and positions are fitted to a configuration's grid.
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,9 +15,18 @@ from headstart.checkpoint.names import NameTable
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.beit.config import BeitConfig
-from headstart.models.beit.positions import relative_position_index, resize_positions, resize_table, table_matrices, table_rows
+from headstart.models.beit.positions import (
+    relative_position_index,
+    resize_positions,
+    resize_table,
+    table_matrices,
+    table_rows,
+)
 
-PARAMETERS, STATISTICS = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+PARAMETERS, STATISTICS = (
+    ("weight", "bias"),
+    ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+)
 
 
 def both(ours: str, theirs: str) -> dict[str, str]:
@@ -24,7 +36,9 @@ def both(ours: str, theirs: str) -> dict[str, str]:
 
 def conv_norm(ours: str, theirs: str) -> dict[str, str]:
     """Rows of a convolution without bias and its batch norm."""
-    return {f"{ours}.conv.weight": f"{theirs}.conv.weight"} | {f"{ours}.norm.{p}": f"{theirs}.bn.{p}" for p in STATISTICS}
+    return {f"{ours}.conv.weight": f"{theirs}.conv.weight"} | {
+        f"{ours}.norm.{p}": f"{theirs}.bn.{p}" for p in STATISTICS
+    }
 
 
 _LAYER = "encoder.layer.{}."
@@ -49,7 +63,9 @@ HUB_ROWS: dict[str, str | tuple[str, ...]] = {
     **both("patches", "embeddings.patch_embeddings.projection"),
     "shared_bias.table": f"encoder.{_TABLE}",
     **both("blocks.{}.norm_1", f"{_LAYER}layernorm_before"),
-    "blocks.{}.attention.qkv.weight": tuple(f"{_LAYER}attention.attention.{part}.weight" for part in ("query", "key", "value")),
+    "blocks.{}.attention.qkv.weight": tuple(
+        f"{_LAYER}attention.attention.{part}.weight" for part in ("query", "key", "value")
+    ),
     "blocks.{}.attention.query_bias": f"{_LAYER}attention.attention.query.bias",
     "blocks.{}.attention.value_bias": f"{_LAYER}attention.attention.value.bias",
     "blocks.{}.attention.bias.table": f"{_LAYER}attention.attention.{_TABLE}",
@@ -93,7 +109,10 @@ AUTHORS_ROWS: dict[str, str] = {
 INDEX_BUFFER = "relative_position_index"  # older files hold it; it follows from the grid
 HUB = NameTable(HUB_ROWS, dropped=(rf"encoder\..*{INDEX_BUFFER}",), prefix="beit")
 AUTHORS = NameTable(AUTHORS_ROWS)
-_TO_OURS = [(re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)")), ours) for ours, theirs in AUTHORS_ROWS.items()]
+_TO_OURS = [
+    (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)")), ours)
+    for ours, theirs in AUTHORS_ROWS.items()
+]
 
 
 def our_name(theirs: str) -> str | None:
@@ -105,18 +124,26 @@ def our_name(theirs: str) -> str | None:
 
 
 def read_authors(
-    tensors: Mapping[str, Any], name: str, config: BeitConfig | None = None, *, compat: Compat = "authors", **overrides: Any
+    tensors: Mapping[str, Any],
+    name: str,
+    config: BeitConfig | None = None,
+    *,
+    compat: Compat = "authors",
+    **overrides: Any,
 ) -> tuple[BeitConfig, dict[str, Any]]:
-    """Reads an official `.pth` (pretraining, fine-tuning, or mmsegmentation's), or a `flax_model.msgpack` of transformers' Flax classes.
+    """Reads an official `.pth` (pretraining, fine-tuning, or mmsegmentation's), or a
+    `flax_model.msgpack` of transformers' Flax classes.
 
     Args:
         tensors: As the file holds them, in the wrappers of a training checkpoint or without.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes. Without relative bias, the number of heads cannot be told: it is
-            taken as one for each 64 channels, as in every published file; pass `num_attention_heads` for another.
+        config: Its configuration, or None to tell it from the shapes. Without relative bias, the
+            number of heads cannot be told: it is taken as one for each 64 channels, as in every
+            published file; pass `num_attention_heads` for another.
         compat: Whose arithmetic.
-        **overrides: Values of the configuration. With another `image_size`, tables and positions are resized; with
-            `use_relative_position_bias=True`, a shared table is copied to every block, as the authors do when they fine-tune.
+        **overrides: Values of the configuration. With another `image_size`, tables and positions
+            are resized; with `use_relative_position_bias=True`, a shared table is copied to every
+            block, as the authors do when they fine-tune.
 
     Returns:
         The configuration, and the Hub's names → tensors.
@@ -126,19 +153,38 @@ def read_authors(
     """
     if any(key.endswith("/kernel") for key in tensors):
         if config is None:
-            raise WeightsError(f"{name} is a Flax checkpoint; its config.json must lie beside it, or pass config=")
+            raise WeightsError(
+                f"{name} is a Flax checkpoint; its config.json must lie beside it, or pass config="
+            )
         return config, dict(hub_tensor_of_flax(key, value) for key, value in tensors.items())
     tensors = {key.removeprefix("backbone."): value for key, value in unwrap(tensors).items()}
     grid = _grid(tensors, name)
-    ours = {our_name(key): value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)}
-    unknown = sorted(key for key in tensors if our_name(key) is None and not key.endswith(INDEX_BUFFER))
-    if "patches.weight" not in ours or "blocks.0.attention.qkv.weight" not in ours or "blocks.0.mlp.fc_1.weight" not in ours:
-        raise WeightsError(f"{name} holds no BEiT network: no patches or no blocks found; expected an official .pth file")
+    ours = {
+        our_name(key): value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)
+    }
+    unknown = sorted(
+        key for key in tensors if our_name(key) is None and not key.endswith(INDEX_BUFFER)
+    )
+    if (
+        "patches.weight" not in ours
+        or "blocks.0.attention.qkv.weight" not in ours
+        or "blocks.0.mlp.fc_1.weight" not in ours
+    ):
+        raise WeightsError(
+            f"{name} holds no BEiT network: no patches or no blocks found; expected an official"
+            " .pth file"
+        )
     values = _values(ours, grid)
     if config is None:
-        config = BeitConfig.from_dict(BeitConfig.from_published(values, compat) | {"compat": compat}, **overrides)
+        config = BeitConfig.from_dict(
+            BeitConfig.from_published(values, compat) | {"compat": compat}, **overrides
+        )
     else:
-        known = BeitConfig.from_published(config.to_dict(), compat) if compat != config.compat else config.to_dict()
+        known = (
+            BeitConfig.from_published(config.to_dict(), compat)
+            if compat != config.compat
+            else config.to_dict()
+        )
         config = BeitConfig.from_dict(known | {"compat": compat}, **overrides)
     for i in range(values["num_hidden_layers"]):
         for bias in ("query_bias", "value_bias"):  # networks without them have zeros
@@ -149,11 +195,17 @@ def read_authors(
 
 
 def hub_tensor_of_flax(name: str, value: Any) -> tuple[str, Any]:
-    """The Hub's name and layout for an array of a `flax_model.msgpack`, such as `beit/encoder/layer/0/output/dense/kernel`."""
+    """The Hub's name and layout for an array of a `flax_model.msgpack`, such as
+    `beit/encoder/layer/0/output/dense/kernel`.
+    """
     *modules, leaf = name.split("/")
     if leaf == "kernel":  # matrices (I, O) → (O, I), filters HWIO → OIHW
         axes = (1, 0) if value.ndim == 2 else (3, 2, 0, 1)
-        value = np.ascontiguousarray(value.transpose(axes)) if isinstance(value, np.ndarray) else value.permute(axes).contiguous()
+        value = (
+            np.ascontiguousarray(value.transpose(axes))
+            if isinstance(value, np.ndarray)
+            else value.permute(axes).contiguous()
+        )
     return ".".join([*modules, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)]), value
 
 
@@ -161,7 +213,8 @@ def _grid(tensors: Mapping[str, Any], name: str) -> tuple[int, int]:
     """Height and width, in patches, that a file's positions are made for."""
     index = next((value for key, value in tensors.items() if key.endswith(INDEX_BUFFER)), None)
     if index is not None:
-        # From one patch to the next, the offset falls by one, and by a row's length where a row of patches ends.
+        # From one patch to the next, the offset falls by one, and by a row's length where a row of
+        # patches ends.
         steps = [int(index[1, j]) - int(index[1, j + 1]) for j in range(1, index.shape[0] - 1)]
         width = next((j + 1 for j, step in enumerate(steps) if step != 1), len(steps) + 1)
         return (index.shape[0] - 1) // width, width
@@ -173,7 +226,10 @@ def _grid(tensors: Mapping[str, Any], name: str) -> tuple[int, int]:
             count = value.shape[1] - 1
     side = round(count**0.5)
     if side * side != count or "cls_token" not in tensors:
-        raise WeightsError(f"{name} holds no BEiT network of a square grid; expected an official .pth file, or pass config=")
+        raise WeightsError(
+            f"{name} holds no BEiT network of a square grid; expected an official .pth file, or"
+            " pass config="
+        )
     return side, side
 
 
@@ -182,7 +238,9 @@ def _values(ours: Mapping[Any, Any], grid: tuple[int, int]) -> dict[str, Any]:
     depth = len({key.split(".")[1] for key in ours if key and key.startswith("blocks.")})
     patch = ours["patches.weight"].shape
     size = [grid[0] * patch[2], grid[1] * patch[3]]
-    tables = [ours[key] for key in ("shared_bias.table", "blocks.0.attention.bias.table") if key in ours]
+    tables = [
+        ours[key] for key in ("shared_bias.table", "blocks.0.attention.bias.table") if key in ours
+    ]
     values: dict[str, Any] = {
         "hidden_size": patch[0],
         "num_channels": patch[1],
@@ -195,7 +253,9 @@ def _values(ours: Mapping[Any, Any], grid: tuple[int, int]) -> dict[str, Any]:
         "use_absolute_position_embeddings": "positions" in ours,
         "use_relative_position_bias": "blocks.0.attention.bias.table" in ours,
         "use_shared_relative_position_bias": "shared_bias.table" in ours,
-        "layer_scale_init_value": (0.1 if depth < 24 else 1e-5) if "blocks.0.lambda_1" in ours else 0.0,
+        "layer_scale_init_value": (
+            (0.1 if depth < 24 else 1e-5) if "blocks.0.lambda_1" in ours else 0.0
+        ),
         "use_mean_pooling": "pooler.norm.weight" in ours or "classifier.weight" not in ours,
     }
     if "lm_head.weight" in ours:
@@ -203,17 +263,25 @@ def _values(ours: Mapping[Any, Any], grid: tuple[int, int]) -> dict[str, Any]:
     if "classifier.weight" in ours:
         values["num_labels"] = ours["classifier.weight"].shape[0]
     if "decoder.classifier.weight" in ours:
-        values["num_labels"], values["decoder_channels"] = ours["decoder.classifier.weight"].shape[:2]
+        values["num_labels"], values["decoder_channels"] = ours["decoder.classifier.weight"].shape[
+            :2
+        ]
         values["use_auxiliary_head"] = "auxiliary.classifier.weight" in ours
     if values.get("use_auxiliary_head"):
         convs = {key.split(".")[2] for key in ours if key and key.startswith("auxiliary.convs.")}
-        values |= {"auxiliary_channels": ours["auxiliary.classifier.weight"].shape[1], "auxiliary_num_convs": len(convs)}
+        values |= {
+            "auxiliary_channels": ours["auxiliary.classifier.weight"].shape[1],
+            "auxiliary_num_convs": len(convs),
+        }
         values["auxiliary_concat_input"] = "auxiliary.fusion.conv.weight" in ours
     return values
 
 
-def fit_positions(tensors: Mapping[str, Any], config: BeitConfig, grid: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Fits published tables and positions to a configuration: another grid of patches, or a table a block in place of a shared one.
+def fit_positions(
+    tensors: Mapping[str, Any], config: BeitConfig, grid: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Fits published tables and positions to a configuration: another grid of patches, or a table a
+    block in place of a shared one.
 
     Args:
         tensors: The Hub's names → tensors (torch or numpy).
@@ -221,12 +289,17 @@ def fit_positions(tensors: Mapping[str, Any], config: BeitConfig, grid: tuple[in
         grid: The grid that the tensors are made for; None takes it as square.
 
     Returns:
-        The tensors, those replaced that did not fit. What cannot be fitted is left for loading to complain of.
+        The tensors, those replaced that did not fit. What cannot be fitted is left for loading to
+        complain of.
     """
     tensors = dict(tensors)
     shared = next((key for key in tensors if key.endswith(f"encoder.{_TABLE}")), None)
     layer = f"{_LAYER}attention.attention.{_TABLE}"
-    if shared and config.use_relative_position_bias and not config.use_shared_relative_position_bias:
+    if (
+        shared
+        and config.use_relative_position_bias
+        and not config.use_shared_relative_position_bias
+    ):
         prefix = shared.removesuffix(f"encoder.{_TABLE}")
         for i in range(config.num_hidden_layers):
             tensors.setdefault(prefix + layer.format(i), tensors[shared])
@@ -236,7 +309,9 @@ def fit_positions(tensors: Mapping[str, Any], config: BeitConfig, grid: tuple[in
         if key.endswith(_TABLE):
             old = grid or _square(round((value.shape[0] - 3) ** 0.5), value.shape[0] - 3)
             if old and table_rows(*old) == value.shape[0] and old != config.grid:
-                tensors[key] = resize_table(xp, value, *table_matrices(xp, old, config.grid, config.bias_resize))
+                tensors[key] = resize_table(
+                    xp, value, *table_matrices(xp, old, config.grid, config.bias_resize)
+                )
         elif key.endswith("position_embeddings"):
             side = round((value.shape[1] - 1) ** 0.5)
             old = grid or ((side, side) if side * side == value.shape[1] - 1 else None)
@@ -257,7 +332,8 @@ def _torch() -> Any:
 
 
 def save_pth(model: Any, path: str | Path) -> None:
-    """Writes a network as the authors' `.pth`: their names, in `state_dict` for segmentation and in `model` for the others.
+    """Writes a network as the authors' `.pth`: their names, in `state_dict` for segmentation and in
+    `model` for the others.
 
     Args:
         model: Any of the PyTorch BEiT networks.
@@ -265,13 +341,20 @@ def save_pth(model: Any, path: str | Path) -> None:
     """
     import torch
 
-    state = {key.removeprefix("beit."): value.detach().cpu() for key, value in model.state_dict().items()}
+    state = {
+        key.removeprefix("beit."): value.detach().cpu() for key, value in model.state_dict().items()
+    }
     tensors = AUTHORS.to_theirs(state)
     for key in [key for key in tensors if key.endswith("relative_position_bias_table")]:
-        tensors[key.replace("relative_position_bias_table", INDEX_BUFFER)] = relative_position_index(torch, *model.config.grid)
+        tensors[key.replace("relative_position_bias_table", INDEX_BUFFER)] = (
+            relative_position_index(torch, *model.config.grid)
+        )
     segments = any(key.startswith("decode_head.") for key in tensors)
     if segments:
         outer = ("decode_head.", "auxiliary_head.")
-        tensors = {key if key.startswith(outer) else f"backbone.{key}": value for key, value in tensors.items()}
+        tensors = {
+            key if key.startswith(outer) else f"backbone.{key}": value
+            for key, value in tensors.items()
+        }
     wrapped = {"meta": {}, "state_dict": tensors} if segments else {"model": tensors}
     atomic_write(path, lambda file: torch.save(wrapped, file))

@@ -14,7 +14,11 @@ FAMILY = Family(
         "BitBackbone": _TORCH,
         "BitPreTrainedModel": _TORCH,
     },
-    tasks={"base": "BitModel", "backbone": "BitBackbone", "image-classification": "BitForImageClassification"},
+    tasks={
+        "base": "BitModel",
+        "backbone": "BitBackbone",
+        "image-classification": "BitForImageClassification",
+    },
     processor="BitImageProcessor",
     folds="headstart.models.bit.folds:fold",
     zoo="headstart.models.bit.config:PUBLISHED",

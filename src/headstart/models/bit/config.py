@@ -22,8 +22,8 @@ class BitConfig(PreTrainedConfig):
         depths: Number of blocks of each stage.
         layer_type: "preactivation" is ResNet-v2, as published; "bottleneck" is ResNet-v1.
         hidden_act: Activation: "relu", "gelu", "selu", "gelu_new", …
-        global_padding: Padding of the convolutions: None is half the kernel on every side, "same" as TensorFlow pads, "valid" none
-            (the shortcut is then cropped to the branch).
+        global_padding: Padding of the convolutions: None is half the kernel on every side, "same"
+            as TensorFlow pads, "valid" none (the shortcut is then cropped to the branch).
         num_groups: Groups of every group norm; divides the channels of every norm.
         drop_path_rate: Stochastic depth of the last block; grows evenly from 0 at the first.
         embedding_dynamic_padding: Whether the stem's pooling pads as TensorFlow does.
@@ -31,8 +31,10 @@ class BitConfig(PreTrainedConfig):
         width_factor: Multiplies every channel count.
         out_features: Stages that a backbone returns, by name ("stem", "stage1", …).
         out_indices: The same by number.
-        conv_eps: Added to the variance of a filter when it is standardised (authors 1e-10, transformers 1e-8).
-        dilate_preactivation: Whether `output_stride` dilates the blocks of "preactivation" (transformers only removes the stride).
+        conv_eps: Added to the variance of a filter when it is standardised (authors 1e-10,
+            transformers 1e-8).
+        dilate_preactivation: Whether `output_stride` dilates the blocks of "preactivation"
+            (transformers only removes the stride).
         widen_stem: Whether `width_factor` widens the stem too, as the authors do.
 
     Example:
@@ -68,13 +70,31 @@ class BitConfig(PreTrainedConfig):
             self.global_padding = str(self.global_padding).lower()
         one_of("global_padding", self.global_padding, (None, "same", "valid"))
         one_of("output_stride", self.output_stride, (4, 8, 16, 32))
-        if min([self.num_channels, self.width_factor, self.num_groups, *self.depths, *self.hidden_sizes]) < 1:
-            raise ConfigError("num_channels, width_factor, num_groups, depths and hidden_sizes must be at least 1")
+        if (
+            min(
+                [
+                    self.num_channels,
+                    self.width_factor,
+                    self.num_groups,
+                    *self.depths,
+                    *self.hidden_sizes,
+                ]
+            )
+            < 1
+        ):
+            raise ConfigError(
+                "num_channels, width_factor, num_groups, depths and hidden_sizes must be at least 1"
+            )
         narrow = [round_channels(channels / 4) for channels in self.stage_channels]
         for channels in [self.stem_channels, *narrow, *self.stage_channels]:
             if channels % self.num_groups:
-                raise ConfigError(f"num_groups={self.num_groups} does not divide {channels} channels, of a stage or inside its blocks")
-        self.out_features, self.out_indices = align_outputs(self.out_features, self.out_indices, self.stage_names)
+                raise ConfigError(
+                    f"num_groups={self.num_groups} does not divide {channels} channels, of a stage"
+                    " or inside its blocks"
+                )
+        self.out_features, self.out_indices = align_outputs(
+            self.out_features, self.out_indices, self.stage_names
+        )
 
     @property
     def stage_names(self) -> list[str]:
@@ -94,9 +114,17 @@ class BitConfig(PreTrainedConfig):
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
         """The authors' epsilon, dilation and stem, or transformers'."""
-        values = {k: v for k, v in values.items() if k not in ("stage_names", "conv_eps", "dilate_preactivation", "widen_stem")}
+        values = {
+            k: v
+            for k, v in values.items()
+            if k not in ("stage_names", "conv_eps", "dilate_preactivation", "widen_stem")
+        }
         if compat == "transformers":
-            values |= {"conv_eps": EPS_TRANSFORMERS, "dilate_preactivation": False, "widen_stem": False}
+            values |= {
+                "conv_eps": EPS_TRANSFORMERS,
+                "dilate_preactivation": False,
+                "widen_stem": False,
+            }
             # Values that change nothing in this network are not worth telling apart.
             if values.get("output_stride", 32) >= 32:
                 values["dilate_preactivation"] = True
@@ -108,22 +136,32 @@ class BitConfig(PreTrainedConfig):
         """What transformers computes otherwise."""
         out = []
         if self.conv_eps != EPS_TRANSFORMERS:
-            out.append(f"filters are standardised with eps {self.conv_eps:g} here, {EPS_TRANSFORMERS:g} there")
+            out.append(
+                f"filters are standardised with eps {self.conv_eps:g} here, {EPS_TRANSFORMERS:g}"
+                " there"
+            )
         if self.width_factor != 1:
             out.append("a width factor above 1 cannot be built there")
-        if self.output_stride < 32 and self.layer_type == "preactivation" and self.dilate_preactivation:
+        if (
+            self.output_stride < 32
+            and self.layer_type == "preactivation"
+            and self.dilate_preactivation
+        ):
             out.append("output_stride dilates here, and only removes strides there")
         return out
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller (as MobileNet's authors round widths)."""
+    """The nearest multiple of 8 that is not more than a tenth smaller (as MobileNet's authors round
+    widths).
+    """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 ADDRESS = "https://storage.googleapis.com/bit_models/"
-# Architecture → depths, width factor, ImageNet top-1 of the ILSVRC2012 model at 448 pixels (480 for x4) as timm measures it.
+# Architecture → depths, width factor, ImageNet top-1 of the ILSVRC2012 model at 448 pixels (480 for
+# x4) as timm measures it.
 ARCHITECTURES: dict[str, tuple[list[int], int, str]] = {
     "R50x1": ([3, 4, 6, 3], 1, "80.39"),
     "R101x1": ([3, 4, 23, 3], 1, "82.33"),
@@ -141,7 +179,10 @@ VTAB = {
 
 
 def count_parameters(depths: list[int], width: int, labels: int) -> int:
-    """Weights of a published BiT with that many classes: filters have no bias, norms have two vectors."""
+    """Weights of a published BiT with that many classes.
+
+    Filters have no bias, norms have two vectors.
+    """
     total = 7 * 7 * 3 * 64 * width
     before = 64 * width
     for size, depth in zip((256, 512, 1024, 2048), depths, strict=True):
@@ -163,26 +204,55 @@ def _published() -> dict[str, Published]:
         config: dict[str, Any] = {"depths": depths, "width_factor": width}
         if more.get("labels") is None:
             config["num_labels"] = classes
-        table[name] = Published(name, config, ADDRESS + path, parameters=count_parameters(depths, width, classes), **more)
+        table[name] = Published(
+            name,
+            config,
+            ADDRESS + path,
+            parameters=count_parameters(depths, width, classes),
+            **more,
+        )
 
     for arch, (_, _, top1) in ARCHITECTURES.items():
         size = 480 if arch.endswith("x4") else 448
         add(f"BiT-S-{arch}", f"BiT-S-{arch}.npz", arch, 1000, labels="imagenet-1k")
         add(f"BiT-M-{arch}", f"BiT-M-{arch}.npz", arch, 21843, labels="imagenet-21k-goog")
         result = f"ImageNet top-1 {top1} %"
-        add(f"BiT-M-{arch}-ILSVRC2012", f"BiT-M-{arch}-ILSVRC2012.npz", arch, 1000, labels="imagenet-1k", image_size=size, result=result)
+        add(
+            f"BiT-M-{arch}-ILSVRC2012",
+            f"BiT-M-{arch}-ILSVRC2012.npz",
+            arch,
+            1000,
+            labels="imagenet-1k",
+            image_size=size,
+            result=result,
+        )
     for name, arch, size, result in [
         ("R50x1_224", "R50x1", 224, "ImageNet top-1 82.8 % (distilled)"),
         ("R50x1_160", "R50x1", 160, "ImageNet top-1 80.5 % (distilled)"),
         ("R152x2_T_224", "R152x2", 224, "teacher"),
         ("R152x2_T_384", "R152x2", 384, "teacher"),
     ]:
-        add(f"BiT-distill-{name}", f"distill/{name}.npz", arch, 1000, labels="imagenet-1k", image_size=size, result=result)
+        add(
+            f"BiT-distill-{name}",
+            f"distill/{name}.npz",
+            arch,
+            1000,
+            labels="imagenet-1k",
+            image_size=size,
+            result=result,
+        )
     for arch in ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4"):
         for run in range(3):
             for task, classes in VTAB.items():
                 name = f"BiT-M-{arch}-run{run}-{task}"
-                add(f"vtab/{name}", f"vtab/{name}.npz", arch, classes, image_size=None, result="VTAB-1k")
+                add(
+                    f"vtab/{name}",
+                    f"vtab/{name}.npz",
+                    arch,
+                    classes,
+                    image_size=None,
+                    result="VTAB-1k",
+                )
     return table
 
 

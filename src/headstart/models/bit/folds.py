@@ -15,8 +15,9 @@ class Convolution(StandardizedConv2d):
         return self.weight
 
 
-# ONNX Runtime merges a padding of 0 into the pooling after it, which pads with -inf: a row and a column of each map then come out
-# wrong, and logits by about 2e-3. It leaves a padding of any other number alone, and this one is 0 to every answer.
+# ONNX Runtime merges a padding of 0 into the pooling after it, which pads with -inf: a row and a
+# column of each map then come out wrong, and logits by about 2e-3. It leaves a padding of any other
+# number alone, and this one is 0 to every answer.
 NEARLY_ZERO = 1e-30
 
 
@@ -35,9 +36,18 @@ class PortableStem(Stem):
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
-    """Standardises the filters once and for all; pads so that every engine understands it. See `headstart.engine.folds.fold`."""
+    """Standardises the filters once and for all; pads so that every engine understands it.
+
+    See `headstart.engine.folds.fold`.
+    """
     for module in list(model.modules()):
         if type(module) is StandardizedConv2d:
-            recast(module, Convolution, weight=parameter(standardize(module.weight.double(), module.eps).to(module.weight.dtype)))
+            recast(
+                module,
+                Convolution,
+                weight=parameter(
+                    standardize(module.weight.double(), module.eps).to(module.weight.dtype)
+                ),
+            )
         elif portable and type(module) is Stem:
             recast(module, PortableStem)

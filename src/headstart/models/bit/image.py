@@ -2,7 +2,13 @@
 
 from typing import Any, ClassVar, Self
 
-from headstart.images.decode import BICUBIC, BILINEAR, CHANNELS_FIRST, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from headstart.images.decode import (
+    BICUBIC,
+    BILINEAR,
+    CHANNELS_FIRST,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class
 
 
@@ -10,14 +16,17 @@ from headstart.images.processor import BaseImageProcessor, BatchFeature, process
 class BitImageProcessor(BaseImageProcessor):
     """Turns pictures into the `pixel_values` of a BiT network.
 
-    The defaults are those of the published `google/bit-50`. The authors resize to a square without a crop and map to -1..1: see
-    `for_published`.
+    The defaults are those of the published `google/bit-50`. The authors resize to a square without
+    a crop and map to -1..1: see `for_published`.
 
     Args:
         do_resize: Whether to resize.
-        size: `{"shortest_edge": int}` keeps proportions, `{"height": int, "width": int}` does not; an int is a shortest edge. Default 224.
-        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded by zeros.
+        size: `{"shortest_edge": int}` keeps proportions, `{"height": int, "width": int}` does not;
+            an int is a shortest edge. Default 224.
+        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
+            hamming.
+        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded
+            by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         do_rescale: Whether to multiply by `rescale_factor`.
         rescale_factor: 1/255 brings 8-bit values to 0..1.
@@ -74,11 +83,12 @@ class BitImageProcessor(BaseImageProcessor):
         input_data_format: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch of pixels from pictures. What is given here wins over the processor's own value, for this call.
+        """A batch of pixels from pictures. What is given here wins over the processor's own value,
+        for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape (H, W), (H, W, C), (C, H, W), or a batch
-                of them.
+            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+                (H, W), (H, W, C), (C, H, W), or a batch of them.
             do_resize: As the field, like all up to `do_convert_rgb`.
             size: As the field.
             resample: As the field.
@@ -90,10 +100,12 @@ class BitImageProcessor(BaseImageProcessor):
             image_mean: As the field.
             image_std: As the field.
             do_convert_rgb: As the field.
-            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture came in.
-            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no channel axis), or None to tell it from the
-                shape.
+            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
+                arrays.
+            data_format: "channels_first", "channels_last", or None for the layout that each picture
+                came in.
+            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
+                channel axis), or None to tell it from the shape.
             **kwargs: Older names of the options above.
 
         Returns:
@@ -120,8 +132,16 @@ class BitImageProcessor(BaseImageProcessor):
 
     @classmethod
     def for_published(cls, model: Any, **overrides: Any) -> Self:
-        """The authors' own preprocessing of a published model: a square of its resolution, bilinear, values in -1..1, no crop."""
+        """The authors' own preprocessing of a published model.
+
+        A square of its resolution, bilinear, values in -1..1, no crop.
+        """
         size = {"height": model.image_size, "width": model.image_size}
-        values: dict[str, Any] = {"size": size, "resample": BILINEAR, "do_center_crop": False, "image_mean": [0.5] * 3}
+        values: dict[str, Any] = {
+            "size": size,
+            "resample": BILINEAR,
+            "do_center_crop": False,
+            "image_mean": [0.5] * 3,
+        }
         values["image_std"] = values["image_mean"]
         return cls.from_dict(values, **overrides)

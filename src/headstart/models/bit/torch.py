@@ -1,4 +1,5 @@
-"""BiT in PyTorch: ResNet-v2 whose filters are standardised and whose norms are group norms (Kolesnikov et al. 2020, section 3.1).
+"""BiT in PyTorch: ResNet-v2 whose filters are standardised and whose norms are group norms
+(Kolesnikov et al. 2020, section 3.1).
 
 Shapes: B images, C channels, H W height and width, V classes.
 """
@@ -13,20 +14,38 @@ from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.bit.config import BitConfig, round_channels
 from headstart.models.bit.weights import HUB
-from headstart.nn.torch import DropPath, PreTrainedModel, activation, check_pixels, classification_loss, drop_path_rates, state_of
-from headstart.outputs import BackboneOutput, BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
+from headstart.nn.torch import (
+    DropPath,
+    PreTrainedModel,
+    activation,
+    check_pixels,
+    classification_loss,
+    drop_path_rates,
+    state_of,
+)
+from headstart.outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
 
 NORM_EPS = 1e-5  # of every group norm, in the authors' code and in transformers
 
 
 def standardize(weight: Tensor, eps: float) -> Tensor:
     """Filters (C_out, C_in, k, k) with mean 0 and variance 1 each (Qiao et al. 2019, equation 2)."""
-    # A batch norm that takes the filters for channels is the same formula, in one pass forward and one backward.
-    return F.batch_norm(weight.reshape(1, weight.shape[0], -1), None, None, training=True, momentum=0.0, eps=eps).view_as(weight)
+    # A batch norm that takes the filters for channels is the same formula, in one pass forward and
+    # one backward.
+    return F.batch_norm(
+        weight.reshape(1, weight.shape[0], -1), None, None, training=True, momentum=0.0, eps=eps
+    ).view_as(weight)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: float = 0.0) -> Tensor:
-    """Zeros (or another value) around x (B, C, H, W) as TensorFlow's "SAME" puts them: the odd one goes after."""
+    """Zeros (or another value) around x (B, C, H, W) as TensorFlow's "SAME" puts them.
+
+    The odd one goes after.
+    """
     pads: list[Any] = []
     for size in (x.shape[-1], x.shape[-2]):
         need = torch.sym_max(  # type: ignore[no-untyped-call]
@@ -42,11 +61,23 @@ class StandardizedConv2d(nn.Conv2d):
     Standardised filters are kept while nothing can change them (see `state_of`).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, config: BitConfig, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        config: BitConfig,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
         same = config.global_padding == "same"
         # At stride 1 and an odd kernel, "SAME" is half the kernel on each side.
         self.pads_same = same and stride > 1 and kernel > 1
-        padding = 0 if self.pads_same or config.global_padding == "valid" else (stride - 1 + dilation * (kernel - 1)) // 2
+        padding = (
+            0
+            if self.pads_same or config.global_padding == "valid"
+            else (stride - 1 + dilation * (kernel - 1)) // 2
+        )
         if same and not self.pads_same:
             padding = dilation * (kernel - 1) // 2
         super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
@@ -87,10 +118,18 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W), the same shape."""
-        if torch.is_grad_enabled() and x.is_cpu and not x.requires_grad and self.weight.requires_grad:  # behind a frozen stem
-            x = x.contiguous()  # torch 2.13 crashes in the backward pass of a channels-last input that needs no gradient
+        if (
+            torch.is_grad_enabled()
+            and x.is_cpu
+            and not x.requires_grad
+            and self.weight.requires_grad
+        ):  # behind a frozen stem
+            # torch 2.13 crashes in the backward pass of a channels-last input that needs no
+            # gradient
+            x = x.contiguous()
         x = super().forward(x)
-        # The norm's output is ours alone and its backward does not read it, so relu may overwrite it.
+        # The norm's output is ours alone and its backward does not read it, so relu may overwrite
+        # it.
         return x if self.act is None else F.relu_(x) if self.act is F.relu else self.act(x)
 
 
@@ -99,8 +138,14 @@ class Stem(nn.Module):
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
-        self.conv = StandardizedConv2d(config.num_channels, config.stem_channels, 7, config, stride=2)
-        self.norm = Norm(config.stem_channels, config) if config.layer_type == "bottleneck" else nn.Identity()
+        self.conv = StandardizedConv2d(
+            config.num_channels, config.stem_channels, 7, config, stride=2
+        )
+        self.norm = (
+            Norm(config.stem_channels, config)
+            if config.layer_type == "bottleneck"
+            else nn.Identity()
+        )
         self.pads_one = config.global_padding != "same"
         self.pads_same = config.embedding_dynamic_padding
 
@@ -108,7 +153,8 @@ class Stem(nn.Module):
         """x (B, C, H, W) → (B, C, H / 4, W / 4)."""
         x = self.conv(x)  # (B, C, H / 2, W / 2)
         if self.pads_one:
-            x = F.pad(x, (1, 1, 1, 1))  # zeros, where the pooling of most libraries would pad with -inf
+            # zeros, where the pooling of most libraries would pad with -inf
+            x = F.pad(x, (1, 1, 1, 1))
         x = self.norm(x)
         if self.pads_same:
             x = pad_same(x, 3, 2)
@@ -121,7 +167,11 @@ class Shortcut(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: BitConfig, stride: int) -> None:
         super().__init__()
         self.conv = StandardizedConv2d(in_channels, out_channels, 1, config, stride)
-        self.norm = Norm(out_channels, config, act=False) if config.layer_type == "bottleneck" else nn.Identity()
+        self.norm = (
+            Norm(out_channels, config, act=False)
+            if config.layer_type == "bottleneck"
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride)."""
@@ -132,7 +182,15 @@ class Block(nn.Module):
     """Bottleneck block: 1x1 narrows to a quarter, 3x3, 1x1 widens; base of the two kinds."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, config: BitConfig, *, stride: int, dilation: int, drop_path: float, first: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        config: BitConfig,
+        *,
+        stride: int,
+        dilation: int,
+        drop_path: float,
+        first: bool,
     ) -> None:
         super().__init__()
         mid = round_channels(out_channels / 4)
@@ -155,7 +213,10 @@ class Block(nn.Module):
 
 
 class PreactivationBlock(Block):
-    """Norms come first (He et al. 2016, "Identity mappings"): x + conv_3(norm_3(conv_2(norm_2(conv_1(norm_1(x))))))."""
+    """Norms come first (He et al. 2016, "Identity mappings").
+
+    X + conv_3(norm_3(conv_2(norm_2(conv_1(norm_1(x)))))).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride)."""
@@ -251,7 +312,8 @@ class BitModel(BitPreTrainedModel):
         """The stem's map and each stage's, (B, C, H, W) each, before the last norm."""
         x = check_pixels(pixel_values, self.config.num_channels)
         if x.is_cpu and x.shape[0] > 1 and not torch.compiler.is_compiling():
-            x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions, but for a single image
+            # faster convolutions, but for a single image
+            x = x.contiguous(memory_format=torch.channels_last)
         try:
             maps = [self.stem(x)]
             for stage in self.stages:
@@ -262,11 +324,19 @@ class BitModel(BitPreTrainedModel):
         except RuntimeError as error:
             if self.config.global_padding == "valid" and "size" in str(error):
                 size = tuple(pixel_values.shape[-2:])
-                raise InputError(f"images of {size} are too small for a network without padding; give larger ones") from error
+                raise InputError(
+                    f"images of {size} are too small for a network without padding; give larger"
+                    " ones"
+                ) from error
             raise
         return maps
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Any:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Features of images.
 
         Args:
@@ -275,13 +345,16 @@ class BitModel(BitPreTrainedModel):
             return_dict: False gives a tuple.
 
         Returns:
-            `last_hidden_state` (B, C, H / 32, W / 32), `pooler_output` (B, C, 1, 1), `hidden_states`.
+            `last_hidden_state` (B, C, H / 32, W / 32), `pooler_output` (B, C, 1, 1),
+            `hidden_states`.
         """
         maps = self.features(pixel_values)
         last = self.norm(maps[-1])  # (B, C, H / 32, W / 32)
         pooled = last.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
-        return self.finish(BaseModelOutputWithPoolingAndNoAttention(last, pooled, hidden), return_dict)
+        return self.finish(
+            BaseModelOutputWithPoolingAndNoAttention(last, pooled, hidden), return_dict
+        )
 
 
 class BitForImageClassification(BitPreTrainedModel):
@@ -290,7 +363,11 @@ class BitForImageClassification(BitPreTrainedModel):
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
         self.bit = BitModel(config)
-        self.classifier = nn.Linear(config.stage_channels[-1], config.num_labels) if config.num_labels else nn.Identity()
+        self.classifier = (
+            nn.Linear(config.stage_channels[-1], config.num_labels)
+            if config.num_labels
+            else nn.Identity()
+        )
         self.post_init()
 
     def forward(
@@ -311,10 +388,14 @@ class BitForImageClassification(BitPreTrainedModel):
         Returns:
             `loss` (with labels), `logits` (B, V), `hidden_states`.
         """
-        out = self.bit(pixel_values, self.wants("output_hidden_states", output_hidden_states), return_dict=True)
+        out = self.bit(
+            pixel_values, self.wants("output_hidden_states", output_hidden_states), return_dict=True
+        )
         logits = self.classifier(out.pooler_output.flatten(1))  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return self.finish(ImageClassifierOutputWithNoAttention(loss, logits, out.hidden_states), return_dict)
+        return self.finish(
+            ImageClassifierOutputWithNoAttention(loss, logits, out.hidden_states), return_dict
+        )
 
 
 class BitBackbone(BitPreTrainedModel):
@@ -325,22 +406,33 @@ class BitBackbone(BitPreTrainedModel):
         self.bit = BitModel(config)
         widths = [config.stem_channels, *config.stage_channels]
         self.num_features = widths
-        self.channels = [widths[config.stage_names.index(name)] for name in config.out_features or []]
+        self.channels = [
+            widths[config.stage_names.index(name)] for name in config.out_features or []
+        ]
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Any:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Feature maps of images.
 
         Args:
             pixel_values: (B, C, H, W), as `BitImageProcessor` gives them.
-            output_hidden_states: Also return the maps of every stage; None follows the configuration.
+            output_hidden_states: Also return the maps of every stage; None follows the
+                configuration.
             return_dict: False returns a tuple.
 
         Returns:
-            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, in their order; `channels` lists their
-            channels. `hidden_states`: the maps of the stem and of every stage, where asked for.
+            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, in
+            their order; `channels` lists their channels. `hidden_states`: the maps of the stem and
+            of every stage, where asked for.
         """
         maps = self.bit.features(pixel_values)
-        chosen = tuple(maps[self.config.stage_names.index(name)] for name in self.config.out_features or [])
+        chosen = tuple(
+            maps[self.config.stage_names.index(name)] for name in self.config.out_features or []
+        )
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         return self.finish(BackboneOutput(chosen, hidden), return_dict)

@@ -19,8 +19,15 @@ HUB = NameTable(
         "stem.conv.weight": "embedder.convolution.weight",
         "stem.norm.weight": "embedder.norm.weight",
         "stem.norm.bias": "embedder.norm.bias",
-        **{f"stages.{{}}.{{}}.conv_{i}.weight": f"encoder.stages.{{}}.layers.{{}}.conv{i}.weight" for i in (1, 2, 3)},
-        **{f"stages.{{}}.{{}}.norm_{i}.{p}": f"encoder.stages.{{}}.layers.{{}}.norm{i}.{p}" for i in (1, 2, 3) for p in ("weight", "bias")},
+        **{
+            f"stages.{{}}.{{}}.conv_{i}.weight": f"encoder.stages.{{}}.layers.{{}}.conv{i}.weight"
+            for i in (1, 2, 3)
+        },
+        **{
+            f"stages.{{}}.{{}}.norm_{i}.{p}": f"encoder.stages.{{}}.layers.{{}}.norm{i}.{p}"
+            for i in (1, 2, 3)
+            for p in ("weight", "bias")
+        },
         "stages.{}.{}.shortcut.conv.weight": "encoder.stages.{}.layers.{}.downsample.conv.weight",
         "stages.{}.{}.shortcut.norm.weight": "encoder.stages.{}.layers.{}.downsample.norm.weight",
         "stages.{}.{}.shortcut.norm.bias": "encoder.stages.{}.layers.{}.downsample.norm.bias",
@@ -31,7 +38,8 @@ HUB = NameTable(
     },
 )
 
-# Words of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's. Blocks and units count from 1.
+# Words of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's.
+# Blocks and units count from 1.
 _WORDS = [
     (r"^(module/|params/|resnet/)+", ""),
     (r"/standardized_conv2d/kernel$|/conv2d/kernel$|/conv/weight$", "/weight"),
@@ -55,31 +63,45 @@ def hub_name(name: str) -> str:
     for old, new in _WORDS:
         name = re.sub(old, new, name)
     if found := re.match(r"block(\d+)/unit(\d+)/", name):
-        name = f"encoder/stages/{int(found[1]) - 1}/layers/{int(found[2]) - 1}/{name[found.end() :]}"
+        name = (
+            f"encoder/stages/{int(found[1]) - 1}/layers/{int(found[2]) - 1}/{name[found.end() :]}"
+        )
     name = name.replace("/", ".")
     return name if name.startswith("classifier") else f"bit.{name}"
 
 
 def read_authors(
-    tensors: Mapping[str, Any], name: str, config: BitConfig | None = None, *, compat: Compat = "authors", **overrides: Any
+    tensors: Mapping[str, Any],
+    name: str,
+    config: BitConfig | None = None,
+    *,
+    compat: Compat = "authors",
+    **overrides: Any,
 ) -> tuple[BitConfig, dict[str, Any]]:
-    """Reads an official file: `.npz` or `.h5` (TensorFlow), bit_jax parameters, or a bit_pytorch checkpoint.
+    """Reads an official file: `.npz` or `.h5` (TensorFlow), bit_jax parameters, or a bit_pytorch
+    checkpoint.
 
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes (norms then have 32 groups, as in every published file).
+        config: Its configuration, or None to tell it from the shapes (norms then have 32 groups, as
+            in every published file).
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
 
     Returns:
         The configuration, and the Hub's names → tensors in PyTorch's layout.
     """
-    tensors = {key.removeprefix("model.").removeprefix("module."): value for key, value in tensors.items()}
-    foreign = any(key.endswith(("kernel", "kernel:0")) for key in tensors)  # TensorFlow and JAX keep filters as HWIO
+    tensors = {
+        key.removeprefix("model.").removeprefix("module."): value for key, value in tensors.items()
+    }
+    # TensorFlow and JAX keep filters as HWIO
+    foreign = any(key.endswith(("kernel", "kernel:0")) for key in tensors)
     hub: dict[str, Any] = {}
     for key, value in tensors.items():
-        if not any(word in key for word in ("root", "block", "group_norm", "norm-pre-head", "head")):
+        if not any(
+            word in key for word in ("root", "block", "group_norm", "norm-pre-head", "head")
+        ):
             continue  # optimiser state, step counters
         target = hub_name(key)
         hub[target] = _as_pytorch(value, foreign, target)
@@ -89,16 +111,24 @@ def read_authors(
 
 
 def _as_pytorch(value: Any, foreign: bool, name: str) -> Any:
-    """Filters from HWIO, matrices from (in, out), the 1x1 filters of a head as a matrix, and vectors without axes of length 1."""
+    """Filters from HWIO, matrices from (in, out), the 1x1 filters of a head as a matrix, and
+    vectors without axes of length 1.
+    """
     if foreign and value.ndim > 1:
         axes = (3, 2, 0, 1) if value.ndim == 4 else (1, 0)
-        value = np.ascontiguousarray(value.transpose(axes)) if isinstance(value, np.ndarray) else value.permute(axes).contiguous()
+        value = (
+            np.ascontiguousarray(value.transpose(axes))
+            if isinstance(value, np.ndarray)
+            else value.permute(axes).contiguous()
+        )
     if name == "classifier.1.weight":
         return value.reshape(value.shape[:2])
     return value.reshape(-1) if "norm" in name or name.endswith("bias") else value
 
 
-def _config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]) -> BitConfig:
+def _config_from_shapes(
+    hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]
+) -> BitConfig:
     depths: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for key, value in hub.items():
@@ -108,7 +138,10 @@ def _config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overr
             sizes[stage] = value.shape[0]
     stem = hub.get("bit.embedder.convolution.weight")
     if stem is None or not depths:
-        raise WeightsError(f"{name} holds no BiT network: no stem or no blocks found; expected an official .npz, .h5 or .pth.tar file")
+        raise WeightsError(
+            f"{name} holds no BiT network: no stem or no blocks found; expected an official .npz,"
+            " .h5 or .pth.tar file"
+        )
     published = sizes[0] % 256 == 0 and stem.shape[0] * 4 == sizes[0]
     width = sizes[0] // 256 if published else 1
     values: dict[str, Any] = {
@@ -137,7 +170,10 @@ def save_npz(model: Any, path: str | Path) -> None:
     from headstart.checkpoint import write_npz
 
     if model.config.layer_type != "preactivation":
-        raise WeightsError(f"layer_type={model.config.layer_type!r} has no place in the authors' format; only 'preactivation' has")
+        raise WeightsError(
+            f"layer_type={model.config.layer_type!r} has no place in the authors' format; only"
+            " 'preactivation' has"
+        )
     state = {key: value.detach().cpu().float() for key, value in model.state_dict().items()}
     arrays: dict[str, Any] = {}
     for key, value in HUB.to_theirs(state).items():
@@ -151,13 +187,20 @@ def save_npz(model: Any, path: str | Path) -> None:
             key = "resnet/" + _OUTER_WORDS[key]
         if key == "resnet/head/conv2d/kernel":
             value = value[:, :, None, None]
-        arrays[key] = np.ascontiguousarray(value.permute(2, 3, 1, 0).numpy()) if value.ndim == 4 else value.numpy()
+        arrays[key] = (
+            np.ascontiguousarray(value.permute(2, 3, 1, 0).numpy())
+            if value.ndim == 4
+            else value.numpy()
+        )
     write_npz(path, arrays)
 
 
 _UNIT_WORDS = {
     "downsample.conv.weight": "a/proj/standardized_conv2d/kernel",
-    **{f"conv{i}.weight": f"{u}/standardized_conv2d/kernel" for i, u in zip("123", "abc", strict=True)},
+    **{
+        f"conv{i}.weight": f"{u}/standardized_conv2d/kernel"
+        for i, u in zip("123", "abc", strict=True)
+    },
     **{f"norm{i}.weight": f"{u}/group_norm/gamma" for i, u in zip("123", "abc", strict=True)},
     **{f"norm{i}.bias": f"{u}/group_norm/beta" for i, u in zip("123", "abc", strict=True)},
 }

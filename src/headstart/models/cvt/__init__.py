@@ -2,7 +2,11 @@
 
 from headstart.registry import Family
 
-_TORCH, _KERAS, _IMAGE = "headstart.models.cvt.torch", "headstart.models.cvt.keras", "headstart.models.cvt.image"
+_TORCH, _KERAS, _IMAGE = (
+    "headstart.models.cvt.torch",
+    "headstart.models.cvt.keras",
+    "headstart.models.cvt.image",
+)
 
 FAMILY = Family(
     model_type="cvt",
@@ -19,7 +23,11 @@ FAMILY = Family(
         "KerasCvtModel": _KERAS,
         "KerasCvtForImageClassification": _KERAS,
     },
-    tasks={"base": "CvtModel", "backbone": "CvtBackbone", "image-classification": "CvtForImageClassification"},
+    tasks={
+        "base": "CvtModel",
+        "backbone": "CvtBackbone",
+        "image-classification": "CvtForImageClassification",
+    },
     processor="ConvNextImageProcessor",
     folds="headstart.models.cvt.folds:fold",
     zoo="headstart.models.cvt.config:PUBLISHED",

@@ -8,7 +8,8 @@ from headstart.config import Compat, PreTrainedConfig, align_outputs, config_cla
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
-# Of every layer norm in the authors' code and in transformers, whatever `layer_norm_eps` says in a file of theirs.
+# Of every layer norm in the authors' code and in transformers, whatever `layer_norm_eps` says in a
+# file of theirs.
 EPS = 1e-5
 ACTIVATIONS = {"authors": "quick_gelu", "transformers": "gelu"}
 PER_STAGE = (
@@ -24,7 +25,8 @@ def each(*values: Any) -> Any:
 
 @config_class
 class CvtConfig(PreTrainedConfig):
-    """Shape of a CvT network: lists with one entry a stage, of any number of stages. The defaults give CvT-13.
+    """Shape of a CvT network: lists with one entry a stage, of any number of stages. The defaults
+    give CvT-13.
 
     Args:
         num_channels: Channels of an image.
@@ -37,20 +39,25 @@ class CvtConfig(PreTrainedConfig):
         mlp_ratio: Width inside the block's MLP, as a multiple of the token's.
         attention_drop_rate: Dropout of the attention weights.
         drop_rate: Dropout of the tokens, of the attention's output and inside the MLP.
-        drop_path_rate: Stochastic depth of the stage's last block; grows evenly from 0 at its first, as in the authors' code.
+        drop_path_rate: Stochastic depth of the stage's last block; grows evenly from 0 at its
+            first, as in the authors' code.
         qkv_bias: Whether the linear maps to queries, keys and values have a bias.
-        cls_token: Whether the stage has a class token, as wide as its other tokens. Only the last stage's reaches the head.
-        qkv_projection_method: What comes before those linear maps: "dw_bn" is a depthwise convolution and batch norm, "avg" is average
-            pooling for keys and values and nothing for queries, "linear" is nothing.
+        cls_token: Whether the stage has a class token, as wide as its other tokens. Only the last
+            stage's reaches the head.
+        qkv_projection_method: What comes before those linear maps: "dw_bn" is a depthwise
+            convolution and batch norm, "avg" is average pooling for keys and values and nothing for
+            queries, "linear" is nothing.
         kernel_qkv: Kernel of that convolution or pooling.
         padding_kv: Its padding for keys and values.
         stride_kv: Its stride for keys and values.
         padding_q: Its padding for queries.
         stride_q: Its stride for queries; other than 1 the result would not fit the shortcut.
         initializer_range: Standard deviation of the initial weights.
-        layer_norm_eps: Added to the variance in every layer norm. The authors and transformers use 1e-5 whatever their config.json
-            says, so files that others wrote are read as 1e-5; here the value counts.
-        hidden_act: Activation of the MLPs. The published networks were trained with "quick_gelu", transformers runs "gelu".
+        layer_norm_eps: Added to the variance in every layer norm. The authors and transformers use
+            1e-5 whatever their config.json says, so files that others wrote are read as 1e-5; here
+            the value counts.
+        hidden_act: Activation of the MLPs. The published networks were trained with "quick_gelu",
+            transformers runs "gelu".
         out_features: Stages that a backbone returns, by name ("stage1", "stage2", …).
         out_indices: The same by number, from 0.
 
@@ -89,32 +96,52 @@ class CvtConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         if not isinstance(self.embed_dim, list | tuple) or not self.embed_dim:
-            raise ConfigError(f"embed_dim={self.embed_dim!r}; expected a list of widths, one per stage")
+            raise ConfigError(
+                f"embed_dim={self.embed_dim!r}; expected a list of widths, one per stage"
+            )
         for name in PER_STAGE:
             list_of(name, getattr(self, name), len(self.embed_dim))
             setattr(self, name, list(getattr(self, name)))
         self.embed_dim = list(self.embed_dim)
-        counts = ("patch_sizes", "patch_stride", "embed_dim", "num_heads", "depth", "kernel_qkv", "stride_kv", "stride_q")
+        counts = (
+            "patch_sizes",
+            "patch_stride",
+            "embed_dim",
+            "num_heads",
+            "depth",
+            "kernel_qkv",
+            "stride_kv",
+            "stride_q",
+        )
         low = [name for name in counts if min(getattr(self, name)) < 1]
         if low or self.num_channels < 1:
             name = low[0] if low else "num_channels"
             raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1")
         for i in range(len(self.embed_dim)):
             self._check_stage(i)
-        self.out_features, self.out_indices = align_outputs(self.out_features, self.out_indices, self.stage_names)
+        self.out_features, self.out_indices = align_outputs(
+            self.out_features, self.out_indices, self.stage_names
+        )
 
     def _check_stage(self, i: int) -> None:
         one_of("qkv_projection_method", self.qkv_projection_method[i], ("dw_bn", "avg", "linear"))
         if self.embed_dim[i] % self.num_heads[i]:
-            raise ConfigError(f"stage {i + 1}: num_heads={self.num_heads[i]} does not divide embed_dim={self.embed_dim[i]}")
+            raise ConfigError(
+                f"stage {i + 1}: num_heads={self.num_heads[i]} does not divide"
+                f" embed_dim={self.embed_dim[i]}"
+            )
         for name in ("attention_drop_rate", "drop_rate", "drop_path_rate"):
             if not 0 <= getattr(self, name)[i] < 1:
-                raise ConfigError(f"stage {i + 1}: {name}={getattr(self, name)[i]}; expected a probability below 1")
+                raise ConfigError(
+                    f"stage {i + 1}: {name}={getattr(self, name)[i]}; expected a probability"
+                    " below 1"
+                )
         kernel, padding, stride = self.kernel_qkv[i], self.padding_q[i], self.stride_q[i]
         if self.qkv_projection_method[i] == "dw_bn" and (stride != 1 or 2 * padding != kernel - 1):
             raise ConfigError(
-                f"stage {i + 1}: queries with kernel_qkv={kernel}, padding_q={padding}, stride_q={stride} do not have the size of the "
-                "shortcut that they are added to; use stride_q=1 and an odd kernel_qkv with padding_q=(kernel_qkv - 1) / 2"
+                f"stage {i + 1}: queries with kernel_qkv={kernel}, padding_q={padding},"
+                f" stride_q={stride} do not have the size of the shortcut that they are added to;"
+                " use stride_q=1 and an odd kernel_qkv with padding_q=(kernel_qkv - 1) / 2"
             )
 
     @property
@@ -133,11 +160,19 @@ class CvtConfig(PreTrainedConfig):
         if self.hidden_act != ACTIVATIONS["transformers"]:
             out.append(f"the activation is {self.hidden_act} here, exact GELU there")
         if self.layer_norm_eps != EPS:
-            out.append(f"layer norms add {self.layer_norm_eps:g} to the variance here, {EPS:g} there")
+            out.append(
+                f"layer norms add {self.layer_norm_eps:g} to the variance here, {EPS:g} there"
+            )
         if set(self.qkv_projection_method) != {"dw_bn"}:
             out.append('only "dw_bn" projections can be built there')
-        if any(has and width != self.embed_dim[-1] for has, width in zip(self.cls_token, self.embed_dim, strict=True)):
-            out.append("class tokens before the last stage have the last stage's width there, and cannot be built")
+        if any(
+            has and width != self.embed_dim[-1]
+            for has, width in zip(self.cls_token, self.embed_dim, strict=True)
+        ):
+            out.append(
+                "class tokens before the last stage have the last stage's width there, and cannot"
+                " be built"
+            )
         return out
 
 
@@ -147,9 +182,15 @@ def count_parameters(config: CvtConfig) -> int:
     for i, width in enumerate(config.embed_dim):
         inside = int(width * config.mlp_ratio[i])
         block = 4 * width  # two layer norms
-        block += 3 * (config.kernel_qkv[i] ** 2 * width + 2 * width + width * width + width * config.qkv_bias[i])
+        block += 3 * (
+            config.kernel_qkv[i] ** 2 * width
+            + 2 * width
+            + width * width
+            + width * config.qkv_bias[i]
+        )
         block += width * width + width + 2 * width * inside + inside + width
-        total += before * config.patch_sizes[i] ** 2 * width + width + 2 * width  # the tokens' convolution and its norm
+        # the tokens' convolution and its norm
+        total += before * config.patch_sizes[i] ** 2 * width + width + 2 * width
         total += config.depth[i] * block + width * config.cls_token[i]
         before = width
     return total + 2 * before + (before + 1) * config.num_labels
@@ -184,5 +225,6 @@ def _published() -> dict[str, Published]:
     }
 
 
-# The "22k" networks were pretrained on ImageNet-22k and tuned to the 1,000 classes; a 22k head was never released.
+# The "22k" networks were pretrained on ImageNet-22k and tuned to the 1,000 classes; a 22k head was
+# never released.
 PUBLISHED = _published()

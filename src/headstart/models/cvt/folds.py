@@ -14,14 +14,20 @@ from headstart.nn.folding import recast, with_norm
 class ClassTokenBlock(Block):
     """The last block where only the class token is read: its query, its branch and its MLP alone."""
 
-    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (B, L, D) → (B, L, D), of which the first token is right and the others are those before the block."""
+    def forward(
+        self, x: Tensor, height: int, width: int, weigh: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, L, D), of which the first token is right and the others are those
+        before the block.
+        """
         attention = self.attention
         B, _, D = x.shape
         y = self.norm_1(x)
-        cls, grid = y[:, :1], to_map(y[:, 1:].contiguous(), height, width)  # (B, 1, D), (B, D, H, W)
+        # (B, 1, D), (B, D, H, W)
+        cls, grid = y[:, :1], to_map(y[:, 1:].contiguous(), height, width)
         q = attention.heads(attention.query.linear(cls))  # (B, A, 1, K)
-        k, v = (attention.heads(each(grid, cls)) for each in (attention.key, attention.value))  # 2 × (B, A, L', K)
+        # 2 × (B, A, L', K)
+        k, v = (attention.heads(each(grid, cls)) for each in (attention.key, attention.value))
         branch = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)  # (B, A, 1, K)
         first = x[:, :1] + attention.proj(branch.transpose(1, 2).reshape(B, 1, D))  # (B, 1, D)
         first = first + self.mlp(self.norm_2(first))
@@ -29,7 +35,10 @@ class ClassTokenBlock(Block):
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
-    """Folds batch norms into the depthwise convolutions before them. See `headstart.engine.folds.fold`."""
+    """Folds batch norms into the depthwise convolutions before them.
+
+    See `headstart.engine.folds.fold`.
+    """
     for module in model.modules():
         if isinstance(module, Projection) and isinstance(module.norm, nn.BatchNorm2d):
             assert isinstance(module.conv, nn.Conv2d)

@@ -1,4 +1,7 @@
-"""CvT's image processor, which published files call ConvNext's: `crop_pct` says how much of the resized picture the crop keeps."""
+"""CvT's image processor, which published files call ConvNext's.
+
+`crop_pct` says how much of the resized picture the crop keeps.
+"""
 
 from typing import Any, ClassVar, Self
 
@@ -22,14 +25,16 @@ _WARP_FROM = 384  # from this resolution on, pictures are resized to a square wi
 class ConvNextImageProcessor(BaseImageProcessor):
     """Turns pictures into the `pixel_values` of a CvT network.
 
-    Below a resolution of 384 the shorter side is resized to `shortest_edge / crop_pct` and a square of `shortest_edge` is cut from the
-    centre; from 384 on, the picture is resized to that square, and `crop_pct` is not used.
+    Below a resolution of 384 the shorter side is resized to `shortest_edge / crop_pct` and a square
+    of `shortest_edge` is cut from the centre; from 384 on, the picture is resized to that square,
+    and `crop_pct` is not used.
 
     Args:
         do_resize: Whether to resize and crop.
         size: `{"shortest_edge": int}` or an int. Default 384.
         crop_pct: Share of the resized picture's shorter side that the crop keeps. Default 224/256.
-        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
+        resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
+            hamming.
         do_rescale: Whether to multiply by `rescale_factor`.
         rescale_factor: 1/255 brings 8-bit values to 0..1.
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
@@ -70,7 +75,9 @@ class ConvNextImageProcessor(BaseImageProcessor):
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct={self.crop_pct}: expected a share above 0 and at most 1")
 
-    def _geometry(self, height: int, width: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    def _geometry(
+        self, height: int, width: int
+    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         if not self.do_resize:
             return None, None
         edge = self.size["shortest_edge"]
@@ -95,11 +102,12 @@ class ConvNextImageProcessor(BaseImageProcessor):
         input_data_format: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch of pixels from pictures. What is given here wins over the processor's own value, for this call.
+        """A batch of pixels from pictures. What is given here wins over the processor's own value,
+        for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape (H, W), (H, W, C), (C, H, W), or a batch
-                of them.
+            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+                (H, W), (H, W, C), (C, H, W), or a batch of them.
             do_resize: As the field, like all up to `image_std`.
             size: As the field.
             crop_pct: As the field.
@@ -109,10 +117,12 @@ class ConvNextImageProcessor(BaseImageProcessor):
             do_normalize: As the field.
             image_mean: As the field.
             image_std: As the field.
-            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture came in.
-            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no channel axis), or None to tell it from the
-                shape.
+            return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
+                arrays.
+            data_format: "channels_first", "channels_last", or None for the layout that each picture
+                came in.
+            input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
+                channel axis), or None to tell it from the shape.
             **kwargs: `do_convert_rgb` (False keeps a picture's own number of channels).
 
         Returns:
@@ -137,7 +147,10 @@ class ConvNextImageProcessor(BaseImageProcessor):
 
     @classmethod
     def for_published(cls, model: Any, **overrides: Any) -> Self:
-        """The authors' own preprocessing of a published model: bicubic, ImageNet's mean and deviation."""
+        """The authors' own preprocessing of a published model.
+
+        Bicubic, ImageNet's mean and deviation.
+        """
         values: dict[str, Any] = {"size": model.image_size, "resample": BICUBIC}
         values |= {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
         return cls.from_dict(values, **overrides)

@@ -1,7 +1,9 @@
 """CvT in Keras 3, on any of its backends: the same classes, names and steps as in `torch.py`.
 
-Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class token first where there is one),
-D hidden size, A heads, K = D // A, V classes. Images and the maps returned are (B, C, H, W) as documented; inside, maps are (B, H, W, D).
+Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class
+    token first where there is one),
+D hidden size, A heads, K = D // A, V classes. Images and the maps returned are (B, C, H, W) as
+documented; inside, maps are (B, H, W, D).
 """
 
 from typing import Any, ClassVar
@@ -10,8 +12,19 @@ from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import HUB
-from headstart.nn.keras import BatchNorm, DropPath, PreTrainedModel, activation, classification_loss, weight_init
-from headstart.outputs import ImageClassifierOutput, TFBaseModelOutputWithCLSToken, TFImageClassifierOutputWithNoAttention
+from headstart.nn.keras import (
+    BatchNorm,
+    DropPath,
+    PreTrainedModel,
+    activation,
+    classification_loss,
+    weight_init,
+)
+from headstart.outputs import (
+    ImageClassifierOutput,
+    TFBaseModelOutputWithCLSToken,
+    TFImageClassifierOutputWithNoAttention,
+)
 
 # isort: split
 import keras  # after `headstart.nn.keras`, which says what to install
@@ -59,23 +72,33 @@ class Part(layers.Layer):  # type: ignore[misc]
 
     def dense(self, inputs: int, outputs: int, bias: bool = True) -> Any:
         """A linear map."""
-        layer = layers.Dense(outputs, use_bias=bias, kernel_initializer=self.init, dtype=self.dtype_policy)
+        layer = layers.Dense(
+            outputs, use_bias=bias, kernel_initializer=self.init, dtype=self.dtype_policy
+        )
         layer.build((None, inputs))
         return layer
 
     def layer_norm(self, size: int) -> Any:
         """A layer norm."""
-        layer = layers.LayerNormalization(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy)
+        layer = layers.LayerNormalization(
+            epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy
+        )
         layer.build((None, None, size))
         return layer
 
 
 class Embedding(Part):
-    """Convolutional token embedding: a strided convolution, then a layer norm over the channels (section 3.1)."""
+    """Convolutional token embedding.
+
+    A strided convolution, then a layer norm over the channels (section 3.1).
+    """
 
     def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
-        before, D = config.embed_dim[stage - 1] if stage else config.num_channels, config.embed_dim[stage]
+        before, D = (
+            config.embed_dim[stage - 1] if stage else config.num_channels,
+            config.embed_dim[stage],
+        )
         self.padding = config.patch_padding[stage]
         self.conv = layers.Conv2D(
             D, config.patch_sizes[stage], config.patch_stride[stage], data_format="channels_last", kernel_initializer=self.init,
@@ -90,7 +113,10 @@ class Embedding(Part):
 
 
 class AvgPool(layers.Layer):  # type: ignore[misc]
-    """Mean pooling as PyTorch's with `ceil_mode`: a last window may reach over the edge, and only the part inside counts."""
+    """Mean pooling as PyTorch's with `ceil_mode`.
+
+    A last window may reach over the edge, and only the part inside counts.
+    """
 
     def __init__(self, kernel: int, stride: int, padding: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -103,16 +129,20 @@ class AvgPool(layers.Layer):  # type: ignore[misc]
         """x (B, H, W, D) → (B, H', W', D)."""
         inside = pad(ops.ones_like(x[:1, :, :, :1]), 0, 0)  # (1, H, W, 1)
         if self.padding:  # padding counts as pixels
-            inside = ops.pad(inside, ((0, 0), *((self.padding, self.padding),) * 2, (0, 0)), constant_values=1)
+            inside = ops.pad(
+                inside, ((0, 0), *((self.padding, self.padding),) * 2, (0, 0)), constant_values=1
+            )
         inside, x = pad(inside, 0, self.over), pad(x, self.padding, self.padding + self.over)
         total, count = (
-            ops.average_pool(each, self.kernel, self.stride, "valid", data_format="channels_last") for each in (x, inside)
+            ops.average_pool(each, self.kernel, self.stride, "valid", data_format="channels_last")
+            for each in (x, inside)
         )  # (B, H', W', D), (1, H', W', 1)
         return total / count
 
 
 class Projection(Part):
-    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and batch norm, or pooling, or neither;
+    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and
+    batch norm, or pooling, or neither;
     then a linear map, which is all that the class token sees."""
 
     def __init__(self, config: CvtConfig, stage: int, query: bool, **kwargs: Any) -> None:
@@ -126,7 +156,12 @@ class Projection(Part):
         if method == "dw_bn":
             self.padding = padding
             self.conv = layers.DepthwiseConv2D(
-                kernel, stride, use_bias=False, data_format="channels_last", depthwise_initializer=self.init, dtype=self.dtype_policy
+                kernel,
+                stride,
+                use_bias=False,
+                data_format="channels_last",
+                depthwise_initializer=self.init,
+                dtype=self.dtype_policy,
             )
             self.conv.build((None, None, None, D))
             self.norm = BatchNorm(dtype=self.dtype_policy)
@@ -170,7 +205,10 @@ class Attention(Part):
         L, D = ops.shape(x)[1], x.shape[-1]
         cls, patches = (x[:, :1], x[:, 1:]) if self.cls else (None, x)
         grid = to_map(patches, height, width)  # (B, H, W, D)
-        q, k, v = (self.heads(each(grid, cls=cls, training=training)) for each in (self.query, self.key, self.value))
+        q, k, v = (
+            self.heads(each(grid, cls=cls, training=training))
+            for each in (self.query, self.key, self.value)
+        )
         scores = ops.matmul(q * self.scale, ops.swapaxes(k, 2, 3))  # (B, A, L, L')
         weights = ops.softmax(scores, axis=-1)
         y = ops.matmul(self.dropout(weights, training=training), v)  # (B, A, L, K)
@@ -180,7 +218,9 @@ class Attention(Part):
     def heads(self, x: Any) -> Any:
         """x (B, L, D) → (B, A, L, K)."""
         L, D = ops.shape(x)[1], x.shape[-1]
-        return ops.transpose(ops.reshape(x, (-1, L, self.num_heads, D // self.num_heads)), (0, 2, 1, 3))
+        return ops.transpose(
+            ops.reshape(x, (-1, L, self.num_heads, D // self.num_heads)), (0, 2, 1, 3)
+        )
 
 
 class Mlp(Part):
@@ -233,14 +273,18 @@ class Stage(Part):
         self.embedding = Embedding(config, stage, dtype=self.dtype_policy)
         self.cls_token = None
         if config.cls_token[stage]:
-            self.cls_token = self.add_weight(shape=(1, 1, config.embed_dim[stage]), initializer=self.init, name="cls_token")
+            self.cls_token = self.add_weight(
+                shape=(1, 1, config.embed_dim[stage]), initializer=self.init, name="cls_token"
+            )
         self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
         depth = config.depth[stage]
         rates = [config.drop_path_rate[stage] * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = [Block(config, stage, rate, dtype=self.dtype_policy) for rate in rates]
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """The map before (B, H', W', C) → this stage's map (B, H, W, D), class token (B, 1, D) or None, and every block's weights."""
+        """The map before (B, H', W', C) → this stage's map (B, H, W, D), class token (B, 1, D) or
+        None, and every block's weights.
+        """
         x = self.embedding(x)  # (B, H, W, D)
         B, H, W, _ = ops.shape(x)
         tokens = to_tokens(x)  # (B, H * W, D)
@@ -250,7 +294,8 @@ class Stage(Part):
         tokens = self.dropout(tokens, training=training)
         attentions = []
         for block in self.blocks:
-            tokens, weights = block(tokens, height=H, width=W, training=training)  # (B, L, D), (B, A, L, L')
+            # (B, L, D), (B, A, L, L')
+            tokens, weights = block(tokens, height=H, width=W, training=training)
             attentions.append(weights)
         if self.cls_token is None:
             return to_map(tokens, H, W), None, attentions
@@ -292,16 +337,26 @@ class TFCvtModel(CvtPreTrainedModel):
 
     def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.stages = [Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))]
+        self.stages = [
+            Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))
+        ]
         self.built = True
 
     def features(self, pixel_values: Any, training: bool) -> tuple[list[Any], Any, list[Any]]:
-        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every block's weights."""
+        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every
+        block's weights.
+        """
         if pixel_values is None:
-            raise InputError("no pixel_values given; pass a (batch, channels, height, width) tensor, such as an image processor returns")
+            raise InputError(
+                "no pixel_values given; pass a (batch, channels, height, width) tensor, such as an"
+                " image processor returns"
+            )
         if len(pixel_values.shape) != 4 or pixel_values.shape[1] != self.config.num_channels:
             shape = tuple(pixel_values.shape)
-            raise InputError(f"pixel_values has shape {shape}; expected (batch, {self.config.num_channels}, height, width)")
+            raise InputError(
+                f"pixel_values has shape {shape}; expected (batch, {self.config.num_channels},"
+                " height, width)"
+            )
         x = ops.transpose(ops.cast(pixel_values, self.compute_dtype), (0, 2, 3, 1))  # (B, H, W, C)
         maps, attentions, cls = [], [], None
         for stage in self.stages:
@@ -328,19 +383,26 @@ class TFCvtModel(CvtPreTrainedModel):
             output_attentions: Also return each block's attention weights (B, A, L, L').
 
         Returns:
-            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D), `hidden_states`, `attentions`.
+            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D),
+            `hidden_states`, `attentions`.
         """
-        maps, cls, attentions = self.features(self.unpack(pixel_values).get("pixel_values"), training)
+        maps, cls, attentions = self.features(
+            self.unpack(pixel_values).get("pixel_values"), training
+        )
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         weights = tuple(attentions) if self.wants("output_attentions", output_attentions) else None
-        return self.finish(TFBaseModelOutputWithCLSToken(maps[-1], cls, hidden, weights), return_dict)
+        return self.finish(
+            TFBaseModelOutputWithCLSToken(maps[-1], cls, hidden, weights), return_dict
+        )
 
 
 @keras.saving.register_keras_serializable(package="headstart")
 class TFCvtForImageClassification(CvtPreTrainedModel):
-    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last stage has none.
+    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last
+    stage has none.
 
-    Compiled without a loss, `fit` minimises the network's own: give the labels as `y`, or as "labels" among the inputs.
+    Compiled without a loss, `fit` minimises the network's own: give the labels as `y`, or as
+    "labels" among the inputs.
 
     Args:
         config: What the network is.
@@ -354,11 +416,15 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
         super().__init__(config, **kwargs)
         D = config.embed_dim[-1]
         self.cvt = TFCvtModel(config, dtype=self.dtype_policy)
-        self.norm = layers.LayerNormalization(epsilon=config.layer_norm_eps, dtype=self.dtype_policy)
+        self.norm = layers.LayerNormalization(
+            epsilon=config.layer_norm_eps, dtype=self.dtype_policy
+        )
         self.norm.build((None, None, D))
         # Scores are float32 under mixed precision too.
         self.classifier = layers.Dense(
-            config.num_labels, kernel_initializer=weight_init(config.initializer_range), dtype=self.dtype_policy.variable_dtype
+            config.num_labels,
+            kernel_initializer=weight_init(config.initializer_range),
+            dtype=self.dtype_policy.variable_dtype,
         )
         self.classifier.build((None, D))
         self.built = True
@@ -383,17 +449,27 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
             output_attentions: Also return each block's attention weights (B, A, L, L').
 
         Returns:
-            `loss` (a scalar, with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked for.
+            `loss` (a scalar, with labels), `logits` (B, V), `hidden_states`, and `attentions` where
+            asked for.
         """
         given = self.unpack(pixel_values, labels=labels)
         maps, cls, attentions = self.cvt.features(given.get("pixel_values"), training)
-        tokens = to_tokens(ops.transpose(maps[-1], (0, 2, 3, 1))) if cls is None else cls  # (B, L, D) or (B, 1, D)
+        # (B, L, D) or (B, 1, D)
+        tokens = to_tokens(ops.transpose(maps[-1], (0, 2, 3, 1))) if cls is None else cls
         logits = self.classifier(ops.mean(self.norm(tokens), axis=1))  # (B, V)
-        loss = None if given.get("labels") is None else classification_loss(logits, given["labels"], self.config)
+        loss = (
+            None
+            if given.get("labels") is None
+            else classification_loss(logits, given["labels"], self.config)
+        )
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         if self.wants("output_attentions", output_attentions):
-            return self.finish(ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict)
-        return self.finish(TFImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict)
+            return self.finish(
+                ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict
+            )
+        return self.finish(
+            TFImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict
+        )
 
 
 KerasCvtModel = TFCvtModel

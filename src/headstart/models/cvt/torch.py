@@ -1,6 +1,8 @@
-"""CvT in PyTorch: a vision transformer in stages, whose tokens and whose queries, keys and values come from convolutions (Wu et al. 2021).
+"""CvT in PyTorch: a vision transformer in stages, whose tokens and whose queries, keys and values
+come from convolutions (Wu et al. 2021).
 
-Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class token first where there is one),
+Shapes: B images, C channels, H W height and width of a stage's map, L tokens (H * W, and the class
+    token first where there is one),
 D hidden size, A heads, K = D // A, V classes.
 """
 
@@ -33,7 +35,10 @@ from headstart.outputs import (
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, H * W, D) as a map (B, D, H, W): the same memory, which convolutions then read as channels-last."""
+    """Tokens (B, H * W, D) as a map (B, D, H, W).
+
+    The same memory, which convolutions then read as channels-last.
+    """
     return tokens.view(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -43,12 +48,19 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """Convolutional token embedding: a strided convolution, then a layer norm over the channels (section 3.1)."""
+    """Convolutional token embedding.
+
+    A strided convolution, then a layer norm over the channels (section 3.1).
+    """
 
     def __init__(self, config: CvtConfig, stage: int) -> None:
         super().__init__()
         before = config.embed_dim[stage - 1] if stage else config.num_channels
-        kernel, stride, padding = config.patch_sizes[stage], config.patch_stride[stage], config.patch_padding[stage]
+        kernel, stride, padding = (
+            config.patch_sizes[stage],
+            config.patch_stride[stage],
+            config.patch_padding[stage],
+        )
         self.conv = nn.Conv2d(before, config.embed_dim[stage], kernel, stride, padding)
         self.norm = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
 
@@ -59,7 +71,8 @@ class Embedding(nn.Module):
 
 
 class Projection(nn.Module):
-    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and batch norm, or pooling, or neither;
+    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and
+    batch norm, or pooling, or neither;
     then a linear map, which is all that the class token sees."""
 
     def __init__(self, config: CvtConfig, stage: int, query: bool) -> None:
@@ -88,12 +101,21 @@ class Projection(nn.Module):
         norm = self.norm
         if norm is None:
             return self.conv(x)  # type: ignore[no-any-return]
-        if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None or norm.running_var is None:
+        if (
+            type(norm) is not nn.BatchNorm2d
+            or norm.training
+            or norm.running_mean is None
+            or norm.running_var is None
+        ):
             return norm(self.conv(x))  # type: ignore[no-any-return]
-        # norm(conv(x)) with known statistics is one convolution. Folding costs less than asking whether a kept result is still right.
+        # norm(conv(x)) with known statistics is one convolution. Folding costs less than asking
+        # whether a kept result is still right.
         assert isinstance(self.conv, nn.Conv2d)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (D,)
-        weight, bias = self.conv.weight * scale[:, None, None, None], torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        weight, bias = (
+            self.conv.weight * scale[:, None, None, None],
+            torch.addcmul(norm.bias, norm.running_mean, scale, value=-1),
+        )
         return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=len(scale))  # type: ignore[arg-type]
 
 
@@ -113,19 +135,25 @@ class Attention(nn.Module):
         self.proj = Linear(D, D)
         self.dropout = config.attention_drop_rate[stage]
 
-    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys, if `weigh`."""
+    def forward(
+        self, x: Tensor, height: int, width: int, weigh: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys,
+        if `weigh`.
+        """
         B, L, D = x.shape
         cls, patches = (x[:, :1], x[:, 1:].contiguous()) if self.cls else (None, x)
         grid = to_map(patches, height, width)  # (B, D, H, W)
-        q, k, v = (self.heads(each(grid, cls)) for each in (self.query, self.key, self.value))  # (B, A, L, K), 2 × (B, A, L', K)
+        # (B, A, L, K), 2 × (B, A, L', K)
+        q, k, v = (self.heads(each(grid, cls)) for each in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if weigh:
             weights = torch.softmax(q @ k.transpose(2, 3) * self.scale, dim=-1)  # (B, A, L, L')
             y = F.dropout(weights, dropout, self.training) @ v  # (B, A, L, K)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)  # (B, A, L, K)
+            # (B, A, L, K)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.proj(y.transpose(1, 2).reshape(B, L, D)), weights  # (B, L, D)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -153,8 +181,13 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, D), the same shape."""
         x = self.fc_1(x)  # (B, L, mlp_ratio * D)
-        # Without gradients nobody else reads x, and writing over it spares the time to get fresh memory.
-        x = quick_gelu_(x) if self.act is quick_gelu and not torch.is_grad_enabled() else self.act(x)
+        # Without gradients nobody else reads x, and writing over it spares the time to get fresh
+        # memory.
+        x = (
+            quick_gelu_(x)
+            if self.act is quick_gelu and not torch.is_grad_enabled()
+            else self.act(x)
+        )
         return self.fc_2(self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
 
 
@@ -170,7 +203,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.drop_rate[stage])
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, height: int, width: int, weigh: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, height: int, width: int, weigh: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """x (B, L, D) → (B, L, D), and the attention's weights if `weigh`."""
         y, weights = self.attention(self.norm_1(x), height, width, weigh)
         x = x + self.drop_path(self.dropout(y))  # (B, L, D)
@@ -183,7 +218,11 @@ class Stage(nn.Module):
     def __init__(self, config: CvtConfig, stage: int) -> None:
         super().__init__()
         self.embedding = Embedding(config, stage)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim[stage])) if config.cls_token[stage] else None
+        self.cls_token = (
+            nn.Parameter(torch.zeros(1, 1, config.embed_dim[stage]))
+            if config.cls_token[stage]
+            else None
+        )
         self.dropout = nn.Dropout(config.drop_rate[stage])
         rates = drop_path_rates(config.drop_path_rate[stage], config.depth[stage])
         self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in rates)
@@ -241,8 +280,12 @@ class CvtModel(CvtPreTrainedModel):
         self.stages = nn.ModuleList(Stage(config, i) for i in range(len(config.embed_dim)))
         self.post_init()
 
-    def features(self, pixel_values: Tensor | None, weigh: bool = False) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
-        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every block's weights if `weigh`."""
+    def features(
+        self, pixel_values: Tensor | None, weigh: bool = False
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+        """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every
+        block's weights if `weigh`.
+        """
         x = check_pixels(pixel_values, self.config.num_channels)
         maps: list[Tensor] = []
         attentions: list[Tensor] = []
@@ -251,15 +294,23 @@ class CvtModel(CvtPreTrainedModel):
             for stage in self.stages:
                 tokens, height, width = stage(x)  # (B, L, D)
                 for block in stage.blocks:  # type: ignore[union-attr]
-                    tokens, weights = self.run_block(block, tokens, height, width, weigh)  # (B, L, D), (B, A, L, L')
+                    # (B, L, D), (B, A, L, L')
+                    tokens, weights = self.run_block(block, tokens, height, width, weigh)
                     attentions += [] if weights is None else [weights]
-                cls, patches = (tokens[:, :1], tokens[:, 1:]) if stage.cls_token is not None else (None, tokens)
+                cls, patches = (
+                    (tokens[:, :1], tokens[:, 1:])
+                    if stage.cls_token is not None
+                    else (None, tokens)
+                )
                 x = to_map(patches, height, width)  # (B, D, H, W)
                 maps.append(x)
         except RuntimeError as error:
             if "ernel size" in str(error) or "too small" in str(error):
                 assert pixel_values is not None
-                raise InputError(f"images of {tuple(pixel_values.shape[-2:])} are too small for this network; give larger ones") from error
+                raise InputError(
+                    f"images of {tuple(pixel_values.shape[-2:])} are too small for this network;"
+                    " give larger ones"
+                ) from error
             raise
         return maps, cls, attentions
 
@@ -280,22 +331,32 @@ class CvtModel(CvtPreTrainedModel):
             output_attentions: Also return each block's attention weights (B, A, L, L').
 
         Returns:
-            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D), `hidden_states`, `attentions`.
+            `last_hidden_state` (B, D, H / 16, W / 16), `cls_token_value` (B, 1, D),
+            `hidden_states`, `attentions`.
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, cls, attentions = self.features(pixel_values, weigh)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
-        return self.finish(BaseModelOutputWithCLSToken(maps[-1], cls, hidden, tuple(attentions) if weigh else None), return_dict)
+        return self.finish(
+            BaseModelOutputWithCLSToken(
+                maps[-1], cls, hidden, tuple(attentions) if weigh else None
+            ),
+            return_dict,
+        )
 
 
 class CvtForImageClassification(CvtPreTrainedModel):
-    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last stage has none."""
+    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last
+    stage has none.
+    """
 
     def __init__(self, config: CvtConfig) -> None:
         super().__init__(config)
         self.cvt = CvtModel(config)
         self.norm = nn.LayerNorm(config.embed_dim[-1], config.layer_norm_eps)
-        self.classifier = Linear(config.embed_dim[-1], config.num_labels) if config.num_labels else nn.Identity()
+        self.classifier = (
+            Linear(config.embed_dim[-1], config.num_labels) if config.num_labels else nn.Identity()
+        )
         self.post_init()
 
     def forward(
@@ -317,7 +378,8 @@ class CvtForImageClassification(CvtPreTrainedModel):
             output_attentions: Also return each block's attention weights (B, A, L, L').
 
         Returns:
-            `loss` (with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked for.
+            `loss` (with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked
+            for.
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, cls, attentions = self.cvt.features(pixel_values, weigh)
@@ -326,7 +388,9 @@ class CvtForImageClassification(CvtPreTrainedModel):
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         if weigh:
-            return self.finish(ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict)
+            return self.finish(
+                ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict
+            )
         return self.finish(ImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict)
 
 
@@ -337,7 +401,9 @@ class CvtBackbone(CvtPreTrainedModel):
         super().__init__(config)
         self.cvt = CvtModel(config)
         self.num_features = list(config.embed_dim)
-        self.channels = [config.embed_dim[config.stage_names.index(name)] for name in config.out_features or []]
+        self.channels = [
+            config.embed_dim[config.stage_names.index(name)] for name in config.out_features or []
+        ]
         self.post_init()
 
     def forward(
@@ -352,16 +418,22 @@ class CvtBackbone(CvtPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), of any size.
-            output_hidden_states: Also return the maps of every stage; None follows the configuration.
+            output_hidden_states: Also return the maps of every stage; None follows the
+                configuration.
             return_dict: False returns a tuple.
-            output_attentions: Also return the weights of every block's attention, (B, A, L, L') with L' keys.
+            output_attentions: Also return the weights of every block's attention, (B, A, L, L')
+                with L' keys.
 
         Returns:
-            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, without class tokens; `hidden_states` and
-            `attentions` where asked for.
+            `feature_maps`: one (B, channels, height, width) for each of `config.out_features`,
+            without class tokens; `hidden_states` and `attentions` where asked for.
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, _, attentions = self.cvt.features(pixel_values, weigh)
-        chosen = tuple(maps[self.config.stage_names.index(name)] for name in self.config.out_features or [])
+        chosen = tuple(
+            maps[self.config.stage_names.index(name)] for name in self.config.out_features or []
+        )
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
-        return self.finish(BackboneOutput(chosen, hidden, tuple(attentions) if weigh else None), return_dict)
+        return self.finish(
+            BackboneOutput(chosen, hidden, tuple(attentions) if weigh else None), return_dict
+        )

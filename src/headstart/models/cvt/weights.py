@@ -21,8 +21,18 @@ _BATCH_NORM = (*_NORM, "running_mean", "running_var", "num_batches_tracked")
 HUB = NameTable(
     prefix="cvt",
     rows={
-        **{f"stages.{{}}.embedding.conv.{p}": f"encoder.stages.{{}}.embedding.convolution_embeddings.projection.{p}" for p in _NORM},
-        **{f"stages.{{}}.embedding.norm.{p}": f"encoder.stages.{{}}.embedding.convolution_embeddings.normalization.{p}" for p in _NORM},
+        **{
+            f"stages.{{}}.embedding.conv.{p}": (
+                f"encoder.stages.{{}}.embedding.convolution_embeddings.projection.{p}"
+            )
+            for p in _NORM
+        },
+        **{
+            f"stages.{{}}.embedding.norm.{p}": (
+                f"encoder.stages.{{}}.embedding.convolution_embeddings.normalization.{p}"
+            )
+            for p in _NORM
+        },
         "stages.{}.cls_token": "encoder.stages.{}.cls_token",
         **{f"stages.{{}}.blocks.{{}}.norm_1.{p}": f"{_BLOCK}layernorm_before.{p}" for p in _NORM},
         **{f"stages.{{}}.blocks.{{}}.norm_2.{p}": f"{_BLOCK}layernorm_after.{p}" for p in _NORM},
@@ -40,12 +50,20 @@ HUB = NameTable(
             for p in _BATCH_NORM
         },
         **{
-            f"stages.{{}}.blocks.{{}}.attention.{q}.linear.{p}": f"{_BLOCK}attention.attention.projection_{q}.{p}"
+            f"stages.{{}}.blocks.{{}}.attention.{q}.linear.{p}": (
+                f"{_BLOCK}attention.attention.projection_{q}.{p}"
+            )
             for q in _QKV
             for p in _NORM
         },
-        **{f"stages.{{}}.blocks.{{}}.attention.proj.{p}": f"{_BLOCK}attention.output.dense.{p}" for p in _NORM},
-        **{f"stages.{{}}.blocks.{{}}.mlp.fc_1.{p}": f"{_BLOCK}intermediate.dense.{p}" for p in _NORM},
+        **{
+            f"stages.{{}}.blocks.{{}}.attention.proj.{p}": f"{_BLOCK}attention.output.dense.{p}"
+            for p in _NORM
+        },
+        **{
+            f"stages.{{}}.blocks.{{}}.mlp.fc_1.{p}": f"{_BLOCK}intermediate.dense.{p}"
+            for p in _NORM
+        },
         **{f"stages.{{}}.blocks.{{}}.mlp.fc_2.{p}": f"{_BLOCK}output.dense.{p}" for p in _NORM},
         **{f"norm.{p}": f"layernorm.{p}" for p in _NORM},
         **{f"classifier.{p}": f"classifier.{p}" for p in _NORM},
@@ -82,7 +100,9 @@ _TF_WORDS = {
 
 
 def hub_name_of_tf(name: str) -> str:
-    """The Hub's name for an array of a `tf_model.h5`, such as `cvt/tf_cvt_model/cvt/encoder/stages.0/…/kernel:0`."""
+    """The Hub's name for an array of a `tf_model.h5`, such as
+    `cvt/tf_cvt_model/cvt/encoder/stages.0/…/kernel:0`.
+    """
     path = name.removesuffix(":0").split("/")
     if "." in path[-1]:  # class tokens keep their whole name
         return path[-1]
@@ -91,22 +111,35 @@ def hub_name_of_tf(name: str) -> str:
 
 
 def torch_layout(value: Any) -> Any:
-    """A kernel of TensorFlow as PyTorch lays it out: filters HWIO → OIHW, matrices transposed; the rest as it is."""
+    """A kernel of TensorFlow as PyTorch lays it out: filters HWIO → OIHW, matrices transposed.
+
+    The rest as it is.
+    """
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
     if axes is None:
         return value
-    return np.ascontiguousarray(value.transpose(axes)) if isinstance(value, np.ndarray) else value.permute(axes).contiguous()
+    return (
+        np.ascontiguousarray(value.transpose(axes))
+        if isinstance(value, np.ndarray)
+        else value.permute(axes).contiguous()
+    )
 
 
 def read_authors(
-    tensors: Mapping[str, Any], name: str, config: CvtConfig | None = None, *, compat: Compat = "authors", **overrides: Any
+    tensors: Mapping[str, Any],
+    name: str,
+    config: CvtConfig | None = None,
+    *,
+    compat: Compat = "authors",
+    **overrides: Any,
 ) -> tuple[CvtConfig, dict[str, Any]]:
     """Reads an official `.pth`, or a `tf_model.h5` of transformers' TensorFlow classes.
 
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes: heads are then 64 wide, strides and paddings the published ones.
+        config: Its configuration, or None to tell it from the shapes: heads are then 64 wide,
+            strides and paddings the published ones.
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
 
@@ -118,13 +151,20 @@ def read_authors(
     """
     if any(key.endswith(":0") for key in tensors):
         hub = {hub_name_of_tf(key): torch_layout(value) for key, value in tensors.items()}
-        counts = {key.replace("running_mean", "num_batches_tracked"): value for key, value in hub.items() if key.endswith("running_mean")}
+        counts = {
+            key.replace("running_mean", "num_batches_tracked"): value
+            for key, value in hub.items()
+            if key.endswith("running_mean")
+        }
         hub |= {key: _zero_like(value) for key, value in counts.items()}
     else:
         tensors = {key.removeprefix("module."): value for key, value in unwrap(tensors).items()}
         strange = sorted(key for key in tensors if FROM_AUTHORS.theirs(key) is None)
         if strange or not tensors:
-            raise WeightsError(f"{name} is no CvT checkpoint of the authors: it holds {', '.join(strange[:5]) or 'nothing'}")
+            raise WeightsError(
+                f"{name} is no CvT checkpoint of the authors: it holds"
+                f" {', '.join(strange[:5]) or 'nothing'}"
+            )
         hub = FROM_AUTHORS.to_theirs(tensors)
     if config is None:
         config = config_from_shapes(hub, name, compat, overrides)
@@ -133,7 +173,11 @@ def read_authors(
 
 def _zero_like(value: Any) -> Any:
     """A zero of the kind that counts batches, in the framework of `value`."""
-    return np.zeros((), np.int64) if isinstance(value, np.ndarray) else value.new_zeros((), dtype=_long())
+    return (
+        np.zeros((), np.int64)
+        if isinstance(value, np.ndarray)
+        else value.new_zeros((), dtype=_long())
+    )
 
 
 def _long() -> Any:
@@ -142,9 +186,20 @@ def _long() -> Any:
     return torch.long
 
 
-def config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]) -> CvtConfig:
-    """The configuration of a network in the published arrangement, told from the shapes of its tensors."""
-    count = 1 + max((int(found[1]) for key in hub if (found := re.match(r"cvt\.encoder\.stages\.(\d+)\.", key))), default=-1)
+def config_from_shapes(
+    hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]
+) -> CvtConfig:
+    """The configuration of a network in the published arrangement, told from the shapes of its
+    tensors.
+    """
+    count = 1 + max(
+        (
+            int(found[1])
+            for key in hub
+            if (found := re.match(r"cvt\.encoder\.stages\.(\d+)\.", key))
+        ),
+        default=-1,
+    )
     values: dict[str, list[Any]] = {}
     for i in range(count):
         stage = f"cvt.encoder.stages.{i}."
@@ -152,13 +207,19 @@ def config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overri
         patches = hub.get(f"{stage}embedding.convolution_embeddings.projection.weight")
         inside = hub.get(f"{layer}intermediate.dense.weight")
         if patches is None or inside is None:
-            raise WeightsError(f"{name} holds no whole CvT network: stage {i + 1} lacks its tokens or its first block")
+            raise WeightsError(
+                f"{name} holds no whole CvT network: stage {i + 1} lacks its tokens or its first"
+                " block"
+            )
         width, conv = patches.shape[0], hub.get(f"{layer}{_CONV.format('query')}convolution.weight")
         kernel = 3 if conv is None else conv.shape[-1]
-        if (width % 64 and "num_heads" not in overrides) or (conv is None and "qkv_projection_method" not in overrides):
+        if (width % 64 and "num_heads" not in overrides) or (
+            conv is None and "qkv_projection_method" not in overrides
+        ):
             raise WeightsError(
-                f"{name}: stage {i + 1} ({width} wide, {'no' if conv is None else 'with'} convolutions before its queries) is not as "
-                "published; pass config=, or num_heads= and qkv_projection_method="
+                f"{name}: stage {i + 1} ({width} wide, {'no' if conv is None else 'with'}"
+                " convolutions before its queries) is not as published; pass config=, or"
+                " num_heads= and qkv_projection_method="
             )
         row = {
             "patch_sizes": patches.shape[-1], "patch_stride": 2 if i else 4, "patch_padding": 1 if i else 2, "embed_dim": width,
@@ -171,10 +232,17 @@ def config_from_shapes(hub: Mapping[str, Any], name: str, compat: Compat, overri
         for key, value in row.items():
             values.setdefault(key, []).append(value)
     if not values:
-        raise WeightsError(f"{name} holds no CvT network: no stages found; expected an official .pth, or a tf_model.h5")
-    channels = hub["cvt.encoder.stages.0.embedding.convolution_embeddings.projection.weight"].shape[1]
+        raise WeightsError(
+            f"{name} holds no CvT network: no stages found; expected an official .pth, or a"
+            " tf_model.h5"
+        )
+    channels = hub["cvt.encoder.stages.0.embedding.convolution_embeddings.projection.weight"].shape[
+        1
+    ]
     labels = len(hub["classifier.bias"]) if "classifier.bias" in hub else 2
-    plain = CvtConfig.from_published({**values, "num_channels": channels, "num_labels": labels, "compat": compat}, compat)
+    plain = CvtConfig.from_published(
+        {**values, "num_channels": channels, "num_labels": labels, "compat": compat}, compat
+    )
     return CvtConfig.from_dict(plain, **overrides)
 
 

@@ -1,13 +1,17 @@
-"""YOSO's attention: exact in expectation, or sampled with hashes at a cost that is linear in the text's length.
+"""YOSO's attention: exact in expectation, or sampled with hashes at a cost that is linear in the
+text's length.
 
-Legend: B texts, A heads, L tokens, K head size, M hashes. Masks are (B, L) and 1 keeps: a masked key is met by nobody, a masked
+Legend: B texts, A heads, L tokens, K head size, M hashes. Masks are (B, L) and 1 keeps: a masked
+    key is met by nobody, a masked
 query gets zeros.
 
-Both kinds compare unit queries and keys, sum the values by the chance of (or by actual) hash collisions, and scale every row
-of every head to length one. `exact_attention` costs L²; `sampled_attention` costs L · M and is noisy: its error falls as
-`1 / sqrt(M)` (docs/yoso-attention.md has the table). Below about 512 tokens the exact one is the better choice.
+Both kinds compare unit queries and keys, sum the values by the chance of (or by actual) hash
+collisions, and scale every row of every head to length one. `exact_attention` costs L²;
+`sampled_attention` costs L · M and is noisy: its error falls as `1 / sqrt(M)`
+(docs/yoso-attention.md has the table). Below about 512 tokens the exact one is the better choice.
 
-Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli
+Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once: Linear Cost
+    Self-Attention Via Bernoulli
 Sampling", ICML 2021.
 """
 
@@ -37,11 +41,14 @@ __all__ = [
 # Tokens below which `exact_attention` is as fast and has no sampling error.
 SAMPLING_PAYS_FROM = 512
 
-# Error of one hash of 9 bits by length, on texts whose tokens form 16 clusters: benchmarks/yoso_attention.py --accuracy measures it.
+# Error of one hash of 9 bits by length, on texts whose tokens form 16 clusters:
+# benchmarks/yoso_attention.py --accuracy measures it.
 _ERROR_LIMIT, _ERROR_OF_SHORT_TEXTS = 0.4, 7.2
 
 
-def exact_weights(query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
+def exact_weights(
+    query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None
+) -> Tensor:
     """The attention weights, all at once, for looking at them: (B, A, L, L), rows are queries.
 
     They are collision probabilities, so a row does not add up to one.
@@ -54,8 +61,11 @@ def exact_weights(query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tenso
     return weights.masked_fill(~keep, 0.0)
 
 
-def exact_attention_plain(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
-    """The definition of `exact_attention`, with all L × L weights in memory and the surrogate gradient spelt out.
+def exact_attention_plain(
+    query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None
+) -> Tensor:
+    """The definition of `exact_attention`, with all L × L weights in memory and the surrogate
+    gradient spelt out.
 
     Its operations are ordinary ones, so it can be exported to formats that know nothing of ours.
     """
@@ -67,14 +77,18 @@ def exact_attention_plain(query: Tensor, key: Tensor, value: Tensor, *, hash_cod
     if mask is None:
         return normalize_rows(weights @ value)
     keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
-    return normalize_rows((weights @ value.masked_fill(~keep, 0.0)).masked_fill(~keep, 0.0))  # (B, A, L, K)
+    # (B, A, L, K)
+    return normalize_rows((weights @ value.masked_fill(~keep, 0.0)).masked_fill(~keep, 0.0))
 
 
-def exact_attention(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None) -> Tensor:
+def exact_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None
+) -> Tensor:
     """Attention with the expected collisions as weights, never holding more than a block of them.
 
     Args:
-        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept in float32).
+        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept
+            in float32).
         key: (B, A, L, K).
         value: (B, A, L, K).
         hash_code_len: The power tau of the collision probability of one bit.
@@ -88,7 +102,8 @@ def exact_attention(query: Tensor, key: Tensor, value: Tensor, *, hash_code_len:
         raise InputError(f"hash_code_len={hash_code_len}; expected a whole number of at least 1")
     query, key, value = _one_dtype(query, key, value)
     keep, value = _hide(mask, value)
-    out = exact_sum(normalize_rows(query), normalize_rows(key), value, hash_code_len)  # (B, A, L, K)
+    # (B, A, L, K)
+    out = exact_sum(normalize_rows(query), normalize_rows(key), value, hash_code_len)
     return _finish(out, keep)
 
 
@@ -107,22 +122,27 @@ def sampled_attention(
     projections: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    """Attention over the tokens that fall into the same hash buckets; time and memory are linear in L.
+    """Attention over the tokens that fall into the same hash buckets; time and memory are linear in
+    L.
 
     Args:
-        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept in float32).
+        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept
+            in float32).
         key: (B, A, L, K).
         value: (B, A, L, K).
         hash_code_len: Bits of a hash, 1 to 16.
         num_hash: Hashes; more are slower and more accurate.
-        use_fast_hash: Random signs and Hadamard transforms instead of Gaussian projections: faster, slightly biased low.
-        lsh_backward: Gradients sampled with the same codes; otherwise the exact surrogate gradient, quadratic in time, linear in memory.
+        use_fast_hash: Random signs and Hadamard transforms instead of Gaussian projections: faster,
+            slightly biased low.
+        lsh_backward: Gradients sampled with the same codes; otherwise the exact surrogate gradient,
+            quadratic in time, linear in memory.
         mask: (B, L), 1 keeps.
         generator: Source of the projections, on the queries' device.
         seed: Draws the same projections on every device, again at each call.
-        projections: Ready-made ones from `draw_projections(B * A, …)`, row `b * A + a` for head a of text b. They decide the hash kind.
-        normalize: Scales queries and keys to length one. Codes depend on directions only, so this is about gradients:
-            without it they are those for the queries and keys as given.
+        projections: Ready-made ones from `draw_projections(B * A, …)`, row `b * A + a` for head a
+            of text b. They decide the hash kind.
+        normalize: Scales queries and keys to length one. Codes depend on directions only, so this
+            is about gradients: without it they are those for the queries and keys as given.
 
     Returns:
         (B, A, L, K), every row of length one, or zero where it is masked or met no key.
@@ -149,40 +169,64 @@ def sampled_attention(
         query, key = normalize_rows(query), normalize_rows(key)
     keep, value = _hide(mask, value)
     if not torch.is_grad_enabled():
-        rows: Tensor = sampled_rows(query, key, value, projections, hash_code_len, num_hash)  # (B, A, L, K)
+        # (B, A, L, K)
+        rows: Tensor = sampled_rows(query, key, value, projections, hash_code_len, num_hash)
         return rows if keep is None else rows.masked_fill_(~keep, 0.0)
-    out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)  # (B, A, L, K)
+    # (B, A, L, K)
+    out = sampled_sum(query, key, value, projections, hash_code_len, num_hash, lsh_backward)
     return _finish(out, keep)
 
 
 def choose_num_hash(target_error: float, length: int) -> int:
-    """Hashes that bring the mean relative error of an attention row down to `target_error`, for texts of `length` tokens.
+    """Hashes that bring the mean relative error of an attention row down to `target_error`, for
+    texts of `length` tokens.
 
-    A rule of thumb for 9 bits and tokens that form clusters, as those of a trained network do; where keys and values have nothing
-    to do with each other, no number of hashes is enough. `measure_num_hash` asks the data instead.
+    A rule of thumb for 9 bits and tokens that form clusters, as those of a trained network do;
+    where keys and values have nothing to do with each other, no number of hashes is enough.
+    `measure_num_hash` asks the data instead.
 
     >>> choose_num_hash(0.1, 4096)
     27
     """
     if target_error <= 0 or length < 1:
-        raise InputError(f"target_error={target_error}, length={length}; expected an error above 0 and at least one token")
+        raise InputError(
+            f"target_error={target_error}, length={length}; expected an error above 0 and at least"
+            " one token"
+        )
     error_of_one_hash = _ERROR_LIMIT + _ERROR_OF_SHORT_TEXTS / math.sqrt(length)
     return max(1, math.ceil((error_of_one_hash / target_error) ** 2))
 
 
 @torch.no_grad()
 def measure_num_hash(
-    target_error: float, query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, use_fast_hash: bool = True, seed: int = 0
+    target_error: float,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    hash_code_len: int,
+    use_fast_hash: bool = True,
+    seed: int = 0,
 ) -> int:
-    """Hashes that bring the mean relative error of an attention row down to `target_error` on these tensors (B, A, L, K).
+    """Hashes that bring the mean relative error of an attention row down to `target_error` on these
+    tensors (B, A, L, K).
 
-    Two samples of 64 hashes differ by sqrt(2) of the error of one, and the error falls with the root of the hashes. Linear in L.
+    Two samples of 64 hashes differ by sqrt(2) of the error of one, and the error falls with the
+    root of the hashes. Linear in L.
     """
     if target_error <= 0:
         raise InputError(f"target_error={target_error}; expected an error above 0")
     tried = 64
     one, other = (
-        sampled_attention(query, key, value, hash_code_len=hash_code_len, num_hash=tried, use_fast_hash=use_fast_hash, seed=s).float()
+        sampled_attention(
+            query,
+            key,
+            value,
+            hash_code_len=hash_code_len,
+            num_hash=tried,
+            use_fast_hash=use_fast_hash,
+            seed=s,
+        ).float()
         for s in (seed, seed + 1)
     )
     error = float((one - other).norm(dim=-1).mean()) / math.sqrt(2)
@@ -190,7 +234,10 @@ def measure_num_hash(
 
 
 def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The mask as (B, 1, L, 1), and the values with masked tokens zeroed: then nobody notices their keys, forward or backward."""
+    """The mask as (B, 1, L, 1), and the values with masked tokens zeroed.
+
+    Then nobody notices their keys, forward or backward.
+    """
     if mask is None:
         return None, value
     keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
@@ -198,7 +245,10 @@ def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _finish(out: Tensor, keep: Tensor | None) -> Tensor:
-    """The sums without masked rows, scaled to length one; in place where no gradient needs them, which matters for long texts."""
+    """The sums without masked rows, scaled to length one.
+
+    In place where no gradient needs them, which matters for long texts.
+    """
     if keep is not None:
         out = out.masked_fill(~keep, 0.0)
     in_place = not torch.is_grad_enabled() and out.dtype in (torch.float32, torch.float64)
@@ -213,7 +263,13 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     if query.dim() != 4 or query.shape != key.shape or query.shape[:-1] != value.shape[:-1]:
-        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in (("query", query), ("key", key), ("value", value)))
+        shapes = ", ".join(
+            f"{name} {tuple(x.shape)}"
+            for name, x in (("query", query), ("key", key), ("value", value))
+        )
         raise InputError(f"{shapes}; expected (texts, heads, tokens, head size) three times")
     if mask is not None and mask.shape != (query.shape[0], query.shape[2]):
-        raise InputError(f"mask has shape {tuple(mask.shape)}, expected {(query.shape[0], query.shape[2])}: (texts, tokens)")
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)}, expected {(query.shape[0], query.shape[2])}:"
+            " (texts, tokens)"
+        )

@@ -17,7 +17,8 @@ logger = logging.getLogger("headstart")
 
 @config_class
 class YosoConfig(PreTrainedConfig):
-    """Shape of a YOSO network. The defaults give the published base model, but for its `layer_norm_eps` of 1e-5.
+    """Shape of a YOSO network. The defaults give the published base model, but for its
+    `layer_norm_eps` of 1e-5.
 
     Args:
         vocab_size: Tokens of the vocabulary.
@@ -27,30 +28,39 @@ class YosoConfig(PreTrainedConfig):
         intermediate_size: Width inside the MLP of a block.
         hidden_act: Activation of the MLPs: "gelu", "relu", "selu", "gelu_new", …
         hidden_dropout_prob: Dropout after the embeddings, after each branch and in the heads.
-        attention_probs_dropout_prob: Kept for files; no weights exist that could be dropped, and nobody's YOSO drops any.
+        attention_probs_dropout_prob: Kept for files; no weights exist that could be dropped, and
+            nobody's YOSO drops any.
         max_position_embeddings: Longest text, in tokens.
         type_vocab_size: Kinds of segments.
         initializer_range: Standard deviation of the initial weights.
         layer_norm_eps: Added to the variance in every norm (the authors' is 1e-5).
-        position_embedding_type: "absolute" adds a learned vector for each place. "relative_key" and "relative_key_query" add none, as
-            in transformers: hashed attention has no scores to add to. The order is then seen through `conv_window` alone.
+        position_embedding_type: "absolute" adds a learned vector for each place. "relative_key" and
+            "relative_key_query" add none, as in transformers: hashed attention has no scores to add
+            to. The order is then seen through `conv_window` alone.
         use_expectation: Whether attention is exact, or sampled with hashes.
         hash_code_len: Bits of a hash.
         num_hash: Hashes of sampled attention.
-        hash_error: Error that sampled attention may have, as a share of a row's length. The number of hashes is then chosen for each
-            text's length (`choose_num_hash`), and `num_hash` is not used. None keeps to `num_hash`.
-        conv_window: Odd width of a convolution over the values of neighbouring tokens, added to each head, or None.
-        use_fast_hash: Whether sampling hashes with Hadamard transforms, or with Gaussian projections (slower, without bias).
+        hash_error: Error that sampled attention may have, as a share of a row's length. The number
+            of hashes is then chosen for each text's length (`choose_num_hash`), and `num_hash` is
+            not used. None keeps to `num_hash`.
+        conv_window: Odd width of a convolution over the values of neighbouring tokens, added to
+            each head, or None.
+        use_fast_hash: Whether sampling hashes with Hadamard transforms, or with Gaussian
+            projections (slower, without bias).
         lsh_backward: Whether gradients of sampled attention are sampled too.
         pad_token_id: Token that fills short texts.
         bos_token_id: Token that begins a text.
         eos_token_id: Token that ends a text.
         tie_word_embeddings: Whether the masked-language head scores with the word embeddings.
-        attend_padding: Whether attention sees padding, as in transformers. The convolution never does.
-        head_act: Activation of the text classifier (the authors' is "tanh", transformers' is `hidden_act`).
+        attend_padding: Whether attention sees padding, as in transformers. The convolution never
+            does.
+        head_act: Activation of the text classifier (the authors' is "tanh", transformers' is
+            `hidden_act`).
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
-        hash_seed: Seed of the hashes in evaluation mode; None draws new ones from PyTorch's generator at each call, as training does.
-        sample_from: Shortest text, in tokens, that `use_expectation=False` samples; attention of shorter ones stays exact.
+        hash_seed: Seed of the hashes in evaluation mode; None draws new ones from PyTorch's
+            generator at each call, as training does.
+        sample_from: Shortest text, in tokens, that `use_expectation=False` samples; attention of
+            shorter ones stays exact.
 
     Example:
         >>> from headstart import YosoConfig
@@ -91,27 +101,54 @@ class YosoConfig(PreTrainedConfig):
     sample_from: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        )
         for name in (*sizes, "type_vocab_size", "hash_code_len", "num_hash"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1")
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}")
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} does not divide"
+                f" hidden_size={self.hidden_size}"
+            )
         if self.conv_window is not None and (self.conv_window < 1 or self.conv_window % 2 == 0):
-            raise ConfigError(f"conv_window={self.conv_window}; expected an odd width, with as many neighbours left as right of a token")
-        one_of("position_embedding_type", self.position_embedding_type, ("absolute", "relative_key", "relative_key_query"))
+            raise ConfigError(
+                f"conv_window={self.conv_window}; expected an odd width, with as many neighbours"
+                " left as right of a token"
+            )
+        one_of(
+            "position_embedding_type",
+            self.position_embedding_type,
+            ("absolute", "relative_key", "relative_key_query"),
+        )
         if self.position_embedding_type != "absolute":
             logger.warning("position_embedding_type=%r gives the network no positions; conv_window alone sees the order of tokens",
                            self.position_embedding_type)  # fmt: skip
         if not self.use_expectation and self.hash_code_len > 16:
-            raise ConfigError(f"hash_code_len={self.hash_code_len}; sampled attention (use_expectation=False) takes at most 16 bits")
+            raise ConfigError(
+                f"hash_code_len={self.hash_code_len}; sampled attention (use_expectation=False)"
+                " takes at most 16 bits"
+            )
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id={self.pad_token_id} is not in the vocabulary of {self.vocab_size} tokens")
+            raise ConfigError(
+                f"pad_token_id={self.pad_token_id} is not in the vocabulary of {self.vocab_size}"
+                " tokens"
+            )
         if self.hash_error is not None and not self.hash_error > 0:
-            raise ConfigError(f"hash_error={self.hash_error}; expected a share above 0, such as 0.1")
+            raise ConfigError(
+                f"hash_error={self.hash_error}; expected a share above 0, such as 0.1"
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}={getattr(self, name)}; expected a share from 0 to below 1")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}; expected a share from 0 to below 1"
+                )
 
     @property
     def head_size(self) -> int:
@@ -121,23 +158,39 @@ class YosoConfig(PreTrainedConfig):
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
         """The authors' norms, masks and classifier, or transformers'."""
-        values = {k: v for k, v in values.items() if k not in ("attend_padding", "head_act", "ignore_head_mask")}
+        values = {
+            k: v
+            for k, v in values.items()
+            if k not in ("attend_padding", "head_act", "ignore_head_mask")
+        }
         eps = values.get("layer_norm_eps", EPS_TRANSFORMERS)
         if compat == "transformers":
             act = values.get("hidden_act", "gelu")
-            if int(str(values.get("transformers_version") or "4").split(".")[0]) >= 5:  # it adds places whatever this says
+            # it adds places whatever this says
+            if int(str(values.get("transformers_version") or "4").split(".")[0]) >= 5:
                 values["position_embedding_type"] = "absolute"
-            return values | {"layer_norm_eps": eps, "attend_padding": True, "head_act": act, "ignore_head_mask": True}
-        # The conversion of the authors' weights wrote transformers' default; whoever chose another value meant it.
+            return values | {
+                "layer_norm_eps": eps,
+                "attend_padding": True,
+                "head_act": act,
+                "ignore_head_mask": True,
+            }
+        # The conversion of the authors' weights wrote transformers' default; whoever chose another
+        # value meant it.
         return values | {"layer_norm_eps": EPS_AUTHORS if eps == EPS_TRANSFORMERS else eps}
 
     def differences(self) -> list[str]:
         """What transformers computes otherwise."""
         out = []
         if not self.attend_padding:
-            out.append("padding changes nothing here; there it is attended, so a text's result depends on the batch it is in")
+            out.append(
+                "padding changes nothing here; there it is attended, so a text's result depends on"
+                " the batch it is in"
+            )
         if self.head_act != self.hidden_act:
-            out.append(f"the text classifier's activation is {self.head_act} here, {self.hidden_act} there")
+            out.append(
+                f"the text classifier's activation is {self.head_act} here, {self.hidden_act} there"
+            )
         if not self.ignore_head_mask:
             out.append("head_mask removes heads here, and nothing there")
         if not self.use_expectation:
@@ -148,7 +201,9 @@ class YosoConfig(PreTrainedConfig):
 def count_parameters(config: YosoConfig) -> int:
     """Weights of a `YosoForMaskedLM` with tied embeddings."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    embeddings = (V + config.max_position_embeddings + FIRST_POSITION + config.type_vocab_size) * D + 2 * D
+    embeddings = (
+        V + config.max_position_embeddings + FIRST_POSITION + config.type_vocab_size
+    ) * D + 2 * D
     conv = config.num_attention_heads * (config.conv_window or 0)
     block = 4 * (D * D + D) + conv + 2 * D * F + F + D + 4 * D
     return embeddings + config.num_hidden_layers * block + D * D + D + 2 * D + V
@@ -163,5 +218,5 @@ PUBLISHED = {
         parameters=127_449_945,
         image_size=None,
         result="masked language model, 4,096 tokens",
-    ),
+    )
 }

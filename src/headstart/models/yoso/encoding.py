@@ -1,4 +1,7 @@
-"""What a tokenizer returns: numbers by name, and the way from tokens to words and characters and back."""
+"""What a tokenizer returns.
+
+Numbers by name, and the way from tokens to words and characters and back.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +14,35 @@ from headstart.images.processor import BatchFeature, to_framework
 
 
 class BatchEncoding(BatchFeature):
-    """A dict of batches whose keys are attributes too, and which goes into a network as `model(**inputs)`.
+    """A dict of batches whose keys are attributes too, and which goes into a network as
+    `model(**inputs)`.
 
-    Methods that take a number of a text and a number inside it also take the second alone, for the first text.
+    Methods that take a number of a text and a number inside it also take the second alone, for the
+    first text.
     """
 
-    def __init__(self, data: Mapping[str, Any] | None = None, encodings: list[Encoding] | None = None) -> None:
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, encodings: list[Encoding] | None = None
+    ) -> None:
         super().__init__(data or {})
         self.__dict__["encodings"] = encodings or []
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             return super().__getitem__(key)
-        return self._encoding(key) if isinstance(key, int) else {name: value[key] for name, value in self.items()}
+        return (
+            self._encoding(key)
+            if isinstance(key, int)
+            else {name: value[key] for name, value in self.items()}
+        )
 
     def _encoding(self, index: int) -> Encoding:
         encodings: list[Encoding] = self.__dict__["encodings"]
         if not encodings:
-            raise InputError("these inputs were not made by a tokenizer's call, so nothing is known of their words and characters")
+            raise InputError(
+                "these inputs were not made by a tokenizer's call, so nothing is known of their"
+                " words and characters"
+            )
         return encodings[index]
 
     @property
@@ -55,18 +69,24 @@ class BatchEncoding(BatchFeature):
         """0 for tokens of the first text, 1 of the second, None for special tokens."""
         return list(self._encoding(batch_index).sequence_ids)
 
-    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+    def token_to_sequence(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> int | None:
         """0 or 1: the text of a pair that a token is of."""
         i, at = _two(batch_or_token_index, token_index)
         return self._encoding(i).token_to_sequence(self._from_end(i, at))
 
-    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+    def token_to_word(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> int | None:
         """The word that a token is of."""
         i, at = _two(batch_or_token_index, token_index)
         found = self._encoding(i).token_to_word(self._from_end(i, at))
         return None if found is None else int(found)
 
-    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
+    def token_to_chars(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> tuple[int, int] | None:
         """First character of a token, and the one after its last."""
         i, at = _two(batch_or_token_index, token_index)
         return self._encoding(i).token_to_chars(self._from_end(i, at))
@@ -74,22 +94,30 @@ class BatchEncoding(BatchFeature):
     def _from_end(self, index: int, at: int) -> int:
         return at + len(self._encoding(index)) if at < 0 else at
 
-    def word_to_tokens(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> tuple[int, int] | None:
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> tuple[int, int] | None:
         """First token of a word, and the one after its last."""
         i, at = _two(batch_or_word_index, word_index)
         return self._encoding(i).word_to_tokens(at, sequence_index)
 
-    def word_to_chars(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> tuple[int, int] | None:
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> tuple[int, int] | None:
         """First character of a word, and the one after its last."""
         i, at = _two(batch_or_word_index, word_index)
         return self._encoding(i).word_to_chars(at, sequence_index)
 
-    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int | None:
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
         """The token that a character is in; None between tokens."""
         i, at = _two(batch_or_char_index, char_index)
         return self._encoding(i).char_to_token(at, sequence_index)
 
-    def char_to_word(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int | None:
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
         """The word that a character is in."""
         i, at = _two(batch_or_char_index, char_index)
         return self._encoding(i).char_to_word(at, sequence_index)
@@ -107,8 +135,8 @@ class BatchEncoding(BatchFeature):
                 widths = {len(each) for each in value if isinstance(each, list)}
                 if len(widths) > 1:
                     raise InputError(
-                        f"{key} have from {min(widths)} to {max(widths)} tokens and cannot be one tensor; "
-                        "pass padding=True, and truncation=True for a limit"
+                        f"{key} have from {min(widths)} to {max(widths)} tokens and cannot be one"
+                        " tensor; pass padding=True, and truncation=True for a limit"
                     )
                 array = np.asarray(value, np.float32 if _has_float(value) else np.int64)
                 self[key] = to_framework(array, tensor_type)
@@ -124,7 +152,11 @@ def _two(first: int, second: int | None) -> tuple[int, int]:
 
 
 def _has_float(value: Any) -> bool:
-    return any(_has_float(each) for each in value) if isinstance(value, list | tuple) else isinstance(value, float)
+    return (
+        any(_has_float(each) for each in value)
+        if isinstance(value, list | tuple)
+        else isinstance(value, float)
+    )
 
 
 def plain(value: Any) -> Any:

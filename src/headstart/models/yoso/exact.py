@@ -1,13 +1,18 @@
-"""YOSO's attention weights in expectation, block by block: never more than one block of the L × L weights exists.
+"""YOSO's attention weights in expectation, block by block: never more than one block of the L × L
+weights exists.
 
-Legend: N rows of heads (texts × heads), L query tokens, S key tokens, K head size of queries and keys, V head size of values.
+Legend: N rows of heads (texts × heads), L query tokens, S key tokens, K head size of queries and
+    keys, V head size of values.
 
-With unit queries and keys, a hash of `tau` random hyperplanes puts a query and a key into the same bucket with probability
+With unit queries and keys, a hash of `tau` random hyperplanes puts a query and a key into the same
+bucket with probability
 
-    W[i, j] = (1 - arccos(q_i · k_j) / pi) ** tau                    (Zeng et al., 2021, "You Only Sample (Almost) Once")
+    W[i, j] = (1 - arccos(q_i · k_j) / pi) ** tau                    (Zeng et al., 2021, "You Only
+    Sample (Almost) Once")
 
-and the attention is `W v`. Training uses the paper's lower bound `tau / 2 * W` in place of the derivative of W with
-respect to `q_i · k_j`, because the true derivative has a pole where a query meets an equal key.
+and the attention is `W v`. Training uses the paper's lower bound `tau / 2 * W` in place of the
+derivative of W with respect to `q_i · k_j`, because the true derivative has a pole where a query
+meets an equal key.
 """
 
 import math
@@ -19,8 +24,8 @@ from torch import Tensor
 from headstart.models.yoso.kernels import cpu
 from headstart.models.yoso.operators import operator
 
-# Weights in one block, over all the heads that are worked on together: what stays in the cache of two CPU cores,
-# and enough to fill a GPU.
+# Weights in one block, over all the heads that are worked on together: what stays in the cache of
+# two CPU cores, and enough to fill a GPU.
 _BLOCK_ON_CPU = 2**18
 _BLOCK_ON_GPU = 2**25
 _QUERIES_IN_BLOCK = 128
@@ -28,7 +33,10 @@ _KEYS_IN_BLOCK = 512
 
 
 def collision_probability(similarity: Tensor, hash_code_len: int) -> Tensor:
-    """The weight of each cosine similarity, which rounding may have pushed beyond [-1, 1]; any shape."""
+    """The weight of each cosine similarity, which rounding may have pushed beyond [-1, 1].
+
+    Any shape.
+    """
     angle = torch.acos(similarity.clamp(-1.0, 1.0))
     return integer_power(1.0 - angle / math.pi, hash_code_len)
 
@@ -48,10 +56,13 @@ def integer_power(base: Tensor, exponent: int) -> Tensor:
 def in_working_precision(*tensors: Tensor) -> list[Tensor]:
     """The tensors as (N, tokens, size), in float32 at least: half precision is only for storage."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    return [x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).to(dtype) for x in tensors]  # -1 would not do for no tokens
+    # -1 would not do for no tokens
+    return [x.detach().reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).to(dtype) for x in tensors]
 
 
-def _blocks(rows: int, queries: int, keys: int, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
+def _blocks(
+    rows: int, queries: int, keys: int, device: torch.device
+) -> Iterator[tuple[slice, slice, slice]]:
     """Slices of heads, queries and keys that cover all weights once."""
     budget = _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK_ON_GPU
     some_keys = max(1, min(keys, _KEYS_IN_BLOCK))
@@ -60,7 +71,11 @@ def _blocks(rows: int, queries: int, keys: int, device: torch.device) -> Iterato
     for row in range(0, rows, some_rows):
         for query in range(0, queries, some_queries):
             for key in range(0, keys, some_keys):
-                yield slice(row, row + some_rows), slice(query, query + some_queries), slice(key, key + some_keys)
+                yield (
+                    slice(row, row + some_rows),
+                    slice(query, query + some_queries),
+                    slice(key, key + some_keys),
+                )
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
@@ -81,12 +96,17 @@ def sum_in_blocks(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int)
     return out.reshape(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 
-def gradients_in_blocks(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `sum_in_blocks` for query, key and value, with `tau / 2 * W` as the derivative of W."""
+def gradients_in_blocks(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `sum_in_blocks` for query, key and value, with `tau / 2 * W` as the derivative
+    of W.
+    """
     if cpu.usable(grad, query, key, value):
         return cpu.exact_backward(grad, query, key, value, hash_code_len)
     with no_autocast(query):
-        g, q, k, v = in_working_precision(grad, query, key, value)  # (N, L, V), (N, L, K), (N, S, K), (N, S, V)
+        # (N, L, V), (N, L, K), (N, S, K), (N, S, V)
+        g, q, k, v = in_working_precision(grad, query, key, value)
         g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for n, i, j in _blocks(q.shape[0], q.shape[1], k.shape[1], q.device):
             weights = collision_probability(q[n, i] @ k[n, j].mT, hash_code_len)  # (n, i, j)
@@ -94,26 +114,38 @@ def gradients_in_blocks(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
             g_similarity = (g[n, i] @ v[n, j].mT).mul_(weights).mul_(hash_code_len / 2)  # (n, i, j)
             g_query[n, i] += g_similarity @ k[n, j]
             g_key[n, j] += g_similarity.mT @ q[n, i]
-    return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)
+    return (
+        g_query.view(query.shape).to(query.dtype),
+        g_key.view(key.shape).to(key.dtype),
+        g_value.view(value.shape).to(value.dtype),
+    )
 
 
 def _fake_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
     return value.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def _fake_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, hash_code_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 exact_sum_backward = operator("yoso_exact_backward", _fake_gradients)(gradients_in_blocks)
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+def _save(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple[Tensor, Tensor, Tensor, int],
+    output: Tensor,
+) -> None:
     *tensors, ctx.hash_code_len = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, None]:
     query, key, value = ctx.saved_tensors  # type: ignore[attr-defined]
     return *exact_sum_backward(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
 

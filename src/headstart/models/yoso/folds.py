@@ -22,32 +22,46 @@ class PortableAttention(Attention):
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query collides with, in expectation."""
         keep = None if mask is None else mask[:, None, :, None].bool()  # (B, 1, L, 1)
-        y = collide(q, k, v if keep is None else v.masked_fill(~keep, 0.0), self.config.hash_code_len)
+        y = collide(
+            q, k, v if keep is None else v.masked_fill(~keep, 0.0), self.config.hash_code_len
+        )
         return normalize_rows(y if keep is None else y.masked_fill(~keep, 0.0))
 
 
 def collide(q: Tensor, k: Tensor, v: Tensor, hash_code_len: int) -> Tensor:
-    """Sums of the values by the expected collisions, in operators that every engine knows: `exact_sum` spelt out."""
-    similarity = normalize_rows(q) @ normalize_rows(k).transpose(2, 3)  # (B, A, L, L); tracing has no `.mT`
+    """Sums of the values by the expected collisions, in operators that every engine knows.
+
+    `exact_sum` spelt out.
+    """
+    # (B, A, L, L); tracing has no `.mT`
+    similarity = normalize_rows(q) @ normalize_rows(k).transpose(2, 3)
     return collision_probability(similarity, hash_code_len) @ v  # (B, A, L, K)
 
 
 class FirstTokenBlock(Block):
-    """The last block where only the first token's vector is read: its query, its branch and its MLP alone."""
+    """The last block where only the first token's vector is read.
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+    Its query, its branch and its MLP alone.
+    """
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> Tensor:
         """x (B, L, D) → (B, 1, D)."""
         attention, D = self.attention, x.shape[2]
         config = attention.config
         first, (weight, bias) = x[:, :1], (attention.qkv.weight, attention.qkv.bias)  # (B, 1, D)
         q = self.split(F.linear(first, weight[:D], bias[:D]))  # (B, A, 1, K)
-        k, v = (self.split(each) for each in F.linear(x, weight[D:], bias[D:]).chunk(2, -1))  # 2 × (B, A, L, K)
-        keep = None if mask is None or config.attend_padding else mask[:, None, :, None].bool()  # (B, 1, L, 1)
+        # 2 × (B, A, L, K)
+        k, v = (self.split(each) for each in F.linear(x, weight[D:], bias[D:]).chunk(2, -1))
+        # (B, 1, L, 1)
+        keep = None if mask is None or config.attend_padding else mask[:, None, :, None].bool()
         seen = v if keep is None else v.masked_fill(~keep, 0.0)
         if isinstance(attention, PortableAttention):
             y = collide(q, k, seen, config.hash_code_len)  # (B, A, 1, K)
         else:
-            y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)  # (B, A, 1, K)
+            # (B, A, 1, K)
+            y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)
         y = normalize_rows(y if keep is None else y.masked_fill(~keep[:, :, :1], 0.0))
         if attention.conv is not None:
             reach = int(attention.conv.padding[0]) + 1  # tokens that the first one's window sees
@@ -64,7 +78,8 @@ class FirstTokenBlock(Block):
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
-    """Drops the last block's work on tokens that no head reads; spells the attention out. See `headstart.engine.folds.fold`.
+    """Drops the last block's work on tokens that no head reads; spells the attention out. See
+    `headstart.engine.folds.fold`.
 
     Raises:
         ConfigError: Sampled attention, which draws random numbers and has no portable form.
@@ -72,11 +87,18 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
     config = cast(YosoPreTrainedModel, model).config
     if portable:
         if not config.use_expectation:
-            raise ConfigError("sampled attention exists in PyTorch only; set use_expectation=True, or keep to the torch engine")
+            raise ConfigError(
+                "sampled attention exists in PyTorch only; set use_expectation=True, or keep to the"
+                " torch engine"
+            )
         for module in list(model.modules()):
             if type(module) is Attention:
                 recast(module, PortableAttention)
-    if lean and config.use_expectation and isinstance(model, YosoForSequenceClassification | YosoForMultipleChoice):
+    if (
+        lean
+        and config.use_expectation
+        and isinstance(model, YosoForSequenceClassification | YosoForMultipleChoice)
+    ):
         blocks = cast(YosoModel, model.base_model).blocks
         if len(blocks):
             recast(blocks[-1], FirstTokenBlock)

@@ -1,13 +1,16 @@
-"""Locality-sensitive hash codes of queries and keys: which random hyperplanes' positive sides a vector lies on.
+"""Locality-sensitive hash codes of queries and keys: which random hyperplanes' positive sides a
+vector lies on.
 
-Legend: N rows of heads (texts × heads), L tokens, K head size, M hashes, `tau` = hash_code_len bits in a hash, P transforms.
+Legend: N rows of heads (texts × heads), L tokens, K head size, M hashes, `tau` = hash_code_len bits
+    in a hash, P transforms.
 
 Bit b of hash h of a vector x is `x · projections[:, h * tau + b] > 0`. The projections are either
 
 - dense: Gaussian, (N, K, M * tau), independent of each other; or
-- fast: signs, (N, 3, P, D) for D = a power of two: x, padded with zeros to D, goes through `H D3 H D2 H D1`, where H is the
-  Hadamard matrix and D1, D2, D3 the random signs. Every such transform yields `D // tau` hashes, so P transforms are needed.
-  Bits of one transform are orthogonal instead of independent, which lowers the chance of a collision a little.
+- fast: signs, (N, 3, P, D) for D = a power of two: x, padded with zeros to D, goes through `H D3 H
+  D2 H D1`, where H is the Hadamard matrix and D1, D2, D3 the random signs. Every such transform
+  yields `D // tau` hashes, so P transforms are needed. Bits of one transform are orthogonal instead
+  of independent, which lowers the chance of a collision a little.
 """
 
 import torch
@@ -22,7 +25,10 @@ _TOKENS_AT_ONCE = 4096  # bounds the projections that are alive while codes are 
 
 
 def transform_size(head_size: int, hash_code_len: int) -> int:
-    """D, the size of the Hadamard transform: a power of two that holds the head and at least one code."""
+    """D, the size of the Hadamard transform.
+
+    A power of two that holds the head and at least one code.
+    """
     return max(_MIN_TRANSFORM, 1 << (max(head_size, hash_code_len) - 1).bit_length())
 
 
@@ -31,7 +37,9 @@ def num_transforms(size: int, hash_code_len: int, num_hash: int) -> int:
     return -(-num_hash // (size // hash_code_len))
 
 
-def _shape(rows: int, head_size: int, hash_code_len: int, num_hash: int, fast: bool) -> tuple[int, ...]:
+def _shape(
+    rows: int, head_size: int, hash_code_len: int, num_hash: int, fast: bool
+) -> tuple[int, ...]:
     """The shape of projections of either form."""
     if not fast:
         return rows, head_size, num_hash * hash_code_len
@@ -39,20 +47,28 @@ def _shape(rows: int, head_size: int, hash_code_len: int, num_hash: int, fast: b
     return rows, 3, num_transforms(size, hash_code_len, num_hash), size
 
 
-def _draw(shape: tuple[int, ...], fast: bool, device: torch.device, generator: torch.Generator | None) -> Tensor:
+def _draw(
+    shape: tuple[int, ...], fast: bool, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
     if not fast:
         return torch.randn(shape, device=device, generator=generator, dtype=torch.float32)
-    signs: Tensor = torch.randint(0, 2, shape, device=device, generator=generator, dtype=torch.int8) * 2 - 1
+    signs: Tensor = (
+        torch.randint(0, 2, shape, device=device, generator=generator, dtype=torch.int8) * 2 - 1
+    )
     return signs
 
 
-def _seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
+def _seeded(
+    rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
     return _draw(shape, use_fast_hash, torch.device("cpu"), generator)
 
 
-def _fake_seeded(rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int) -> Tensor:
+def _fake_seeded(
+    rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int
+) -> Tensor:
     # nothing may be drawn here: `rows` is a symbol where the number of texts is left open
     shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
     return torch.empty(shape, dtype=torch.int8 if use_fast_hash else torch.float32)
@@ -76,46 +92,74 @@ def draw_projections(
 
     Args:
         generator: Draws from this generator; it has to live on `device`.
-        seed: Draws the same projections on every device, also inside `torch.compile`. Neither: PyTorch's own generator.
+        seed: Draws the same projections on every device, also inside `torch.compile`. Neither:
+            PyTorch's own generator.
 
     Returns:
-        Signs as int8 of shape (rows, 3, P, D), or Gaussian numbers as float32 of shape (rows, head_size, num_hash * hash_code_len).
+        Signs as int8 of shape (rows, 3, P, D), or Gaussian numbers as float32 of shape (rows,
+        head_size, num_hash * hash_code_len).
     """
     check_hash(hash_code_len, num_hash)
     if generator is not None and seed is not None:
         raise InputError(f"both a generator and seed={seed} were given; give one of them")
     if seed is not None:
-        drawn: Tensor = _seeded_projections(rows, head_size, hash_code_len, num_hash, use_fast_hash, seed)
+        drawn: Tensor = _seeded_projections(
+            rows, head_size, hash_code_len, num_hash, use_fast_hash, seed
+        )
         return drawn.to(device)
-    return _draw(_shape(rows, head_size, hash_code_len, num_hash, use_fast_hash), use_fast_hash, torch.device(device), generator)
+    return _draw(
+        _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash),
+        use_fast_hash,
+        torch.device(device),
+        generator,
+    )
 
 
 def check_hash(hash_code_len: int, num_hash: int) -> None:
     """Refuses hashes that cannot be computed."""
     if not 1 <= hash_code_len <= MAX_HASH_CODE_LEN:
-        raise InputError(f"hash_code_len={hash_code_len}; sampling needs 1 to {MAX_HASH_CODE_LEN} bits")
+        raise InputError(
+            f"hash_code_len={hash_code_len}; sampling needs 1 to {MAX_HASH_CODE_LEN} bits"
+        )
     if num_hash < 1:
         raise InputError(f"num_hash={num_hash}; sampling needs at least one hash")
 
 
-def check_projections(projections: Tensor, rows: int, head_size: int, hash_code_len: int, num_hash: int) -> None:
+def check_projections(
+    projections: Tensor, rows: int, head_size: int, hash_code_len: int, num_hash: int
+) -> None:
     """Refuses projections whose shape does not fit the queries and keys."""
     shape = tuple(projections.shape)
     if projections.is_floating_point():
         expected = (rows, head_size, num_hash * hash_code_len)
         if shape != expected:
-            raise InputError(f"dense projections have shape {shape}, expected {expected}: (texts * heads, head size, bits of all hashes)")
+            raise InputError(
+                f"dense projections have shape {shape}, expected {expected}: (texts * heads, head"
+                " size, bits of all hashes)"
+            )
         return
     size = shape[-1] if shape else 0
     fits = size >= max(head_size, hash_code_len) and size & (size - 1) == 0
     signs = (rows, 3, num_transforms(size, hash_code_len, num_hash) if fits else 1, size)
     if not fits or shape != signs:
-        wanted = str(signs) if fits else f"({rows}, 3, P, D) with D a power of two of at least {max(head_size, hash_code_len)}"
-        raise InputError(f"signs of the fast hash have shape {shape}, expected {wanted}: (texts * heads, 3, transforms, transform size)")
+        wanted = (
+            str(signs)
+            if fits
+            else (
+                f"({rows}, 3, P, D) with D a power of two of at least"
+                f" {max(head_size, hash_code_len)}"
+            )
+        )
+        raise InputError(
+            f"signs of the fast hash have shape {shape}, expected {wanted}: (texts * heads, 3,"
+            " transforms, transform size)"
+        )
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """The unnormalised Walsh-Hadamard transform of the last dimension, whose size is a power of two."""
+    """The unnormalised Walsh-Hadamard transform of the last dimension, whose size is a power of
+    two.
+    """
     shape, size = x.shape, x.shape[-1]
     step = 1
     while step < size:
@@ -125,7 +169,9 @@ def hadamard(x: Tensor) -> Tensor:
     return x
 
 
-def dense_projections(projections: Tensor, head_size: int, hash_code_len: int, num_hash: int) -> Tensor:
+def dense_projections(
+    projections: Tensor, head_size: int, hash_code_len: int, num_hash: int
+) -> Tensor:
     """The dense matrix that gives the same codes as the signs of the fast hash: (N, K, M * tau).
 
     Returned as they are when they are dense already.
@@ -134,7 +180,8 @@ def dense_projections(projections: Tensor, head_size: int, hash_code_len: int, n
         return projections
     size = projections.shape[-1]
     signs = projections.to(torch.float32)[:, :, :, None]  # (N, 3, P, 1, D)
-    basis = torch.eye(head_size, size, dtype=torch.float32, device=projections.device)  # (K, D): what happens to each unit vector
+    # (K, D): what happens to each unit vector
+    basis = torch.eye(head_size, size, dtype=torch.float32, device=projections.device)
     for step in range(3):
         basis = hadamard(basis * signs[:, step]) / size**0.5  # (N, P, K, D)
     used = size // hash_code_len * hash_code_len
@@ -152,10 +199,13 @@ def hash_codes(x: Tensor, projections: Tensor, *, hash_code_len: int, num_hash: 
     Returns:
         int32 of shape (N, L, num_hash).
     """
-    directions = dense_projections(projections, x.shape[-1], hash_code_len, num_hash).to(x.dtype)  # (N, K, M * tau)
+    # (N, K, M * tau)
+    directions = dense_projections(projections, x.shape[-1], hash_code_len, num_hash).to(x.dtype)
     bit_values = 2 ** torch.arange(hash_code_len, dtype=torch.int32, device=x.device)
     codes = []
     for some in torch.split(x, _TOKENS_AT_ONCE, dim=1):
-        positive = (some @ directions).view(*some.shape[:-1], num_hash, hash_code_len) > 0  # (N, some, M, tau)
-        codes.append((positive.to(torch.int32) * bit_values).sum(-1, dtype=torch.int32))  # (N, some, M)
+        # (N, some, M, tau)
+        positive = (some @ directions).view(*some.shape[:-1], num_hash, hash_code_len) > 0
+        # (N, some, M)
+        codes.append((positive.to(torch.int32) * bit_values).sum(-1, dtype=torch.int32))
     return torch.cat(codes, dim=1)

@@ -1,6 +1,7 @@
 """YOSO's heads in PyTorch: hidden tokens, classes of texts and tokens, choices, answers.
 
-Legend: B texts, L tokens, D hidden size, V vocabulary or classes, C choices. Masks are (B, L) and 1 keeps.
+Legend: B texts, L tokens, D hidden size, V vocabulary or classes, C choices. Masks are (B, L) and 1
+    keeps.
 """
 
 from typing import Any, ClassVar, cast
@@ -32,7 +33,9 @@ class MaskedLMHead(nn.Module):
         self.dense = nn.Linear(D, D)
         self.act = activation(config.hidden_act)
         self.norm = nn.LayerNorm(D, config.layer_norm_eps)
-        self.decoder = None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        self.decoder = (
+            None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        )
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def reset_parameters(self) -> None:
@@ -42,7 +45,8 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
         """x (B, L, D), words (V, D) the tokens' vectors."""
         x = self.norm(self.act(self.dense(x)))  # (B, L, D)
-        return linear(x, words if self.decoder is None else self.decoder.weight, self.bias)  # (B, L, V)
+        # (B, L, V)
+        return linear(x, words if self.decoder is None else self.decoder.weight, self.bias)
 
 
 class TextClassifier(nn.Module):
@@ -62,11 +66,18 @@ class TextClassifier(nn.Module):
 
 
 def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy of (…, V) against (…) over the labels that are not `ignore_index`; 0 where there are none."""
+    """Mean cross-entropy of (…, V) against (…) over the labels that are not `ignore_index`.
+
+    0 where there are none.
+    """
     if logits.shape[:-1] != labels.shape:
-        raise InputError(f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}")
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}"
+        )
     labels = labels.to(logits.device).reshape(-1)
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels, ignore_index=ignore_index, reduction="sum"
+    )
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
@@ -81,13 +92,22 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         self.head = MaskedLMHead(config)
         self.post_init()
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> nn.Embedding:
-        """Also makes the scores longer or shorter; see `YosoPreTrainedModel.resize_token_embeddings`."""
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Also makes the scores longer or shorter.
+
+        See `YosoPreTrainedModel.resize_token_embeddings`.
+        """
         table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
         if len(self.head.bias) != table.num_embeddings:
-            self.head.bias = nn.Parameter(self.longer(self.head.bias, table.num_embeddings, std=0.0))
+            self.head.bias = nn.Parameter(
+                self.longer(self.head.bias, table.num_embeddings, std=0.0)
+            )
             if self.head.decoder is not None:
-                self.head.decoder.weight = nn.Parameter(self.longer(self.head.decoder.weight, table.num_embeddings))
+                self.head.decoder.weight = nn.Parameter(
+                    self.longer(self.head.decoder.weight, table.num_embeddings)
+                )
         return table
 
     def forward(
@@ -104,14 +124,17 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         return_dict: bool | None = None,
         logits_at: Tensor | None = None,
     ) -> Any:
-        """Scores of the vocabulary at each place. All but `labels` and `logits_at` are `YosoModel`'s arguments.
+        """Scores of the vocabulary at each place. All but `labels` and `logits_at` are
+        `YosoModel`'s arguments.
 
         Args:
             labels: (B, L) tokens; -100 is left out of the loss.
-            logits_at: (B, L), true where scores are wanted. The scores of all places need much memory: a large vocabulary for each token.
+            logits_at: (B, L), true where scores are wanted. The scores of all places need much
+                memory: a large vocabulary for each token.
 
         Returns:
-            `loss` (with labels), `logits` (B, L, V), or (places, V) in reading order with `logits_at`, `hidden_states`, `attentions`.
+            `loss` (with labels), `logits` (B, L, V), or (places, V) in reading order with
+            `logits_at`, `hidden_states`, `attentions`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
@@ -119,12 +142,16 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         if logits_at is not None:
             if logits_at.shape != x.shape[:2]:
                 raise InputError(
-                    f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}: true where scores are wanted"
+                    f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}:"
+                    " true where scores are wanted"
                 )
-            x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]  # (places, D), (places,)
+            # (places, D), (places,)
+            x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]
         logits = self.head(x, self.get_input_embeddings().weight)  # (B, L, V) or (places, V)
         loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+        return self.finish(
+            MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict
+        )
 
 
 class YosoForSequenceClassification(YosoPreTrainedModel):
@@ -163,7 +190,9 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
         logits = self.classifier(out.last_hidden_state)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return self.finish(SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+        return self.finish(
+            SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
+        )
 
 
 class YosoForMultipleChoice(YosoPreTrainedModel):
@@ -191,26 +220,39 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """A score for each choice. The inputs are `YosoModel`'s with an axis of choices after the first: (B, C, L).
+        """A score for each choice. The inputs are `YosoModel`'s with an axis of choices after the
+        first: (B, C, L).
 
         Args:
             labels: (B,) number of the right choice.
 
         Returns:
-            `loss` (with labels), `logits` (B, C), `hidden_states` and `attentions` of the B · C texts.
+            `loss` (with labels), `logits` (B, C), `hidden_states` and `attentions` of the B · C
+            texts.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is not None and given.ndim != (3 if inputs_embeds is None else 4):
-            expected = "(questions, choices, tokens)" if inputs_embeds is None else "(questions, choices, tokens, hidden size)"
+            expected = (
+                "(questions, choices, tokens)"
+                if inputs_embeds is None
+                else "(questions, choices, tokens, hidden size)"
+            )
             raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
         choices = 1 if given is None else given.shape[1]
-        flat = [None if t is None else t.flatten(0, 1) for t in (input_ids, attention_mask, token_type_ids, position_ids)]  # (B · C, L)
+        flat = [
+            None if t is None else t.flatten(0, 1)
+            for t in (input_ids, attention_mask, token_type_ids, position_ids)
+        ]  # (B · C, L)
         embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)  # (B · C, L, D)
-        out = self.yoso(*flat, head_mask, embeds, output_attentions, output_hidden_states, return_dict=True)
+        out = self.yoso(
+            *flat, head_mask, embeds, output_attentions, output_hidden_states, return_dict=True
+        )
         pooled = F.relu(self.pre_classifier(out.last_hidden_state[:, 0]))  # (B · C, D)
         logits = self.classifier(pooled).view(-1, choices)  # (B, C)
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return self.finish(MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+        return self.finish(
+            MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions), return_dict
+        )
 
 
 class YosoForTokenClassification(YosoPreTrainedModel):
@@ -252,7 +294,9 @@ class YosoForTokenClassification(YosoPreTrainedModel):
         if labels is not None and attention_mask is not None:
             labels = labels.masked_fill(attention_mask == 0, -100)
         loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+        return self.finish(
+            TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
+        )
 
 
 class YosoForQuestionAnswering(YosoPreTrainedModel):
@@ -280,21 +324,30 @@ class YosoForQuestionAnswering(YosoPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Scores of each token to begin and to end the answer. All but the positions are `YosoModel`'s arguments.
+        """Scores of each token to begin and to end the answer. All but the positions are
+        `YosoModel`'s arguments.
 
         Args:
-            start_positions: (B,) first token of the answer; one outside the text is left out of the loss.
+            start_positions: (B,) first token of the answer; one outside the text is left out of the
+                loss.
             end_positions: (B,) last token of the answer.
 
         Returns:
-            `loss` (with both positions), `start_logits` and `end_logits` (B, L), `hidden_states`, `attentions`.
+            `loss` (with both positions), `start_logits` and `end_logits` (B, L), `hidden_states`,
+            `attentions`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        start, end = (each.contiguous() for each in self.span(out.last_hidden_state).unbind(-1))  # 2 × (B, L)
+        # 2 × (B, L)
+        start, end = (each.contiguous() for each in self.span(out.last_hidden_state).unbind(-1))
         loss = None
         if start_positions is not None and end_positions is not None:
             L = start.shape[1]
-            ends = [p.to(start.device).reshape(-1).clamp(0, L) for p in (start_positions, end_positions)]  # L is outside, and ignored
+            ends = [
+                p.to(start.device).reshape(-1).clamp(0, L) for p in (start_positions, end_positions)
+            ]  # L is outside, and ignored
             loss = (token_loss(start, ends[0], L) + token_loss(end, ends[1], L)) / 2
-        return self.finish(QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions), return_dict)
+        return self.finish(
+            QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions),
+            return_dict,
+        )

@@ -1,4 +1,6 @@
-"""Makes a function over tensors an operator of PyTorch, so that compiling and exporting keep it whole."""
+"""Makes a function over tensors an operator of PyTorch, so that compiling and exporting keep it
+whole.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +13,11 @@ _LIBRARY: Any = torch.library.Library("headstart", "FRAGMENT")  # type: ignore[n
 def operator(
     name: str, fake: Callable[..., Any], setup_context: Any = None, backward: Any = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function as `torch.ops.headstart.<name>` for every device, and returns the operator.
+    """Registers a function as `torch.ops.headstart.<name>` for every device, and returns the
+    operator.
 
-    `torch.library.custom_op` does the same, but imports PyTorch's compiler at the first call, which takes a second.
+    `torch.library.custom_op` does the same, but imports PyTorch's compiler at the first call, which
+    takes a second.
 
     Args:
         fake: Returns empty tensors of the right shapes and types.
@@ -26,7 +30,9 @@ def operator(
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"headstart::{name}", fake, lib=_LIBRARY)
         if backward is not None:
-            torch.library.register_autograd(f"headstart::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+            torch.library.register_autograd(
+                f"headstart::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+            )
         registered: Callable[..., Any] = getattr(torch.ops.headstart, name).default
         return registered
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-# Rows shorter than this are taken for zero; the gradient of their direction would be noise times 1e12. The CPU kernel has it too.
+# Rows shorter than this are taken for zero; the gradient of their direction would be noise times
+# 1e12. The CPU kernel has it too.
 _SHORTEST_ROW = 1e-12
 
 

@@ -11,11 +11,25 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from headstart.errors import ConfigError, InputError, NotFoundError
 from headstart.models.yoso.encoding import BatchEncoding, choice, filled, is_list, plain
-from headstart.models.yoso.tokenizer_files import SPECIAL, added_values, as_added, bpe, pre_tokenizer_type, read_settings, read_tokenizer
+from headstart.models.yoso.tokenizer_files import (
+    SPECIAL,
+    added_values,
+    as_added,
+    bpe,
+    pre_tokenizer_type,
+    read_settings,
+    read_tokenizer,
+)
 
 UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
 STRATEGIES = ("longest_first", "only_first", "only_second")
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 class YosoTokenizer:
@@ -28,9 +42,12 @@ class YosoTokenizer:
         model_max_length: Tokens of the longest text, for `truncation=True` without `max_length`.
         padding_side: "right" or "left".
         truncation_side: "right" or "left".
-        add_prefix_space: Whether a text's first word is split as one inside a text. Words that come split always are.
-        mask_alias: Also read as the mask token, as the published examples write it. None takes it literally.
-        **special: `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token`.
+        add_prefix_space: Whether a text's first word is split as one inside a text. Words that come
+            split always are.
+        mask_alias: Also read as the mask token, as the published examples write it. None takes it
+            literally.
+        **special: `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`,
+            `mask_token`.
 
     Example:
         >>> from headstart import YosoTokenizer
@@ -66,13 +83,20 @@ class YosoTokenizer:
     ) -> None:
         unknown = sorted(set(special) - set(SPECIAL))
         if unknown:
-            raise ConfigError(f"YosoTokenizer has no argument {', '.join(unknown)}; special tokens are {', '.join(SPECIAL)}")
+            raise ConfigError(
+                f"YosoTokenizer has no argument {', '.join(unknown)}; special tokens are"
+                f" {', '.join(SPECIAL)}"
+            )
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("right", "left"):
                 raise ConfigError(f"{name}={side!r}; expected 'right' or 'left'")
         self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
         self.padding_side, self.truncation_side = padding_side, truncation_side
-        self.add_prefix_space, self.mask_alias, self.name_or_path = add_prefix_space, mask_alias, str(name_or_path)
+        self.add_prefix_space, self.mask_alias, self.name_or_path = (
+            add_prefix_space,
+            mask_alias,
+            str(name_or_path),
+        )
         tokens = [as_added(special.get(role, token), role) for role, token in SPECIAL.items()]
         for role, added in zip(SPECIAL, tokens, strict=True):
             setattr(self, role, added.content)
@@ -85,11 +109,19 @@ class YosoTokenizer:
         self._words: Tokenizer | None = None
 
     def _set_space(self, tokenizer: Tokenizer, add_prefix_space: bool) -> None:
-        """RoBERTa's frame around byte-level pieces: `<s> A </s>`, and `<s> A </s></s> B </s>` for pairs."""
+        """RoBERTa's frame around byte-level pieces.
+
+        `<s> A </s>`, and `<s> A </s></s> B </s>` for pairs.
+        """
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
-        sep, cls = ((token, cast(int, tokenizer.token_to_id(token))) for token in (self.sep_token, self.cls_token))
-        tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=add_prefix_space, trim_offsets=True)
+        sep, cls = (
+            (token, cast(int, tokenizer.token_to_id(token)))
+            for token in (self.sep_token, self.cls_token)
+        )
+        tokenizer.post_processor = processors.RobertaProcessing(
+            sep, cls, add_prefix_space=add_prefix_space, trim_offsets=True
+        )
 
     def _backend(self, words: bool) -> Tokenizer:
         """The library's tokenizer; the one for words that come split puts a space before each."""
@@ -106,7 +138,9 @@ class YosoTokenizer:
     # Loading and saving
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int = 8000, min_frequency: int = 2, **values: Any) -> Self:
+    def train(
+        cls, texts: Iterable[str], vocab_size: int = 8000, min_frequency: int = 2, **values: Any
+    ) -> Self:
         """A tokenizer for the vocabulary of these texts.
 
         Args:
@@ -158,28 +192,49 @@ class YosoTokenizer:
 
         found = find_published(str(name_or_path))
         name = found[1].hub_id if found and found[1].hub_id else str(name_or_path)
-        hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
         files = {file: resolve_file(name, file, optional=True, **hub) for file in FILES}
-        settings = read_settings(files["tokenizer_config.json"], files["special_tokens_map.json"]) | {"name_or_path": name}
-        values = {key: value for key, value in (settings | overrides).items() if key not in ("use_fast", "trust_remote_code")}
+        settings = read_settings(
+            files["tokenizer_config.json"], files["special_tokens_map.json"]
+        ) | {"name_or_path": name}
+        values = {
+            key: value
+            for key, value in (settings | overrides).items()
+            if key not in ("use_fast", "trust_remote_code")
+        }
         if files["tokenizer.json"]:
             ready, space = read_tokenizer(files["tokenizer.json"])
             return cls(tokenizer=ready, **({"add_prefix_space": space} | values))
         if not (files["vocab.json"] and files["merges.txt"]):
-            raise NotFoundError(f"{name} has no tokenizer that can be read here; looked for tokenizer.json, or vocab.json and merges.txt")
+            raise NotFoundError(
+                f"{name} has no tokenizer that can be read here; looked for tokenizer.json, or"
+                " vocab.json and merges.txt"
+            )
         return cls(files["vocab.json"], files["merges.txt"], **values)
 
-    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any) -> tuple[str, ...]:
-        """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read; returns their paths.
+    def save_pretrained(
+        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+    ) -> tuple[str, ...]:
+        """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read;
+        returns their paths.
 
-        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as for the method of that name.
+        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as
+        for the method of that name.
         """
         from headstart.checkpoint import atomic_write
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = json.loads(self.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        flags = {t.content: added_values(t) for t in self.backend_tokenizer.get_added_tokens_decoder().values()}
+        flags = {
+            t.content: added_values(t)
+            for t in self.backend_tokenizer.get_added_tokens_decoder().values()
+        }
         config = {
             "tokenizer_class": "RobertaTokenizer" if self._is_bytes else "PreTrainedTokenizerFast",
             "model_max_length": self.model_max_length, "add_prefix_space": self.add_prefix_space,
@@ -189,10 +244,15 @@ class YosoTokenizer:
         texts = {
             "tokenizer.json": json.dumps(state, ensure_ascii=False),
             "tokenizer_config.json": json.dumps(config, indent=2),
-            "special_tokens_map.json": json.dumps({r: flags.get(getattr(self, r), getattr(self, r)) for r in SPECIAL}, indent=2),
+            "special_tokens_map.json": json.dumps(
+                {r: flags.get(getattr(self, r), getattr(self, r)) for r in SPECIAL}, indent=2
+            ),
         }
         if state["model"]["type"] == "BPE":
-            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
+            pairs = [
+                pair if isinstance(pair, str) else " ".join(pair)
+                for pair in state["model"]["merges"]
+            ]
             texts |= {"vocab.json": json.dumps(state["model"]["vocab"], ensure_ascii=False)}
             texts |= {"merges.txt": "\n".join(["#version: 0.2", *pairs, ""])}
         for file, text in texts.items():
@@ -204,7 +264,10 @@ class YosoTokenizer:
         return tuple(str(folder / file) for file in texts)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
-        """Uploads the files to "owner/name" and returns their address; `hub` holds `token`, `private`, `revision`, `commit_message`."""
+        """Uploads the files to "owner/name" and returns their address.
+
+        `hub` holds `token`, `private`, `revision`, `commit_message`.
+        """
         from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
@@ -244,10 +307,19 @@ class YosoTokenizer:
         """Their numbers."""
         return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
 
-    def add_tokens(self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Adds tokens that are never split, and returns how many were new; then resize the network's table."""
+    def add_tokens(
+        self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Adds tokens that are never split, and returns how many were new.
+
+        Then resize the network's table.
+        """
         listed = [tokens] if isinstance(tokens, str | AddedToken) else list(tokens)
-        add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
+        add = (
+            self.backend_tokenizer.add_special_tokens
+            if special_tokens
+            else self.backend_tokenizer.add_tokens
+        )
         self._words = None
         return int(add(listed))
 
@@ -274,7 +346,12 @@ class YosoTokenizer:
         """Special tokens around a text, or a pair."""
         return int(self.backend_tokenizer.num_special_tokens_to_add(pair))
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
         """The text of a list, array or tensor of numbers.
 
         Args:
@@ -283,17 +360,23 @@ class YosoTokenizer:
             clean_up_tokenization_spaces: Also take out spaces before punctuation and contractions.
         """
         ids = plain(token_ids)
-        text = self.backend_tokenizer.decode([ids] if isinstance(ids, int) else ids, skip_special_tokens=skip_special_tokens)
+        text = self.backend_tokenizer.decode(
+            [ids] if isinstance(ids, int) else ids, skip_special_tokens=skip_special_tokens
+        )
         if clean_up_tokenization_spaces:
             for end in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
                 text = text.replace(" ' ", "'") if end == "'" else text.replace(f" {end}", end)
         return str(text)
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
         """`decode` of each."""
         return [self.decode(each, skip_special_tokens, **options) for each in sequences]
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False
+    ) -> list[str]:
         """The tokens of a text, as strings."""
         return list(self(text, pair, add_special_tokens=add_special_tokens).tokens())
 
@@ -327,19 +410,24 @@ class YosoTokenizer:
         """Numbers of the tokens of texts.
 
         Args:
-            text: A text, a list of texts, or a list of pairs; with `is_split_into_words` a list of words, or a list of those.
+            text: A text, a list of texts, or a list of pairs; with `is_split_into_words` a list of
+                words, or a list of those.
             text_pair: Second texts, of the same form.
             add_special_tokens: Whether to put `<s>` and `</s>` around.
             padding: True or "longest" fills all to the longest, "max_length" to `max_length`.
-            truncation: True or "longest_first", "only_first", "only_second"; None truncates if `max_length` is given and nothing is padded.
-            max_length: Tokens at most, special ones included; default the tokenizer's `model_max_length`.
-            stride: Tokens that a further part of a long text repeats, with `return_overflowing_tokens`.
+            truncation: True or "longest_first", "only_first", "only_second"; None truncates if
+                `max_length` is given and nothing is padded.
+            max_length: Tokens at most, special ones included; default the tokenizer's
+                `model_max_length`.
+            stride: Tokens that a further part of a long text repeats, with
+                `return_overflowing_tokens`.
             is_split_into_words: Whether texts come as lists of words.
             pad_to_multiple_of: Round the padded length up.
             return_tensors: "np", "pt", "jax", "tf", or None for lists.
             return_token_type_ids: Also segments (all 0, as in RoBERTa).
             return_attention_mask: 1 for tokens, 0 for padding.
-            return_overflowing_tokens: Return every part of a long text, and `overflow_to_sample_mapping`: which text it is of.
+            return_overflowing_tokens: Return every part of a long text, and
+                `overflow_to_sample_mapping`: which text it is of.
             return_special_tokens_mask: 1 for special tokens and padding.
             return_offsets_mapping: First and last character of each token.
             return_length: Also the number of tokens.
@@ -349,26 +437,51 @@ class YosoTokenizer:
             InputError: Not texts, or lengths that cannot be kept.
         """
         batch, single, pair = self._batch(text, text_pair, is_split_into_words)
-        fills = choice("padding", padding, {True: "longest", False: "", None: "", "do_not_pad": ""}, ("longest", "max_length"))
-        cuts = choice("truncation", truncation, {True: "longest_first", False: "", None: "", "do_not_truncate": ""}, STRATEGIES)
+        fills = choice(
+            "padding",
+            padding,
+            {True: "longest", False: "", None: "", "do_not_pad": ""},
+            ("longest", "max_length"),
+        )
+        cuts = choice(
+            "truncation",
+            truncation,
+            {True: "longest_first", False: "", None: "", "do_not_truncate": ""},
+            STRATEGIES,
+        )
         if truncation is None and max_length is not None and not fills:
             cuts = "longest_first"
         limit = self.model_max_length if max_length is None else max_length
         backend = self._backend(is_split_into_words)
         if cuts and limit < UNLIMITED:
-            self._check_limit(backend, batch, cuts, limit, stride, pair, add_special_tokens, is_split_into_words)
+            self._check_limit(
+                backend, batch, cuts, limit, stride, pair, add_special_tokens, is_split_into_words
+            )
         with self._lock:
             if cuts and limit < UNLIMITED:
-                backend.enable_truncation(limit, stride=stride, strategy=cuts, direction=self.truncation_side)
+                backend.enable_truncation(
+                    limit, stride=stride, strategy=cuts, direction=self.truncation_side
+                )
             else:
                 backend.no_truncation()
-            encoded = backend.encode_batch(batch, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens)
-        parts = [[each, *(each.overflowing if return_overflowing_tokens else [])] for each in encoded]
+            encoded = backend.encode_batch(
+                batch, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
+            )
+        parts = [
+            [each, *(each.overflowing if return_overflowing_tokens else [])] for each in encoded
+        ]
         encodings = [part for each in parts for part in each]
         if fills:
-            length = padded_length(max(len(each) for each in encodings), fills, limit, pad_to_multiple_of)
+            length = padded_length(
+                max(len(each) for each in encodings), fills, limit, pad_to_multiple_of
+            )
             for each in encodings:
-                each.pad(length, direction=self.padding_side, pad_id=self.pad_token_id, pad_token=self.pad_token)
+                each.pad(
+                    length,
+                    direction=self.padding_side,
+                    pad_id=self.pad_token_id,
+                    pad_token=self.pad_token,
+                )
         data: dict[str, Any] = {"input_ids": [each.ids for each in encodings]}
         for wanted, key, name in (
             (return_token_type_ids, "token_type_ids", "type_ids"),
@@ -387,41 +500,97 @@ class YosoTokenizer:
         return BatchEncoding(data, encodings).convert_to_tensors(return_tensors)
 
     def _batch(self, text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool, bool]:
-        """What the library takes: a list of texts or of pairs; whether one was given; whether they are pairs."""
-        alias = self.mask_alias if self.mask_alias and self.backend_tokenizer.token_to_id(self.mask_alias) is None else None
+        """What the library takes: a list of texts or of pairs; whether one was given.
+
+        Whether they are pairs.
+        """
+        alias = (
+            self.mask_alias
+            if self.mask_alias and self.backend_tokenizer.token_to_id(self.mask_alias) is None
+            else None
+        )
 
         def one(value: Any) -> bool:
-            return isinstance(value, str) or (split and is_list(value) and all(isinstance(word, str) for word in value))
+            return isinstance(value, str) or (
+                split and is_list(value) and all(isinstance(word, str) for word in value)
+            )
 
         def read(value: Any) -> Any:
             if not alias:
                 return value
-            return value.replace(alias, self.mask_token) if isinstance(value, str) else [read(word) for word in value]
+            return (
+                value.replace(alias, self.mask_token)
+                if isinstance(value, str)
+                else [read(word) for word in value]
+            )
 
-        single = one(text) and not (split and is_list(text) and not text and is_list(text_pair) and text_pair and not one(text_pair))
+        single = one(text) and not (
+            split
+            and is_list(text)
+            and not text
+            and is_list(text_pair)
+            and text_pair
+            and not one(text_pair)
+        )
         firsts = [text] if single else list(text) if is_list(text) else None
         if firsts is None:
-            raise InputError(f"text is {type(text).__name__}; expected a text, or a list of texts" + (" split into words" if split else ""))
-        seconds = None if text_pair is None else [text_pair] if single else list(text_pair) if is_list(text_pair) else None
-        if text_pair is None and not split and firsts and all(is_list(p) and len(p) == 2 and all(map(one, p)) for p in firsts):
+            raise InputError(
+                f"text is {type(text).__name__}; expected a text, or a list of texts"
+                + (" split into words" if split else "")
+            )
+        seconds = (
+            None
+            if text_pair is None
+            else [text_pair]
+            if single
+            else list(text_pair)
+            if is_list(text_pair)
+            else None
+        )
+        if (
+            text_pair is None
+            and not split
+            and firsts
+            and all(is_list(p) and len(p) == 2 and all(map(one, p)) for p in firsts)
+        ):
             firsts, seconds = [p[0] for p in firsts], [p[1] for p in firsts]
         if text_pair is not None and (seconds is None or len(seconds) != len(firsts)):
-            raise InputError(f"{len(firsts)} texts and {0 if seconds is None else len(seconds)} second texts; give one for each")
+            raise InputError(
+                f"{len(firsts)} texts and {0 if seconds is None else len(seconds)} second texts;"
+                " give one for each"
+            )
         for i, each in enumerate((*firsts, *(seconds or []))):
             if not one(each):
-                expected = "a list of words" if split else "a text (pass is_split_into_words=True for lists of words)"
-                raise InputError(f"text {i % max(1, len(firsts)) + 1} of {len(firsts)} is {type(each).__name__}; expected {expected}")
+                expected = (
+                    "a list of words"
+                    if split
+                    else "a text (pass is_split_into_words=True for lists of words)"
+                )
+                raise InputError(
+                    f"text {i % max(1, len(firsts)) + 1} of {len(firsts)} is {type(each).__name__};"
+                    f" expected {expected}"
+                )
         if seconds is None:
             return [read(each) for each in firsts], single, False
         return [(read(a), read(b)) for a, b in zip(firsts, seconds, strict=True)], single, True
 
     def _check_limit(
-        self, backend: Tokenizer, batch: list[Any], cuts: str, limit: int, stride: int, pair: bool, special: bool, split: bool
+        self,
+        backend: Tokenizer,
+        batch: list[Any],
+        cuts: str,
+        limit: int,
+        stride: int,
+        pair: bool,
+        special: bool,
+        split: bool,
     ) -> None:
         """Raises InputError where texts cannot be cut to `limit`."""
         room = limit - (backend.num_special_tokens_to_add(pair) if special else 0)
         if room <= 0 or stride >= room:
-            left = f"max_length={limit} leaves room for {max(0, room)} tokens beside the special ones"
+            left = (
+                f"max_length={limit} leaves room for {max(0, room)} tokens beside the special ones"
+            )
             raise InputError(f"{left}; stride={stride} must be smaller")
         if cuts == "only_second" and not pair:
             raise InputError("truncation='only_second', but there are no second texts")
@@ -429,13 +598,19 @@ class YosoTokenizer:
             with self._lock:
                 backend.no_truncation()
                 kept = [each[0 if cuts == "only_second" else 1] for each in batch]
-                lengths = [len(each) for each in backend.encode_batch(kept, is_pretokenized=split, add_special_tokens=False)]
+                lengths = [
+                    len(each)
+                    for each in backend.encode_batch(
+                        kept, is_pretokenized=split, add_special_tokens=False
+                    )
+                ]
             if max(lengths, default=0) + stride >= room:
                 i = int(np.argmax(lengths))
                 other = "first" if cuts == "only_second" else "second"
                 raise InputError(
-                    f"pair {i + 1} of {len(batch)}: its {other} text has {lengths[i]} tokens, which leaves no room in max_length={limit}; "
-                    "raise max_length, lower stride, or truncate with 'longest_first'"
+                    f"pair {i + 1} of {len(batch)}: its {other} text has {lengths[i]} tokens, which"
+                    f" leaves no room in max_length={limit}; raise max_length, lower stride, or"
+                    " truncate with 'longest_first'"
                 )
 
     def pad(
@@ -450,7 +625,8 @@ class YosoTokenizer:
         """One batch of examples that were encoded before.
 
         Args:
-            encoded_inputs: What a call returned, a dict of lists, or a list of dicts; values of unknown names are kept as they are.
+            encoded_inputs: What a call returned, a dict of lists, or a list of dicts; values of
+                unknown names are kept as they are.
             padding: True or "longest", or "max_length".
             max_length: The length of "max_length".
             pad_to_multiple_of: Round the length up.
@@ -468,22 +644,41 @@ class YosoTokenizer:
             data = {key: [value] for key, value in data.items()}
         if return_attention_mask and "attention_mask" not in data:
             data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
-        fills = choice("padding", padding, {True: "longest", False: "", "do_not_pad": ""}, ("longest", "max_length"))
+        fills = choice(
+            "padding",
+            padding,
+            {True: "longest", False: "", "do_not_pad": ""},
+            ("longest", "max_length"),
+        )
         if fills:
             limit = self.model_max_length if max_length is None else max_length
-            length = padded_length(max(len(ids) for ids in data["input_ids"]), fills, limit, pad_to_multiple_of)
-            values = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+            length = padded_length(
+                max(len(ids) for ids in data["input_ids"]), fills, limit, pad_to_multiple_of
+            )
+            values = {
+                "input_ids": self.pad_token_id,
+                "attention_mask": 0,
+                "token_type_ids": 0,
+                "special_tokens_mask": 1,
+            }
             for key in values.keys() & data.keys():
-                data[key] = [filled(each, length, values[key], self.padding_side) for each in data[key]]
+                data[key] = [
+                    filled(each, length, values[key], self.padding_side) for each in data[key]
+                ]
         if single and return_tensors is None:
             data = {key: value[0] for key, value in data.items()}
         return BatchEncoding(data).convert_to_tensors(return_tensors)
 
     def __repr__(self) -> str:
-        return f"YosoTokenizer({self.name_or_path!r}, {len(self)} tokens, model_max_length={self.model_max_length})"
+        return (
+            f"YosoTokenizer({self.name_or_path!r}, {len(self)} tokens,"
+            f" model_max_length={self.model_max_length})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_words")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("_lock", "_words")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

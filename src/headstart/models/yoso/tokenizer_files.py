@@ -20,24 +20,43 @@ SPECIAL = {
 def bpe(vocab: Any, merges: Any) -> Tokenizer:
     """The library's tokenizer of a vocabulary and its merges, given as files or contents."""
     if vocab is None or merges is None:
-        raise ConfigError("give vocab and merges, or a ready tokenizer; YosoTokenizer.from_pretrained(folder) reads them from files")
+        raise ConfigError(
+            "give vocab and merges, or a ready tokenizer; YosoTokenizer.from_pretrained(folder)"
+            " reads them from files"
+        )
     if isinstance(vocab, str | Path):
         vocab = read_json(Path(vocab))
     if isinstance(merges, str | Path):
         path = Path(merges)
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
+        lines = [
+            line
+            for line in path.read_text(encoding="utf-8").split("\n")
+            if line and not line.startswith("#version")
+        ]
         merges = [tuple(line.split(" ")) for line in lines]
         wrong = next((i for i, pair in enumerate(merges) if len(pair) != 2), None)
         if wrong is not None:
             raise FileFormatError(f"{path}: {lines[wrong]!r} is no pair of tokens")
     unknown = next((part for a, b in merges for part in (a, b, a + b) if part not in vocab), None)
     if unknown is not None:
-        raise FileFormatError(f"the merges have {unknown!r}, which is not in the vocabulary; the two are of different tokenizers")
-    return Tokenizer(models.BPE(dict(vocab), list(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+        raise FileFormatError(
+            f"the merges have {unknown!r}, which is not in the vocabulary; the two are of different"
+            " tokenizers"
+        )
+    return Tokenizer(
+        models.BPE(
+            dict(vocab),
+            list(merges),
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            fuse_unk=False,
+        )
+    )
 
 
 def read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
-    """The library's tokenizer in a tokenizer.json, and whether it splits a text's first word as one inside a text.
+    """The library's tokenizer in a tokenizer.json, and whether it splits a text's first word as one
+    inside a text.
 
     Raises:
         FileFormatError: The file describes none.
@@ -57,11 +76,21 @@ def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
     for path in (special, config):  # the newer file wins
         if path is not None:
             found = read_json(path)
-            flags = {each["content"]: each for each in (found.get("added_tokens_decoder") or {}).values()}
+            flags = {
+                each["content"]: each for each in (found.get("added_tokens_decoder") or {}).values()
+            }
             for key, value in found.items():
-                if key in SPECIAL and value is not None and not (isinstance(value, str) and key in values):
+                if (
+                    key in SPECIAL
+                    and value is not None
+                    and not (isinstance(value, str) and key in values)
+                ):
                     values[key] = flags.get(value, value) if isinstance(value, str) else value
-                elif key in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space") and value is not None:
+                elif (
+                    key
+                    in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space")
+                    and value is not None
+                ):
                     values[key] = value
     return values
 
@@ -71,16 +100,24 @@ def as_added(value: Any, role: str) -> AddedToken:
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, Mapping):
-        flags = {key: bool(value[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
+        flags = {
+            key: bool(value[key])
+            for key in ("single_word", "lstrip", "rstrip", "normalized")
+            if key in value
+        }
         return AddedToken(str(value["content"]), special=True, **flags)
     if not isinstance(value, str):
         raise ConfigError(f"{role}={value!r}; expected a text")
-    return AddedToken(value, special=True, lstrip=role == "mask_token", normalized=False)  # a mask takes the space before it
+    # a mask takes the space before it
+    return AddedToken(value, special=True, lstrip=role == "mask_token", normalized=False)
 
 
 def added_values(token: AddedToken) -> dict[str, Any]:
     """A special token as files hold it."""
-    return {key: getattr(token, key) for key in ("content", "single_word", "lstrip", "rstrip", "normalized")}
+    return {
+        key: getattr(token, key)
+        for key in ("content", "single_word", "lstrip", "rstrip", "normalized")
+    }
 
 
 def pre_tokenizer_type(tokenizer: Tokenizer) -> str | None:

@@ -1,7 +1,8 @@
 """YOSO's sampled attention on a GPU: launches the Triton kernels of gpu_kernels.py.
 
-Heads and hashes are worked on in groups, so that the memory beyond inputs and outputs is bounded. Where Triton is not installed,
-for float64, and for heads wider than `WIDEST`, the definitions in PyTorch run.
+Heads and hashes are worked on in groups, so that the memory beyond inputs and outputs is bounded.
+Where Triton is not installed, for float64, and for heads wider than `WIDEST`, the definitions in
+PyTorch run.
 """
 
 import functools
@@ -16,7 +17,9 @@ from headstart.models.yoso.hashing import dense_projections
 
 _GROUP_BYTES = 2**28  # tables, codes and orders that are alive at once
 _BLOCK_TOKENS = 512  # tokens that one program sorts
-WIDEST = 128  # a bucket's matrix of wider heads has no room in a processor's shared memory (64 KiB on AMD's, 99 KiB and more on NVIDIA's)
+# a bucket's matrix of wider heads has no room in a processor's shared memory (64 KiB on AMD's, 99
+# KiB and more on NVIDIA's)
+WIDEST = 128
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,12 +31,18 @@ def has_triton() -> bool:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels take these tensors; "cuda" is also what PyTorch calls AMD's GPUs."""
-    fits = all(x.device.type == "cuda" and x.dtype in _DTYPES and x.shape[-1] <= WIDEST and x.numel() for x in tensors)
+    fits = all(
+        x.device.type == "cuda" and x.dtype in _DTYPES and x.shape[-1] <= WIDEST and x.numel()
+        for x in tensors
+    )
     return fits and has_triton()
 
 
 class _Side(NamedTuple):
-    """Tokens of a group of heads under a group of hashes: codes and order (rows, hashes, tokens), starts (rows, hashes, C + 1)."""
+    """Tokens of a group of heads under a group of hashes.
+
+    Codes and order (rows, hashes, tokens), starts (rows, hashes, C + 1).
+    """
 
     codes: Tensor
     order: Tensor
@@ -45,7 +54,9 @@ def _power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _side(x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_hash: int, tau: int) -> _Side:
+def _side(
+    x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_hash: int, tau: int
+) -> _Side:
     """Hashes x (rows, tokens, K) and sorts the tokens by bucket."""
     from headstart.models.yoso.kernels import gpu_kernels as kernels
 
@@ -60,32 +71,67 @@ def _side(x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_
     pairs, some_buckets = rows * some_hashes, min(buckets, 128)
     counts = torch.empty(pairs, buckets * blocks, dtype=torch.int32, device=x.device)  # of (C, T)
     kernels.count_kernel[(pairs, blocks, buckets // some_buckets)](
-        codes, counts, tokens, blocks, buckets, BLOCK_TOKENS=_BLOCK_TOKENS, BLOCK_BUCKETS=some_buckets, STEP=64
+        codes,
+        counts,
+        tokens,
+        blocks,
+        buckets,
+        BLOCK_TOKENS=_BLOCK_TOKENS,
+        BLOCK_BUCKETS=some_buckets,
+        STEP=64,
     )
     ends = counts.cumsum(1, dtype=torch.int32)
     order = torch.empty(rows, some_hashes, tokens, dtype=torch.int32, device=x.device)
-    kernels.order_kernel[(pairs, blocks)](codes, ends - counts, order, tokens, blocks, buckets, BLOCK_TOKENS=_BLOCK_TOKENS, STEP=32)
-    starts = torch.nn.functional.pad(ends[:, blocks - 1 :: blocks], (1, 0)).view(rows, some_hashes, buckets + 1).contiguous()
+    kernels.order_kernel[(pairs, blocks)](
+        codes, ends - counts, order, tokens, blocks, buckets, BLOCK_TOKENS=_BLOCK_TOKENS, STEP=32
+    )
+    starts = (
+        torch.nn.functional.pad(ends[:, blocks - 1 :: blocks], (1, 0))
+        .view(rows, some_hashes, buckets + 1)
+        .contiguous()
+    )
     return _Side(codes, order, starts)
 
 
 def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale: float) -> None:
-    """out (rows, L, V) += scale * the sum over the hashes of the values (rows, S, V) in each token's buckets."""
+    """out (rows, L, V) += scale * the sum over the hashes of the values (rows, S, V) in each
+    token's buckets.
+    """
     from headstart.models.yoso.kernels import gpu_kernels as kernels
 
     rows, tokens, size = values.shape
     hashes, buckets = come.codes.shape[1], come.starts.shape[2] - 1
     tables = values.new_empty(rows * hashes, buckets, size)
     kernels.bucket_sums_kernel[(rows * hashes * buckets,)](
-        values, come.order, come.starts, tables, hashes, tokens, size, buckets, BLOCK_ROWS=16, BLOCK_SIZE=_power_of_two(size)
+        values,
+        come.order,
+        come.starts,
+        tables,
+        hashes,
+        tokens,
+        size,
+        buckets,
+        BLOCK_ROWS=16,
+        BLOCK_SIZE=_power_of_two(size),
     )
     grid = (rows * -(-out.shape[1] // 32),)
     kernels.gather_kernel[grid](
-        tables, to.codes, out, hashes, out.shape[1], size, buckets, scale, BLOCK_TOKENS=32, BLOCK_SIZE=_power_of_two(size)
+        tables,
+        to.codes,
+        out,
+        hashes,
+        out.shape[1],
+        size,
+        buckets,
+        scale,
+        BLOCK_TOKENS=32,
+        BLOCK_SIZE=_power_of_two(size),
     )
 
 
-def _through_buckets(to: _Side, come: _Side, x: Tensor, y: Tensor, z: Tensor, out: Tensor, scale: float) -> None:
+def _through_buckets(
+    to: _Side, come: _Side, x: Tensor, y: Tensor, z: Tensor, out: Tensor, scale: float
+) -> None:
     """out[i] += scale * the sum of (x[i] · y[j]) z[j] over the hashes and the j in i's bucket."""
     from headstart.models.yoso.kernels import gpu_kernels as kernels
 
@@ -98,7 +144,9 @@ def _through_buckets(to: _Side, come: _Side, x: Tensor, y: Tensor, z: Tensor, ou
 
 
 def _groups(rows: int, num_hash: int, bytes_of_a_pair: int) -> Iterator[tuple[slice, int, int]]:
-    """Groups of heads, with their first hash and number of hashes, that keep within the bound on memory."""
+    """Groups of heads, with their first hash and number of hashes, that keep within the bound on
+    memory.
+    """
     pairs = max(1, _GROUP_BYTES // bytes_of_a_pair)
     some_rows = min(rows, pairs)
     some_hashes = min(num_hash, pairs // some_rows)
@@ -117,30 +165,63 @@ def _flat(*tensors: Tensor) -> list[Tensor]:
     return [x.detach().reshape(-1, *x.shape[-2:]).float().contiguous() for x in tensors]
 
 
-def sampled_forward(query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int) -> Tensor:
+def sampled_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    projections: Tensor,
+    hash_code_len: int,
+    num_hash: int,
+) -> Tensor:
     """`sampled_sum` of sampled.py."""
     q, k, v = _flat(query, key, value)
-    directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
+    directions = (
+        dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
+    )
     out = q.new_zeros(*q.shape[:2], v.shape[2])
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
-        for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
-            q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
+        for n, first, some in _groups(
+            q.shape[0],
+            num_hash,
+            _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len),
+        ):
+            q_side, k_side = (
+                _side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
+            )
             _sum_over_buckets(q_side, k_side, v[n], out[n], 1 / num_hash)
     return out.view(*query.shape[:-1], value.shape[-1]).to(value.dtype)
 
 
 def sampled_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, projections: Tensor, hash_code_len: int, num_hash: int
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    projections: Tensor,
+    hash_code_len: int,
+    num_hash: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sampled_sum_backward` of sampled.py."""
     g, q, k, v = _flat(grad, query, key, value)
-    directions = dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
+    directions = (
+        dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
+    )
     g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale = hash_code_len / (2 * num_hash)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        for n, first, some in _groups(q.shape[0], num_hash, _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len)):
-            q_side, k_side = (_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k))
+        for n, first, some in _groups(
+            q.shape[0],
+            num_hash,
+            _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len),
+        ):
+            q_side, k_side = (
+                _side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
+            )
             _sum_over_buckets(k_side, q_side, g[n], g_value[n], 1 / num_hash)
             _through_buckets(q_side, k_side, g[n], v[n], k[n], g_query[n], scale)
             _through_buckets(k_side, q_side, v[n], g[n], q[n], g_key[n], scale)
-    return g_query.view(query.shape).to(query.dtype), g_key.view(key.shape).to(key.dtype), g_value.view(value.shape).to(value.dtype)
+    return (
+        g_query.view(query.shape).to(query.dtype),
+        g_key.view(key.shape).to(key.dtype),
+        g_value.view(value.shape).to(value.dtype),
+    )
