@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import headstart
-from headstart.auto import FAMILIES, exports
+from headstart.registry import FAMILIES, exports
 
 # The pages' classes, and what their examples use around them.
 PAGES = [

@@ -31,7 +31,7 @@ def _where(name: str) -> str | None:
         return _MODULES[name]
     if "Output" in name and name[0] != "_":
         return "headstart.outputs"
-    from headstart.auto import exports
+    from headstart.registry import exports
 
     return exports().get(name)
 
@@ -51,6 +51,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from headstart.auto import exports
+    from headstart.registry import exports
 
     return sorted([*_MODULES, *exports(), "__version__"])

@@ -14,7 +14,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from headstart.errors import ConfigError, FileFormatError
+from headstart.checkpoint.documents import read_json
+from headstart.errors import ConfigError, NotFoundError
+from headstart.hub.resolve import resolve_file, split_hub
+from headstart.registry import find_published, read_labels, suggesting
 
 Compat = Literal["authors", "transformers"]
 COMPATS = ("authors", "transformers")
@@ -279,8 +282,6 @@ class PreTrainedConfig:
             NotFoundError: No such model.
             ConfigError: The file does not describe this family, or not a working network.
         """
-        from headstart.auto import published_config, read_config_file, split_hub
-
         hub, kwargs = split_hub(kwargs)
         config = published_config(str(name_or_path), cls.model_type, compat)
         if config is not None:
@@ -338,21 +339,6 @@ class PreTrainedConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileFormatError: The file holds none.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise FileFormatError(f"{path} holds a {type(values).__name__}; expected an object")
-    return values
 
 
 def resolve_compat(
@@ -442,3 +428,39 @@ def align_outputs(
         )
     # The numbers are kept as they were given: -1 stays -1.
     return names, indices if out_indices is None else list(out_indices)
+
+
+def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
+    """Values of a checkpoint's config.json."""
+    path = Path(name)
+    if path.is_file() and path.suffix == ".json":
+        return read_json(path)
+    if path.is_file() and not (path.parent / "config.json").is_file():
+        raise NotFoundError(
+            f"{path} has no config.json beside it; make a folder of it with: headstart convert"
+            f" {path} FOLDER"
+        )
+    with suggesting(name):
+        file = resolve_file(str(name), "config.json", **hub)
+    assert file is not None  # only an optional file can be missing
+    return read_json(file)
+
+
+def published_config(
+    name: str, model_type: str | None = None, compat: Compat | None = None
+) -> PreTrainedConfig | None:
+    """The configuration of a published model by the authors' name, under `compat` (None.
+
+    The authors'), or None.
+    """
+    found = find_published(name)
+    if found is None or model_type not in (None, found[0].model_type):
+        return None
+    family, model = found
+    labels = {"id2label": read_labels(model.labels)} if model.labels else {}
+    config = family.config(**(labels | dict(model.config)))
+    if compat is not None:
+        config = family.config.from_dict(
+            family.config.from_published(config.to_dict(), compat) | {"compat": compat}
+        )
+    return config  # type: ignore[no-any-return]

@@ -1,9 +1,20 @@
 """What a family says of itself: its classes, and the models that its authors published."""
 
-from collections.abc import Callable, Mapping
+import difflib
+import gzip
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from headstart.errors import NotFoundError, OfflineError
+from headstart.package_data import EMBEDDED
+
+FAMILIES = ("bit", "cvt", "beit", "yoso")
 
 
 @dataclass(frozen=True)
@@ -95,3 +106,65 @@ def locate(where: str) -> Any:
     """What "module:name" names."""
     module, _, name = where.partition(":")
     return getattr(import_module(module), name)
+
+
+@cache
+def families() -> dict[str, Family]:
+    """The families by model type."""
+    return {name: import_module(f"headstart.models.{name}").FAMILY for name in FAMILIES}
+
+
+def exports() -> dict[str, str]:
+    """Every public class of the families → its module."""
+    return {
+        name: module for family in families().values() for name, module in family.exports.items()
+    }
+
+
+def published_models() -> dict[str, tuple[Family, Published]]:
+    """Every published model by the authors' name."""
+    return {
+        name: (family, model)
+        for family in families().values()
+        for name, model in family.published.items()
+    }
+
+
+def find_published(name: str) -> tuple[Family, Published] | None:
+    """The published model of that name (letter case, and an ending such as ".npz", do not matter)."""
+    if Path(name).exists() or name in EMBEDDED:
+        return None
+    models = published_models()
+    stem = name.removesuffix(".npz").removesuffix(".pth").removesuffix(".h5")
+    return models.get(stem) or next(
+        (each for key, each in models.items() if key.lower() == stem.lower()), None
+    )
+
+
+def nearest_names(name: str) -> list[str]:
+    """Published names and Hub ids that look like the one given."""
+    known = list(published_models()) + [
+        m.hub_id for _, m in published_models().values() if m.hub_id
+    ]
+    lower = {each.lower(): each for each in known}
+    return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+
+
+@contextmanager
+def suggesting(name: str | Path) -> Iterator[None]:
+    """Adds the nearest known names to the error of a name that is not found."""
+    try:
+        yield
+    except (NotFoundError, OfflineError) as error:
+        near = nearest_names(str(name))
+        if not near or str(name) in near:
+            raise
+        raise type(error)(f"{error}. Did you mean {' or '.join(near)}?") from error
+
+
+def read_labels(name: str) -> dict[int, str]:
+    """A list of class names by its name in `package_data/labels`: number → name."""
+    data = gzip.decompress(
+        files("headstart.package_data").joinpath("labels", f"{name}.txt.gz").read_bytes()
+    )
+    return dict(enumerate(data.decode().splitlines()))

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import headstart
 from conftest import assert_close
 from golden_cases import flatten
-from headstart.auto import families
 from headstart.errors import InputError, WeightsError
+from headstart.registry import families
 
 BIT = {
     "embedding_size": 16,

@@ -83,7 +83,7 @@ def test_a_file_of_the_authors_tells_its_family(tmp_path):
 def test_the_class_is_told_by_the_weights():
     model = NETWORKS["beit"]()
     tensors = model.name_table(model.config).to_theirs(model.state_dict())
-    from headstart.auto import families
+    from headstart.registry import families
 
     family = families()["beit"]
     assert best_class(family, model.config, tensors) == "BeitForImageClassification"
@@ -175,10 +175,11 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_models_says_what_is_cached(tmp_path, capsys, monkeypatch):
-    from headstart.auto import cached_file, zoo
+    from headstart.loading import cached_file
+    from headstart.registry import published_models
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    _, published = zoo()["BiT-M-R50x1"]
+    _, published = published_models()["BiT-M-R50x1"]
     assert cached_file(published) is None
     address = published.url.split("://")[1]
     file = tmp_path / "headstart" / address

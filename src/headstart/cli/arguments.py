@@ -16,8 +16,8 @@ def check_model(name: str) -> None:
 
     Neither a path, nor a published name, nor `owner/name` on the Hub.
     """
-    from headstart.auto import find_published, nearest_names
     from headstart.package_data import EMBEDDED
+    from headstart.registry import find_published, nearest_names
 
     if "/" in name or name in EMBEDDED or Path(name).exists() or find_published(name) is not None:
         return

@@ -113,7 +113,8 @@ def load_both(name: str) -> tuple[Any, Any]:
     """The network that a checkpoint's config.json names (not an optimised form of it), and its
     image processor or tokenizer.
     """
-    from headstart.auto import AutoImageProcessor, AutoTokenizer, family_of
+    from headstart.auto import AutoImageProcessor, AutoTokenizer
+    from headstart.loading import family_of
 
     family, values = family_of(name)
     known = set(family.tasks.values())

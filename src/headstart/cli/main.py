@@ -51,9 +51,9 @@ DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
 
 def _model_names(incomplete: str) -> list[str]:
     """What the shell offers for a model: the published names."""
-    from headstart.auto import zoo
+    from headstart.registry import published_models
 
-    return [name for name in zoo() if name.startswith(incomplete)]
+    return [name for name in published_models() if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[
@@ -568,9 +568,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     Example: [bold]headstart models[/bold]
     """
-    from headstart.auto import cached_file, zoo
+    from headstart.loading import cached_file
+    from headstart.registry import published_models
 
-    found = zoo()
+    found = published_models()
     files = {name: cached_file(each) for name, (_, each) in found.items()}
     if as_json:
         keys = ("name", "parameters", "size", "licence", "image_size", "result", "hub_id", "url")

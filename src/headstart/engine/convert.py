@@ -14,18 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from headstart.auto import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    families,
-    family_of,
-    find_published,
-    load_checkpoint,
-)
+from headstart.auto import AutoImageProcessor, AutoTokenizer
 from headstart.checkpoint import atomic_write, read_checkpoint, write_tensors
 from headstart.config import Compat
 from headstart.errors import ConfigError, HeadstartError, WeightsError
-from headstart.registry import Family, locate
+from headstart.loading import family_of, load_checkpoint
+from headstart.registry import Family, families, find_published, locate
 
 BIN = "pytorch_model.bin"
 # weights are equal to the bit; outputs may be rounded otherwise where memory lies otherwise

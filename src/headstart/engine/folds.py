@@ -10,9 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from headstart.auto import families
 from headstart.errors import ConfigError
-from headstart.registry import Family, locate
+from headstart.registry import Family, families, locate
 
 
 @torch.no_grad()

@@ -300,7 +300,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _class_of(name: str) -> type[nn.Module]:
     """One of the families' networks by its name."""
-    from headstart.auto import families
+    from headstart.registry import families
 
     for family in families().values():
         if name in family.tasks.values():

@@ -572,3 +572,13 @@ def push_saved(thing: Any, repo_id: str, hub: Mapping[str, Any], *arguments: Any
     with tempfile.TemporaryDirectory() as folder:
         thing.save_pretrained(folder, *arguments)
         return push_to_hub(folder, repo_id, **hub)
+
+
+HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
+
+
+def split_hub(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords that say where files come from, and the others."""
+    return {k: v for k, v in kwargs.items() if k in HUB_KEYS}, {
+        k: v for k, v in kwargs.items() if k not in HUB_KEYS
+    }

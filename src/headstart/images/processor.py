@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
-from headstart.config import read_json
+from headstart.checkpoint.documents import read_json
 from headstart.errors import InputError, MissingExtraError
 from headstart.images.decode import (
     CHANNELS_FIRST,

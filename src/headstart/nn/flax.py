@@ -348,7 +348,7 @@ class PreTrainedModel:
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
-        from headstart.auto import load_checkpoint
+        from headstart.loading import load_checkpoint
 
         hub = {
             "revision": revision,

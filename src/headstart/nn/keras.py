@@ -401,7 +401,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
-        from headstart.auto import load_checkpoint
+        from headstart.loading import load_checkpoint
 
         hub = {
             "revision": revision,

@@ -358,7 +358,7 @@ class PreTrainedModel(nn.Module):
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
-        from headstart.auto import load_checkpoint
+        from headstart.loading import load_checkpoint
 
         asked = (
             config,

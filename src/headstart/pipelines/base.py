@@ -79,7 +79,7 @@ def task_of(model: str | Path) -> str:
     What a result folder says, else what the class in its config.json is for, else image
     classification.
     """
-    from headstart.auto import family_of
+    from headstart.loading import family_of
 
     results = Path(model) / "results.json"
     if results.is_file():

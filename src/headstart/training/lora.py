@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from headstart.auto import families
 from headstart.errors import ConfigError, MissingExtraError
 from headstart.recipe import Recipe
+from headstart.registry import families
 
 try:
     from peft import LoraConfig, inject_adapter_in_model

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.auto import AutoConfig, AutoImageProcessor, check_task, family_of
+from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
+from headstart.loading import family_of
 from headstart.progress import Progress, Silent
 from headstart.recipe import (
     LORA_RATE,

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.interpolate import RectBivariateSpline, make_interp_spline
 
-import headstart
 from conftest import assert_close, data_dir, golden_cases, golden_dir, read_json
 from headstart import (
     BeitConfig,
@@ -17,12 +16,13 @@ from headstart import (
     BeitForSemanticSegmentation,
     BeitModel,
 )
-from headstart.auto import published_config
 from headstart.checkpoint import read_checkpoint
+from headstart.config import published_config
 from headstart.errors import WeightsError
 from headstart.models.beit import positions
 from headstart.models.beit.config import PUBLISHED, renumber_labels
 from headstart.models.beit.weights import AUTHORS, read_authors, save_pth
+from headstart.registry import published_models
 
 FINETUNE = [case for case in golden_cases("authors", "beit") if case.startswith("finetune")]
 PRETRAIN = [case for case in golden_cases("authors", "beit") if case.startswith("pretrain")]
@@ -452,4 +452,4 @@ def test_old_files_hold_an_index_that_is_not_needed(tmp_path):
 
 
 def test_the_table_lists_beit():
-    assert set(PARAMETERS) <= set(headstart.auto.zoo())
+    assert set(PARAMETERS) <= set(published_models())

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from conftest import assert_close, data_dir, golden_dir, read_json
 from headstart import AutoConfig, BitConfig, BitForImageClassification, BitModel
-from headstart.auto import find_published, nearest_names, zoo
 from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.bit.config import ARCHITECTURES, PUBLISHED
 from headstart.models.bit.weights import save_npz
+from headstart.registry import find_published, nearest_names, published_models
 
 CASE = ("authors", "bit", "tiny_g4")
 
@@ -144,7 +144,7 @@ def test_names_are_found_and_suggested():
     assert find_published("BiT-M-R50x9") is None
     assert "BiT-M-R50x1" in nearest_names("BiT-M-R50x9")
     assert isinstance(AutoConfig.from_pretrained("BiT-M-R101x3"), PreTrainedConfig)
-    assert set(PUBLISHED) <= set(zoo())
+    assert set(PUBLISHED) <= set(published_models())
 
 
 def test_class_names_of_the_published_heads():

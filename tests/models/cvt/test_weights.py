@@ -5,7 +5,7 @@ import torch
 
 from conftest import assert_close, golden_dir
 from headstart import CvtConfig, CvtForImageClassification, CvtModel
-from headstart.auto import published_config
+from headstart.config import published_config
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.cvt.config import PUBLISHED
 from headstart.models.cvt.weights import save_pth

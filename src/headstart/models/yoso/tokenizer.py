@@ -187,8 +187,8 @@ class YosoTokenizer:
             NotFoundError: No such model, or it has no tokenizer of this kind.
             FileFormatError: A file is damaged.
         """
-        from headstart.auto import find_published
         from headstart.hub.resolve import resolve_file
+        from headstart.registry import find_published
 
         found = find_published(str(name_or_path))
         name = found[1].hub_id if found and found[1].hub_id else str(name_or_path)

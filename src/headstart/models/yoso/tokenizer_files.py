@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from headstart.config import read_json
+from headstart.checkpoint.documents import read_json
 from headstart.errors import ConfigError, FileFormatError
 
 # Role → token, in the order of RoBERTa's vocabulary.
