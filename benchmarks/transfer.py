@@ -27,8 +27,9 @@ from timing import RESULTS, machine
 
 from headstart import BitConfig, BitForImageClassification, BitImageProcessor
 from headstart.data.cache import decode, square
+from headstart.data.options import DataOptions
 from headstart.engine.convert import convert
-from headstart.tasks.base import DataOptions, task_class
+from headstart.tasks.base import task_class
 from headstart.training.run import train
 
 RATES, PEER_RATES = (0.01, 0.03), (3e-4, 1e-3)

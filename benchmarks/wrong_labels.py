@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.images import read_images
+from headstart.data.options import DataOptions
 from headstart.report.audit import audit
-from headstart.tasks.base import DataOptions
 
 RESULTS = Path(__file__).parent / "results" / "wrong_labels.json"
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from headstart.data.options import DataOptions
 from headstart.recipe import Recipe
-from headstart.tasks.base import DataOptions
 from headstart.tasks.image_classification import ImageClassification, head_of
 
 SMALL = Recipe(

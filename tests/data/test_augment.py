@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headstart.data.augment import color_jitter, cutmix_box, rand_augment, random_erase
+from headstart.data.options import DataOptions
 from headstart.recipe import Recipe
-from headstart.tasks.base import DataOptions, task_class
+from headstart.tasks.base import task_class
 from headstart.training.run import train
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (23, 31, 3)).astype(np.uint8)

@@ -14,9 +14,9 @@ from conftest import data_dir
 from headstart.data.cache import inspect
 from headstart.data.images import batch_indices, read_images
 from headstart.data.labels import few_shot, stratified
+from headstart.data.options import DataOptions
 from headstart.data.sources import source_bytes
 from headstart.errors import DataError
-from headstart.tasks.base import DataOptions
 from photo_data import CLASSES, make_class_folders, make_photo
 
 

@@ -24,10 +24,10 @@ from headstart.data.labels import (
     kind_of,
     stratified_labels,
 )
+from headstart.data.options import DataOptions
 from headstart.data.shards import expand
 from headstart.data.sources import source_bytes
 from headstart.errors import ConfigError, DataError
-from headstart.tasks.base import DataOptions
 from photo_data import CLASSES, make_photo
 
 WHOLE = DataOptions(val_fraction=0.0)

@@ -20,6 +20,7 @@ from headstart import (
     DalleImageTokenizer,
 )
 from headstart.cli.main import main as command_line
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.pipelines.masked_image_modeling import (
     MaskedImageModelingPipeline,
@@ -27,7 +28,7 @@ from headstart.pipelines.masked_image_modeling import (
     tokenizer_view,
 )
 from headstart.recipe import Recipe
-from headstart.tasks.base import DataOptions, task_class
+from headstart.tasks.base import task_class
 from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 

@@ -22,6 +22,7 @@ from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor
 from headstart.cli.main import main as command_line
 from headstart.data.mask_augment import largest_share, random_colours, random_crop
 from headstart.data.masks import IGNORED, ClassList, read_classes
+from headstart.data.options import DataOptions
 from headstart.errors import DataError
 from headstart.metrics.segmentation import (
     bootstrap_interval,
@@ -40,7 +41,7 @@ from headstart.pipelines.semantic_segmentation import (
 )
 from headstart.recipe import Recipe
 from headstart.report.page import learning_curves
-from headstart.tasks.base import DataOptions, task_class
+from headstart.tasks.base import task_class
 from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, data_dir
 from headstart import AutoModelForSequenceClassification, YosoConfig, YosoForMaskedLM, YosoTokenizer
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.metrics.text import (
     answer_scores,
@@ -23,7 +24,7 @@ from headstart.metrics.text import (
 )
 from headstart.progress import Silent
 from headstart.recipe import Recipe
-from headstart.tasks.base import DataOptions, task_class
+from headstart.tasks.base import task_class
 from headstart.tasks.masked_language_modeling import MaskedLanguageModeling
 from headstart.tasks.question_answering import QuestionAnswering, best_span, token_span
 from headstart.tasks.text_classification import TextClassification

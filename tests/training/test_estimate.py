@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import headstart
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError
 from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
-from headstart.tasks.base import DataOptions
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training.estimate import RESERVE, Estimate, fit_budget, measure, parse_budget
 from headstart.training.loop import Loop

@@ -11,12 +11,12 @@ from PIL import Image
 
 import headstart
 from headstart import AutoModelForImageClassification
+from headstart.data.features import FeatureStore
 from headstart.errors import DataError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
 from headstart.training.head import (
     STRENGTHS,
-    FeatureStore,
     fit_head,
     inputs_of,
     install,

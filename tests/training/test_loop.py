@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError
 from headstart.progress import Silent
 from headstart.recipe import Recipe
-from headstart.tasks.base import DataOptions
 from headstart.tasks.image_classification import ImageClassification, head_of
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.loop import Batches, Loop, cut, fitting_micro_batch, read_metrics

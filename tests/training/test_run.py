@@ -244,7 +244,7 @@ def test_the_fingerprint_is_of_the_content(photos, tiny_model, tmp_path, result)
             Image.fromarray(make_photo((1, 2, 3), 0)).save(file)
         prints.append(
             headstart.tasks.base.task_class("image-classification")
-            .read(moved, headstart.tasks.base.DataOptions())
+            .read(moved, headstart.data.options.DataOptions())
             .fingerprint
         )
     assert (

@@ -515,9 +515,9 @@ def audit(
     """
     if not quick:
         check_model(model)
+    from headstart.data.options import DataOptions
     from headstart.report.audit import audit as run
     from headstart.report.audit import write_page
-    from headstart.tasks.base import DataOptions
 
     found = run(
         data,

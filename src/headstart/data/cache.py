@@ -30,6 +30,15 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
+def cache_folder() -> Path:
+    """Where features and converted data sets are stored: `HEADSTART_CACHE`, else the user's cache folder."""
+    root = (
+        os.environ.get("HEADSTART_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    )
+    return Path(root)
+
+
 @dataclass(frozen=True)
 class Bad:
     """An image that cannot be used, and why."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint import atomic_write
+from headstart.data.cache import cache_folder
 from headstart.data.image_tables import IMAGE_COLUMNS, read_image_table
+from headstart.data.options import DataOptions
 from headstart.data.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw
 from headstart.data.tables import Table
 from headstart.errors import DataError, MissingExtraError
 from headstart.hub.resolve import transport_errors
-from headstart.tasks.base import DataOptions
-from headstart.training.head import cache_folder
 
 NAME = re.compile(
     r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"

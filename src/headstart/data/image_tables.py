@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.labels import SINGLE, as_flag, as_number
+from headstart.data.options import DataOptions
 from headstart.data.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw, Slice, Source
 from headstart.data.tables import Table
 from headstart.errors import DataError
-from headstart.tasks.base import DataOptions
 
 IMAGE_COLUMNS = (
     "image",

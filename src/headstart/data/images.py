@@ -30,11 +30,11 @@ from headstart.data.labels import (
     kind_of,
     numbers_in,
 )
+from headstart.data.options import SPLITS, DataOptions
 from headstart.data.shards import expand, read_tar
 from headstart.data.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
 from headstart.data.tables import TABLE_SUFFIXES, read_table
 from headstart.errors import DataError
-from headstart.tasks.base import SPLITS, DataOptions
 
 FILE_SUFFIXES = (*TABLE_SUFFIXES, ".arrow", ".npz", ".tar")
 MANY = 20  # whole numbers of more values than this may be meant as numbers

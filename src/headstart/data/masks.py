@@ -19,10 +19,10 @@ from PIL import Image, UnidentifiedImageError
 
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import holds_files, read_raw
+from headstart.data.options import DataOptions
 from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
 from headstart.errors import DataError, InputError
 from headstart.images.decode import decode_labels
-from headstart.tasks.base import DataOptions
 
 IGNORED = 255  # the label that no loss and no metric counts
 MAX_CLASSES = 255

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headstart.data.image_tables import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
+from headstart.data.options import DataOptions
 from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
 from headstart.data.tables import Table
 from headstart.errors import DataError
-from headstart.tasks.base import DataOptions
 
 SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may say about its picture
 LARGEST = 1 << 20  # bytes of a sidecar

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart.data.options import DataOptions
 from headstart.data.tables import TABLE_SUFFIXES, read_table
 from headstart.data.texts import find_column, text_cell, text_columns
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import pipeline
-from headstart.tasks.base import DataOptions
 
 TASKS = ("text-classification", "fill-mask", "token-classification", "question-answering")
 Named = tuple[str, Any]  # how a text is named to the user, and what its pipeline takes

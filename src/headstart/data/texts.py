@@ -20,10 +20,10 @@ from headstart.data.cache import Bad
 from headstart.data.hub_data import as_json_lines
 from headstart.data.image_tables import LABEL_COLUMNS, SCORE_COLUMNS
 from headstart.data.labels import few_shot, stratified
+from headstart.data.options import DataOptions
 from headstart.data.sources import SPLIT_NAMES
 from headstart.data.tables import TABLE_SUFFIXES, Table, read_table
 from headstart.errors import ConfigError, DataError
-from headstart.tasks.base import DataOptions
 
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".conll", ".conllu", ".iob", ".txt")
 TEXT_COLUMNS = (

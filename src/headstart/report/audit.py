@@ -18,11 +18,11 @@ from headstart.checkpoint import atomic_write
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import ImageData, read_images
 from headstart.data.labels import MULTI, SINGLE
+from headstart.data.options import DataOptions
 from headstart.data.sources import Source
 from headstart.errors import InputError
 from headstart.images.decode import BOX, resize
 from headstart.report.page import Picture, Section, Table, picture_source, render
-from headstart.tasks.base import DataOptions
 
 NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32
 SHOWN = 60  # pictures of one kind on the page

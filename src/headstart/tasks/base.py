@@ -34,8 +34,9 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,49 +59,6 @@ TASKS: dict[str, str] = {
     "semantic-segmentation": "headstart.tasks.semantic_segmentation:SemanticSegmentation",
     "masked-image-modeling": "headstart.tasks.masked_image_modeling:MaskedImageModeling",
 }
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How a data set is read.
-
-    Args:
-        seed: Decides the split and the choice of `shots`.
-        shots: Training examples taken of each class; None takes all.
-        draw: Which of many choices of the `shots`, from 0.
-        val_fraction: Share of the training data held out where the data has no validation split of
-            its own.
-        skip_bad: Leave out unreadable examples instead of stopping.
-        columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles
-            left out are found by name.
-        classes: Class names in the order of an existing model, for evaluating it.
-        target: What a picture comes with: a "label", a "mask", or nothing ("none"); the task
-            decides.
-        problem_type: What the labels are ("single_label_classification",
-            "multi_label_classification", "regression"); None looks at them.
-        workers: Threads that read and decode; None is one for each processor, at most 8.
-        extra: Further options of one task, by name.
-    """
-
-    seed: int = 0
-    shots: int | None = None
-    draw: int = 0
-    val_fraction: float = 0.2
-    skip_bad: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
-    classes: list[str] | None = None
-    target: Literal["label", "mask", "none"] = "label"
-    problem_type: str | None = None
-    workers: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def shot_generator(self) -> "np.random.Generator":
-        """Decides which `shots` are taken; what is held out does not depend on the draw."""
-        import numpy as np
-
-        return np.random.default_rng([self.seed, 0x540, *([self.draw] if self.draw else [])])
 
 
 @dataclass

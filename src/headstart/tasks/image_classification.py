@@ -28,8 +28,10 @@ from headstart.data.cache import (
     square,
     threads,
 )
+from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
+from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources import Examples, Source
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines.base import batched
@@ -39,10 +41,10 @@ from headstart.report.audit import FLAT, Pair, difference_hash, pairs_in
 from headstart.report.explain import explain
 from headstart.report.page import Section
 from headstart.report.problems import duplicate_section, problem_sections
-from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task, TunesHead
+from headstart.tasks.base import Evaluation, Task, TunesHead
 from headstart.tasks.problems import problem_of
 from headstart.training.estimate import HeadCost, peak_memory
-from headstart.training.head import FeatureStore, fitting_seconds, inputs_of, install, model_key
+from headstart.training.head import fitting_seconds, inputs_of, install, model_key
 
 # images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67
 # at 16)

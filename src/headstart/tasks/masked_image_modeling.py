@@ -26,6 +26,7 @@ from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedIma
 from headstart.checkpoint import atomic_write
 from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
 from headstart.data.images import read_pictures
+from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources import Examples
 from headstart.errors import ConfigError, DataError
 from headstart.metrics.classification import wilson
@@ -43,7 +44,7 @@ from headstart.recipe import Facts, Recipe
 from headstart.report.classification import file_name
 from headstart.report.page import Picture, Section, Table, picture_source
 from headstart.report.segmentation import side_by_side
-from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task
+from headstart.tasks.base import Evaluation, Task
 
 VIEWS = 4  # of each training picture
 MASK_RATIO = 0.4  # of the patches, as in the paper

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForMultipleChoice
+from headstart.data.options import DataOptions
 from headstart.data.texts import TextData, read_choices
 from headstart.errors import DataError
 from headstart.metrics.classification import negative_log_likelihood, wilson
 from headstart.report.page import Section
 from headstart.report.page import Table as ReportTable
-from headstart.tasks.base import DataOptions, Evaluation
+from headstart.tasks.base import Evaluation
 from headstart.tasks.text import TextTask
 from headstart.tasks.text_classification import shortened
 

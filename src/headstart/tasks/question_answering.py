@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForQuestionAnswering
+from headstart.data.options import DataOptions
 from headstart.data.texts import TextData, read_questions
 from headstart.errors import ConfigError
 from headstart.metrics.text import answer_scores
 from headstart.report.page import Section
 from headstart.report.page import Table as ReportTable
-from headstart.tasks.base import DataOptions, Evaluation
+from headstart.tasks.base import Evaluation
 from headstart.tasks.text import BATCH, TextTask
 
 LONGEST_ANSWER = 30  # tokens

@@ -29,6 +29,7 @@ from headstart.data.masks import (
     read_values,
     scan,
 )
+from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.images.decode import BILINEAR
 from headstart.metrics.segmentation import (
@@ -42,7 +43,7 @@ from headstart.recipe import Facts, Recipe
 from headstart.report.classification import file_name
 from headstart.report.page import Section
 from headstart.report.segmentation import segmentation_sections
-from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task
+from headstart.tasks.base import Evaluation, Task
 
 # bytes of decoded pictures of a split that are kept; larger splits are decoded each time
 MEMORY = 1 << 30

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoTokenizer
 from headstart.data.cache import Bad
+from headstart.data.options import SPLITS, DataOptions
 from headstart.data.texts import Row, TextData, hold_out, read_texts
 from headstart.errors import ConfigError, DataError
 from headstart.pipelines.base import ALIASES, PIPELINES
 from headstart.recipe import Facts, Recipe
-from headstart.tasks.base import SPLITS, DataOptions, Task
+from headstart.tasks.base import Task
 
 BATCH = 32  # texts judged together
 TOKENIZED_TOGETHER = 256  # texts

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForSequenceClassification
+from headstart.data.features import FeatureStore
 from headstart.data.labels import (
     MULTI,
     REGRESSION,
@@ -21,6 +22,7 @@ from headstart.data.labels import (
     kind_of,
     numbers_in,
 )
+from headstart.data.options import DataOptions
 from headstart.data.texts import Row, TextData, hold_out, read_labelled, read_texts
 from headstart.metrics.text import matthews, spearman
 from headstart.progress import Progress
@@ -28,11 +30,11 @@ from headstart.recipe import Recipe
 from headstart.report.page import Section
 from headstart.report.page import Table as ReportTable
 from headstart.report.problems import problem_sections
-from headstart.tasks.base import DataOptions, Evaluation, TunesHead
+from headstart.tasks.base import Evaluation, TunesHead
 from headstart.tasks.problems import problem_of
 from headstart.tasks.text import TextTask, class_index, class_names, last_linear
 from headstart.training.estimate import HeadCost, peak_memory
-from headstart.training.head import FeatureStore, fitting_seconds, inputs_of, install, model_key
+from headstart.training.head import fitting_seconds, inputs_of, install, model_key
 
 SCORE = "score"  # name of the one output of a regression
 

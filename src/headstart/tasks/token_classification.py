@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForTokenClassification
+from headstart.data.options import DataOptions
 from headstart.data.texts import TextData, hold_out, read_tagged, read_texts
 from headstart.errors import ConfigError
 from headstart.metrics.classification import confusion_matrix, per_class, wilson
 from headstart.metrics.text import entity_scores
 from headstart.report.page import Section
 from headstart.report.page import Table as ReportTable
-from headstart.tasks.base import DataOptions, Evaluation
+from headstart.tasks.base import Evaluation
 from headstart.tasks.text import IGNORE, TextTask, class_index, class_names
 
 

@@ -8,14 +8,11 @@ of numbers; how strongly it is regularised is chosen by cross-validation.
 
 import hashlib
 import json
-import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.checkpoint import atomic_write
 from headstart.data.cache import parallel
 from headstart.data.labels import REGRESSION, SINGLE
 from headstart.errors import ConfigError
@@ -39,55 +35,6 @@ CV_EXAMPLES = 4000  # more tell nothing new about the regularisation
 # of the loss, one after another, that a fit takes as long as: 250 to 1,000 on photos and satellite
 # pictures
 EVALUATIONS = 700
-
-
-def cache_folder() -> Path:
-    """Where features are kept: `HEADSTART_CACHE`, else the user's cache folder."""
-    root = (
-        os.environ.get("HEADSTART_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
-    )
-    return Path(root)
-
-
-class FeatureStore:
-    """Features on disk by content hash, for one network with one preprocessing.
-
-    Each part is a file that is written whole and never changed, so that runs at the same time and
-    killed runs do no harm.
-    """
-
-    def __init__(self, key: str, root: Path | None = None) -> None:
-        self.folder = (root or cache_folder() / "features") / key
-        self.rows: dict[str, Floats] = {}
-        for part in sorted(self.folder.glob("*.npz")):
-            try:
-                with part.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                    self.rows.update(zip(file["digests"].tolist(), file["features"], strict=True))
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                zipfile.BadZipFile,
-            ):  # a damaged part is computed again
-                part.unlink(missing_ok=True)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.rows
-
-    def __getitem__(self, digests: list[str]) -> Floats:
-        """(N, D) features in the order asked for."""
-        return np.stack([self.rows[digest] for digest in digests])
-
-    def add(self, digests: list[str], features: Floats) -> None:
-        """Keeps features (N, D), on disk too."""
-        self.rows.update(zip(digests, features, strict=True))
-        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-
-        def write(file: Any) -> None:  # noqa: ANN401 - a binary file
-            np.savez(file, digests=np.array(digests), features=features)
-
-        atomic_write(self.folder / f"{name}.npz", write)
 
 
 def model_key(model: nn.Module, processor: dict[str, Any]) -> str:

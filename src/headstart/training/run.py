@@ -16,6 +16,7 @@ from torch import nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
+from headstart.data.options import SPLITS, DataOptions
 from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.loading import family_of
@@ -29,7 +30,7 @@ from headstart.recipe import (
     resolve_recipe,
 )
 from headstart.registry import locate
-from headstart.tasks.base import SPLITS, DataOptions, Evaluation, Task, TunesHead, task_class
+from headstart.tasks.base import Evaluation, Task, TunesHead, task_class
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.training.estimate import (
