@@ -11,7 +11,8 @@ from PIL import Image
 
 from conftest import data_dir
 from headstart.cli.main import main
-from headstart.report.audit import FLAT, NEAR, audit, difference_hash, near_pairs
+from headstart.data.duplicates import FLAT, NEAR, difference_hash, near_pairs
+from headstart.report.audit import audit
 from headstart.report.suspects import doubtful_labels, neighbour_distances, outliers
 from photo_data import make_class_folders
 

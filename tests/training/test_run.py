@@ -12,6 +12,7 @@ from PIL import Image
 import headstart
 from headstart import AutoImageProcessor, AutoModelForImageClassification
 from headstart.cli.main import main
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError, HubError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import ImageClassification
@@ -242,11 +243,7 @@ def test_the_fingerprint_is_of_the_content(photos, tiny_model, tmp_path, result)
         if change:
             file = next((moved / "train" / "cat").iterdir())
             Image.fromarray(make_photo((1, 2, 3), 0)).save(file)
-        prints.append(
-            headstart.tasks.base.task_class("image-classification")
-            .read(moved, headstart.data.options.DataOptions())
-            .fingerprint
-        )
+        prints.append(ImageClassification.read(moved, DataOptions()).fingerprint)
     assert (
         prints[0]
         == json.loads((result.folder / "results.json").read_text())["data_fingerprint"]

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.cache import decode
+from headstart.data.duplicates import Pair
 from headstart.data.labels import MULTI, SINGLE
 from headstart.data.sources import Source
-from headstart.report.audit import Pair
 from headstart.report.classification import (
     GALLERY,
     LookedAt,

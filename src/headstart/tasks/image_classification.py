@@ -28,6 +28,7 @@ from headstart.data.cache import (
     square,
     threads,
 )
+from headstart.data.duplicates import FLAT, Pair, difference_hash, pairs_in
 from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
@@ -37,7 +38,6 @@ from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines.base import batched
 from headstart.progress import Progress
 from headstart.recipe import Facts, Recipe
-from headstart.report.audit import FLAT, Pair, difference_hash, pairs_in
 from headstart.report.explain import explain
 from headstart.report.page import Section
 from headstart.report.problems import duplicate_section, problem_sections
