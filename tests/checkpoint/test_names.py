@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.checkpoint.names import NameTable, Row
+from headstart.checkpoint.names import NameTable, PublishedNames, Row
 from headstart.errors import WeightsError
 
 TABLE = NameTable(
@@ -71,3 +71,42 @@ def test_what_does_not_fit_is_listed():
     assert unknown == ["stranger"]  # dropped buffers and another network's head are known
     with pytest.raises(WeightsError, match="nameless has no published name"):
         TABLE.to_theirs({"nameless": 1})
+
+
+PUBLISHED = PublishedNames(
+    "net", base=("encoder", "norm"), extra=("head",), ignored=(r"encoder\.\d+\.index",)
+)
+OWN = ["net.encoder.0.w", "net.norm.w", "head.1.w"]
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "_orig_mod.net.backbone."])
+@pytest.mark.parametrize("prefix", ["", "net."])
+@pytest.mark.parametrize("own", [OWN, [name.removeprefix("net.") for name in OWN]])
+def test_published_names_are_found_under_any_prefix(own, prefix, lead):
+    spelled = {name: lead + prefix + name.removeprefix("net.") for name in own[:2]}
+    tensors = {key: key for key in spelled.values()}
+    found, missing, unknown = PUBLISHED.to_ours(tensors, own)
+    assert found == spelled and missing == own[2:] and not unknown
+
+
+def test_of_two_networks_in_a_file_the_one_with_more_names_is_read():
+    file = {"ema.encoder.0.w": 1, "model.encoder.0.w": 2, "model.norm.w": 3}
+    found, missing, unknown = PUBLISHED.to_ours(file, OWN)
+    assert found == {"net.encoder.0.w": 2, "net.norm.w": 3} and missing == ["head.1.w"]
+    assert unknown == ["ema.encoder.0.w"]
+
+
+def test_another_head_and_ignored_buffers_are_known_and_strangers_are_not():
+    file = {"net.encoder.0.index": 0, "head.1.w": 1, "net.encoder.0.w2": 2, "stranger": 3}
+    assert PUBLISHED.to_ours(file, ["encoder.0.w"]) == (
+        {},
+        ["encoder.0.w"],
+        ["net.encoder.0.w2", "stranger"],
+    )
+    assert [PUBLISHED.knows(name) for name in file] == [True, True, True, False]
+
+
+def test_a_shared_tensor_is_written_under_its_first_name():
+    shared, other = torch.ones(2), torch.ones(2)
+    written = PUBLISHED.to_theirs({"a": shared, "b": other, "c": shared})
+    assert list(written) == ["a", "b"] and written["a"] is shared

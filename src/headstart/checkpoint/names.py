@@ -11,8 +11,8 @@ A `Row` adds a conversion of the values, for a tensor that is laid out otherwise
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +164,107 @@ class NameTable:
             if row.copy:  # in memory of its own: what lies in one place is stored once
                 out[row.copy] = value.copy() if isinstance(value, np.ndarray) else value.clone()
         return out
+
+
+@dataclass(frozen=True)
+class PublishedNames:
+    """The names of a family whose networks carry the published ones.
+
+    Files differ in prefixes alone: that of the base model is there or not, and a wrapping module
+    may have put another before every name ("module."). Same methods as `NameTable`.
+
+    Args:
+        prefix: What head models put before the names of the base model, without the dot ("bit").
+        base: First words of the names of the base model ("encoder"), prefix aside.
+        extra: First words of what only some of the family's networks have, heads above all: a
+            file may hold them in vain.
+        ignored: Regular expressions of names that hold nothing we need, prefix aside (buffers
+            that follow from the configuration).
+    """
+
+    prefix: str
+    base: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def knows(self, name: str) -> bool:
+        """Whether a name of a file belongs to this family."""
+        return _first(self._bare(name)) in self.base + self.extra or self._is_ignored(name)
+
+    def spelled(self, keys: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+        """Our name → the key of a file that holds it, for all that the file has."""
+        keys, wanted = set(keys), list(wanted)
+        candidates = {spelling for name in wanted for spelling in self._spellings(name)}
+        leads = Counter(lead for key in keys if (lead := _lead(key, candidates)) is not None)
+        lead = min(leads, key=lambda each: (-leads[each], each), default="")
+        found: dict[str, str] = {}
+        for name in wanted:
+            present = (lead + each for each in self._spellings(name) if lead + each in keys)
+            if key := next(present, None):
+                found[name] = key
+        return found
+
+    def to_ours(
+        self, tensors: Mapping[str, Any], wanted: Iterable[str]
+    ) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Picks the tensors of a network.
+
+        Args:
+            tensors: Name in the file → tensor.
+            wanted: The network's names.
+
+        Returns:
+            Our name → tensor; our names that are missing; names in the file that were not used
+            and that no network of the family would use.
+        """
+        wanted = list(wanted)
+        spelled = self.spelled(tensors, wanted)
+        used = set(spelled.values())
+        unknown = sorted(
+            key
+            for key in tensors
+            if key not in used
+            and not self._is_ignored(key)
+            and _first(self._bare(key)) not in self.extra
+        )
+        missing = [name for name in wanted if name not in spelled]
+        return {name: tensors[key] for name, key in spelled.items()}, missing, unknown
+
+    def to_theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors as a file holds them: each under its name, a shared one under its first."""
+        first: dict[int, str] = {}
+        for name, value in tensors.items():
+            first.setdefault(id(value), name)
+        return {name: value for name, value in tensors.items() if first[id(value)] == name}
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """A name of ours, and how it is written with or without the base model's prefix."""
+        bare = self._bare(name)
+        if bare != name:
+            return name, bare
+        return (name, f"{self.prefix}.{name}") if self.prefix else (name,)
+
+    def _bare(self, name: str) -> str:
+        return name.removeprefix(f"{self.prefix}.") if self.prefix else name
+
+    def _is_ignored(self, name: str) -> bool:
+        return any(re.fullmatch(rf"(.*\.)?{each}", name) for each in self.ignored)
+
+
+Names = NameTable | PublishedNames
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _lead(key: str, candidates: Container[str]) -> str | None:
+    """What stands before a known name at the end of a key, or None where the key ends in none."""
+    parts = key.split(".")
+    for i in range(len(parts)):
+        if ".".join(parts[i:]) in candidates:
+            return key[: len(key) - len(".".join(parts[i:]))]
+    return None
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -196,23 +196,17 @@ def writer_of(target: Path, family: Family) -> tuple[Callable[[Any, Path], None]
     return locate(family.writers[target.suffix]), f"the authors' {target.suffix}"
 
 
-def _theirs(network: Any) -> dict[str, Any]:
-    state = {key: value.detach() for key, value in network.state_dict().items()}
-    tensors: dict[str, Any] = network.name_table(network.config).to_theirs(state)
-    return tensors
-
-
 def _write_safetensors(network: Any, path: Path) -> None:
     with_folder = path.with_name(path.name + ".parts")
     try:
-        (file,) = write_tensors(with_folder, _theirs(network), max_shard_size="1TB")
+        (file,) = write_tensors(with_folder, network.published_tensors(), max_shard_size="1TB")
         file.replace(path)
     finally:
         shutil.rmtree(with_folder, ignore_errors=True)
 
 
 def _write_bin(network: Any, path: Path) -> None:
-    tensors = {name: value.contiguous() for name, value in _theirs(network).items()}
+    tensors = {name: value.contiguous() for name, value in network.published_tensors().items()}
     atomic_write(path, lambda file: torch.save(tensors, file))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from headstart.nn.pretrained import misfit_message, save_network
@@ -187,9 +187,9 @@ class PreTrainedModel:
     # What a family fills in
 
     @classmethod
-    def name_table(cls, config: Any) -> NameTable:
+    def name_table(cls, config: Any) -> Names:
         """The family's table of published names."""
-        return NameTable({})
+        return PublishedNames(cls.base_model_prefix)
 
     @classmethod
     def fit(cls, tensors: Mapping[str, Any], config: Any) -> Mapping[str, Any]:

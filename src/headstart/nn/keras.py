@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from headstart.nn.pretrained import misfit_message, save_network
@@ -258,9 +258,9 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         self.config = config
 
     @classmethod
-    def name_table(cls, config: Any) -> NameTable:
+    def name_table(cls, config: Any) -> Names:
         """The family's table of published names."""
-        return NameTable({})
+        return PublishedNames(cls.base_model_prefix)
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: the constructor made every variable."""

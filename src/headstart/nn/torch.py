@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from headstart import outputs
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
+from headstart.nn.kept import forget
 from headstart.nn.pretrained import misfit_message, save_network
 
 logger = logging.getLogger("headstart")
@@ -91,29 +92,6 @@ class DropPath(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates that grow evenly from 0 at the first of `depth` blocks to `rate` at the last."""
     return [rate * i / max(1, depth - 1) for i in range(depth)]
-
-
-def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
-    """A key under which something computed from a weight may be kept, or None while the weight may
-    change or is traced.
-
-    It is kept in evaluation, without gradients. The key sees another tensor, another version of it
-    (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves
-    the version alone.
-    """
-    if (
-        training
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or weight.is_inference()
-    ):
-        return None
-    sample = (
-        weight.detach().flatten()[:: max(1, weight.numel() // 16)].tolist()
-        if weight.is_cpu
-        else None
-    )
-    return weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape, sample
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
@@ -218,9 +196,9 @@ class PreTrainedModel(nn.Module):
     # What a family fills in
 
     @classmethod
-    def name_table(cls, config: Any) -> NameTable:
-        """The family's table of published names."""
-        return NameTable({})
+    def name_table(cls, config: Any) -> Names:
+        """What published files of the family may hold (see `PublishedNames`)."""
+        return PublishedNames(cls.base_model_prefix)
 
     def init_module(self, module: nn.Module) -> None:
         """Gives the parameters that a module itself holds (not its children) their initial values."""
@@ -239,6 +217,11 @@ class PreTrainedModel(nn.Module):
         self.tie_weights()
 
     init_weights = post_init
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation; values kept between calls are forgotten."""
+        forget(self)
+        return super().train(mode)
 
     # Small questions
 
@@ -301,13 +284,25 @@ class PreTrainedModel(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Takes our names (as `state_dict()` gives them) or the published ones."""
+        """Takes the names that `state_dict()` gives, also under the prefix of a wrapper
+        ("module."), and with or without the base model's own.
+
+        Args:
+            state_dict: Name → tensor.
+            strict: Refuse missing and unexpected names.
+            assign: Take the tensors themselves, as `nn.Module.load_state_dict` does.
+        """
         own = self.state_dict()
-        if not all(key in own for key in state_dict) and any(
-            self.name_table(self.config).knows(key) for key in state_dict
-        ):
-            found, _, unknown = self.name_table(self.config).to_ours(state_dict, own)
-            state_dict = found | {key: state_dict[key] for key in unknown}
+        if not all(key in own for key in state_dict):
+            names = self.name_table(self.config)
+            if isinstance(names, PublishedNames):
+                spelled = names.spelled(state_dict, own)
+                rest = set(state_dict) - set(spelled.values())
+                found = {name: state_dict[key] for name, key in spelled.items()}
+                state_dict = found | {key: state_dict[key] for key in rest}
+            else:
+                found, _, unknown = names.to_ours(state_dict, own)
+                state_dict = found | {key: state_dict[key] for key in unknown}
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.tie_weights()
         return result
@@ -424,10 +419,12 @@ class PreTrainedModel(nn.Module):
 
         What the file lacks is drawn at random, what does not fit raises.
         """
-        own = dict(self.named_parameters()) | {
-            n: b for n, b in self.named_buffers() if n in self.state_dict()
-        }
+        own = self.state_dict(keep_vars=True)
         found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
+        # A parameter of two names is taken under either.
+        shared = {id(own[n]): tensor for n, tensor in reversed(found.items())}
+        found |= {n: shared[id(own[n])] for n in missing if id(own[n]) in shared}
+        missing = [n for n in missing if n not in found]
         misfits = [
             (n, tuple(t.shape), tuple(own[n].shape))
             for n, t in found.items()
@@ -489,6 +486,13 @@ class PreTrainedModel(nn.Module):
 
     # Saving
 
+    @torch.no_grad()
+    def published_tensors(self) -> dict[str, Tensor]:
+        """What a file holds: published name → tensor, a shared one once."""
+        state = self.state_dict(keep_vars=True)
+        tensors = self.name_table(self.config).to_theirs(state)
+        return {name: value.detach() for name, value in tensors.items()}
+
     def save_pretrained(
         self,
         folder: str | Path,
@@ -507,13 +511,8 @@ class PreTrainedModel(nn.Module):
             repo_id: Where to upload.
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        state = {key: value.detach() for key, value in self.state_dict().items()}
         save_network(
-            folder,
-            self.config,
-            self.name_table(self.config).to_theirs(state),
-            type(self).__name__,
-            max_shard_size,
+            folder, self.config, self.published_tensors(), type(self).__name__, max_shard_size
         )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push

@@ -24,6 +24,7 @@ from headstart.models.beit.positions import (
     table_rows,
 )
 from headstart.models.beit.weights import HUB, fit_positions
+from headstart.nn.kept import state_of
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
     DropPath,
@@ -32,7 +33,6 @@ from headstart.nn.torch import (
     check_pixels,
     classification_loss,
     drop_path_rates,
-    state_of,
 )
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 

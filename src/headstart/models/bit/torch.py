@@ -14,6 +14,7 @@ from headstart.checkpoint.names import NameTable
 from headstart.errors import InputError
 from headstart.models.bit.config import BitConfig, round_channels
 from headstart.models.bit.weights import HUB
+from headstart.nn.kept import state_of
 from headstart.nn.torch import (
     DropPath,
     PreTrainedModel,
@@ -21,7 +22,6 @@ from headstart.nn.torch import (
     check_pixels,
     classification_loss,
     drop_path_rates,
-    state_of,
 )
 from headstart.outputs import (
     BackboneOutput,
