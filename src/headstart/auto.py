@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.checkpoint.documents import read_json
+from headstart.checkpoint.documents import read_object
 from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
@@ -173,7 +173,7 @@ class AutoImageProcessor:
             )
         with suggesting(name_or_path):
             path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
-        values = {} if path is None else read_json(path)
+        values = {} if path is None else read_object(path)
         name = (
             values.get("image_processor_type") or values.get("feature_extractor_type") or ""
         ).removesuffix("Fast")

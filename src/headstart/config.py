@@ -8,13 +8,14 @@ Keywords that it does not know are kept as attributes and written back.
 import difflib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from headstart.checkpoint.documents import read_json
+from headstart.checkpoint.documents import check_kind, read_object
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
 from headstart.registry import find_published, read_labels, suggesting
@@ -57,17 +58,42 @@ def config_class(cls: type[C]) -> type[C]:
     """
     cls = dataclass(repr=False, eq=False)(cls)
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    kinds = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
     plain_init: Callable[..., None] = cls.__init__
 
     @wraps(plain_init)
     def init(self: C, *args: Any, **kwargs: Any) -> None:
         others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
         self._set_common(others)
+        _check_values(kinds, {**dict(zip(kinds, args, strict=False)), **kwargs})
         plain_init(self, *args, **kwargs)
         self._set_floats()
 
     cls.__init__ = init  # type: ignore[assignment, method-assign]
     return cls
+
+
+# Largest values that a file may ask for; more would fill memory and time before any weight is read.
+MOST = {"num_labels": 1_000_000, "layers": 1_000, "image side": 1 << 15, "other": 1 << 27}
+LAYERS = ("num_hidden_layers", "depths", "depth", "auxiliary_num_convs")
+SIDES = ("image_size", "patch_size")
+
+
+def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a value of another type than its field's, or out of all proportion."""
+    for name, value in values.items():
+        if name not in kinds:
+            continue  # Python's own error names it
+        check_kind(value, kinds[name], name, ConfigError)
+        most = MOST["layers" if name in LAYERS else "image side" if name in SIDES else "other"]
+        numbers = value if isinstance(value, list | tuple) else [value]
+        for number in numbers:
+            if isinstance(number, int) and not -most <= number <= most:
+                raise ConfigError(f"{name} is {value!r:.80}; expected at most {most:,}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} is {value!r:.80}; expected finite numbers")
+        if name in LAYERS and sum(numbers) > most:
+            raise ConfigError(f"{name} has {sum(numbers):,} layers; expected at most {most:,}")
 
 
 class PreTrainedConfig:
@@ -97,20 +123,20 @@ class PreTrainedConfig:
             )
         names, ids = values.pop("id2label", None), values.pop("label2id", None)
         count = values.pop("num_labels", None)
-        if count is not None and (
-            isinstance(count, bool) or not isinstance(count, int) or count < 0
-        ):
-            raise ConfigError(f"num_labels={count!r}; expected a whole number")
+        check_kind(count, int | None, "num_labels", ConfigError)
+        if count is not None and not 0 <= count <= MOST["num_labels"]:
+            most = MOST["num_labels"]
+            raise ConfigError(f"num_labels={count!r}; expected an integer from 0 to {most:,}")
+        check_kind(names, dict[int | str, Any] | list[Any] | None, "id2label", ConfigError)
+        check_kind(ids, dict[Any, int | str] | None, "label2id", ConfigError)
         if names is None:
             self.num_labels = 2 if count is None else count
             if ids is not None and len(ids) == self.num_labels:
-                self.id2label, self.label2id = (
-                    {int(i): str(name) for name, i in ids.items()},
-                    dict(ids),
-                )
+                self.id2label = {as_label(i): str(name) for name, i in ids.items()}
+                self.label2id = dict(ids)
         else:
             names = names if isinstance(names, Mapping) else dict(enumerate(names))
-            self.id2label = {int(i): str(name) for i, name in names.items()}
+            self.id2label = {as_label(i): str(name) for i, name in names.items()}
             self.label2id = dict(ids) if ids else {name: i for i, name in self.id2label.items()}
             if count is not None and count != len(self.id2label):
                 self.num_labels = count
@@ -377,6 +403,15 @@ def resolve_compat(
     return "transformers"
 
 
+def as_label(number: Any) -> int:
+    """A class number, which JSON can only keep as text."""
+    if isinstance(number, int) or (
+        isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 10
+    ):
+        return int(number)
+    raise ConfigError(f"the class number {number!r:.80} is not an integer")
+
+
 def list_of(name: str, value: Any, length: int, kind: str = "stage") -> None:
     """Raises ConfigError unless `value` is a list or tuple of that length."""
     if not isinstance(value, list | tuple) or len(value) != length:
@@ -434,7 +469,7 @@ def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     """Values of a checkpoint's config.json."""
     path = Path(name)
     if path.is_file() and path.suffix == ".json":
-        return read_json(path)
+        return read_object(path)
     if path.is_file() and not (path.parent / "config.json").is_file():
         raise NotFoundError(
             f"{path} has no config.json beside it; make a folder of it with: headstart convert"
@@ -443,7 +478,7 @@ def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     with suggesting(name):
         file = resolve_file(str(name), "config.json", **hub)
     assert file is not None  # only an optional file can be missing
-    return read_json(file)
+    return read_object(file)
 
 
 def published_config(

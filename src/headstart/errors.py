@@ -18,9 +18,46 @@ HeadstartError
 Each also inherits the built-in error in brackets, so `except ValueError` keeps working.
 """
 
+import re
+from collections.abc import Iterable
+
+MAX_LINE, MAX_LINES = 800, 40  # of a message
+# Control characters (newlines and tabs aside) and lone surrogates: a terminal would obey the first,
+# and cannot print the second.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text from outside as a terminal can show it: control characters become `\\x1b` and the like."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def listed(names: Iterable[object], limit: int = 8, separator: str = ", ") -> str:
+    """Names for a message: the first `limit` of them, "and N more"."""
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return separator.join(shown[:limit]) + more
+
+
+def _shortened(message: str) -> str:
+    """A message whose lines, and their number, are bounded: begin and end of a line remain."""
+    lines = printable(message).split("\n")
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1} more lines"]
+    begin, end = MAX_LINE * 5 // 8, MAX_LINE * 3 // 8
+    return "\n".join(
+        line if len(line) <= MAX_LINE else f"{line[:begin]} … {line[-end:]}" for line in lines
+    )
+
 
 class HeadstartError(Exception):
-    """Anything that headstart raises on purpose."""
+    """Anything that headstart raises on purpose.
+
+    A message may quote files: what a terminal would obey is escaped, and long lines are cut.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_shortened(str(message)))
 
 
 class ConfigError(HeadstartError, ValueError):

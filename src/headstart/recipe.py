@@ -8,14 +8,13 @@ line. The resolved recipe is saved beside the result.
 import dataclasses
 import difflib
 import math
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from headstart.errors import ConfigError, MissingExtraError
+from headstart.checkpoint.documents import check_kind, parse_yaml, read_yaml
+from headstart.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field, kind in _FIELD_TYPES.items():
-            _check_type(field, getattr(self, field), kind)
+            check_kind(getattr(self, field), kind, f"recipe: {field}", ConfigError)
         for field in (
             "steps",
             "batch_size",
@@ -318,55 +317,6 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _FIELD_TYPES: dict[str, Any] = {f.name: f.type for f in fields(Recipe)}
 
 
-def _check_type(name: str, value: object, kind: Any) -> None:  # noqa: ANN401 - a type expression
-    options = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if not any(_is_kind(value, option) for option in options):
-        words = " or ".join(_kind_words(each) for each in options)
-        raise ConfigError(f"recipe: {name}={value!r}; expected {words}")
-
-
-def _kind_words(kind: Any) -> str:  # noqa: ANN401 - a type expression
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is dict:
-        return "a weight for each name"
-    if get_origin(kind) is tuple:
-        return "a list"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "nothing",
-    }
-    return names.get(kind, str(kind))
-
-
-def _is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type expression
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        args = [arg for arg in get_args(kind) if arg is not Ellipsis]
-        right_length = Ellipsis in get_args(kind) or (
-            isinstance(value, tuple) and len(value) == len(args)
-        )
-        return (
-            isinstance(value, tuple)
-            and right_length
-            and all(_is_kind(item, args[0]) for item in value)
-        )
-    if get_origin(kind) is dict:
-        of, to = get_args(kind)
-        return isinstance(value, dict) and all(
-            _is_kind(k, of) and _is_kind(v, to) for k, v in value.items()
-        )
-    if kind is float:  # 1 is a fine rate, True is not
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
 def hyper_rule(facts: Facts) -> Recipe:
     """BiT-HyperRule (Big Transfer, section 3.3): everything follows from the number of examples and
     the area of the images.
@@ -442,17 +392,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
     NAME` there chooses the recipe that they change.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("pyyaml", "train") from None
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, ConfigError)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: expected lines of the form `name: value`")
     return {key: _yaml_float(key, value) for key, value in values.items()}
@@ -465,21 +405,21 @@ def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     Raises:
         ConfigError: None of these.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("pyyaml", "train") from None
-    path = Path(text)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--class-weights {text}: {' '.join(str(error).split())}") from None
+    where = f"--class-weights {text:.80}"
+    value = read_yaml(text, ConfigError) if _is_file(text) else parse_yaml(text, where, ConfigError)
     if value is None or isinstance(value, str) and value not in ("none", "balanced"):
         raise ConfigError(
             f"--class-weights {text}: expected none, balanced, a YAML or JSON file that exists, or"
             " {cat: 2, dog: 1}"
         )
     return value
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
 
 
 def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds

@@ -3,7 +3,6 @@
 The format is recognised by what is in the file, never by its ending.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from headstart.checkpoint import (
     torch_pickle,
     zips,
 )
+from headstart.checkpoint.documents import read_object, value_of
 from headstart.checkpoint.raw import Raw, to_numpy, to_torch
 from headstart.errors import FileFormatError, NotFoundError
 
@@ -167,19 +167,10 @@ def read_index(path: Path | str) -> dict[str, str]:
     Files outside the index's folder are refused.
     """
     path = Path(path)
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise FileFormatError(f"{path} is too large for an index")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is no JSON: {error}") from error
-    files = index.get("weight_map") if isinstance(index, dict) else None
-    if (
-        not isinstance(files, dict)
-        or not files
-        or not all(isinstance(name, str) for name in files.values())
-    ):
-        raise FileFormatError(f"{path} has no table 'weight_map' of tensor and file names")
+    index = read_object(path, limit=MAX_INDEX_BYTES)
+    files: dict[str, str] = value_of(index, "weight_map", dict[str, str], path)
+    if not files:
+        raise FileFormatError(f"{path} lists no tensors under 'weight_map'")
     for name in set(files.values()):
         _refuse_outside(path, name)
     return files

@@ -1,6 +1,5 @@
 """What words on the command line mean: models, files, `NAME=VALUE`."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import typer
 
-from headstart.errors import InputError, NotFoundError
+from headstart.checkpoint.documents import parse_json
+from headstart.errors import FileFormatError, InputError, NotFoundError
 
 
 def check_model(name: str) -> None:
@@ -50,8 +50,8 @@ def task_options(items: list[str] | None, masks: Path | None) -> dict[str, Any]:
 def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A value as JSON would read it, else the text itself."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text, "the value")
+    except FileFormatError:
         return text
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headstart.checkpoint.documents import read_text
 from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
@@ -167,9 +168,7 @@ def read_calibration(
             yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
         return
     lines = (
-        [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if path.is_file()
-        else []
+        [line for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
     )
     if not lines:
         raise InputError(f"{path} is no file with texts, one a line")

@@ -29,7 +29,7 @@ from headstart.cli.arguments import (
     parsed,
     task_options,
 )
-from headstart.errors import HeadstartError, TrainingInterrupted
+from headstart.errors import HeadstartError, TrainingInterrupted, listed
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 F = TypeVar("F", bound=Callable[..., None])
@@ -687,6 +687,7 @@ def info(
     """
     check_model(model)
     from headstart.auto import AutoConfig
+    from headstart.pipelines.base import read_results
 
     config = AutoConfig.from_pretrained(model)
     names = [config.id2label[i] for i in sorted(config.id2label)]
@@ -694,7 +695,7 @@ def info(
     values |= {"classes": len(names), "class names": names}
     results = Path(model) / "results.json"
     if results.is_file():
-        made = json.loads(results.read_text(encoding="utf-8"))
+        made = read_results(model)
         values |= {
             "tuned from": made["model"],
             "task": made["task"],
@@ -704,9 +705,7 @@ def info(
     if as_json:
         print(json.dumps(values, indent=2))
         return
-    values["class names"] = ", ".join(names[:10]) + (
-        f" and {len(names) - 10} more" if len(names) > 10 else ""
-    )
+    values["class names"] = listed(names, 10)
     if results.is_file():
         from headstart.progress import metric_text
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from headstart.data.sources import Examples, Source, source_bytes
-from headstart.errors import DataError, InputError
+from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode as decode_any
 from headstart.images.decode import resize
 
@@ -208,9 +208,8 @@ def random_part(
 def check_bad(bad: list[Bad], skip: bool, total: int) -> None:
     """Stops the run over unreadable images, unless they are to be skipped."""
     if bad and not skip:
-        listed = "\n".join(f"  {each.name}: {each.reason}" for each in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        lines = listed((f"{each.name}: {each.reason}" for each in bad), 20, "\n  ")
         raise DataError(
             f"{len(bad)} of {total} images cannot be read (remove them, or leave them out with"
-            f" --skip-bad):\n{listed}{more}"
+            f" --skip-bad):\n  {lines}"
         )

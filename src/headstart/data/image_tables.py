@@ -5,10 +5,10 @@ Rows come from CSV, JSON lines and Parquet, from the members of WebDataset tars,
 `datasets` library.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint.documents import read_json
 from headstart.data.labels import SINGLE, as_flag, as_number
 from headstart.data.options import DataOptions
 from headstart.data.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw, Slice, Source
@@ -147,10 +147,7 @@ def class_names(path: Path) -> list[str] | None:
     file = path.parent / "classes.json"
     if not file.is_file():
         return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from None
+    value = read_json(file, DataError)
     value = value.get("classes", value) if isinstance(value, dict) else value
     if isinstance(value, dict):
         value = [

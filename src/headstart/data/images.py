@@ -34,7 +34,7 @@ from headstart.data.options import SPLITS, DataOptions
 from headstart.data.shards import expand, read_tar
 from headstart.data.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
 from headstart.data.tables import TABLE_SUFFIXES, read_table
-from headstart.errors import DataError
+from headstart.errors import DataError, listed
 
 FILE_SUFFIXES = (*TABLE_SUFFIXES, ".arrow", ".npz", ".tar")
 MANY = 20  # whole numbers of more values than this may be meant as numbers
@@ -455,7 +455,7 @@ def _indexed(
 
 
 def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return listed(names)
 
 
 def _make_splits(data: ImageData, options: DataOptions) -> None:

@@ -5,14 +5,14 @@ Three kinds, named as `problem_type` of a configuration is: one class for each e
 of classes, one or more numbers.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import ConfigError, DataError
+from headstart.checkpoint.documents import parse_json
+from headstart.errors import ConfigError, DataError, FileFormatError
 
 SINGLE, MULTI, REGRESSION = KINDS = (
     "single_label_classification",
@@ -68,8 +68,8 @@ def as_list(cell: Any) -> list[Any] | None:  # noqa: ANN401 - what a table holds
     """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
-            cell = json.loads(cell)
-        except json.JSONDecodeError:
+            cell = parse_json(cell, "a cell")
+        except FileFormatError:
             return None
     return list(cell) if isinstance(cell, (list, tuple, set, np.ndarray)) else None
 

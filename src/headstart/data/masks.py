@@ -8,7 +8,6 @@ Letters: H W sides of an image, V classes.
 """
 
 import io
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from headstart.checkpoint.documents import read_json
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import holds_files, read_raw
 from headstart.data.options import DataOptions
 from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
-from headstart.errors import DataError, InputError
+from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode_labels
 
 IGNORED = 255  # the label that no loss and no metric counts
@@ -146,10 +146,7 @@ def read_classes(path: Path) -> ClassList:
     A list of names, or an object with "classes", and perhaps "palette", "ignore_index",
     "reduce_labels".
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the classes in {path}: {error}") from None
+    values = read_json(path, DataError)
     values = {"classes": values} if isinstance(values, list) else values
     names = values.get("classes") if isinstance(values, dict) else None
     if isinstance(names, dict):
@@ -298,10 +295,9 @@ def _paired(images: Path, masks: Path) -> Pairs:
         found.masks.append(mask)
         found.names.append(str(image))
     if lost:
-        listed = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         raise DataError(
             f"{len(lost)} of {len(lost) + len(found)} images in {images} have no mask of the same"
-            f" name in {masks}: {listed}"
+            f" name in {masks}: {listed(lost, 5)}"
         )
     if not len(found):
         raise DataError(f"{images} holds no images")

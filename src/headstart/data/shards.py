@@ -5,12 +5,12 @@ Nothing is unpacked: pictures are read in place when they are needed, and a memb
 outside is refused.
 """
 
-import json
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from headstart.checkpoint.documents import parse_json
 from headstart.data.image_tables import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
 from headstart.data.options import DataOptions
 from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
@@ -154,10 +154,7 @@ def _row(said: dict[str, str], place: str) -> dict[str, Any]:
     """The values that the sidecars of a sample give."""
     row: dict[str, Any] = {}
     if "json" in said:
-        try:
-            value = json.loads(said["json"])
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: its .json is not JSON: {error.msg}") from None
+        value = parse_json(said["json"], f"{place}: its .json", DataError)
         row |= value if isinstance(value, dict) else {"label": value}
         row.pop("split", None)  # a shard is of one split, which its folder or name tells
     if "txt" in said:

@@ -4,12 +4,12 @@ CSV, TSV, JSON lines and Parquet, read into plain rows that know where they came
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint.documents import parse_json, read_text
 from headstart.errors import DataError, MissingExtraError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -126,17 +126,17 @@ def _read_csv(path: Path) -> Table:
 
 def _read_jsonl(path: Path) -> Table:
     """JSON lines, or one JSON list of objects."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, error=DataError)
     rows: list[dict[str, Any]] = []
     places: list[int] = []
     if text.lstrip().startswith("["):
-        items, unit = _parse_json(text, str(path)), "row"
+        items, unit = parse_json(text, str(path), DataError), "row"
         numbered = list(enumerate(items, start=1))
     else:
         unit = "line"
         lines = text.split("\n")  # not splitlines: JSON strings may hold other line separators
         numbered = [
-            (i, _parse_json(line, f"{path} line {i}"))
+            (i, parse_json(line, f"{path} line {i}", DataError))
             for i, line in enumerate(lines, start=1)
             if line.strip()
         ]
@@ -151,13 +151,6 @@ def _read_jsonl(path: Path) -> Table:
         rows.append(row)
         places.append(place)
     return Table(path, list(columns), rows, unit, places)
-
-
-def _parse_json(text: str, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
 
 
 def _read_parquet(path: Path) -> Table:

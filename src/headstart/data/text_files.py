@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint.documents import read_text
 from headstart.data.options import DataOptions
 from headstart.data.tables import TABLE_SUFFIXES, read_table
 from headstart.data.texts import find_column, text_cell, text_columns
@@ -61,10 +62,7 @@ def read_inputs(
 
 
 def _lines(path: Path, by_line: bool) -> list[Named]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    text = read_text(path, error=InputError)
     if by_line:
         return [
             (f"{path} line {i}", line)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.checkpoint.documents import read_json, read_text
 from headstart.data.cache import Bad
 from headstart.data.hub_data import as_json_lines
 from headstart.data.image_tables import LABEL_COLUMNS, SCORE_COLUMNS
@@ -23,7 +24,7 @@ from headstart.data.labels import few_shot, stratified
 from headstart.data.options import DataOptions
 from headstart.data.sources import SPLIT_NAMES
 from headstart.data.tables import TABLE_SUFFIXES, Table, read_table
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, listed
 
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".conll", ".conllu", ".iob", ".txt")
 TEXT_COLUMNS = (
@@ -118,11 +119,10 @@ def read_texts(
     data.bad = [row for rows in found.values() for row in rows if isinstance(row, Bad)]
     total = sum(map(len, found.values()))
     if data.bad and not options.skip_bad:
-        listed = "\n".join(f"  {each.name}: {each.reason}" for each in data.bad[:20])
-        more = f"\n  and {len(data.bad) - 20} more" if len(data.bad) > 20 else ""
+        lines = listed((f"{each.name}: {each.reason}" for each in data.bad), 20, "\n  ")
         raise DataError(
             f"{len(data.bad)} of {total} rows cannot be used (mend them, or leave them out with"
-            f" --skip-bad):\n{listed}{more}"
+            f" --skip-bad):\n  {lines}"
         )
     if data.bad:
         data.notes.append(f"{len(data.bad)} unusable rows left out")
@@ -401,12 +401,7 @@ def read_plain(path: Path, options: DataOptions) -> Iterator[Row | Bad]:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file."""
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    return read_text(path, error=DataError).split("\n")
 
 
 def read_tagged(path: Path, options: DataOptions) -> Iterator[Row | Bad]:
@@ -505,8 +500,8 @@ def read_questions(path: Path, options: DataOptions) -> Iterator[Row | Bad]:
 def _squad(path: Path) -> list[dict[str, Any]] | None:
     """The articles of a SQuAD file, or None for a file that is a list of rows."""
     try:
-        values = json.loads("\n".join(read_lines(path)))
-    except json.JSONDecodeError:
+        values = read_json(path, DataError)
+    except DataError:
         return None
     return (
         values["data"]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import read_object, value_of
 from headstart.engine.capture import Signature
 from headstart.engine.engines import PRECISIONS, Runner, engine
 from headstart.engine.report import Report
@@ -283,18 +284,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{folder} has no {FILE}; headstart.optimize(model).save_pretrained(folder) writes one"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path} is not JSON: {error}") from error
-    if (
-        not isinstance(values, dict)
-        or values.get("version") != VERSION
-        or not isinstance(values.get("report"), dict)
-    ):
+    values = read_object(path)
+    if values.get("version") != VERSION:
         raise FileFormatError(
-            f"{path} is of another version of headstart; optimise the model again"
+            f"{path} is of another version of headstart; optimize the model again"
         )
+    value_of(value_of(values, "report", dict[str, Any], path), "model", str, path)
     return values
 
 

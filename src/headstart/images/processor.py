@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
-from headstart.checkpoint.documents import read_json
+from headstart.checkpoint.documents import read_object
 from headstart.errors import InputError, MissingExtraError
 from headstart.images.decode import (
     CHANNELS_FIRST,
@@ -414,7 +414,7 @@ class BaseImageProcessor:
             found = resolve_file(str(name_or_path), "preprocessor_config.json", **hub)
             assert found is not None  # only an optional file can be missing
             path = found
-        return cls.from_dict(read_json(path), **overrides)
+        return cls.from_dict(read_object(path), **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as plain data, as preprocessor_config.json holds it."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import as_dataclass, read_object, value_of
 from headstart.errors import ConfigError
 from headstart.metrics.classification import Floats, Ints, best_temperature, softmax
 from headstart.tasks.base import Evaluation
@@ -99,16 +100,18 @@ class Confidence:
             ConfigError: It says nothing, or something unreadable.
         """
         path = Path(folder) / FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values | {"choices": [Choice(**each) for each in values["choices"]]})
-        except FileNotFoundError:
+        if not path.exists():
             text = "it needs the result of a training that was judged on at least"
             raise ConfigError(
                 f"{folder} does not say when the model should refuse: {text} {FEWEST} examples"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+            )
+        values = read_object(path, ConfigError)
+        listed = value_of(values, "choices", list[Any], path, ConfigError)
+        choices = [as_dataclass(Choice, each, path, ConfigError) for each in listed]
+        found = as_dataclass(cls, values, path, ConfigError, choices=choices)
+        if not found.temperature > 0:
+            raise ConfigError(f"{path}: temperature is {found.temperature}; expected one above 0")
+        return found
 
 
 def cross_fitted(logits: NDArray[np.floating[Any]], labels: Ints) -> tuple[Floats, Ints]:

@@ -6,11 +6,11 @@ with one line in `PIPELINES`.
 
 import difflib
 import importlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint.documents import read_object, value_of
 from headstart.errors import ConfigError, InputError
 
 PIPELINES: dict[str, str] = {
@@ -73,6 +73,42 @@ def pipeline(
     )
 
 
+RESULTS = "results.json"
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """What a finished run wrote about itself, checked.
+
+    Args:
+        folder: A result folder.
+
+    Returns:
+        The values of its results.json: "task", "model", "headline", "finished", "evaluations"
+        (split → examples, metrics, interval), "draws", and others that nothing depends on.
+
+    Raises:
+        FileFormatError: The file is missing or damaged; the message names file and key.
+    """
+    path = Path(folder) / RESULTS
+    values = read_object(path, nan=True)
+    for key in ("task", "model", "headline", "finished"):
+        value_of(values, key, str, path)
+    for split, each in value_of(values, "evaluations", dict[str, dict[str, Any]], path).items():
+        place = f"{path}: evaluations: {split:.40}"
+        value_of(each, "examples", int, place)
+        metrics = value_of(each, "metrics", dict[str, float], place)
+        value_of(metrics, values["headline"], float, place)
+        value_of(each, "confidence_interval_95", tuple[float, float] | None, place)
+    draws = values.get("draws")
+    if draws is not None:
+        value_of(draws, "seeds", list[int], f"{path}: draws")
+        value_of(draws, "split", str, f"{path}: draws")
+        place = f"{path}: draws: metrics"
+        for each in value_of(draws, "metrics", dict[str, dict[str, Any]], place).values():
+            value_of(each, "values", list[float], place)
+    return values
+
+
 def task_of(model: str | Path) -> str:
     """The task of a checkpoint.
 
@@ -81,9 +117,8 @@ def task_of(model: str | Path) -> str:
     """
     from headstart.loading import family_of
 
-    results = Path(model) / "results.json"
-    if results.is_file():
-        task = str(json.loads(results.read_text(encoding="utf-8"))["task"])
+    if (Path(model) / RESULTS).is_file():
+        task = read_results(model)["task"]
         return ALIASES.get(task, task)
     family, values = family_of(model)
     named = (values.get("architectures") or [""])[0]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedImageModeling
 from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import read_json
 from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
 from headstart.data.images import read_pictures
 from headstart.data.options import SPLITS, DataOptions
@@ -298,7 +299,7 @@ class MaskedImageModeling(Task):
             else (None, None)
         )
         if file is not None and note is not None and note.is_file() and file.is_file():
-            if json.loads(note.read_text(encoding="utf-8")) == digest:
+            if read_json(note) == digest:
                 kept: NDArray[np.uint16] = np.load(file, mmap_mode="r", allow_pickle=False)
                 if kept.shape == shape:
                     return kept

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from headstart.checkpoint.documents import read_object
+
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
@@ -100,13 +102,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_object(path / MANIFEST)
             for name in (TENSORS, STATE):
                 if (path / name).stat().st_size != manifest[name]["size"] or file_hash(
                     path / name
                 ) != manifest[name]["sha256"]:
                     raise ValueError(f"{name} is not what was written")
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            state = read_object(path / STATE, nan=True)
             return Checkpoint(state["step"], load_file(path / TENSORS), state, damaged)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             damaged.append(f"{path.name}: {error}")

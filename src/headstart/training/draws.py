@@ -4,7 +4,6 @@ The same training on K choices of the examples, and how much the result depends 
 """
 
 import dataclasses
-import json
 import math
 import shutil
 import statistics
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import MissingExtraError
+from headstart.pipelines.base import read_results
 from headstart.progress import metric_text
 from headstart.report.page import BLUE, Section, Table, figure_source, new_figure, plain_axes
 from headstart.training.result import RECIPE, RESULTS, RUN, Request, Result, judged_before
@@ -186,7 +186,7 @@ def spread_of(first: Result, others: list[Result]) -> Spread | None:
 
 def read_spread(out: Path) -> Spread | None:
     """The draws of a finished run."""
-    found = json.loads((out / RESULTS).read_text(encoding="utf-8")).get("draws")
+    found = read_results(out).get("draws")
     return found and Spread(
         found["seeds"],
         found["split"],

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.checkpoint.documents import MAX_TEXT, decode_text, parse_json, read_bytes
 from headstart.data.cache import threads
 from headstart.data.images import batch_indices
-from headstart.errors import ConfigError, MissingExtraError, TrainingInterrupted
+from headstart.errors import ConfigError, FileFormatError, MissingExtraError, TrainingInterrupted
 from headstart.progress import Progress, metric_text
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, Task
@@ -442,9 +443,12 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed run
-            lines.append(json.loads(line))
+    for number, line in enumerate(read_bytes(path, MAX_TEXT).splitlines(), start=1):
+        where = f"{path} line {number}"
+        with contextlib.suppress(FileFormatError):  # the last line of a killed run
+            found = parse_json(decode_text(line, where), where, nan=True)
+            if isinstance(found, dict):
+                lines.append(found)
     return lines
 
 

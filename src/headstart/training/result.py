@@ -17,8 +17,10 @@ from torch import nn
 
 import headstart
 from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError, MissingExtraError
 from headstart.metrics.calibration import judged_confidence
+from headstart.pipelines.base import read_results
 from headstart.progress import duration, metric_text
 from headstart.recipe import Recipe
 from headstart.report.page import write_card, write_report
@@ -83,21 +85,18 @@ class Request:
     @classmethod
     def read(cls, folder: Path) -> "Request":
         """The request of the run in a folder."""
-        try:
-            return cls(**json.loads((folder / RUN).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        path = folder / RUN
+        if not path.exists():
             raise ConfigError(
                 f"{folder} holds no run to go on with; leave --resume out to start one"
-            ) from None
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"cannot read {folder / RUN}: {error}") from None
+            )
+        return as_dataclass(cls, read_object(path, ConfigError), path, ConfigError)
 
 
 def judged_before(out: Path) -> dict[str, Evaluation]:
     """The evaluations that a finished run wrote down."""
-    values = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     found = {}
-    for split, each in values["evaluations"].items():
+    for split, each in read_results(out)["evaluations"].items():
         interval = each["confidence_interval_95"]
         found[split] = Evaluation(
             split, each["examples"], each["metrics"], tuple(interval) if interval else None

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from headstart.data.options import SPLITS, DataOptions
 from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.loading import family_of
+from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent
 from headstart.recipe import (
     LORA_RATE,
@@ -562,11 +562,7 @@ def evaluate(
         workers: Threads that read and decode.
     """
     saved = Path(model) / RESULTS
-    task = (
-        json.loads(saved.read_text(encoding="utf-8"))["task"]
-        if saved.is_file()
-        else "image-classification"
-    )
+    task = read_results(model)["task"] if saved.is_file() else "image-classification"
     config, extra = AutoConfig.from_pretrained(model), _extra(task_options or {})
     labels = [name for _, name in sorted(config.id2label.items())]
     kind = config.problem_type or (

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from headstart.checkpoint.documents import read_json
+from headstart.checkpoint.documents import check_kind, read_object, read_text, value_of
 from headstart.errors import ConfigError, FileFormatError
 
 # Role → token, in the order of RoBERTa's vocabulary.
@@ -15,6 +15,14 @@ SPECIAL = {
     "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "cls_token": "<s>",
     "mask_token": "<mask>",
 }  # fmt: skip
+MAX_VOCABULARY = 1 << 27  # the library makes a table up to the largest number
+SETTINGS: dict[str, Any] = {
+    "model_max_length": int | float,
+    "padding_side": str,
+    "truncation_side": str,
+    "add_prefix_space": bool,
+    **dict.fromkeys(SPECIAL, str | dict),
+}
 
 
 def bpe(vocab: Any, merges: Any) -> Tokenizer:
@@ -25,22 +33,24 @@ def bpe(vocab: Any, merges: Any) -> Tokenizer:
             " reads them from files"
         )
     if isinstance(vocab, str | Path):
-        vocab = read_json(Path(vocab))
+        path = Path(vocab)
+        vocab = read_object(path)
+        check_kind(vocab, dict[str, int], f"{path}: the vocabulary")
+        if any(not 0 <= number < MAX_VOCABULARY for number in vocab.values()):
+            raise FileFormatError(f"{path} numbers tokens outside 0 to {MAX_VOCABULARY - 1}")
     if isinstance(merges, str | Path):
         path = Path(merges)
         lines = [
-            line
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if line and not line.startswith("#version")
+            line for line in read_text(path).split("\n") if line and not line.startswith("#version")
         ]
         merges = [tuple(line.split(" ")) for line in lines]
         wrong = next((i for i, pair in enumerate(merges) if len(pair) != 2), None)
         if wrong is not None:
-            raise FileFormatError(f"{path}: {lines[wrong]!r} is no pair of tokens")
+            raise FileFormatError(f"{path}: {lines[wrong]!r:.80} is not a pair of tokens")
     unknown = next((part for a, b in merges for part in (a, b, a + b) if part not in vocab), None)
     if unknown is not None:
         raise FileFormatError(
-            f"the merges have {unknown!r}, which is not in the vocabulary; the two are of different"
+            f"the merges have {unknown!r:.80}, which is not in the vocabulary; the two are of different"
             " tokenizers"
         )
     return Tokenizer(
@@ -61,13 +71,15 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
     Raises:
         FileFormatError: The file describes none.
     """
-    space = read_json(path).get("pre_tokenizer") or {}
+    space = read_object(path).get("pre_tokenizer") or {}
+    check_kind(space, dict[str, Any], f"{path}: 'pre_tokenizer'")
     try:
         return Tokenizer.from_file(str(path)), bool(space.get("add_prefix_space", False))
-    except Exception as error:
-        if type(error) is not Exception:  # the library raises nothing more special
+    except BaseException as error:
+        # The library raises plain exceptions, and its own kind where Rust panics.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise FileFormatError(f"{path} describes no tokenizer: {error}") from error
+        raise FileFormatError(f"{path} does not describe a tokenizer: {error}") from error
 
 
 def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
@@ -75,10 +87,12 @@ def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in (special, config):  # the newer file wins
         if path is not None:
-            found = read_json(path)
-            flags = {
-                each["content"]: each for each in (found.get("added_tokens_decoder") or {}).values()
-            }
+            found = read_object(path)
+            listed = found.get("added_tokens_decoder") or {}
+            check_kind(listed, dict[str, dict[str, Any]], f"{path}: 'added_tokens_decoder'")
+            flags = {value_of(each, "content", str, path): each for each in listed.values()}
+            for key, kind in SETTINGS.items():
+                check_kind(found.get(key), kind | None, f"{path}: {key!r}")
             for key, value in found.items():
                 if (
                     key in SPECIAL
@@ -86,11 +100,7 @@ def read_settings(config: Path | None, special: Path | None) -> dict[str, Any]:
                     and not (isinstance(value, str) and key in values)
                 ):
                     values[key] = flags.get(value, value) if isinstance(value, str) else value
-                elif (
-                    key
-                    in ("model_max_length", "padding_side", "truncation_side", "add_prefix_space")
-                    and value is not None
-                ):
+                elif key in SETTINGS and key not in SPECIAL and value is not None:
                     values[key] = value
     return values
 
@@ -105,9 +115,10 @@ def as_added(value: Any, role: str) -> AddedToken:
             for key in ("single_word", "lstrip", "rstrip", "normalized")
             if key in value
         }
-        return AddedToken(str(value["content"]), special=True, **flags)
+        content = value_of(value, "content", str, role, ConfigError)
+        return AddedToken(content, special=True, **flags)
     if not isinstance(value, str):
-        raise ConfigError(f"{role}={value!r}; expected a text")
+        raise ConfigError(f"{role}={value!r:.80}; expected a text")
     # a mask takes the space before it
     return AddedToken(value, special=True, lstrip=role == "mask_token", normalized=False)
 
