@@ -136,7 +136,7 @@ def test_a_recipe_survives_its_file(tmp_path):
         ({"lr": "fast"}, "lr='fast'; expected a number"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch_size": 0}, "batch_size=0; it must be at least 1"),
-        ({"batch_size": True}, "batch_size=True; expected a whole number"),
+        ({"batch_size": True}, "batch_size=True; expected an integer"),
         ({"optimizer": "lion"}, "optimizer='lion'; expected 'sgd' or 'adamw'"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"resize": 10, "crop": 12}, "resize=10 is smaller than crop=12"),
@@ -156,7 +156,7 @@ def test_wrong_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"list\.yaml: expected lines"):
         read_recipe_file(tmp_path / "list.yaml")
     (tmp_path / "bad.yaml").write_text("lr: [1\n")
-    with pytest.raises(ConfigError, match=r"bad\.yaml is not a YAML file"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not YAML"):
         read_recipe_file(tmp_path / "bad.yaml")
     (tmp_path / "typo.yaml").write_text("momentun: 0.5\n")
     with pytest.raises(ConfigError, match=r"typo\.yaml.*did you mean momentum"):

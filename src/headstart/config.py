@@ -89,9 +89,9 @@ def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         numbers = value if isinstance(value, list | tuple) else [value]
         for number in numbers:
             if isinstance(number, int) and not -most <= number <= most:
-                raise ConfigError(f"{name} is {value!r:.80}; expected at most {most:,}")
+                raise ConfigError(f"{name}={value!r:.80}; expected at most {most:,}")
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{name} is {value!r:.80}; expected finite numbers")
+                raise ConfigError(f"{name}={value!r:.80}; expected finite numbers")
         if name in LAYERS and sum(numbers) > most:
             raise ConfigError(f"{name} has {sum(numbers):,} layers; expected at most {most:,}")
 

@@ -259,7 +259,7 @@ def mistakes(photos, model, tuned, folder):  # noqa: F811
             "wings=2",
         ],
         "precision='fp8'": ["train", photos, "--model", model, "--out", new, "--precision", "fp8"],
-        "cannot read the recipe file": [
+        "none.yaml: no such file": [
             "train",
             photos,
             "--model",

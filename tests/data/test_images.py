@@ -252,7 +252,7 @@ def test_wrong_tables_name_file_and_row(text, message, tmp_path):
 
 def test_wrong_files_are_named(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": "x"}\n{"image": \n')
-    with pytest.raises(DataError, match=r"t\.jsonl line 2: not JSON"):
+    with pytest.raises(DataError, match=r"t\.jsonl line 2 is not JSON"):
         read_images(tmp_path / "t.jsonl", DataOptions())
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": "x"}\n[1]\n')
     with pytest.raises(DataError, match=r"t\.jsonl line 2: expected an object"):

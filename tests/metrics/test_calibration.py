@@ -106,7 +106,7 @@ def test_few_examples_and_wrong_rates(tmp_path):
     with pytest.raises(ConfigError, match="does not say when the model should refuse"):
         Confidence.read(tmp_path)
     (tmp_path / "confidence.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         Confidence.read(tmp_path)
 
 

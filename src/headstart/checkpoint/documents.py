@@ -135,7 +135,7 @@ def parse_json(text: str, where: str, error: Error = FileFormatError, *, nan: bo
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}"
-        raise error(f"{where}: not JSON: {problem.msg} at {place}") from problem
+        raise error(f"{where} is not JSON: {problem.msg} at {place}") from problem
     except UnicodeEncodeError as problem:
         raise error(f"{where}: a text holds half of a surrogate pair") from problem
     except RecursionError as problem:
@@ -196,7 +196,7 @@ def _yaml() -> Any:
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types
             if isinstance(event, yaml.AliasEvent):
                 raise _Refused(f"the alias *{event.anchor:.40} is not read; write the value again")
             if getattr(event, "tag", None):
@@ -237,7 +237,7 @@ def parse_yaml(text: str, where: str, error: Error = FileFormatError) -> Any:  #
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         _check_numbers(value)
     except yaml.YAMLError as problem:
-        raise error(f"{where}: not YAML: {' '.join(str(problem).split())}") from problem
+        raise error(f"{where} is not YAML: {' '.join(str(problem).split())}") from problem
     except RecursionError as problem:
         raise error(f"{where}: nested more than {MAX_DEPTH} deep") from problem
     # A damaged number (`0b_`), an unhashable key, an integer of thousands of digits.
@@ -338,7 +338,7 @@ def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatEr
         error: Class of the error.
     """
     if not is_kind(value, kind):
-        raise error(f"{where} is {value!r:.80}; expected {kind_words(kind)}")
+        raise error(f"{where}={value!r:.80}; expected {kind_words(kind)}")
 
 
 def value_of(
@@ -374,7 +374,7 @@ def as_dataclass(
     Raises:
         HeadstartError: Of the class `error`.
     """
-    hints = _hints(cls)
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]  # every class is hashable
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         needed = field.default is field.default_factory is dataclasses.MISSING

@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from headstart.checkpoint.documents import parse_json
 from headstart.errors import FileFormatError, InputError, NotFoundError
 
 
@@ -49,6 +48,8 @@ def task_options(items: list[str] | None, masks: Path | None) -> dict[str, Any]:
 
 def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """A value as JSON would read it, else the text itself."""
+    from headstart.checkpoint.documents import parse_json
+
     try:
         return parse_json(text, "the value")
     except FileFormatError:

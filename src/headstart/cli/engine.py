@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.checkpoint.documents import read_text
 from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
@@ -167,6 +166,8 @@ def read_calibration(
         for file in files[:: max(1, len(files) // 256)]:
             yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
         return
+    from headstart.checkpoint.documents import read_text
+
     lines = (
         [line for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
     )

@@ -118,7 +118,7 @@ def task_of(model: str | Path) -> str:
     from headstart.loading import family_of
 
     if (Path(model) / RESULTS).is_file():
-        task = read_results(model)["task"]
+        task: str = read_results(model)["task"]
         return ALIASES.get(task, task)
     family, values = family_of(model)
     named = (values.get("architectures") or [""])[0]

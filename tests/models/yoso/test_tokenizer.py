@@ -297,5 +297,5 @@ def test_bad_files(tmp_path):
     with pytest.raises(FileFormatError, match="is not JSON"):
         YosoTokenizer.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
-    with pytest.raises(FileFormatError, match="describes no tokenizer"):
+    with pytest.raises(FileFormatError, match="does not describe a tokenizer"):
         YosoTokenizer.from_pretrained(tmp_path)
