@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test check lint types stubs docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -26,9 +26,18 @@ test: $(VENV)/dev lint types
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/dev
 	$(BIN)/mypy
+
+# Lint, types, and the tests that take no training, no compiler and no other framework.
+check: $(VENV)/dev lint types
+	$(BIN)/python -m pytest -m "not slow" tests/test_*.py tests/checkpoint tests/images tests/data tests/metrics
+
+# The public names for editors and type checkers.
+stubs: $(VENV)/dev
+	$(BIN)/python scripts/stubs.py
 
 docs: $(VENV)/core
 	$(PIP) -e ".[docs]"

@@ -1,5 +1,8 @@
 """Named outputs."""
 
+import copy
+import pickle
+
 import pytest
 
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, output_classes
@@ -32,3 +35,26 @@ def test_pages_names():
         "SemanticSegmenterOutput",
     } <= names
     assert BeitModelOutputWithPooling("x", "y").to_tuple() == ("x", "y")
+
+
+def test_outputs_are_rebuilt_from_pairs_and_mappings():
+    """As DataParallel (pairs) and accelerate (a mapping) do."""
+    out = ImageClassifierOutput(logits="scores", hidden_states=("a", "b"))
+    again = type(out)((key, out[key]) for key in out)
+    assert isinstance(out, dict) and again == type(out)(dict(out)) == out
+    assert again.to_tuple() == ("scores", ("a", "b")) and again.loss is None
+    with pytest.raises(TypeError, match="no field 'scores'"):
+        ImageClassifierOutput({"scores": 1})
+
+
+def test_fields_stay_in_order_and_fixed():
+    out = ImageClassifierOutput(logits=2)
+    out.loss = 1
+    assert list(out) == ["loss", "logits"] and dict(out) == {"loss": 1, "logits": 2}
+    out["loss"] = None
+    assert list(out) == ["logits"]
+    with pytest.raises(TypeError, match="fields of ImageClassifierOutput are fixed"):
+        out.pop("logits")
+    with pytest.raises(KeyError, match="has no field 'score'"):
+        out["score"] = 1
+    assert pickle.loads(pickle.dumps(out)) == copy.deepcopy(out) == out

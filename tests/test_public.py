@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import headstart
-from headstart.registry import FAMILIES, exports
+from conftest import ROOT
+from headstart.registry import exports
 
 # The pages' classes, and what their examples use around them.
 PAGES = [
@@ -58,22 +59,17 @@ def test_every_name_of_the_pages_is_exported():
     assert set(PAGES) <= set(dir(headstart))
 
 
-def test_families_do_not_import_each_other():
-    """A family's room needs nothing from another's; base modules need none of the rooms."""
-    root = headstart.__path__[0]
-    from pathlib import Path
+def test_editors_and_type_checkers_see_every_public_name():
+    done = subprocess.run([sys.executable, "scripts/stubs.py", "--check"], cwd=ROOT)
+    assert done.returncode == 0
 
-    for path in Path(root).rglob("*.py"):
-        text, parts = path.read_text(), path.relative_to(root).parts
-        own = parts[1] if parts[0] == "models" and len(parts) > 2 else None
-        for family in FAMILIES:
-            used = (
-                f"headstart.models.{family}" in text
-                and 'import_module(f"headstart.models.{name}")' not in text
-            )
-            assert not used or family == own, (
-                f"{path.name} of {own or 'the house'} needs the room {family}"
-            )
+
+def test_star_import_gives_every_public_name():
+    names = {name for name in dir(headstart) if not name.startswith("__")}
+    assert set(headstart.__all__) == names
+    for name in ("train", "evaluate", "optimize", "export", "pipeline"):
+        assert inspect.isfunction(getattr(headstart, name)), name
+    assert "model" in inspect.signature(headstart.train).parameters
 
 
 def test_importing_loads_no_framework():

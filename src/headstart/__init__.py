@@ -1,56 +1,67 @@
 """A head start on your own task from four pretrained model families: BiT, CvT, BEiT and YOSO.
 
 Names are loaded when they are first used: importing this module loads neither torch nor keras nor
-jax.
+jax. `__init__.pyi` lists them for editors and type checkers (`make stubs` writes it).
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from headstart._version import __version__ as __version__
 
-_AUTO = (
-    "AutoBackbone AutoConfig AutoFeatureExtractor AutoImageProcessor AutoModel"
-    " AutoModelForImageClassification AutoModelForMaskedImageModeling AutoModelForMaskedLM"
-    " AutoModelForMultipleChoice AutoModelForQuestionAnswering AutoModelForSemanticSegmentation"
-    " AutoModelForSequenceClassification AutoModelForTokenClassification AutoTokenizer"
-)
-_MODULES = dict.fromkeys(_AUTO.split(), "headstart.auto") | {
-    "pipeline": "headstart.pipelines.base",
-    "train": "headstart.training.run",
-    "evaluate": "headstart.training.run",
-    "errors": "headstart.errors",
-    "optimize": "headstart.engine",
-    "export": "headstart.engine",
+# Public name → its module; the classes of the families are in the registry, the outputs in theirs.
+_NAMES = {
+    **dict.fromkeys(("train", "evaluate"), "training.run"),
+    **dict.fromkeys(("optimize", "export"), "engine"),
+    "pipeline": "pipelines.base",
+    "errors": "errors",
+    "BatchFeature": "images.processor",
+    "BatchEncoding": "models.yoso.encoding",
+    "PreTrainedConfig": "config",
+    "PretrainedConfig": "config",
+    "PreTrainedModel": "nn.torch",
+    **dict.fromkeys(
+        [
+            "AutoBackbone",
+            "AutoConfig",
+            "AutoFeatureExtractor",
+            "AutoImageProcessor",
+            "AutoModel",
+            "AutoModelForImageClassification",
+            "AutoModelForMaskedImageModeling",
+            "AutoModelForMaskedLM",
+            "AutoModelForMultipleChoice",
+            "AutoModelForQuestionAnswering",
+            "AutoModelForSemanticSegmentation",
+            "AutoModelForSequenceClassification",
+            "AutoModelForTokenClassification",
+            "AutoTokenizer",
+        ],
+        "auto",
+    ),
 }
 
 
-def _where(name: str) -> str | None:
-    """The module that holds a public name."""
-    if name in _MODULES:
-        return _MODULES[name]
-    if "Output" in name and name[0] != "_":
-        return "headstart.outputs"
+def _public_names() -> dict[str, str]:
+    """Every public name → the module that holds it."""
+    from headstart.outputs import __all__ as outputs
     from headstart.registry import exports
 
-    return exports().get(name)
+    names = {name: f"headstart.{module}" for name, module in _NAMES.items()}
+    return names | exports() | dict.fromkeys(outputs, "headstart.outputs")
 
 
 def __getattr__(name: str) -> Any:
-    module = None if name.startswith("_") else _where(name)
+    if name == "__all__":
+        return sorted(_public_names())
+    module = None if name.startswith("_") else _public_names().get(name)
     if module is None:
         raise AttributeError(f"module 'headstart' has no attribute {name!r}")
     loaded = import_module(module)
-    value = (
-        loaded
-        if module == f"headstart.{name}" and not callable(getattr(loaded, name, None))
-        else getattr(loaded, name)
-    )
+    value = loaded if module == f"headstart.{name}" else getattr(loaded, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    from headstart.registry import exports
-
-    return sorted([*_MODULES, *exports(), "__version__"])
+    return sorted([*_public_names(), "__version__", "__all__"])

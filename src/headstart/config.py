@@ -15,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
+from headstart._version import __version__
 from headstart.checkpoint.documents import check_kind, read_object
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
@@ -329,10 +330,9 @@ class PreTrainedConfig:
 
         `push_to_hub` also uploads the folder, to `repo_id`.
         """
-        import headstart
         from headstart.checkpoint import atomic_write
 
-        values = self.to_published(self.to_dict()) | {"headstart_version": headstart.__version__}
+        values = self.to_published(self.to_dict()) | {"headstart_version": __version__}
         for key in ("_name_or_path", "transformers_version"):
             values.pop(key, None)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -365,6 +365,9 @@ class PreTrainedConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+PretrainedConfig = PreTrainedConfig  # the name in transformers v4
 
 
 def resolve_compat(

@@ -1,63 +1,113 @@
 """The documented output classes of every model, for all frameworks.
 
-An output is read by attribute (`out.logits`), key (`out["logits"]`), index (`out[0]`), slice, or as
-a tuple (`out.to_tuple()`). Fields that are None are left out of everything but attribute access.
-Iterating gives the keys, as a mapping does.
+An output is a dictionary and a dataclass: it is read by attribute (`out.logits`), key
+(`out["logits"]`), index (`out[0]`), slice, or as a tuple (`out.to_tuple()`). Fields that are None
+are left out of everything but attribute access.
 
 Shapes in the comments: B images or texts, C channels, H W height and width, L tokens, D hidden
 size, A heads, V classes or vocabulary.
 """
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
+
+__all__ = [
+    "BackboneOutput",
+    "BaseModelOutput",
+    "BaseModelOutputWithCLSToken",
+    "BaseModelOutputWithCrossAttentions",
+    "BaseModelOutputWithPooling",
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "BeitModelOutputWithPooling",
+    "FlaxBeitModelOutputWithPooling",
+    "FlaxMaskedLMOutput",
+    "FlaxSequenceClassifierOutput",
+    "ImageClassifierOutput",
+    "ImageClassifierOutputWithNoAttention",
+    "MaskedLMOutput",
+    "ModelOutput",
+    "MultipleChoiceModelOutput",
+    "QuestionAnsweringModelOutput",
+    "SemanticSegmenterOutput",
+    "SequenceClassifierOutput",
+    "TFBaseModelOutputWithCLSToken",
+    "TFImageClassifierOutputWithNoAttention",
+    "TokenClassifierOutput",
+]
 
 Tensors = tuple[Any, ...]
 
 
 @dataclass
-class ModelOutput:
-    """Base of the outputs: a dataclass that also reads as a mapping and as a tuple."""
+class ModelOutput(dict[str, Any]):
+    """Base of the outputs: a dictionary of the fields that are not None, in the fields' order.
 
-    def _present(self) -> dict[str, Any]:
-        return {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None
-        }
+    The first argument may also be a mapping, or (name, value) pairs, of all fields: libraries that
+    move or gather outputs rebuild them so.
+    """
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self)]
+        first = getattr(self, names[0]) if names else None
+        alone = all(getattr(self, name) is None for name in names[1:])
+        if alone and (values := _named_values(first)) is not None:
+            unknown = values.keys() - set(names)
+            if unknown:
+                raise TypeError(f"{type(self).__name__} has no field {min(unknown)!r}")
+            object.__setattr__(self, names[0], None)
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Makes the dictionary hold what the fields hold."""
+        super().clear()
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                super().__setitem__(f.name, value)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        setattr(self, key, value)
+        if key not in {f.name for f in fields(self)}:
+            raise KeyError(f"{type(self).__name__} has no field {key!r}")
+        object.__setattr__(self, key, value)
+        self._fill()
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._present())
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in self or value is not None:
+            self._fill()
 
-    def __len__(self) -> int:
-        return len(self._present())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._present()
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"the fields of {type(self).__name__} are fixed; set one to None to leave it out"
+        )
 
-    def keys(self) -> KeysView[str]:
-        """Names of the fields that are not None."""
-        return self._present().keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Values of the fields that are not None."""
-        return self._present().values()
-
-    def items(self) -> ItemsView[str, Any]:
-        """Name and value of the fields that are not None."""
-        return self._present().items()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a field, or `default` where it is None or does not exist."""
-        return self._present().get(key, default)
+    __delitem__ = pop = popitem = update = setdefault = clear = _refuse  # type: ignore[assignment]
 
     def to_tuple(self) -> Tensors:
         """The fields that are not None, in order."""
-        return tuple(self._present().values())
+        return tuple(self.values())
+
+
+def _named_values(first: Any) -> dict[str, Any] | None:
+    """The fields by name, where an output's first argument holds all of them; else None."""
+    if isinstance(first, Mapping):
+        return dict(first)
+    if isinstance(first, Iterable) and not hasattr(first, "shape") and not isinstance(first, str):
+        pairs = list(first)
+        if pairs and all(
+            isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in pairs
+        ):
+            return dict(pairs)
+    return None
 
 
 @dataclass

@@ -58,10 +58,15 @@ def write_random(folder: Path, seed: int) -> None:
     """Writes bit-mini with random weights, as a checkpoint."""
     import torch
 
-    from headstart import AutoImageProcessor, BitConfig, BitForImageClassification
+    from headstart.auto import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+    )
 
     torch.manual_seed(seed)
-    BitForImageClassification(BitConfig.from_pretrained("bit-mini")).save_pretrained(folder)
+    config = AutoConfig.from_pretrained("bit-mini")
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
     AutoImageProcessor.from_pretrained("bit-mini").save_pretrained(folder)
 
 

@@ -78,7 +78,7 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that rea
 
 def _version(asked: bool) -> None:
     if asked:
-        from headstart import __version__
+        from headstart._version import __version__
 
         print(f"headstart {__version__}")
         raise typer.Exit

@@ -53,9 +53,8 @@ def register_outputs() -> None:
                 jax.tree_util.register_pytree_node(cls, _flatten, build)
         elif keras.backend.backend() == "tensorflow":  # tf.nest asks the class itself
             cls.__tf_flatten__ = lambda self: (tuple(self.keys()), tuple(self.values()))  # type: ignore[attr-defined]
-            cls.__tf_unflatten__ = classmethod(
-                lambda c, keys, values: c(**dict(zip(keys, values, strict=True)))
-            )  # type: ignore[attr-defined]
+            rebuild = classmethod(lambda c, keys, values: c(**dict(zip(keys, values, strict=True))))
+            cls.__tf_unflatten__ = rebuild  # type: ignore[attr-defined]
 
 
 register_outputs()

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.errors import ConfigError, InputError
 from headstart.images.decode import LANCZOS, decode, resize
+from headstart.models.beit.image_tokenizer import DalleImageTokenizer
+from headstart.models.beit.masking import blockwise_mask
 from headstart.pipelines.base import is_one_image, load_both
 
 TOKENIZER_FOLDER = "image_tokenizer"  # inside the folder of a pretrained network
@@ -104,7 +105,7 @@ def load_tokenizer(folder: str | Path, config: Any) -> Any:
     inside = Path(folder) / TOKENIZER_FOLDER
     if inside.is_dir():
         return DalleImageTokenizer.from_pretrained(inside)
-    name = getattr(config, "image_tokenizer", None)
+    name = str(getattr(config, "image_tokenizer", ""))
     if name not in DalleImageTokenizer.published:
         raise ConfigError(
             f"{folder} has no folder {TOKENIZER_FOLDER} with the tokenizer it was pretrained with;"

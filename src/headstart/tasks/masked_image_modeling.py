@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart import DalleImageTokenizer, blockwise_mask
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedImageModeling
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_json
@@ -31,6 +30,8 @@ from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources import Examples
 from headstart.errors import ConfigError, DataError
 from headstart.metrics.classification import wilson
+from headstart.models.beit.image_tokenizer import DalleImageTokenizer
+from headstart.models.beit.masking import blockwise_mask
 from headstart.pipelines.masked_image_modeling import (
     TOKENIZER_FOLDER,
     as_tensor,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-import headstart
+from headstart._version import __version__
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError, MissingExtraError
@@ -187,7 +187,7 @@ def versions() -> dict[str, str]:
     import PIL
 
     return {
-        "headstart": headstart.__version__, "torch": str(torch.__version__), "numpy": numpy.__version__, "pillow": PIL.__version__,
+        "headstart": __version__, "torch": str(torch.__version__), "numpy": numpy.__version__, "pillow": PIL.__version__,
         "python": platform.python_version(), "platform": platform.platform(),
     }  # fmt: skip
 
