@@ -58,11 +58,7 @@ def write_random(folder: Path, seed: int) -> None:
     """Writes bit-mini with random weights, as a checkpoint."""
     import torch
 
-    from headstart.auto import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-    )
+    from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained("bit-mini")
