@@ -26,7 +26,7 @@ import torch
 
 import headstart
 from headstart import YosoConfig, YosoForMaskedLM, YosoTokenizer
-from headstart.data.tables import read_table
+from headstart.data.sources.tables import read_table
 
 VOCABULARY = 4000
 SMALL = {

@@ -15,7 +15,7 @@ from headstart.data.cache import inspect
 from headstart.data.images import batch_indices, read_images
 from headstart.data.labels import few_shot, stratified
 from headstart.data.options import DataOptions
-from headstart.data.sources import source_bytes
+from headstart.data.sources.raw import source_bytes
 from headstart.errors import DataError
 from photo_data import CLASSES, make_class_folders, make_photo
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from headstart.data import hub_data
 from headstart.data.images import read_images
 from headstart.data.labels import (
     MULTI,
@@ -25,8 +24,9 @@ from headstart.data.labels import (
     stratified_labels,
 )
 from headstart.data.options import DataOptions
-from headstart.data.shards import expand
-from headstart.data.sources import source_bytes
+from headstart.data.sources import hub as hub_data
+from headstart.data.sources.raw import source_bytes
+from headstart.data.sources.tars import expand
 from headstart.errors import ConfigError, DataError
 from photo_data import CLASSES, make_photo
 

@@ -58,7 +58,7 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
 
 def image_files(paths: list[Path]) -> list[Path]:
     """The images among the paths, folders searched through."""
-    from headstart.data.sources import IMAGE_SUFFIXES
+    from headstart.data.sources.raw import IMAGE_SUFFIXES
 
     if not paths:
         raise InputError("which images? Give files or folders")

@@ -154,7 +154,7 @@ def read_calibration(
 ) -> Iterator[dict[str, Any]]:
     """Calls of one image or text each."""
     if network.main_input_name == "pixel_values":
-        from headstart.data.sources import IMAGE_SUFFIXES
+        from headstart.data.sources.raw import IMAGE_SUFFIXES
 
         files = (
             sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from headstart.data.sources import Examples, Source, source_bytes
+from headstart.data.sources.raw import Examples, Source, source_bytes
 from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode as decode_any
 from headstart.images.decode import resize

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data import hub_data
-from headstart.data.image_tables import class_names, promises_several, read_image_table
+from headstart.data.interpret import class_names, promises_several, read_image_table
 from headstart.data.labels import (
     MULTI,
     REGRESSION,
@@ -31,9 +30,10 @@ from headstart.data.labels import (
     numbers_in,
 )
 from headstart.data.options import SPLITS, DataOptions
-from headstart.data.shards import expand, read_tar
-from headstart.data.sources import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
-from headstart.data.tables import TABLE_SUFFIXES, read_table
+from headstart.data.sources import hub as hub_data
+from headstart.data.sources.raw import IMAGE_SUFFIXES, SPLIT_NAMES, Examples, Raw
+from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
+from headstart.data.sources.tars import expand, read_tar
 from headstart.errors import DataError, listed
 
 FILE_SUFFIXES = (*TABLE_SUFFIXES, ".arrow", ".npz", ".tar")

@@ -20,7 +20,7 @@ from headstart.checkpoint.documents import read_json
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import holds_files, read_raw
 from headstart.data.options import DataOptions
-from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
+from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
 from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode_labels
 

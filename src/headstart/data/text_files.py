@@ -7,7 +7,7 @@ from typing import Any
 
 from headstart.checkpoint.documents import read_text
 from headstart.data.options import DataOptions
-from headstart.data.tables import TABLE_SUFFIXES, read_table
+from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
 from headstart.data.texts import find_column, text_cell, text_columns
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import pipeline

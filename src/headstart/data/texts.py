@@ -18,12 +18,12 @@ import numpy as np
 
 from headstart.checkpoint.documents import read_json, read_text
 from headstart.data.cache import Bad
-from headstart.data.hub_data import as_json_lines
-from headstart.data.image_tables import LABEL_COLUMNS, SCORE_COLUMNS
+from headstart.data.interpret import LABEL_COLUMNS, SCORE_COLUMNS
 from headstart.data.labels import few_shot, stratified
 from headstart.data.options import DataOptions
-from headstart.data.sources import SPLIT_NAMES
-from headstart.data.tables import TABLE_SUFFIXES, Table, read_table
+from headstart.data.sources.hub import as_json_lines
+from headstart.data.sources.raw import SPLIT_NAMES
+from headstart.data.sources.tables import TABLE_SUFFIXES, Table, read_table
 from headstart.errors import ConfigError, DataError, listed
 
 TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".conll", ".conllu", ".iob", ".txt")

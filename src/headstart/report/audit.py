@@ -17,7 +17,7 @@ from headstart.data.duplicates import Pair, difference_hash, label_of, pairs_in
 from headstart.data.images import ImageData, read_images
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
-from headstart.data.sources import Source
+from headstart.data.sources.raw import Source
 from headstart.errors import InputError
 from headstart.report.page import Picture, Section, Table, picture_source, render
 

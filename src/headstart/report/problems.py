@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headstart.data.cache import decode
 from headstart.data.duplicates import Pair
 from headstart.data.labels import MULTI, SINGLE
-from headstart.data.sources import Source
+from headstart.data.sources.raw import Source
 from headstart.report.classification import (
     GALLERY,
     LookedAt,

@@ -33,7 +33,7 @@ from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import SPLITS, DataOptions
-from headstart.data.sources import Examples, Source
+from headstart.data.sources.raw import Examples, Source
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines.base import batched
 from headstart.progress import Progress

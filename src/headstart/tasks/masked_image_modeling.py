@@ -27,7 +27,7 @@ from headstart.checkpoint.documents import read_json
 from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
 from headstart.data.images import read_pictures
 from headstart.data.options import SPLITS, DataOptions
-from headstart.data.sources import Examples
+from headstart.data.sources.raw import Examples
 from headstart.errors import ConfigError, DataError
 from headstart.metrics.classification import wilson
 from headstart.models.beit.image_tokenizer import DalleImageTokenizer

@@ -11,8 +11,8 @@ from typing import Any
 from headstart.checkpoint.documents import read_json
 from headstart.data.labels import SINGLE, as_flag, as_number
 from headstart.data.options import DataOptions
-from headstart.data.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw, Slice, Source
-from headstart.data.tables import Table
+from headstart.data.sources.raw import MASK_NAMES, SPLIT_NAMES, Cell, Raw, Slice, Source
+from headstart.data.sources.tables import Table
 from headstart.errors import DataError
 
 IMAGE_COLUMNS = (

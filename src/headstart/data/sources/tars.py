@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headstart.checkpoint.documents import parse_json
-from headstart.data.image_tables import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
+from headstart.data.interpret import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
 from headstart.data.options import DataOptions
-from headstart.data.sources import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
-from headstart.data.tables import Table
+from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
+from headstart.data.sources.tables import Table
 from headstart.errors import DataError
 
 SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may say about its picture

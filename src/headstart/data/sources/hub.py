@@ -14,10 +14,10 @@ from typing import Any
 
 from headstart.checkpoint import atomic_write
 from headstart.data.cache import cache_folder
-from headstart.data.image_tables import IMAGE_COLUMNS, read_image_table
+from headstart.data.interpret import IMAGE_COLUMNS, read_image_table
 from headstart.data.options import DataOptions
-from headstart.data.sources import MASK_NAMES, SPLIT_NAMES, Cell, Raw
-from headstart.data.tables import Table
+from headstart.data.sources.raw import MASK_NAMES, SPLIT_NAMES, Cell, Raw
+from headstart.data.sources.tables import Table
 from headstart.errors import DataError, MissingExtraError
 from headstart.hub.resolve import transport_errors
 
