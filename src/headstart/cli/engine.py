@@ -53,7 +53,7 @@ def optimize(
         str | None, typer.Option(help="cpu, cuda, …; default the best there is.")
     ] = None,
 ) -> None:
-    """Make a model as fast as this machine allows, and say how far its outputs moved.
+    """Optimize a model for this machine, and report the deviation of its outputs.
 
     Example: [bold]headstart optimize runs/photos --out runs/fast[/bold]
     """
@@ -94,7 +94,7 @@ def export(
     ] = False,
     tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
 ) -> None:
-    """Write a model as a file that needs no headstart, and check it against PyTorch.
+    """Export a model to ONNX, OpenVINO or torch.export, and verify it against PyTorch.
 
     Example: [bold]headstart export runs/photos --out photos.onnx[/bold]
     """

@@ -1,0 +1,85 @@
+"""Commands that look at data: audit."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headstart.cli.arguments import check_model, named_values
+from headstart.cli.options import ColumnOption, DataArgument, WorkersOption
+from headstart.cli.terminal import print_table
+
+
+def audit(
+    data: DataArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Page with the images, such as audit.html.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Network whose features are used to find label errors and outliers.")
+    ] = "bit-mini",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Skip label errors and outliers, which need the network."),
+    ] = False,
+    column: ColumnOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Check data: unreadable images, duplicates, leaks between splits, wrong labels, outliers.
+
+    The exit code is 1 if images are unreadable or duplicated; probable label errors and outliers
+    are estimates and do not change it.
+
+    Examples: [bold]headstart audit photos/[/bold]
+
+    [bold]headstart audit photos/ --model BiT-M-R50x1 --html audit.html[/bold]
+    """
+    if not quick:
+        check_model(model)
+    from headstart.data.options import DataOptions
+    from headstart.report.audit import audit as run
+    from headstart.report.audit import write_page
+
+    found = run(
+        data,
+        DataOptions(val_fraction=0.0, columns=named_values(column, "--column"), workers=workers),
+        None if quick else model,
+    )
+    if html is not None:
+        write_page(found, html, str(data))
+    if as_json:
+        pairs = [
+            vars(pair) | {"leaks": pair.leaks, "contradicts": pair.contradicts}
+            for pair in found.pairs
+        ]
+        values = {"images": found.images, "unreadable": found.unreadable, "pairs": pairs}
+        values |= {
+            "mislabelled": [vars(each) for each in found.mislabelled],
+            "outliers": [vars(each) for each in found.outliers],
+        }
+        values["agreement"] = found.agreement
+        print(json.dumps(values, indent=2))
+    else:
+        rows = [("unreadable", name, reason) for name, reason in found.unreadable]
+        for pair in found.pairs:
+            words = [f"{pair.kind} duplicate"] + ["leak: " + " and ".join(pair.splits)] * pair.leaks
+            words += ["classes: " + " and ".join(pair.labels)] * pair.contradicts
+            rows.append((", ".join(words), pair.first, pair.second))
+        for doubt in found.mislabelled:
+            said = (
+                f"is {doubt.label} ({doubt.probability:.0%}), looks like {doubt.likely}"
+                f" ({doubt.likely_probability:.0%})"
+            )
+            rows.append(("probably mislabelled", doubt.name, said))
+        rows += [
+            ("outlier", each.name, f"{each.label}, {each.distance:.1f} deviations from the others")
+            for each in found.outliers
+        ]
+        print_table("", ("what", "image", "and"), rows)
+        first, *others = found.lines()
+        print(f"{first}: {', '.join(others)}", file=sys.stderr)
+    if found.unreadable or found.pairs:
+        raise typer.Exit(1)

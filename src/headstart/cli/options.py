@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA_HELP = (
+    "Folder of class folders, of train/val/test or of WebDataset tars, a table (CSV, TSV, JSONL,"
+    " Parquet), .npz, .tar or 'shard-{0000..0009}.tar', or a data set of the Hub: hf:owner/name."
+)
+COLUMN_HELP = "Column of a table, such as image=file or label=species; label=x,y takes several."
+PROBLEM_HELP = (
+    "What labels are: single-label, multi-label or regression; default what they look like."
+)
+WEIGHTS_HELP = (
+    "What classes count in the loss: none, balanced, a YAML or JSON file, or '{cat: 2, dog: 1}'."
+)
+MODEL_HELP = "Pretrained model: folder, Hub id or authors' name (`headstart models`)."
+DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
+
+
+def model_names(incomplete: str) -> list[str]:
+    """What the shell offers for a model: the published names."""
+    from headstart.registry import published_models
+
+    return [name for name in published_models() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Result folder, Hub id or authors' name.", autocompletion=model_names)
+]
+MasksArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of masks, where DATA is a folder of images (semantic segmentation)."
+    ),
+]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the task; may be repeated."),
+]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]

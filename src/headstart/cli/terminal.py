@@ -1,0 +1,41 @@
+"""What the commands print: tables, warnings."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of this and other libraries as plain lines, without the line of code that they come
+    from.
+    """
+    logger = logging.getLogger("headstart")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        # a new head is what tuning is for
+        handler.addFilter(lambda record: "drawn at random" not in record.getMessage())
+        logger.addHandler(handler)
+        logger.propagate = False
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"headstart: {message}", file=sys.stderr)
+        yield
+
+
+def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row), flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, pad_edge=False, show_header=any(head))
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,324 @@
+"""Commands that train and evaluate: train, evaluate, demo."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.cli.arguments import check_model, named_values, parsed, task_options
+from headstart.cli.options import (
+    MODEL_HELP,
+    PROBLEM_HELP,
+    WEIGHTS_HELP,
+    ColumnOption,
+    DataArgument,
+    DeviceOption,
+    MasksArgument,
+    ModelArgument,
+    TaskOption,
+    WorkersOption,
+    model_names,
+)
+from headstart.cli.terminal import print_table
+
+
+def train(  # noqa: PLR0913 - one parameter for each option
+    data: DataArgument,
+    masks: MasksArgument = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(help="Result folder; must be new, or hold the run that --resume continues."),
+    ],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="Task to train: image-classification, semantic-segmentation, text-classification, …"
+        ),
+    ] = "image-classification",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of recipe values.", rich_help_panel="Recipe")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe instead of the family's own: hyperrule or finetune.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="full: every weight. head: only the last layer, on features computed once.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training examples of each class.", rich_help_panel="Data"),
+    ] = None,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of random subsets of --shots to train on; reports mean and 95 % interval.",
+            rich_help_panel="Data",
+        ),
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Seed of order, augmentation, dropout and splits.",
+            rich_help_panel="Optimization",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Training steps; warm-up and decays keep their proportions.",
+            rich_help_panel="Optimization",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate after the warm-up.", rich_help_panel="Optimization"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples in one training step.", rich_help_panel="Optimization"),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples in one forward pass; default what fits into memory.",
+            rich_help_panel="Optimization",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd or adamw.", rich_help_panel="Optimization")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="staircase, cosine, poly or constant.", rich_help_panel="Optimization"),
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of training images before the crop.", rich_help_panel="Recipe"
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of what the network sees.", rich_help_panel="Recipe"),
+    ] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16 (with scaled gradients).", rich_help_panel="Optimization"
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prefix of parameter names to freeze; may be repeated.", rich_help_panel="Recipe"
+        ),
+    ] = None,
+    unfreeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prefix of parameter names to train; all others are frozen.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="RANK",
+            help="Train LoRA matrices of this rank, and the head.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other recipe value; may be repeated.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(help="Validation data, where it is separate.", rich_help_panel="Data"),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Test data, where it is separate.", rich_help_panel="Data")
+    ] = None,
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Fraction held out where the data has no validation split.",
+            rich_help_panel="Data",
+        ),
+    ] = 0.2,
+    column: ColumnOption = None,
+    option: TaskOption = None,
+    problem_type: Annotated[
+        str | None, typer.Option(help=PROBLEM_HELP, rich_help_panel="Data")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help=WEIGHTS_HELP, rich_help_panel="Data")
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            help="Leave out unreadable examples instead of stopping.", rich_help_panel="Data"
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in --out.", rich_help_panel="Run")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print what would be done, and stop.", rich_help_panel="Run")
+    ] = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time limit of the whole run, such as 10m; the recipe is shortened to fit.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            help="Shard the model over the processes of torchrun (FSDP).", rich_help_panel="Run"
+        ),
+    ] = False,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Target error rate for refusing to answer; default 0.05.", rich_help_panel="Run"
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Also write TensorBoard logs, below --out.", rich_help_panel="Run")
+    ] = False,
+) -> None:
+    """Fine-tune a pretrained model on your data.
+
+    Examples: [bold]headstart train photos/ --model BiT-M-R50x1 --out runs/photos[/bold] · the head
+        alone, quick on a CPU:
+    [bold]headstart train photos/ --model BiT-M-R50x1 --tune head --out runs/head[/bold] · within a
+    time: [bold]… --budget 10m[/bold] · continue: [bold]headstart train photos/ --out runs/photos
+        --resume[/bold] · LoRA: [bold]… --lora 8[/bold] · many processes:
+    [bold]torchrun --nproc-per-node 2 -m headstart train …[/bold]
+    """
+    if model is not None:
+        check_model(model)
+    from headstart.progress import progress_for_terminal
+    from headstart.recipe import read_class_weights
+    from headstart.training.run import train as run
+
+    values: dict[str, Any] = {
+        "tune": tune, "seed": seed, "steps": steps, "lr": lr, "batch_size": batch_size, "micro_batch": micro_batch, "optimizer": optimizer,
+        "schedule": schedule, "resize": resize, "crop": crop, "mixup": mixup, "precision": precision,
+        "freeze": tuple(freeze) if freeze else None, "unfreeze": tuple(unfreeze) if unfreeze else None, "lora_rank": lora,
+        "class_weights": read_class_weights(class_weights) if class_weights else None,
+    }  # fmt: skip
+    values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    run(
+        data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots, draws=draws,
+        problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=named_values(column, "--column"),
+        validation=val, test=test,
+        task_options=task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
+        max_error=max_error,
+        progress=progress_for_terminal(), **values,
+    )  # fmt: skip
+
+
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    masks: MasksArgument = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test; default the last one present.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    column: ColumnOption = None,
+    option: TaskOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option(help="Leave out unreadable examples instead of stopping.")
+    ] = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Evaluate a fine-tuned model on labelled data.
+
+    Example: [bold]headstart evaluate runs/photos photos/ --split test[/bold]
+    """
+    check_model(model)
+    from headstart.progress import metric_text
+    from headstart.training.run import evaluate as run
+
+    columns, options = named_values(column, "--column"), task_options(option, masks)
+    job, found = run(
+        model,
+        data,
+        columns=columns,
+        skip_bad=skip_bad,
+        split=split,
+        task_options=options,
+        device=device,
+        workers=workers,
+    )
+    if as_json:
+        values = {
+            "split": found.split,
+            "examples": found.examples,
+            "metrics": found.metrics,
+            "confidence_interval_95": found.interval,
+        }
+        print(json.dumps(values, indent=2))
+        return
+    rows = [
+        (name.replace("_", " "), metric_text(name, value)) for name, value in found.metrics.items()
+    ]
+    if found.interval:
+        rows.insert(
+            1,
+            (
+                "95 % interval",
+                " to ".join(metric_text(job.headline, bound) for bound in found.interval),
+            ),
+        )
+    print_table(f"{found.examples} {found.split} examples", ("metric", "value"), rows)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Result folder; a number is appended where it exists.")
+    ] = Path("runs/demo"),
+    draws: Annotated[
+        int, typer.Option(min=1, help="Random subsets of ten images of each digit.")
+    ] = 5,
+) -> None:
+    """Fine-tune the embedded network on handwritten digits (a minute, offline).
+
+    Example: [bold]headstart demo[/bold]
+    """
+    from headstart.cli.demo import demo as run
+
+    run(out, draws)
