@@ -279,9 +279,9 @@ def test_long_texts_are_refused_cut_or_read_whole(moods, fill):
 
 def test_more_positions_repeat_the_old_ones(moods):
     model = YosoForSequenceClassification.from_pretrained(moods)
-    old = model.yoso.embeddings.positions.weight.clone()
+    old = model.yoso.embeddings.position_embeddings.weight.clone()
     model.resize_position_embeddings(150)
-    new = model.yoso.embeddings.positions.weight
+    new = model.yoso.embeddings.position_embeddings.weight
     assert new.shape[0] == 152 and model.config.max_position_embeddings == 150
     assert (
         torch.equal(new[:66], old)

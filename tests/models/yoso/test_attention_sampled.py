@@ -22,6 +22,8 @@ from headstart.models.yoso.attention import (
     measure_num_hash,
     normalize_rows,
     sampled_attention,
+    sampled_weights,
+    weighted_values,
 )
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
 from headstart.models.yoso.hashing import (
@@ -580,3 +582,29 @@ def test_refuses_what_does_not_fit():
         with pytest.raises(InputError, match=message):
             sampled_attention(query, key, value, **{**options, **wrong})
     assert math.isfinite(sampled_attention(query, key, value, **options).sum())
+
+
+@pytest.mark.parametrize("use_fast_hash", [True, False])
+@pytest.mark.parametrize("lsh_backward", [True, False])
+def test_weights_give_the_attention(lsh_backward, use_fast_hash):
+    """The weights times the values are the attention, with its gradients; but those of the values
+    are then always of the collisions.
+    """
+    inputs = [x.requires_grad_() for x in tokens(2, 3, 11, 5, dtype=torch.float64)]
+    mask = torch.tensor([[1] * 11, [1] * 8 + [0] * 3])
+    kinds = {
+        "hash_code_len": 4,
+        "num_hash": 6,
+        "use_fast_hash": use_fast_hash,
+        "lsh_backward": lsh_backward,
+        "mask": mask,
+        "seed": 3,
+    }
+    weights = sampled_weights(*inputs[:2], **kinds)
+    assert weights.shape == (2, 3, 11, 11) and weights.min() == 0 and 0 < weights.max() <= 1
+    results = []
+    for out in (weighted_values(weights, inputs[2], mask), sampled_attention(*inputs, **kinds)):
+        results.append([out, *torch.autograd.grad(out.square()[..., 0].sum(), inputs)])
+    compared = slice(None) if lsh_backward else slice(3)
+    for plain, ours in zip(*(each[compared] for each in results), strict=True):
+        assert_close(ours, plain, 1e-10)

@@ -234,10 +234,8 @@ def test_every_parameter_gets_a_gradient(cls):
 
 def test_equal_queries_and_keys_are_finite():
     model = small(hash_code_len=9, initializer_range=0.02).train()
-    for block in model.blocks:
-        weight, bias = block.attention.qkv.weight, block.attention.qkv.bias
-        with torch.no_grad():
-            weight[24:48], bias[24:48] = weight[:24], bias[:24]
+    for layer in model.encoder.layer:
+        layer.attention.self.key.load_state_dict(layer.attention.self.query.state_dict())
     out = model(ids(2, 8)).last_hidden_state
     out.sum().backward()
     assert torch.isfinite(out).all()
@@ -249,8 +247,9 @@ def test_attentions_are_collision_probabilities():
     mask = torch.tensor([[1, 1, 1, 1, 0]])
     x = ids(1, 5)
     out = model(x, mask, output_attentions=True, output_hidden_states=True)
-    attention = model.blocks[0].attention
-    q, k, v = attention.heads(out.hidden_states[0])
+    attention = model.encoder.layer[0].attention.self
+    x = out.hidden_states[0]
+    q, k, v = (attention.heads(f(x)) for f in (attention.query, attention.key, attention.value))
     for head in range(3):  # one pair at a time
         for i in range(5):
             for j in range(5):
@@ -263,23 +262,41 @@ def test_attentions_are_collision_probabilities():
     assert_close(attended, torch.nn.functional.normalize(summed, dim=-1), 1e-5)
 
 
+@pytest.mark.parametrize("use_expectation", [True, False])
+def test_attentions_are_on_the_path(use_expectation):
+    """Asking for them changes neither outputs nor gradients, and they have gradients themselves."""
+    model = small(
+        YosoForSequenceClassification, use_expectation=use_expectation, num_hash=4, hash_seed=1,
+        conv_window=3,
+    )  # fmt: skip
+    x, mask = ids(2, 7), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    results = []
+    for wanted in (False, True):
+        model.zero_grad()
+        out = model(x, mask, output_attentions=wanted, labels=torch.tensor([0, 1]))
+        for weights in out.attentions or ():
+            weights.retain_grad()
+        out.loss.backward()
+        results.append([out.logits, *(p.grad.clone() for p in model.parameters())])
+    for plain, on_path in zip(*results, strict=True):
+        assert_close(on_path, plain, 1e-5)
+    assert all(weights.grad.abs().sum() > 0 for weights in out.attentions)
+
+
 def test_head_mask_takes_heads_out():
     model = small(conv_window=3)
     x = ids(2, 6)
     only_first = torch.tensor([1.0, 0.0, 0.0])
     out = model(x, head_mask=only_first).last_hidden_state
     with torch.no_grad():
-        for block in model.blocks:
-            block.attention.proj.weight[:, 8:] = 0.0
+        for layer in model.encoder.layer:
+            layer.attention.output.dense.weight[:, 8:] = 0.0
     assert_close(out, model(x).last_hidden_state, 1e-6)
     only_last = torch.stack([torch.zeros(3), torch.ones(3)])
     out = model(x, head_mask=only_last, output_hidden_states=True).hidden_states
-    block = model.blocks[0]
-    assert_close(
-        out[1],
-        block.norm_2((y := block.norm_1(out[0] + block.attention.proj.bias)) + block.mlp(y)),
-        1e-6,
-    )
+    layer = model.encoder.layer[0]
+    y = layer.attention.output.LayerNorm(out[0] + layer.attention.output.dense.bias)
+    assert_close(out[1], layer.output.LayerNorm(y + layer.mlp(y)), 1e-6)
 
 
 def test_hash_seed_repeats_evaluation_only():
@@ -392,7 +409,7 @@ def test_gradient_checkpointing_changes_nothing():
         torch.manual_seed(0)
         model.zero_grad()
         model(x, labels=x).loss.backward()
-        results.append(model.yoso.blocks[0].attention.qkv.weight.grad.clone())
+        results.append(model.yoso.encoder.layer[0].attention.self.query.weight.grad.clone())
     assert_close(results[1], results[0], 1e-6)
 
 

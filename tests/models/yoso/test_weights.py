@@ -57,6 +57,38 @@ def test_saved_names_are_the_published_ones(case, tmp_path):
             assert written[key] == value, key
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in golden_cases("transformers", "yoso") if c.startswith("Yoso")]
+)
+def test_state_dict_is_what_a_published_file_holds(case):
+    """Beside it, the names under which tied tensors appear a second time, as in transformers."""
+    folder = golden_dir("transformers", "yoso", case)
+    network = getattr(headstart, case.split("__")[0]).from_pretrained(folder)
+    theirs = load_file(folder / "model.safetensors")
+    ours = network.state_dict()
+    again = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert set(ours) - again == set(theirs) - again
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_a_wrapper_of_published_names_loads():
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model()
+
+    first, second = Wrapper(), Wrapper()
+    second.load_state_dict(first.state_dict())
+    assert_close(second.net(IDS).logits, first.net(IDS).logits, 0.0)
+    head = second.net.cls.predictions
+    assert head.decoder.weight is second.net.yoso.embeddings.word_embeddings.weight
+    assert head.decoder.bias is head.bias
+    bare = {key.removeprefix("net."): value for key, value in first.state_dict().items()}
+    third = model()
+    third.load_state_dict({f"module.{key}": value for key, value in bare.items()})
+    assert_close(third(IDS).logits, first.net(IDS).logits, 0.0)
+
+
 NETWORKS = [
     YosoModel,
     YosoForMaskedLM,
@@ -88,14 +120,16 @@ def test_of_two_biases_the_decoders_counts(tmp_path):
     tensors["cls.predictions.decoder.bias"] = torch.arange(61.0)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     again = YosoForMaskedLM.from_pretrained(tmp_path)
-    assert torch.equal(again.head.bias, torch.arange(61.0))
+    assert torch.equal(again.cls.predictions.bias, torch.arange(61.0))
     del tensors["cls.predictions.decoder.bias"]  # as version 4 writes it
     save_file(
         tensors | {"cls.predictions.bias": torch.ones(61)},
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    assert torch.equal(YosoForMaskedLM.from_pretrained(tmp_path).head.bias, torch.ones(61))
+    assert torch.equal(
+        YosoForMaskedLM.from_pretrained(tmp_path).cls.predictions.bias, torch.ones(61)
+    )
 
 
 def test_places_follow_the_version_that_wrote_the_file():
@@ -134,9 +168,11 @@ def test_new_head_is_said(tmp_path, caplog):
     new, info = YosoForSequenceClassification.from_pretrained(
         tmp_path, num_labels=3, output_loading_info=True
     )
-    assert new.classifier.proj.weight.shape == (3, 32) and new.classifier.proj.weight.std() > 0
+    assert (
+        new.classifier.out_proj.weight.shape == (3, 32) and new.classifier.out_proj.weight.std() > 0
+    )
     assert sorted(info["missing_keys"]) == [
-        f"classifier.{name}.{leaf}" for name in ("dense", "proj") for leaf in ("bias", "weight")
+        f"classifier.{name}.{leaf}" for name in ("dense", "out_proj") for leaf in ("bias", "weight")
     ]
     assert "drawn at random" in caplog.text
 

@@ -21,8 +21,13 @@ import torch
 from torch import Tensor
 
 from headstart.errors import InputError
-from headstart.models.yoso.exact import collision_probability, exact_sum
-from headstart.models.yoso.hashing import check_hash, check_projections, draw_projections
+from headstart.models.yoso.exact import collision_probability, exact_sum, no_autocast
+from headstart.models.yoso.hashing import (
+    check_hash,
+    check_projections,
+    draw_projections,
+    hash_codes,
+)
 from headstart.models.yoso.rows import normalize_rows, row_scale
 from headstart.models.yoso.sampled import sampled_rows, sampled_sum
 
@@ -36,6 +41,8 @@ __all__ = [
     "measure_num_hash",
     "normalize_rows",
     "sampled_attention",
+    "sampled_weights",
+    "weighted_values",
 ]
 
 # Tokens below which `exact_attention` is as fast and has no sampling error.
@@ -49,16 +56,94 @@ _ERROR_LIMIT, _ERROR_OF_SHORT_TEXTS = 0.4, 7.2
 def exact_weights(
     query: Tensor, key: Tensor, *, hash_code_len: int, mask: Tensor | None = None
 ) -> Tensor:
-    """The attention weights, all at once, for looking at them: (B, A, L, L), rows are queries.
+    """The weights of exact attention, all at once, with the paper's gradient.
 
     They are collision probabilities, so a row does not add up to one.
+
+    Args:
+        query: (B, A, L, K), not normalized.
+        key: (B, A, L, K).
+        hash_code_len: The power tau of the collision probability of one bit.
+        mask: (B, L), 1 keeps.
+
+    Returns:
+        (B, A, L, L) from 0 to 1, rows are queries.
     """
-    similarity = normalize_rows(query) @ normalize_rows(key).mT  # (B, A, L, L)
-    weights = collision_probability(similarity, hash_code_len)
-    if mask is None:
-        return weights
-    keep = mask[:, None, :, None].bool() & mask[:, None, None, :].bool()  # (B, 1, L, L)
-    return weights.masked_fill(~keep, 0.0)
+    cosine = _similarity(query, key)  # (B, A, L, L)
+    weights = collision_probability(cosine.detach(), hash_code_len)
+    weights = _with_gradient(weights, weights, cosine, hash_code_len)
+    return _only_seen(weights, mask).to(query.dtype)
+
+
+def sampled_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    hash_code_len: int,
+    num_hash: int,
+    use_fast_hash: bool = True,
+    lsh_backward: bool = True,
+    mask: Tensor | None = None,
+    seed: int | None = None,
+    projections: Tensor | None = None,
+) -> Tensor:
+    """The weights of `sampled_attention`, all at once: the fraction of the hashes under which a
+    query meets a key.
+
+    Args:
+        query: (B, A, L, K), not normalized.
+        key: (B, A, L, K).
+        hash_code_len: As all that follows, see `sampled_attention`.
+        num_hash: Hashes.
+        use_fast_hash: Hadamard transforms, or Gaussian projections.
+        lsh_backward: Whether the gradients of queries and keys see the collisions, or their
+            probabilities.
+        mask: (B, L), 1 keeps.
+        seed: Source of the projections.
+        projections: Ready-made ones.
+
+    Returns:
+        (B, A, L, L) from 0 to 1, rows are queries.
+    """
+    if projections is None:
+        projections = draw_projections(
+            query.shape[0] * query.shape[1],
+            query.shape[3],
+            hash_code_len=hash_code_len,
+            num_hash=num_hash,
+            use_fast_hash=use_fast_hash,
+            seed=seed,
+            device=query.device,
+        )
+    sizes = {"hash_code_len": hash_code_len, "num_hash": num_hash}
+    cosine = _similarity(query, key)  # (B, A, L, L)
+    q_codes, k_codes = (
+        hash_codes(x.detach().flatten(0, 1).float(), projections, **sizes) for x in (query, key)
+    )  # (B · A, L, M) each
+    met = cosine.new_zeros(cosine.shape).flatten(0, 1)  # (B · A, L, L)
+    for h in range(num_hash):
+        met += q_codes[:, :, None, h] == k_codes[:, None, :, h]
+    weights = (met / num_hash).view(cosine.shape)
+    expected = weights if lsh_backward else collision_probability(cosine.detach(), hash_code_len)
+    weights = _with_gradient(weights, expected, cosine, hash_code_len)
+    return _only_seen(weights, mask).to(query.dtype)
+
+
+def weighted_values(weights: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The attention of given weights.
+
+    Args:
+        weights: (B, A, L, L), rows are queries.
+        value: (B, A, L, K).
+        mask: (B, L), 1 keeps.
+
+    Returns:
+        (B, A, L, K), every row of length one, or zero where it is masked or met no key.
+    """
+    keep, seen = _hide(mask, value)
+    with no_autocast(value):
+        y = _wide(weights) @ _wide(seen)  # (B, A, L, K)
+    return normalize_rows(y if keep is None else y.masked_fill(~keep, 0.0)).to(value.dtype)
 
 
 def exact_attention_plain(
@@ -67,18 +152,37 @@ def exact_attention_plain(
     """The definition of `exact_attention`, with all L × L weights in memory and the surrogate
     gradient spelt out.
 
-    Its operations are ordinary ones, so it can be exported to formats that know nothing of ours.
+    Its operations are ordinary ones, so it can be exported to formats that know nothing of ours,
+    and differentiated in every way that PyTorch knows.
     """
-    q, k = normalize_rows(query), normalize_rows(key)
-    similarity = q @ k.mT  # (B, A, L, L)
-    weights = collision_probability(similarity.detach(), hash_code_len)
-    if torch.is_grad_enabled():  # adds zero, whose gradient is the paper's lower bound tau / 2 * W
-        weights = weights + hash_code_len / 2 * weights * (similarity - similarity.detach())
+    weights = exact_weights(query, key, hash_code_len=hash_code_len, mask=mask)
+    return weighted_values(weights, value, mask)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: half precision is only for storage."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Cosines of queries and keys, (B, A, L, L)."""
+    with no_autocast(query):
+        return normalize_rows(_wide(query)) @ normalize_rows(_wide(key)).transpose(2, 3)
+
+
+def _with_gradient(weights: Tensor, expected: Tensor, cosine: Tensor, tau: int) -> Tensor:
+    """The weights, plus zero whose gradient is the paper's lower bound tau / 2 * `expected`."""
+    if not torch.is_grad_enabled():
+        return weights
+    return weights + tau / 2 * expected * (cosine - cosine.detach())
+
+
+def _only_seen(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights (B, A, L, L) that are zero where the query or the key is masked."""
     if mask is None:
-        return normalize_rows(weights @ value)
-    keep = mask[:, None, :, None].bool()  # (B, 1, L, 1)
-    # (B, A, L, K)
-    return normalize_rows((weights @ value.masked_fill(~keep, 0.0)).masked_fill(~keep, 0.0))
+        return weights
+    keep = mask[:, None, :, None].bool() & mask[:, None, None, :].bool()  # (B, 1, L, L)
+    return weights.masked_fill(~keep, 0.0)
 
 
 def exact_attention(

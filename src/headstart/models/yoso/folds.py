@@ -3,20 +3,19 @@
 Shapes: B texts, L tokens, D hidden size, A heads, K = D // A.
 """
 
-from typing import cast
+from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
 from headstart.models.yoso.attention import normalize_rows
 from headstart.models.yoso.exact import collision_probability, exact_sum
 from headstart.models.yoso.heads import YosoForMultipleChoice, YosoForSequenceClassification
-from headstart.models.yoso.torch import Attention, Block, YosoModel, YosoPreTrainedModel
+from headstart.models.yoso.torch import Layer, SelfAttention, YosoModel, YosoPreTrainedModel
 from headstart.nn.folding import recast
 
 
-class PortableAttention(Attention):
+class PortableAttention(SelfAttention):
     """Exact attention spelt out, for formats that know nothing of our kernels."""
 
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -38,29 +37,30 @@ def collide(q: Tensor, k: Tensor, v: Tensor, hash_code_len: int) -> Tensor:
     return collision_probability(similarity, hash_code_len) @ v  # (B, A, L, K)
 
 
-class FirstTokenBlock(Block):
-    """The last block where only the first token's vector is read.
+class FirstTokenLayer(Layer):
+    """The last layer where only the first token's vector is read.
 
     Its query, its branch and its MLP alone.
     """
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> Tensor:
-        """x (B, L, D) → (B, 1, D)."""
-        attention, D = self.attention, x.shape[2]
-        config = attention.config
-        first, (weight, bias) = x[:, :1], (attention.qkv.weight, attention.qkv.bias)  # (B, 1, D)
-        q = self.split(F.linear(first, weight[:D], bias[:D]))  # (B, A, 1, K)
-        # 2 × (B, A, L, K)
-        k, v = (self.split(each) for each in F.linear(x, weight[D:], bias[D:]).chunk(2, -1))
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        want_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D) → (B, 1, D), and None."""
+        attention = cast(SelfAttention, self.attention["self"])
+        config, first = attention.config, x[:, :1]  # (B, 1, D)
+        q = attention.heads(attention.query(first))  # (B, A, 1, K)
+        k, v = (attention.heads(project(x)) for project in (attention.key, attention.value))
         # (B, 1, L, 1)
         keep = None if mask is None or config.attend_padding else mask[:, None, :, None].bool()
-        seen = v if keep is None else v.masked_fill(~keep, 0.0)
+        seen = v if keep is None else v.masked_fill(~keep, 0.0)  # (B, A, L, K)
         if isinstance(attention, PortableAttention):
             y = collide(q, k, seen, config.hash_code_len)  # (B, A, 1, K)
         else:
-            # (B, A, 1, K)
             y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)
         y = normalize_rows(y if keep is None else y.masked_fill(~keep[:, :, :1], 0.0))
         if attention.conv is not None:
@@ -69,12 +69,9 @@ class FirstTokenBlock(Block):
             y = y + attention.conv(near[:, :, :reach])[:, :, :1]
         if head_mask is not None:
             y = y * head_mask[:, None, None].to(y.dtype)
-        first = self.norm_1(first + attention.proj(y.transpose(1, 2).flatten(2)))  # (B, 1, D)
-        return cast(Tensor, self.norm_2(first + self.mlp(first)))
-
-    def split(self, x: Tensor) -> Tensor:
-        """x (B, L, D) → (B, A, L, K)."""
-        return x.reshape(x.shape[0], x.shape[1], self.attention.num_heads, -1).transpose(1, 2)
+        after: Any = self.attention["output"]
+        first = after["LayerNorm"](first + after["dense"](y.transpose(1, 2).flatten(2)))
+        return self.output["LayerNorm"](first + self.mlp(first)), None  # (B, 1, D)
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
@@ -92,13 +89,13 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
                 " torch engine"
             )
         for module in list(model.modules()):
-            if type(module) is Attention:
+            if type(module) is SelfAttention:
                 recast(module, PortableAttention)
     if (
         lean
         and config.use_expectation
         and isinstance(model, YosoForSequenceClassification | YosoForMultipleChoice)
     ):
-        blocks = cast(YosoModel, model.base_model).blocks
-        if len(blocks):
-            recast(blocks[-1], FirstTokenBlock)
+        layers = cast(nn.ModuleList, cast(YosoModel, model.base_model).encoder["layer"])
+        if len(layers):
+            recast(layers[-1], FirstTokenLayer)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.models.yoso.config import YosoConfig
-from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
-from headstart.nn.linear import linear
+from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel, named
+from headstart.nn.linear import Linear
 from headstart.nn.torch import activation, classification_loss
 from headstart.outputs import (
     MaskedLMOutput,
@@ -29,40 +29,36 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__()
-        D = config.hidden_size
-        self.dense = nn.Linear(D, D)
-        self.act = activation(config.hidden_act)
-        self.norm = nn.LayerNorm(D, config.layer_norm_eps)
-        self.decoder = (
-            None if config.tie_word_embeddings else nn.Linear(D, config.vocab_size, bias=False)
+        D, V = config.hidden_size, config.vocab_size
+        self.bias = nn.Parameter(torch.zeros(V))
+        norm = nn.LayerNorm(D, config.layer_norm_eps)
+        self.transform = named(dense=nn.Linear(D, D), LayerNorm=norm)
+        # tied, its matrix is the tokens' vectors
+        self.decoder: nn.Linear = Linear(
+            D, V, device="meta" if config.tie_word_embeddings else None
         )
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.act = activation(config.hidden_act)
 
-    def reset_parameters(self) -> None:
-        """The bias is 0 at first."""
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        """x (B, L, D), words (V, D) the tokens' vectors."""
-        x = self.norm(self.act(self.dense(x)))  # (B, L, D)
-        # (B, L, V)
-        return linear(x, words if self.decoder is None else self.decoder.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, D) → (…, V)."""
+        x = self.act(self.transform["dense"](x))
+        return cast(Tensor, self.decoder(self.transform["LayerNorm"](x)))
 
 
-class TextClassifier(nn.Module):
+class ClassificationHead(nn.Module):
     """Two linear maps of the first token's vector."""
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = activation(config.head_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.act = activation(config.head_act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D)."""
-        x = self.dropout(x[:, 0])  # (B, D)
-        return cast(Tensor, self.proj(self.dropout(self.act(self.dense(x)))))  # (B, V)
+        """x (B, L, D) → (B, V)."""
+        x = self.act(self.dense(self.dropout(x[:, 0])))  # (B, D)
+        return cast(Tensor, self.out_proj(self.dropout(x)))
 
 
 def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -82,15 +78,52 @@ def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tens
 
 
 class YosoForMaskedLM(YosoPreTrainedModel):
-    """YOSO that guesses masked tokens."""
+    """YOSO that predicts masked tokens.
 
-    heads: ClassVar[tuple[str, ...]] = ("head",)
+    Example:
+        >>> import torch
+        >>> from headstart import YosoConfig, YosoForMaskedLM
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48,
+        ... )
+        >>> YosoForMaskedLM(config)(torch.tensor([[0, 31, 7, 2]])).logits.shape
+        torch.Size([1, 4, 90])
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("cls",)
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__(config)
         self.yoso = YosoModel(config)
-        self.head = MaskedLMHead(config)
+        self.cls = named(predictions=MaskedLMHead(config))
+        self.tie_weights()
         self.post_init()
+
+    @property
+    def _head(self) -> MaskedLMHead:
+        return cast(MaskedLMHead, self.cls["predictions"])
+
+    def tie_weights(self) -> None:
+        """Makes the head's two biases one, and its matrix the tokens' vectors where that is so."""
+        self._head.decoder.bias = self._head.bias
+        if self.config.tie_word_embeddings:
+            self._head.decoder.weight = self.get_input_embeddings().weight
+
+    def init_module(self, module: nn.Module) -> None:
+        """As every YOSO network; a matrix that is the tokens' vectors has its values already."""
+        if module is self._head.decoder and self.config.tie_word_embeddings:
+            nn.init.zeros_(self._head.bias)
+        else:
+            super().init_module(module)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The linear map that scores the vocabulary."""
+        return self._head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Puts another linear map in its place."""
+        self._head.decoder, self._head.bias = value, value.bias
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
@@ -100,14 +133,12 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         See `YosoPreTrainedModel.resize_token_embeddings`.
         """
         table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
-        if len(self.head.bias) != table.num_embeddings:
-            self.head.bias = nn.Parameter(
-                self.longer(self.head.bias, table.num_embeddings, std=0.0)
-            )
-            if self.head.decoder is not None:
-                self.head.decoder.weight = nn.Parameter(
-                    self.longer(self.head.decoder.weight, table.num_embeddings)
-                )
+        head, V = self._head, table.num_embeddings
+        if len(head.bias) != V:
+            head.bias = nn.Parameter(self.longer(head.bias, V, std=0.0))
+            head.decoder.weight = nn.Parameter(self.longer(head.decoder.weight, V))
+            head.decoder.out_features = V
+            self.tie_weights()
         return table
 
     def forward(
@@ -147,7 +178,7 @@ class YosoForMaskedLM(YosoPreTrainedModel):
                 )
             # (places, D), (places,)
             x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]
-        logits = self.head(x, self.get_input_embeddings().weight)  # (B, L, V) or (places, V)
+        logits = self._head(x)  # (B, L, V) or (places, V)
         loss = None if labels is None else token_loss(logits, labels)
         return self.finish(
             MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict
@@ -162,7 +193,7 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
     def __init__(self, config: YosoConfig) -> None:
         super().__init__(config)
         self.yoso = YosoModel(config)
-        self.classifier = TextClassifier(config)
+        self.classifier = ClassificationHead(config)
         self.post_init()
 
     def forward(
@@ -302,12 +333,12 @@ class YosoForTokenClassification(YosoPreTrainedModel):
 class YosoForQuestionAnswering(YosoPreTrainedModel):
     """YOSO that finds the first and the last token of an answer."""
 
-    heads: ClassVar[tuple[str, ...]] = ("span",)
+    heads: ClassVar[tuple[str, ...]] = ("qa_outputs",)
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__(config)
         self.yoso = YosoModel(config)
-        self.span = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
     def forward(
@@ -339,7 +370,9 @@ class YosoForQuestionAnswering(YosoPreTrainedModel):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
         # 2 × (B, L)
-        start, end = (each.contiguous() for each in self.span(out.last_hidden_state).unbind(-1))
+        start, end = (
+            each.contiguous() for each in self.qa_outputs(out.last_hidden_state).unbind(-1)
+        )
         loss = None
         if start_positions is not None and end_positions is not None:
             L = start.shape[1]

@@ -1,11 +1,12 @@
-"""YOSO in PyTorch, top to bottom in the order data flows. What is put on top of it is in heads.py.
+"""YOSO in PyTorch, top to bottom in the order data flows. The heads are in heads.py.
 
 Legend: B texts, L tokens, D hidden size, A heads, K = D // A. Masks are (B, L) and 1 keeps.
 
+Modules and parameters have the names of the published checkpoints.
+
 Source: Zeng, Xiong, Ravi, Acharya, Fung, Singh, "You Only Sample (Almost) Once: Linear Cost
-    Self-Attention Via Bernoulli
-Sampling", ICML 2021. The frame around the attention is RoBERTa's (Liu et al. 2019): norms after
-each branch, places counted from 2.
+Self-Attention Via Bernoulli Sampling", ICML 2021. The frame around the attention is RoBERTa's (Liu
+et al. 2019): norms after each branch, positions counted from 2.
 """
 
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import PublishedNames
 from headstart.errors import InputError
 from headstart.models.yoso.attention import (
     SAMPLING_PAYS_FROM,
@@ -21,9 +22,12 @@ from headstart.models.yoso.attention import (
     exact_attention,
     exact_weights,
     sampled_attention,
+    sampled_weights,
+    weighted_values,
 )
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
-from headstart.models.yoso.weights import HUB, HUB_UNTIED
+from headstart.models.yoso.inputs import check_heads, check_mask, check_tokens, look_up
+from headstart.models.yoso.weights import NAMES, UNTIED
 from headstart.nn.linear import Linear
 from headstart.nn.torch import PreTrainedModel, activation
 from headstart.outputs import BaseModelOutputWithCrossAttentions
@@ -31,161 +35,141 @@ from headstart.outputs import BaseModelOutputWithCrossAttentions
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
 
 
+def named(**modules: nn.Module) -> nn.ModuleDict:
+    """Modules under the names that the published checkpoints give them."""
+    return nn.ModuleDict(modules)
+
+
 class Embeddings(nn.Module):
-    """Sum of the vectors of a token, its place and its segment, normalised."""
+    """Sum of the vectors of a token, its position and its segment, normalized."""
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__()
         D = config.hidden_size
-        self.words = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
-        self.positions = nn.Embedding(config.max_position_embeddings + FIRST_POSITION, D)
-        self.segments = nn.Embedding(config.type_vocab_size, D)
-        self.norm = nn.LayerNorm(D, config.layer_norm_eps)
+        rows = config.max_position_embeddings + FIRST_POSITION
+        self.word_embeddings = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(rows, D)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
+        self.LayerNorm = nn.LayerNorm(D, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.absolute = config.position_embedding_type == "absolute"
 
     def forward(self, x: Tensor, segment_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """x is (B, L, D): the vectors of the tokens."""
         L = x.shape[1]
-        segments = (
-            self.segments.weight[0]
-            if segment_ids is None
-            else look_up(self.segments, segment_ids, "token_type_ids")
-        )
-        x = x + segments  # (B, L, D)
+        if segment_ids is None:
+            x = x + self.token_type_embeddings.weight[0]  # (B, L, D)
+        else:
+            x = x + look_up(self.token_type_embeddings, segment_ids, "token_type_ids")
         if self.absolute and position_ids is None:
-            x = x + self.positions.weight[FIRST_POSITION : L + FIRST_POSITION]
-        elif self.absolute:
-            x = x + look_up(self.positions, position_ids, "position_ids")
-        return cast(Tensor, self.dropout(self.norm(x)))
+            x = x + self.position_embeddings.weight[FIRST_POSITION : L + FIRST_POSITION]
+        elif self.absolute and position_ids is not None:
+            x = x + look_up(self.position_embeddings, position_ids, "position_ids")
+        return cast(Tensor, self.dropout(self.LayerNorm(x)))
 
 
-def look_up(table: nn.Embedding, ids: Tensor | None, name: str) -> Tensor:
-    """Rows of a table (B, L, D).
-
-    Raises:
-        InputError: A number that has no row (on a CPU; a GPU does not say which).
-    """
-    assert ids is not None
-    try:
-        return cast(Tensor, table(ids))
-    except IndexError as error:
-        raise InputError(
-            f"{name} go from {int(ids.min())} to {int(ids.max())}; expected 0 to"
-            f" {table.num_embeddings - 1}"
-        ) from error
-
-
-class Attention(nn.Module):
-    """Attention by hash collisions, exact or sampled, and a convolution over neighbours' values
-    where there is one.
-    """
+class SelfAttention(nn.Module):
+    """Attention by hash collisions, exact or sampled, and a convolution over neighbors' values."""
 
     def __init__(self, config: YosoConfig, layer: int) -> None:
         super().__init__()
-        D, A = config.hidden_size, config.num_attention_heads
-        self.num_heads, self.layer = A, layer
-        self.config = config
-        self.qkv = Linear(D, 3 * D)
-        window = config.conv_window
-        self.conv = (
-            nn.Conv2d(A, A, (window, 1), padding=(window // 2, 0), groups=A, bias=False)
-            if window
-            else None
-        )
-        self.proj = Linear(D, D)
+        D, A, window = config.hidden_size, config.num_attention_heads, config.conv_window
+        self.config, self.layer = config, layer
+        self.query, self.key, self.value = (Linear(D, D) for _ in range(3))
+        self.conv = None
+        if window:
+            self.conv = nn.Conv2d(A, A, (window, 1), padding=(window // 2, 0), groups=A, bias=False)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (B, A, L, K) each."""
-        B, L, D = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, L, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # 3 × (B, A, L, K)
-        return q, k, v
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, A, L, K)."""
+        return x.view(*x.shape[:2], self.config.num_attention_heads, -1).transpose(1, 2)
+
+    def sampling(self, length: int) -> dict[str, Any] | None:
+        """Arguments of `sampled_attention` for texts of `length` tokens; None for exact attention."""
+        config = self.config
+        if config.use_expectation or length < config.sample_from:
+            return None
+        num_hash, seed = config.num_hash, config.hash_seed
+        if config.hash_error is not None:
+            num_hash = choose_num_hash(config.hash_error, length)
+        if seed is not None:
+            seed = None if self.training else seed * config.num_hidden_layers + self.layer
+        kinds = {"use_fast_hash": config.use_fast_hash, "lsh_backward": config.lsh_backward}
+        return kinds | {"num_hash": num_hash, "seed": seed}
 
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query (might have) collided with."""
-        config = self.config
-        if config.use_expectation or q.shape[2] < config.sample_from:
-            return exact_attention(q, k, v, hash_code_len=config.hash_code_len, mask=mask)
-        fixed = config.hash_seed is not None and not self.training
-        num_hash = (
-            config.num_hash
-            if config.hash_error is None
-            else choose_num_hash(config.hash_error, q.shape[2])
-        )
-        return sampled_attention(
-            q, k, v,
-            hash_code_len=config.hash_code_len, num_hash=num_hash, use_fast_hash=config.use_fast_hash,
-            lsh_backward=config.lsh_backward, mask=mask,
-            seed=cast(int, config.hash_seed) * config.num_hidden_layers + self.layer if fixed else None,
-        )  # fmt: skip
+        tau, sampling = self.config.hash_code_len, self.sampling(q.shape[2])
+        if sampling is None:
+            return exact_attention(q, k, v, hash_code_len=tau, mask=mask)
+        return sampled_attention(q, k, v, hash_code_len=tau, mask=mask, **sampling)
 
-    def weights(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The (expected) attention weights, (B, A, L, L)."""
-        q, k, _ = self.heads(x)
-        return exact_weights(
-            q,
-            k,
-            hash_code_len=self.config.hash_code_len,
-            mask=None if self.config.attend_padding else mask,
-        )
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, A, L, L): how often a query (might have) collided with each key."""
+        tau, sampling = self.config.hash_code_len, self.sampling(q.shape[2])
+        if sampling is None:
+            return exact_weights(q, k, hash_code_len=tau, mask=mask)
+        return sampled_weights(q, k, hash_code_len=tau, mask=mask, **sampling)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> Tensor:
-        """head_mask is (A,), 1 keeps."""
-        B, L, D = x.shape
-        q, k, v = self.heads(x)  # 3 × (B, A, L, K)
-        y = self.collide(q, k, v, None if self.config.attend_padding else mask)  # (B, A, L, K)
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        want_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' vectors (B, L, D), and the attention weights if wanted; head_mask is (A,)."""
+        # 3 × (B, A, L, K)
+        q, k, v = (self.heads(project(x)) for project in (self.query, self.key, self.value))
+        seen = None if self.config.attend_padding else mask
+        weights = self.weights(q, k, seen) if want_weights else None  # (B, A, L, L)
+        # (B, A, L, K)
+        y = self.collide(q, k, v, seen) if weights is None else weighted_values(weights, v, seen)
         if self.conv is not None:
             y = y + self.conv(v if mask is None else v * mask[:, None, :, None].to(v.dtype))
         if head_mask is not None:
             y = y * head_mask[:, None, None].to(y.dtype)
-        return cast(Tensor, self.proj(y.transpose(1, 2).reshape(B, L, D)))  # (B, L, D)
+        return y.transpose(1, 2).flatten(2), weights  # (B, L, D)
 
 
-class Mlp(nn.Sequential):
-    """Two linear maps with an activation between."""
+class Layer(nn.Module):
+    """Attention and MLP, each followed by a norm."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, act: Any) -> None:
-        super().__init__(
-            Linear(hidden_size, intermediate_size), Linear(intermediate_size, hidden_size)
-        )
-        self.act = activation(act)
+    def __init__(self, config: YosoConfig, layer: int) -> None:
+        super().__init__()
+        D, F, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        output = named(dense=Linear(D, D), LayerNorm=nn.LayerNorm(D, eps))
+        self.attention = named(**{"self": SelfAttention(config, layer), "output": output})
+        self.intermediate = named(dense=Linear(D, F))
+        self.output = named(dense=Linear(F, D), LayerNorm=nn.LayerNorm(D, eps))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.act = activation(config.hidden_act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mlp(self, x: Tensor) -> Tensor:
         """(B, L, D) to the same.
 
         Very long texts go through in parts, so that the wide vectors between the maps need little
         memory.
         """
-        L = x.shape[1]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or L <= TOKENS_AT_ONCE:
-            return cast(Tensor, self[1](self.act(self[0](x))))  # (B, L, D)
+        wide, narrow = self.intermediate["dense"], self.output["dense"]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape[1] <= TOKENS_AT_ONCE:
+            return cast(Tensor, narrow(self.act(wide(x))))  # (B, L, D)
         # (B, up to TOKENS_AT_ONCE, D) each
-        parts = [self[1](self.act(self[0](part))) for part in torch.split(x, TOKENS_AT_ONCE, dim=1)]
+        parts = [narrow(self.act(wide(part))) for part in torch.split(x, TOKENS_AT_ONCE, dim=1)]
         return torch.cat(parts, dim=1)  # (B, L, D)
 
-
-class Block(nn.Module):
-    """Attention and MLP, each followed by a norm."""
-
-    def __init__(self, config: YosoConfig, layer: int) -> None:
-        super().__init__()
-        D = config.hidden_size
-        self.attention = Attention(config, layer)
-        self.norm_1 = nn.LayerNorm(D, config.layer_norm_eps)
-        self.mlp = Mlp(D, config.intermediate_size, config.hidden_act)
-        self.norm_2 = nn.LayerNorm(D, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> Tensor:
-        """x (B, L, D), mask (B, L), head_mask (A,)."""
-        x = self.norm_1(x + self.dropout(self.attention(x, mask, head_mask)))  # (B, L, D)
-        return cast(Tensor, self.norm_2(x + self.dropout(self.mlp(x))))  # (B, L, D)
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        want_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D), mask (B, L), head_mask (A,) → (B, L, D), and weights (B, A, L, L) or None."""
+        y, weights = self.attention["self"](x, mask, head_mask, want_weights)  # (B, L, D)
+        after: Any = self.attention["output"]
+        x = after["LayerNorm"](x + self.dropout(after["dense"](y)))  # (B, L, D)
+        return self.output["LayerNorm"](x + self.dropout(self.mlp(x))), weights
 
 
 class YosoPreTrainedModel(PreTrainedModel):
@@ -197,9 +181,14 @@ class YosoPreTrainedModel(PreTrainedModel):
     config: YosoConfig
 
     @classmethod
-    def name_table(cls, config: YosoConfig) -> NameTable:
-        """Published names."""
-        return HUB if config.tie_word_embeddings else HUB_UNTIED
+    def name_table(cls, config: YosoConfig) -> PublishedNames:
+        """Names of published files."""
+        return NAMES if config.tie_word_embeddings else UNTIED
+
+    @property
+    def _base_embeddings(self) -> Embeddings:
+        """The embeddings of the network without its head."""
+        return cast(YosoModel, self.base_model).embeddings
 
     def init_module(self, module: nn.Module) -> None:
         """Normal weights of `initializer_range`, biases 0; norms 1 and 0; the vector of padding 0."""
@@ -214,11 +203,11 @@ class YosoPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of the tokens' vectors."""
-        return cast(YosoModel, self.base_model).embeddings.words
+        return self._base_embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Puts another table in its place."""
-        cast(YosoModel, self.base_model).embeddings.words = value
+        self._base_embeddings.word_embeddings = value
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
@@ -231,6 +220,9 @@ class YosoPreTrainedModel(PreTrainedModel):
 
         Returns:
             The table of the tokens' vectors.
+
+        Raises:
+            InputError: The padding token would be lost.
         """
         old = self.get_input_embeddings()
         size = old.num_embeddings if new_num_tokens is None else new_num_tokens
@@ -241,12 +233,8 @@ class YosoPreTrainedModel(PreTrainedModel):
                 f"new_num_tokens={size} would drop the padding token {old.padding_idx}"
             )
         if size != old.num_embeddings:
-            table = nn.Embedding(
-                size,
-                old.embedding_dim,
-                padding_idx=old.padding_idx,
-                _weight=self.longer(old.weight, size),
-            )
+            rows = self.longer(old.weight, size)
+            table = nn.Embedding(size, rows.shape[1], padding_idx=old.padding_idx, _weight=rows)
             self.set_input_embeddings(table)
             self.config.vocab_size = size
         return self.get_input_embeddings()
@@ -255,27 +243,22 @@ class YosoPreTrainedModel(PreTrainedModel):
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Makes the longest text longer or shorter.
 
-        Places beyond the old last one repeat the old ones in order, so that neighbours stay
-        neighbours (Beltagy et al. 2020, "Longformer", began so). A network that has never seen so
-        long texts should be tuned on some.
+        Positions beyond the old last one repeat the old ones in order, so that neighbors stay
+        neighbors (Beltagy et al. 2020, "Longformer", began so). A network that has never seen so
+        long texts should be fine-tuned on some.
 
         Args:
             new_num_position_embeddings: Tokens of the longest text.
+
+        Raises:
+            InputError: Less than one token.
         """
-        length = new_num_position_embeddings
-        if length < 1:
-            raise InputError(f"new_num_position_embeddings={length}; expected at least 1")
-        # (FIRST_POSITION + old length, D)
-        old = cast(YosoModel, self.base_model).embeddings.positions.weight
-        places = (
-            torch.arange(length, device=old.device) % (len(old) - FIRST_POSITION) + FIRST_POSITION
-        )  # (length,)
-        rows = torch.cat([old[:FIRST_POSITION], old[places]])  # (FIRST_POSITION + length, D)
-        table = nn.Embedding(len(rows), rows.shape[1], _weight=rows).requires_grad_(
-            old.requires_grad
-        )
-        cast(YosoModel, self.base_model).embeddings.positions = table
-        self.config.max_position_embeddings = length
+        old = self._base_embeddings.position_embeddings.weight
+        rows = resize_positions(old, new_num_position_embeddings)
+        table = nn.Embedding(len(rows), rows.shape[1], _weight=rows)
+        table.requires_grad_(old.requires_grad)
+        self._base_embeddings.position_embeddings = table
+        self.config.max_position_embeddings = new_num_position_embeddings
 
     def read_long_texts(self, length: int, *, sample: bool = True) -> None:
         """Makes ready for texts of `length` tokens: positions are repeated where there are too few,
@@ -300,21 +283,37 @@ class YosoPreTrainedModel(PreTrainedModel):
         return new
 
 
+def resize_positions(table: Tensor, length: int) -> Tensor:
+    """A table of positions (FIRST_POSITION + old length, D) for texts of `length` tokens.
+
+    Raises:
+        InputError: Less than one token.
+    """
+    if length < 1:
+        raise InputError(f"max_position_embeddings={length}; expected at least 1")
+    repeated = torch.arange(length, device=table.device) % (len(table) - FIRST_POSITION)
+    return torch.cat([table[:FIRST_POSITION], table[FIRST_POSITION + repeated]])
+
+
 class YosoModel(YosoPreTrainedModel):
     """YOSO without a head.
 
     Example:
         >>> import torch
         >>> from headstart import YosoConfig, YosoModel
-        >>> model = YosoModel(YosoConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48))
-        >>> model(torch.tensor([[0, 31, 7, 2]])).last_hidden_state.shape
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48,
+        ... )
+        >>> YosoModel(config)(torch.tensor([[0, 31, 7, 2]])).last_hidden_state.shape
         torch.Size([1, 4, 32])
     """
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__(config)
         self.embeddings = Embeddings(config)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.encoder = named(layer=layers)
         self.post_init()
 
     def forward(
@@ -340,7 +339,7 @@ class YosoModel(YosoPreTrainedModel):
             head_mask: (A,) or (layers, A), 1 keeps.
             inputs_embeds: (B, L, D) the tokens' vectors, in place of `input_ids`.
             output_attentions: Also return each layer's attention weights. They are collision
-                probabilities: rows do not add up to one.
+                probabilities, or with sampling fractions of collisions: rows do not add up to one.
             output_hidden_states: Also return the embeddings and each layer's vectors.
             return_dict: False gives a tuple.
 
@@ -348,80 +347,23 @@ class YosoModel(YosoPreTrainedModel):
             `last_hidden_state` (B, L, D), `hidden_states`, `attentions` (B, A, L, L),
             `cross_attentions` (always None).
         """
-        x = self.token_vectors(input_ids, inputs_embeds)  # (B, L, D)
+        x = check_tokens(input_ids, inputs_embeds, self.config)
+        if inputs_embeds is None:
+            x = look_up(self.embeddings.word_embeddings, x, "input_ids")  # (B, L, D)
         mask = check_mask(attention_mask, x)
         heads = check_heads(head_mask, self.config)
-        x = self.embeddings(x, token_type_ids, position_ids)
-        want_hidden = self.wants("output_hidden_states", output_hidden_states)
         want_weights = self.wants("output_attentions", output_attentions)
+        x = self.embeddings(x, token_type_ids, position_ids)  # (B, L, D)
+        want_hidden = self.wants("output_hidden_states", output_hidden_states)
         hidden, weights = [x], []
-        for i, block in enumerate(self.blocks):
-            if want_weights:
-                weights.append(cast(Block, block).attention.weights(x, mask))
-            x = self.run_block(block, x, mask, None if heads is None else heads[i])
+        for i, layer in enumerate(cast(nn.ModuleList, self.encoder["layer"])):
+            head = None if heads is None else heads[i]
+            x, seen = self.run_block(layer, x, mask, head, want_weights)
             if want_hidden:
                 hidden.append(x)
+            if want_weights:
+                weights.append(seen)
         out = BaseModelOutputWithCrossAttentions(
             x, tuple(hidden) if want_hidden else None, tuple(weights) if want_weights else None
         )
         return self.finish(out, return_dict)
-
-    def token_vectors(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """The tokens' vectors (B, L, D), looked up or given.
-
-        Raises:
-            InputError: Both or none given, another shape, or longer than the network's positions.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            got = "neither" if input_ids is None else "both"
-            raise InputError(f"give input_ids or inputs_embeds; {got} given")
-        given, name, axes = (
-            (input_ids, "input_ids", 2)
-            if inputs_embeds is None
-            else (inputs_embeds, "inputs_embeds", 3)
-        )
-        assert given is not None
-        if given.ndim != axes or (axes == 3 and given.shape[2] != self.config.hidden_size):
-            expected = (
-                "(texts, tokens)" if axes == 2 else f"(texts, tokens, {self.config.hidden_size})"
-            )
-            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {expected}")
-        if given.shape[1] > self.config.max_position_embeddings:
-            raise InputError(
-                f"texts of {given.shape[1]} tokens are longer than"
-                f" max_position_embeddings={self.config.max_position_embeddings}; truncate them"
-                " with tokenizer(…, truncation=True, max_length=…), or make room with"
-                " model.read_long_texts(…)"
-            )
-        return given if axes == 3 else look_up(self.embeddings.words, given, "input_ids")
-
-
-def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask of a call.
-
-    Raises:
-        InputError: Not one number for each token.
-    """
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise InputError(
-            f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(x.shape[:2])}: one"
-            " number for each token, 1 keeps"
-        )
-    return mask
-
-
-def check_heads(head_mask: Tensor | None, config: YosoConfig) -> Tensor | None:
-    """The heads to keep (layers, A), or None for all.
-
-    Raises:
-        InputError: Another shape.
-    """
-    if head_mask is None or config.ignore_head_mask:
-        return None
-    shape = (config.num_hidden_layers, config.num_attention_heads)
-    if tuple(head_mask.shape) not in (shape, shape[1:]):
-        raise InputError(
-            f"head_mask has shape {tuple(head_mask.shape)}; expected {shape[1:]} or {shape}:"
-            " (layers, heads), 1 keeps"
-        )
-    return head_mask.expand(shape)

@@ -1,101 +1,87 @@
-"""YOSO's names: ours, the Hub's, and those of the authors' checkpoints."""
+"""YOSO's names: the published ones, and those of the authors' checkpoints."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint import unwrap
-from headstart.checkpoint.names import NameTable, Row, concatenate
+from headstart.checkpoint.names import NameTable, PublishedNames, concatenate
 from headstart.config import Compat
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.yoso.config import EPS_AUTHORS, EPS_TRANSFORMERS, FIRST_POSITION, YosoConfig
 
-
-def _both(ours: str, theirs: str | tuple[str, ...]) -> dict[str, str | tuple[str, ...]]:
-    """The rows of a layer's weight and bias."""
-    parts = (theirs,) if isinstance(theirs, str) else theirs
-    rows: dict[str, str | tuple[str, ...]] = {}
-    for leaf in ("weight", "bias"):
-        named = tuple(f"{part}.{leaf}" for part in parts)
-        rows[f"{ours}.{leaf}"] = named[0] if isinstance(theirs, str) else named
-    return rows
-
-
-HUB = NameTable(
+NAMES = PublishedNames(
     prefix="yoso",
-    rows={
-        "embeddings.words.weight": "embeddings.word_embeddings.weight",
-        "embeddings.positions.weight": "embeddings.position_embeddings.weight",
-        "embeddings.segments.weight": "embeddings.token_type_embeddings.weight",
-        **_both("embeddings.norm", "embeddings.LayerNorm"),
-        **_both(
-            "blocks.{}.attention.qkv",
-            tuple(
-                f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")
-            ),
-        ),
-        "blocks.{}.attention.conv.weight": "encoder.layer.{}.attention.self.conv.weight",
-        **_both("blocks.{}.attention.proj", "encoder.layer.{}.attention.output.dense"),
-        **_both("blocks.{}.norm_1", "encoder.layer.{}.attention.output.LayerNorm"),
-        **_both("blocks.{}.mlp.0", "encoder.layer.{}.intermediate.dense"),
-        **_both("blocks.{}.mlp.1", "encoder.layer.{}.output.dense"),
-        **_both("blocks.{}.norm_2", "encoder.layer.{}.output.LayerNorm"),
-        **_both("head.dense", "cls.predictions.transform.dense"),
-        **_both("head.norm", "cls.predictions.transform.LayerNorm"),
-        "head.bias": "cls.predictions.bias",
-        "head.decoder.weight": "cls.predictions.decoder.weight",
-        **_both("classifier", "classifier"),
-        **_both("classifier.dense", "classifier.dense"),
-        **_both("classifier.proj", "classifier.out_proj"),
-        **_both("pre_classifier", "pre_classifier"),
-        **_both("span", "qa_outputs"),
-    },
-    dropped=(
-        r"embeddings\.position_ids",
-        r"embeddings\.token_type_ids",
-        r"cls\.predictions\.decoder\.bias",
-    ),
+    base=("embeddings", "encoder"),
+    extra=("cls", "classifier", "pre_classifier", "qa_outputs"),
+    ignored=(r"embeddings\.position_ids", r"embeddings\.token_type_ids"),
 )
-# Where the scores' matrix is not the embeddings', transformers 5 has two biases and adds the
-# decoder's; version 4 has one under both names.
-HUB_UNTIED = NameTable(
-    rows={
-        **HUB.rows,
-        "head.bias": Row("cls.predictions.bias", copy="cls.predictions.decoder.bias"),
-    },
-    dropped=HUB.dropped,
-    prefix=HUB.prefix,
-)
+_BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
-# A block of the authors' released files; a checkpoint of their training code spells it
-# `backbone.backbone.encoders.0` and `ff.0`, `ff.2`.
-_BLOCK = "model.transformer_{}."
+
+class UntiedNames(PublishedNames):
+    """Names where the scores' matrix is not the embeddings'.
+
+    transformers 5 has two biases and adds the decoder's; version 4 has one under both names.
+    """
+
+    def to_ours(
+        self, tensors: Mapping[str, Any], wanted: Iterable[str]
+    ) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Picks the tensors of a network; of two biases, the decoder's."""
+        found, missing, unknown = super().to_ours(tensors, wanted)
+        if _BIAS in found and _DECODER_BIAS in tensors:
+            found[_BIAS] = tensors[_DECODER_BIAS]
+        return found, missing, unknown
+
+    def to_theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors as a file holds them: the bias twice, in memory of its own."""
+        theirs = super().to_theirs(tensors)
+        if _BIAS in theirs:
+            theirs[_DECODER_BIAS] = theirs[_BIAS].clone()
+        return theirs
+
+
+UNTIED = UntiedNames(**vars(NAMES))
+
+
+def _both(ours: str, theirs: str) -> dict[str, str]:
+    """The rows of a layer's weight and bias."""
+    return {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+
+
+# Published name → the authors', in their released files; a checkpoint of their training code spells
+# a block `backbone.backbone.encoders.0` and its MLP `ff.0`, `ff.2`.
+_LAYER, _BLOCK = "encoder.layer.{}.", "model.transformer_{}."
 AUTHORS = NameTable(
     rows={
-        "embeddings.words.weight": "model.embeddings.word_embeddings.weight",
-        "embeddings.positions.weight": "model.embeddings.position_embeddings.weight",
-        "embeddings.segments.weight": "model.embeddings.token_type_embeddings.weight",
-        **_both("embeddings.norm", "model.embeddings.norm"),
-        **_both("blocks.{}.attention.qkv", tuple(f"{_BLOCK}mha.W_{letter}" for letter in "qkv")),
-        "blocks.{}.attention.conv.weight": f"{_BLOCK}mha.attn.conv.weight",
-        **_both("blocks.{}.attention.proj", f"{_BLOCK}mha.ff"),
-        **_both("blocks.{}.norm_1", f"{_BLOCK}norm1"),
-        **_both("blocks.{}.mlp.0", f"{_BLOCK}ff1"),
-        **_both("blocks.{}.mlp.1", f"{_BLOCK}ff2"),
-        **_both("blocks.{}.norm_2", f"{_BLOCK}norm2"),
-        **_both("head.dense", "mlm.dense"),
-        **_both("head.norm", "mlm.norm"),
-        "head.bias": "mlm.mlm_class.bias",
-        "head.decoder.weight": "mlm.mlm_class.weight",
+        "embeddings.word_embeddings.weight": "model.embeddings.word_embeddings.weight",
+        "embeddings.position_embeddings.weight": "model.embeddings.position_embeddings.weight",
+        "embeddings.token_type_embeddings.weight": "model.embeddings.token_type_embeddings.weight",
+        **_both("embeddings.LayerNorm", "model.embeddings.norm"),
+        **_both(f"{_LAYER}attention.self.query", f"{_BLOCK}mha.W_q"),
+        **_both(f"{_LAYER}attention.self.key", f"{_BLOCK}mha.W_k"),
+        **_both(f"{_LAYER}attention.self.value", f"{_BLOCK}mha.W_v"),
+        f"{_LAYER}attention.self.conv.weight": f"{_BLOCK}mha.attn.conv.weight",
+        **_both(f"{_LAYER}attention.output.dense", f"{_BLOCK}mha.ff"),
+        **_both(f"{_LAYER}attention.output.LayerNorm", f"{_BLOCK}norm1"),
+        **_both(f"{_LAYER}intermediate.dense", f"{_BLOCK}ff1"),
+        **_both(f"{_LAYER}output.dense", f"{_BLOCK}ff2"),
+        **_both(f"{_LAYER}output.LayerNorm", f"{_BLOCK}norm2"),
+        **_both("cls.predictions.transform.dense", "mlm.dense"),
+        **_both("cls.predictions.transform.LayerNorm", "mlm.norm"),
+        "cls.predictions.bias": "mlm.mlm_class.bias",
+        "cls.predictions.decoder.weight": "mlm.mlm_class.weight",
         **_both("classifier.dense", "sen_classifer.dense"),
-        **_both("classifier.proj", "sen_classifer.classifer"),
-        **_both("span", "qahead"),
+        **_both("classifier.out_proj", "sen_classifer.classifer"),
+        **_both("qa_outputs", "qahead"),
     },
     # The first token's summary and its next-sentence classes, in the networks with segments: no
     # class of ours reads them.
     dropped=(r"model\.pooler\.(weight|bias)", r"sen_class\.(weight|bias)"),
 )
+_NUMBER = re.compile(r"^model\.transformer_(\d+)\.")
 _TRAINED_BLOCK = re.compile(r"^model\.backbone\.backbone\.encoders\.(\d+)\.")
 
 
@@ -109,8 +95,8 @@ def _released(name: str) -> str:
 
 
 def _trained(name: str) -> str:
-    """The way back."""
-    found = re.match(r"^model\.transformer_(\d+)\.", name)
+    """The inverse of `_released`."""
+    found = _NUMBER.match(name)
     if not found:
         return name
     rest = re.sub(r"^ff([12])\.", lambda m: f"ff.{2 * int(m[1]) - 2}.", name[found.end() :])
@@ -156,53 +142,29 @@ def read_authors(
             f"{name} holds no YOSO network: no embeddings or no blocks found; expected a checkpoint"
             " of the authors' code"
         )
-    ours: dict[str, Any] = {}
-    used: set[str] = set()
-    for key in theirs:
-        for mine, row in _rows_of(key):
-            parts = row.parts
-            if mine not in ours and all(part in theirs for part in parts):
-                ours[mine] = (
-                    theirs[parts[0]]
-                    if len(parts) == 1
-                    else concatenate([theirs[part] for part in parts])
-                )
-                used.update(parts)
-    unknown = sorted(key for key in theirs if key not in used and not AUTHORS.knows(key))
+    layers = sorted({int(found[1]) for key in theirs if (found := _NUMBER.match(key))})
+    wanted = [name.format(i) for name in AUTHORS.rows for i in (layers if "{}" in name else [0])]
+    ours, _, unknown = AUTHORS.to_ours(theirs, wanted)
     if unknown:
         raise WeightsError(
             f"{name} has tensors that no YOSO class has a place for: {', '.join(unknown)}"
         )
-    if "model.pooler.weight" in theirs:  # the BERT kind counts places from the table's first row
-        table = ours["embeddings.positions.weight"]
-        ours["embeddings.positions.weight"] = concatenate(
-            [table[:1] * 0] * FIRST_POSITION + [table]
-        )
+    if "model.pooler.weight" in theirs:  # the BERT kind counts positions from the table's first row
+        table = ours["embeddings.position_embeddings.weight"]
+        padded = concatenate([table[:1] * 0] * FIRST_POSITION + [table])
+        ours["embeddings.position_embeddings.weight"] = padded
     if config is None:
         config = _config_from_shapes(ours, name, compat, overrides)
-    prefixed = {
-        key if key.split(".")[0] in ("head", "classifier", "span") else f"yoso.{key}": value
-        for key, value in ours.items()
+    return config, {
+        f"yoso.{key}" if key.startswith(NAMES.base) else key: value for key, value in ours.items()
     }
-    return config, HUB.to_theirs(prefixed)
-
-
-def _rows_of(theirs: str) -> list[tuple[str, Any]]:
-    """Our name that one of the authors' names belongs to, with the row; empty where there is none."""
-    number = re.search(r"transformer_(\d+)\.", theirs)
-    plain = theirs.replace(f"transformer_{number[1]}.", "transformer_{}.") if number else theirs
-    found = []
-    for mine, row in AUTHORS.rows.items():
-        if plain == row or (isinstance(row, tuple) and plain in row):
-            name = mine.format(*([number[1]] if number else []))
-            found.append((name, AUTHORS.theirs(name)))
-    return found
 
 
 def _config_from_shapes(
     ours: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]
 ) -> YosoConfig:
-    words, conv = ours["embeddings.words.weight"], ours.get("blocks.0.attention.conv.weight")
+    words = ours["embeddings.word_embeddings.weight"]
+    conv = ours.get("encoder.layer.0.attention.self.conv.weight")
     hidden = words.shape[1]
     heads = overrides.get("num_attention_heads") or (
         conv.shape[0] if conv is not None else hidden // 64 if hidden % 64 == 0 else None
@@ -212,23 +174,20 @@ def _config_from_shapes(
             f"{name}: the number of heads cannot be told from a width of {hidden}; pass"
             " num_attention_heads"
         )
-    decoder = ours.get("head.decoder.weight")
+    decoder = ours.get("cls.predictions.decoder.weight")
+    positions = ours["embeddings.position_embeddings.weight"].shape[0] - FIRST_POSITION
     values: dict[str, Any] = {
         "vocab_size": words.shape[0],
         "hidden_size": hidden,
-        "num_hidden_layers": (
-            1 + max(int(key.split(".")[1]) for key in ours if key.startswith("blocks."))
-        ),
+        "num_hidden_layers": sum(key.endswith("attention.self.query.weight") for key in ours),
         "num_attention_heads": heads,
-        "intermediate_size": ours["blocks.0.mlp.0.weight"].shape[0],
-        "max_position_embeddings": ours["embeddings.positions.weight"].shape[0] - FIRST_POSITION,
-        "type_vocab_size": ours["embeddings.segments.weight"].shape[0],
+        "intermediate_size": ours["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": positions,
+        "type_vocab_size": ours["embeddings.token_type_embeddings.weight"].shape[0],
         "conv_window": None if conv is None else conv.shape[2],
         "layer_norm_eps": EPS_AUTHORS if compat == "authors" else EPS_TRANSFORMERS,
         "tie_word_embeddings": decoder is None or bool((decoder == words).all()),
-        "num_labels": (
-            ours["classifier.proj.bias"].shape[0] if "classifier.proj.bias" in ours else 2
-        ),
+        "num_labels": len(ours.get("classifier.out_proj.bias", (0, 1))),
     }
     if compat == "transformers":
         values = YosoConfig.from_published(values, compat)
@@ -250,16 +209,11 @@ def save_authors(model: Any, path: str | Path, released: bool = True) -> None:
     import torch
 
     state = {
-        key.removeprefix("yoso."): value.detach().cpu() for key, value in model.state_dict().items()
+        key.removeprefix("yoso."): value.detach().cpu()
+        for key, value in model.state_dict().items()
+        if key != _DECODER_BIAS
     }
-    if "head.bias" in state:
-        state.setdefault("head.decoder.weight", state["embeddings.words.weight"])
     named = AUTHORS.to_theirs(state)
-    torch.save(
-        {
-            "model_state_dict": {
-                key if released else _trained(key): value for key, value in named.items()
-            }
-        },
-        path,
-    )
+    if not released:
+        named = {_trained(key): value for key, value in named.items()}
+    torch.save({"model_state_dict": named}, path)
