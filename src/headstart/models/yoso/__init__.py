@@ -33,5 +33,5 @@ FAMILY = Family(
     authors="headstart.models.yoso.weights:read_authors",
     writers={".pth": "headstart.models.yoso.weights:save_authors"},
     recipe="headstart.recipe:text",
-    lora=("attention.self.query", "attention.self.value"),
+    lora=("query", "key", "value", "attention.output.dense"),
 )
