@@ -21,6 +21,7 @@ from headstart import (
     CvtForImageClassification,
 )
 from headstart.errors import ConfigError, FileFormatError, NotFoundError, OfflineError
+from headstart.registry import families
 
 
 def test_where_files_come_from_is_no_value_of_a_processor(tmp_path):
@@ -177,3 +178,54 @@ def test_one_picture_is_not_counted():
         assert "1 of 1" not in str(caught.value)
         with pytest.raises(headstart.errors.InputError, match=" of 2: "):
             processor(many)
+
+
+@pytest.fixture
+def families_restored():
+    """What a test registers is gone after it."""
+    before = dict(families())
+    yield
+    families().clear()
+    families().update(before)
+
+
+def test_classes_of_ones_own_are_registered(families_restored, tmp_path):
+    class ToyConfig(headstart.PretrainedConfig):
+        model_type = "toy"
+
+        def __init__(self, width=4, **kwargs):
+            self.width = width
+            super().__init__(**kwargs)
+
+    class ToyModel(headstart.PreTrainedModel):
+        config_class = ToyConfig
+        base_model_prefix = "toy"
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.dense = torch.nn.Linear(config.width, config.width)
+            self.post_init()
+
+        def forward(self, x):
+            return self.dense(x)
+
+    class ToyImageProcessor(headstart.BitImageProcessor):
+        image_processor_type = "ToyImageProcessor"
+
+    with pytest.raises(headstart.errors.ConfigError, match="register its configuration first"):
+        headstart.AutoModel.register(ToyConfig, ToyModel)
+    with pytest.raises(headstart.errors.ConfigError, match="model_type is 'toy'; expected 'other'"):
+        headstart.AutoConfig.register("other", ToyConfig)
+    headstart.AutoConfig.register("toy", ToyConfig)
+    headstart.AutoModel.register(ToyConfig, ToyModel)
+    AutoImageProcessor.register(ToyConfig, ToyImageProcessor)
+    model = headstart.AutoModel.from_config(ToyConfig(width=3))
+    model.save_pretrained(tmp_path)
+    ToyImageProcessor().save_pretrained(tmp_path)
+    again = headstart.AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, ToyModel) and torch.equal(again.dense.weight, model.dense.weight)
+    assert isinstance(headstart.AutoConfig.from_pretrained(tmp_path), ToyConfig)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is ToyImageProcessor
+    with pytest.raises(headstart.errors.ConfigError, match="pass exist_ok=True"):
+        headstart.AutoModel.register(ToyConfig, ToyModel)
+    headstart.AutoModel.register(ToyConfig, ToyModel, exist_ok=True)

@@ -4,8 +4,9 @@ import json
 import logging
 
 import pytest
+import torch
 
-from headstart import BitConfig, CvtConfig
+from headstart import BitConfig, CvtConfig, PreTrainedConfig
 from headstart.config import align_outputs
 from headstart.errors import ConfigError
 
@@ -169,3 +170,37 @@ def test_our_folder_keeps_its_arithmetic_until_transformers_writes_it(tmp_path):
     values["transformers_version"] = "4.57.6"
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert BitConfig.from_pretrained(tmp_path).conv_eps == 1e-8
+
+
+def test_values_that_v4_code_reads_from_any_configuration(tmp_path):
+    config = BitConfig()
+    assert config.is_encoder_decoder is False and config.chunk_size_feed_forward == 0
+    assert config.architectures is None and config.torch_dtype is None and config.pruned_heads == {}
+    assert not {"is_encoder_decoder", "torch_dtype", "pruned_heads"} & config.to_dict().keys()
+    config.update({"num_groups": 16, "note": "kept"})
+    config.torch_dtype = torch.bfloat16
+    difference = config.to_diff_dict()
+    assert difference["num_groups"] == 16 and difference["torch_dtype"] == "bfloat16"
+    assert "depths" not in difference
+    config.to_json_file(tmp_path / "config.json")
+    again = BitConfig.from_json_file(tmp_path / "config.json")
+    assert again == config and again.torch_dtype is torch.bfloat16 and again.note == "kept"
+    values, others = BitConfig.get_config_dict(tmp_path, revision="main", num_labels=3)
+    assert values["num_groups"] == 16 and others == {"num_labels": 3}
+    assert BitConfig.from_dict(values | {"pruned_heads": {}}).pruned_heads == {}
+    with pytest.raises(ConfigError, match="pruned_heads=.*without pruning"):
+        BitConfig(pruned_heads={"0": [1]})
+
+
+def test_a_plain_subclass_in_v4s_style_is_a_configuration(tmp_path):
+    class ToyConfig(PreTrainedConfig):
+        model_type = "toy"
+
+        def __init__(self, width=8, **kwargs):
+            self.width = width
+            super().__init__(**kwargs)
+
+    config = ToyConfig(width=4, num_labels=3, extra="kept")
+    config.save_pretrained(tmp_path)
+    again = ToyConfig.from_pretrained(tmp_path, width=5)
+    assert (again.width, again.num_labels, again.extra) == (5, 3, "kept")

@@ -1,6 +1,5 @@
 """Auto classes: the class of a family that fits a checkpoint."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +8,7 @@ from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
 from headstart.loading import family_of
-from headstart.registry import FAMILIES, Family, exports, families, find_published, suggesting
+from headstart.registry import FAMILIES, Family, families, find_published, register, suggesting
 
 
 def processor_class(family: Family, name: str | Path, text: bool) -> Any:
@@ -18,7 +17,7 @@ def processor_class(family: Family, name: str | Path, text: bool) -> Any:
     Raises:
         ConfigError: It has the other one.
     """
-    if family.processor.endswith("Tokenizer") != text:
+    if family.reads_text != text:
         reads, other = ("images", "AutoImageProcessor") if text else ("texts", "AutoTokenizer")
         raise ConfigError(
             f"{name} is a {family.model_type} model, which reads {reads}; use {other}"
@@ -44,6 +43,21 @@ class AutoConfig:
         if model_type not in families():
             raise ConfigError(f"model_type={model_type!r}; expected one of {', '.join(FAMILIES)}")
         return families()[model_type].config(**values)
+
+    @classmethod
+    def register(
+        cls, model_type: str, config: type[PreTrainedConfig], exist_ok: bool = False
+    ) -> None:
+        """Adds a configuration class of your own, so that the Auto classes know its model type.
+
+        Raises:
+            ConfigError: Its `model_type` is another one, or is taken and `exist_ok` is false.
+        """
+        if config.model_type != model_type:
+            raise ConfigError(
+                f"{config.__name__}.model_type is {config.model_type!r}; expected {model_type!r}"
+            )
+        register(model_type, config, exist_ok=exist_ok)
 
 
 def check_task(family: Family, task: str) -> None:
@@ -84,8 +98,15 @@ class _AutoModel:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> Any:
-        """A network with random weights."""
+        """A network with randomly initialized weights."""
         return cls.model_class(families()[config.model_type])(config)
+
+    @classmethod
+    def register(
+        cls, config_class: type[PreTrainedConfig], model_class: type, exist_ok: bool = False
+    ) -> None:
+        """Adds a network class of your own for this task; its configuration is registered first."""
+        register(config_class.model_type, model_class, task=cls.task, exist_ok=exist_ok)
 
 
 class AutoModel(_AutoModel):
@@ -177,17 +198,30 @@ class AutoImageProcessor:
         name = (
             values.get("image_processor_type") or values.get("feature_extractor_type") or ""
         ).removesuffix("Fast")
-        known = exports()
-        if name and name not in known:
+        if name:
+            for family in families().values():
+                if name in family.exports or name in family.classes:
+                    return family.load(name).from_dict(values, **options)
             raise ConfigError(
                 f"{name_or_path} names {name!r} in preprocessor_config.json; headstart has no such"
-                " image processor"
+                " image processor (AutoImageProcessor.register adds your own)"
             )
-        if name:
-            return getattr(import_module(known[name]), name).from_dict(values, **options)
         return processor_class(
             family_of(name_or_path, **hub)[0], name_or_path, text=False
         ).from_dict(values, **options)
+
+    @classmethod
+    def register(
+        cls,
+        config_class: type[PreTrainedConfig],
+        image_processor_class: type,
+        exist_ok: bool = False,
+    ) -> None:
+        """Adds an image processor class of your own to the family of a configuration.
+
+        Its class variable `image_processor_type` is its name in preprocessor_config.json.
+        """
+        register(config_class.model_type, image_processor_class, exist_ok=exist_ok)
 
 
 AutoFeatureExtractor = AutoImageProcessor
@@ -205,9 +239,24 @@ class AutoTokenizer:
         try:
             family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
         except NotFoundError:  # a folder that holds a tokenizer alone
-            family = next(
-                each for each in families().values() if each.processor.endswith("Tokenizer")
-            )
+            family = next(each for each in families().values() if each.reads_text)
         return processor_class(family, name_or_path, text=True).from_pretrained(
             name_or_path, **kwargs
         )
+
+    @classmethod
+    def register(
+        cls,
+        config_class: type[PreTrainedConfig],
+        slow_tokenizer_class: type | None = None,
+        fast_tokenizer_class: type | None = None,
+        exist_ok: bool = False,
+    ) -> None:
+        """Adds a tokenizer class of your own to the family of a configuration.
+
+        Where both classes are given, the fast one is used.
+        """
+        tokenizer = fast_tokenizer_class or slow_tokenizer_class
+        if tokenizer is None:
+            raise ConfigError("no tokenizer class given; pass fast_tokenizer_class")
+        register(config_class.model_type, tokenizer, exist_ok=exist_ok)

@@ -6,17 +6,19 @@ Keywords that it does not know are kept as attributes and written back.
 """
 
 import difflib
+import inspect
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from headstart._version import __version__
 from headstart.checkpoint.documents import check_kind, read_object
+from headstart.checkpoint.writing import atomic_write
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
 from headstart.registry import find_published, read_labels, suggesting
@@ -107,6 +109,24 @@ class PreTrainedConfig:
     """
 
     model_type: ClassVar[str] = ""
+    is_composition: ClassVar[bool] = False
+    attribute_map: ClassVar[dict[str, str]] = {}
+
+    # What v4's code reads from any configuration; written to config.json only where it was set.
+    architectures: list[str] | None = None
+    is_encoder_decoder: bool = False
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    chunk_size_feed_forward: int = 0
+
+    def __init__(self, **values: Any) -> None:
+        """Takes the values that every configuration has, and keeps the others as attributes.
+
+        Subclasses of our families are dataclasses (see `config_class`); a plain subclass sets its
+        own attributes and passes on the rest.
+        """
+        self._set_common(dict(values))
 
     def _set_common(self, values: dict[str, Any]) -> None:
         """Takes the keywords that every family has, and keeps the unknown ones as attributes."""
@@ -171,7 +191,37 @@ class PreTrainedConfig:
     @classmethod
     def value_names(cls) -> set[str]:
         """Keywords that this family, or every family, knows."""
-        return {f.name for f in fields(cls)} | {*COMMON, "num_labels"}  # type: ignore[arg-type]
+        known = {*COMMON, "num_labels"}
+        if is_dataclass(cls):
+            return known | {f.name for f in fields(cls)}
+        return known | set(inspect.signature(cls).parameters)
+
+    @property
+    def torch_dtype(self) -> Any:
+        """Type of the saved weights as a `torch.dtype`, or None where it is not recorded."""
+        name = self.__dict__.get("torch_dtype")
+        if name is None:
+            return None
+        import torch
+
+        return getattr(torch, name)
+
+    @torch_dtype.setter
+    def torch_dtype(self, dtype: Any) -> None:
+        self.__dict__["torch_dtype"] = None if dtype is None else str(dtype).removeprefix("torch.")
+
+    @property
+    def pruned_heads(self) -> dict[int, list[int]]:
+        """Always empty: attention heads are never removed (`prune_heads` refuses)."""
+        return {}
+
+    @pruned_heads.setter
+    def pruned_heads(self, heads: Mapping[Any, Any]) -> None:
+        if heads:
+            raise ConfigError(
+                f"pruned_heads={dict(heads)}: networks with removed attention heads are not"
+                " supported; load the checkpoint without pruning"
+            )
 
     @property
     def use_return_dict(self) -> bool:
@@ -202,17 +252,41 @@ class PreTrainedConfig:
         }
         return values | {"compat": self.compat, "model_type": self.model_type}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without the values that equal the defaults."""
+        usual = type(self)().to_dict()
+        return {
+            key: value
+            for key, value in self.to_dict().items()
+            if key == "model_type" or key not in usual or usual[key] != value
+        }
+
     def to_json_string(self, use_diff: bool = False) -> str:
         """`to_dict` as JSON with sorted keys. `use_diff` leaves out what equals the defaults."""
-        values = self.to_dict()
-        if use_diff:
-            usual = type(self)().to_dict()
-            values = {
-                k: v
-                for k, v in values.items()
-                if k == "model_type" or k not in usual or usual[k] != v
-            }
+        values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Writes `to_json_string` to a file, atomically."""
+        atomic_write(Path(json_file_path), self.to_json_string(use_diff).encode())
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """The configuration in a JSON file, with its values as they are (`compat` included)."""
+        return cls.from_dict(read_object(Path(json_file)))
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values of a checkpoint's config.json, and the keywords that do not say where it is."""
+        hub, others = split_hub(kwargs)
+        return read_config_file(pretrained_model_name_or_path, **hub), others
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Sets every value of a mapping as an attribute."""
+        for key, value in config_dict.items():
+            setattr(self, key, value)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
@@ -330,8 +404,6 @@ class PreTrainedConfig:
 
         `push_to_hub` also uploads the folder, to `repo_id`.
         """
-        from headstart.checkpoint import atomic_write
-
         values = self.to_published(self.to_dict()) | {"headstart_version": __version__}
         for key in ("_name_or_path", "transformers_version"):
             values.pop(key, None)

@@ -4,14 +4,14 @@ import difflib
 import gzip
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from headstart.errors import NotFoundError, OfflineError
+from headstart.errors import ConfigError, NotFoundError, OfflineError
 from headstart.package_data import EMBEDDED
 
 FAMILIES = ("bit", "cvt", "beit", "yoso")
@@ -50,7 +50,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Family:
-    """A room of the house: where its classes are, and what it registers.
+    """A family of networks: where its classes are, and what it registers.
 
     Args:
         model_type: The word in config.json.
@@ -69,6 +69,7 @@ class Family:
         lora: Last parts of the names of layers that LoRA changes where the recipe names none.
         folds: "module:function" that works out beforehand what depends on no input (see
             `headstart.engine.folds.fold`).
+        classes: Classes that a user registered, by name.
     """
 
     model_type: str
@@ -81,15 +82,24 @@ class Family:
     writers: Mapping[str, str] = field(default_factory=dict)
     lora: tuple[str, ...] = ()
     folds: str = ""
+    classes: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, name: str) -> Any:
         """One of the family's public classes."""
+        if name in self.classes:
+            return self.classes[name]
         return getattr(import_module(self.exports[name]), name)
 
     @property
     def config(self) -> Any:
         """The configuration's class."""
-        return self.load(next(name for name in self.exports if name.endswith("Config")))
+        names = (*self.classes, *self.exports)
+        return self.load(next(name for name in names if name.endswith("Config")))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether inputs are texts, which a tokenizer prepares, rather than images."""
+        return "Tokenizer" in self.processor
 
     @property
     def published(self) -> Mapping[str, Published]:
@@ -112,6 +122,43 @@ def locate(where: str) -> Any:
 def families() -> dict[str, Family]:
     """The families by model type."""
     return {name: import_module(f"headstart.models.{name}").FAMILY for name in FAMILIES}
+
+
+def register(model_type: str, cls: Any, *, task: str | None = None, exist_ok: bool = False) -> None:
+    """Adds a user's class to a family, or starts a family with its configuration.
+
+    Args:
+        model_type: The word in config.json.
+        cls: A configuration, a network (with `task`), an image processor or a tokenizer.
+        task: The task of a network, a key of `Family.tasks`.
+        exist_ok: Replace a class that is there.
+
+    Raises:
+        ConfigError: The family has such a class already, or (for a class that is no configuration)
+            no family has that model type.
+    """
+    name = cls.__name__
+    family = families().get(model_type)
+    if family is None:
+        if not name.endswith("Config"):
+            raise ConfigError(
+                f"no family has model_type={model_type!r}; register its configuration first:"
+                f" AutoConfig.register({model_type!r}, ConfigClass)"
+            )
+        families()[model_type] = Family(model_type, {}, {}, "", classes={name: cls})
+        return
+    if name.endswith("Config"):
+        taken = True
+    elif task is not None:
+        taken = task in family.tasks
+        family = replace(family, tasks={**family.tasks, task: name})
+    else:
+        taken, family = bool(family.processor), replace(family, processor=name)
+    if taken and not exist_ok:
+        raise ConfigError(
+            f"{model_type} has a class for {task or name} already; pass exist_ok=True to replace it"
+        )
+    families()[model_type] = replace(family, classes={**family.classes, name: cls})
 
 
 def exports() -> dict[str, str]:

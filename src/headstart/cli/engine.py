@@ -121,7 +121,7 @@ def load_both(name: str) -> tuple[Any, Any]:
     named = next((each for each in values.get("architectures") or [] if each in known), None)
     fallback = family.tasks.get("image-classification") or family.tasks["masked-language-modeling"]
     network = family.load(named or fallback).from_pretrained(name, optimized=False)
-    processor = AutoTokenizer if family.processor.endswith("Tokenizer") else AutoImageProcessor
+    processor = AutoTokenizer if family.reads_text else AutoImageProcessor
     return network, processor.from_pretrained(name)
 
 

@@ -225,7 +225,7 @@ def _write_folder(
         for file in folder.glob("*.safetensors*"):
             file.unlink()
         _write_bin(network, folder / BIN)
-    text = family.processor.endswith("Tokenizer")
+    text = family.reads_text
     with suppress(HeadstartError):  # a file of the authors has none
         processor = (AutoTokenizer if text else AutoImageProcessor).from_pretrained(source, **hub)
         processor.save_pretrained(folder)

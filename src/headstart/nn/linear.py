@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
-)  # type: ignore[no-untyped-call]
+_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_HAS_ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:

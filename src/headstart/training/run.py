@@ -432,7 +432,7 @@ def _resolve(
         facts = dataclasses.replace(
             facts, config=AutoConfig.from_pretrained(model, revision=revision)
         )
-        if family.processor.endswith("ImageProcessor"):
+        if not family.reads_text:
             from headstart.tasks.image_classification import processor_side
 
             side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
