@@ -40,7 +40,7 @@ import transformers
 from timing import RESULTS, interleaved, machine, peak_gflops
 
 import headstart
-from headstart.engine import quantise, search
+from headstart.engine import search
 from headstart.nn.linear import linear
 
 PLOT = Path(__file__).parents[1] / "docs" / "inference.svg"
@@ -174,7 +174,9 @@ def optimised(
 ) -> dict[str, Any]:
     """Our network in each engine and precision that can run it."""
     # of random weights, whose answers are not worth keeping
-    search.AGREEMENT = quantise.AGREEMENT = 0.0
+    from headstart.engine.engines import openvino_int8
+
+    search.AGREEMENT = openvino_int8.AGREEMENT = 0.0
     samples = [
         torch.randn_like(x) if x.is_floating_point() else torch.randint_like(x, 5, 50000)
         for _ in range(8)

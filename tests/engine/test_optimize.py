@@ -1,7 +1,6 @@
 """Optimised models give the network's outputs, whatever runs them, and survive a folder."""
 
 import json
-from shutil import which
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from conftest import assert_close
 from engine_networks import CASES, build, pixels, tokens
 from headstart.engine import load, search
 from headstart.engine.capture import flatten
-from headstart.engine.engines import candidates, installed
+from headstart.engine.engines import installed
 from headstart.errors import ConfigError, FileFormatError, InputError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]
@@ -123,40 +122,6 @@ def test_saved_and_loaded(engine, tmp_path):
     assert type(headstart.BitModel) is type(headstart.BitModel)
     again.save_pretrained(tmp_path / "second")
     assert_same(load(tmp_path / "second")(**inputs), run(model, **inputs))
-
-
-@pytest.mark.skipif("openvino" not in ENGINES, reason="needs openvino")
-def test_a_program_of_another_machine_is_compiled_again(tmp_path):
-    model, inputs = build("BitForImageClassification")
-    headstart.optimize(model, example=inputs, engine="openvino").save_pretrained(tmp_path)
-    path = tmp_path / "headstart_optimized.json"
-    values = json.loads(path.read_text())
-    assert values["facts"]["blob"] and load(tmp_path).runner._compiled
-    values["facts"]["blob"]["version"] = "another"
-    path.write_text(json.dumps(values))
-    again = load(tmp_path)
-    assert not again.runner._compiled
-    assert_same(again(**inputs), run(model, **inputs))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not which("g++"), reason="needs a C++ compiler")
-def test_the_compiler_works_once(tmp_path, monkeypatch):
-    """The compiled package lies in the folder; loading it compiles nothing."""
-    model, inputs = build("YosoForSequenceClassification", num_hidden_layers=1)
-    fast = headstart.optimize(model, example=inputs, engine="inductor")
-    assert fast.report.chosen.engine == "inductor" and "inductor" not in candidates(None, "float32")
-    fast.save_pretrained(tmp_path)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
-    again = load(tmp_path)
-    for each in (inputs, tokens(3, 7)):
-        assert_same(again(**each), run(model, **each))
-    assert again._told is False and again._network == [None]
-    path = tmp_path / "headstart_optimized.json"
-    values = json.loads(path.read_text())
-    values["facts"]["made_for"]["torch"] = "another"
-    path.write_text(json.dumps(values))
-    assert_same(load(tmp_path)(**inputs), run(model, **inputs))
 
 
 def test_damaged_folders_are_refused(tmp_path):

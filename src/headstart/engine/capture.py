@@ -4,7 +4,10 @@ Names, shapes and types, and the network as a function of tensors.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart import outputs
+from headstart.engine.normalized import portable
 from headstart.errors import ConfigError, InputError
 
 Axis = Literal["batch", "size", "length"]
@@ -265,3 +269,64 @@ def resized(inputs: Mapping[str, Tensor], dynamic: Sequence[str]) -> dict[str, T
                 tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] // 2))
         found[name] = tensor.contiguous()
     return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the remarks of exporters and compilers from the user."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")
+    ]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def dynamic_shapes(
+    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> tuple[Any, ...]:
+    """The axes that may change, as `torch.export` wants them."""
+    free = (dynamic_axes(name, inputs[name].ndim, dynamic) for name in signature.inputs)
+    return (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free),)
+
+
+def traced_inputs(
+    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """The inputs with two in a batch that may change, and larger where sizes may.
+
+    A batch or a map of one would be taken for a constant.
+    """
+    if "size" in dynamic:
+        inputs = resized(inputs, ("size",))
+    if "batch" in dynamic and inputs[signature.inputs[0]].shape[0] == 1:
+        inputs = resized(inputs, ("batch",))
+    return tuple(inputs[name] for name in signature.inputs)
+
+
+def program_of(
+    network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Any:
+    """The network as a program of `torch.export`."""
+    return export_program(portable(network, signature.size), signature, inputs, dynamic)
+
+
+def export_program(
+    folded: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
+) -> Any:
+    """A folded network as a program of `torch.export`."""
+    program = Program(folded, signature.inputs).eval()
+    with quiet():
+        return torch.export.export(
+            program,
+            traced_inputs(signature, inputs, dynamic),
+            dynamic_shapes=dynamic_shapes(signature, inputs, dynamic),
+        )

@@ -6,10 +6,7 @@ checked after writing.
 
 import copy
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from headstart.engine.capture import (
-    Program,
     Signature,
     check_dynamic,
-    dynamic_axes,
     flatten,
     make_example,
+    program_of,
+    quiet,
     resized,
     signature_of,
 )
 from headstart.engine.deviation import Deviation, compare
-from headstart.engine.engines import Job, installed
-from headstart.engine.normalized import Normalized, portable
-from headstart.errors import ConfigError, MissingExtraError
+from headstart.engine.engines import engine
+from headstart.engine.engines.base import Job
+from headstart.engine.normalized import Normalized
+from headstart.errors import ConfigError
 
 Format = Literal["onnx", "openvino", "torch-export"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
-OPSET, LEAST_OPSET = 20, 18
+ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}
+OPSET = 20
 TOLERANCE = 1e-4
 
 
@@ -63,16 +62,21 @@ def export(
             labels.
         normalize: Put the image processor's rescaling and normalisation into the program: it then
             takes pixels from 0 to 255.
-        tolerance: Largest difference from PyTorch, as a share of the largest output.
+        tolerance: Largest difference from PyTorch, as a fraction of the largest output.
 
     Returns:
         How far the file's outputs are from PyTorch's.
 
     Raises:
         ConfigError: An unknown format, or a file whose outputs are not the network's.
+        MissingExtraError: What writes the format is not installed.
+
+    Example:
+        >>> headstart.export(model, "photos.onnx", processor=processor)  # doctest: +SKIP
     """
     if to not in SUFFIXES:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")
+    engine(ENGINES[to])  # raises where it is not installed
     if any(not each.is_cpu for each in model.parameters()):
         model = copy.deepcopy(model).cpu()  # a file knows no devices
     inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
@@ -87,6 +91,8 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = metadata(model, processor, normalize)
     if to == "onnx":
+        from headstart.engine.engines.onnxruntime import write_onnx
+
         write_onnx(network, path, signature, inputs, axes, opset, facts)
     elif to == "openvino":
         _write_openvino(network, path, signature, inputs, axes, facts)
@@ -127,106 +133,6 @@ def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict
     return facts
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the remarks of exporters and compilers from the user."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")
-    ]
-    levels = [each.level for each in loggers]
-    try:
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-
-
-def dynamic_shapes(
-    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
-) -> tuple[Any, ...]:
-    """The axes that may change, as `torch.export` wants them."""
-    free = (dynamic_axes(name, inputs[name].ndim, dynamic) for name in signature.inputs)
-    return (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free),)
-
-
-def traced_inputs(
-    signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
-) -> tuple[Tensor, ...]:
-    """The inputs with two in a batch that may change, and larger where sizes may.
-
-    A batch or a map of one would be taken for a constant.
-    """
-    if "size" in dynamic:
-        inputs = resized(inputs, ("size",))
-    if "batch" in dynamic and inputs[signature.inputs[0]].shape[0] == 1:
-        inputs = resized(inputs, ("batch",))
-    return tuple(inputs[name] for name in signature.inputs)
-
-
-def program_of(
-    network: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
-) -> Any:
-    """The network as a program of `torch.export`."""
-    return export_program(portable(network, signature), signature, inputs, dynamic)
-
-
-def export_program(
-    folded: nn.Module, signature: Signature, inputs: Mapping[str, Tensor], dynamic: Sequence[str]
-) -> Any:
-    """A folded network as a program of `torch.export`."""
-    program = Program(folded, signature.inputs).eval()
-    with quiet():
-        return torch.export.export(
-            program,
-            traced_inputs(signature, inputs, dynamic),
-            dynamic_shapes=dynamic_shapes(signature, inputs, dynamic),
-        )
-
-
-def write_onnx(
-    network: nn.Module,
-    path: Path,
-    signature: Signature,
-    inputs: Mapping[str, Tensor],
-    dynamic: Sequence[str],
-    opset: int = OPSET,
-    facts: Mapping[str, str] | None = None,
-) -> None:
-    """Writes an ONNX file.
-
-    Raises:
-        MissingExtraError: onnx or onnxscript is not installed.
-        ConfigError: An opset that is not known.
-    """
-    if not installed("onnxruntime"):
-        raise MissingExtraError("onnxruntime", "onnx")
-    import onnx
-
-    if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        raise ConfigError(
-            f"opset={opset}; expected {LEAST_OPSET} to {onnx.defs.onnx_opset_version()}"
-        )
-    exported = program_of(network, signature, inputs, dynamic)
-    with quiet():
-        program = torch.onnx.export(
-            exported, traced_inputs(signature, inputs, dynamic), dynamo=True, opset_version=opset, verbose=False,
-            input_names=list(signature.inputs), output_names=list(signature.outputs),
-        )  # fmt: skip
-    assert program is not None
-    written = program.model.opset_imports[""]
-    if written != opset:
-        raise ConfigError(
-            f"the exporter cannot write this network in opset {opset}; opset={written} works"
-        )
-    program.model.metadata_props.update(facts or {})
-    program.save(str(path))
-
-
 def _write_openvino(
     network: nn.Module,
     path: Path,
@@ -235,11 +141,9 @@ def _write_openvino(
     dynamic: tuple[str, ...],
     facts: Mapping[str, str],
 ) -> None:
-    if not installed("openvino"):
-        raise MissingExtraError("openvino", "openvino")
     import openvino as ov
 
-    from headstart.engine.engines.openvino_engine import convert
+    from headstart.engine.engines.openvino import convert
 
     graph = convert(Job(network, signature, inputs, dynamic, "float32", torch.get_num_threads()))
     for key, value in facts.items():
@@ -299,11 +203,10 @@ def run_file(
                 " example or a fixed size"
             ) from error
     if to == "onnx":
-        from headstart.engine.engines.onnxruntime_engine import OnnxRunner
+        from headstart.engine.engines.onnxruntime import OnnxRunner
 
-        return OnnxRunner(
-            path.read_bytes(), signature, torch.get_num_threads(), torch.device("cpu")
-        )(tensors)
+        graph, place = path.read_bytes(), torch.device("cpu")
+        return OnnxRunner(graph, signature, torch.get_num_threads(), place)(tensors)
     import openvino as ov
 
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

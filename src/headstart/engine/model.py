@@ -18,7 +18,8 @@ from torch import nn
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_object, value_of
 from headstart.engine.capture import Signature
-from headstart.engine.engines import PRECISIONS, Runner, engine
+from headstart.engine.engines import engine
+from headstart.engine.engines.base import PRECISIONS, Runner
 from headstart.engine.report import Report
 from headstart.errors import ConfigError, FileFormatError, InputError
 

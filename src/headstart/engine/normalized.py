@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.engine.capture import Signature
 from headstart.engine.folds import fold
 from headstart.errors import ConfigError
 
@@ -35,10 +34,10 @@ class Normalized(nn.Module):
         return self.model((pixel_values - self.mean) / self.deviation, **others)
 
 
-def portable(model: nn.Module, signature: Signature) -> nn.Module:
+def portable(model: nn.Module, size: tuple[int, int] | None) -> nn.Module:
     """The folded network in operators that every engine knows."""
     if isinstance(model, Normalized):
-        inside = fold(model.model, size=signature.size, lean=True, portable=True)
+        inside = fold(model.model, size=size, lean=True, portable=True)
         outside = Normalized.__new__(Normalized)
         nn.Module.__init__(outside)
         outside.model, outside.config, outside.main_input_name = (
@@ -48,4 +47,4 @@ def portable(model: nn.Module, signature: Signature) -> nn.Module:
         )
         outside.mean, outside.deviation = model.mean, model.deviation
         return outside.eval()
-    return fold(model, size=signature.size, lean=True, portable=True)  # type: ignore[no-any-return]
+    return fold(model, size=size, lean=True, portable=True)  # type: ignore[no-any-return]

@@ -28,8 +28,9 @@ from headstart.engine.capture import (
     signature_of,
 )
 from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
-from headstart.engine.engines import PRECISIONS, Job, Precision, Runner, Streams, candidates, engine
-from headstart.engine.engines.torch_engine import on_threads
+from headstart.engine.engines import candidates, engine
+from headstart.engine.engines.base import PRECISIONS, Job, Precision, Runner, Streams
+from headstart.engine.engines.torch import on_threads
 from headstart.engine.folds import check
 from headstart.engine.model import OptimizedModel
 from headstart.engine.report import Report, Trial
@@ -69,8 +70,7 @@ def optimize(
         model: A network of any family, with any head, in evaluation mode.
         example: Inputs as they will be: a mapping of tensors, or a tensor for the main input.
             Default: one image or text.
-        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed. "inductor"
-            is PyTorch's compiler, which takes a minute and is tried only where it is named.
+        engine: "torch", "openvino" or "onnxruntime"; None tries all that are installed.
         precision: "float32", "bfloat16" or "int8" (which needs `calibration`).
         dynamic: Axes that change from call to call: "batch", "size" (images), "length" (texts).
             Default: the batch, and the length of texts. Calls of other shapes run in PyTorch.
@@ -295,7 +295,8 @@ class Search:
         """The engines that can divide their threads into streams, doing so where there is work for
         several.
         """
-        several = len(tensors[0]) > 1 or self.goal == "throughput"
+        splits = len(tensors[0]) > 1 and self.signature.shapes[0][0] is None
+        several = splits or self.goal == "throughput"
         streams = self.streams or (self.threads if several else 1)
         if streams == 1:
             return []

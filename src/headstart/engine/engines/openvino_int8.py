@@ -1,7 +1,7 @@
 """int8: ranges measured on the user's own inputs, products in 8 bits, the layers that hurt most
 left in higher precision.
 
-Only what multiplies by weights is quantised, at its input and its weights: sums, norms and
+Only what multiplies by weights is quantized, at its input and its weights: sums, norms and
 attention scores gain little from it and lose much. Where too many answers change, each layer's own
 noise is measured, and layers are left out in the order of noise for each operation.
 """
@@ -11,15 +11,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import torch
 from torch import Tensor
 
 from headstart.engine.deviation import AGREEMENT, compare, enough
-from headstart.engine.engines import Job
+from headstart.engine.engines.base import Job, spread
 from headstart.errors import ConfigError, MissingExtraError
 
 CALIBRATION = 128  # calls that ranges are measured on, at most: more hardly change them
@@ -30,21 +30,12 @@ STEPS = 10
 PRODUCTS = ("Convolution", "MatMul")
 
 
-def _arrays(job: Job, sample: Mapping[str, Tensor]) -> dict[str, Any]:
-    tensors = job.signature.prepare(sample) or []
-    return {
-        name: x.contiguous().numpy() for name, x in zip(job.signature.inputs, tensors, strict=True)
-    }
+def quantize(graph: Any, job: Job) -> tuple[Any, float, str]:
+    """OpenVINO's graph with int8 products, through NNCF.
 
-
-def spread(calls: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the calls, spread over all of them."""
-    return list(calls)[:: max(1, len(calls) // most)][:most]
-
-
-def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float, str]:
-    """OpenVINO's graph with int8 products, through NNCF, the share of products that are, and what
-    the rest is to be computed in.
+    Returns:
+        The graph, the fraction of its products that is in int8, and OpenVINO's name for the
+        precision of the rest.
 
     Raises:
         MissingExtraError: NNCF is not installed.
@@ -55,12 +46,12 @@ def quantise_openvino(graph: Any, job: Job) -> tuple[Any, float, str]:
     except ImportError as error:
         raise MissingExtraError("nncf", "openvino") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    found = OpenVinoQuantiser(graph, job)
-    return found.best(), found.share, found.rest
+    found = Quantizer(graph, job)
+    return found.best(), found.fraction, found.rest
 
 
-class OpenVinoQuantiser:
-    """Quantises a graph but for some layers, and finds out which.
+class Quantizer:
+    """Quantizes a graph but for some layers, and finds out which.
 
     Args:
         graph: In float32.
@@ -69,14 +60,14 @@ class OpenVinoQuantiser:
 
     def __init__(self, graph: Any, job: Job) -> None:
         self.graph, self.job = graph, job
-        self.calls = [_arrays(job, sample) for sample in spread(job.calibration, SCORED)]
+        self.calls = job.arrays(SCORED)
         self.left_out: list[str] = []  # by `best`
         self.rest = "f32"  # what is not int8 is computed in: OpenVINO's name
         self.costs = product_costs(
             graph, [job.example[name].shape for name in job.signature.inputs]
         )
 
-    def quantise(self, left_out: Collection[str]) -> Any:
+    def quantize(self, left_out: Collection[str]) -> Any:
         """The graph in int8 but for the layers of these names."""
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -92,24 +83,25 @@ class OpenVinoQuantiser:
         # outputs seven times as far off.
         with redirect_stdout(StringIO()):  # its own progress bars
             return nncf.quantize(
-                self.graph.clone(), nncf.Dataset(calls), preset=nncf.QuantizationPreset.MIXED, subset_size=len(calls),
+                self.graph.clone(),
+                nncf.Dataset(calls),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calls),
                 ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                     # gains nothing here, and goes wrong where a convolution has several readers
                     disable_bias_correction=True,
                 ),
-            )  # fmt: skip
+            )
 
     def best(self) -> Any:
         """The graph in int8, the rest in bfloat16, or else in float32, or else with as few products
         in float32 as keep the answers.
         """
-        from headstart.engine.engines.openvino_engine import core
-
-        whole, wanted = self.quantise(()), self.outputs(self.graph, self.calls)
-        narrow = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if narrow and keeps(wanted, self.outputs(whole, self.calls, "bf16")):
+        whole, wanted = self.quantize(()), self.outputs(self.graph, self.calls)
+        has_bfloat16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if has_bfloat16 and keeps(wanted, self.outputs(whole, self.calls, "bf16")):
             self.rest = "bf16"
             return whole
         noisy = self.outputs(whole, self.calls)
@@ -120,27 +112,27 @@ class OpenVinoQuantiser:
         count = 0
         for count in range(len(ranked)):
             # Noise of different layers adds up in squares.
-            share = math.sqrt(
+            fraction = math.sqrt(
                 sum(noise[name] for name in ranked[count:]) / max(sum(noise.values()), 1e-30)
             )
-            if keeps(wanted, scaled(wanted, noisy, share)):
+            if keeps(wanted, scaled(wanted, noisy, fraction)):
                 break
         for left_out in range(count, len(ranked), max(1, len(ranked) // STEPS)):
-            graph = self.quantise(ranked[:left_out])
+            graph = self.quantize(ranked[:left_out])
             if keeps(wanted, self.outputs(graph, self.calls)):
                 self.left_out = ranked[:left_out]
                 return graph
         raise ConfigError("no layer can be in int8: too many answers change")
 
     @property
-    def share(self) -> float:
-        """Share of the multiplications by weights that is in int8."""
+    def fraction(self) -> float:
+        """Fraction of the multiplications by weights that is in int8."""
         return 1 - sum(self.costs[name] for name in self.left_out) / max(
             1, sum(self.costs.values())
         )
 
     def noise(self) -> dict[str, float]:
-        """Mean square that the outputs are off by where one layer alone is quantised, for each
+        """Mean square that the outputs are off by where one layer alone is quantized, for each
         layer.
         """
         batch = len(next(iter(self.calls[0].values())))
@@ -159,8 +151,6 @@ class OpenVinoQuantiser:
         self, graph: Any, calls: Sequence[Mapping[str, Any]], rest: str = "f32"
     ) -> list[dict[str, Tensor]]:
         """What a graph gives for each call, by name."""
-        import openvino as ov
-
         compiled = ov.compile_model(
             graph,
             "CPU",
@@ -175,8 +165,6 @@ class OpenVinoQuantiser:
 
 def product_costs(graph: Any, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
     """Multiplications of each product of an input of these shapes with constants: name → count."""
-    import openvino as ov
-
     fixed, found = graph.clone(), {}
     fixed.reshape(
         {
@@ -187,10 +175,10 @@ def product_costs(graph: Any, shapes: Sequence[Sequence[int]]) -> dict[str, int]
     for op in fixed.get_ordered_ops():
         if op.get_type_name() in PRODUCTS and is_constant(op.input_value(1)):
             shape = list(op.get_output_shape(0))
-            places = shape[:1] + shape[2:] if op.get_type_name() == "Convolution" else shape[:-1]
-            found[op.get_friendly_name()] = math.prod(op.input_value(1).get_shape()) * math.prod(
-                places
-            )
+            is_map = op.get_type_name() == "Convolution"
+            positions = shape[:1] + shape[2:] if is_map else shape[:-1]
+            weights = math.prod(op.input_value(1).get_shape())
+            found[op.get_friendly_name()] = weights * math.prod(positions)
     return found
 
 
@@ -212,13 +200,9 @@ def with_noise(graph: Any, name: str) -> Any:
 
     clone = graph.clone()
     op = next(each for each in clone.get_ops() if each.get_friendly_name() == name)
-    rows = (
-        [1, 2, 3]
-        if op.get_type_name() == "Convolution"
-        else [-1]
-        if op.get_attributes()["transpose_b"]
-        else [-2]
-    )  # of one output
+    rows = [1, 2, 3]  # axes of the weights of one output
+    if op.get_type_name() == "MatMul":
+        rows = [-1] if op.get_attributes()["transpose_b"] else [-2]
     for i, axes in (
         (0, list(range(op.input_value(0).get_partial_shape().rank.get_length()))),
         (1, rows),
@@ -237,10 +221,10 @@ def with_noise(graph: Any, name: str) -> Any:
 Outputs = list[dict[str, Tensor]]
 
 
-def scaled(wanted: Outputs, found: Outputs, share: float) -> Outputs:
-    """Outputs with a share of their errors."""
+def scaled(wanted: Outputs, found: Outputs, fraction: float) -> Outputs:
+    """Outputs with a fraction of their errors."""
     return [
-        {key: a[key] + share * (b[key] - a[key]) for key in a}
+        {key: a[key] + fraction * (b[key] - a[key]) for key in a}
         for a, b in zip(wanted, found, strict=True)
     ]
 
@@ -249,30 +233,3 @@ def keeps(wanted: Outputs, found: Outputs) -> bool:
     """Whether enough answers stay, or, where there are none, the outputs themselves."""
     off = compare(wanted, found)
     return enough(off, AGREEMENT) if off.agreement is not None else 1 - off.mean >= AGREEMENT
-
-
-def quantise_onnx(path: Path, job: Job) -> None:
-    """Rewrites an ONNX file with int8 products, through ONNX Runtime."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(spread(job.calibration, CALIBRATION))
-
-        def get_next(self) -> Any:
-            sample = next(self.left, None)
-            return None if sample is None else _arrays(job, sample)
-
-    ready = path.with_suffix(".ready.onnx")
-    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-    quantize_static(
-        str(ready), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-    )  # fmt: skip

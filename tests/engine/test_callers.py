@@ -14,7 +14,8 @@ from conftest import assert_close
 from engine_networks import build, pixels
 from headstart.engine import load, search
 from headstart.engine.capture import signature_of
-from headstart.engine.engines import candidates, installed, torch_engine
+from headstart.engine.engines import candidates, installed
+from headstart.engine.engines import torch as torch_engine
 from headstart.errors import ConfigError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]
@@ -136,7 +137,7 @@ def test_onnx_runtime_goes_to_cuda_where_it_can(monkeypatch):
     """No GPU is needed: what is asked of ONNX Runtime is looked at."""
     import onnxruntime as ort
 
-    from headstart.engine.engines.onnxruntime_engine import OnnxRunner
+    from headstart.engine.engines.onnxruntime import OnnxRunner
 
     with pytest.raises(ConfigError, match="does not run on cuda.*onnxruntime-gpu"):
         candidates("onnxruntime", "float32", "cuda")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.engine.capture import Program, Signature
-from headstart.engine.engines import Job
+from headstart.engine.engines.base import Job
 from headstart.engine.folds import fold
 from headstart.nn.linear import onednn_serves
 
@@ -56,7 +56,7 @@ def pack(model: nn.Module) -> None:
 
 @contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads, for a call."""
+    """Sets the number of PyTorch's threads for a call."""
     before = torch.get_num_threads()
     if count == before:
         yield

@@ -10,10 +10,11 @@ import torch
 import headstart
 from conftest import data_dir
 from engine_networks import build, pixels, tokens
-from headstart.engine import quantise, search
+from headstart.engine import search
 from headstart.engine.capture import signature_of
 from headstart.engine.deviation import compare
-from headstart.engine.engines import Job, installed
+from headstart.engine.engines import installed
+from headstart.engine.engines.base import Job
 from headstart.errors import HeadstartError
 
 needs_openvino = pytest.mark.skipif(
@@ -63,21 +64,21 @@ def test_a_trained_network_keeps_99_percent_of_its_answers(name, tmp_path):
 @needs_openvino
 @pytest.mark.slow
 def test_layers_that_hurt_are_put_back():
-    from headstart.engine.engines.openvino_engine import convert
-    from headstart.engine.quantise import OpenVinoQuantiser
+    from headstart.engine.engines.openvino import convert
+    from headstart.engine.engines.openvino_int8 import Quantizer
 
     model, inputs = build("BitForImageClassification")
     with torch.no_grad():
         model.bit.stages[1][0].norm_2.weight[:3] *= 1e4  # a range that eight bits cannot hold
     calls = [pixels(seed=seed) for seed in range(12)]
     job = Job(model, signature_of(model, inputs, ("batch",)), inputs, ("batch",), "int8", 1, calls)
-    quantiser = OpenVinoQuantiser(convert(job), job)
+    quantizer = Quantizer(convert(job), job)
     wanted = [{"logits": model(**each).logits.detach()} for each in calls]
     whole, best = (
-        compare(wanted, quantiser.outputs(graph, quantiser.calls))
-        for graph in (quantiser.quantise(()), quantiser.best())
+        compare(wanted, quantizer.outputs(graph, quantizer.calls))
+        for graph in (quantizer.quantize(()), quantizer.best())
     )
-    assert 0 < quantiser.share < 1
+    assert 0 < quantizer.fraction < 1
     assert best.agreement > whole.agreement and best.mean < whole.mean
 
 
@@ -85,7 +86,9 @@ def test_layers_that_hurt_are_put_back():
 def test_what_is_not_int8_may_be_bfloat16(monkeypatch, tmp_path):
     import openvino as ov
 
-    for module in (search, quantise):
+    from headstart.engine.engines import openvino_int8
+
+    for module in (search, openvino_int8):
         monkeypatch.setattr(module, "AGREEMENT", 0.5)  # of random weights
     model, inputs = build("BeitForImageClassification", num_hidden_layers=1)
     fast = headstart.optimize(
