@@ -15,6 +15,9 @@ from headstart.errors import ConfigError, NotFoundError, OfflineError
 from headstart.package_data import EMBEDDED
 
 FAMILIES = ("bit", "cvt", "beit", "yoso")
+# File that marks a folder → "module:function" that loads such a folder: (folder, class of the
+# network) → model, or None for a folder of another class.
+FOLDER_LOADERS = {"headstart_optimized.json": "headstart.engine.model:load_as"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,14 @@ class Family:
     def read_authors(self) -> Callable[..., Any] | None:
         """The reader of the authors' files."""
         return locate(self.authors) if self.authors else None
+
+
+def load_marked(name: str | Path, cls: type) -> Any:
+    """The model in a folder that a file marks as one of `FOLDER_LOADERS`, or None."""
+    for marker, loader in FOLDER_LOADERS.items():
+        if (Path(name) / marker).is_file():
+            return locate(loader)(name, cls)
+    return None
 
 
 def locate(where: str) -> Any:

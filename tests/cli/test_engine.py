@@ -1,6 +1,7 @@
 """The two commands, on a folder as a user has it."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from headstart.cli.main import main
 from headstart.engine import search
 from headstart.engine.engines import installed
 from headstart.errors import ConfigError, InputError
+from headstart.metrics.calibration import Choice, Confidence
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +120,31 @@ def test_every_command_takes_the_folder(engine, folder, capsys):
     assert said[0]["examples"] == said[2]["examples"] == 10
     assert said[0]["metrics"] == pytest.approx(said[2]["metrics"], abs=1e-4)
     assert said[1]["labels"][0]["label"] == said[3]["labels"][0]["label"]
+
+
+def test_refusal_and_heat_maps_survive(folder, capsys):
+    """An optimized folder keeps confidence.json, and `explain` works on it."""
+    model, fast, photo = folder / "model", folder / "fast", folder / "photos" / "1.png"
+    known = {"max_error": 0.05, "threshold": 0.99}
+    choice = Choice(**{field.name: known.get(field.name, 0.0) for field in fields(Choice)})
+    Confidence(temperature=2.0, examples=40, choices=[choice], max_error=0.05).write(model)
+    assert call("optimize", model, "--out", fast).exit_code == 0
+    said = []
+    for each in (model, fast):
+        for arguments in (
+            ["predict", each, photo, "--refuse"],
+            ["explain", each, photo, "--out", folder / f"seen-{each.name}"],
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                main([*map(str, arguments)])
+            assert stopped.value.code == 0
+            said.append(capsys.readouterr().out.replace(f"seen-{each.name}", "seen"))
+    assert said[0] == said[2] and said[1] == said[3]
+    assert "I don't know" in said[0]
+    images = [
+        np.asarray(Image.open(folder / f"seen-{each}" / "0001_1.png")) for each in ("model", "fast")
+    ]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
 def test_wrong_options(folder):

@@ -1,6 +1,12 @@
 """Optimised models give the network's outputs, whatever runs them, and survive a folder."""
 
+import contextlib
+import ctypes
 import json
+import platform
+import subprocess
+import zipfile
+from shutil import which
 
 import pytest
 import torch
@@ -11,7 +17,7 @@ from engine_networks import CASES, build, pixels, tokens
 from headstart.engine import load, search
 from headstart.engine.capture import flatten
 from headstart.engine.engines import installed
-from headstart.errors import ConfigError, FileFormatError, InputError
+from headstart.errors import ConfigError, FileFormatError, HeadstartError, InputError
 
 ENGINES = [name for name in ("torch", "openvino") if installed(name)]
 
@@ -145,6 +151,122 @@ def test_damaged_folders_are_refused(tmp_path):
         path.write_text(json.dumps(values | {key: value}))
         with pytest.raises((FileFormatError, ConfigError)):
             load(tmp_path)
+
+
+def planted(*_, **__):
+    pytest.fail("a compiled program of the folder was loaded")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_planted_folder_runs_no_code(engine, tmp_path, monkeypatch):
+    """Compiled programs in a folder are never opened, whatever its headstart_optimized.json says."""
+    model, inputs = build("BitForImageClassification")
+    headstart.optimize(model, example=inputs, engine=engine).save_pretrained(tmp_path)
+    path, proof = tmp_path / "headstart_optimized.json", tmp_path / "proof"
+    source = f'#include <fstream>\n__attribute__((constructor)) void run() {{ std::ofstream("{proof}"); }}\n'
+    library = tmp_path / "planted.so"
+    if which("g++"):
+        (tmp_path / "planted.cpp").write_text(source)
+        command = ["g++", "-shared", "-fPIC", "planted.cpp", "-o", library.name]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        ctypes.CDLL(str(library))
+        assert proof.exists()  # the library does what it is for
+        proof.unlink()
+    else:
+        library.write_bytes(b"\x7fELF planted")
+    archive = tmp_path / "engine" / "inductor.pt2"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(library, "inductor/data/aotinductor/model/planted.so")
+    for name in ("openvino.blob", "inductor.so"):
+        (tmp_path / "engine" / name).write_bytes(library.read_bytes())
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", planted)
+    monkeypatch.setattr(torch.ops, "load_library", planted)
+    if installed("openvino"):
+        import openvino as ov
+
+        monkeypatch.setattr(ov.Core, "import_model", planted)
+        monkeypatch.setattr(ov.Core, "add_extension", planted)
+    values = json.loads(path.read_text())
+    made_for = {"torch": torch.__version__, "machine": platform.machine(), "cpu": "AVX512"}
+    values["facts"] |= {"blob": {"version": "any"}, "made_for": made_for}
+    path.write_text(json.dumps(values))
+    assert_same(load(tmp_path)(**inputs), run(model, **inputs))
+    path.write_text(json.dumps(values | {"engine": "inductor"}))
+    with pytest.raises(FileFormatError, match="inductor in float32, which is not an engine"):
+        load(tmp_path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "onnxruntime"])
+def test_damaged_values_are_our_errors(engine, tmp_path):
+    """Every value of headstart_optimized.json of another type or size, and damaged engine files."""
+    if not installed(engine):
+        pytest.skip(f"needs {engine}")
+    model, inputs = build("BitForImageClassification")
+    headstart.optimize(model, example=inputs, engine=engine, threads=1).save_pretrained(tmp_path)
+    path = tmp_path / "headstart_optimized.json"
+    good = path.read_text()
+    wrong = (None, -1, 10**18, float("inf"), "cuda:99999", [[]], {})
+    tried = 0
+    document = json.loads(good)
+    document["report"]["trials"] = []
+    good = json.dumps(document)
+    for trail in list(trails(document)):
+        for value in wrong:
+            values = json.loads(good)
+            place = values
+            for key in trail[:-1]:
+                place = place[key]
+            place[trail[-1]] = value
+            path.write_text(json.dumps(values))
+            tried += 1
+            with contextlib.suppress(HeadstartError):
+                load(tmp_path)(**inputs)
+    assert tried > 200
+    path.write_text(good)
+    for file in (tmp_path / "engine").iterdir():
+        whole = file.read_bytes()
+        for broken in (b"", whole[: len(whole) // 2], b"\xff" + whole[1:], b"<net>" * 9):
+            file.write_bytes(broken)
+            with contextlib.suppress(HeadstartError):
+                load(tmp_path)(**inputs)
+        file.unlink()
+        with pytest.raises(FileFormatError, match=f"has no file {file.name}"):
+            load(tmp_path)
+        file.write_bytes(whole)
+
+
+def trails(values, trail=()):
+    """Keys that lead to each value of a JSON document."""
+    children = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in children:
+        yield (*trail, key)
+        if isinstance(value, dict | list):
+            yield from trails(value, (*trail, key))
+
+
+def test_a_fixed_batch_with_streams():
+    """Streams then serve several callers; the batch is not taken apart."""
+    if "openvino" not in ENGINES:
+        pytest.skip("needs openvino")
+    model, inputs = build("CvtForImageClassification")
+    for options in ({}, {"streams": 2}, {"goal": "throughput"}):
+        fast = headstart.optimize(
+            model, example=inputs, engine="openvino", dynamic=(), threads=2, **options
+        )
+        assert_same(fast(**inputs), run(model, **inputs))
+        assert fast._told is False
+
+
+def test_inputs_that_want_gradients_go_to_the_network():
+    model, inputs = build("BitForImageClassification")
+    fast = headstart.optimize(model, example=inputs, engine=ENGINES[-1])
+    slopes = []
+    for each in (fast, model):
+        pixels = inputs["pixel_values"].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(each(pixels).logits.sum(), pixels)
+        slopes.append(slope)
+    assert_close(slopes[0], slopes[1], 1e-5)
 
 
 def test_what_is_too_far_off_falls_back_and_says_so(caplog):

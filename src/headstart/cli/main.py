@@ -17,6 +17,7 @@ except ImportError:
         " 'headstart[train]'"
     )
 
+from headstart import threads
 from headstart.cli import data, engine, models, predict, train
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     An interrupted run is 130.
     """
+    threads.prepare()
     try:
         with plain_warnings():
             app(args=arguments, standalone_mode=True)

@@ -6,7 +6,6 @@ from typing import Any
 _MODULES = {
     "OptimizedModel": "headstart.engine.model",
     "export": "headstart.engine.exporting",
-    "holds": "headstart.engine.model",
     "is_optimized": "headstart.engine.model",
     "load": "headstart.engine.model",
     "optimize": "headstart.engine.search",

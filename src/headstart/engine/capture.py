@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from headstart import outputs
+from headstart.checkpoint.documents import as_dataclass
 from headstart.engine.normalized import portable
-from headstart.errors import ConfigError, InputError
+from headstart.errors import ConfigError, FileFormatError, InputError
 
 Axis = Literal["batch", "size", "length"]
+DTYPES = ("float32", "float64", "bfloat16", "float16", "int64", "int32", "bool")
 AXES: tuple[Axis, ...] = ("batch", "size", "length")
 IMAGES = ("pixel_values", "bool_masked_pos")
 TEXTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+RANKS = {"pixel_values": (4,), "bool_masked_pos": (2,), "inputs_embeds": (3, 4)}  # others: 2, 3
+LONGEST = 1 << 17  # of an axis in a saved signature
 TEXT_LENGTH = 128  # tokens of a text, where nobody says what texts will be like
 LARGER = {"height": 32, "width": 64}  # pixels that an image of another size has more
 IMAGE_SIDE = 224  # pixels, where a configuration does not say
@@ -46,17 +50,41 @@ class Signature:
     output_class: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Signature":
-        """The way back."""
-        texts = {key: tuple(map(str, values[key])) for key in ("inputs", "dtypes", "outputs")}
-        shapes = tuple(
-            tuple(None if n is None else int(n) for n in shape) for shape in values["shapes"]
+    def from_dict(cls, values: object, where: object = "signature") -> "Signature":
+        """The inverse of `to_dict`.
+
+        Raises:
+            FileFormatError: Values that no signature has.
+        """
+        read = as_dataclass(cls, values, where)
+        found = cls(
+            inputs=tuple(read.inputs),
+            shapes=tuple(tuple(shape) for shape in read.shapes),
+            dtypes=tuple(read.dtypes),
+            outputs=tuple(read.outputs),
+            output_class=read.output_class,
         )
-        return cls(shapes=shapes, output_class=str(values["output_class"]), **texts)
+        lengths = {len(found.inputs), len(found.shapes), len(found.dtypes)}
+        kind: Any = getattr(outputs, found.output_class, None)
+        known = isinstance(kind, type) and hasattr(kind, "to_tuple")
+        names = set(inspect.signature(kind).parameters) if known else set()
+        problems = {
+            "inputs": not found.inputs or set(found.inputs) - {*IMAGES, *TEXTS},
+            "dtypes": set(found.dtypes) - set(DTYPES) or len(lengths) > 1,
+            "shapes": not all(map(_possible, found.inputs, found.shapes)),
+            "output_class": not known,
+            "outputs": not found.outputs
+            or {name.partition(".")[0] for name in found.outputs} - names,
+        }
+        for key, problem in problems.items():
+            if problem:
+                value = getattr(found, key)
+                raise FileFormatError(f"{where}: {key}={value!r:.80} is damaged or unknown")
+        return found
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -98,12 +126,28 @@ class Signature:
         return found if self.fits(found) else None
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:
-        """Output tensors under their names."""
+        """Output tensors under their names.
+
+        Raises:
+            FileFormatError: Another number of tensors: of a damaged folder.
+        """
+        if len(tensors) != len(self.outputs):
+            raise FileFormatError(
+                f"the engine gives {len(tensors)} outputs, the signature names {len(self.outputs)};"
+                " optimize the model again"
+            )
         values: dict[str, Any] = {}
         for name, tensor in zip(self.outputs, tensors, strict=True):
             stem, dot, _ = name.partition(".")
             values[stem] = (*values.get(stem, ()), tensor) if dot else tensor
         return getattr(outputs, self.output_class)(**values)
+
+
+def _possible(name: str, shape: tuple[int | None, ...]) -> bool:
+    """Whether an input of that name can have a shape."""
+    return len(shape) in RANKS.get(name, (2, 3)) and all(
+        n is None or 1 <= n <= LONGEST for n in shape
+    )
 
 
 class Program(nn.Module):

@@ -1,4 +1,4 @@
-"""The optimised model: the call and outputs of the network, with an engine inside.
+"""The optimized model: the call and outputs of the network, with an engine inside.
 
 Saved and loaded as a folder.
 """
@@ -6,6 +6,7 @@ Saved and loaded as a folder.
 import inspect
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,18 +19,26 @@ from torch import nn
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_object, value_of
 from headstart.engine.capture import Signature
-from headstart.engine.engines import engine
-from headstart.engine.engines.base import PRECISIONS, Runner
+from headstart.engine.engines import ENGINES, engine
+from headstart.engine.engines.base import Runner
 from headstart.engine.report import Report
-from headstart.errors import ConfigError, FileFormatError, InputError
+from headstart.errors import ConfigError, FileFormatError, HeadstartError, InputError
 
 logger = logging.getLogger("headstart")
 
 FILE, FOLDER, VERSION = "headstart_optimized.json", "engine", 1
-PROCESSOR_FILES = (
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+MAX_THREADS = 1024  # in a saved folder
+# What lies beside a network and is used with it, besides its weights and configuration.
+COMPANIONS = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
     "results.json",
-)  # fmt: skip
+    "confidence.json",
+)
 # Arguments that change nothing of what an engine computes.
 IDLE = ("return_dict", "interpolate_pos_encoding")
 
@@ -80,8 +89,13 @@ class OptimizedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs and outputs are: where the network was when it was optimised."""
+        """Where inputs and outputs are: where the network was when it was optimized."""
         return self.runner.device
+
+    @property
+    def fixed_device(self) -> str:
+        """The same as text: unlike a network's, it cannot be chosen."""
+        return str(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +122,7 @@ class OptimizedModel(nn.Module):
                 "a call that the %s engine was not made for runs in PyTorch",
                 self.report.chosen.engine,
             )
-        with torch.inference_mode():
+        with torch.inference_mode(not wants_gradients(given)):
             return self.original(**given)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +138,8 @@ class OptimizedModel(nn.Module):
 
     def _is_ours(self, given: Mapping[str, Any]) -> bool:
         """Whether the engine computes all that a call asks for."""
+        if wants_gradients(given):
+            return False
         config = self.config
         flags = [
             given.get(flag, getattr(config, flag))
@@ -155,12 +171,12 @@ class OptimizedModel(nn.Module):
         """
         if mode:
             raise ConfigError(
-                "an optimised model cannot be trained; train `model.original`, then optimise that"
+                "an optimized model cannot be trained; train `model.original`, then optimize that"
             )
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """The model itself, which stays where it was optimised.
+        """The model itself, which stays where it was optimized.
 
         Raises:
             ConfigError: Another device.
@@ -175,8 +191,8 @@ class OptimizedModel(nn.Module):
         )
         if device is not None and torch.device(device).type != self.device.type:
             raise ConfigError(
-                f"this model was optimised for {self.device}, not {device}; move `model.original`"
-                " and optimise it there"
+                f"this model was optimized for {self.device}, not {device}; move `model.original`"
+                " and optimize it there"
             )
         return self
 
@@ -199,7 +215,7 @@ class OptimizedModel(nn.Module):
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         source = Path(getattr(self.config, "name_or_path", "") or ".")
         self.original.save_pretrained(folder, **kwargs)
-        for name in PROCESSOR_FILES:
+        for name in COMPANIONS:
             if (
                 (source / name).is_file()
                 and source.resolve() != folder.resolve()
@@ -221,47 +237,66 @@ class OptimizedModel(nn.Module):
         atomic_write(folder / FILE, (json.dumps(values, indent=1) + "\n").encode())
 
 
+def wants_gradients(given: Mapping[str, Any]) -> bool:
+    """Whether a call has an input that is differentiated by, which only PyTorch does."""
+    tensors = (each for each in given.values() if isinstance(each, torch.Tensor))
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
+
 def is_optimized(name: str | Path) -> bool:
     """Whether this is a folder that `OptimizedModel.save_pretrained` wrote."""
     return (Path(name) / FILE).is_file()
 
 
-def holds(name: str | Path, cls: type) -> bool:
-    """Whether this is a folder with an optimised network of exactly that class."""
-    return is_optimized(name) and _read(Path(name))["report"]["model"] == cls.__name__
+def load_as(folder: str | Path, cls: type) -> OptimizedModel | None:
+    """The optimized model in a folder where its network is of exactly that class, else None.
+
+    `from_pretrained` of every class finds this function through `headstart.registry`.
+    """
+    return load(folder) if _read(Path(folder))["report"].get("model") == cls.__name__ else None
 
 
 def load(folder: str | Path, *, threads: int | None = None) -> OptimizedModel:
-    """An optimised model from the folder it was saved in, ready to run; nothing is compiled where
-    the machine is the same.
+    """An optimized model from the folder it was saved in, ready to run.
+
+    Graphs are compiled on this machine; nothing in the folder is run as code.
 
     Args:
         folder: Where `OptimizedModel.save_pretrained` wrote.
-        threads: Threads of a call; default those it was optimised for.
+        threads: Threads of a call; default those it was optimized for.
 
     Raises:
         FileFormatError: Not such a folder, or a damaged one.
         MissingExtraError: The engine is not installed.
     """
     folder = Path(folder)
-    values = _read(folder)
-    try:
-        signature, report = (
-            Signature.from_dict(values["signature"]),
-            Report.from_dict(values["report"]),
-        )
-        name, facts = str(values["engine"]), dict(values["facts"])
-        if facts["precision"] not in PRECISIONS:
-            raise KeyError(facts["precision"])
-    except (KeyError, TypeError, ValueError) as error:
+    values, path = _read(folder), folder / FILE
+    signature = Signature.from_dict(values.get("signature"), path)
+    report = Report.from_dict(values["report"], path)
+    facts = value_of(values, "facts", dict[str, Any], path)
+    name = value_of(values, "engine", str, path)
+    threads_saved = value_of(facts, "threads", int, path)
+    precision = value_of(facts, "precision", str, path)
+    if name not in ENGINES or precision not in ENGINES[name].precisions:
         raise FileFormatError(
-            f"{folder / FILE} is damaged ({error!r}); optimise the model again"
+            f"{path} asks for {name:.40} in {precision:.40}, which is not an engine of this"
+            " version; optimize the model again"
+        )
+    if not 1 <= threads_saved <= MAX_THREADS:
+        raise FileFormatError(f"{path} asks for {threads_saved} threads; optimize the model again")
+    place = here(str(facts.get("device", "cpu")))
+    found = OptimizedModel(None, None, signature, report, folder)  # type: ignore[arg-type]  # next
+    found._place = place
+    try:
+        found.runner = engine(name).load(
+            folder / FOLDER, signature, facts, threads or threads_saved, lambda: found.original
+        )
+    except HeadstartError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FileFormatError(
+            f"{path} is damaged (facts: {error!r}); optimize the model again"
         ) from error
-    found = OptimizedModel(None, None, signature, report, folder)  # type: ignore[arg-type]
-    found._place = here(str(facts.get("device", "cpu")))
-    found.runner = engine(name).load(
-        folder / FOLDER, signature, facts, threads or int(facts["threads"]), lambda: found.original
-    )
     return found
 
 
@@ -271,9 +306,11 @@ def here(device: str) -> torch.device:
     Raises:
         ConfigError: It is not here.
     """
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) is None:
+        raise FileFormatError(f"the folder was optimized for the device {device[:40]!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"this folder was optimised for {device}, which is not here; from_pretrained(folder,"
+            f"this folder was optimized for {device}, which is not here; from_pretrained(folder,"
             " optimized=False) loads the network"
         )
     return torch.device(device)
@@ -285,7 +322,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{folder} has no {FILE}; headstart.optimize(model).save_pretrained(folder) writes one"
         )
-    values = read_object(path)
+    values = read_object(path, nan=True)
     if values.get("version") != VERSION:
         raise FileFormatError(
             f"{path} is of another version of headstart; optimize the model again"

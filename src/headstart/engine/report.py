@@ -1,9 +1,9 @@
 """What was tried and measured when a model was optimised."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from headstart.checkpoint.documents import as_dataclass, value_of
 from headstart.engine.deviation import Deviation
 
 
@@ -71,6 +71,8 @@ class Report:
             enough.
         trials: Everything that was tried.
         callers: How many called at once; milliseconds are then the time of all, divided by them.
+        original_threads: Threads of PyTorch in `original_ms`: those of the engine or one, whichever
+            was faster.
     """
 
     model: str
@@ -81,24 +83,26 @@ class Report:
     asked: str
     trials: list[Trial] = field(default_factory=list)
     callers: int = 1
+    original_threads: int | None = None
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the network in PyTorch."""
+        """Speed-up over the network in PyTorch."""
         return self.original_ms / self.chosen.ms if self.chosen.ms else 1.0
 
     def __str__(self) -> str:
         ms = self.chosen.ms or self.original_ms
+        alone = ", 1 thread, which was faster" if self.original_threads == 1 < self.threads else ""
         lines = [
             f"{self.model} on {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
             + (f", {self.callers} callers at once" if self.callers > 1 else ""),
             (
                 f"before: {self.original_ms:.1f} ms, {1e3 * self.batch / self.original_ms:.1f} a"
-                " second (PyTorch, float32)"
+                f" second (PyTorch, float32{alone})"
             ),
             (
-                f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, {self.speedup:.2f}"
-                f" times as fast, {self.chosen.memory_mb:.0f} MB"
+                f"after:  {ms:.1f} ms, {1e3 * self.batch / ms:.1f} a second, a speed-up of"
+                f" {self.speedup:.2f}, {self.chosen.memory_mb:.0f} MB"
             ),
             f"taken:  {self.chosen.describe()}",
         ]
@@ -109,24 +113,23 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """Plain values for JSON."""
         return asdict(self) | {"speedup": self.speedup}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
-        """The way back."""
-        plain = {key: values[key] for key in ("model", "original_ms", "batch", "threads", "asked")}
-        trials = [_trial(each) for each in values["trials"]]
-        return cls(
-            chosen=_trial(values["chosen"]),
-            trials=trials,
-            callers=values.get("callers", 1),
-            **plain,
-        )
+    def from_dict(cls, values: object, where: object = "report") -> "Report":
+        """The inverse of `to_dict`.
+
+        Raises:
+            FileFormatError: Values that no report has.
+        """
+        trials = [_trial(each, where) for each in value_of(values, "trials", list[Any], where)]
+        chosen = _trial(value_of(values, "chosen", dict[str, Any], where), where)
+        plain = {key: value for key, value in dict(values).items() if key != "speedup"}  # type: ignore[call-overload]  # a mapping, as value_of checked
+        return as_dataclass(cls, plain, where, chosen=chosen, trials=trials)
 
 
-def _trial(values: Mapping[str, Any]) -> Trial:
-    deviation = values["deviation"]
-    return Trial(
-        **(dict(values) | {"deviation": None if deviation is None else Deviation(**deviation)})
-    )
+def _trial(values: object, where: object) -> Trial:
+    found = value_of(values, "deviation", dict[str, Any] | None, where)
+    deviation = None if found is None else as_dataclass(Deviation, found, where)
+    return as_dataclass(Trial, values, where, deviation=deviation)

@@ -21,6 +21,7 @@ from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
 from headstart.nn.kept import forget
 from headstart.nn.pretrained import misfit_message, save_network
+from headstart.registry import load_marked
 
 logger = logging.getLogger("headstart")
 
@@ -365,15 +366,10 @@ class PreTrainedModel(nn.Module):
             output_loading_info,
             config_overrides,
         )
-        if (
-            optimized is not False
-            and not any(asked)
-            and (Path(name_or_path) / "headstart_optimized.json").is_file()
-        ):
-            from headstart.engine import holds, load
-
-            if holds(name_or_path, cls):
-                return load(name_or_path)
+        if optimized is not False and not any(asked):
+            marked = load_marked(name_or_path, cls)
+            if marked is not None:
+                return marked
         hub = {
             "revision": revision,
             "cache_dir": cache_dir,

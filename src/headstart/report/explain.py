@@ -174,7 +174,7 @@ def explain(
             f"the model has no class {label!r}; it has {', '.join(map(str, config.label2id))}"
         )
     pixels, _ = decode(image)
-    device = next(model.parameters()).device
+    device: Any = model.device
     values = processor(pixels, return_tensors="pt")["pixel_values"].to(device)  # (1, 3, H, W)
     seen = processor(
         pixels,

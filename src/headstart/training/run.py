@@ -16,7 +16,6 @@ from torch import nn
 from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
-from headstart.engine import OptimizedModel
 from headstart.errors import ConfigError, DataError
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
@@ -582,7 +581,7 @@ def evaluate(
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(job.splits)}")
     network = job.attach(model).eval()
     # where an optimised model was optimised
-    fixed = str(network.device) if isinstance(network, OptimizedModel) else None
+    fixed = getattr(network, "fixed_device", None)
     place = World(device or fixed).device
     job.prepare(None, (chosen,))
     return job, job.evaluate(network.to(place), chosen, place)

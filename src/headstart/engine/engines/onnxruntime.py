@@ -21,10 +21,9 @@ from headstart.errors import ConfigError, FileFormatError
 MODEL = "onnxruntime.onnx"
 OPSET, LEAST_OPSET = 20, 18
 CALIBRATION = 128  # calls that ranges are measured on, at most: more hardly change them
-FAILURES = tuple(
-    each
-    for each in vars(ort.capi.onnxruntime_pybind11_state).values()
-    if isinstance(each, type) and issubclass(each, Exception)
+STATE = vars(ort.capi.onnxruntime_pybind11_state).values()
+FAILURES: Any = tuple(
+    each for each in STATE if isinstance(each, type) and issubclass(each, Exception)
 )
 
 
@@ -59,7 +58,7 @@ class OnnxRunner:
         }
         try:
             found = self.session.run(list(self.signature.outputs), feed)
-        except (*FAILURES, ValueError) as error:
+        except (ValueError, *FAILURES) as error:
             raise ConfigError(f"ONNX Runtime failed: {error}") from error
         return [torch.from_numpy(out).to(self.device) for out in found]
 
