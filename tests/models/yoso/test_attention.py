@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from conftest import assert_close
@@ -229,7 +230,7 @@ def test_compiles_and_exports_whole():
 def test_operators_are_well_formed():
     query, key, value = tokens(2, 5, 4)
     torch.library.opcheck(
-        exact.exact_sum,
+        exact.exact_sum_operator,
         (query.requires_grad_(), key, value, 3),
         test_utils=["test_schema", "test_faketensor"],
     )
@@ -277,3 +278,61 @@ def test_refuses_what_does_not_fit():
         exact_attention(query, key, value, hash_code_len=9, mask=torch.ones(2, 6))
     with pytest.raises(InputError, match="hash_code_len=0"):
         exact_attention(query, key, value, hash_code_len=0)
+
+
+def tangent_of(function, inputs, tangents):
+    with forward_ad.dual_level():
+        out = function(*map(forward_ad.make_dual, inputs, tangents))
+        return forward_ad.unpack_dual(out).tangent
+
+
+# torch's own forward-mode rules are scripts
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_transforms_see_the_surrogate_gradient():
+    """torch.func and forward-mode differentiation give what backward gives, on the fused form."""
+    inputs = tokens(2, 3, 7, 5, dtype=torch.float64)
+    tangents = tokens(2, 3, 7, 5, seed=1, dtype=torch.float64)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+
+    def loss(*inputs):
+        return exact_attention(*inputs, hash_code_len=4, mask=mask)[..., 0].square().sum()
+
+    expected = torch.autograd.grad(loss(*(x.requires_grad_() for x in inputs)), inputs)
+    plain = [x.detach() for x in inputs]
+    for ours, theirs in zip(torch.func.grad(loss, (0, 1, 2))(*plain), expected, strict=True):
+        assert_close(ours, theirs, 1e-10)
+    directional = sum((g * t).sum() for g, t in zip(expected, tangents, strict=True))
+    assert_close(torch.func.jvp(loss, tuple(plain), tuple(tangents))[1], directional, 1e-10)
+    assert_close(tangent_of(loss, plain, tangents), directional, 1e-10)
+    with torch.no_grad():
+        assert_close(tangent_of(loss, plain, tangents), directional, 1e-10)
+    each = torch.func.vmap(lambda q, k, v: exact_attention(q, k, v, hash_code_len=4))
+    batch = [x[:, None] for x in plain]  # (2, 1, 3, 7, 5)
+    assert_close(each(*batch)[:, 0], exact_attention(*plain, hash_code_len=4), 1e-10)
+
+
+def frozen(inputs, tau):
+    """A true function whose derivatives of every order at `inputs` are the surrogate's there."""
+    at = [x.detach() for x in inputs]
+    at_cosine = normalize_rows(at[0]) @ normalize_rows(at[1]).mT
+    weights = (1 - torch.acos(at_cosine) / math.pi) ** tau
+
+    def attend(query, key, value):
+        cosine = normalize_rows(query) @ normalize_rows(key).mT
+        return F.normalize(weights * torch.exp(tau / 2 * (cosine - at_cosine)) @ value, dim=-1)
+
+    return attend
+
+
+@pytest.mark.parametrize("attention", [exact_attention, exact_attention_plain])
+def test_second_derivatives_follow_the_same_rule(attention):
+    inputs = [x.requires_grad_() for x in tokens(1, 2, 6, 5, dtype=torch.float64)]
+    grad = tokens(1, 2, 6, 5, seed=1, dtype=torch.float64)[0]
+    weights = tokens(1, 2, 6, 5, seed=2, dtype=torch.float64)
+    results = []
+    for function in (lambda *x: attention(*x, hash_code_len=4), frozen(inputs, 4)):
+        first = torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
+        total = sum((g * w).sum() for g, w in zip(first, weights, strict=True))
+        results.append([*first, *torch.autograd.grad(total, inputs)])
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected, 1e-10)

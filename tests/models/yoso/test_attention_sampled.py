@@ -33,7 +33,12 @@ from headstart.models.yoso.hashing import (
     hash_codes,
     transform_size,
 )
-from headstart.models.yoso.sampled import sampled_rows, sampled_sum, sampled_sum_backward
+from headstart.models.yoso.sampled import (
+    sampled_rows,
+    sampled_sum,
+    sampled_sum_backward,
+    sampled_sum_operator,
+)
 
 CASES = [name for name in golden_cases("yoso_lsh") if name.startswith(("fast_", "plain_"))]
 
@@ -247,7 +252,7 @@ def test_a_seed_repeats_and_a_generator_moves_on():
     fresh = sampled_attention(query, key, value, **options)
     torch.manual_seed(5)
     assert torch.equal(fresh, sampled_attention(query, key, value, **options))
-    projections = draw_projections(4, 8, seed=3, **options)
+    projections = draw_projections(2, 8, seed=3, **options).repeat(2, 1, 1, 1)  # for each text
     assert torch.equal(
         sampled_attention(query, key, value, projections=projections, **options), again
     )
@@ -437,7 +442,7 @@ def test_operators_are_well_formed():
         )
         checks = ["test_schema", "test_faketensor"]
         torch.library.opcheck(
-            sampled_sum, (query, key, value, projections, 3, 2, True), test_utils=checks
+            sampled_sum_operator, (query, key, value, projections, 3, 2, True), test_utils=checks
         )
         torch.library.opcheck(
             sampled_sum_backward, (value, query, key, value, projections, 3, 2), test_utils=checks
@@ -608,3 +613,63 @@ def test_weights_give_the_attention(lsh_backward, use_fast_hash):
     compared = slice(None) if lsh_backward else slice(3)
     for plain, ours in zip(*(each[compared] for each in results), strict=True):
         assert_close(ours, plain, 1e-10)
+
+
+@pytest.mark.parametrize("use_fast_hash", [True, False])
+def test_with_a_seed_a_text_does_not_depend_on_its_place(use_fast_hash):
+    inputs = tokens(3, 2, 9, 8)
+    options = {"hash_code_len": 4, "num_hash": 6, "use_fast_hash": use_fast_hash, "seed": 3}
+    together = sampled_attention(*inputs, **options)
+    for i in range(3):
+        alone = sampled_attention(*(x[i : i + 1] for x in inputs), **options)
+        assert torch.equal(together[i : i + 1], alone)
+    order = [2, 0, 1]
+    assert torch.equal(sampled_attention(*(x[order] for x in inputs), **options), together[order])
+    heads = sampled_attention(*(x[:1, :1].expand(1, 2, 9, 8) for x in inputs), **options)
+    assert not torch.equal(heads[:, 0], heads[:, 1])  # heads have hashes of their own
+
+
+# torch's own forward-mode rules are scripts
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+@pytest.mark.parametrize("lsh_backward", [True, False])
+def test_transforms_see_the_sampled_gradient(lsh_backward):
+    """torch.func and forward-mode differentiation give what backward gives."""
+    inputs = tokens(2, 3, 7, 5, dtype=torch.float64)
+    tangents = tokens(2, 3, 7, 5, seed=1, dtype=torch.float64)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+
+    def attend(*inputs):
+        return sampled_attention(
+            *inputs, hash_code_len=4, num_hash=6, lsh_backward=lsh_backward, mask=mask, seed=3
+        )
+
+    def loss(*inputs):
+        return attend(*inputs)[..., 0].square().sum()
+
+    expected = torch.autograd.grad(loss(*(x.requires_grad_() for x in inputs)), inputs)
+    plain = [x.detach() for x in inputs]
+    for ours, theirs in zip(torch.func.grad(loss, (0, 1, 2))(*plain), expected, strict=True):
+        assert_close(ours, theirs, 1e-10)
+    out, tangent = torch.func.jvp(loss, tuple(plain), tuple(tangents))
+    assert_close(out, loss(*plain), 1e-10)
+    assert_close(
+        tangent, sum((g * t).sum() for g, t in zip(expected, tangents, strict=True)), 1e-10
+    )
+
+
+@pytest.mark.parametrize("lsh_backward", [True, False])
+def test_second_derivatives_follow_the_collisions(lsh_backward):
+    inputs = [x.requires_grad_() for x in tokens(1, 2, 6, 5, dtype=torch.float64)]
+    grad = tokens(1, 2, 6, 5, seed=1, dtype=torch.float64)[0]
+    kinds = {"hash_code_len": 3, "num_hash": 6, "lsh_backward": lsh_backward, "seed": 3}
+    results = []
+    for function in (sampled_attention, plain_attention):
+        first = torch.autograd.grad(function(*inputs, **kinds), inputs, grad, create_graph=True)
+        total = sum(g.square().sum() for g in first[:2])
+        results.append([*first[:2], *torch.autograd.grad(total, inputs[:2])])
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected, 1e-10)
+
+
+def plain_attention(query, key, value, **kinds):
+    return weighted_values(sampled_weights(query, key, **kinds), value)

@@ -314,6 +314,46 @@ def test_hash_seed_repeats_evaluation_only():
     assert torch.equal(drawn, model(x).last_hidden_state)
 
 
+def test_with_a_seed_the_same_text_gives_the_same_answer():
+    """Wherever it stands in a batch, and whatever pads it."""
+    model = small(YosoForSequenceClassification, use_expectation=False, num_hash=4, hash_seed=3)
+    x, other = ids(1, 9), ids(1, 9, seed=1)
+    alone = model(x).logits
+    for batch, place in ((torch.cat([x, other]), 0), (torch.cat([other, other, x]), 2)):
+        assert_close(model(batch).logits[place : place + 1], alone, 1e-6)
+    padded = torch.cat([x, torch.ones(1, 4, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1] * 9 + [0] * 4])
+    assert_close(model(padded, mask).logits, alone, 1e-6)
+
+
+@pytest.mark.parametrize("cls", [YosoModel, YosoForTokenClassification])
+def test_masks_of_every_form(cls):
+    model, x = small(cls, conv_window=3), ids(2, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    labels = {} if cls is YosoModel else {"labels": torch.zeros(2, 6, dtype=torch.long)}
+    expected = model(x, mask, **labels)
+    forms = [mask.bool(), mask.float(), mask[:, None], mask[:, None, None], mask.numpy()]
+    for form in [*forms, mask.tolist()]:
+        out = model(x, form, **labels)
+        for key, value in expected.items():
+            assert torch.equal(out[key], value)
+    for wrong, message in (
+        ((1.0 - mask) * -10000.0, "values down to -10000, as masks that are added to scores"),
+        (((1.0 - mask) * torch.finfo(torch.float32).min)[:, None, None], "added to scores"),
+        (mask[:, :, None], r"attention_mask has shape (2, 6, 1); expected (2, 6)"),
+        (torch.ones(2, 6, 6), r"attention_mask has shape (2, 6, 6)"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            model(x, wrong)
+
+
+def test_choices_take_masks_as_arrays():
+    model, x = small(YosoForMultipleChoice), ids(2, 3, 6)
+    mask = torch.ones(2, 3, 6, dtype=torch.long)
+    mask[:, :, 4:] = 0
+    assert torch.equal(model(x, mask.numpy()).logits, model(x, mask).logits)
+
+
 def test_hash_error_chooses_the_hashes(monkeypatch):
     """The number of hashes follows from the error that is allowed and the length of the texts."""
     from headstart import choose_num_hash
@@ -457,6 +497,9 @@ def test_what_transformers_rejects(case):
     [
         (lambda m: m(torch.tensor([[3, 61]])), "input_ids go from 3 to 61; expected 0 to 60"),
         (lambda m: m(torch.tensor([3, 4])), "input_ids has shape (2,)"),
+        (lambda m: m(torch.ones(2, 5)), "input_ids are torch.float32; expected a tensor of int"),
+        (lambda m: m([[3, 4]]), "input_ids are a list; expected a tensor"),
+        (lambda m: m(ids(2, 5), position_ids=torch.ones(2, 5)), "position_ids are torch.float32"),
         (
             lambda m: m(ids(2, 5), torch.ones(2, 4)),
             "attention_mask has shape (2, 4); expected (2, 5)",

@@ -143,6 +143,21 @@ def test_places_follow_the_version_that_wrote_the_file():
         assert YosoConfig.from_file_values(values, "folder").position_embedding_type == kind
 
 
+@pytest.mark.parametrize("cls", [YosoModel, YosoForMaskedLM])
+def test_longer_positions_on_loading(cls, tmp_path, caplog):
+    """As `resize_position_embeddings` makes them."""
+    first = model()
+    first.save_pretrained(tmp_path)
+    for length in (100, 7):
+        again = cls.from_pretrained(tmp_path, max_position_embeddings=length)
+        assert f"positions for 40 tokens are made to serve {length}" in caplog.text
+        expected = cls.from_pretrained(tmp_path)
+        expected.resize_position_embeddings(length)
+        assert again.config.max_position_embeddings == length
+        for key, value in expected.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+
+
 def test_hub_folder_holds_bin_alone(tmp_path):
     first = model()
     first.save_pretrained(tmp_path)

@@ -34,15 +34,15 @@ class YosoConfig(PreTrainedConfig):
         type_vocab_size: Kinds of segments.
         initializer_range: Standard deviation of the initial weights.
         layer_norm_eps: Added to the variance in every norm (the authors' is 1e-5).
-        position_embedding_type: "absolute" adds a learned vector for each place. "relative_key" and
+        position_embedding_type: "absolute" adds a learned vector for each position. "relative_key" and
             "relative_key_query" add none, as in transformers: hashed attention has no scores to add
             to. The order is then seen through `conv_window` alone.
         use_expectation: Whether attention is exact, or sampled with hashes.
         hash_code_len: Bits of a hash.
         num_hash: Hashes of sampled attention.
-        hash_error: Error that sampled attention may have, as a share of a row's length. The number
-            of hashes is then chosen for each text's length (`choose_num_hash`), and `num_hash` is
-            not used. None keeps to `num_hash`.
+        hash_error: Error that sampled attention may have, as a fraction of a row's length. The
+            number of hashes is then chosen for each batch's length (`choose_num_hash`), and
+            `num_hash` is not used. None keeps to `num_hash`.
         conv_window: Odd width of a convolution over the values of neighbouring tokens, added to
             each head, or None.
         use_fast_hash: Whether sampling hashes with Hadamard transforms, or with Gaussian
@@ -57,8 +57,11 @@ class YosoConfig(PreTrainedConfig):
         head_act: Activation of the text classifier (the authors' is "tanh", transformers' is
             `hidden_act`).
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
-        hash_seed: Seed of the hashes in evaluation mode; None draws new ones from PyTorch's
-            generator at each call, as training does.
+        hash_seed: Seed of the hashes in evaluation mode. Every text then meets the same hashes,
+            which differ between heads and layers: its result does not depend on its place in a
+            batch, nor on the other texts, unless they pad it to a length for which `hash_error` or
+            `sample_from` decide otherwise. None takes new hashes for every text and call from
+            PyTorch's generator, as training always does.
         sample_from: Shortest text, in tokens, that `use_expectation=False` samples; attention of
             shorter ones stays exact.
 
@@ -142,12 +145,12 @@ class YosoConfig(PreTrainedConfig):
             )
         if self.hash_error is not None and not self.hash_error > 0:
             raise ConfigError(
-                f"hash_error={self.hash_error}; expected a share above 0, such as 0.1"
+                f"hash_error={self.hash_error}; expected a fraction above 0, such as 0.1"
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)}; expected a share from 0 to below 1"
+                    f"{name}={getattr(self, name)}; expected a fraction from 0 to below 1"
                 )
 
     @property

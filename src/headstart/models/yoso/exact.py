@@ -12,7 +12,7 @@ bucket with probability
 
 and the attention is `W v`. Training uses the paper's lower bound `tau / 2 * W` in place of the
 derivative of W with respect to `q_i · k_j`, because the true derivative has a pole where a query
-meets an equal key.
+meets an equal key. Derivatives of higher order follow from the same rule.
 """
 
 import math
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from headstart.models.yoso.kernels import cpu
-from headstart.models.yoso.operators import operator
+from headstart.models.yoso.operators import operator, transformed
 
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of
 # two CPU cores, and enough to fill a GPU.
@@ -39,6 +39,50 @@ def collision_probability(similarity: Tensor, hash_code_len: int) -> Tensor:
     """
     angle = torch.acos(similarity.clamp(-1.0, 1.0))
     return integer_power(1.0 - angle / math.pi, hash_code_len)
+
+
+def with_surrogate(weights: Tensor, cosine: Tensor, hash_code_len: int) -> Tensor:
+    """The weights, with `tau / 2` times themselves as their derivative: that of the second order
+    is `(tau / 2) ** 2` times them, and so on.
+    """
+    if not (torch.is_grad_enabled() or transformed()):
+        return weights
+    return weights * torch.exp(hash_code_len / 2 * (cosine - cosine.detach()))
+
+
+def plain_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+    """`sum_in_blocks` in ordinary operations, with all weights in memory."""
+    with no_autocast(query):
+        q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (query, key, value))
+        cosine = q @ k.transpose(-2, -1)  # (..., L, S)
+        weights = collision_probability(cosine.detach(), hash_code_len)
+        return (with_surrogate(weights, cosine, hash_code_len) @ v).to(value.dtype)
+
+
+def plain_gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hash_code_len: int,
+    met: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gradients_in_blocks` in ordinary operations, which have gradients themselves.
+
+    Args:
+        met: (..., L, S), weights to take for the collision probabilities.
+    """
+    with no_autocast(query):
+        tensors = (grad, query, key, value)
+        g, q, k, v = (x if x.dtype == torch.float64 else x.float() for x in tensors)
+        cosine = q @ k.transpose(-2, -1)  # (..., L, S)
+        if met is None:
+            met = collision_probability(cosine.detach(), hash_code_len)
+        weights = with_surrogate(met, cosine, hash_code_len)
+        g_cosine = (g @ v.transpose(-2, -1)) * weights * (hash_code_len / 2)  # (..., L, S)
+        g_query, g_key = g_cosine @ k, g_cosine.transpose(-2, -1) @ q
+        g_value = weights.transpose(-2, -1) @ g
+    return g_query.to(query.dtype), g_key.to(key.dtype), g_value.to(value.dtype)
 
 
 def integer_power(base: Tensor, exponent: int) -> Tensor:
@@ -147,7 +191,15 @@ def _backward(
     ctx: torch.autograd.function.FunctionCtx, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, None]:
     query, key, value = ctx.saved_tensors  # type: ignore[attr-defined]
-    return *exact_sum_backward(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
+    # recorded, the gradient is to be differentiated again
+    gradients = plain_gradients if torch.is_grad_enabled() else exact_sum_backward
+    return *gradients(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
 
 
-exact_sum = operator("yoso_exact", _fake_sum, _save, _backward)(sum_in_blocks)
+exact_sum_operator = operator("yoso_exact", _fake_sum, _save, _backward)(sum_in_blocks)
+
+
+def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
+    """`W v`, not normalized: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    run = plain_sum if transformed() else exact_sum_operator
+    return run(query, key, value, hash_code_len)

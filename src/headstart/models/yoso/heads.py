@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.models.yoso.config import YosoConfig
+from headstart.models.yoso.inputs import check_mask
 from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel, named
 from headstart.nn.linear import Linear
 from headstart.nn.torch import activation, classification_loss
@@ -270,9 +271,10 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
             )
             raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
         choices = 1 if given is None else given.shape[1]
+        mask = None if attention_mask is None else torch.as_tensor(attention_mask)  # (B, C, L)
         flat = [
             None if t is None else t.flatten(0, 1)
-            for t in (input_ids, attention_mask, token_type_ids, position_ids)
+            for t in (input_ids, mask, token_type_ids, position_ids)
         ]  # (B · C, L)
         embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)  # (B · C, L, D)
         out = self.yoso(
@@ -322,8 +324,9 @@ class YosoForTokenClassification(YosoPreTrainedModel):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
         logits = self.classifier(self.dropout(out.last_hidden_state))  # (B, L, V)
-        if labels is not None and attention_mask is not None:
-            labels = labels.masked_fill(attention_mask == 0, -100)
+        mask = check_mask(attention_mask, out.last_hidden_state)
+        if labels is not None and mask is not None:
+            labels = labels.masked_fill(mask == 0, -100)
         loss = None if labels is None else token_loss(logits, labels)
         return self.finish(
             TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict

@@ -3,18 +3,28 @@
 Legend: B texts, L tokens, D hidden size, A heads. Masks are (B, L) and 1 keeps.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.models.yoso.config import YosoConfig
+from headstart.models.yoso.operators import transformed
 
 
 def look_up(table: nn.Embedding, ids: Tensor, name: str) -> Tensor:
     """Rows of a table (B, L, D).
 
     Raises:
-        InputError: A number that has no row (on a CPU; a GPU does not say which).
+        InputError: Not integers, or a number that has no row (on a CPU; a GPU does not say which).
     """
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
+        kind = str(ids.dtype) if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(
+            f"{name} are {kind}; expected a tensor of integers, such as a tokenizer returns with"
+            ' return_tensors="pt" (floating-point numbers: .long())'
+        )
     try:
         rows: Tensor = table(ids)
     except IndexError as error:
@@ -35,6 +45,11 @@ def check_tokens(
     """
     if input_ids is not None and inputs_embeds is not None:
         raise InputError("give input_ids or inputs_embeds; both given")
+    if input_ids is not None and not isinstance(input_ids, Tensor):
+        raise InputError(
+            f"input_ids are a {type(input_ids).__name__}; expected a tensor, such as a tokenizer"
+            ' returns with return_tensors="pt"'
+        )
     if input_ids is not None:
         given, name, fits = input_ids, "input_ids", input_ids.ndim == 2
         expected = "(texts, tokens)"
@@ -56,16 +71,32 @@ def check_tokens(
     return given
 
 
-def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask of a call on the tokens x (B, L, D).
+def check_mask(given: Any, x: Tensor) -> Tensor | None:
+    """The mask of a call on the tokens x (B, L, D), as (B, L).
+
+    Args:
+        given: (B, L), (B, 1, L) or (B, 1, 1, L), 1 keeps; a tensor, array or nested list.
+        x: The tokens' vectors.
 
     Raises:
-        InputError: Not one number for each token.
+        InputError: Not one number for each token, or numbers to be added to scores.
     """
-    if mask is not None and mask.shape != x.shape[:2]:
+    if given is None:
+        return None
+    mask = torch.as_tensor(given, device=x.device)
+    texts, tokens, shape = x.shape[0], x.shape[1], tuple(mask.shape)
+    if shape in ((texts, 1, tokens), (texts, 1, 1, tokens)):
+        mask = mask.reshape(texts, tokens)
+    if mask.shape != x.shape[:2]:
         raise InputError(
-            f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(x.shape[:2])}: one"
-            " number for each token, 1 keeps"
+            f"attention_mask has shape {shape}; expected {(texts, tokens)}: one number for each"
+            " token, 1 keeps"
+        )
+    recorded = torch.compiler.is_compiling() or transformed()  # values are not known there
+    if mask.is_floating_point() and not recorded and bool((mask < 0).any()):
+        raise InputError(
+            f"attention_mask has values down to {float(mask.min()):g}, as masks that are added to"
+            " scores; expected 1 for tokens and 0 for padding: pass attention_mask >= 0"
         )
     return mask
 

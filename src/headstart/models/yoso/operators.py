@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _LIBRARY: Any = torch.library.Library("headstart", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -37,3 +38,15 @@ def operator(
         return registered
 
     return register
+
+
+def transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation look at a call, or a trace records it.
+
+    They know ordinary operations, but not our operators: the definitions run in their place.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )

@@ -20,14 +20,23 @@ What is here is the definition in plain PyTorch, for every device and for machin
 kernels of `kernels/`.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.models.yoso.exact import exact_sum_backward, in_working_precision, no_autocast
+from headstart.models.yoso.exact import (
+    exact_sum_backward,
+    in_working_precision,
+    no_autocast,
+    plain_gradients,
+    plain_sum,
+    with_surrogate,
+)
 from headstart.models.yoso.hashing import hash_codes
 from headstart.models.yoso.kernels import cpu, gpu
-from headstart.models.yoso.operators import operator
+from headstart.models.yoso.operators import operator, transformed
 from headstart.models.yoso.rows import normalize_rows
 
 _MATRICES_AT_ONCE = 2048  # V × K matrices that are alive in the backward pass
@@ -222,14 +231,74 @@ def _save(
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, projections = ctx.saved_tensors  # type: ignore[attr-defined]
     tau, num_hash = ctx.hash_code_len, ctx.num_hash  # type: ignore[attr-defined]
-    if ctx.lsh_backward:  # type: ignore[attr-defined]
+    if torch.is_grad_enabled():  # the gradient is to be differentiated again
+        sampled = ctx.lsh_backward  # type: ignore[attr-defined]
+        met = collisions(query, key, projections, tau, num_hash) if sampled else None
+        grads = plain_gradients(grad, query, key, value, tau, met)
+    elif ctx.lsh_backward:  # type: ignore[attr-defined]
         grads = sampled_sum_backward(grad, query, key, value, projections, tau, num_hash)
     else:
         grads = exact_sum_backward(grad, query, key, value, tau)
     return *grads, None, None, None, None
 
 
-sampled_sum = operator("yoso_sampled", _fake_sum, _save, _backward)(sum_over_buckets)
+sampled_sum_operator = operator("yoso_sampled", _fake_sum, _save, _backward)(sum_over_buckets)
+
+
+def sampled_sum(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    projections: Tensor,
+    hash_code_len: int,
+    num_hash: int,
+    lsh_backward: bool,
+) -> Tensor:
+    """The sampled `W v`; see `sum_over_buckets`."""
+    run = plain_sampled_sum if transformed() else sampled_sum_operator
+    out: Tensor = run(query, key, value, projections, hash_code_len, num_hash, lsh_backward)
+    return out
+
+
+def plain_sampled_sum(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    projections: Tensor,
+    hash_code_len: int,
+    num_hash: int,
+    lsh_backward: bool,
+) -> Tensor:
+    """`sum_over_buckets` in ordinary operations, with all weights in memory."""
+    with no_autocast(query):
+        q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (query, key, value))
+        met = collisions(q, k, projections, hash_code_len, num_hash)  # (..., L, S)
+        if lsh_backward:
+            out = with_surrogate(met, q @ k.transpose(-2, -1), hash_code_len) @ v  # (..., L, V)
+        else:  # the sampled sum, with the exact one's derivatives
+            exact = plain_sum(q, k, v, hash_code_len)
+            out = (met @ v).detach() + exact - exact.detach()
+    return out.to(value.dtype)
+
+
+def collisions(
+    query: Tensor, key: Tensor, projections: Tensor, hash_code_len: int, num_hash: int
+) -> Tensor:
+    """The fraction of the hashes under which each query meets each key: (..., L, K), (..., S, K) →
+    (..., L, S), with no gradient.
+    """
+    q_codes, k_codes = (
+        hash_codes(
+            x.detach().reshape(-1, *x.shape[-2:]),
+            projections,
+            hash_code_len=hash_code_len,
+            num_hash=num_hash,
+        )
+        for x in (query, key)
+    )  # (N, L, M), (N, S, M)
+    hits = (q_codes[:, :, None, h] == k_codes[:, None, :, h] for h in range(num_hash))
+    total = sum(hit.to(query.dtype) for hit in hits)  # (N, L, S)
+    return cast(Tensor, total).view(*query.shape[:-1], key.shape[-2]) / num_hash
 
 
 def rows_over_buckets(

@@ -9,6 +9,8 @@ Self-Attention Via Bernoulli Sampling", ICML 2021. The frame around the attentio
 et al. 2019): norms after each branch, positions counted from 2.
 """
 
+import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -27,12 +29,14 @@ from headstart.models.yoso.attention import (
 )
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.inputs import check_heads, check_mask, check_tokens, look_up
-from headstart.models.yoso.weights import NAMES, UNTIED
+from headstart.models.yoso.weights import NAMES, POSITIONS, UNTIED
 from headstart.nn.linear import Linear
 from headstart.nn.torch import PreTrainedModel, activation
 from headstart.outputs import BaseModelOutputWithCrossAttentions
 
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
+
+logger = logging.getLogger("headstart")
 
 
 def named(**modules: nn.Module) -> nn.ModuleDict:
@@ -201,6 +205,26 @@ class YosoPreTrainedModel(PreTrainedModel):
         else:
             super().init_module(module)
 
+    def _assign(self, tensors: Mapping[str, Tensor], *args: Any) -> dict[str, list[Any]]:
+        """Repeats positions for a configuration of longer texts, before they are assigned."""
+        key = (
+            f"{NAMES.prefix}.{POSITIONS}" if f"{NAMES.prefix}.{POSITIONS}" in tensors else POSITIONS
+        )
+        table, length = tensors.get(key), self.config.max_position_embeddings
+        if (
+            table is not None
+            and len(table) > FIRST_POSITION
+            and len(table) != length + FIRST_POSITION
+        ):
+            logger.warning(
+                "positions for %d tokens are made to serve %d (max_position_embeddings); a network"
+                " should be fine-tuned on texts longer than it has seen",
+                len(table) - FIRST_POSITION,
+                length,
+            )
+            tensors = {**tensors, key: resize_positions(table, length)}
+        return super()._assign(tensors, *args)
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of the tokens' vectors."""
         return self._base_embeddings.word_embeddings
@@ -332,8 +356,8 @@ class YosoModel(YosoPreTrainedModel):
 
         Args:
             input_ids: (B, L) numbers of tokens, as `YosoTokenizer` gives them.
-            attention_mask: (B, L), 1 keeps, 0 is padding: it is not seen, and its own vectors mean
-                nothing.
+            attention_mask: (B, L), (B, 1, L) or (B, 1, 1, L), 1 keeps, 0 is padding: it is not
+                seen, and its own vectors mean nothing.
             token_type_ids: (B, L) segments; default 0.
             position_ids: (B, L) rows of the position table; a text's first token is at 2.
             head_mask: (A,) or (layers, A), 1 keeps.

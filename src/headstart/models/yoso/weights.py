@@ -11,6 +11,7 @@ from headstart.config import Compat
 from headstart.errors import ConfigError, WeightsError
 from headstart.models.yoso.config import EPS_AUTHORS, EPS_TRANSFORMERS, FIRST_POSITION, YosoConfig
 
+POSITIONS = "embeddings.position_embeddings.weight"
 NAMES = PublishedNames(
     prefix="yoso",
     base=("embeddings", "encoder"),
@@ -57,7 +58,7 @@ _LAYER, _BLOCK = "encoder.layer.{}.", "model.transformer_{}."
 AUTHORS = NameTable(
     rows={
         "embeddings.word_embeddings.weight": "model.embeddings.word_embeddings.weight",
-        "embeddings.position_embeddings.weight": "model.embeddings.position_embeddings.weight",
+        POSITIONS: "model.embeddings.position_embeddings.weight",
         "embeddings.token_type_embeddings.weight": "model.embeddings.token_type_embeddings.weight",
         **_both("embeddings.LayerNorm", "model.embeddings.norm"),
         **_both(f"{_LAYER}attention.self.query", f"{_BLOCK}mha.W_q"),
@@ -150,9 +151,9 @@ def read_authors(
             f"{name} has tensors that no YOSO class has a place for: {', '.join(unknown)}"
         )
     if "model.pooler.weight" in theirs:  # the BERT kind counts positions from the table's first row
-        table = ours["embeddings.position_embeddings.weight"]
+        table = ours[POSITIONS]
         padded = concatenate([table[:1] * 0] * FIRST_POSITION + [table])
-        ours["embeddings.position_embeddings.weight"] = padded
+        ours[POSITIONS] = padded
     if config is None:
         config = _config_from_shapes(ours, name, compat, overrides)
     return config, {
@@ -175,7 +176,7 @@ def _config_from_shapes(
             " num_attention_heads"
         )
     decoder = ours.get("cls.predictions.decoder.weight")
-    positions = ours["embeddings.position_embeddings.weight"].shape[0] - FIRST_POSITION
+    positions = ours[POSITIONS].shape[0] - FIRST_POSITION
     values: dict[str, Any] = {
         "vocab_size": words.shape[0],
         "hidden_size": hidden,
