@@ -9,7 +9,8 @@ import headstart
 from headstart.errors import ConfigError
 from headstart.metrics.calibration import Confidence, confidence_of, cross_fitted, threshold_for
 from headstart.metrics.classification import negative_log_likelihood, reliability, softmax
-from headstart.pipelines.base import UNKNOWN, pipeline
+from headstart.pipelines.base import pipeline
+from headstart.pipelines.image_classification import UNKNOWN
 from photo_data import make_class_folders
 
 

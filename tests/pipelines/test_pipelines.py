@@ -7,7 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart import AutoImageProcessor, BitForImageClassification, pipeline
+from command_line import call
+from headstart import (
+    AutoImageProcessor,
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    BeitImageProcessor,
+    BitConfig,
+    BitForImageClassification,
+    BitImageProcessor,
+    BitModel,
+    pipeline,
+)
 from headstart.errors import ConfigError, InputError
 from headstart.images.decode import open_map
 from headstart.pipelines.semantic_segmentation import mask_picture
@@ -125,3 +136,72 @@ def test_masks_hold_the_numbers_of_their_classes(count, tmp_path):
     classes = np.array([[0, 1, count - 1]])
     mask_picture(classes, np.zeros((count, 3), np.uint8)).save(tmp_path / "mask.png")
     assert open_map(tmp_path / "mask.png").tolist() == classes.tolist()
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    """A folder that holds a network without a head, and its processor."""
+    folder = tmp_path_factory.mktemp("headless")
+    torch.manual_seed(0)
+    config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4)
+    BitModel(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 24}, crop_size=20).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_without_the_head_does_not_answer(headless, capsys):
+    with pytest.raises(ConfigError, match=r"\(BitModel\) has no trained head.*lacks classifier"):
+        pipeline("image-classification", headless)
+    image = headless / "image.png"
+    Image.fromarray(make_photo((9, 9, 9), 0)).save(image)
+    for command in (["predict", headless, image], ["explain", headless, image, "--out", headless]):
+        code, out, err = call(capsys, *command)
+        assert code == 2 and not out and "has no trained head" in err
+
+
+def test_arguments_of_transformers_pipelines(tiny_model):
+    image = make_photo((9, 9, 9), 0)
+    processor = AutoImageProcessor.from_pretrained(tiny_model)
+    plain = pipeline("image-classification", tiny_model, device=-1, top_k=2)(image)
+    same = {"feature_extractor": processor, "torch_dtype": torch.float32, "framework": "pt"}
+    assert pipeline("image-classification", tiny_model, top_k=2, **same)(image) == plain
+    assert len(plain) == 2
+    half = pipeline("image-classification", tiny_model, torch_dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16 and half(image)[0]["score"] < 1
+    for wrong, says in (
+        ({"tokenizer": processor}, "has no argument 'tokenizer'; it takes image_processor, device"),
+        ({"topk": 1}, "has no argument 'topk'"),
+        ({"framework": "tf"}, "framework='tf'; pipelines run in PyTorch"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            pipeline("image-classification", tiny_model, **wrong)
+
+
+def test_image_features_are_those_of_the_network(headless):
+    image = make_photo((90, 9, 9), 3)
+    extract = pipeline("image-feature-extraction", headless, return_tensors=True)
+    with torch.no_grad():
+        out = extract.model(**extract.image_processor(image, return_tensors="pt"))
+    assert torch.equal(extract(image), out.last_hidden_state)
+    assert torch.equal(extract(image, pool=True), out.pooler_output.flatten())
+    found = pipeline("image-feature-extraction", headless)([image, image])
+    assert len(found) == 2 and found[0] == found[1] == out.last_hidden_state.tolist()
+
+
+def test_image_segmentation_gives_a_mask_for_each_class():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = BeitConfig(
+        **sizes, intermediate_size=24, image_size=32, patch_size=8, out_indices=[0, 1, 2, 3], num_labels=3,
+        pool_scales=[1], use_relative_position_bias=True,
+    )  # fmt: skip
+    model = BeitForSemanticSegmentation(config).eval()
+    size = {"height": 32, "width": 32}
+    processor = BeitImageProcessor(size=size, do_center_crop=False)
+    image = np.concatenate([make_photo((200, 9, 9), 3, 32, 16), make_photo((9, 9, 200), 3, 32, 16)])
+    masks = pipeline("image-segmentation", model, image_processor=processor)(image)
+    classes = pipeline("semantic-segmentation", model, image_processor=processor)(image)["mask"]
+    assert [each["label"] for each in masks] == [f"LABEL_{i}" for i in np.unique(classes)]
+    for i, each in zip(np.unique(classes), masks, strict=True):
+        assert np.array_equal(np.asarray(each["mask"]) == 255, classes == i)
+        assert each["mask"].mode == "L" and each["score"] is None

@@ -410,6 +410,25 @@ def test_tasks_are_known_by_their_checkpoints(moods, fill, tags, answers):
     assert [task_of(folder) for folder in (moods, fill, tags, answers)] == tasks
 
 
+def test_all_scores_from_the_constructor(moods):
+    everything = pipeline("text-classification", moods)(TEXTS, top_k=None)
+    for options in ({"top_k": None}, {"return_all_scores": True}):
+        assert pipeline("text-classification", moods, **options)(TEXTS) == everything
+    best = [each[0] for each in everything]
+    assert pipeline("text-classification", moods, return_all_scores=False)(TEXTS) == best
+
+
+def test_token_features_are_those_of_the_network(moods, tokenizer):
+    model = YosoForSequenceClassification.from_pretrained(moods).yoso
+    extract = pipeline("feature-extraction", model, tokenizer=tokenizer, batch_size=2)
+    found = extract(TEXTS, return_tensors=True)
+    for text, features in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            alone = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        torch.testing.assert_close(features, alone, rtol=1e-5, atol=1e-5)
+    assert extract(TEXTS[1]) == extract(TEXTS[1:2])[0]
+
+
 def test_wrong_arguments(moods, tokenizer):
     with pytest.raises(ConfigError, match="image_processor"):
         pipeline("text-classification", moods, image_processor=object())

@@ -133,7 +133,7 @@ def predict_texts(
     values = dict(settings or {})
     if hash_error is not None:
         values |= {"use_expectation": False, "hash_error": hash_error}
-    options = {
+    options: dict[str, Any] = {
         "truncation": long == "cut",
         "extend_positions": long == "extend",
         "model_kwargs": values,

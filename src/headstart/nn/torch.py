@@ -183,6 +183,8 @@ class PreTrainedModel(nn.Module):
     main_input_name: ClassVar[str] = "pixel_values"
     heads: ClassVar[tuple[str, ...]] = ()
     config: Any
+    # Parameters of a loaded network that its checkpoint does not hold.
+    randomly_initialized: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -439,6 +441,7 @@ class PreTrainedModel(nn.Module):
         self._make_missing(device, dtype or torch.float32)
         self.tie_weights()
         fresh = sorted({*missing, *allowed})
+        self.randomly_initialized = tuple(fresh)
         if fresh:
             logger.warning(
                 "%s: not in the checkpoint, drawn at random and to be trained: %s",

@@ -1,4 +1,4 @@
-"""Models as plain functions: pictures or texts in, words out.
+"""Models as plain functions: images or texts in, labels, masks and spans out.
 
 `pipeline(task, model)` gives an object that is called with one input or many. A task adds its class
 with one line in `PIPELINES`.
@@ -6,27 +6,36 @@ with one line in `PIPELINES`.
 
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from headstart import auto
 from headstart.checkpoint.documents import read_object, value_of
-from headstart.errors import ConfigError, InputError
+from headstart.errors import ConfigError, InputError, listed
+from headstart.hub.resolve import split_hub
+from headstart.loading import family_of
 
 PIPELINES: dict[str, str] = {
-    "image-classification": "headstart.pipelines.base:ImageClassificationPipeline",
+    "image-classification": (
+        "headstart.pipelines.image_classification:ImageClassificationPipeline"
+    ),
     "semantic-segmentation": (
         "headstart.pipelines.semantic_segmentation:SemanticSegmentationPipeline"
     ),
     "masked-image-modeling": (
         "headstart.pipelines.masked_image_modeling:MaskedImageModelingPipeline"
     ),
+    "image-segmentation": "headstart.pipelines.semantic_segmentation:ImageSegmentationPipeline",
+    "image-feature-extraction": "headstart.pipelines.features:ImageFeatureExtractionPipeline",
+    "feature-extraction": "headstart.pipelines.features:FeatureExtractionPipeline",
     "text-classification": "headstart.pipelines.texts:TextClassificationPipeline",
     "fill-mask": "headstart.pipelines.texts:FillMaskPipeline",
     "token-classification": "headstart.pipelines.texts:TokenClassificationPipeline",
     "question-answering": "headstart.pipelines.texts:QuestionAnsweringPipeline",
 }
-# Other names of the same.
+# Other names of the same pipelines.
 ALIASES = {
     "masked-language-modeling": "fill-mask",
     "sentiment-analysis": "text-classification",
@@ -34,29 +43,52 @@ ALIASES = {
 }
 
 
-UNKNOWN = "I don't know"  # what a pipeline answers that was told to refuse when it is not sure
-
-
 def pipeline(
-    task: str, model: Any = None, *, image_processor: Any = None, device: Any = None, **kwargs: Any
+    task: str,
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    image_processor: Any = None,
+    feature_extractor: Any = None,
+    device: Any = None,
+    torch_dtype: Any = None,
+    framework: str | None = "pt",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """A function for a task.
+    """A function for a task: images or texts in, plain Python values out.
 
     Args:
         task: A name in `PIPELINES`, such as "image-classification" or "fill-mask".
         model: A folder, a Hub id, an authors' name, or a model object.
-        image_processor: Processor for a model object; default the one beside the model. Pipelines
-            of texts take `tokenizer` instead.
-        device: "cpu", "cuda", …; default where the model is, or the CPU.
-        **kwargs: Further arguments of the task's pipeline.
+        tokenizer: Tokenizer of a text model; default the one beside the model. A name is loaded.
+        image_processor: Processor of an image model; default the one beside the model. A name is
+            loaded.
+        feature_extractor: Older name of `image_processor`.
+        device: "cpu", "cuda", a `torch.device`, or a number as in transformers (-1 is the CPU, 0
+            the first GPU); default where the model is, or the CPU.
+        torch_dtype: Type of the weights, such as torch.bfloat16 or "auto"; default as the model is.
+        framework: "pt": pipelines run in PyTorch.
+        revision: Branch, tag or commit of the model on the Hub.
+        token: Token of the Hub.
+        model_kwargs: Further arguments of the model's `from_pretrained`.
+        **kwargs: Further arguments of the task's pipeline, such as `top_k`.
+
+    Returns:
+        A callable object; its class documents what a call takes and returns.
 
     Raises:
-        ConfigError: No such task, or no model.
+        ConfigError: No such task, no model, an argument that this pipeline does not have, or a
+            checkpoint without the head that the task needs.
 
     Example:
-        >>> classify = pipeline("image-classification", "runs/flowers")  # doctest: +SKIP
-        >>> classify("photo.jpg", top_k=1)  # doctest: +SKIP
-        [{'label': 'tiger lily', 'score': 0.98}]
+        >>> from headstart import pipeline
+        >>> classify = pipeline("image-classification", "bit-mini", top_k=1)
+        >>> import numpy
+        >>> len(classify(numpy.zeros((64, 64, 3), dtype="uint8")))
+        1
     """
     task = ALIASES.get(task, task)
     if task not in PIPELINES:
@@ -67,10 +99,44 @@ def pipeline(
             f"which model? pipeline({task!r}, model=...) takes a folder, a Hub id, an authors' name"
             " or a model object"
         )
+    if framework not in (None, "pt"):
+        raise ConfigError(f"framework={framework!r}; pipelines run in PyTorch: framework='pt'")
+    if image_processor is not None and feature_extractor is not None:
+        raise ConfigError("image_processor and feature_extractor are the same; give one of them")
+    loading = {"torch_dtype": torch_dtype, "revision": revision, "token": token}
+    given = {
+        "tokenizer": tokenizer,
+        "image_processor": feature_extractor if image_processor is None else image_processor,
+        "device": f"cuda:{device}" if isinstance(device, int) and device >= 0 else device,
+        "model_kwargs": {
+            **{key: value for key, value in loading.items() if value is not None},
+            **(model_kwargs or {}),
+        },
+    }
+    if isinstance(device, int) and device < 0:
+        given["device"] = "cpu"
     module, _, name = PIPELINES[task].partition(":")
-    return getattr(importlib.import_module(module), name)(
-        model, image_processor=image_processor, device=device, **kwargs
-    )
+    cls = getattr(importlib.import_module(module), name)
+    takes = _arguments(cls)
+    asked = {key: value for key, value in given.items() if value not in (None, {})} | kwargs
+    for key in asked:
+        if key not in takes:
+            raise ConfigError(
+                f"the {task} pipeline has no argument {key!r}; it takes {', '.join(takes)}"
+            )
+    return cls(model, **asked)
+
+
+def _arguments(cls: type) -> list[str]:
+    """Keyword arguments of a pipeline's constructor, those of its base classes included."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names |= {each.name: None for each in parameters if each.kind is each.KEYWORD_ONLY}
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+                break
+    return list(names)
 
 
 RESULTS = "results.json"
@@ -115,8 +181,6 @@ def task_of(model: str | Path) -> str:
     What a result folder says, else what the class in its config.json is for, else image
     classification.
     """
-    from headstart.loading import family_of
-
     if (Path(model) / RESULTS).is_file():
         task: str = read_results(model)["task"]
         return ALIASES.get(task, task)
@@ -127,164 +191,70 @@ def task_of(model: str | Path) -> str:
 
 
 def load_both(
-    model: Any, network: str, processor: Any, device: Any, tokenizer: bool = False, **values: Any
+    model: Any,
+    network: str,
+    processor: Any,
+    device: Any,
+    tokenizer: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """A pipeline's network, in evaluation, and what makes its inputs.
+    """A pipeline's network, in evaluation mode, and its image processor or tokenizer.
 
     Args:
         model: A folder, a Hub id, an authors' name, or a model object.
-        network: Name of the automatic class that loads the network.
-        processor: Its image processor or tokenizer; None is the one beside the model.
+        network: Name of the Auto class that loads the network.
+        processor: An image processor or tokenizer, or the name of one; None is the one beside the
+            model.
         device: Where to compute; None is where the model is.
         tokenizer: Whether inputs are texts.
-        **values: Values of the configuration to load the network with.
+        model_kwargs: Arguments of `from_pretrained`.
 
     Raises:
-        ConfigError: A model object that no checkpoint lies beside, without its processor.
+        ConfigError: A model object without a checkpoint, and no processor; or a checkpoint that
+            lacks the task's head.
     """
-    from headstart import auto
-
-    name = (
-        model
-        if isinstance(model, str | Path)
-        else getattr(getattr(model, "config", None), "name_or_path", "")
-    )
+    named = isinstance(model, str | Path)
+    if model_kwargs and not named:
+        raise ConfigError(
+            f"model_kwargs ({', '.join(model_kwargs)}) are for loading a model, and this one is"
+            " loaded; set its config instead"
+        )
+    name = model if named else getattr(getattr(model, "config", None), "name_or_path", "")
+    hub, _ = split_hub(model_kwargs or {})
     if processor is None:
         if not name:
             raise ConfigError(
                 "this model was not loaded from a checkpoint: pass"
                 f" {'tokenizer' if tokenizer else 'image_processor'}= too"
             )
-        processor = (auto.AutoTokenizer if tokenizer else auto.AutoImageProcessor).from_pretrained(
-            name
-        )
-    if isinstance(model, str | Path):
-        model = getattr(auto, network).from_pretrained(model, **values)
+        processor = name
+    if isinstance(processor, str | Path):
+        cls = auto.AutoTokenizer if tokenizer else auto.AutoImageProcessor
+        processor = cls.from_pretrained(processor, **hub)
+    if named:
+        model = getattr(auto, network).from_pretrained(model, **(model_kwargs or {}))
+        refuse_random_weights(model, str(name))
     return model.eval() if device is None else model.to(device).eval(), processor
 
 
-class ImageClassificationPipeline:
-    """Names what is in pictures, with probabilities; or gives the numbers that a model of numbers
-    says.
+def refuse_random_weights(model: Any, name: str) -> None:
+    """Refuses a network whose head is not in the checkpoint: its answers would be random.
 
-    Args:
-        model: A folder, a Hub id, an authors' name, or a model object.
-        image_processor: Processor for a model object; default the one beside the model.
-        device: Where to compute.
-        top_k: Labels to give of each picture; None gives five, or with several labels a picture all
-            that are probable.
-        batch_size: Pictures that go through the network together.
-        label_threshold: Probability from which on a label is given by a model of several labels,
-            where `top_k` says nothing.
-        refuse: Whether to say "I don't know" below the confidence that training found for its error
-            rate (`headstart train --max-error`); a number is another rate, such as 0.01.
-            Probabilities are then those after temperature scaling.
+    Raises:
+        ConfigError: Some parameters were randomly initialized; the message names them.
     """
-
-    task = "image-classification"
-
-    def __init__(
-        self, model: Any, *, image_processor: Any = None, device: Any = None, top_k: int | None = None, batch_size: int = 8,
-        label_threshold: float = 0.5, refuse: bool | float = False,
-    ) -> None:  # fmt: skip
-        self.temperature, self.threshold = 1.0, 0.0
-        if refuse is not False:
-            from headstart.metrics.calibration import Confidence
-
-            found = Confidence.read(
-                model
-                if isinstance(model, str | Path)
-                else getattr(model.config, "name_or_path", "")
-            )
-            self.temperature, self.threshold = (
-                found.temperature,
-                found.choice(None if refuse is True else refuse).threshold,
-            )
-        self.model, self.image_processor = load_both(
-            model, "AutoModelForImageClassification", image_processor, device
-        )
-        self.top_k, self.batch_size, self.label_threshold = top_k, batch_size, label_threshold
-        self.kind = self.model.config.problem_type
-
-    def __call__(self, images: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
-        """Labels and probabilities, best first; of a model of numbers their names and values.
-
-        Args:
-            images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
-            top_k: Labels to give of each picture; at most all of the model's.
-            batch_size: Pictures that go through the network together.
-
-        Returns:
-            A list of `{"label": str, "score": float}` for one picture, and a list of such lists for
-            many.
-
-        Raises:
-            InputError: A picture that cannot be read; the message names it.
-        """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k={top_k}; at least one label has to be given")
-        if is_one_image(images):
-            return next(self.stream([images], top_k, 1))
-        return list(self.stream(images, top_k, batch_size))
-
-    def stream(
-        self, images: Iterable[Any], top_k: int | None = None, batch_size: int | None = None
-    ) -> Iterator[list[dict[str, Any]]]:
-        """As `__call__` for many pictures, one result at a time and without holding all pictures in
-        memory.
-        """
-        for batch in batched(images, self.batch_size if batch_size is None else batch_size):
-            for row in self.probabilities(batch):
-                best = self._chosen(row, top_k or self.top_k)
-                if self.threshold and row[best[0]] < self.threshold:
-                    yield [{"label": UNKNOWN, "score": float(row[best[0]])}]
-                    continue
-                yield [
-                    {"label": self.model.config.id2label[i], "score": float(row[i])} for i in best
-                ]
-
-    def _chosen(self, row: Any, top_k: int | None) -> list[int]:
-        """Which of the values (V,) are given."""
-        if self.kind == "regression":
-            return list(range(len(row)))
-        count = top_k or (
-            int((row >= self.label_threshold).sum())
-            if self.kind == "multi_label_classification"
-            else 5
-        )
-        best: list[int] = row.argsort(descending=True)[:count].tolist()
-        return best
-
-    def probabilities(self, images: list[Any]) -> Any:
-        """Probability of every class, or the numbers: a (B, V) tensor on the CPU.
-
-        Pictures of different sizes go one by one.
-        """
-        import torch
-
-        parts = [
-            self.image_processor(image, return_tensors="pt")["pixel_values"] for image in images
-        ]  # each (1, 3, H, W)
-        same = len({part.shape for part in parts}) == 1
-        with torch.inference_mode():
-            batches = (
-                batch.to(self.model.device, self.model.dtype)
-                for batch in ([torch.cat(parts)] if same else parts)
-            )
-            logits = torch.cat(
-                [self.model(pixel_values=batch).logits.float().cpu() for batch in batches]
-            )  # (B, V)
-        if self.kind == "regression":
-            return logits
-        return (
-            logits.sigmoid()
-            if self.kind == "multi_label_classification"
-            else (logits / self.temperature).softmax(dim=1)
+    missing = getattr(model, "randomly_initialized", ())
+    if missing:
+        kind = (getattr(model.config, "architectures", None) or ["a base model"])[0]
+        raise ConfigError(
+            f"{name} ({kind}) has no trained head for {type(model).__name__}: the checkpoint lacks"
+            f" {listed(missing, 4)}. Fine-tune it first (headstart train DATA --model {name}), or"
+            " choose a checkpoint that was trained for this task"
         )
 
 
 def is_one_image(value: Any) -> bool:
-    """Whether an argument is one picture and not many.
+    """Whether an argument is one image and not many.
 
     Paths, bytes, PIL images, and arrays with at most three axes.
     """

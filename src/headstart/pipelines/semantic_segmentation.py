@@ -4,7 +4,7 @@ Letters: B windows, H W sides of what the network sees, V classes.
 """
 
 import colorsys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,10 +187,15 @@ class SemanticSegmentationPipeline:
     task = "semantic-segmentation"
 
     def __init__(
-        self, model: Any, *, image_processor: Any = None, device: Any = None, mode: Mode = "slide"
-    ) -> None:
+        self, model: Any, *, image_processor: Any = None, device: Any = None,
+        model_kwargs: Mapping[str, Any] | None = None, mode: Mode = "slide",
+    ) -> None:  # fmt: skip
         self.model, self.image_processor = load_both(
-            model, "AutoModelForSemanticSegmentation", image_processor, device
+            model,
+            "AutoModelForSemanticSegmentation",
+            image_processor,
+            device,
+            model_kwargs=model_kwargs,
         )
         self.mode = mode
         self.colours = class_colours(self.model.config)
@@ -245,3 +250,41 @@ class SemanticSegmentationPipeline:
         mask_picture(found["mask"], self.colours).save(mask_file)
         Image.fromarray(overlay(pixels, found["mask"], self.colours)).save(overlay_file, quality=90)
         return found | {"mask_file": str(mask_file), "overlay_file": str(overlay_file)}
+
+
+class ImageSegmentationPipeline(SemanticSegmentationPipeline):
+    """Segments images into a list of masks, one for each class that occurs, as transformers does."""
+
+    task = "image-segmentation"
+
+    def __call__(self, images: Any, subtask: str | None = None) -> Any:
+        """Masks of one image, or a list of them for many.
+
+        Args:
+            images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
+            subtask: "semantic" or None; the networks tell classes apart, not single objects.
+
+        Returns:
+            For each image a list of `{"score": None, "label": str, "mask": PIL image}`; masks are
+            of mode "L" at the image's size, 255 where the class is.
+
+        Raises:
+            InputError: An image that cannot be read, or another subtask.
+        """
+        if subtask not in (None, "semantic"):
+            raise InputError(
+                f"subtask={subtask!r}; these networks do semantic segmentation: subtask='semantic'"
+            )
+        return super().__call__(images)
+
+    def result(self, pixels: NDArray[np.uint8]) -> Any:
+        """What `__call__` returns for one decoded image."""
+        classes = segment(self.model, self.image_processor, pixels, self.mode)  # (H, W)
+        return [
+            {
+                "score": None,
+                "label": self.model.config.id2label[int(i)],
+                "mask": Image.fromarray(np.where(classes == i, 255, 0).astype(np.uint8), "L"),
+            }
+            for i in np.unique(classes)
+        ]

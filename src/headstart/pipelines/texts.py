@@ -6,14 +6,13 @@ Letters: B texts, L tokens, V classes or tokens of the vocabulary.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, InputError
+from headstart.errors import InputError
 from headstart.pipelines.base import batched, load_both
 
 logger = logging.getLogger("headstart")
@@ -43,25 +42,20 @@ class TextPipeline:
         model: Any,
         *,
         tokenizer: Any = None,
-        image_processor: Any = None,
         device: Any = None,
         batch_size: int = 8,
         truncation: bool = False,
         extend_positions: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if image_processor is not None:
-            raise ConfigError(
-                f"image_processor was given, and {self.task} reads texts; pass tokenizer="
-            )
         self.model_kwargs = dict(model_kwargs or {})
-        if self.model_kwargs and not isinstance(model, str | Path):
-            raise ConfigError(
-                "model_kwargs are for loading a model, and this one is loaded; set its config"
-                " instead"
-            )
         self.model, self.tokenizer = load_both(
-            model, self.auto_class, tokenizer, device, tokenizer=True, **self.model_kwargs
+            model,
+            self.auto_class,
+            tokenizer,
+            device,
+            tokenizer=True,
+            model_kwargs=self.model_kwargs,
         )
         self.batch_size, self.truncation, self.extend_positions = (
             batch_size,
@@ -123,10 +117,30 @@ class TextPipeline:
 
 
 class TextClassificationPipeline(TextPipeline):
-    """Names the class of texts, or of pairs of texts, with probabilities."""
+    """Classifies texts, or pairs of texts, with probabilities.
+
+    Args:
+        model: A folder, a Hub id, an authors' name, or a model object.
+        top_k: Labels of each text where a call gives no `top_k`; None for all.
+        return_all_scores: Older form: True is `top_k=None`, False is `top_k=1`.
+        **options: Arguments of `TextPipeline`.
+    """
 
     task: ClassVar[str] = "text-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        top_k: int | None = _UNSET,
+        return_all_scores: bool | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, **options)
+        if return_all_scores is not None and top_k is _UNSET:
+            top_k = None if return_all_scores else _UNSET
+        self.top_k = top_k
 
     def __call__(
         self, inputs: Any, top_k: int | None = _UNSET, function_to_apply: str | None = None
@@ -145,11 +159,9 @@ class TextClassificationPipeline(TextPipeline):
             or of lists where `top_k` is given.
         """
         one = isinstance(inputs, str | Mapping)
-        found = list(
-            self.stream(
-                [inputs] if one else inputs, 1 if top_k is _UNSET else top_k, function_to_apply
-            )
-        )
+        top_k = self.top_k if top_k is _UNSET else top_k
+        count = 1 if top_k is _UNSET else top_k
+        found = list(self.stream([inputs] if one else inputs, count, function_to_apply))
         if one:
             return found[0]
         return [each[0] for each in found] if top_k is _UNSET else found

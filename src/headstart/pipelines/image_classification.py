@@ -1,0 +1,131 @@
+"""Images → classes, several classes, or regression targets."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.errors import InputError
+from headstart.metrics.calibration import Confidence
+from headstart.pipelines.base import batched, is_one_image, load_both
+
+UNKNOWN = "I don't know"  # the label of a refused answer
+
+
+class ImageClassificationPipeline:
+    """Classifies images, with probabilities; or predicts regression targets.
+
+    Args:
+        model: A folder, a Hub id, an authors' name, or a model object.
+        image_processor: Processor for a model object; default the one beside the model.
+        device: Where to compute.
+        model_kwargs: Arguments of `from_pretrained`.
+        top_k: Labels to return for each image; None returns five, or for a multi-label model all
+            that are probable.
+        batch_size: Images in one forward pass.
+        label_threshold: Minimum probability of a returned label of a multi-label model, where
+            `top_k` is None.
+        refuse: Whether to answer "I don't know" below the confidence that training found for its
+            target error rate (`headstart train --max-error`); a number is another rate, such as
+            0.01. Probabilities are then those after temperature scaling.
+    """
+
+    task = "image-classification"
+
+    def __init__(
+        self, model: Any, *, image_processor: Any = None, device: Any = None, model_kwargs: Mapping[str, Any] | None = None,
+        top_k: int | None = None, batch_size: int = 8, label_threshold: float = 0.5, refuse: bool | float = False,
+    ) -> None:  # fmt: skip
+        self.temperature, self.threshold = 1.0, 0.0
+        if refuse is not False:
+            found = Confidence.read(
+                model
+                if isinstance(model, str | Path)
+                else getattr(model.config, "name_or_path", "")
+            )
+            self.temperature, self.threshold = (
+                found.temperature,
+                found.choice(None if refuse is True else refuse).threshold,
+            )
+        self.model, self.image_processor = load_both(
+            model,
+            "AutoModelForImageClassification",
+            image_processor,
+            device,
+            model_kwargs=model_kwargs,
+        )
+        self.top_k, self.batch_size, self.label_threshold = top_k, batch_size, label_threshold
+        self.kind = self.model.config.problem_type
+
+    def __call__(self, images: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
+        """Labels and probabilities, most probable first; of a regression model names and values.
+
+        Args:
+            images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
+            top_k: Labels to return for each image; at most all of the model's.
+            batch_size: Images in one forward pass.
+
+        Returns:
+            A list of `{"label": str, "score": float}` for one image, and a list of such lists for
+            many.
+
+        Raises:
+            InputError: An image that cannot be read; the message names it.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}; at least one label has to be given")
+        if is_one_image(images):
+            return next(self.stream([images], top_k, 1))
+        return list(self.stream(images, top_k, batch_size))
+
+    def stream(
+        self, images: Iterable[Any], top_k: int | None = None, batch_size: int | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """As `__call__` for many images, one result at a time, without holding all in memory."""
+        for batch in batched(images, self.batch_size if batch_size is None else batch_size):
+            for row in self.probabilities(batch):
+                best = self._chosen(row, top_k or self.top_k)
+                if self.threshold and row[best[0]] < self.threshold:
+                    yield [{"label": UNKNOWN, "score": float(row[best[0]])}]
+                    continue
+                yield [
+                    {"label": self.model.config.id2label[i], "score": float(row[i])} for i in best
+                ]
+
+    def _chosen(self, row: Any, top_k: int | None) -> list[int]:
+        """Indices of the returned values of (V,)."""
+        if self.kind == "regression":
+            return list(range(len(row)))
+        count = top_k or (
+            int((row >= self.label_threshold).sum())
+            if self.kind == "multi_label_classification"
+            else 5
+        )
+        best: list[int] = row.argsort(descending=True)[:count].tolist()
+        return best
+
+    def probabilities(self, images: list[Any]) -> Any:
+        """Probability of every class, or the regression targets: a (B, V) tensor on the CPU.
+
+        Images of different sizes go one by one.
+        """
+        parts = [
+            self.image_processor(image, return_tensors="pt")["pixel_values"] for image in images
+        ]  # each (1, 3, H, W)
+        same = len({part.shape for part in parts}) == 1
+        with torch.inference_mode():
+            batches = (
+                batch.to(self.model.device, self.model.dtype)
+                for batch in ([torch.cat(parts)] if same else parts)
+            )
+            logits = torch.cat(
+                [self.model(pixel_values=batch).logits.float().cpu() for batch in batches]
+            )  # (B, V)
+        if self.kind == "regression":
+            return logits
+        return (
+            logits.sigmoid()
+            if self.kind == "multi_label_classification"
+            else (logits / self.temperature).softmax(dim=1)
+        )
