@@ -93,7 +93,7 @@ def test_nothing_is_left_to_fold():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in lean.modules())
     assert (
         len(lean.beit.blocks) == max(beit.blocks) + 1 < len(beit.beit.blocks) == 6
-        and lean.auxiliary is None
+        and lean.auxiliary_head is None
     )
 
 
@@ -129,8 +129,8 @@ def test_other_sizes_still_work():
     model = headstart.BeitModel(config).eval()
     with torch.no_grad():
         for module in model.modules():
-            if hasattr(module, "table"):
-                module.table.normal_()
+            if hasattr(module, "relative_position_bias_table"):
+                module.relative_position_bias_table.normal_()
         folded = fold(model, size=(32, 32))
         for size in ((32, 32), (24, 40)):
             x = torch.randn(2, 3, *size)
@@ -152,7 +152,10 @@ def test_the_original_is_left_alone():
     folded = fold(model, size=(32, 32), lean=True)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     # shared, not copied
-    assert folded.beit.blocks[0].mlp.fc_1.weight is model.beit.blocks[0].mlp.fc_1.weight
+    assert (
+        folded.beit.blocks[0].intermediate.dense.weight
+        is model.beit.blocks[0].intermediate.dense.weight
+    )
 
 
 def test_refusals():

@@ -20,11 +20,11 @@ SIZES = {
     "image_size": 32,
 }
 BEIT = BeitModel(BeitConfig(**SIZES, use_relative_position_bias=True)).eval()
-BIAS = BEIT.blocks[0].attention.bias
+BIAS = BEIT.blocks[0].attention.attention["relative_position_bias"]
 CASES = {
     "filters": (BIT.stem.conv, "_kept", lambda: BIT.stem.conv.standardized()),
     "grid": (BEIT, "_grid", lambda: BEIT.grid(2, 3, torch.device("cpu"))),
-    "bias": (BIAS, "_kept", lambda: BIAS(BEIT.grid(2, 3, torch.device("cpu")), torch.float32)),
+    "bias": (BIAS.kept, "entry", lambda: BIAS(BEIT.grid(2, 3, torch.device("cpu")), torch.float32)),
 }
 
 

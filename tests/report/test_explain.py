@@ -112,7 +112,9 @@ def test_attention_of_a_class_token_is_the_definition(values):
                     _, _, v = attention.heads(x)
                     moved = whole.clone()
                     moved[0, head, 0, key] += change
-                    return attention.proj((moved @ v).transpose(1, 2).reshape(x.shape))
+                    return attention.output.dense(
+                        (moved @ v).transpose(1, 2).reshape(x.shape)
+                    ), None
 
                 with pytest.MonkeyPatch.context() as patched, torch.no_grad():
                     patched.setattr(block.attention, "forward", changed)

@@ -568,7 +568,7 @@ def test_loss_is_the_sum_over_labelled_pixels(scenes, tiny_beit, mean):
     task = task_of(scenes)
     model = task.build(str(tiny_beit), Recipe(crop=32, augment="none")).eval()
     model.config.semantic_loss_mean, model.config.use_auxiliary_head = mean, False
-    model.auxiliary = None
+    model.auxiliary_head = None
     task.prepare(None)
     batch = task.collate([task.example(i, np.random.default_rng(i)) for i in range(3)])
     batch["labels"][1, :20] = IGNORED

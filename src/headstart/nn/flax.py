@@ -5,7 +5,6 @@ The wrapper that holds parameters, loading, saving, output classes as trees, act
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,41 +105,31 @@ def check_pixels(pixel_values: Any, channels: int) -> Any:
 # Parameters and PyTorch's tensors
 
 Path_ = tuple[str, ...]  # where a parameter is in the tree
-# Flax's word → the one in our tables, which are PyTorch's
-LEAVES = {"kernel": "weight", "scale": "weight"}
+LEAVES = {"kernel": "weight", "scale": "weight"}  # Flax's name → PyTorch's
 
 
-def our_name(path: Path_) -> str:
-    """The name in our tables of a parameter.
+def torch_name(path: Path_) -> str:
+    """The published name of a parameter in PyTorch's files.
 
-    `("blocks_0", "norm_1", "scale")` is `blocks.0.norm_1.weight`.
+    `("encoder", "layer", "0", "layernorm_before", "scale")` is
+    `encoder.layer.0.layernorm_before.weight`.
     """
     *modules, leaf = path
-    return ".".join(
-        [
-            *(re.sub(r"^blocks_(\d+)$", r"blocks.\1", module) for module in modules),
-            LEAVES.get(leaf, leaf),
-        ]
-    )
+    return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
 def torch_layout(path: Path_, value: Any) -> Any:
-    """A parameter as PyTorch lays it out.
-
-    Matrices (I, O) → (O, I), stacked ones (I, n, O) → (n * O, I), filters HWIO → OIHW.
-    """
+    """A parameter as PyTorch lays it out: matrices (I, O) → (O, I), filters HWIO → OIHW."""
     if path[-1] != "kernel":
         return value
-    if value.ndim == 4:
-        return value.transpose(3, 2, 0, 1)
-    return value.reshape(value.shape[0], -1).T
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
-def flax_layout(path: Path_, value: Any, shape: tuple[int, ...]) -> Any:
-    """The way back, to a kernel of that shape."""
+def flax_layout(path: Path_, value: Any) -> Any:
+    """The inverse of `torch_layout`."""
     if path[-1] != "kernel":
         return value
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T.reshape(shape)
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
 def torch_shape(path: Path_, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -380,7 +369,7 @@ class PreTrainedModel:
         shapes = {
             path: tuple(each.shape) for path, each in flatten_dict(self.params_shape_tree).items()
         }
-        own = {our_name(path): path for path in shapes}
+        own = {torch_name(path): path for path in shapes}
         found, missing, unknown = self.name_table(self.config).to_ours(
             self.fit(tensors, self.config), own
         )
@@ -401,7 +390,7 @@ class PreTrainedModel:
         # A copy: a parameter must stay as it is when the file changes, and may be donated to a
         # training step.
         params = {
-            path: jnp.array(flax_layout(path, np.asarray(value, np.float32), shapes[path]))
+            path: jnp.array(flax_layout(path, np.asarray(value, np.float32)))
             for path, value in flat.items()
         }
         if fresh:
@@ -445,7 +434,7 @@ class PreTrainedModel:
         """
         flat = flatten_dict(self.params if params is None else params)
         arrays = {
-            our_name(path): np.ascontiguousarray(torch_layout(path, np.asarray(value)))
+            torch_name(path): np.ascontiguousarray(torch_layout(path, np.asarray(value)))
             for path, value in flat.items()
         }
         published = self.name_table(self.config).to_theirs(arrays)

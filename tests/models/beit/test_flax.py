@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict  # noqa: E402
 
 import headstart  # noqa: E402
 from headstart import FlaxBeitForImageClassification, FlaxBeitModel  # noqa: E402
-from headstart.nn.flax import flax_layout, our_name, torch_layout  # noqa: E402
+from headstart.nn.flax import flax_layout, torch_layout, torch_name  # noqa: E402
 
 HEADS = ("BeitModel", "BeitForMaskedImageModeling", "BeitForImageClassification")
 CASES = [
@@ -71,7 +71,7 @@ def loss_of(config, logits, labels, mask):
 def published(model, tree):
     """A tree of parameters (or gradients) by published names, in PyTorch's layout."""
     flat = {
-        our_name(path): torch_layout(path, np.asarray(value))
+        torch_name(path): torch_layout(path, np.asarray(value))
         for path, value in flatten_dict(tree).items()
     }
     return model.name_table(model.config).to_theirs(flat)
@@ -261,10 +261,12 @@ def test_a_new_head_is_drawn_and_other_gaps_raise(tmp_path, caplog):
     assert "classifier.weight" in caplog.text
     with pytest.raises(
         WeightsError,
-        match=r"shape: beit.blocks.0.mlp.fc_1.weight is \(40, 24\) in the checkpoint, \(48, 24\)",
+        match=r"shape: beit.encoder.layer.0.intermediate.dense.weight is \(40, 24\) in the checkpoint, \(48, 24\)",
     ):
         FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", intermediate_size=48)
-    with pytest.raises(WeightsError, match=r"missing: beit.blocks.2.norm_1.weight"):
+    with pytest.raises(
+        WeightsError, match=r"missing: beit.encoder.layer.2.layernorm_before.weight"
+    ):
         FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", num_hidden_layers=3)
     with pytest.raises(WeightsError, match=r"config.json must lie beside"):
         folder = golden_dir("transformers", "flax", "FlaxBeitModel__rel_per_layer")
@@ -283,14 +285,12 @@ def test_the_pytorch_class_reads_old_flax_files():
     )
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 5)])
 def test_layouts_are_each_other_s_inverse(shape):
     kernel = np.arange(np.prod(shape)).reshape(shape)
     theirs = torch_layout(("kernel",), kernel)
-    assert np.array_equal(flax_layout(("kernel",), theirs, shape), kernel)
-    x = np.arange(shape[-2 if len(shape) == 4 else 0])
-    if len(shape) == 3:  # the parts lie one below the other, as in PyTorch's qkv
-        assert np.array_equal((theirs @ x).reshape(3, 6), np.einsum("ipo,i->po", kernel, x))
+    assert np.array_equal(flax_layout(("kernel",), theirs), kernel)
+    assert theirs.shape == ((5, 4) if len(shape) == 2 else (5, 4, 2, 3))
 
 
 # The wrapper
@@ -302,32 +302,43 @@ def test_initial_values():
         use_relative_position_bias=True, use_mask_token=True, use_absolute_position_embeddings=True,
     )  # fmt: skip
     model = FlaxBeitModel(config, seed=3)
-    flat = {our_name(path): value for path, value in flatten_dict(model.params).items()}
+    flat = {torch_name(path): value for path, value in flatten_dict(model.params).items()}
     for name, std in {
-        "patches.weight": 0.02, "cls_token": 0.02, "mask_token": 0.02, "positions": 0.02, "blocks.0.attention.qkv.weight": 0.02,
-        "blocks.0.attention.proj.weight": 0.02 / 2**0.5, "blocks.1.mlp.fc_2.weight": 0.02 / 2, "blocks.1.mlp.fc_1.weight": 0.02,
-    }.items():  # fmt: skip
+        "embeddings.patch_embeddings.projection.weight": 0.02,
+        "embeddings.cls_token": 0.02,
+        "embeddings.mask_token": 0.02,
+        "embeddings.position_embeddings": 0.02,
+        "encoder.layer.0.attention.attention.query.weight": 0.02,
+        "encoder.layer.0.attention.output.dense.weight": 0.02 / 2**0.5,
+        "encoder.layer.1.output.dense.weight": 0.02 / 2,
+        "encoder.layer.1.intermediate.dense.weight": 0.02,
+    }.items():
         assert 0.75 * std < float(flat[name].std()) < 1.25 * std, name
     assert all(
         float(value.min()) == float(value.max()) == 1.0
         for name, value in flat.items()
-        if name.endswith(("norm_1.weight", "norm.weight"))
+        if "layernorm" in name and name.endswith("weight")
     )
     assert all(not value.any() for name, value in flat.items() if name.endswith(("bias", "table")))
-    assert np.allclose(flat["blocks.1.lambda_2"], 1e-5)
+    assert np.allclose(flat["encoder.layer.1.lambda_2"], 1e-5)
     apart = FlaxBeitModel(config, seed=3, _do_init=False)
     with pytest.raises(InputError, match="holds no parameters"):
         apart.params  # noqa: B018
-    drawn = model.init_weights(jax.random.key(3), params={"cls_token": jnp.ones((1, 1, 96))})
-    assert jnp.array_equal(drawn["positions"], model.params["positions"]) and bool(
-        (drawn["cls_token"] == 1).all()
+    drawn = model.init_weights(
+        jax.random.key(3), params={"embeddings": {"cls_token": jnp.ones((1, 1, 96))}}
     )
+    embeddings = model.params["embeddings"]
+    assert jnp.array_equal(
+        drawn["embeddings"]["position_embeddings"], embeddings["position_embeddings"]
+    )
+    assert bool((drawn["embeddings"]["cls_token"] == 1).all())
     with pytest.raises(InputError, match="_do_init=False"):
         apart.params = drawn
-    with pytest.raises(WeightsError, match="missing: cls_token"):
-        model.params = {key: value for key, value in model.params.items() if key != "cls_token"}
+    with pytest.raises(WeightsError, match="missing: embeddings/mask_token"):
+        rest = {key: value for key, value in embeddings.items() if key != "mask_token"}
+        model.params = model.params | {"embeddings": rest}
     model.params = drawn
-    assert float(model.params["cls_token"].min()) == 1.0
+    assert float(model.params["embeddings"]["cls_token"].min()) == 1.0
 
 
 def test_network_and_parameters_apart(tmp_path):
@@ -351,8 +362,13 @@ def test_casts_and_masks(classifier):
         )
     )
     assert mixed[("step",)].dtype == jnp.int32
-    assert mixed[("beit", "blocks_0", "norm_1", "scale")].dtype == jnp.float32
-    assert mixed[("beit", "blocks_0", "mlp", "fc_1", "kernel")].dtype == jnp.bfloat16
+    assert (
+        mixed[("beit", "encoder", "layer", "0", "layernorm_before", "scale")].dtype == jnp.float32
+    )
+    assert (
+        mixed[("beit", "encoder", "layer", "0", "intermediate", "dense", "kernel")].dtype
+        == jnp.bfloat16
+    )
 
 
 def test_computing_in_bfloat16_keeps_parameters(tmp_path, classifier):
@@ -530,14 +546,14 @@ mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisTyp
 spread = jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), params, model.partition_specs("model"))
 batch = jax.device_put(pixels, NamedSharding(mesh, P("data")))
 (_, logits), grads = step(spread, batch)
-qkv = spread["beit"]["blocks_0"]["attention"]["qkv"]["kernel"]
-assert len(qkv.sharding.device_set) == 8 and {s.data.shape for s in qkv.addressable_shards} == {(32, 3, 8)}
+query = spread["beit"]["encoder"]["layer"]["0"]["attention"]["attention"]["query"]["kernel"]
+assert len(query.sharding.device_set) == 8 and {s.data.shape for s in query.addressable_shards} == {(32, 8)}
 assert {s.data.shape for s in batch.addressable_shards} == {(2, 3, 24, 40)}
 def worst(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / max(1.0, np.abs(np.asarray(b)).max()))
 assert worst(logits, expected) < 1e-5, worst(logits, expected)
 assert max(map(worst, jax.tree.leaves(grads), jax.tree.leaves(wanted))) < 1e-5
-assert grads["beit"]["blocks_0"]["attention"]["qkv"]["kernel"].sharding.spec == qkv.sharding.spec
+assert grads["beit"]["encoder"]["layer"]["0"]["attention"]["attention"]["query"]["kernel"].sharding.spec == query.sharding.spec
 print("equal")
 """
 

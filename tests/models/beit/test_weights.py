@@ -21,7 +21,7 @@ from headstart.config import published_config
 from headstart.errors import WeightsError
 from headstart.models.beit import positions
 from headstart.models.beit.config import PUBLISHED, renumber_labels
-from headstart.models.beit.weights import AUTHORS, read_authors, save_pth
+from headstart.models.beit.weights import read_authors, save_pth, to_authors
 from headstart.registry import published_models
 
 FINETUNE = [case for case in golden_cases("authors", "beit") if case.startswith("finetune")]
@@ -34,7 +34,7 @@ def check_gradients(model, folder, case):
         n.removeprefix("beit."): p.grad if p.grad is not None else torch.zeros_like(p)
         for n, p in model.named_parameters()
     }
-    published = AUTHORS.to_theirs(state)
+    published = to_authors(state)
     for name, value in load_file(folder / "grads.safetensors").items():
         limit = 1e-4 * max(1e-3, float(value.abs().max()))
         worst = float((published[name.removeprefix("backbone.")] - value).abs().max())
@@ -77,7 +77,7 @@ def test_authors_masked_modelling(case):
         folder / "model.pth", num_attention_heads=heads
     )
     out = model(x["x"], x["bool_masked_pos"], labels=x["labels"])
-    features = model.norm(model.beit(x["x"], x["bool_masked_pos"]).last_hidden_state)
+    features = model.layernorm(model.beit(x["x"], x["bool_masked_pos"]).last_hidden_state)
     assert_close(features, expected["features"], 1e-5, case)
     assert_close(out.logits, expected["logits_all"], 1e-5, case)
     assert_close(out.logits[x["bool_masked_pos"]], expected["logits_masked"], 1e-5, case)
@@ -109,7 +109,7 @@ def test_authors_segmentation(case):
         assert_close(each, expected[f"backbone.{i}"], 1e-5, f"{case} level {i}")
     out = model(x["x"], labels=x["gt_semantic_seg"])
     assert_close(out.logits, expected["logits"], 1e-4, case)
-    assert_close(model.auxiliary(maps[2]), expected["auxiliary_logits"], 1e-5, case)
+    assert_close(model.auxiliary_head(maps[2]), expected["auxiliary_logits"], 1e-5, case)
     assert_close(
         pixel_loss(out.logits, x["gt_semantic_seg"], model.config),
         expected["decode.loss_seg"],
@@ -166,7 +166,7 @@ def test_authors_transfer_to_another_resolution(case):
     model = BeitModel.from_pretrained(
         folder / "source.pth", image_size=kwargs["img_size"], use_relative_position_bias=True
     )
-    published = AUTHORS.to_theirs(model.state_dict())
+    published = to_authors(model.state_dict())
     for name, value in expected.items():
         if name.startswith("converted."):
             assert_close(published[name.removeprefix("converted.")], value, 1e-5, f"{case} {name}")
@@ -275,8 +275,9 @@ def test_a_published_folder_is_fitted_to_another_size_and_to_a_table_a_block(tmp
     expected = load_file(folder / "outputs.safetensors")
     for i in range(2):
         table = expected[f"converted.blocks.{i}.attn.relative_position_bias_table"]
-        assert_close(model.beit.blocks[i].attention.bias.table, table, 1e-5)
-    assert_close(model.beit.positions, expected["converted.pos_embed"], 1e-5)
+        bias = model.beit.blocks[i].attention.attention.relative_position_bias
+        assert_close(bias.relative_position_bias_table, table, 1e-5)
+    assert_close(model.beit.embeddings.position_embeddings, expected["converted.pos_embed"], 1e-5)
 
 
 # Resizing, against scipy and PyTorch

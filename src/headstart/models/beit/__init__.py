@@ -43,5 +43,5 @@ FAMILY = Family(
     authors="headstart.models.beit.weights:read_authors",
     writers={".pth": "headstart.models.beit.weights:save_pth"},
     recipe="headstart.models.beit.recipe:recipe",
-    lora=("attention.qkv", "attention.proj"),
+    lora=("query", "key", "value", "attention.output.dense"),
 )

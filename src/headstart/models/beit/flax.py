@@ -1,21 +1,23 @@
-"""BEiT in JAX/Flax: a vision transformer with relative position bias and layer scale (Bao et al.
-2022).
+"""BEiT in JAX/Flax: a vision transformer with relative position bias and layer scale.
+
+Source: Bao et al. 2022, "BEiT: BERT Pre-Training of Image Transformers". The tree of parameters is
+that of the published `flax_model.msgpack` files.
 
 Shapes: B images, C channels, H W height and width, h w patches from top to bottom and from left to
-    right, L = 1 + h * w tokens (the class
-token first), D hidden size, A heads, K = D // A, V classes or visual codes.
+right, L = 1 + h * w tokens (the class token first), D hidden size, A heads, K = D // A, V classes
+or visual codes.
 
 The wrappers take images (B, C, H, W), as every class here does; the modules take (B, H, W, C), as
 Flax does.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import PublishedNames
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import (
@@ -25,7 +27,7 @@ from headstart.models.beit.positions import (
     table_matrices,
     table_rows,
 )
-from headstart.models.beit.weights import HUB, fit_positions
+from headstart.models.beit.weights import PUBLISHED_NAMES, fit_positions
 from headstart.nn.flax import PreTrainedModel, activation, check_pixels
 from headstart.outputs import (
     FlaxBeitModelOutputWithPooling,
@@ -45,14 +47,33 @@ zeros = nn.initializers.zeros
 Grid = tuple[int, int]  # patches from top to bottom and from left to right
 
 
+class Named(nn.Module):  # type: ignore[misc]
+    """Modules under the names that the published checkpoints give them."""
+
+    makers: tuple[tuple[str, Callable[..., Any]], ...]
+
+    def setup(self) -> None:
+        """Makes the modules."""
+        self.parts = {name: make(name=name) for name, make in self.makers}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parts[name]
+
+
+def named(**makers: Callable[..., Any]) -> Named:
+    """A `Named` of modules that these functions make, given `name=`."""
+    return Named(tuple(makers.items()))
+
+
 def linear(
-    features: Any, config: BeitConfig, dtype: Any, shrink: float = 1.0, bias: bool = True
-) -> Any:
-    """A linear layer whose initial weights are normal (the authors truncate at ±2, a hundred
-    standard deviations away).
+    features: int, config: BeitConfig, dtype: Any, shrink: float = 1.0, bias: bool = True
+) -> Callable[..., Any]:
+    """Makes a linear layer.
+
+    Its initial weights are normal (the authors truncate at ±2, a hundred standard deviations away).
     """
     init = nn.initializers.normal(config.initializer_range * shrink)
-    return nn.DenseGeneral(features, use_bias=bias, dtype=dtype, kernel_init=init)
+    return partial(nn.Dense, features, use_bias=bias, dtype=dtype, kernel_init=init)
 
 
 def layer_norm(config: BeitConfig, dtype: Any) -> Any:
@@ -112,9 +133,8 @@ class RelativeBias(nn.Module):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Makes the parameter."""
-        self.table = self.param(
-            "table", zeros, (table_rows(*self.config.grid), self.config.num_attention_heads)
-        )
+        shape = (table_rows(*self.config.grid), self.config.num_attention_heads)
+        self.table = self.param("relative_position_bias_table", zeros, shape)
 
     def __call__(self, grid: Grid) -> Any:
         """The bias (1, A, L, L) that is added to the scores."""
@@ -137,32 +157,35 @@ class Attention(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         c, D = self.config, self.config.hidden_size
-        # three apart, so that heads may lie on different devices
-        self.qkv = linear((3, D), c, self.dtype, bias=False)
-        self.query_bias = self.param("query_bias", zeros, (D,))
-        self.value_bias = self.param("value_bias", zeros, (D,))
-        self.bias = RelativeBias(c, self.dtype) if c.use_relative_position_bias else None
+        parts = {
+            "query": linear(D, c, self.dtype),
+            "key": linear(D, c, self.dtype, bias=False),
+            "value": linear(D, c, self.dtype),
+        }
+        if c.use_relative_position_bias:
+            parts["relative_position_bias"] = partial(RelativeBias, c, self.dtype)
+        self.attention = named(**parts)
         # The authors divide the last matrices of the two branches so that depth does not add up at
         # the start.
-        self.proj = linear(D, c, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5)
+        self.output = named(dense=linear(D, c, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5))
         self.dropout = nn.Dropout(c.attention_probs_dropout_prob)
 
     def heads(self, x: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
-        B, L, D = x.shape
+        B, L, _ = x.shape
         A = self.config.num_attention_heads
-        bias = jnp.stack(
-            [self.query_bias, jnp.zeros_like(self.query_bias), self.value_bias]
-        ).astype(self.dtype)  # (3, D)
-        qkv = self.qkv(x) + bias[None, None]  # (B, L, 3, D)
-        # 3 × (B, A, L, K)
-        q, k, v = (qkv[:, :, i].reshape(B, L, A, D // A).transpose(0, 2, 1, 3) for i in range(3))
+        q, k, v = (
+            self.attention[name](x).reshape(B, L, A, -1).transpose(0, 2, 1, 3)
+            for name in ("query", "key", "value")
+        )  # 3 × (B, A, L, K)
         return q, k, v
 
     def score_bias(self, grid: Grid, shared: Any = None) -> Any:
         """What is added to the scores, (1, A, L, L), or None."""
-        own = None if self.bias is None else self.bias(grid)
-        return own if shared is None else shared if own is None else own + shared
+        if not self.config.use_relative_position_bias:
+            return shared
+        own = self.attention["relative_position_bias"](grid)
+        return own if shared is None else own + shared
 
     def softmax(self, q: Any, k: Any, bias: Any) -> Any:
         """The attention weights (B, A, L, L) of queries and keys (B, A, L, K), before dropout.
@@ -176,12 +199,6 @@ class Attention(nn.Module):  # type: ignore[misc]
         scores = jnp.einsum("baqk,balk->baql", q, k, preferred_element_type=exact)  # (B, A, L, L)
         return jax.nn.softmax(scores if bias is None else scores + bias).astype(q.dtype)
 
-    def weights(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None) -> Any:
-        """The attention weights (B, A, L, L) of x (B, L, D), after the softmax, before dropout."""
-        q, k, _ = self.heads(x)
-        weights = self.softmax(q, k, self.score_bias(grid, shared))
-        return weights if head_mask is None else weights * head_mask[None, :, None, None]
-
     def __call__(
         self,
         x: Any,
@@ -189,36 +206,26 @@ class Attention(nn.Module):  # type: ignore[misc]
         shared: Any = None,
         head_mask: Any = None,
         deterministic: bool = True,
-    ) -> Any:
-        """x (B, L, D), the same shape; head_mask (A,)."""
+    ) -> tuple[Any, Any]:
+        """Mixes the tokens x (B, L, D).
+
+        Args:
+            x: (B, L, D).
+            grid: Height and width of the grid of patches.
+            shared: Bias of all blocks, (1, A, L, L).
+            head_mask: (A,), 0 silences a head.
+            deterministic: Whether nothing is dropped.
+
+        Returns:
+            (B, L, D); the attention weights (B, A, L, L) after the softmax, before dropout.
+        """
         q, k, v = self.heads(x)  # 3 × (B, A, L, K)
-        weights = self.dropout(
-            self.softmax(q, k, self.score_bias(grid, shared)), deterministic=deterministic
-        )  # (B, A, L, L)
-        y = weights @ v  # (B, A, L, K)
+        weights = self.softmax(q, k, self.score_bias(grid, shared))  # (B, A, L, L)
         if head_mask is not None:
-            y = y * head_mask[None, :, None, None]
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(x.shape))  # (B, L, D)
-
-
-class Mlp(nn.Module):  # type: ignore[misc]
-    """Two linear layers with the activation between."""
-
-    config: BeitConfig
-    number: int
-    dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        """Makes the layers."""
-        self.fc_1 = linear(self.config.intermediate_size, self.config, self.dtype)
-        self.fc_2 = linear(
-            self.config.hidden_size, self.config, self.dtype, shrink=(2 * (self.number + 1)) ** -0.5
-        )
-        self.act = activation(self.config.hidden_act)
-
-    def __call__(self, x: Any) -> Any:
-        """x (B, L, D), the same shape."""
-        return self.fc_2(self.act(self.fc_1(x)))
+            weights = weights * head_mask[None, :, None, None]
+        y = self.dropout(weights, deterministic=deterministic) @ v  # (B, A, L, K)
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape)  # (B, L, D)
+        return self.output["dense"](y), weights
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -231,24 +238,21 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Makes the layers."""
-        c = self.config
-        self.norm_1 = layer_norm(c, self.dtype)
-        self.attention = Attention(c, self.number, self.dtype)
-        self.norm_2 = layer_norm(c, self.dtype)
-        self.mlp = Mlp(c, self.number, self.dtype)
-        scale = nn.initializers.constant(c.layer_scale_init_value)
-        self.lambda_1 = (
-            self.param("lambda_1", scale, (c.hidden_size,))
-            if c.layer_scale_init_value > 0
-            else None
-        )
-        self.lambda_2 = (
-            self.param("lambda_2", scale, (c.hidden_size,))
-            if c.layer_scale_init_value > 0
-            else None
-        )
+        c, D, dtype = self.config, self.config.hidden_size, self.dtype
+        shrink = (2 * (self.number + 1)) ** -0.5  # see Attention
+        self.attention = Attention(c, self.number, dtype)
+        self.intermediate = named(dense=linear(c.intermediate_size, c, dtype))
+        self.output = named(dense=linear(D, c, dtype, shrink=shrink))
+        self.layernorm_before = layer_norm(c, dtype)
+        self.layernorm_after = layer_norm(c, dtype)
+        self.act = activation(c.hidden_act)
+        self.lambda_1, self.lambda_2 = None, None
+        if c.layer_scale_init_value > 0:
+            scale = nn.initializers.constant(c.layer_scale_init_value)
+            self.lambda_1 = self.param("lambda_1", scale, (D,))
+            self.lambda_2 = self.param("lambda_2", scale, (D,))
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
-        # Stochastic depth: one draw for a whole branch of an image (Huang et al. 2016).
+        # Stochastic depth: the whole branch of an image is dropped or kept (Huang et al. 2016).
         self.drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2))
 
     def add(self, x: Any, branch: Any, scale: Any, deterministic: bool) -> Any:
@@ -258,9 +262,9 @@ class Block(nn.Module):  # type: ignore[misc]
             branch = scale.astype(self.dtype)[None, None] * branch
         return x + self.drop_path(branch, deterministic=deterministic)
 
-    def weights(self, x: Any, grid: Grid, shared: Any = None, head_mask: Any = None) -> Any:
-        """The attention weights (B, A, L, L) of x (B, L, D)."""
-        return self.attention.weights(self.norm_1(x), grid, shared, head_mask)
+    def mlp(self, x: Any) -> Any:
+        """x (B, L, D), the same shape."""
+        return self.output["dense"](self.act(self.intermediate["dense"](x)))
 
     def __call__(
         self,
@@ -269,30 +273,110 @@ class Block(nn.Module):  # type: ignore[misc]
         shared: Any = None,
         head_mask: Any = None,
         deterministic: bool = True,
-    ) -> Any:
-        """x (B, L, D), the same shape."""
-        x = self.add(
-            x,
-            self.attention(self.norm_1(x), grid, shared, head_mask, deterministic),
-            self.lambda_1,
-            deterministic,
-        )
-        return self.add(x, self.mlp(self.norm_2(x)), self.lambda_2, deterministic)
+    ) -> tuple[Any, Any]:
+        """x (B, L, D), the same shape, and the attention weights; see `Attention.__call__`."""
+        y, weights = self.attention(
+            self.layernorm_before(x), grid, shared, head_mask, deterministic
+        )  # (B, L, D)
+        x = self.add(x, y, self.lambda_1, deterministic)
+        return self.add(x, self.mlp(self.layernorm_after(x)), self.lambda_2, deterministic), weights
+
+
+class Embeddings(nn.Module):  # type: ignore[misc]
+    """Tokens of images: the class token, patches or the mask token, and their positions."""
+
+    config: BeitConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        c, D = self.config, self.config.hidden_size
+        init = nn.initializers.normal(c.initializer_range)
+        self.cls_token = self.param("cls_token", init, (1, 1, D))
+        self.mask_token = self.param("mask_token", init, (1, 1, D)) if c.use_mask_token else None
+        self.patch_embeddings = named(projection=partial(Patches, c, self.dtype))
+        self.position_embeddings = None
+        if c.use_absolute_position_embeddings:
+            shape = (1, 1 + c.grid[0] * c.grid[1], D)
+            self.position_embeddings = self.param("position_embeddings", init, shape)
+        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def masked(self, x: Any, mask: Any) -> Any:
+        """Patches x (B, N, D), the mask token in the place of those where the mask (B, N) is true.
+
+        Raises:
+            InputError: No mask token, or a mask of another shape.
+        """
+        if self.mask_token is None:
+            raise InputError(
+                "bool_masked_pos is given, but the network has no mask token; set"
+                " use_mask_token=True in its configuration"
+            )
+        mask = jnp.asarray(mask)
+        if mask.ndim < 2 or mask.shape[0] != x.shape[0] or mask.size != x.shape[0] * x.shape[1]:
+            raise InputError(
+                f"bool_masked_pos has shape {mask.shape}; expected {x.shape[:2]}, one for each"
+                " patch"
+            )
+        hidden = mask.reshape(*x.shape[:2], 1).astype(bool)  # (B, N, 1)
+        return jnp.where(hidden, self.mask_token.astype(self.dtype), x)
+
+    def __call__(
+        self, pixel_values: Any, bool_masked_pos: Any, deterministic: bool
+    ) -> tuple[Any, Grid]:
+        """Tokens (B, L, D) of images (B, H, W, C), and the grid of patches."""
+        c, dtype = self.config, self.dtype
+        B, H, W, _ = pixel_values.shape
+        grid = (H // c.patch[0], W // c.patch[1])
+        if min(grid) < 1:
+            raise InputError(
+                f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones"
+            )
+        x = self.patch_embeddings["projection"](pixel_values, grid)  # (B, h * w, D)
+        if bool_masked_pos is not None:
+            x = self.masked(x, bool_masked_pos)
+        token = jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size))
+        x = jnp.concatenate([token, x], 1)  # (B, L, D)
+        positions = self.position_embeddings
+        if positions is not None and grid != c.grid:
+            positions = resize_positions(jnp, positions, c.grid, grid, of_matrices=np)
+        if positions is not None:
+            x = x + positions.astype(dtype)
+        return self.dropout(x, deterministic=deterministic), grid
+
+
+class Layers(nn.Module):  # type: ignore[misc]
+    """The blocks, under their numbers."""
+
+    config: BeitConfig
+    dtype: Any = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Makes the blocks."""
+        c = self.config
+        # The grid and whether to drop are known when the program is traced.
+        block = nn.remat(Block, static_argnums=(2, 5)) if self.gradient_checkpointing else Block
+        step = c.drop_path_rate / max(1, c.num_hidden_layers - 1)
+        self.blocks = [
+            block(c, i, step * i, self.dtype, name=str(i)) for i in range(c.num_hidden_layers)
+        ]
 
 
 class Pooler(nn.Module):  # type: ignore[misc]
-    """One vector an image: the mean of the patches, normalised, or the class token."""
+    """One vector per image: the normalized mean of the patches, or the class token."""
 
     config: BeitConfig
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Makes the layers."""
-        self.norm = layer_norm(self.config, self.dtype) if self.config.use_mean_pooling else None
+        norm = self.config.use_mean_pooling
+        self.layernorm = layer_norm(self.config, self.dtype) if norm else None
 
     def __call__(self, x: Any) -> Any:
         """x (B, L, D) → (B, D)."""
-        return x[:, 0] if self.norm is None else self.norm(x[:, 1:].mean(1))
+        return x[:, 0] if self.layernorm is None else self.layernorm(x[:, 1:].mean(1))
 
 
 class BeitModule(nn.Module):  # type: ignore[misc]
@@ -314,74 +398,17 @@ class BeitModule(nn.Module):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Makes the layers."""
-        c, D = self.config, self.config.hidden_size
-        init = nn.initializers.normal(c.initializer_range)
-        self.patches = Patches(c, self.dtype)
-        self.cls_token = self.param("cls_token", init, (1, 1, D))
-        self.mask_token = self.param("mask_token", init, (1, 1, D)) if c.use_mask_token else None
-        places = 1 + c.grid[0] * c.grid[1]
-        self.positions = (
-            self.param("positions", init, (1, places, D))
-            if c.use_absolute_position_embeddings
-            else None
-        )
-        self.shared_bias = (
-            RelativeBias(c, self.dtype) if c.use_shared_relative_position_bias else None
-        )
-        self.dropout = nn.Dropout(c.hidden_dropout_prob)
-        # The grid and whether to drop are known when the program is traced.
-        block = nn.remat(Block, static_argnums=(2, 5)) if self.gradient_checkpointing else Block
-        rates = [
-            c.drop_path_rate * i / max(1, c.num_hidden_layers - 1)
-            for i in range(c.num_hidden_layers)
-        ]
-        self.blocks = [block(c, i, rate, self.dtype) for i, rate in enumerate(rates)]
+        c = self.config
+        self.embeddings = Embeddings(c, self.dtype)
+        parts: dict[str, Any] = {
+            "layer": partial(Layers, c, self.dtype, self.gradient_checkpointing)
+        }
+        if c.use_shared_relative_position_bias:
+            parts["relative_position_bias"] = partial(RelativeBias, c, self.dtype)
+        self.encoder = named(**parts)
         wanted = not c.use_mean_pooling if self.add_norm is None else self.add_norm
-        self.norm = layer_norm(c, self.dtype) if wanted else None
+        self.layernorm = layer_norm(c, self.dtype) if wanted else None
         self.pooler = Pooler(c, self.dtype) if self.add_pooling_layer else None
-
-    def embed(self, pixel_values: Any, bool_masked_pos: Any) -> tuple[Any, Grid]:
-        """Tokens (B, L, D) of images (B, H, W, C), and the grid of patches."""
-        c, dtype = self.config, self.dtype
-        B, H, W, _ = pixel_values.shape
-        grid = (H // c.patch[0], W // c.patch[1])
-        if min(grid) < 1:
-            raise InputError(
-                f"images of {(H, W)} are smaller than one patch of {c.patch}; give larger ones"
-            )
-        x = self.patches(pixel_values, grid)  # (B, h * w, D)
-        if bool_masked_pos is not None:
-            x = jnp.where(self.check_mask(bool_masked_pos, x), self.mask_token.astype(dtype), x)  # type: ignore[union-attr]
-        x = jnp.concatenate(
-            [jnp.broadcast_to(self.cls_token.astype(dtype), (B, 1, c.hidden_size)), x], 1
-        )  # (B, L, D)
-        if self.positions is not None:
-            own = grid == c.grid
-            x = x + (
-                self.positions
-                if own
-                else resize_positions(jnp, self.positions, c.grid, grid, of_matrices=np)
-            ).astype(dtype)
-        return x, grid
-
-    def check_mask(self, mask: Any, x: Any) -> Any:
-        """Which patches of x (B, N, D) are masked, (B, N, 1).
-
-        Raises:
-            InputError: No mask token, or a mask of another shape.
-        """
-        if self.mask_token is None:
-            raise InputError(
-                "bool_masked_pos is given, but the network has no mask token; set"
-                " use_mask_token=True in its configuration"
-            )
-        mask = jnp.asarray(mask)
-        if mask.ndim < 2 or mask.shape[0] != x.shape[0] or mask.size != x.shape[0] * x.shape[1]:
-            raise InputError(
-                f"bool_masked_pos has shape {mask.shape}; expected {x.shape[:2]}, one for each"
-                " patch"
-            )
-        return mask.reshape(*x.shape[:2], 1).astype(bool)
 
     def __call__(
         self,
@@ -393,17 +420,18 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         head_mask: Any = None,
     ) -> FlaxBeitModelOutputWithPooling:
         """Hidden states of images (B, H, W, C); see `FlaxBeitModel.__call__`."""
-        x, grid = self.embed(pixel_values, bool_masked_pos)
-        x = self.dropout(x, deterministic=deterministic)
-        shared = None if self.shared_bias is None else self.shared_bias(grid)
+        x, grid = self.embeddings(pixel_values, bool_masked_pos, deterministic)
+        shared = None
+        if self.config.use_shared_relative_position_bias:
+            shared = self.encoder["relative_position_bias"](grid)  # (1, A, L, L)
         masks = expand_head_mask(head_mask, self.config, self.dtype)
         states, attentions = [x], []
-        for block, mask in zip(self.blocks, masks, strict=True):
-            if output_attentions:
-                attentions.append(block.weights(x, grid, shared, mask))
-            x = block(x, grid, shared, mask, deterministic)
+        for block, mask in zip(self.encoder["layer"].blocks, masks, strict=True):
+            x, weights = block(x, grid, shared, mask, deterministic)
             states.append(x)
-        last = x if self.norm is None else self.norm(x)  # (B, L, D)
+            if output_attentions:
+                attentions.append(weights)
+        last = x if self.layernorm is None else self.layernorm(x)  # (B, L, D)
         pooled = None if self.pooler is None else self.pooler(last)  # (B, D)
         hidden = tuple(states) if output_hidden_states else None
         return FlaxBeitModelOutputWithPooling(
@@ -442,15 +470,15 @@ class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
         self.beit = BeitModule(
             c, self.dtype, False, None if c.norm_twice else False, self.gradient_checkpointing
         )
-        self.norm = layer_norm(c, self.dtype)
-        self.lm_head = linear(c.vocab_size, c, self.dtype)
+        self.layernorm = layer_norm(c, self.dtype)
+        self.lm_head = linear(c.vocab_size, c, self.dtype)()
 
     def __call__(
         self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any
     ) -> FlaxMaskedLMOutput:
         """Scores of the visual codes of every patch; see `BeitModule.__call__` for the arguments."""
         out = self.beit(pixel_values, bool_masked_pos, *args, **kwargs)
-        logits = self.lm_head(self.norm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
+        logits = self.lm_head(self.layernorm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
         return FlaxMaskedLMOutput(None, logits, out.hidden_states, out.attentions)
 
 
@@ -465,7 +493,7 @@ class BeitForImageClassificationModule(nn.Module):  # type: ignore[misc]
         """Makes the layers."""
         c = self.config
         self.beit = BeitModule(c, self.dtype, gradient_checkpointing=self.gradient_checkpointing)
-        self.classifier = linear(c.num_labels, c, self.dtype) if c.num_labels else None
+        self.classifier = linear(c.num_labels, c, self.dtype)() if c.num_labels else None
 
     def __call__(
         self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any
@@ -496,14 +524,15 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
     config_class = BeitConfig
     base_model_prefix = "beit"
     heads: ClassVar[tuple[str, ...]] = (
-        "pooler", "beit.pooler", "norm", "beit.norm", "mask_token", "beit.mask_token", "classifier", "lm_head",
-    )  # fmt: skip
+        *("pooler", "beit.pooler", "layernorm", "beit.layernorm"),
+        *("embeddings.mask_token", "beit.embeddings.mask_token", "classifier", "lm_head"),
+    )
     config: BeitConfig
 
     @classmethod
-    def name_table(cls, config: BeitConfig) -> NameTable:
+    def name_table(cls, config: BeitConfig) -> PublishedNames:
         """Published names."""
-        return HUB
+        return PUBLISHED_NAMES
 
     @classmethod
     def fit(cls, tensors: Mapping[str, Any], config: BeitConfig) -> Mapping[str, Any]:
@@ -581,26 +610,25 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         Returns:
             A tree like the parameters', of `jax.sharding.PartitionSpec`.
         """
-        places = {path: DIVIDED.get(path[-2:], ()) for path in flatten_dict(self.params_shape_tree)}
-        specs = {
-            path: PartitionSpec(*(axis if each else None for each in divided))
-            for path, divided in places.items()
-        }
+        specs = {}
+        for path in flatten_dict(self.params_shape_tree):
+            divided: tuple[bool, ...] = DIVIDED.get(path[-3:], DIVIDED.get(path[-2:], ()))
+            specs[path] = PartitionSpec(*(axis if each else None for each in divided))
         return unflatten_dict(specs)  # type: ignore[no-any-return]
 
 
-# The last two names of a parameter → which of its axes are divided. The others are whole on every
-# device.
-DIVIDED: dict[tuple[str, str], tuple[bool, ...]] = {
-    ("qkv", "kernel"): (False, False, True),  # (D, 3, A * K)
-    ("attention", "query_bias"): (True,),
-    ("attention", "value_bias"): (True,),
-    ("bias", "table"): (False, True),  # (rows, A)
-    ("shared_bias", "table"): (False, True),
-    ("proj", "kernel"): (True, False),  # (A * K, D)
-    ("fc_1", "kernel"): (False, True),
-    ("fc_1", "bias"): (True,),
-    ("fc_2", "kernel"): (True, False),
+# The last two or three names of a parameter → which of its axes are divided. The others are whole
+# on every device.
+DIVIDED: dict[tuple[str, ...], tuple[bool, ...]] = {
+    ("query", "kernel"): (False, True),  # (D, A * K)
+    ("query", "bias"): (True,),
+    ("key", "kernel"): (False, True),
+    ("value", "kernel"): (False, True),
+    ("value", "bias"): (True,),
+    ("relative_position_bias", "relative_position_bias_table"): (False, True),  # (rows, A)
+    ("intermediate", "dense", "kernel"): (False, True),
+    ("intermediate", "dense", "bias"): (True,),
+    ("output", "dense", "kernel"): (True, False),  # of the attention and of the MLP
 }
 
 

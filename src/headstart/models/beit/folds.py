@@ -1,8 +1,7 @@
 """BEiT with everything that does not depend on the image worked out beforehand.
 
 Shapes: B images, h w patches from top to bottom and from left to right, L = 1 + h * w tokens, D
-    hidden size, A heads, K = D // A,
-C channels of the decoder.
+hidden size, A heads, K = D // A, C channels of the decoder.
 """
 
 from typing import Any, cast
@@ -23,11 +22,12 @@ from headstart.models.beit.torch import (
     BeitForImageClassification,
     BeitModel,
     Block,
-    Encoder,
     Grid,
     RelativeBias,
+    Trunk,
 )
 from headstart.nn.folding import convolution, parameter, recast, scale_and_shift, with_norm
+from headstart.nn.linear import Linear
 
 # a block's bias that is larger is gathered at each call: BEiT-base at 640 pixels has 1.2e8 bytes a
 # block
@@ -35,20 +35,14 @@ EXPANDED_BYTES = 2**25
 
 
 class FoldedAttention(Attention):
-    """Attention with one bias vector for queries, keys and values, and the layer scale in its last
-    matrix.
-    """
+    """Attention with one matrix for queries, keys and values, and the layer scale in its last one."""
+
+    qkv: nn.Linear
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
-        B, L, D = x.shape
-        q, k, v = (
-            self.qkv(x)
-            .view(B, L, 3, self.num_heads, D // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-            .unbind()
-        )
-        return q, k, v
+        q, k, v = self.qkv(x).chunk(3, -1)  # 3 × (B, L, D)
+        return self.split(q), self.split(k), self.split(v)
 
 
 class FixedBias(RelativeBias):
@@ -68,7 +62,7 @@ class FixedBias(RelativeBias):
         return flat.view(1, -1, *grid.rows.shape)  # (1, A, L, L)
 
 
-class _Fixed(Encoder):
+class _Fixed(Trunk):
     """Knows the places of the tokens of one grid of patches."""
 
     size: tuple[int, int]
@@ -106,7 +100,7 @@ class Spelt:
         return getattr(torch, name)
 
 
-class _Portable(Encoder):
+class _Portable(Trunk):
     """Fits bias tables to any grid of patches in operators that every engine knows."""
 
     def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
@@ -149,32 +143,32 @@ class LastBlock(Block):
         grid: Grid | None,
         shared: Tensor | None = None,
         head_mask: Tensor | None = None,
-    ) -> Tensor:
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """x (B, L, D) → (B, 1, D) the class token, or (B, 2, D) the mean of the patches twice."""
-        attention, D = self.attention, x.shape[2]
+        if need_weights:
+            return super().forward(x, grid, shared, head_mask, need_weights)
+        attention = cast(FoldedAttention, self.attention)
+        D = x.shape[2]
         rows = slice(1, None) if self.mean else slice(0, 1)  # whose results are wanted
-        y = self.norm_1(x)
+        y = self.layernorm_before(x)
         weight, bias = attention.qkv.weight, attention.qkv.bias
-        q = self.split(F.linear(y[:, rows], weight[:D], bias[:D]))  # (B, A, rows, K)
+        q = attention.split(F.linear(y[:, rows], weight[:D], bias[:D]))  # (B, A, rows, K)
         k, v = F.linear(y, weight[D:], bias[D:]).chunk(2, -1)
         score_bias = attention.score_bias(grid, shared, q.dtype)
         score_bias = None if score_bias is None else score_bias[:, :, rows]
         # (B, A, rows, K)
-        branch = F.scaled_dot_product_attention(q, self.split(k), self.split(v), score_bias)
+        y = F.scaled_dot_product_attention(q, attention.split(k), attention.split(v), score_bias)
         if head_mask is not None:
-            branch = branch * head_mask
-        # (B, rows, D)
-        x = self.add(x[:, rows], attention.proj(branch.transpose(1, 2).flatten(2)), self.lambda_1)
-        inside = self.mlp.act(self.mlp.fc_1(self.norm_2(x)))  # (B, rows, 4D)
+            y = y * head_mask
+        y = attention.output["dense"](y.transpose(1, 2).flatten(2))  # (B, rows, D)
+        x = self.add(x[:, rows], y, self.lambda_1)
+        inside = self.act(self.intermediate["dense"](self.layernorm_after(x)))  # (B, rows, 4D)
         if self.mean:
             # (B, 1, D), (B, 1, 4D)
             x, inside = x.mean(1, keepdim=True), inside.mean(1, keepdim=True)
-        x = self.add(x, self.mlp.fc_2(inside), self.lambda_2)  # (B, 1, D)
-        return torch.cat([x, x], 1) if self.mean else x
-
-    def split(self, x: Tensor) -> Tensor:
-        """x (B, L, D) → (B, A, L, K)."""
-        return x.reshape(x.shape[0], x.shape[1], self.attention.num_heads, -1).transpose(1, 2)
+        x = self.add(x, self.output["dense"](inside), self.lambda_2)  # (B, 1, D)
+        return torch.cat([x, x], 1) if self.mean else x, None
 
 
 class Shift(nn.Module):
@@ -194,7 +188,7 @@ class FoldedConvNorm(ConvNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H, W)."""
-        conv, shift = self.conv, cast(Tensor, self.norm.shift)
+        conv, shift = self.conv, cast(Tensor, self.bn.shift)
         return F.relu(F.conv2d(x, conv.weight, shift.flatten(), padding=conv.padding))  # type: ignore[arg-type]
 
 
@@ -203,23 +197,22 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
     for module in list(model.modules()):
         if type(module) is Block:
             fold_block(module)
-    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
+    trunk = next(module for module in model.modules() if isinstance(module, Trunk))
+    patch = trunk.config.patch
     if size is not None:
-        fix_places(
-            encoder, (size[0] // encoder.config.patch[0], size[1] // encoder.config.patch[1])
-        )
+        fix_positions(trunk, (size[0] // patch[0], size[1] // patch[1]))
     elif portable:
-        recast(encoder, PortableBackbone if isinstance(encoder, BeitBackbone) else PortableModel)
+        recast(trunk, PortableBackbone if isinstance(trunk, BeitBackbone) else PortableModel)
     for module in model.modules():
         if isinstance(module, Pyramid):
             fold_pyramid(module)
     if isinstance(model, BeitForSemanticSegmentation):
         fold_decoder(model)
         if lean:
-            model.auxiliary = None
-            model.beit.blocks = model.beit.blocks[: max(model.blocks) + 1]
-    elif lean and isinstance(model, BeitForImageClassification) and len(encoder.blocks):
-        recast(encoder.blocks[-1], LastBlock, mean=bool(model.config.use_mean_pooling))
+            model.auxiliary_head = None
+            trunk.encoder["layer"] = trunk.blocks[: max(model.blocks) + 1]
+    elif lean and isinstance(model, BeitForImageClassification) and len(trunk.blocks):
+        recast(trunk.blocks[-1], LastBlock, mean=bool(model.config.use_mean_pooling))
 
 
 def scaled(linear: nn.Linear, scale: Tensor | None) -> nn.Linear:
@@ -233,71 +226,67 @@ def scaled(linear: nn.Linear, scale: Tensor | None) -> nn.Linear:
 
 
 def fold_block(block: Block) -> None:
-    """Puts the layer scales into the last matrices of the branches, and the biases of queries, keys
-    and values into one.
-    """
-    attention = block.attention
-    bias = torch.cat(
-        [attention.query_bias, torch.zeros_like(attention.query_bias), attention.value_bias]
-    )  # (3D,)
-    recast(attention, FoldedAttention).qkv.bias = parameter(bias)
-    scaled(attention.proj, block.lambda_1), scaled(block.mlp.fc_2, block.lambda_2)
+    """Makes queries, keys and values one product, and scales the last matrices of the branches."""
+    attention, parts = block.attention, block.attention.attention
+    query, key, value = (cast(nn.Linear, parts[name]) for name in ("query", "key", "value"))
+    weight = torch.cat([query.weight, key.weight, value.weight])  # (3D, D)
+    bias = torch.cat([query.bias, torch.zeros_like(query.bias), value.bias])  # (3D,)
+    with torch.device("meta"):
+        qkv = Linear(weight.shape[1], weight.shape[0])
+    qkv.weight, qkv.bias = parameter(weight), parameter(bias)
+    recast(attention, FoldedAttention).qkv = qkv.train(attention.training)
+    for name in ("query", "key", "value"):
+        del parts[name]
+    scaled(cast(nn.Linear, attention.output["dense"]), block.lambda_1)
+    scaled(cast(nn.Linear, block.output["dense"]), block.lambda_2)
     block.lambda_1 = block.lambda_2 = None
 
 
-def fix_places(encoder: Encoder, size: tuple[int, int]) -> None:
+def fix_positions(trunk: Trunk, size: tuple[int, int]) -> None:
     """Works out the bias of every pair of tokens of one grid of patches."""
-    device = encoder.cls_token.device
-    grid = encoder.grid(*size, device)
+    device = trunk.embeddings.cls_token.device
+    grid = trunk.grid(*size, device)
     if grid is None:
         return
-    recast(encoder, FixedBackbone if isinstance(encoder, BeitBackbone) else FixedModel, size=size)
+    recast(trunk, FixedBackbone if isinstance(trunk, BeitBackbone) else FixedModel, size=size)
     rows = relative_position_index(torch, *size, device=device).int()
     expanded = False
-    for bias in [module for module in encoder.modules() if type(module) is RelativeBias]:
-        table = (
-            (bias.table if grid.fit is None else resize_table(torch, bias.table, *grid.fit))
-            .detach()
-            .t()
-            .contiguous()
-        )  # (A, rows)
+    for bias in [module for module in trunk.modules() if type(module) is RelativeBias]:
+        table: Tensor = bias.relative_position_bias_table
+        if grid.fit is not None:
+            table = resize_table(torch, table, *grid.fit)
+        table = table.detach().t().contiguous()  # (A, rows)
         expanded = table.shape[0] * rows.numel() * table.element_size() <= EXPANDED_BYTES
         # (1, A, L, L)
         fixed = table.index_select(1, rows.flatten()).view(1, -1, *rows.shape) if expanded else None
         recast(bias, FixedBias, size=size, fixed=fixed, fixed_table=table)
-    encoder.register_buffer("rows", rows[:0] if expanded else rows, persistent=False)
+    trunk.register_buffer("rows", rows[:0] if expanded else rows, persistent=False)
 
 
-def fold_pyramid(pyramid: Pyramid) -> None:
+def fold_pyramid(network: Pyramid) -> None:
     """Folds the batch norm of the largest level."""
-    level = cast(nn.Sequential, pyramid.level_1)
-    if len(level) == 4:
-        level[0], level[1] = with_norm(cast(nn.ConvTranspose2d, level[0]), level[1]), nn.Identity()
+    level = getattr(network, "fpn1", None)  # a backbone may have no pyramid
+    if isinstance(level, nn.Sequential) and len(level) == 4:
+        level[0] = with_norm(cast(nn.ConvTranspose2d, level[0]), level[1])
+        level[1] = nn.Identity()
 
 
 def fold_decoder(model: BeitForSemanticSegmentation) -> None:
     """Folds batch norms, and the lateral convolutions into the transposed ones before them."""
-    levels = [cast(nn.Sequential, getattr(model.pyramid, f"level_{i}")) for i in (1, 2)]
     for module in model.modules():
         if type(module) is ConvNorm:
-            scale, shift = scale_and_shift(module.norm)
-            module.conv.weight = parameter(
-                (module.conv.weight.double() * scale[:, None, None, None]).to(
-                    module.conv.weight.dtype
-                )
-            )
-            recast(module, FoldedConvNorm, norm=Shift(shift.to(module.conv.weight.dtype)))
-    for i, level in enumerate(levels):
+            scale, shift = scale_and_shift(module.bn)
+            weight = module.conv.weight.double() * scale[:, None, None, None]
+            dtype = module.conv.weight.dtype
+            module.conv.weight = parameter(weight.to(dtype))
+            recast(module, FoldedConvNorm, bn=Shift(shift.to(dtype)))
+    laterals = model.decode_head.lateral_convs
+    for i, level in enumerate((model.fpn1, model.fpn2)):
         if not isinstance(level, nn.Sequential):
             continue
-        up, lateral = (
-            cast(nn.ConvTranspose2d, level[-1]),
-            cast(FoldedConvNorm, model.decoder.laterals[i]),
-        )
+        up, lateral = cast(nn.ConvTranspose2d, level[-1]), cast(FoldedConvNorm, laterals[i])
         matrix = lateral.conv.weight[:, :, 0, 0].double()  # (C, D)
         weight = torch.einsum("idyx,cd->icyx", up.weight.double(), matrix)
-        bias = (
-            matrix @ cast(Tensor, up.bias).double()
-            + cast(Tensor, lateral.norm.shift).double().flatten()
-        )
-        level[-1], model.decoder.laterals[i] = convolution(up, weight, bias), nn.ReLU()
+        shift = cast(Tensor, lateral.bn.shift).double().flatten()
+        bias = matrix @ cast(Tensor, up.bias).double() + shift
+        level[-1], laterals[i] = convolution(up, weight, bias), nn.ReLU()

@@ -1,5 +1,6 @@
-"""Semantic segmentation with BEiT in PyTorch, and its backbone: a pyramid of four scales, UPerNet
-(Xiao et al. 2018) and an FCN head.
+"""Semantic segmentation with BEiT in PyTorch, and its backbone.
+
+A pyramid of four scales, UPerNet (Xiao et al. 2018) and an FCN head (Long et al. 2015).
 
 Shapes: B images, C channels, H W height and width, h w of a smaller map, D hidden size, V classes.
 """
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from headstart.errors import ConfigError, InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import bilinear_matrix
-from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Encoder
+from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Trunk
 from headstart.outputs import BackboneOutput, SemanticSegmenterOutput
 
 
@@ -76,11 +77,11 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
+        self.bn = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H, W)."""
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu(self.bn(self.conv(x)))
 
     def fuse(self, maps: Sequence[Tensor]) -> Tensor:
         """The same on the maps resized to the first one's size and concatenated: (B, C_out, H, W)."""
@@ -89,62 +90,60 @@ class ConvNorm(nn.Module):
         y = F.conv2d(first, weights[0], padding=1)  # (B, C_out, H, W)
         for x, weight in zip(others, weights[1:], strict=True):
             y = y + convolve_resized(x, weight, first.shape[2:])
-        return F.relu(self.norm(y))
+        return F.relu(self.bn(y))
 
 
-class Pyramid(nn.Module):
-    """Four maps of the size of the patches → four scales, each half the one before.
+class Pyramid:
+    """The pyramid of a network: its modules `fpn1` … `fpn4`."""
 
-    The first is `pyramid_scale` times as large.
-    """
-
-    def __init__(self, config: BeitConfig) -> None:
-        super().__init__()
+    def add_pyramid(self, config: BeitConfig) -> None:
+        """Adds the four modules; the first map is `pyramid_scale` times as large as the patches."""
         D = config.hidden_size
         scale = config.pyramid_scale or (2 if config.patch == (8, 8) else 4)
         twice = nn.Sequential(nn.ConvTranspose2d(D, D, 2, 2))
+        levels: list[nn.Module] = [twice, nn.Identity(), nn.MaxPool2d(2), nn.MaxPool2d(4)]
         if scale == 4:
-            up = [
-                nn.ConvTranspose2d(D, D, 2, 2),
-                nn.BatchNorm2d(D, config.batch_norm_eps),
-                nn.GELU(),
-                nn.ConvTranspose2d(D, D, 2, 2),
-            ]
-            levels = [nn.Sequential(*up), twice, nn.Identity(), nn.MaxPool2d(2)]
-        else:
-            levels = [twice, nn.Identity(), nn.MaxPool2d(2), nn.MaxPool2d(4)]
+            norm = nn.BatchNorm2d(D, config.batch_norm_eps)
+            up = [nn.ConvTranspose2d(D, D, 2, 2), norm, nn.GELU(), nn.ConvTranspose2d(D, D, 2, 2)]
+            levels = [nn.Sequential(*up), *levels[:3]]
         self.smallest = 8 // scale  # patches a side that the last level needs
-        for i, level in enumerate(levels, 1):
-            self.add_module(f"level_{i}", level)
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = levels
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Four maps (B, D, h, w) → four maps (B, D, 4h, 4w), (B, D, 2h, 2w), …"""
+    def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Four maps (B, D, h, w) → four scales, each half the one before.
+
+        Raises:
+            InputError: Maps too small to be halved.
+        """
         if min(maps[0].shape[2:]) < self.smallest:
             raise InputError(
                 f"the pyramid needs {self.smallest} patches a side; images of"
                 f" {tuple(maps[0].shape[2:])} patches are too small"
             )
-        return [self.get_submodule(f"level_{i}")(x) for i, x in enumerate(maps, 1)]
+        levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
+        return [level(x) for level, x in zip(levels, maps, strict=True)]
 
 
 class UPerHead(nn.Module):
-    """Pools the smallest map at several grids, adds each level to the next larger one, and
+    """Classes of pixels from a pyramid.
+
+    Pools the smallest map at several grids, adds each level to the next larger one, and
     classifies all levels together.
     """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        D, C, scales = (
-            config.hidden_size,
-            config.decoder_channels or config.hidden_size,
-            config.pool_scales,
-        )
+        D, scales = config.hidden_size, config.pool_scales
+        C = config.decoder_channels or D
         self.scales = scales
-        self.pools = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in scales)
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNorm(D, C, 1, config))
+            for scale in scales
+        )
         self.bottleneck = ConvNorm(D + len(scales) * C, C, 3, config)
-        self.laterals = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in range(3))
-        self.outs = nn.ModuleList(ConvNorm(C, C, 3, config) for _ in range(3))
-        self.fusion = ConvNorm(4 * C, C, 3, config)
+        self.lateral_convs = nn.ModuleList(ConvNorm(D, C, 1, config) for _ in range(3))
+        self.fpn_convs = nn.ModuleList(ConvNorm(C, C, 3, config) for _ in range(3))
+        self.fpn_bottleneck = ConvNorm(4 * C, C, 3, config)
         self.dropout = nn.Dropout2d(config.decoder_dropout)
         self.classifier = nn.Conv2d(C, config.num_labels, 1)
 
@@ -155,20 +154,18 @@ class UPerHead(nn.Module):
                 "batch norm cannot train on one image: it pools to one number a channel; give a"
                 " batch of two or more"
             )
-        pooled = [
-            pool(F.adaptive_avg_pool2d(maps[3], scale))
-            for pool, scale in zip(self.pools, self.scales, strict=True)
-        ]
-        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=False)]
+        pooled = [pool(maps[3]) for pool in self.psp_modules]  # (B, C, scale, scale) each
+        levels = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=False)]
         levels.append(self.bottleneck.fuse([maps[3], *pooled]))  # (B, C, H / 8, W / 8)
         for i in (2, 1, 0):
             levels[i] = levels[i] + resize(levels[i + 1], levels[i].shape[2:])
-        outs = [conv(x) for conv, x in zip(self.outs, levels, strict=False)]
+        outs = [conv(x) for conv, x in zip(self.fpn_convs, levels, strict=False)]
         # At half the size, multiplying before resizing saves nothing over the fast algorithms
         # (Winograd's) that 3x3 convolutions have.
         large = torch.cat([outs[0], resize(outs[1], outs[0].shape[2:])], 1)  # (B, 2C, H, W)
-        x = self.fusion.fuse([large, outs[2], levels[3]])  # (B, C, H, W)
-        return self.classifier(self.dropout(x))  # type: ignore[no-any-return]
+        x = self.fpn_bottleneck.fuse([large, outs[2], levels[3]])  # (B, C, H, W)
+        scores: Tensor = self.classifier(self.dropout(x))  # (B, V, H, W)
+        return scores
 
 
 class FCNHead(nn.Module):
@@ -177,20 +174,19 @@ class FCNHead(nn.Module):
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
         D, C, count = config.hidden_size, config.auxiliary_channels, config.auxiliary_num_convs
-        self.convs = nn.ModuleList(ConvNorm(D if i == 0 else C, C, 3, config) for i in range(count))
         width = C if count else D
-        self.fusion = ConvNorm(D + width, C, 3, config) if config.auxiliary_concat_input else None
+        self.convs = nn.Sequential(*(ConvNorm(C if i else D, C, 3, config) for i in range(count)))
+        self.conv_cat = ConvNorm(D + width, C, 3, config) if config.auxiliary_concat_input else None
         self.dropout = nn.Dropout2d(config.decoder_dropout)
-        self.classifier = nn.Conv2d(width if self.fusion is None else C, config.num_labels, 1)
+        self.classifier = nn.Conv2d(width if self.conv_cat is None else C, config.num_labels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, D, H, W) → (B, V, H, W)."""
-        y = x
-        for conv in self.convs:
-            y = conv(y)
-        if self.fusion is not None:
-            y = self.fusion(torch.cat([x, y], 1))
-        return self.classifier(self.dropout(y))  # type: ignore[no-any-return]
+        y = self.convs(x)
+        if self.conv_cat is not None:
+            y = self.conv_cat(torch.cat([x, y], 1))
+        scores: Tensor = self.classifier(self.dropout(y))
+        return scores
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
@@ -208,7 +204,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
     )
 
 
-class BeitForSemanticSegmentation(BeitPreTrainedModel):
+class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
     """BEiT with UPerNet: classes of pixels.
 
     Blocks after the last one that `config.segmentation_blocks()` names are not run, and the
@@ -219,9 +215,9 @@ class BeitForSemanticSegmentation(BeitPreTrainedModel):
         super().__init__(config)
         self.blocks = config.segmentation_blocks()
         self.beit = BeitModel(config, add_pooling_layer=False)
-        self.pyramid = Pyramid(config)
-        self.decoder = UPerHead(config)
-        self.auxiliary = FCNHead(config) if config.use_auxiliary_head else None
+        self.add_pyramid(config)
+        self.decode_head = UPerHead(config)
+        self.auxiliary_head = FCNHead(config) if config.use_auxiliary_head else None
         self.post_init()
 
     def forward(
@@ -252,9 +248,11 @@ class BeitForSemanticSegmentation(BeitPreTrainedModel):
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         used = [block + 1 for block in self.blocks]
         keep = self.beit.all_states() if weights or all_states else used
-        states, attentions, grid = self.beit.encode(pixel_values, None, head_mask, keep, weights)
+        states, attentions, grid = self.beit.encode(
+            pixel_values, head_mask=head_mask, keep=keep, with_attentions=weights
+        )
         maps = self.pyramid([as_map(states[i], *grid) for i in used])
-        logits = self.decoder(maps)  # (B, V, H / 4, W / 4)
+        logits = self.decode_head(maps)  # (B, V, H / 4, W / 4)
         loss = None if labels is None else self.loss(logits, maps[2], labels)
         hidden = tuple(states.values()) if all_states else None
         return self.finish(
@@ -281,14 +279,13 @@ class BeitForSemanticSegmentation(BeitPreTrainedModel):
             )
         labels = labels.to(logits.device).long()
         loss = pixel_loss(logits, labels, self.config)
-        if self.auxiliary is None:
+        if self.auxiliary_head is None:
             return loss
-        return loss + self.config.auxiliary_loss_weight * pixel_loss(
-            self.auxiliary(third), labels, self.config
-        )
+        auxiliary = pixel_loss(self.auxiliary_head(third), labels, self.config)
+        return loss + self.config.auxiliary_loss_weight * auxiliary
 
 
-class BeitBackbone(Encoder):
+class BeitBackbone(Pyramid, Trunk):
     """Maps of the stages that `config.out_features` names."""
 
     def __init__(self, config: BeitConfig) -> None:
@@ -301,7 +298,8 @@ class BeitBackbone(Encoder):
                 f"add_fpn makes a pyramid of four maps; out_features names {len(self.stages)}, as"
                 " maps or not"
             )
-        self.pyramid = Pyramid(config) if config.add_fpn else None
+        if config.add_fpn:
+            self.add_pyramid(config)
         self.post_init()
 
     def forward(
@@ -330,7 +328,7 @@ class BeitBackbone(Encoder):
             as_map(states[i], *grid) if self.config.reshape_hidden_states else states[i]
             for i in self.stages
         ]
-        if self.pyramid is not None:
+        if self.config.add_fpn:
             maps = self.pyramid(maps)
         hidden = tuple(states.values()) if all_states else None
         return self.finish(

@@ -1,9 +1,11 @@
-"""BEiT in PyTorch: a vision transformer with relative position bias and layer scale (Bao et al.
-2022).
+"""BEiT in PyTorch: a vision transformer with relative position bias and layer scale.
+
+Source: Bao et al. 2022, "BEiT: BERT Pre-Training of Image Transformers". Modules and parameters
+are named as in the published checkpoints.
 
 Shapes: B images, C channels, H W height and width, h w patches from top to bottom and from left to
-    right, L = 1 + h * w tokens (the class
-token first), D hidden size, A heads, K = D // A, V classes or visual codes.
+right, L = 1 + h * w tokens (the class token first), D hidden size, A heads, K = D // A, V classes
+or visual codes.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import PublishedNames
 from headstart.errors import InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import (
@@ -23,8 +25,8 @@ from headstart.models.beit.positions import (
     table_matrices,
     table_rows,
 )
-from headstart.models.beit.weights import HUB, fit_positions
-from headstart.nn.kept import state_of
+from headstart.models.beit.weights import INDEX_BUFFER, PUBLISHED_NAMES, fit_positions
+from headstart.nn.kept import Kept
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
     DropPath,
@@ -36,12 +38,17 @@ from headstart.nn.torch import (
 )
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
-# a bias that is larger is computed anew each time; BEiT-large at 640 pixels has 1.6e8 bytes a block
+# A larger bias is computed anew each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.
 KEPT_BYTES = 2**28
 
 
+def named(**modules: nn.Module) -> nn.ModuleDict:
+    """Modules under the names that the published checkpoints give them."""
+    return nn.ModuleDict(modules)
+
+
 class Grid(NamedTuple):
-    """Where the tokens of a batch are.
+    """Positions of the tokens of a batch.
 
     Fields:
         height: Patches from top to bottom.
@@ -57,50 +64,33 @@ class Grid(NamedTuple):
 
 
 class RelativeBias(nn.Module):
-    """A learned bias of attention scores by relative position, one for each head.
-
-    The expanded bias is kept while nothing can change it (see `state_of`).
-    """
+    """A learned bias of attention scores by relative position, one for each head."""
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(table_rows(*config.grid), config.num_attention_heads))
-        self._kept: tuple[Any, Tensor] | None = None
+        table = torch.zeros(table_rows(*config.grid), config.num_attention_heads)
+        self.relative_position_bias_table = nn.Parameter(table)
+        self.kept = Kept(KEPT_BYTES)
 
     def expanded(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """The bias of every pair of tokens, (1, A, L, L)."""
-        # (rows, A)
-        table = self.table if grid.fit is None else resize_table(torch, self.table, *grid.fit)
-        return (
-            table.t()
-            .contiguous()
-            .index_select(1, grid.rows.flatten())
-            .view(1, -1, *grid.rows.shape)
-            .to(dtype)
-        )  # (1, A, L, L)
+        table: Tensor = self.relative_position_bias_table  # (rows, A)
+        if grid.fit is not None:
+            table = resize_table(torch, table, *grid.fit)
+        bias = table.t().contiguous().index_select(1, grid.rows.flatten())  # (A, L * L)
+        return bias.view(1, -1, *grid.rows.shape).to(dtype)  # (1, A, L, L)
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """The bias (1, A, L, L) that is added to the scores, in the type of queries and keys."""
-        state = state_of(self.table, self.training)
-        if state is None:
-            return self.expanded(grid, dtype)
-        key = (state, grid.height, grid.width, dtype)
-        kept = self._kept  # read once: another thread may replace it
-        if kept is None or kept[0] != key:
-            self._kept = kept = None  # the old one is given back first
-            bias = self.expanded(grid, dtype)
-            if bias.numel() * bias.element_size() > KEPT_BYTES:
-                return bias
-            self._kept = kept = (key, bias)
-        return kept[1]
+        table, key = self.relative_position_bias_table, (grid.height, grid.width, dtype)
+        return self.kept(lambda: self.expanded(grid, dtype), table, self.training, *key)
 
-    def train(self, mode: bool = True) -> "RelativeBias":
-        """Forgets the kept bias: training changes it."""
-        self._kept = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Leaves out the index that older files hold: it follows from the grid."""
+        state_dict.pop(prefix + INDEX_BUFFER, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Attention(nn.Module):
@@ -108,48 +98,32 @@ class Attention(nn.Module):
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        self.num_heads, self.dropout = (
-            config.num_attention_heads,
-            config.attention_probs_dropout_prob,
-        )
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.bias = RelativeBias(config) if config.use_relative_position_bias else None
-        self.proj = Linear(config.hidden_size, config.hidden_size)
+        D = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.attention = named(query=Linear(D, D), key=Linear(D, D, bias=False), value=Linear(D, D))
+        if config.use_relative_position_bias:
+            self.attention["relative_position_bias"] = RelativeBias(config)
+        self.output = named(dense=Linear(D, D))
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, L, D), each (B, A, L, K)."""
-        B, L, D = x.shape
-        A = self.num_heads
-        # (3D,)
-        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        qkv = self.qkv(x, bias)  # (B, L, 3D)
-        q, k, v = qkv.view(B, L, 3, A, D // A).permute(2, 0, 3, 1, 4).unbind()  # 3 × (B, A, L, K)
-        return q, k, v
+        q, k, v = (self.attention[name](x) for name in ("query", "key", "value"))  # 3 × (B, L, D)
+        return self.split(q), self.split(k), self.split(v)
+
+    def split(self, x: Tensor) -> Tensor:
+        """x (B, L, D) → (B, A, L, K)."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
 
     def score_bias(
         self, grid: Grid | None, shared: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
         """What is added to the scores, (1, A, L, L), or None."""
-        own: Tensor | None = None if self.bias is None or grid is None else self.bias(grid, dtype)
-        if shared is None or own is None:
-            return own if shared is None else shared.to(dtype)
-        return own + shared.to(dtype)
-
-    def weights(
-        self,
-        x: Tensor,
-        grid: Grid | None,
-        shared: Tensor | None = None,
-        head_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The attention weights (B, A, L, L) of x (B, L, D), after the softmax, before dropout."""
-        q, k, _ = self.heads(x)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, A, L, L)
-        bias = self.score_bias(grid, shared, q.dtype)
-        weights: Tensor = (scores if bias is None else scores + bias).softmax(-1)
-        return weights if head_mask is None else weights * head_mask
+        bias = None if shared is None else shared.to(dtype)
+        if grid is None or "relative_position_bias" not in self.attention:
+            return bias
+        own: Tensor = self.attention["relative_position_bias"](grid, dtype)
+        return own if bias is None else own + bias
 
     def forward(
         self,
@@ -157,58 +131,73 @@ class Attention(nn.Module):
         grid: Grid | None,
         shared: Tensor | None = None,
         head_mask: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, L, D), the same shape; head_mask (A, 1, 1)."""
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mixes tokens.
+
+        Args:
+            x: (B, L, D).
+            grid: Positions of the tokens; None without relative bias.
+            shared: Bias of all blocks, (1, A, L, L).
+            head_mask: (A, 1, 1), 0 silences a head.
+            need_weights: Also return the weights, which are then on the path of the gradient.
+
+        Returns:
+            (B, L, D); the attention weights (B, A, L, L) after the softmax, before dropout.
+        """
         q, k, v = self.heads(x)  # 3 × (B, A, L, K)
-        bias = self.score_bias(grid, shared, q.dtype)
-        # (B, A, L, K)
-        y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
-        if head_mask is not None:
-            y = y * head_mask
-        return self.proj(y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
-
-
-class Mlp(nn.Module):
-    """Two linear layers with the activation between."""
-
-    def __init__(self, config: BeitConfig) -> None:
-        super().__init__()
-        self.fc_1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc_2 = Linear(config.intermediate_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D), the same shape."""
-        return self.fc_2(self.act(self.fc_1(x)))  # type: ignore[no-any-return]
+        bias, weights = self.score_bias(grid, shared, q.dtype), None
+        if need_weights:
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, A, L, L)
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+            if head_mask is not None:
+                weights = weights * head_mask
+            y = F.dropout(weights, self.dropout, self.training) @ v  # (B, A, L, K)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, bias, dropout)  # (B, A, L, K)
+            if head_mask is not None:
+                y = y * head_mask
+        return self.output["dense"](y.transpose(1, 2).reshape(x.shape)), weights
 
 
 class Block(nn.Module):
     """Pre-norm block; the learned vectors `lambda_1` and `lambda_2` scale its two branches."""
 
+    lambda_1: nn.Parameter | None
+    lambda_2: nn.Parameter | None
+
     def __init__(self, config: BeitConfig, number: int, drop_path: float) -> None:
         super().__init__()
-        D, self.scale = config.hidden_size, config.layer_scale_init_value  # 0: no layer scale
-        self.norm_1 = nn.LayerNorm(D, config.layer_norm_eps)
+        D, eps = config.hidden_size, config.layer_norm_eps
+        self.scale = config.layer_scale_init_value  # 0: no layer scale
+        for name in ("lambda_1", "lambda_2"):
+            value = nn.Parameter(torch.full((D,), float(self.scale))) if self.scale > 0 else None
+            self.register_parameter(name, value)
         self.attention = Attention(config)
-        self.norm_2 = nn.LayerNorm(D, config.layer_norm_eps)
-        self.mlp = Mlp(config)
-        self.lambda_1 = (
-            nn.Parameter(torch.full((D,), float(self.scale))) if self.scale > 0 else None
-        )
-        self.lambda_2 = (
-            nn.Parameter(torch.full((D,), float(self.scale))) if self.scale > 0 else None
-        )
+        self.intermediate = named(dense=Linear(D, config.intermediate_size))
+        self.output = named(dense=Linear(config.intermediate_size, D))
+        self.layernorm_before = nn.LayerNorm(D, eps)
+        self.layernorm_after = nn.LayerNorm(D, eps)
+        self.act = activation(config.hidden_act)
         self.dropout = config.hidden_dropout_prob
         self.drop_path = DropPath(drop_path)
         # The authors divide the last matrices of the two branches so that depth does not add up at
         # the start.
-        self.attention.proj.shrink = self.mlp.fc_2.shrink = (2 * (number + 1)) ** -0.5  # type: ignore[assignment]
+        for last in (self.attention.output["dense"], self.output["dense"]):
+            last.shrink = (2 * (number + 1)) ** -0.5  # type: ignore[assignment]  # no Tensor
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """x (B, L, D), the same shape."""
+        y: Tensor = self.output["dense"](self.act(self.intermediate["dense"](x)))
+        return y
 
     def add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """x plus the scaled branch, both (B, L, D)."""
         if self.training and (self.dropout or self.drop_path.rate):
             branch = F.dropout(branch, self.dropout)
-            return x + self.drop_path(branch if scale is None else scale * branch)  # type: ignore[no-any-return]
+            branch = branch if scale is None else scale * branch
+            return x + self.drop_path(branch)  # type: ignore[no-any-return]  # a module's call
         return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
     def forward(
@@ -217,177 +206,39 @@ class Block(nn.Module):
         grid: Grid | None,
         shared: Tensor | None = None,
         head_mask: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, L, D), the same shape."""
-        x = self.add(x, self.attention(self.norm_1(x), grid, shared, head_mask), self.lambda_1)
-        return self.add(x, self.mlp(self.norm_2(x)), self.lambda_2)
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, L, D), the same shape, and the attention weights; see `Attention.forward`."""
+        y, weights = self.attention(
+            self.layernorm_before(x), grid, shared, head_mask, need_weights
+        )  # (B, L, D)
+        x = self.add(x, y, self.lambda_1)
+        return self.add(x, self.mlp(self.layernorm_after(x)), self.lambda_2), weights
 
 
-class Pooler(nn.Module):
-    """One vector an image: the mean of the patches, normalised, or the class token."""
+class Embeddings(nn.Module):
+    """Tokens of images: the class token, patches or the mask token, and their positions."""
+
+    mask_token: nn.Parameter | None
+    position_embeddings: nn.Parameter | None
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__()
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-            if config.use_mean_pooling
-            else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D) → (B, D)."""
-        return x[:, 0] if self.norm is None else self.norm(x[:, 1:].mean(1))  # type: ignore[no-any-return]
-
-
-class BeitPreTrainedModel(PreTrainedModel):
-    """Base of the BEiT networks."""
-
-    config_class = BeitConfig
-    base_model_prefix = "beit"
-    heads: ClassVar[tuple[str, ...]] = (
-        "pooler", "beit.pooler", "norm", "beit.norm", "mask_token", "beit.mask_token", "classifier", "lm_head",
-        "pyramid", "decoder", "auxiliary",
-    )  # fmt: skip
-    config: BeitConfig
-
-    @classmethod
-    def name_table(cls, config: BeitConfig) -> NameTable:
-        """Published names."""
-        return HUB
-
-    def init_module(self, module: nn.Module) -> None:
-        """Truncated normal matrices and tokens, norms 1 and 0, tables and biases 0, as the authors."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.trunc_normal_(module.weight, std=std)
-            module.weight.mul_(getattr(module, "shrink", 1.0))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            module.reset_parameters()
-        elif isinstance(module, RelativeBias):
-            nn.init.zeros_(module.table)
-        elif isinstance(module, Attention):
-            nn.init.zeros_(module.query_bias), nn.init.zeros_(module.value_bias)
-        elif (
-            isinstance(module, Block)
-            and module.lambda_1 is not None
-            and module.lambda_2 is not None
-        ):
-            (
-                nn.init.constant_(module.lambda_1, module.scale),
-                nn.init.constant_(module.lambda_2, module.scale),
-            )
-        elif isinstance(module, Encoder):
-            for token in (module.cls_token, module.mask_token, module.positions):
-                if token is not None:
-                    nn.init.trunc_normal_(token, std=std)
-
-    def flags(
-        self, output_attentions: bool | None, output_hidden_states: bool | None
-    ) -> tuple[bool, bool]:
-        """Whether attention weights and hidden states are wanted."""
-        return self.wants("output_attentions", output_attentions), self.wants(
-            "output_hidden_states", output_hidden_states
-        )
-
-    def _assign(self, tensors: Mapping[str, Tensor], *args: Any) -> dict[str, list[Any]]:
-        """Fits tables and positions of another resolution before they are assigned."""
-        return super()._assign(fit_positions(tensors, self.config), *args)
-
-
-class Encoder(BeitPreTrainedModel):
-    """Embeddings and blocks: the part that every BEiT network has."""
-
-    def __init__(self, config: BeitConfig) -> None:
-        super().__init__(config)
+        self.config = config
         D = config.hidden_size
-        self.patches = nn.Conv2d(config.num_channels, D, config.patch, config.patch)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, D)) if config.use_mask_token else None
         places = 1 + config.grid[0] * config.grid[1]
-        self.positions = (
-            nn.Parameter(torch.zeros(1, places, D))
-            if config.use_absolute_position_embeddings
-            else None
+        mask = nn.Parameter(torch.zeros(1, 1, D)) if config.use_mask_token else None
+        absolute = config.use_absolute_position_embeddings
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.register_parameter("mask_token", mask)
+        self.patch_embeddings = named(
+            projection=nn.Conv2d(config.num_channels, D, config.patch, config.patch)
         )
-        self.shared_bias = (
-            RelativeBias(config) if config.use_shared_relative_position_bias else None
-        )
-        rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
-        self.blocks = nn.ModuleList(Block(config, i, rate) for i, rate in enumerate(rates))
-        self._grid: tuple[Any, Grid] | None = None
+        positions = nn.Parameter(torch.zeros(1, places, D)) if absolute else None
+        self.register_parameter("position_embeddings", positions)
 
-    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
-        """What relative bias needs to know of a grid of patches; None without it.
-
-        The last one is kept.
-        """
-        if not (
-            self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias
-        ):
-            return None
-        if torch.compiler.is_compiling():
-            return self.make_grid(height, width, device)
-        key = (height, width, device)
-        kept = self._grid  # read once: another thread may replace it
-        if kept is None or kept[0] != key:
-            with torch.inference_mode(False):  # what is kept must serve training too
-                self._grid = kept = (key, self.make_grid(height, width, device))
-        return kept[1]
-
-    def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
-        """The same, made anew."""
-        c, fit = self.config, None
-        if c.bias_by_width or not self.is_own_grid(height, width):
-            fit = table_matrices(torch, c.grid, (height, width), c.bias_resize, c.bias_by_width)
-        return Grid(
-            height, width, relative_position_index(torch, height, width, device=device).int(), fit
-        )
-
-    def is_own_grid(self, height: int, width: int) -> bool:
-        """Whether positions are made for this grid. A symbolic size is not compared.
-
-        The exported program would be bound to the answer.
-        """
-        return (
-            isinstance(height, int)
-            and isinstance(width, int)
-            and (height, width) == self.config.grid
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_grid": None}
-
-    def embed(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor | None
-    ) -> tuple[Tensor, int, int]:
-        """Tokens (B, L, D) of images (B, C, H, W), and the height and width of the grid of patches."""
-        patch = self.config.patch
-        height, width = pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]
-        if height < 1 or width < 1:
-            raise InputError(
-                f"images of {tuple(pixel_values.shape[2:])} are smaller than one patch of {patch};"
-                " give larger ones"
-            )
-        # (B, h * w, D)
-        x = self.patches(pixel_values.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
-        if bool_masked_pos is not None:
-            x = torch.where(
-                self.check_mask(bool_masked_pos, x).unsqueeze(-1), self.mask_token.to(x.dtype), x
-            )  # type: ignore[union-attr]
-        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)  # (B, L, D)
-        if self.positions is not None:
-            own = self.is_own_grid(height, width)
-            x = x + (
-                self.positions
-                if own
-                else resize_positions(torch, self.positions, self.config.grid, (height, width))
-            )
-        return F.dropout(x, self.config.hidden_dropout_prob, self.training), height, width
-
-    def check_mask(self, mask: Tensor, x: Tensor) -> Tensor:
-        """Which patches of x (B, N, D) are masked, (B, N).
+    def masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Patches x (B, N, D), the mask token in the place of those where the mask (B, N) is true.
 
         Raises:
             InputError: No mask token, or a mask of another shape.
@@ -402,14 +253,136 @@ class Encoder(BeitPreTrainedModel):
                 f"bool_masked_pos has shape {tuple(mask.shape)}; expected {tuple(x.shape[:2])}, one"
                 " for each patch"
             )
-        return mask.flatten(1).to(x.device).bool()
+        hidden = mask.flatten(1).to(x.device).bool()  # (B, N)
+        return torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
+
+    def is_own_grid(self, height: int, width: int) -> bool:
+        """Whether positions are made for this grid.
+
+        A symbolic size is not compared: the exported program would be bound to the answer.
+        """
+        known = isinstance(height, int) and isinstance(width, int)
+        return known and (height, width) == self.config.grid
+
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None
+    ) -> tuple[Tensor, int, int]:
+        """Tokens (B, L, D) of images (B, C, H, W), and the height and width of the grid."""
+        patch, projection = self.config.patch, self.patch_embeddings["projection"]
+        height, width = pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]
+        if height < 1 or width < 1:
+            raise InputError(
+                f"images of {tuple(pixel_values.shape[2:])} are smaller than one patch of {patch};"
+                " give larger ones"
+            )
+        x = projection(pixel_values.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
+        if bool_masked_pos is not None:
+            x = self.masked(x, bool_masked_pos)  # (B, h * w, D)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)  # (B, L, D)
+        positions: Tensor | None = self.position_embeddings
+        if positions is not None and not self.is_own_grid(height, width):
+            positions = resize_positions(torch, positions, self.config.grid, (height, width))
+        if positions is not None:
+            x = x + positions
+        return F.dropout(x, self.config.hidden_dropout_prob, self.training), height, width
+
+
+class BeitPreTrainedModel(PreTrainedModel):
+    """Base of the BEiT networks."""
+
+    config_class = BeitConfig
+    base_model_prefix = "beit"
+    heads: ClassVar[tuple[str, ...]] = (
+        *("pooler", "beit.pooler", "layernorm", "beit.layernorm"),
+        *("embeddings.mask_token", "beit.embeddings.mask_token", "classifier", "lm_head"),
+        *("fpn1", "fpn2", "decode_head", "auxiliary_head"),
+    )
+    config: BeitConfig
+
+    @classmethod
+    def name_table(cls, config: BeitConfig) -> PublishedNames:
+        """Published names."""
+        return PUBLISHED_NAMES
+
+    def init_module(self, module: nn.Module) -> None:
+        """Truncated normal matrices and tokens, norms 1 and 0, tables and biases 0, as the authors."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.trunc_normal_(module.weight, std=std)
+            module.weight.mul_(getattr(module, "shrink", 1.0))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, RelativeBias):
+            nn.init.zeros_(module.relative_position_bias_table)
+        elif isinstance(module, Block):
+            for scale in module.parameters(recurse=False):
+                nn.init.constant_(scale, module.scale)
+        elif isinstance(module, Embeddings):
+            for token in module.parameters(recurse=False):
+                nn.init.trunc_normal_(token, std=std)
+
+    def flags(
+        self, output_attentions: bool | None, output_hidden_states: bool | None
+    ) -> tuple[bool, bool]:
+        """Whether attention weights and hidden states are wanted."""
+        states = self.wants("output_hidden_states", output_hidden_states)
+        return self.wants("output_attentions", output_attentions), states
+
+    def _assign(self, tensors: Mapping[str, Tensor], *args: Any) -> dict[str, list[Any]]:
+        """Fits tables and positions of another resolution before they are assigned."""
+        return super()._assign(fit_positions(tensors, self.config), *args)
+
+
+class Trunk(BeitPreTrainedModel):
+    """Embeddings and blocks: the part that every BEiT network has."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = named()
+        if config.use_shared_relative_position_bias:
+            self.encoder["relative_position_bias"] = RelativeBias(config)
+        rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
+        self.encoder["layer"] = nn.ModuleList(Block(config, i, r) for i, r in enumerate(rates))
+        self._grid: tuple[Any, Grid] | None = None
+
+    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
+        """What relative bias needs to know of a grid of patches; None without it.
+
+        The last one is kept.
+        """
+        c = self.config
+        if not (c.use_relative_position_bias or c.use_shared_relative_position_bias):
+            return None
+        if torch.compiler.is_compiling():
+            return self.make_grid(height, width, device)
+        key = (height, width, device)
+        kept = self._grid  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
+            with torch.inference_mode(False):  # what is kept must serve training too
+                self._grid = kept = (key, self.make_grid(height, width, device))
+        return kept[1]
+
+    def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
+        """The same, made anew."""
+        c, fit = self.config, None
+        if c.bias_by_width or not self.embeddings.is_own_grid(height, width):
+            fit = table_matrices(torch, c.grid, (height, width), c.bias_resize, c.bias_by_width)
+        rows = relative_position_index(torch, height, width, device=device).int()  # (L, L)
+        return Grid(height, width, rows, fit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_grid": None}
 
     def encode(
         self,
         pixel_values: Tensor | None,
         bool_masked_pos: Tensor | None = None,
         head_mask: Tensor | None = None,
-        keep: Collection[int] = (-1,),
+        *,
+        keep: Collection[int],
         with_attentions: bool = False,
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...], tuple[int, int]]:
         """Hidden states of images.
@@ -420,30 +393,30 @@ class Encoder(BeitPreTrainedModel):
             head_mask: (A,) or (blocks, A), 0 silences a head.
             keep: Which states to return: 0 is the embeddings, i the output of the i-th block.
                 Blocks after the last one are not run.
-            with_attentions: Also compute the attention weights.
+            with_attentions: Also return the attention weights.
 
         Returns:
             Number → (B, L, D); attention weights, (B, A, L, L) a block; height and width of the
             grid of patches.
         """
-        x, height, width = self.embed(
-            check_pixels(pixel_values, self.config.num_channels), bool_masked_pos
-        )
-        grid = self.grid(height, width, x.device)
-        shared = (
-            None if self.shared_bias is None or grid is None else self.shared_bias(grid, x.dtype)
-        )
+        pixel_values = check_pixels(pixel_values, self.config.num_channels)
+        x, height, width = self.embeddings(pixel_values, bool_masked_pos)
+        grid, shared = self.grid(height, width, x.device), None
+        if grid is not None and "relative_position_bias" in self.encoder:
+            shared = self.encoder["relative_position_bias"](grid, x.dtype)  # (1, A, L, L)
         masks = expand_head_mask(head_mask, self.config, x)
         states, attentions = {0: x} if 0 in keep else {}, []
         for i, block in enumerate(self.blocks[: max(keep)], 1):
-            if with_attentions:
-                attentions.append(
-                    block.attention.weights(block.norm_1(x), grid, shared, masks[i - 1])
-                )  # type: ignore[union-attr,operator]
-            x = self.run_block(block, x, grid, shared, masks[i - 1])
+            x, weights = self.run_block(block, x, grid, shared, masks[i - 1], with_attentions)
+            attentions.append(weights)
             if i in keep:
                 states[i] = x
-        return states, tuple(attentions), (height, width)
+        return states, tuple(attentions) if with_attentions else (), (height, width)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, in order."""
+        return self.encoder["layer"]  # type: ignore[return-value]  # a ModuleDict holds any Module
 
     def all_states(self) -> range:
         """What to `keep` for every hidden state."""
@@ -467,7 +440,23 @@ def expand_head_mask(mask: Tensor | None, config: BeitConfig, x: Tensor) -> list
     return list(mask.to(x.device, x.dtype).expand(depth, A)[..., None, None].unbind())
 
 
-class BeitModel(Encoder):
+class Pooler(nn.Module):
+    """One vector per image: the normalized mean of the patches, or the class token."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__()
+        norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layernorm = norm if config.use_mean_pooling else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) → (B, D)."""
+        if self.layernorm is None:
+            return x[:, 0]
+        pooled: Tensor = self.layernorm(x[:, 1:].mean(1))
+        return pooled
+
+
+class BeitModel(Trunk):
     """BEiT without a head.
 
     Example:
@@ -480,11 +469,8 @@ class BeitModel(Encoder):
 
     def __init__(self, config: BeitConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.norm = (
-            nn.Identity()
-            if config.use_mean_pooling
-            else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        )
+        norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layernorm = nn.Identity() if config.use_mean_pooling else norm
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -515,8 +501,10 @@ class BeitModel(Encoder):
         """
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if all_states else (len(self.blocks),)
-        states, attentions, _ = self.encode(pixel_values, bool_masked_pos, head_mask, keep, weights)
-        last = self.norm(states[len(self.blocks)])  # (B, L, D)
+        states, attentions, _ = self.encode(
+            pixel_values, bool_masked_pos, head_mask, keep=keep, with_attentions=weights
+        )
+        last = self.layernorm(states[len(self.blocks)])  # (B, L, D)
         pooled = None if self.pooler is None else self.pooler(last)  # (B, D)
         hidden = tuple(states.values()) if all_states else None
         return self.finish(
@@ -532,8 +520,8 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
         super().__init__(config)
         self.beit = BeitModel(config, add_pooling_layer=False)
         if not config.norm_twice:
-            self.beit.norm = nn.Identity()
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            self.beit.layernorm = nn.Identity()
+        self.layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -572,7 +560,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
             *self.flags(output_attentions, output_hidden_states),
             return_dict=True,
         )
-        logits = self.lm_head(self.norm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
+        logits = self.lm_head(self.layernorm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
         loss = None if labels is None else masked_loss(logits, labels, bool_masked_pos)
         return self.finish(
             MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict

@@ -1,9 +1,6 @@
-"""BEiT's names: ours, the Hub's, and the authors'.
+"""BEiT's files: the authors' names, and tables and positions fitted to a configuration's grid."""
 
-And how tables and positions are fitted to a configuration's grid.
-"""
-
-import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint import atomic_write, unwrap
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import NameTable, PublishedNames, concatenate, split
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.beit.config import BeitConfig
@@ -23,104 +20,89 @@ from headstart.models.beit.positions import (
     table_rows,
 )
 
-PARAMETERS, STATISTICS = (
-    ("weight", "bias"),
-    ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+INDEX_BUFFER = "relative_position_index"  # older files hold it; it follows from the grid
+PUBLISHED_NAMES = PublishedNames(
+    prefix="beit",
+    base=("embeddings", "encoder"),
+    extra=(
+        *("layernorm", "pooler", "classifier", "lm_head", "decode_head", "auxiliary_head"),
+        *("fpn1", "fpn2"),
+    ),
+    ignored=(INDEX_BUFFER,),
+)
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+_LAYER = "encoder.layer.{}."
+_TABLE = "relative_position_bias.relative_position_bias_table"
+
+
+def both(theirs: str, published: str) -> dict[str, str]:
+    """Rows of a module with weight and bias."""
+    return {f"{theirs}.{p}": f"{published}.{p}" for p in ("weight", "bias")}
+
+
+def layer(theirs: str, published: str) -> dict[str, str]:
+    """Rows of a module of a block with weight and bias."""
+    return both("blocks.{}." + theirs, _LAYER + published)
+
+
+# The authors' name → the published one, or several that are parts of one matrix.
+AUTHORS_ROWS: dict[str, str | tuple[str, ...]] = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    **both("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    "rel_pos_bias.relative_position_bias_table": f"encoder.{_TABLE}",
+    **layer("norm1", "layernorm_before"),
+    "blocks.{}.attn.qkv.weight": tuple(
+        f"{_LAYER}attention.attention.{part}.weight" for part in ("query", "key", "value")
+    ),
+    "blocks.{}.attn.q_bias": f"{_LAYER}attention.attention.query.bias",
+    "blocks.{}.attn.v_bias": f"{_LAYER}attention.attention.value.bias",
+    "blocks.{}.attn.relative_position_bias_table": f"{_LAYER}attention.attention.{_TABLE}",
+    **layer("attn.proj", "attention.output.dense"),
+    "blocks.{}.gamma_1": f"{_LAYER}lambda_1",
+    **layer("norm2", "layernorm_after"),
+    **layer("mlp.fc1", "intermediate.dense"),
+    **layer("mlp.fc2", "output.dense"),
+    "blocks.{}.gamma_2": f"{_LAYER}lambda_2",
+    **both("norm", "layernorm"),
+    **both("fc_norm", "pooler.layernorm"),
+    **both("head", "classifier"),
+    **both("decode_head.conv_seg", "decode_head.classifier"),
+    **both("auxiliary_head.conv_seg", "auxiliary_head.classifier"),
+}
+# The other names of the pyramid and of the heads are the same on both sides.
+_PUBLISHED = NameTable(AUTHORS_ROWS)
+_AUTHORS = NameTable(
+    {
+        part: theirs
+        for theirs, row in AUTHORS_ROWS.items()
+        for part in ((row,) if isinstance(row, str) else row)
+    }
 )
 
 
-def both(ours: str, theirs: str) -> dict[str, str]:
-    """Rows of a module with weight and bias."""
-    return {f"{ours}.{p}": f"{theirs}.{p}" for p in PARAMETERS}
+def to_published(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Published names → tensors, of the authors'; a name that is neither stays."""
+    out: dict[str, Any] = {}
+    for name, value in tensors.items():
+        row = _PUBLISHED.theirs(name)
+        parts = row.parts if row else (name,)
+        values = split(value, len(parts)) if len(parts) > 1 else [value]
+        out |= dict(zip(parts, values, strict=True))
+    return out
 
 
-def conv_norm(ours: str, theirs: str) -> dict[str, str]:
-    """Rows of a convolution without bias and its batch norm."""
-    return {f"{ours}.conv.weight": f"{theirs}.conv.weight"} | {
-        f"{ours}.norm.{p}": f"{theirs}.bn.{p}" for p in STATISTICS
+def to_authors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The authors' names → tensors, of those of a network's `state_dict()`."""
+    parts: dict[str, list[Any]] = defaultdict(list)
+    for name, value in tensors.items():
+        bare = name.removeprefix("beit.")
+        row = _AUTHORS.theirs(bare)
+        parts[row.parts[0] if row else bare].append(value)
+    return {
+        name: concatenate(values) if values[1:] else values[0] for name, values in parts.items()
     }
-
-
-_LAYER = "encoder.layer.{}."
-_TABLE = "relative_position_bias.relative_position_bias_table"
-_HEADS: dict[str, str] = {
-    **both("lm_head", "lm_head"),
-    **both("pyramid.level_{}.0", "fpn{}.0"),
-    **{f"pyramid.level_{{}}.1.{p}": f"fpn{{}}.1.{p}" for p in STATISTICS},
-    **both("pyramid.level_{}.3", "fpn{}.3"),
-    **conv_norm("decoder.pools.{}", "decode_head.psp_modules.{}.1"),
-    **conv_norm("decoder.bottleneck", "decode_head.bottleneck"),
-    **conv_norm("decoder.laterals.{}", "decode_head.lateral_convs.{}"),
-    **conv_norm("decoder.outs.{}", "decode_head.fpn_convs.{}"),
-    **conv_norm("decoder.fusion", "decode_head.fpn_bottleneck"),
-    **conv_norm("auxiliary.convs.{}", "auxiliary_head.convs.{}"),
-    **conv_norm("auxiliary.fusion", "auxiliary_head.conv_cat"),
-}
-HUB_ROWS: dict[str, str | tuple[str, ...]] = {
-    "cls_token": "embeddings.cls_token",
-    "mask_token": "embeddings.mask_token",
-    "positions": "embeddings.position_embeddings",
-    **both("patches", "embeddings.patch_embeddings.projection"),
-    "shared_bias.table": f"encoder.{_TABLE}",
-    **both("blocks.{}.norm_1", f"{_LAYER}layernorm_before"),
-    "blocks.{}.attention.qkv.weight": tuple(
-        f"{_LAYER}attention.attention.{part}.weight" for part in ("query", "key", "value")
-    ),
-    "blocks.{}.attention.query_bias": f"{_LAYER}attention.attention.query.bias",
-    "blocks.{}.attention.value_bias": f"{_LAYER}attention.attention.value.bias",
-    "blocks.{}.attention.bias.table": f"{_LAYER}attention.attention.{_TABLE}",
-    **both("blocks.{}.attention.proj", f"{_LAYER}attention.output.dense"),
-    "blocks.{}.lambda_1": f"{_LAYER}lambda_1",
-    **both("blocks.{}.norm_2", f"{_LAYER}layernorm_after"),
-    **both("blocks.{}.mlp.fc_1", f"{_LAYER}intermediate.dense"),
-    **both("blocks.{}.mlp.fc_2", f"{_LAYER}output.dense"),
-    "blocks.{}.lambda_2": f"{_LAYER}lambda_2",
-    **both("norm", "layernorm"),
-    **both("pooler.norm", "pooler.layernorm"),
-    **both("classifier", "classifier"),
-    **_HEADS,
-    **both("decoder.classifier", "decode_head.classifier"),
-    **both("auxiliary.classifier", "auxiliary_head.classifier"),
-}
-AUTHORS_ROWS: dict[str, str] = {
-    "cls_token": "cls_token",
-    "mask_token": "mask_token",
-    "positions": "pos_embed",
-    **both("patches", "patch_embed.proj"),
-    "shared_bias.table": "rel_pos_bias.relative_position_bias_table",
-    **both("blocks.{}.norm_1", "blocks.{}.norm1"),
-    "blocks.{}.attention.qkv.weight": "blocks.{}.attn.qkv.weight",
-    "blocks.{}.attention.query_bias": "blocks.{}.attn.q_bias",
-    "blocks.{}.attention.value_bias": "blocks.{}.attn.v_bias",
-    "blocks.{}.attention.bias.table": "blocks.{}.attn.relative_position_bias_table",
-    **both("blocks.{}.attention.proj", "blocks.{}.attn.proj"),
-    "blocks.{}.lambda_1": "blocks.{}.gamma_1",
-    **both("blocks.{}.norm_2", "blocks.{}.norm2"),
-    **both("blocks.{}.mlp.fc_1", "blocks.{}.mlp.fc1"),
-    **both("blocks.{}.mlp.fc_2", "blocks.{}.mlp.fc2"),
-    "blocks.{}.lambda_2": "blocks.{}.gamma_2",
-    **both("norm", "norm"),
-    **both("pooler.norm", "fc_norm"),
-    **both("classifier", "head"),
-    **_HEADS,
-    **both("decoder.classifier", "decode_head.conv_seg"),
-    **both("auxiliary.classifier", "auxiliary_head.conv_seg"),
-}
-INDEX_BUFFER = "relative_position_index"  # older files hold it; it follows from the grid
-HUB = NameTable(HUB_ROWS, dropped=(rf"encoder\..*{INDEX_BUFFER}",), prefix="beit")
-AUTHORS = NameTable(AUTHORS_ROWS)
-_TO_OURS = [
-    (re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)")), ours)
-    for ours, theirs in AUTHORS_ROWS.items()
-]
-
-
-def our_name(theirs: str) -> str | None:
-    """Our name for one of the authors', or None."""
-    for pattern, ours in _TO_OURS:
-        if found := pattern.fullmatch(theirs):
-            return ours.format(*found.groups())
-    return None
 
 
 def read_authors(
@@ -159,39 +141,28 @@ def read_authors(
         return config, dict(hub_tensor_of_flax(key, value) for key, value in tensors.items())
     tensors = {key.removeprefix("backbone."): value for key, value in unwrap(tensors).items()}
     grid = _grid(tensors, name)
-    ours = {
-        our_name(key): value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)
-    }
-    unknown = sorted(
-        key for key in tensors if our_name(key) is None and not key.endswith(INDEX_BUFFER)
+    published = to_published(
+        {key: value for key, value in tensors.items() if not key.endswith(INDEX_BUFFER)}
     )
-    if (
-        "patches.weight" not in ours
-        or "blocks.0.attention.qkv.weight" not in ours
-        or "blocks.0.mlp.fc_1.weight" not in ours
-    ):
+    needed = ("attention.attention.query.weight", "intermediate.dense.weight")
+    if PATCHES not in published or not all(_LAYER.format(0) + key in published for key in needed):
         raise WeightsError(
             f"{name} holds no BEiT network: no patches or no blocks found; expected an official"
             " .pth file"
         )
-    values = _values(ours, grid)
+    values = _values(published, grid)
     if config is None:
-        config = BeitConfig.from_dict(
-            BeitConfig.from_published(values, compat) | {"compat": compat}, **overrides
-        )
+        known = BeitConfig.from_published(values, compat)
+    elif compat != config.compat:
+        known = BeitConfig.from_published(config.to_dict(), compat)
     else:
-        known = (
-            BeitConfig.from_published(config.to_dict(), compat)
-            if compat != config.compat
-            else config.to_dict()
-        )
-        config = BeitConfig.from_dict(known | {"compat": compat}, **overrides)
+        known = config.to_dict()
+    config = BeitConfig.from_dict(known | {"compat": compat}, **overrides)
     for i in range(values["num_hidden_layers"]):
-        for bias in ("query_bias", "value_bias"):  # networks without them have zeros
-            weight = ours[f"blocks.{i}.attention.qkv.weight"]
-            ours.setdefault(f"blocks.{i}.attention.{bias}", 0 * weight[: weight.shape[1], 0])
-    hub = HUB.to_theirs({key: value for key, value in ours.items() if key})
-    return config, fit_positions(hub, config, grid) | {key: tensors[key] for key in unknown}
+        for part in ("query", "value"):  # networks without these biases have zeros
+            linear = f"{_LAYER.format(i)}attention.attention.{part}"
+            published.setdefault(f"{linear}.bias", 0 * published[f"{linear}.weight"][:, 0])
+    return config, fit_positions(published, config, grid)
 
 
 def hub_tensor_of_flax(name: str, value: Any) -> tuple[str, Any]:
@@ -233,14 +204,15 @@ def _grid(tensors: Mapping[str, Any], name: str) -> tuple[int, int]:
     return side, side
 
 
-def _values(ours: Mapping[Any, Any], grid: tuple[int, int]) -> dict[str, Any]:
-    """The configuration's values that the shapes tell."""
-    depth = len({key.split(".")[1] for key in ours if key and key.startswith("blocks.")})
-    patch = ours["patches.weight"].shape
+def _values(published: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
+    """The configuration's values that follow from the shapes."""
+    first = _LAYER.format(0)
+    depth = len({key.split(".")[2] for key in published if key.startswith("encoder.layer.")})
+    patch = published[PATCHES].shape
     size = [grid[0] * patch[2], grid[1] * patch[3]]
-    tables = [
-        ours[key] for key in ("shared_bias.table", "blocks.0.attention.bias.table") if key in ours
-    ]
+    own, shared = f"{first}attention.attention.{_TABLE}", f"encoder.{_TABLE}"
+    tables = [published[key] for key in (shared, own) if key in published]
+    pools = "pooler.layernorm.weight" in published or "classifier.weight" not in published
     values: dict[str, Any] = {
         "hidden_size": patch[0],
         "num_channels": patch[1],
@@ -248,32 +220,29 @@ def _values(ours: Mapping[Any, Any], grid: tuple[int, int]) -> dict[str, Any]:
         "image_size": size[0] if size[0] == size[1] else size,
         "num_hidden_layers": depth,
         "num_attention_heads": tables[0].shape[1] if tables else max(1, patch[0] // 64),
-        "intermediate_size": ours["blocks.0.mlp.fc_1.weight"].shape[0],
-        "use_mask_token": "mask_token" in ours,
-        "use_absolute_position_embeddings": "positions" in ours,
-        "use_relative_position_bias": "blocks.0.attention.bias.table" in ours,
-        "use_shared_relative_position_bias": "shared_bias.table" in ours,
-        "layer_scale_init_value": (
-            (0.1 if depth < 24 else 1e-5) if "blocks.0.lambda_1" in ours else 0.0
-        ),
-        "use_mean_pooling": "pooler.norm.weight" in ours or "classifier.weight" not in ours,
+        "intermediate_size": published[f"{first}intermediate.dense.weight"].shape[0],
+        "use_mask_token": "embeddings.mask_token" in published,
+        "use_absolute_position_embeddings": "embeddings.position_embeddings" in published,
+        "use_relative_position_bias": own in published,
+        "use_shared_relative_position_bias": shared in published,
+        "layer_scale_init_value": 0.0,
+        "use_mean_pooling": pools,
     }
-    if "lm_head.weight" in ours:
-        values["vocab_size"] = ours["lm_head.weight"].shape[0]
-    if "classifier.weight" in ours:
-        values["num_labels"] = ours["classifier.weight"].shape[0]
-    if "decoder.classifier.weight" in ours:
-        values["num_labels"], values["decoder_channels"] = ours["decoder.classifier.weight"].shape[
-            :2
-        ]
-        values["use_auxiliary_head"] = "auxiliary.classifier.weight" in ours
+    if f"{first}lambda_1" in published:
+        values["layer_scale_init_value"] = 0.1 if depth < 24 else 1e-5
+    if "lm_head.weight" in published:
+        values["vocab_size"] = published["lm_head.weight"].shape[0]
+    if "classifier.weight" in published:
+        values["num_labels"] = published["classifier.weight"].shape[0]
+    if "decode_head.classifier.weight" in published:
+        labels, channels = published["decode_head.classifier.weight"].shape[:2]
+        values |= {"num_labels": labels, "decoder_channels": channels}
+        values["use_auxiliary_head"] = "auxiliary_head.classifier.weight" in published
     if values.get("use_auxiliary_head"):
-        convs = {key.split(".")[2] for key in ours if key and key.startswith("auxiliary.convs.")}
-        values |= {
-            "auxiliary_channels": ours["auxiliary.classifier.weight"].shape[1],
-            "auxiliary_num_convs": len(convs),
-        }
-        values["auxiliary_concat_input"] = "auxiliary.fusion.conv.weight" in ours
+        convs = {k.split(".")[2] for k in published if k.startswith("auxiliary_head.convs.")}
+        values["auxiliary_channels"] = published["auxiliary_head.classifier.weight"].shape[1]
+        values["auxiliary_num_convs"] = len(convs)
+        values["auxiliary_concat_input"] = "auxiliary_head.conv_cat.conv.weight" in published
     return values
 
 
@@ -341,10 +310,7 @@ def save_pth(model: Any, path: str | Path) -> None:
     """
     import torch
 
-    state = {
-        key.removeprefix("beit."): value.detach().cpu() for key, value in model.state_dict().items()
-    }
-    tensors = AUTHORS.to_theirs(state)
+    tensors = to_authors({key: value.cpu() for key, value in model.state_dict().items()})
     for key in [key for key in tensors if key.endswith("relative_position_bias_table")]:
         tensors[key.replace("relative_position_bias_table", INDEX_BUFFER)] = (
             relative_position_index(torch, *model.config.grid)
