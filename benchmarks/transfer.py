@@ -29,7 +29,7 @@ from headstart import BitConfig, BitForImageClassification, BitImageProcessor
 from headstart.data.cache import decode, square
 from headstart.data.options import DataOptions
 from headstart.engine.convert import convert
-from headstart.tasks.base import task_class
+from headstart.tasks import task_class
 from headstart.training.run import train
 
 RATES, PEER_RATES = (0.01, 0.03), (3e-4, 1e-3)

@@ -2,12 +2,24 @@
 
 import sys
 import time
+import unicodedata
 from abc import ABC, abstractmethod
 from typing import Any, Self, TextIO
 
+TITLES = {
+    "r2": "R²",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "mcc": "MCC",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "mean_iou": "mean IoU",
+}
+
 
 class Progress(ABC):
-    """Told about every step; knows nothing of training."""
+    """Shows the steps of a piece of work; knows nothing of training."""
 
     @abstractmethod
     def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
@@ -19,7 +31,7 @@ class Progress(ABC):
 
     @abstractmethod
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """One line that stays on the screen."""
 
     @abstractmethod
     def close(self) -> None:
@@ -33,7 +45,7 @@ class Progress(ABC):
 
 
 class Silent(Progress):
-    """Says nothing."""
+    """Shows nothing."""
 
     def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
         """See `Progress.start`."""
@@ -75,14 +87,14 @@ class Lines(Progress):
 
     def say(self, text: str) -> None:
         """See `Progress.say`."""
-        print(text, file=self.out or sys.stderr, flush=True)
+        print(plain(text), file=self.out or sys.stderr, flush=True)
 
     def close(self) -> None:
         """See `Progress.close`."""
 
 
 class Bar(Progress):
-    """A rich progress bar with rate and time left. `rich` leaves colours out where NO_COLOR is set."""
+    """A rich progress bar with rate and time left. `rich` leaves colors out where NO_COLOR is set."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -119,7 +131,7 @@ class Bar(Progress):
 
     def say(self, text: str) -> None:
         """See `Progress.say`."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """See `Progress.close`."""
@@ -137,22 +149,35 @@ def progress_for_terminal() -> Progress:
 
 
 def value_text(values: dict[str, float]) -> str:
-    """Values as the bar shows them: shares as per cent, losses with three digits."""
+    """Values as the bar shows them: fractions as percentages, losses with three digits."""
     shown = (
-        f"{name} {value:.1%}" if is_share(name) else f"{name} {value:.3f}"
+        f"{name} {value:.1%}" if is_fraction(name) else f"{name} {value:.3f}"
         for name, value in values.items()
     )
     return "  ".join(shown)
 
 
-def is_share(name: str) -> bool:
-    """Whether a metric is a share between 0 and 1 that people read as per cent."""
+def is_fraction(name: str) -> bool:
+    """Whether a metric is a fraction between 0 and 1 that people read as a percentage."""
     return any(part in name for part in ("accuracy", "f1", "iou", "exact", "precision", "recall"))
 
 
 def metric_text(name: str, value: float) -> str:
     """A metric as people read it."""
-    return f"{value:.1%}" if is_share(name) or name.endswith("_error") else f"{value:.4g}"
+    return f"{value:.1%}" if is_fraction(name) or name.endswith("_error") else f"{value:.4g}"
+
+
+def metric_title(name: str) -> str:
+    """The name of a metric as people write it."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def plain(text: str) -> str:
+    """A text without control characters, which could change a terminal, a page or a table.
+
+    Names of files and classes come from outside. Line breaks and tabs stay.
+    """
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 def duration(seconds: float) -> str:

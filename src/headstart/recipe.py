@@ -295,6 +295,11 @@ class Recipe:
         except ConfigError as error:
             raise ConfigError(f"{source}: {str(error).removeprefix('recipe: ')}") from None
 
+    def relevant(self) -> dict[str, Any]:
+        """The values that have an effect: those of a head alone are few."""
+        values = self.to_dict()
+        return values if self.tune == "full" else {key: values[key] for key in HEAD_VALUES}
+
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON knows them."""
         return {
@@ -309,6 +314,7 @@ class Recipe:
 
 
 HEAD_SIDE = 224  # pixels
+HEAD_VALUES = ("name", "tune", "crop", "max_length", "class_weights", "seed")
 # times the best rate of full tuning, whatever network and rank (Schulman et al. 2025, "LoRA Without
 # Regret")
 LORA_RATE = 10.0

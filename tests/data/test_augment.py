@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headstart.data.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.data.options import DataOptions
 from headstart.recipe import Recipe
-from headstart.tasks.base import task_class
+from headstart.tasks import task_class
 from headstart.training.run import train
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (23, 31, 3)).astype(np.uint8)
@@ -116,7 +116,7 @@ def test_cutmix_pastes_the_box_and_shares_the_labels(photos, tiny_model):
     mixed = next(
         b
         for b in (task.augment_batch(plain, np.random.default_rng(s)) for s in range(9))
-        if 0.2 < float(b["share"]) < 0.8
+        if 0.2 < float(b["portion"]) < 0.8
     )
     top, left, bottom, right = mixed["box"].tolist()
     whole, cpu = slice(0, 6), torch.device("cpu")

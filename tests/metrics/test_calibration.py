@@ -4,12 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import headstart
 from headstart.errors import ConfigError
-from headstart.metrics.calibration import Confidence, confidence_of, cross_fitted, threshold_for
-from headstart.metrics.classification import negative_log_likelihood, reliability, softmax
+from headstart.metrics.calibration import calibrate, confidence_of, cross_fit, threshold_for
+from headstart.metrics.classification import (
+    best_temperature,
+    negative_log_likelihood,
+    reliability,
+    softmax,
+)
 from headstart.pipelines.base import pipeline
+from headstart.pipelines.confidence import Confidence
 from headstart.pipelines.image_classification import UNKNOWN
 from photo_data import make_class_folders
 
@@ -26,18 +33,15 @@ def scores(count: int, seed: int = 0, heat: float = 3.0):
 
 def test_the_temperature_of_the_others_mends_a_fold():
     logits, labels = scores(4000)
-    crossed, fold = cross_fitted(logits, labels)
+    crossed, fold = cross_fit(logits, labels)
     assert np.bincount(fold).tolist() == [400] * 10
-    assert confidence_of(logits, labels).temperature == pytest.approx(3.0, rel=0.05)
-    assert (
-        reliability(crossed, labels).error
-        < 0.03
-        < 0.15
-        < reliability(softmax(logits), labels).error
-    )
+    found = calibrate(logits, labels)
+    assert found.temperature == pytest.approx(3.0, rel=0.05)
+    assert reliability(found.crossed, found.right).error < 0.03
+    assert reliability(found.raw, found.right).error > 0.15
     # An example has no part in the temperature that it is judged with.
     changed = np.where(fold == 3, 3 - labels, labels)
-    again, _ = cross_fitted(logits, changed)
+    again, _ = cross_fit(logits, changed)
     assert np.array_equal(again[fold == 3], crossed[fold == 3]) and not np.allclose(
         again[fold == 4], crossed[fold == 4]
     )
@@ -52,12 +56,25 @@ def test_it_is_not_flattered_by_few_examples():
     flattery = []
     for seed in range(40):
         logits, labels = scores(20, seed, heat=1.0)
-        crossed, _ = cross_fitted(logits, labels)
-        own = negative_log_likelihood(logits, labels, confidence_of(logits, labels).temperature)
-        flattery.append((own, float(-np.log(crossed[np.arange(20), labels]).mean())))
+        crossed, _ = cross_fit(logits, labels)
+        own = negative_log_likelihood(logits, labels, best_temperature(logits, labels))
+        flattery.append((own, negative_log_likelihood(logits / crossed[:, None], labels)))
     honest = negative_log_likelihood(others, truth)
     own, crossed = np.mean(flattery, axis=0)
     assert own < honest < crossed
+
+
+def test_a_temperature_that_does_not_help_is_not_used():
+    """Scores that are calibrated already: what is fitted to them only adds noise."""
+    used = []
+    for seed in range(20):
+        logits, labels = scores(60, seed, heat=1.0)
+        found = calibrate(logits, labels)
+        used.append(found.temperature)
+        better = reliability(found.crossed, found.right).error
+        assert better <= reliability(found.raw, found.right).error
+        assert found.temperature != 1 or (found.crossed == found.raw).all()
+    assert 0 < used.count(1.0) < 20
 
 
 def test_thresholds():
@@ -78,7 +95,7 @@ def test_thresholds():
 
 def test_the_promised_error_rate_holds_on_other_examples():
     logits, labels = scores(4000)
-    found = confidence_of(logits, labels, 0.15)
+    found = confidence_of(calibrate(logits, labels), 0.15)
     assert [each.max_error for each in found.choices] == [
         0.01,
         0.02,
@@ -100,10 +117,10 @@ def test_the_promised_error_rate_holds_on_other_examples():
 
 def test_few_examples_and_wrong_rates(tmp_path):
     logits, labels = scores(19)
-    assert confidence_of(logits, labels) is None
-    assert np.isfinite(cross_fitted(*scores(1))[0]).all()
+    assert confidence_of(calibrate(logits, labels)) is None
+    assert np.isfinite(cross_fit(*scores(1))[0]).all()
     with pytest.raises(ConfigError, match="max_error=1"):
-        confidence_of(logits, labels, 1.0)
+        confidence_of(calibrate(logits, labels), 1.0)
     with pytest.raises(ConfigError, match="does not say when the model should refuse"):
         Confidence.read(tmp_path)
     (tmp_path / "confidence.json").write_text("{")
@@ -133,11 +150,11 @@ def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
         tmp_path / "d", model=tiny_model, out=tmp_path / "run", lr=0.02, **values
     )
     saved = json.loads((found.folder / "confidence.json").read_text())
-    assert saved["max_error"] == 0.03 and saved["examples"] == found.judged.examples == 32
+    assert saved["max_error"] == 0.03 and saved["examples"] == found.evaluation.examples == 32
     page = (found.folder / "report.html").read_text()
     assert (
         "When it should say" in page
-        and "each tenth of the examples" in page
+        and "Each tenth of the examples" in page
         and "flattering" not in page
     )
     saved["choices"] = [{"max_error": 0.03, "threshold": 0.7, "refused": 0.5, "error": 0.0}]
@@ -148,7 +165,11 @@ def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
         pipeline("image-classification", found.folder, refuse=True),
     )
     chances = careful.probabilities(files)
-    assert (chances - (plain.probabilities(files).log() / 2).softmax(1)).abs().max() < 1e-5
+    assert torch.equal(chances, plain.probabilities(files)), "one confidence for both"
+    (found.folder / "confidence.json").unlink()
+    cold = pipeline("image-classification", found.folder)
+    assert (chances - (cold.probabilities(files).log() / 2).softmax(1)).abs().max() < 1e-5
+    (found.folder / "confidence.json").write_text(json.dumps(saved | {"temperature": 2.0}))
     answers = careful(files)
     assert [answer[0]["label"] == UNKNOWN for answer in answers] == [
         bool(row.max() < 0.7) for row in chances

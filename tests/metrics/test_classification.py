@@ -9,9 +9,11 @@ from headstart.metrics.classification import (
     best_temperature,
     classification_metrics,
     confusion_matrix,
+    negative_log_likelihood,
     per_class,
     reliability,
     softmax,
+    top_confidence,
     wilson,
 )
 
@@ -75,14 +77,24 @@ def test_calibration_error_is_the_definition():
             confidence = np.mean([probabilities[i].max() for i in inside])
             accuracy = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
             total += len(inside) / 200 * abs(confidence - accuracy)
-    assert reliability(probabilities, labels, bins).error == pytest.approx(total)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    assert reliability(confidence, right, bins).error == pytest.approx(total)
+    np.testing.assert_allclose(top_confidence(logits), confidence)
 
 
 def test_the_best_temperature_undoes_sharpening():
     logits, labels = scores(2, examples=4000, sharpness=1.0)
     plain = best_temperature(logits, labels)
     assert best_temperature(3.0 * logits, labels) == pytest.approx(3 * plain, rel=1e-4)
-    assert (
-        reliability(softmax(3 * logits, 3 * plain), labels).error
-        < reliability(softmax(3 * logits), labels).error
-    )
+    right = logits.argmax(1) == labels
+    after, before = (top_confidence(3 * logits, t) for t in (3 * plain, 1.0))
+    assert reliability(after, right).error < reliability(before, right).error
+
+
+@pytest.mark.parametrize("sharpness", [0.01, 0.3, 2.0, 40.0])
+def test_the_best_temperature_is_where_the_loss_is_least(sharpness):
+    """Against a search over a grid, which also ends at 0.05 and 20."""
+    logits, labels = scores(3, sharpness=sharpness)
+    grid = np.geomspace(0.05, 20, 4001)
+    losses = [negative_log_likelihood(logits, labels, t) for t in grid]
+    assert best_temperature(logits, labels) == pytest.approx(grid[np.argmin(losses)], rel=2e-3)

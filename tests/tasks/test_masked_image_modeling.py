@@ -28,7 +28,7 @@ from headstart.pipelines.masked_image_modeling import (
     tokenizer_view,
 )
 from headstart.recipe import Recipe
-from headstart.tasks.base import task_class
+from headstart.tasks import task_class
 from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 
@@ -150,11 +150,11 @@ def test_labels_are_not_looked_at(pictures, tmp_path):
     saved["train"].to_parquet(tmp_path / "one.parquet")
     expected = task_of(pictures)
     for name in ("table.csv", "tars", "saved"):
-        assert task_of(tmp_path / name).digests == expected.digests, name
-    assert task_of(tmp_path / "labelled").digests == task_of(tmp_path / "bare").digests
+        assert task_of(tmp_path / name).digests_of == expected.digests_of, name
+    assert task_of(tmp_path / "labelled").digests_of == task_of(tmp_path / "bare").digests_of
     alone = task_of(tmp_path / "one.parquet")
-    assert sum(alone.splits.values()) == 9 and set().union(*alone.digests.values()) == set(
-        expected.digests["train"]
+    assert sum(alone.splits.values()) == 9 and set().union(*alone.digests_of.values()) == set(
+        expected.digests_of["train"]
     )
     for name in ("labelled", "saved"):
         assert task_of(tmp_path / name).splits == {"train": 9, "validation": 5}

@@ -17,11 +17,13 @@ from headstart import AutoModelForImageClassification, pipeline
 from headstart.cli.main import main
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError, DataError
+from headstart.metrics.multilabel import average_precision
+from headstart.metrics.regression import r_squared
 from headstart.progress import Lines
 from headstart.recipe import Recipe, read_class_weights
-from headstart.tasks.problems import average_precision, problem_of, r_squared
+from headstart.tasks.problems import problem_of
 from headstart.training.draws import Spread, t_quantile
-from headstart.training.head import fit_head, logistic, ridge
+from headstart.training.head import Problem, fit_head, logistic, ridge
 from headstart.training.run import evaluate
 from photo_data import make_class_folders
 
@@ -165,7 +167,8 @@ def test_heads_against_scikit_learn():
     true = (x[:, :3] + RNG.normal(size=(80, 3)) > 0).astype(np.float64)
     weights = np.where(true > 0.5, 3.0, 1.0)
     for given in (None, weights):
-        weight, bias = logistic(x, true, 0.7, tolerance=1e-10, weights=given)
+        head = logistic(Problem(x, true, true.shape[1], given), 0.7, tolerance=1e-10)
+        weight, bias = head.weight, head.bias
         for i in range(3):
             count = None if given is None else given[:, i]
             theirs = linear.LogisticRegression(C=0.7, tol=1e-10, max_iter=10_000).fit(
@@ -174,12 +177,14 @@ def test_heads_against_scikit_learn():
             np.testing.assert_allclose(weight[i], theirs.coef_[0], atol=1e-4)
             np.testing.assert_allclose(bias[i], theirs.intercept_[0], atol=1e-4)
     numbers = x[:, :2] * (1, 50) + RNG.normal(size=(80, 2))
-    weight, bias = ridge(x, numbers, 0.2)
+    head = ridge(Problem(x, numbers, numbers.shape[1]), 0.2)
+    weight, bias = head.weight, head.bias
     theirs = linear.Ridge(alpha=1 / 0.2).fit(x, numbers)
     np.testing.assert_allclose(weight, theirs.coef_, rtol=1e-6)
     np.testing.assert_allclose(bias, theirs.intercept_, rtol=1e-6)
     labels = (x[:, 0] > 0.8).astype(np.int64)
-    weight, _ = logistic(x, labels, 0.5, tolerance=1e-10, weights=np.where(labels > 0, 4.0, 1.0))
+    counts = np.where(labels > 0, 4.0, 1.0)
+    weight = logistic(Problem(x, labels, 2, counts), 0.5, tolerance=1e-10).weight
     theirs = linear.LogisticRegression(
         C=1.0, class_weight={1: 4.0}, tol=1e-10, max_iter=10_000
     ).fit(x, labels)

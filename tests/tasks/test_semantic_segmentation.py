@@ -41,7 +41,7 @@ from headstart.pipelines.semantic_segmentation import (
 )
 from headstart.recipe import Recipe
 from headstart.report.page import learning_curves
-from headstart.tasks.base import task_class
+from headstart.tasks import task_class
 from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 
@@ -308,7 +308,7 @@ def test_bad_data_is_named(tmp_path, scenes):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "cannot read"),
+        ("{", "is not JSON"),
         ('["one"]', "2 to 255 class names"),
         ('["a", "a"]', "'a' is listed twice"),
         ('{"classes": ["a", "b"], "palette": [[0, 0, 0]]}', "a colour"),

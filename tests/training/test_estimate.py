@@ -14,6 +14,7 @@ from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training.estimate import RESERVE, Estimate, fit_budget, measure, parse_budget
+from headstart.training.head import head_cost
 from headstart.training.loop import Loop
 from headstart.training.world import World
 
@@ -43,7 +44,7 @@ def test_other_words_are_no_times(text):
 
 
 def estimate(example):
-    return Estimate(example=example, forward=example / 3, load=1e-5, judged=1000, memory=1e9)
+    return Estimate(example=example, forward=example / 3, load=1e-5, evaluated=1000, memory=1e9)
 
 
 def full(facts=None):
@@ -127,7 +128,7 @@ def test_measuring_changes_nothing(photos, tiny_model, tmp_path):
         if measured:
             found = measure(loop)
             assert found.example > 0 and found.forward > 0 and found.load > 0 and found.memory > 0
-            assert found.judged == 3 * 12 and all(p.grad is None for p in model.parameters())
+            assert found.evaluated == 3 * 12 and all(p.grad is None for p in model.parameters())
         loop.run()
         lines = [
             json.loads(line)
@@ -185,14 +186,12 @@ def test_a_head_keeps_a_budget_with_smaller_images(
 ):
     """Features that do not fit at 64 pixels, but at 32."""
     monkeypatch.setattr("headstart.training.estimate.SIDES", (32, 20))
-    cost = ImageClassification.head_cost
 
-    def slow(self, model, device):
-        return dataclasses.replace(
-            cost(self, model, device), features=1000.0 if self.recipe.crop == 64 else 1.0
-        )
+    def slow(task, extractor, memory):
+        features = 1000.0 if task.recipe.crop == 64 else 1.0
+        return dataclasses.replace(head_cost(task, extractor, memory), features=features)
 
-    monkeypatch.setattr(ImageClassification, "head_cost", slow)
+    monkeypatch.setattr("headstart.training.run.head_cost", slow)
     options = {"tune": "head", "crop": 64, "device": "cpu", "progress": Lines()}
     found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="1m", **options)
     assert found.recipe.crop == 32 and found.given_up == ["images of 32 pixels"]

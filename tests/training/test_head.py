@@ -15,15 +15,8 @@ from headstart.data.features import FeatureStore
 from headstart.errors import DataError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
-from headstart.training.head import (
-    STRENGTHS,
-    fit_head,
-    inputs_of,
-    install,
-    logistic,
-    model_key,
-    span,
-)
+from headstart.training.features import inputs_of, model_key
+from headstart.training.head import STRENGTHS, Problem, fit_head, install, logistic, span
 from headstart.training.run import evaluate
 from photo_data import make_class_folders
 
@@ -46,7 +39,8 @@ def test_logistic_regression_against_scikit_learn(classes, strength):
     linear = pytest.importorskip("sklearn.linear_model")
     x, labels = blobs(60, 7, classes)
     x = x.astype(np.float64)
-    weight, bias = logistic(x, labels, strength, tolerance=1e-10)
+    found = logistic(Problem(x, labels, classes), strength, tolerance=1e-10)
+    weight, bias = found.weight, found.bias
     # Two classes have one row there, the difference of our two, which are its halves: |w|² there is
     # half of it here.
     theirs = linear.LogisticRegression(
@@ -65,9 +59,9 @@ def test_few_examples_in_many_dimensions_are_the_same_problem():
     basis = span(x)
     assert basis.shape == (20, 50)
     np.testing.assert_allclose(basis @ basis.T, np.eye(20), atol=1e-9)
-    full = logistic(x, labels, 1.0, tolerance=1e-10)
-    small = logistic(x @ basis.T, labels, 1.0, tolerance=1e-10)
-    np.testing.assert_allclose(small[0] @ basis, full[0], atol=1e-4)
+    full = logistic(Problem(x, labels, 3), 1.0, tolerance=1e-10)
+    small = logistic(Problem(x @ basis.T, labels, 3), 1.0, tolerance=1e-10)
+    np.testing.assert_allclose(small.weight @ basis, full.weight, atol=1e-4)
 
 
 def test_the_head_works_on_features_as_they_are():

@@ -73,7 +73,7 @@ def test_what_is_due_at_a_checkpoint_is_judged_once(
         raise Killed
 
     part = {
-        "before judging": (Loop, "_judge"),
+        "before judging": (Loop, "_validate"),
         "while judging": (Loop, "evaluate"),
         "after judging": (World, "any"),
     }[killed]
@@ -138,7 +138,7 @@ def test_mixup_is_one_share_and_one_order_a_batch(photos, tiny_model):
     batches = Batches(task, task.recipe, slice(0, 10), 1)
     batch = batches[1]
     batches.close()
-    share, order = batch["share"], batch["partner"]
+    share, order = batch["portion"], batch["partner"]
     assert share.ndim == 0 and 0 <= share <= 1 and sorted(order.tolist()) == list(range(10))
     pixels = (batch["image"].float() / 255 - 0.5) / 0.5
     targets = F.one_hot(batch["label"], 3).float()

@@ -30,8 +30,19 @@ def result(photos, tiny_model, tmp_path_factory):
 
 def test_the_result_is_a_checkpoint_like_any_other(result):
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "preprocessor_config.json", "recipe.yaml",
-                     "report.html", "results.json", "run.json"}  # fmt: skip
+    assert names == {
+        "README.md",
+        "config.json",
+        "examples.npz",
+        "metrics.jsonl",
+        "model.safetensors",
+        "predictions.csv",
+        "preprocessor_config.json",
+        "recipe.yaml",
+        "report.html",
+        "results.json",
+        "run.json",
+    }
     model = AutoModelForImageClassification.from_pretrained(result.folder)
     processor = AutoImageProcessor.from_pretrained(result.folder)
     assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
@@ -50,8 +61,8 @@ def test_it_learned(result):
     so.
     """
     assert result.metrics["accuracy"] > 0.8
-    low, high = result.judged.interval
-    assert low < result.metrics["accuracy"] <= high and result.judged.examples == 12
+    low, high = result.evaluation.interval
+    assert low < result.metrics["accuracy"] <= high and result.evaluation.examples == 12
 
 
 def test_results_tell_what_happened(result):
@@ -81,7 +92,7 @@ def test_the_report_is_one_page_with_the_numbers(result):
         "Learning curves",
         "Confusion",
         "Classes",
-        "Least certain",
+        "Lowest-confidence predictions",
         "Can its confidence be believed?",
         "Duplicates and leaks",
     ):
@@ -274,7 +285,7 @@ def test_few_shots_and_a_test_split(photos, tiny_model, tmp_path):
         seed=5,
         **SMALL | {"steps": 3},
     )
-    assert set(found.evaluations) == {"validation", "test"} and found.judged.examples == 7
+    assert set(found.evaluations) == {"validation", "test"} and found.evaluation.examples == 7
     assert json.loads((tmp_path / "run" / "results.json").read_text())["splits"] == {
         "train": 6,
         "validation": 12,
@@ -330,14 +341,14 @@ def test_a_leak_is_told(tiny_model, tmp_path):
     found = headstart.train(
         tmp_path / "d", model=tiny_model, out=tmp_path / "run", **SMALL | {"steps": 1}
     )
-    assert "are also in the data that judges" not in (found.folder / "README.md").read_text()
+    assert "are also in the evaluation data" not in (found.folder / "README.md").read_text()
     make_class_folders(tmp_path / "e" / "train", {"bird": 3, "cat": 3})
     make_class_folders(tmp_path / "e" / "val", {"bird": 1, "cat": 1})
     found = headstart.train(
         tmp_path / "e", model=tiny_model, out=tmp_path / "run2", **SMALL | {"steps": 1}
     )
     assert (
-        "2 training images are also in the data that judges"
+        "2 training images are also in the evaluation data"
         in (found.folder / "README.md").read_text()
     )
 

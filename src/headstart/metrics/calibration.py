@@ -1,190 +1,121 @@
-"""How far a classifier's confidence can be believed: its temperature, and below which confidence it
-had better say "I don't know".
+"""How far a classifier's confidence can be believed: its temperature, and thresholds of confidence.
 
-Whatever is reported of a tenth of the examples was chosen on the other nine; what is kept is chosen
-on all.
+Whatever is reported of a tenth of the examples was chosen on the other nine; what is saved is
+chosen on all.
 
 Letters: N examples, C classes.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.checkpoint import atomic_write
-from headstart.checkpoint.documents import as_dataclass, read_object, value_of
 from headstart.errors import ConfigError
-from headstart.metrics.classification import Floats, Ints, best_temperature, softmax
-from headstart.tasks.base import Evaluation
+from headstart.metrics.classification import (
+    Floats,
+    Ints,
+    best_temperature,
+    negative_log_likelihood,
+    reliability,
+    top_confidence,
+)
+from headstart.pipelines.confidence import FEWEST, Choice, Confidence
 
-FILE = "confidence.json"
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 MAX_ERROR = 0.05
-FEWEST = 20  # examples; fewer say nothing
 FOLDS = 10
 
 
 @dataclass(frozen=True)
-class Choice:
-    """An error rate that was chosen, and what it costs.
+class Calibration:
+    """Confidences (N,) with temperatures that were fitted without the example, and the folds.
 
     Args:
-        max_error: Share of mistakes that is allowed among the answers.
-        threshold: Confidence, after the temperature, below which the model does not answer; above 1
-            where no threshold is enough.
-        refused: Share of examples without an answer, each by a threshold that was chosen without
-            it.
-        error: Share of mistakes among the answers, likewise; None where nothing was answered.
-    """
-
-    max_error: float
-    threshold: float
-    refused: float
-    error: float | None
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """What the confidence of a classifier is worth.
-
-    Args:
-        temperature: What its scores are divided by, fitted on all examples.
-        examples: N.
-        choices: By error rate.
-        max_error: The rate that was asked for.
+        temperature: Fitted on all examples; 1 where temperatures do not help on held-out examples.
+        raw: Highest probability of each example as the network gives it, (N,).
+        fitted: The same after `temperature`.
+        crossed: The same after the temperature that was fitted on the other folds.
+        right: Whether the class of the highest probability is the label, (N,).
+        fold: (N,).
     """
 
     temperature: float
-    examples: int
-    choices: list[Choice]
-    max_error: float
-
-    def choice(self, max_error: float | None = None) -> Choice:
-        """What was found for an error rate; None is the one that was asked for.
-
-        Raises:
-            ConfigError: Nothing is known about that rate.
-        """
-        wanted = self.max_error if max_error is None else max_error
-        found = next((each for each in self.choices if abs(each.max_error - wanted) < 1e-9), None)
-        if found is None:
-            known = ", ".join(f"{each.max_error:g}" for each in self.choices)
-            raise ConfigError(
-                f"an error rate of {wanted:g} was not looked at; there are {known} (or train with"
-                f" --max-error {wanted:g})"
-            )
-        return found
-
-    def write(self, folder: Path) -> None:
-        """Writes `confidence.json`."""
-        values = {
-            "temperature": self.temperature,
-            "examples": self.examples,
-            "max_error": self.max_error,
-        }
-        atomic_write(
-            folder / FILE,
-            json.dumps(values | {"choices": [vars(each) for each in self.choices]}, indent=2)
-            + "\n",
-        )
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Confidence":
-        """What a result folder says.
-
-        Raises:
-            ConfigError: It says nothing, or something unreadable.
-        """
-        path = Path(folder) / FILE
-        if not path.exists():
-            text = "it needs the result of a training that was judged on at least"
-            raise ConfigError(
-                f"{folder} does not say when the model should refuse: {text} {FEWEST} examples"
-            )
-        values = read_object(path, ConfigError)
-        listed = value_of(values, "choices", list[Any], path, ConfigError)
-        choices = [as_dataclass(Choice, each, path, ConfigError) for each in listed]
-        found = as_dataclass(cls, values, path, ConfigError, choices=choices)
-        if not found.temperature > 0:
-            raise ConfigError(f"{path}: temperature is {found.temperature}; expected one above 0")
-        return found
+    raw: Floats
+    fitted: Floats
+    crossed: Floats
+    right: NDArray[np.bool_]
+    fold: Ints
 
 
-def cross_fitted(logits: NDArray[np.floating[Any]], labels: Ints) -> tuple[Floats, Ints]:
-    """Probabilities (N, C) with a temperature that was fitted without the example's fold, and the
-    folds (N,).
-    """
+def cross_fit(logits: NDArray[np.floating[Any]], labels: Ints) -> tuple[Floats, Ints]:
+    """The temperature of each example that was fitted without its fold (N,), and the folds (N,)."""
     fold = np.random.default_rng(len(labels)).permutation(len(labels)) % FOLDS
-    probabilities = softmax(logits)
+    temperatures = np.ones(len(labels))
     for number in np.unique(fold):
-        held, others = fold == number, fold != number
+        others = fold != number
         if others.any():
-            probabilities[held] = softmax(
-                logits[held], best_temperature(logits[others], labels[others])
-            )
-    return probabilities, fold
+            temperatures[~others] = best_temperature(logits[others], labels[others])
+    return temperatures, fold
+
+
+def calibrate(logits: NDArray[np.floating[Any]], labels: Ints) -> Calibration:
+    """One cross-fit of the temperature, for everything that needs it.
+
+    Temperatures are used only where they lower both the loss and the calibration error of examples
+    that they were not fitted on.
+    """
+    temperatures, fold = cross_fit(logits, labels)
+    scaled = logits / temperatures[:, None]
+    raw, crossed = top_confidence(logits), top_confidence(scaled)
+    right = logits.argmax(axis=1) == labels
+    loss = negative_log_likelihood(logits, labels) - negative_log_likelihood(scaled, labels)
+    error = reliability(raw, right).error - reliability(crossed, right).error
+    if loss <= 0 or error < 0:
+        return Calibration(1.0, raw, raw, raw, right, fold)
+    temperature = best_temperature(logits, labels)
+    return Calibration(temperature, raw, top_confidence(logits, temperature), crossed, right, fold)
 
 
 def threshold_for(confidence: Floats, right: NDArray[np.bool_], max_error: float) -> float:
-    """The lowest confidence (N,) from which on at most this share of answers is wrong; 0 answers
-    everything, 2 nothing.
+    """The lowest confidence (N,) from which on at most this fraction of the answers is wrong.
 
     An error rate of 1 in 20 cannot be seen in fewer than 20 answers.
+
+    Returns:
+        0 where everything may be answered, 2 where nothing may.
     """
     order = np.argsort(-confidence, kind="stable")
     error = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
     # equal confidences are answered together
     ends = np.append(confidence[order][1:] < confidence[order][:-1], True)
-    good = np.flatnonzero(
-        (error <= max_error) & ends & (np.arange(1, len(order) + 1) * max_error > 1 - 1e-9)
-    )
+    seen = np.arange(1, len(order) + 1) * max_error > 1 - 1e-9
+    good = np.flatnonzero((error <= max_error) & ends & seen)
     if not len(good):
         return 2.0
     return 0.0 if good[-1] == len(order) - 1 else float(confidence[order[good[-1]]])
 
 
-def confidence_of(
-    logits: NDArray[np.floating[Any]], labels: Ints, max_error: float | None = None
-) -> Confidence | None:
-    """Temperature and thresholds of a classifier from its logits (N, C) and labels (N,).
+def confidence_of(found: Calibration, max_error: float | None = None) -> Confidence | None:
+    """What `confidence.json` holds; None where there are fewer than 20 examples.
 
-    None where there are too few examples.
+    Raises:
+        ConfigError: `max_error` is not between 0 and 1.
     """
     asked = MAX_ERROR if max_error is None else max_error
     if not 0 < asked < 1:
         raise ConfigError(f"max_error={asked:g}; it must be above 0 and below 1, such as 0.05")
-    if len(labels) < FEWEST:
+    if len(found.right) < FEWEST:
         return None
-    crossed, fold = cross_fitted(logits, labels)
-    temperature = best_temperature(logits, labels)
-    fitted, right = softmax(logits, temperature).max(axis=1), logits.argmax(axis=1) == labels
-    sure = crossed.max(axis=1)
     choices = []
     for rate in sorted({*RATES, asked}):
-        answered = np.zeros(len(labels), dtype=bool)
+        answered = np.zeros(len(found.right), dtype=bool)
         for number in range(FOLDS):
-            held, others = fold == number, fold != number
-            answered[held] = sure[held] >= threshold_for(sure[others], right[others], rate)
-        error = float((~right[answered]).mean()) if answered.any() else None
-        choices.append(
-            Choice(rate, threshold_for(fitted, right, rate), float(1 - answered.mean()), error)
-        )
-    return Confidence(temperature, len(labels), choices, asked)
-
-
-def judged_confidence(evaluation: Evaluation) -> Confidence | None:
-    """`confidence_of` an evaluation; None of those that are not about one class for each example."""
-    logits, labels = evaluation.details.get("logits"), evaluation.details.get("labels")
-    if (
-        logits is None
-        or labels is None
-        or logits.ndim != 2
-        or labels.ndim != 1
-        or labels.dtype.kind != "i"
-    ):
-        return None
-    return confidence_of(logits, labels, evaluation.max_error)
+            held, others = found.fold == number, found.fold != number
+            threshold = threshold_for(found.crossed[others], found.right[others], rate)
+            answered[held] = found.crossed[held] >= threshold
+        error = float((~found.right[answered]).mean()) if answered.any() else None
+        threshold = threshold_for(found.fitted, found.right, rate)
+        choices.append(Choice(rate, threshold, float(1 - answered.mean()), error))
+    return Confidence(found.temperature, len(found.right), choices, asked)

@@ -1,4 +1,4 @@
-"""Measures of a classifier, from logits and labels as NumPy arrays.
+"""Metrics of a classifier, from logits and labels as NumPy arrays.
 
 Letters: N examples, C classes.
 """
@@ -7,10 +7,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+PASSES = 40  # of the search for a temperature; six are enough where the loss has a minimum inside
+PASS_CELLS = 1 << 20  # scores that are exponentiated together, to stay in the cache
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Floats:
@@ -21,19 +24,17 @@ def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Floats:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927), which behaves at 0 %, at 100 % and for few
-    trials.
+    """95 % confidence interval of a proportion (Wilson 1927).
+
+    It behaves at 0 %, at 100 % and for few trials.
     """
     if trials == 0:
         return 0.0, 1.0
     z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = (
-        z
-        / (1 + z * z / trials)
-        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    )
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    half = z * spread / (1 + z * z / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -46,7 +47,7 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Measures of each class, all (C,); a class without examples or predictions has 0."""
+    """Metrics of each class, all (C,); a class without examples or predictions has 0."""
 
     count: Ints
     precision: Floats
@@ -93,38 +94,61 @@ class Reliability:
         )
 
 
-def reliability(probabilities: Floats, labels: Ints, bins: int = 15) -> Reliability:
-    """Bins of the confidence of the predicted class."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+def reliability(confidence: Floats, right: NDArray[np.bool_], bins: int = 15) -> Reliability:
+    """Bins of the confidence (N,) of the predicted class, and whether it is right (N,)."""
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(which, minlength=bins)
-    sums = [
-        np.bincount(which, weights=values, minlength=bins)
-        for values in (confidence, right.astype(np.float64))
-    ]
-    return Reliability(count, sums[0] / np.maximum(count, 1), sums[1] / np.maximum(count, 1))
+    total, hits = (np.bincount(which, weights=v, minlength=bins) for v in (confidence, right))
+    return Reliability(count, total / np.maximum(count, 1), hits / np.maximum(count, 1))
+
+
+def top_confidence(logits: NDArray[np.floating], temperature: float = 1.0) -> Floats:
+    """Highest probability (N,) of (N, C) logits."""
+    scaled = logits.astype(np.float64) / temperature
+    return np.asarray(1 / np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1))
 
 
 def best_temperature(logits: NDArray[np.floating], labels: Ints) -> float:
-    """The temperature with the smallest negative log likelihood, between 0.05 and 20
-    (golden-section search over its logarithm).
+    """The temperature with the smallest negative log likelihood, between 0.05 and 20.
+
+    In a = 1 / temperature the loss, mean of log sum exp(a z) - a z[label], is convex: Newton's
+    method with the mean and variance of z under softmax(a z), safeguarded by bisection, takes about
+    six passes over the scores.
     """
-    low, high = math.log(0.05), math.log(20.0)
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if negative_log_likelihood(logits, labels, math.exp(left)) < negative_log_likelihood(
-            logits, labels, math.exp(right)
-        ):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
+    z = torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))
+    z = z - z.max(dim=1, keepdim=True).values  # (N, C), the highest is 0
+    target = float(z.gather(1, torch.from_numpy(labels)[:, None]).double().mean())
+    rows = max(1, PASS_CELLS // z.shape[1])
+    low, high, a = math.log(0.05), math.log(20.0), 0.0  # of log a
+
+    def slopes(a: float) -> tuple[float, float]:
+        """First and second derivative of the loss in a."""
+        first, second = 0.0, 0.0
+        for part in torch.split(z, rows):
+            p = (part * a).softmax(dim=1)
+            mean = (p * part).sum(dim=1)
+            first += float(mean.double().sum())
+            second += float(((p * part.square()).sum(dim=1) - mean.square()).double().sum())
+        return first / len(z) - target, second / len(z)
+
+    for _ in range(PASSES):
+        scale = math.exp(a)
+        slope, curvature = slopes(scale)
+        low, high = (a, high) if slope < 0 else (low, a)
+        # in log a, the derivatives are a f' and a f' + a² f''
+        bend = scale * slope + scale * scale * curvature
+        step = a - scale * slope / bend if bend > 0 else math.inf
+        step = step if low < step < high else (low + high) / 2
+        if abs(step - a) < 1e-6:
+            break
+        a = step
+    return math.exp(-a)
 
 
 def classification_metrics(logits: NDArray[np.floating], labels: Ints) -> dict[str, float]:
-    """Accuracy, mean F1 over the classes that occur, loss, calibration error, and top-5 accuracy
-    where there are more than five classes.
+    """Accuracy, mean F1 over the classes that occur, loss and calibration error.
+
+    Top-5 accuracy too, where there are more than five classes.
     """
     classes = logits.shape[1]
     predicted = logits.argmax(axis=1)
@@ -133,7 +157,7 @@ def classification_metrics(logits: NDArray[np.floating], labels: Ints) -> dict[s
         "accuracy": float((predicted == labels).mean()),
         "macro_f1": float(table.f1[table.count > 0].mean()),
         "loss": negative_log_likelihood(logits, labels),
-        "calibration_error": reliability(softmax(logits), labels).error,
+        "calibration_error": reliability(top_confidence(logits), predicted == labels).error,
     }
     if classes > 5:
         top = np.argpartition(-logits, 5, axis=1)[:, :5]

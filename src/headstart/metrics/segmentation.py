@@ -1,4 +1,4 @@
-"""Measures of a segmentation, from confusion matrices of pixels.
+"""Metrics of a segmentation, from confusion matrices of pixels.
 
 Letters: N images, V classes.
 """
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.masks import IGNORED
+from headstart.metrics.bootstrap import Interval, bootstrap
 from headstart.metrics.classification import confusion_matrix
 
 Floats = NDArray[np.float64]
@@ -18,7 +19,7 @@ Ints = NDArray[np.int64]
 def pixel_confusion(
     labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
 ) -> Ints:
-    """Counts (V, V) of one picture's pixels: rows are the true classes, columns the predicted ones.
+    """Counts (V, V) of one image's pixels: rows are the true classes, columns the predicted ones.
 
     Ignored pixels are in no cell.
     """
@@ -30,13 +31,13 @@ def pixel_confusion(
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Measures of each class, all (V,); NaN where a class has no pixel to measure it on.
+    """Metrics of each class, all (V,); NaN where a class has no pixel to measure it on.
 
     Args:
         pixels: True pixels.
-        iou: Pixels that are and were called the class, divided by those that are or were.
-        accuracy: Share of the class's pixels that were found.
-        precision: Share of the pixels called the class that are.
+        iou: Intersection over union of the true and the predicted pixels.
+        accuracy: Fraction of the pixels of the class that were found.
+        precision: Fraction of the pixels predicted as the class that are.
     """
 
     pixels: Ints
@@ -46,24 +47,25 @@ class ClassScores:
 
 
 def class_scores(confusion: Ints) -> ClassScores:
-    """Measures of each class from a confusion matrix (V, V), or of many, (…, V, V)."""
+    """Metrics of each class from a confusion matrix (V, V), or of many, (…, V, V)."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    true, said = confusion.sum(-1), confusion.sum(-2)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
+    union = true + predicted - right
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ClassScores(true, right / (true + said - right), right / true, right / said)
+        return ClassScores(true, right / union, right / true, right / predicted)
 
 
 def mean_iou(confusion: Ints) -> float:
-    """Mean IoU over the classes that occur, in the labels or among the answers (Everingham et al.
+    """Mean IoU over the classes that occur in the labels or predictions; NaN where none does.
 
-    2010); NaN where nothing does.
+    Source: Everingham et al. 2010.
     """
     iou = class_scores(confusion).iou
     return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
 
 def segmentation_metrics(confusion: Ints) -> dict[str, float]:
-    """Mean IoU, share of right pixels, and mean accuracy over the classes that have pixels."""
+    """Mean IoU, fraction of right pixels, and mean accuracy over the classes that have pixels."""
     scores = class_scores(confusion)
     counted = scores.pixels > 0
     return {
@@ -73,23 +75,16 @@ def segmentation_metrics(confusion: Ints) -> dict[str, float]:
     }
 
 
-def bootstrap_interval(confusions: Ints, draws: int = 1000) -> tuple[float, float] | None:
-    """95 % interval of the mean IoU over sets of pictures drawn anew from these (N, V, V).
-
-    None for fewer than five.
-    """
-    count = len(confusions)
-    if count < 5:
-        return None
-    rng = np.random.default_rng(0)
+def bootstrap_interval(confusions: Ints) -> Interval | None:
+    """95 % interval of the mean IoU over images, from their confusion matrices (N, V, V)."""
     right = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)  # (N, V)
     union = (confusions.sum(1) + confusions.sum(2)).astype(np.float64) - right
-    # (draws, N): how often each picture is drawn
-    times = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.nanmean((times @ right) / (times @ union), axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+
+    def score(rows: NDArray[np.int64]) -> float:
+        hits, either = right[rows].sum(0), union[rows].sum(0)
+        return float((hits[either > 0] / either[either > 0]).mean()) if either.any() else 0.0
+
+    return bootstrap(score, len(confusions))
 
 
 def constant_answer(confusion: Ints, answer: int) -> Ints:

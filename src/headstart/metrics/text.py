@@ -1,4 +1,4 @@
-"""Measures of text tasks: correlation, entities, answers."""
+"""Metrics of text tasks: correlation, entities, answers."""
 
 import re
 import string
@@ -9,38 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.metrics.classification import confusion_matrix
+from headstart.metrics.optional import scikit_learn
 
 
-def matthews(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> float:
-    """Matthews' correlation for any number of classes (Gorodkin 2004).
-
-    1 is perfect, 0 is chance or a constant answer.
-    """
-    table = confusion_matrix(labels, predicted, classes).astype(np.float64)
-    true, said, total = table.sum(1), table.sum(0), table.sum()
-    cover = np.sqrt((total**2 - (said**2).sum()) * (total**2 - (true**2).sum()))
-    return float((np.trace(table) * total - (true * said).sum()) / cover) if cover else 0.0
-
-
-def pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Linear correlation; 0 where one of the two is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale > 0 else 0.0
-
-
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: NDArray[np.float64] = (last - counts + last - 1) / 2
-    return mean[inverse]
-
-
-def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Correlation of the ranks."""
-    return pearson(ranks(a), ranks(b))
+def matthews(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Matthews' correlation of (N,) classes; 1 is perfect, 0 is chance or a constant answer."""
+    return float(scikit_learn("metrics").matthews_corrcoef(labels, predicted))
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -72,11 +46,11 @@ class EntityScore:
 
 
 def entity_scores(
-    true: Iterable[Sequence[str]], said: Iterable[Sequence[str]]
+    true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]
 ) -> dict[str, EntityScore]:
     """Scores of each kind of entity, and of all of them under ""."""
     right, there, given = Counter[str](), Counter[str](), Counter[str]()
-    for a, b in zip(true, said, strict=True):
+    for a, b in zip(true, predicted, strict=True):
         wanted, found = entities(a), entities(b)
         for counter, each in ((right, wanted & found), (there, wanted), (given, found)):
             for kind, _, _ in each:
@@ -85,34 +59,39 @@ def entity_scores(
     scores = {}
     for kind in sorted({"", *there, *given}):
         scores[kind] = EntityScore(
-            right[kind] / max(1, given[kind]), right[kind] / max(1, there[kind]),
-            2 * right[kind] / max(1, given[kind] + there[kind]), there[kind],
-        )  # fmt: skip
+            precision=right[kind] / max(1, given[kind]),
+            recall=right[kind] / max(1, there[kind]),
+            f1=2 * right[kind] / max(1, given[kind] + there[kind]),
+            count=there[kind],
+        )
     return scores
 
 
 def normal_answer(text: str) -> str:
-    """An answer as SQuAD compares it: lower case, without punctuation, articles and double spaces."""
+    """An answer as SQuAD compares it.
+
+    Lower case, without punctuation, articles and repeated spaces.
+    """
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def answer_scores(said: str, answers: Sequence[str]) -> tuple[float, float]:
+def answer_scores(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
     """Exact match and word F1 against the best of the answers.
 
     None of them means that "" is right (SQuAD 2.0).
     """
     if not answers:
-        right = float(not normal_answer(said))
+        right = float(not normal_answer(predicted))
         return right, right
-    exact = max(float(normal_answer(said) == normal_answer(each)) for each in answers)
+    exact = max(float(normal_answer(predicted) == normal_answer(each)) for each in answers)
     return exact, max(
-        _word_f1(normal_answer(said).split(), normal_answer(each).split()) for each in answers
+        _word_f1(normal_answer(predicted).split(), normal_answer(each).split()) for each in answers
     )
 
 
-def _word_f1(said: list[str], true: list[str]) -> float:
-    if not said or not true:
-        return float(said == true)
-    common = sum((Counter(said) & Counter(true)).values())
-    return 2 * common / (len(said) + len(true))
+def _word_f1(predicted: list[str], true: list[str]) -> float:
+    if not predicted or not true:
+        return float(predicted == true)
+    common = sum((Counter(predicted) & Counter(true)).values())
+    return 2 * common / (len(predicted) + len(true))

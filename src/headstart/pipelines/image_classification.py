@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from headstart.errors import InputError
-from headstart.metrics.calibration import Confidence
 from headstart.pipelines.base import batched, is_one_image, load_both
+from headstart.pipelines.confidence import FILE, Confidence
 
 UNKNOWN = "I don't know"  # the label of a refused answer
 
@@ -28,7 +28,9 @@ class ImageClassificationPipeline:
             `top_k` is None.
         refuse: Whether to answer "I don't know" below the confidence that training found for its
             target error rate (`headstart train --max-error`); a number is another rate, such as
-            0.01. Probabilities are then those after temperature scaling.
+            0.01.
+
+    Probabilities are those after the temperature scaling that training found to help, if any.
     """
 
     task = "image-classification"
@@ -38,16 +40,13 @@ class ImageClassificationPipeline:
         top_k: int | None = None, batch_size: int = 8, label_threshold: float = 0.5, refuse: bool | float = False,
     ) -> None:  # fmt: skip
         self.temperature, self.threshold = 1.0, 0.0
-        if refuse is not False:
-            found = Confidence.read(
-                model
-                if isinstance(model, str | Path)
-                else getattr(model.config, "name_or_path", "")
-            )
-            self.temperature, self.threshold = (
-                found.temperature,
-                found.choice(None if refuse is True else refuse).threshold,
-            )
+        named = isinstance(model, str | Path)
+        folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")
+        if refuse is not False or (folder.name and (folder / FILE).is_file()):
+            found = Confidence.read(folder)
+            self.temperature = found.temperature
+            if refuse is not False:
+                self.threshold = found.choice(None if refuse is True else refuse).threshold
         self.model, self.image_processor = load_both(
             model,
             "AutoModelForImageClassification",

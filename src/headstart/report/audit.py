@@ -157,13 +157,17 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     from headstart.recipe import Recipe
     from headstart.report.suspects import doubtful_labels, outliers
     from headstart.tasks.image_classification import ImageClassification
+    from headstart.training.features import extractor_of
 
     task = ImageClassification(ImageData(read.classes, dict(read.splits), [], read.kind), options)
     task.trains = False  # a class may be left with few images
     network = task.build(model, Recipe(tune="head")).eval()
-    features = task.features(network, torch.device("cpu"), Silent())
+    everything = [digest for digests in task.feature_digests().values() for digest in digests]
+    store = extractor_of(task, network, torch.device("cpu")).fill(everything, Silent())
+    task.drop_unread()
+    features = {split: store[digests] for split, digests in task.feature_digests().items()}
     splits = task.data.splits
-    every = [(split, i) for split in features for i in range(len(splits[split]))]
+    every = [(split, i) for split in features for i in range(len(features[split]))]
     rows = np.concatenate([features[split] for split in features])
     for index, distance in outliers(rows):
         split, i = every[index]

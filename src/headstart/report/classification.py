@@ -1,23 +1,17 @@
-"""Sections of the report of a classifier: confusion, classes, mistakes, doubts, calibration.
+"""Sections of the report of a classifier: confusion, classes, errors, calibration, refusals.
 
 Shared by the tasks that give each example one class.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.metrics.calibration import Choice, confidence_of, cross_fitted
-from headstart.metrics.classification import (
-    best_temperature,
-    confusion_matrix,
-    per_class,
-    reliability,
-    softmax,
-)
+from headstart.metrics.calibration import Calibration, confidence_of
+from headstart.metrics.classification import confusion_matrix, per_class, reliability, softmax
+from headstart.pipelines.confidence import Choice
 from headstart.report.page import (
     BLUE,
     GREY,
@@ -34,8 +28,8 @@ from headstart.tasks.base import Evaluation
 
 SHOWN_CLASSES = 40  # a larger matrix cannot be read; its worst pairs are listed instead
 GALLERY = 12
-Pixels = Callable[[int], NDArray[np.uint8]]  # the picture of an example
-# the same with what the network looked at for a class or number
+Pixels = Callable[[int], NDArray[np.uint8]]  # the image of an example
+# the same with what the network looked at for a class or target
 LookedAt = Callable[[int, str], NDArray[np.uint8]]
 
 
@@ -52,8 +46,8 @@ def classification_sections(
         evaluation: With details "logits" (N, C) and "labels" (N,).
         classes: Names of the classes.
         names: How each example is named to the user.
-        pixels: Gives the picture of an example; None where examples are not pictures.
-        looked_at: Gives the picture with what the network looked at.
+        pixels: Gives the image of an example; None where examples are not images.
+        looked_at: Gives the image with what the network looked at.
     """
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     probabilities = softmax(logits)
@@ -65,35 +59,35 @@ def classification_sections(
     ]
     if pixels is not None:
         sections += gallery_sections(probabilities, labels, classes, names, pixels, looked_at)
-    return [
-        *sections,
-        calibration_section(logits, labels),
-        *refusal_sections(logits, labels, evaluation.max_error),
-    ]
+    calibration = evaluation.calibration
+    if calibration is None:
+        return sections
+    refusals = refusal_sections(calibration, evaluation.max_error)
+    return [*sections, calibration_section(calibration), *refusals]
 
 
 def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     """The result against always giving the most frequent class."""
     counts = confusion.sum(axis=1)
     best = int(counts.argmax())
-    mistakes = int(counts.sum() - np.trace(confusion))
+    errors = int(counts.sum() - np.trace(confusion))
     text = (
         f"Always answering “{classes[best]}” would be right for {counts[best] / counts.sum():.1%};"
-        f" the model is right for {np.trace(confusion) / counts.sum():.1%} and makes {mistakes}"
-        f" mistakes on {counts.sum()} examples."
+        f" the model is right for {np.trace(confusion) / counts.sum():.1%} and makes {errors}"
+        f" errors on {counts.sum()} examples."
     )
     return Section("Against the most frequent class", text)
 
 
 def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
-    """The matrix as a picture, or the pairs that are confused most."""
+    """The matrix as a figure, or the pairs that are confused most."""
     count = len(classes)
     wrong = confusion - np.diag(np.diag(confusion))
     worst = [divmod(int(i), count) for i in np.argsort(-wrong, axis=None, kind="stable")[:10]]
     pairs = [
-        [classes[true], classes[said], str(wrong[true, said])]
-        for true, said in worst
-        if wrong[true, said]
+        [classes[true], classes[predicted], str(wrong[true, predicted])]
+        for true, predicted in worst
+        if wrong[true, predicted]
     ]
     table = Table(("true class", "predicted", "examples"), pairs) if pairs else None
     if count > SHOWN_CLASSES:
@@ -101,8 +95,8 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
     side = min(9.0, 2.2 + 0.32 * count)
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(confusion):
         axes.text(
             j,
@@ -111,7 +105,7 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
             ha="center",
             va="center",
             fontsize=8,
-            color="white" if share[i, j] > 0.5 else "black",
+            color="white" if fraction[i, j] > 0.5 else "black",
         )
     short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
     axes.set_xticks(
@@ -140,8 +134,8 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
         for i in order
     ]
     text = (
-        "Recall: share of the class that was found. Precision: share of the answers of this class"
-        " that are right. Weakest class first."
+        "Recall: fraction of the class that was found. Precision: fraction of the predictions of"
+        " this class that are right. Weakest class first."
     )
     return Section(
         "Classes",
@@ -159,42 +153,34 @@ def gallery_sections(
     pixels: Pixels,
     looked_at: LookedAt | None,
 ) -> list[Section]:
-    """The surest mistakes, and the images the model is least sure of."""
-    said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    mistakes = np.flatnonzero(said != labels)
-    mistakes = mistakes[np.argsort(-sure[mistakes], kind="stable")][:GALLERY]
-    doubts = np.argsort(sure, kind="stable")[:GALLERY]
+    """The highest-confidence errors, and the lowest-confidence predictions."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    errors = np.flatnonzero(predicted != labels)
+    errors = errors[np.argsort(-confidence[errors], kind="stable")][:GALLERY]
+    lowest = np.argsort(confidence, kind="stable")[:GALLERY]
 
     def picture(i: int) -> Picture:
-        verdict = f"{classes[said[i]]} {sure[i]:.0%}" + (
-            "" if said[i] == labels[i] else f", is {classes[labels[i]]}"
-        )
-        return example_picture(
-            i, classes[said[i]], f"{verdict}\n{file_name(names[i])}", pixels, looked_at
-        )
+        caption = f"{classes[predicted[i]]} {confidence[i]:.0%}"
+        if predicted[i] != labels[i]:
+            caption += f", is {classes[labels[i]]}"
+        caption += f"\n{file_name(names[i])}"
+        return example_picture(i, classes[predicted[i]], caption, pixels, looked_at)
 
-    below = (
-        ""
-        if looked_at is None
-        else " Below each: bright where the network saw what speaks for its answer."
-    )
+    below = "" if looked_at is None else " Below each: bright is evidence for the prediction."
     sections = []
-    if len(mistakes):
-        text = "What the model was surest of and got wrong: hard images, or wrong labels." + below
-        sections.append(
-            Section("Most confident mistakes", text, pictures=[picture(int(i)) for i in mistakes])
-        )
-    text = "Images whose best class got the smallest probability, right or wrong." + below
-    sections.append(
-        Section("Least certain", text, pictures=[picture(int(i)) for i in doubts], folded=True)
-    )
-    return sections
+    if len(errors):
+        text = "Wrong predictions of the highest confidence: hard images, or wrong labels." + below
+        shown = [picture(int(i)) for i in errors]
+        sections.append(Section("Highest-confidence errors", text, pictures=shown))
+    text = "Images whose best class has the smallest probability, right or wrong." + below
+    shown = [picture(int(i)) for i in lowest]
+    return [*sections, Section("Lowest-confidence predictions", text, pictures=shown, folded=True)]
 
 
 def example_picture(
     index: int, label: str, caption: str, pixels: Pixels, looked_at: LookedAt | None
 ) -> Picture:
-    """The picture of an example, and below it what the network looked at for a class or number."""
+    """The image of an example, and below it what the network looked at for a class or target."""
     below = None if looked_at is None else picture_source(looked_at(index, label))
     return Picture(picture_source(pixels(index)), caption, below)
 
@@ -204,55 +190,52 @@ def file_name(name: str) -> str:
     return Path(name.split(" (")[0]).name
 
 
-def calibration_section(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> Section:
-    """Confidence against accuracy, as it is and after temperature scaling that was fitted on other
-    examples.
-    """
-    temperature = best_temperature(logits, labels)
-    scaled, _ = cross_fitted(logits, labels)
+def calibration_section(found: Calibration) -> Section:
+    """Confidence against accuracy, before and after temperature scaling on held-out examples."""
+    shown = [("as trained", found.raw)]
+    if found.temperature != 1:
+        shown.append((f"temperature {found.temperature:.2f}", found.crossed))
     errors, figures = [], []
-    for title, probabilities in (
-        ("as trained", softmax(logits)),
-        (f"temperature {temperature:.2f}", scaled),
-    ):
+    for title, confidence in shown:
         figure = new_figure(4.2, 3.2)
         axes = figure.subplots()
-        bins = reliability(probabilities, labels)
+        bins = reliability(confidence, found.right)
         used = bins.count > 0
         errors.append(bins.error)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         area = 12 + 180 * bins.count[used] / bins.count.sum()
-        axes.scatter(
-            bins.confidence[used], bins.accuracy[used], s=area, color=BLUE, zorder=3, clip_on=False
-        )
-        axes.plot(bins.confidence[used], bins.accuracy[used], color=ORANGE, linewidth=1)
+        x, y = bins.confidence[used], bins.accuracy[used]
+        axes.scatter(x, y, s=area, color=BLUE, zorder=3, clip_on=False)
+        axes.plot(x, y, color=ORANGE, linewidth=1)
         axes.set_title(f"{title}: error {bins.error:.1%}", fontsize=10)
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.05), xlabel="confidence", ylabel="accuracy")
         plain_axes(axes)
         figures.append(figure_source(figure))
     text = (
-        "Where points lie below the line, the model is surer than it should be. Its expected"
-        f" calibration error is {errors[0]:.1%}; dividing the scores by {temperature:.2f} makes it"
-        f" {errors[1]:.1%} (each tenth of the examples judged with the temperature that was fitted"
-        " on the others)."
+        "Where points lie below the line, the model is more confident than it should be. Its"
+        f" expected calibration error is {errors[0]:.1%}; "
     )
+    if found.temperature == 1:
+        text += "no temperature makes it smaller on held-out examples, so none is used."
+    else:
+        text += (
+            f"dividing the scores by {found.temperature:.2f} makes it {errors[1]:.1%} (each tenth of"
+            " the examples with the temperature that was fitted on the others)."
+        )
     return Section("Can its confidence be believed?", text, figures)
 
 
-def refusal_sections(
-    logits: NDArray[np.floating[Any]], labels: NDArray[np.int64], max_error: float | None
-) -> list[Section]:
-    """When the model had better say "I don't know": error rate against share refused.
+def refusal_sections(found: Calibration, max_error: float | None) -> list[Section]:
+    """When the model should rather answer "I don't know": error rate against fraction refused.
 
     None where there are too few examples.
     """
-    found = confidence_of(logits, labels, max_error)
-    if found is None:
+    confidence = confidence_of(found, max_error)
+    if confidence is None:
         return []
-    chosen = found.choice()
-    sure, right = cross_fitted(logits, labels)[0].max(axis=1), logits.argmax(axis=1) == labels
-    order = np.argsort(-sure, kind="stable")
-    count = np.arange(1, len(order) + 1)
+    chosen = confidence.choice()
+    order = np.argsort(-found.crossed, kind="stable")
+    right, count = found.right, np.arange(1, len(order) + 1)
     figure = new_figure(4.4, 3.0)
     axes = figure.subplots()
     axes.plot(1 - count / len(order), np.cumsum(~right[order]) / count, color=BLUE)
@@ -262,8 +245,8 @@ def refusal_sections(
     axes.set(
         xlim=(0, 1),
         ylim=(0, None),
-        xlabel="share refused, the least certain first",
-        ylabel="mistakes among answers",
+        xlabel="fraction refused, lowest confidence first",
+        ylabel="errors among answers",
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -273,18 +256,18 @@ def refusal_sections(
         error = "" if each.error is None else f"{each.error:.1%}"
         return [
             f"{each.max_error:.0%}",
-            f"{each.threshold:.1%}" if each.threshold <= 1 else "never sure enough",
+            f"{each.threshold:.1%}" if each.threshold <= 1 else "never confident enough",
             f"{each.refused:.1%}",
             error,
         ]
 
     if chosen.error is None:
         text = (
-            f"No threshold keeps mistakes at {chosen.max_error:.0%}: the model would have to refuse"
-            " every example."
+            f"No threshold keeps the error rate at {chosen.max_error:.0%}: the model would have to"
+            " refuse every example."
         )
     elif not chosen.threshold:
-        text = f"With at most {chosen.max_error:.0%} of mistakes allowed it may answer everything."
+        text = f"For an error rate of at most {chosen.max_error:.0%} it may answer everything."
     else:
         text = (
             f"To be wrong in at most {chosen.max_error:.0%} of its answers it should not answer"
@@ -292,11 +275,11 @@ def refusal_sections(
             f" of images like these, and {chosen.error:.1%} of its answers would be wrong."
         )
     text += (
-        " Each tenth of the examples was judged by a threshold chosen on the others; headstart"
-        " predict refuses by it when asked to."
+        " Each tenth of the examples was evaluated with a threshold chosen on the others;"
+        " headstart predict --refuse uses it."
     )
     table = Table(
-        ("allowed mistakes", "least confidence", "refused", "mistakes"),
-        [cells(each) for each in found.choices],
+        ("target error rate", "threshold", "refused", "error rate"),
+        [cells(each) for each in confidence.choices],
     )
     return [Section("When it should say “I don’t know”", text, [figure_source(figure)], table)]

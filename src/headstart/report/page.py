@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained page, and a model card.
+"""Pieces of a self-contained page: sections, tables, figures, images.
 
-Tasks add `Section`s; nothing here knows what they are about.
+Nothing here knows what they are about.
 """
 
 import base64
@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.checkpoint import atomic_write
 from headstart.errors import MissingExtraError
-from headstart.progress import duration, metric_text
-from headstart.recipe import Recipe
-from headstart.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,127 +176,3 @@ def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
     return page
-
-
-def write_report(
-    folder: Path,
-    task: Task,
-    evaluations: Mapping[str, Evaluation],
-    results: Mapping[str, Any],
-    recipe: Recipe,
-    metrics: Sequence[Mapping[str, Any]],
-    draws: Section | None = None,
-) -> None:
-    """Writes `report.html`."""
-    judged = evaluations.get("test") or evaluations.get("validation")
-    sections = [
-        section
-        for section in [draws, learning_curves(metrics, task.headline)]
-        if section is not None
-    ]
-    if judged is not None:
-        sections += task.report(judged)
-    page = render(
-        title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
-        found=[*task.found()[:1], *results["notes"]],
-        judged=judged,
-        headline=task.headline.replace("_", " "),
-        headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
-        interval=(
-            [metric_text(task.headline, bound) for bound in judged.interval]
-            if judged and judged.interval
-            else None
-        ),
-        metrics=(
-            [
-                (name.replace("_", " "), metric_text(name, value))
-                for name, value in judged.metrics.items()
-            ]
-            if judged
-            else []
-        ),
-        sections=sections,
-        results=results,
-        time=duration(results["seconds"]),
-        recipe=recipe.to_dict(),
-        use=task.card().replace("FOLDER", str(folder)),
-    )
-    atomic_write(folder / "report.html", page)
-
-
-def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Recipe) -> None:
-    """Writes `README.md`, with the front matter that the Hub reads."""
-    evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
-    lines = [
-        "---",
-        "library_name: headstart",
-        f"pipeline_tag: {task.name}",
-        f"base_model: {results['model']}",
-        "tags: [headstart]",
-        "---",
-    ]
-    lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
-    lines += [*(f"- {line}" for line in [*task.found()[:1], *results["notes"]]), ""]
-    if evaluation:
-        split = "test" if "test" in results["evaluations"] else "validation"
-        lines += [
-            f"## Result on {evaluation['examples']} {split} examples",
-            "",
-            "| measure | value |",
-            "| --- | --- |",
-        ]
-        lines += [
-            f"| {name.replace('_', ' ')} | {metric_text(name, value)} |"
-            for name, value in evaluation["metrics"].items()
-        ]
-        if evaluation["confidence_interval_95"]:
-            low, high = (
-                metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"]
-            )
-            lines += [
-                "",
-                f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}.",
-            ]
-        if results["draws"]:
-            mean = results["draws"]["metrics"][task.headline]
-            low, high = (
-                metric_text(task.headline, bound) for bound in mean["confidence_interval_95"]
-            )
-            count = len(results["draws"]["seeds"])
-            lines += [
-                "",
-                (
-                    f"Over {count} draws of the training examples:"
-                    f" {metric_text(task.headline, mean['mean'])} on average, "
-                ),
-            ]
-            lines[-1] += (
-                f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
-            )
-    else:
-        lines += ["The model was not judged: no data was held out."]
-    lines += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        task.card().replace("FOLDER", "path/to/this/folder").rstrip(),
-        "```",
-        "",
-    ]
-    lines += [
-        "## Training",
-        "",
-        (
-            f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
-            f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
-            f" seed {recipe.seed}; every value is in `recipe.yaml`."
-        ),
-        f"{duration(results['seconds'])} on {results['device']}, {results['finished']}.",
-        f"Data fingerprint `{results['data_fingerprint']}`.",
-        "",
-    ]
-    if results["differences"]:
-        lines += ["## In transformers", "", "This folder computes something else there:", ""]
-        lines += [*(f"- {each}" for each in results["differences"]), ""]
-    atomic_write(folder / "README.md", "\n".join(lines))

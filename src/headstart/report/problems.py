@@ -14,6 +14,8 @@ from headstart.data.cache import decode
 from headstart.data.duplicates import Pair
 from headstart.data.labels import MULTI, SINGLE
 from headstart.data.sources.raw import Source
+from headstart.metrics.multilabel import per_label
+from headstart.metrics.regression import correlation, r_squared
 from headstart.report.classification import (
     GALLERY,
     LookedAt,
@@ -34,7 +36,6 @@ from headstart.report.page import (
     plain_axes,
 )
 from headstart.tasks.base import Evaluation
-from headstart.tasks.problems import correlation, per_label, r_squared
 
 
 def problem_sections(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.metrics.classification import best_temperature, softmax
-from headstart.training.head import held_out_scores, standardised
+from headstart.training.head import held_out_scores, standardized
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -91,7 +91,7 @@ def neighbour_distances(features: Floats) -> Doubles:
     """Mean cosine distance (N,) of each example to its nearest neighbours, in blocks so that memory
     stays small.
     """
-    x = torch.from_numpy(standardised(features)[0])
+    x = torch.from_numpy(standardized(features)[0])
     x = torch.nn.functional.normalize(x, dim=1)
     count = min(NEIGHBOURS, len(x) - 1)
     found = []

@@ -1,7 +1,7 @@
-"""Masked image modelling: BEiT's pretraining, on pictures without labels.
+"""Masked image modeling: BEiT's pretraining, on images without labels.
 
-Each picture is shown in a few fixed random views (crop and mirror), whose codes the tokenizer gives
-once and the disk keeps; masks are new every time.
+Each image is shown in a few fixed random views (crop and mirror), whose codes the tokenizer gives
+once and the disk caches; masks are new every time.
 
 Letters: B images, S side of what the network sees, h w sides of the grid of patches, V codes, N
     images of a split, K views of each.
@@ -10,7 +10,6 @@ Letters: B images, S side of what the network sees, h w sides of the grid of pat
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedImageModeling
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_json
-from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel, random_part, square
+from headstart.data.cache import PixelCache, parallel, random_part, square
 from headstart.data.images import read_pictures
 from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources.raw import Examples
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError
 from headstart.metrics.classification import wilson
 from headstart.models.beit.image_tokenizer import DalleImageTokenizer
 from headstart.models.beit.masking import blockwise_mask
@@ -38,64 +37,42 @@ from headstart.pipelines.masked_image_modeling import (
     codes_of,
     load_tokenizer,
     network_view,
-    normalised,
-    panels,
     tokenizer_view,
 )
-from headstart.recipe import Facts, Recipe
-from headstart.report.classification import file_name
-from headstart.report.page import Picture, Section, Table, picture_source
-from headstart.report.segmentation import side_by_side
-from headstart.tasks.base import Evaluation, Task
+from headstart.recipe import Recipe
+from headstart.tasks.base import Evaluation
+from headstart.tasks.image import ImageTask
 
-VIEWS = 4  # of each training picture
+VIEWS = 4  # of each training image
 MASK_RATIO = 0.4  # of the patches, as in the paper
-AREA, ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # of a view, as a share of the picture
-CHUNK = 64  # pictures that go through tokenizer or network together
-SHOWN = 8
+AREA, ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)  # of a view: fraction of the image, and width / height
+CHUNK = 64  # images that go through tokenizer or network together
 
 Pixels = NDArray[np.uint8]
 
 
-class MaskedImageModeling(Task):
-    """Codes of hidden patches: pictures of any data set that images are read from, or anywhere
-    below a folder; labels are not looked at.
+class MaskedImageModeling(ImageTask):
+    """Codes of hidden patches, of images of any data set or anywhere below a folder.
 
     Options of `DataOptions.extra`: "tokenizer" (a folder, a file or "dall-e"; default that of the
-    model's folder), "views" (K), "mask_ratio", "scratch" (true draws the network's weights at
-    random; the model then only gives its configuration).
+    model's folder), "views" (K), "mask_ratio", "scratch" (true initializes the network randomly;
+    the model then only gives its configuration).
     """
 
     name: ClassVar[str] = "masked-image-modeling"
     headline: ClassVar[str] = "code_accuracy"
 
     def __init__(self, data: dict[str, Examples], notes: list[str], options: DataOptions) -> None:
-        self.data, self.notes, self.options = data, notes, options
-        self.views, self.ratio = (
-            int(options.extra.get("views", VIEWS)),
-            float(options.extra.get("mask_ratio", MASK_RATIO)),
-        )
+        super().__init__(data, notes, options)
+        self.views = int(options.extra.get("views", VIEWS))
+        self.ratio = float(options.extra.get("mask_ratio", MASK_RATIO))
         if self.views < 1 or not 0 < self.ratio < 1:
             raise ConfigError(
                 f"views={self.views}, mask_ratio={self.ratio}; expected at least one view and a"
                 " ratio between 0 and 1"
             )
-        self.bad: list[Bad] = []
-        self.digests: dict[str, list[str]] = {}
-        self.sizes: dict[str, list[tuple[int, int]]] = {}
-        for split, examples in data.items():
-            found = list(parallel(inspect, examples.images, options.workers))
-            self.bad += [
-                Bad(split, i, examples.names[i], each)
-                for i, each in enumerate(found)
-                if isinstance(each, str)
-            ]
-            self.digests[split] = [each[0] if isinstance(each, tuple) else "" for each in found]
-            self.sizes[split] = [each[1:] if isinstance(each, tuple) else (0, 0) for each in found]
-        self.caches: dict[str, PixelCache] = {}
+        self.inspect()
         self.codes: dict[str, NDArray[np.uint16]] = {}
-        self.recipe, self.trains = Recipe(), True
-        self.processor: Any = None
         self.config: Any = None
         self.tokenizer: Any = None
 
@@ -106,42 +83,28 @@ class MaskedImageModeling(Task):
         return cls(found.splits, found.notes, options)
 
     @property
-    def splits(self) -> dict[str, int]:
-        """See `Task.splits`."""
-        return {split: len(examples) for split, examples in self.data.items()}
-
-    @property
     def fingerprint(self) -> str:
         """See `Task.fingerprint`.
 
-        Of the content and split of every picture, in their order, for views are drawn by number.
+        Of the content and split of every image, in their order, since views depend on the index.
         """
         whole = hashlib.sha256(f"{self.views}".encode())
-        for split in sorted(self.digests):
-            whole.update(f"{split}:{','.join(self.digests[split])};".encode())
+        for split in sorted(self.digests_of):
+            whole.update(f"{split}:{','.join(self.digests_of[split])};".encode())
         return whole.hexdigest()
-
-    def facts(self) -> Facts:
-        """See `Task.facts`."""
-        sizes = sorted(
-            (size for size in self.sizes["train"] if size[0]), key=lambda size: size[0] * size[1]
-        )
-        if not sizes:
-            check_bad(self.bad, False, sum(self.splits.values()))
-        return Facts(self.splits["train"], 0, *sizes[len(sizes) // 2], task=self.name)
 
     def found(self) -> list[str]:
         """See `Task.found`."""
+        facts, total = self.facts(), sum(self.splits.values())
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
-        facts = self.facts()
-        lines = [
-            f"{sum(self.splits.values())} pictures ({parts})",
-            f"median picture {facts.width}x{facts.height} pixels",
-        ]
         views = "1 fixed view" if self.views == 1 else f"{self.views} fixed views"
-        lines.append(f"{views} of each, up to {self.ratio:.0%} of the patches hidden in blocks")
+        lines = [
+            f"{total} images ({parts})",
+            f"median image {facts.width}x{facts.height} pixels",
+            f"{views} of each, up to {self.ratio:.0%} of the patches hidden in blocks",
+        ]
         if self.bad:
-            lines.append(f"{len(self.bad)} of {sum(self.splits.values())} pictures cannot be read")
+            lines.append(f"{len(self.bad)} of {total} images cannot be read")
         return lines + self.notes
 
     # Model ----------------------------------------------------------------------------------------
@@ -150,10 +113,7 @@ class MaskedImageModeling(Task):
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
         self.tokenizer = self._load_tokenizer(name, config).eval()
-        size = config.image_size
-        self.recipe = replace(
-            recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size))
-        )
+        self.recipe = self.square_side(recipe, config)
         overrides: dict[str, Any] = {
             "image_size": self.recipe.crop,
             "use_mask_token": True,
@@ -162,7 +122,7 @@ class MaskedImageModeling(Task):
         if recipe.drop_path is not None:
             overrides["drop_path_rate"] = recipe.drop_path
         model: nn.Module
-        torch.manual_seed(recipe.seed)  # what the checkpoint lacks is drawn at random
+        torch.manual_seed(recipe.seed)  # what the checkpoint lacks is randomly initialized
         if self.options.extra.get("scratch"):
             model = AutoModelForMaskedImageModeling.from_config(
                 type(config).from_dict(config.to_dict(), **overrides)
@@ -215,65 +175,31 @@ class MaskedImageModeling(Task):
     # Pixels and codes -----------------------------------------------------------------------------
 
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
-        """See `Task.prepare`: pictures as squares, and the codes of every view."""
-        self.bad = [each for each in self.bad if each.split in splits]
-        total = sum(count for split, count in self.splits.items() if split in splits)
-        everything = list(self.bad)
-        for split in splits:
-            if split in self.data:
-                self._drop(split, {each.index for each in self.bad if each.split == split})
-                side = self.recipe.resize or self.recipe.crop or max(self.config.image)
-                file = folder / f"{split}.npy" if folder else None
-                cache = PixelCache(
-                    self.data[split],
-                    side,
-                    partial(square, side=side, resample=self.processor.resample),
-                    file,
-                )
-                failed = dict(cache.fill(self.options.workers))
-                everything += [
-                    Bad(split, i, self.data[split].names[i], reason) for i, reason in failed.items()
-                ]
-                if failed:
-                    cache.keep(
-                        np.array(
-                            [i for i in range(len(self.data[split])) if i not in failed],
-                            dtype=np.int64,
-                        )
-                    )
-                self._drop(split, set(failed))
-                self.caches[split] = cache
-        check_bad(everything, self.options.skip_bad, total)
-        if everything:
-            self.notes.append(f"{len(everything)} unreadable pictures left out")
+        """See `Task.prepare`: images as squares, and the codes of every view."""
+        self.fill_caches(folder, splits)
         for split in self.caches:
-            if not self.splits[split]:
-                raise DataError(f"no readable {split} picture is left")
             self.codes[split] = self._codes(split, folder)
 
-    def _drop(self, split: str, out: set[int]) -> None:
-        kept = [i for i in range(len(self.data[split])) if i not in out]
-        self.data[split], self.digests[split] = (
-            self.data[split].take(kept),
-            [self.digests[split][i] for i in kept],
-        )
-        self.sizes[split] = [self.sizes[split][i] for i in kept]
+    def cache(self, split: str, file: Path | None) -> PixelCache:
+        """See `ImageTask.cache`."""
+        side = self.recipe.resize or self.recipe.crop or max(self.config.image)
+        view = partial(square, side=side, resample=self.processor.resample)
+        return PixelCache(self.examples[split], side, view, file)
 
     def view(self, split: str, index: int, number: int) -> Pixels:
-        """View `number` of a picture, (H, W, 3): a random part, perhaps mirrored, always the same.
+        """View `number` of an image, (H, W, 3): a random part, perhaps mirrored, always the same.
 
-        When judging, all of it.
+        For evaluation, all of it.
         """
-        picture = self.caches[split][index]
+        image = self.caches[split][index]
         if split != "train" or not self.trains or self.recipe.augment == "none":
-            return picture
+            return image
         rng = np.random.default_rng([self.recipe.seed, index, number, 0x71E3])
         if self.recipe.augment != "flip":
-            rows, columns = random_part(
-                picture.shape[0], picture.shape[1], rng, area=AREA, aspect=ASPECT
-            )
-            picture = picture[rows, columns]
-        return picture[:, ::-1] if rng.random() < 0.5 else picture
+            height, width, _ = image.shape
+            rows, columns = random_part(height, width, rng, area=AREA, aspect=ASPECT)
+            image = image[rows, columns]
+        return image[:, ::-1] if rng.random() < 0.5 else image
 
     def _codes(self, split: str, folder: Path | None) -> NDArray[np.uint16]:
         """Codes of every view, (N, K, h, w).
@@ -283,7 +209,7 @@ class MaskedImageModeling(Task):
         views = self.views if split == "train" and self.trains else 1
         shape = (self.splits[split], views, *self.config.grid)
         key = {
-            "digests": self.digests[split],
+            "digests": self.digests_of[split],
             "shape": list(shape),
             "tokenizer": self._tokenizer_digest(),
             "seed": self.recipe.seed,
@@ -355,11 +281,10 @@ class MaskedImageModeling(Task):
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, S, S) uint8, mask (h, w) and codes (h, w)."""
         number = int(rng.integers(0, self.views))
-        picture = network_view(
-            self.view("train", index, number), self.config.image, self.processor.resample
-        )
+        view = self.view("train", index, number)
+        image = network_view(view, self.config.image, self.processor.resample)
         return {
-            "image": torch.from_numpy(picture.transpose(2, 0, 1).copy()),
+            "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
             "mask": torch.from_numpy(self.mask(rng)),
             "codes": torch.from_numpy(self.codes["train"][index, number].astype(np.int64)),
         }
@@ -374,13 +299,13 @@ class MaskedImageModeling(Task):
         """See `Task.micro`: pixel_values (B, 3, S, S), mask and codes (B, h * w)."""
         moved = {key: value[rows].to(device, non_blocking=True) for key, value in batch.items()}
         return {
-            "pixel_values": normalised(moved["image"], self.processor),
+            "pixel_values": self.normalize(moved["image"]),
             "bool_masked_pos": moved["mask"].flatten(1),
             "codes": moved["codes"].flatten(1),
         }
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Task.loss`: cross-entropy of the codes of masked patches, and how many are guessed."""
+        """See `Task.loss`: cross-entropy of the codes of masked patches, and how many are right."""
         mask = inputs["bool_masked_pos"]
         logits = (
             model(pixel_values=inputs["pixel_values"], bool_masked_pos=mask).logits[mask].float()
@@ -390,99 +315,51 @@ class MaskedImageModeling(Task):
             "code_accuracy": (logits.detach().argmax(1) == true).sum()
         }
 
-    # Judging --------------------------------------------------------------------------------------
+    # Evaluation -----------------------------------------------------------------------------------
 
-    def _whole(self, split: str, index: int) -> Pixels:
-        # (S, S, 3)
+    def whole(self, split: str, index: int) -> Pixels:
+        """What the network sees of an image in evaluation, (S, S, 3)."""
         return network_view(self.caches[split][index], self.config.image, self.processor.resample)
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`, on whole pictures with the same masks every time.
+        """See `Task.evaluate`, on whole images with the same masks every time.
 
-        `details` are guessed codes and masks (N, h, w).
+        `details` are predicted codes, true codes and masks (N, h, w).
         """
         count = self.splits[split]
-        guessed = np.zeros((count, *self.config.grid), dtype=np.int64)
+        predicted = np.zeros((count, *self.config.grid), dtype=np.int64)
         # (N, h, w)
         masks = np.stack([self.mask(np.random.default_rng([7, index])) for index in range(count)])
         loss, masked = 0.0, max(1, int(masks.sum()))
         for start in range(0, count, CHUNK):
             rows = slice(start, min(start + CHUNK, count))
-            pictures = [self._whole(split, index) for index in range(rows.start, rows.stop)]
-            pixels, hidden = (
-                normalised(as_tensor(pictures, device), self.processor),
-                torch.from_numpy(masks[rows]).to(device),
-            )
+            images = [self.whole(split, index) for index in range(rows.start, rows.stop)]
+            pixels = self.normalize(as_tensor(images, device))
+            hidden = torch.from_numpy(masks[rows]).to(device)
             # (B, h * w, V)
             logits = model(pixel_values=pixels, bool_masked_pos=hidden.flatten(1)).logits.float()
-            guessed[rows] = logits.argmax(-1).view(hidden.shape).cpu().numpy()
+            predicted[rows] = logits.argmax(-1).view(hidden.shape).cpu().numpy()
             true = torch.from_numpy(self.codes[split][rows, 0].astype(np.int64)).to(device)
             loss += float(F.cross_entropy(logits[hidden.flatten(1)], true[hidden], reduction="sum"))
         true_codes = np.asarray(self.codes[split][:, 0])
-        right = int((guessed == true_codes)[masks].sum())
+        right = int((predicted == true_codes)[masks].sum())
         common = float(np.bincount(true_codes[masks], minlength=1).max() / masked)
         metrics = {
             "code_accuracy": right / masked,
             "most_common_code_accuracy": common,
             "loss": loss / masked,
         }
-        return Evaluation(
-            split, count, metrics, wilson(right, masked), {"guessed": guessed, "masks": masks}
-        )
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`."""
-        split, metrics = evaluation.split, evaluation.metrics
-        codes = np.asarray(self.codes[split][:, 0]).astype(np.int64)  # (N, h, w)
-        share = np.bincount(codes.ravel(), minlength=self.tokenizer.vocab_size) / codes.size
-        used = float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
-        rows = [
-            ["this model", f"{metrics['code_accuracy']:.1%}"],
-            ["always the most common code", f"{metrics['most_common_code_accuracy']:.1%}"],
-            ["chance", f"{1 / self.tokenizer.vocab_size:.2%}"],
-        ]
-        text = (
-            f"Of {self.tokenizer.vocab_size} codes, the pictures use as many as {used:.0f} evenly"
-            " used ones would be."
-        )
-        sections = [Section("Guessing hidden codes", text, table=Table(("", "right codes"), rows))]
-        shown = []
-        for index in (
-            np.linspace(0, len(codes) - 1, min(SHOWN, len(codes))).round().astype(int).tolist()
-        ):
-            picture = self._whole(split, index)
-            mask, true = evaluation.details["masks"][index], torch.from_numpy(codes[index])
-            parts = panels(
-                picture,
-                mask,
-                true,
-                torch.from_numpy(evaluation.details["guessed"][index]),
-                self.tokenizer,
-            )
-            right = (
-                float((evaluation.details["guessed"][index] == codes[index])[mask].mean())
-                if mask.any()
-                else 0.0
-            )
-            name = file_name(self.data[split].names[index])
-            shown.append(
-                Picture(
-                    picture_source(side_by_side(parts, gap=2), 900),
-                    f"{name}: {right:.0%} of the hidden codes guessed",
-                )
-            )
-        text = (
-            "The picture, what the mask leaves of it, the picture of visible and guessed codes, and"
-            " that of the true codes."
-        )
-        return [*sections, Section("Reconstructions", text, pictures=shown, wide=True)]
+        details = {"predicted": predicted, "masks": masks, "codes": true_codes.astype(np.int64)}
+        return Evaluation(split, count, metrics, wilson(right, masked), details)
 
     def card(self) -> str:
         """See `Task.card`."""
         return (
-            'from headstart import pipeline\n\nimagine = pipeline("masked-image-modeling",'
-            ' "FOLDER")\nimagine.write("photo.jpg", Path("photo"))  # picture, mask and'
-            ' reconstruction side by side\n\n# headstart train photos/ --model "FOLDER" --out'
-            " runs/classifier   goes on to classification\n"
+            "from headstart import pipeline\n\n"
+            'reconstruct = pipeline("masked-image-modeling", "FOLDER")\n'
+            'reconstruct.write("photo.jpg", Path("photo"))'
+            "  # image, mask and reconstruction side by side\n\n"
+            '# headstart train photos/ --model "FOLDER" --out runs/classifier'
+            "   goes on to classification\n"
         )

@@ -15,11 +15,8 @@ from headstart.data.options import DataOptions
 from headstart.data.texts import TextData, read_choices
 from headstart.errors import DataError
 from headstart.metrics.classification import negative_log_likelihood, wilson
-from headstart.report.page import Section
-from headstart.report.page import Table as ReportTable
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import TextTask
-from headstart.tasks.text_classification import shortened
 
 
 class MultipleChoice(TextTask):
@@ -111,21 +108,3 @@ class MultipleChoice(TextTask):
             wilson(int(right.sum()), len(labels)),
             {"logits": logits, "labels": labels},
         )
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`: the surest mistakes."""
-        logits, labels = evaluation.details["logits"], evaluation.details["labels"]
-        rows = self.data.splits[evaluation.split]
-        margin = logits.max(1) - logits[np.arange(len(labels)), labels]
-        table = [
-            [
-                shortened(rows[i].values),
-                rows[i].values["choices"][labels[i]],
-                rows[i].values["choices"][logits[i].argmax()],
-                rows[i].name,
-            ]
-            for i in np.argsort(-margin, kind="stable")[:20]
-            if margin[i] > 0
-        ]
-        head = ("text", "right", "chosen", "where")
-        return [Section("Most confident mistakes", table=ReportTable(head, table))] if table else []

@@ -1,7 +1,8 @@
-"""What is learned of each example: one class, any number of classes, or numbers. Loss, measures and
-head of each, for images and texts.
+"""Loss, metrics and initial head of each problem type, for images and texts.
 
-Letters: B examples of a micro-batch, N of a split, V classes or numbers, D features.
+One class for each example, any number of labels, or regression targets.
+
+Letters: B examples of a micro-batch, N of a split, V classes or targets, D features.
 """
 
 from abc import ABC, abstractmethod
@@ -16,18 +17,17 @@ from torch import Tensor, nn
 
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError
+from headstart.metrics.bootstrap import Interval, bootstrap
 from headstart.metrics.classification import classification_metrics, wilson
-from headstart.metrics.text import pearson
-from headstart.training.head import Fit, fit_head
+from headstart.metrics.multilabel import mean_average_precision, micro_f1, per_label
+from headstart.metrics.regression import correlation, r_squared
 
-Interval = tuple[float, float]
 Weights = str | Mapping[str, float] | Sequence[float]
-BOOTSTRAPS = 200
-BOOTSTRAP_CELLS = 200_000  # numbers in a split up to which an interval is worth its time
+BOOTSTRAP_CELLS = 200_000  # scores of a split up to which an interval is worth its time
 
 
 class Problem(ABC):
-    """What the labels of a task are, and what follows from it."""
+    """What the labels of a task are, and the loss, metrics and head that follow from it."""
 
     kind: ClassVar[str]
     headline: str
@@ -63,9 +63,8 @@ class Problem(ABC):
                     f"class_weights names {unknown[0]!r}, which is no class; the classes are"
                     f" {', '.join(names[:20])}"
                 )
-            self.weights = torch.from_numpy(
-                self.scaled(np.array([float(given.get(name, 1.0)) for name in names]), labels)
-            )
+            values = np.array([float(given.get(name, 1.0)) for name in names])
+            self.weights = torch.from_numpy(self.scaled(values, labels))
 
     @abstractmethod
     def balanced(self, labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
@@ -76,11 +75,11 @@ class Problem(ABC):
         return weights
 
     def weights_of(self, labels: NDArray[Any]) -> NDArray[np.float64] | None:
-        """What each label counts in a fitted head: (N,) or (N, V)."""
+        """Weight of each label in a fitted head, (N,) or (N, V); None weighs all the same."""
         return None
 
     def start(self, layer: nn.Linear) -> None:
-        """Sets a new head to what is known before anything is learned."""
+        """Initializes a new head with what is known before training."""
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
 
@@ -88,28 +87,23 @@ class Problem(ABC):
     def compare(
         self, logits: Tensor, target: Tensor, smoothing: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the losses of (B, V) scores, and sums of further measures."""
+        """Sum of the losses of (B, V) scores, and sums of further metrics for the log."""
 
     @abstractmethod
     def measure(
         self, logits: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[dict[str, float], Interval | None]:
-        """The numbers of an evaluation of scores (N, V), and the 95 % interval of the headline."""
+        """Metrics of scores (N, V), and the 95 % interval of the headline."""
+
+    def use_units(self) -> None:  # noqa: B027 - most have none
+        """Takes outputs to be in the units of the labels already, as those of a fitted head."""
 
     def in_units(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """What the network says (N, V), in the units of the labels."""
+        """Outputs of the network (N, V) in the units of the labels."""
         return logits
 
     def finish(self, layer: nn.Linear) -> None:  # noqa: B027 - most have nothing to do
         """Puts what only training knew into the weights of the head."""
-
-    def fit(
-        self, features: NDArray[np.float32], labels: NDArray[Any], classes: int, seed: int
-    ) -> Fit:
-        """A head on features (N, D)."""
-        return fit_head(
-            features, labels, classes, seed, kind=self.kind, weights=self.weights_of(labels)
-        )
 
     def overrides(self, names: Sequence[str]) -> dict[str, Any]:
         """Values of the network's configuration."""
@@ -117,23 +111,22 @@ class Problem(ABC):
 
 
 class SingleLabel(Problem):
-    """One class each: cross-entropy, whose targets may be classes (B,) or shares of them (B, V)."""
+    """One class each: cross-entropy against classes (B,) or probabilities (B, V)."""
 
     kind: ClassVar[str] = SINGLE
     headline = "accuracy"
 
     def overrides(self, names: Sequence[str]) -> dict[str, Any]:
-        """See `Problem.overrides`; one class each is what a configuration that says nothing means."""
+        """See `Problem.overrides`; one class each is the default of a configuration."""
         return {"id2label": dict(enumerate(names)), "problem_type": None}
 
     def balanced(self, labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
-        """The inverse of each class's share, 1 on average over the examples (as scikit-learn's
-        "balanced").
+        """Inverse frequency of each class, 1 on average over the examples.
+
+        This is "balanced" of scikit-learn.
         """
-        return np.asarray(
-            len(labels) / (classes * np.maximum(1, np.bincount(labels, minlength=classes))),
-            dtype=np.float64,
-        )
+        counts = np.maximum(1, np.bincount(labels, minlength=classes))
+        return np.asarray(len(labels) / (classes * counts), dtype=np.float64)
 
     def scaled(self, weights: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:
         """1 on average over the examples, so that the learning rate keeps its meaning."""
@@ -148,19 +141,14 @@ class SingleLabel(Problem):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Problem.compare`.
 
-        An image is right when its best class is the larger share of a mixture.
+        An image is right when its best class is the larger part of a mixture.
         """
         weights = None if self.weights is None else self.weights.to(logits)
         loss = F.cross_entropy(
             logits, target, weight=weights, reduction="sum", label_smoothing=smoothing
         )
-        return loss, {
-            "accuracy": (
-                (
-                    logits.detach().argmax(1) == (target if target.ndim == 1 else target.argmax(1))
-                ).sum()
-            )
-        }
+        classes = target if target.ndim == 1 else target.argmax(1)
+        return loss, {"accuracy": (logits.detach().argmax(1) == classes).sum()}
 
     def measure(
         self, logits: NDArray[Any], labels: NDArray[Any]
@@ -182,31 +170,33 @@ class MultiLabel(Problem):
     def __init__(self, headline: str = "mean_average_precision") -> None:
         super().__init__()
         self.headline = headline
-        self.shares: Tensor | None = None
+        self.frequencies: Tensor | None = None
 
     def look(self, names: Sequence[str], labels: NDArray[Any], weights: Weights = "none") -> None:
         """See `Problem.look`."""
         super().look(names, labels, weights)
         # (V,), never 0 or 1
-        self.shares = torch.from_numpy((labels.sum(0) + 1) / (len(labels) + 2))
+        self.frequencies = torch.from_numpy((labels.sum(0) + 1) / (len(labels) + 2))
 
     def balanced(self, labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
         """Absences for one presence of each label: what the presences count."""
-        there = labels.sum(0)
-        return np.asarray((len(labels) - there) / np.maximum(1, there), dtype=np.float64).clip(1e-3)
+        present = labels.sum(0)
+        absences = (len(labels) - present) / np.maximum(1, present)
+        return np.asarray(absences, dtype=np.float64).clip(1e-3)
 
     def weights_of(self, labels: NDArray[Any]) -> NDArray[np.float64] | None:
         """See `Problem.weights_of`."""
         return None if self.weights is None else np.where(labels > 0.5, self.weights.numpy(), 1.0)
 
     def start(self, layer: nn.Linear) -> None:
-        """Weights of zero, and biases that give each label the probability it has in the training
-        data (Lin et al. 2017, section 4.1).
+        """Weights of zero, and biases that give each label its frequency in the training data.
+
+        Source: Lin et al. 2017, section 4.1.
         """
         super().start(layer)
-        if self.shares is not None and self.weights is None:
+        if self.frequencies is not None and self.weights is None:
             with torch.no_grad():
-                layer.bias.copy_(self.shares.logit())
+                layer.bias.copy_(self.frequencies.logit())
 
     def compare(
         self, logits: Tensor, target: Tensor, smoothing: float
@@ -223,9 +213,9 @@ class MultiLabel(Problem):
     def measure(
         self, logits: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[dict[str, float], Interval | None]:
-        """Mean average precision over the labels that occur; F1 over all answers and over labels.
+        """Mean average precision over the labels that occur, F1 over all answers and over labels.
 
-        The share that is right altogether.
+        "exact_match" is the fraction of examples whose labels are all right.
         """
         true = labels > 0.5
         loss = F.binary_cross_entropy_with_logits(
@@ -236,8 +226,8 @@ class MultiLabel(Problem):
             "micro_f1": micro_f1(logits > 0, true),
         }
         table = per_label(logits, true)
-        there = true.any(0)
-        metrics["macro_f1"] = float(table["f1"][there].mean()) if there.any() else 0.0
+        occur = true.any(0)
+        metrics["macro_f1"] = float(table["f1"][occur].mean()) if occur.any() else 0.0
         metrics |= {
             "exact_match": float(((logits > 0) == true).all(1).mean()),
             "loss": float(loss.sum(1).mean()),
@@ -252,7 +242,7 @@ class MultiLabel(Problem):
 
 
 class Regression(Problem):
-    """Numbers: squared error. The network learns them in standard deviations from their mean.
+    """Regression: squared error, learned in standard deviations from the mean of each target.
 
     `finish` puts both into the head.
     """
@@ -276,16 +266,13 @@ class Regression(Problem):
         self.centre, self.scale = values.mean(axis=0), np.where(spread > 0, spread, 1.0)
 
     def balanced(self, labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
-        """Numbers have no classes."""
+        """Regression targets have no classes."""
         return np.ones(classes)
 
     def compare(
         self, logits: Tensor, target: Tensor, smoothing: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Problem.compare`.
-
-        The loss that is shown is in the labels' units, as that of an evaluation.
-        """
+        """See `Problem.compare`; the loss in the log is in the labels' units, as in `measure`."""
         target = target.reshape(len(target), -1).to(logits.dtype)
         if self.centre is None or self.scale is None:
             return (loss := (logits - target).square().mean(1).sum()), {"loss": loss.detach()}
@@ -299,30 +286,31 @@ class Regression(Problem):
     def measure(
         self, logits: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[dict[str, float], Interval | None]:
-        """Mean absolute and root mean squared error, the share of the variance that is explained,
-        correlation; means over the numbers.
-        """
-        said, true = logits.astype(np.float64), labels.reshape(len(labels), -1).astype(np.float64)
-        errors = said - true
+        """Mean absolute and root mean squared error, R² and correlation; means over the targets."""
+        predicted = logits.astype(np.float64)
+        true = labels.reshape(len(labels), -1).astype(np.float64)
+        errors = predicted - true
         metrics = {
-            "mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.square(errors).mean(0)).mean()), "r2": r_squared(said, true),
-            "pearson": correlation(said, true), "loss": float(np.square(errors).mean()),
-        }  # fmt: skip
+            "mae": float(np.abs(errors).mean()),
+            "rmse": float(np.sqrt(np.square(errors).mean(0)).mean()),
+            "r2": r_squared(predicted, true),
+            "pearson": correlation(predicted, true),
+            "loss": float(np.square(errors).mean()),
+        }
+        if predicted.size > BOOTSTRAP_CELLS:
+            return metrics, None
         score = correlation if self.headline == "pearson" else r_squared
-        interval = (
-            bootstrap(lambda rows: score(said[rows], true[rows]), len(true))
-            if said.size <= BOOTSTRAP_CELLS
-            else None
-        )
-        return metrics, interval
+        return metrics, bootstrap(lambda rows: score(predicted[rows], true[rows]), len(true))
+
+    def use_units(self) -> None:
+        """See `Problem.use_units`."""
+        self.centre = self.scale = None
 
     def in_units(self, logits: NDArray[Any]) -> NDArray[Any]:
         """See `Problem.in_units`."""
-        return (
-            logits
-            if self.centre is None or self.scale is None
-            else (logits * self.scale + self.centre).astype(np.float32)
-        )
+        if self.centre is None or self.scale is None:
+            return logits
+        return np.asarray(logits * self.scale + self.centre, dtype=np.float32)
 
     def finish(self, layer: nn.Linear) -> None:
         """See `Problem.finish`.
@@ -338,14 +326,7 @@ class Regression(Problem):
         with torch.no_grad():
             layer.weight.mul_(scale[:, None])
             layer.bias.mul_(scale).add_(centre)
-        self.centre = self.scale = None
-
-    def fit(
-        self, features: NDArray[np.float32], labels: NDArray[Any], classes: int, seed: int
-    ) -> Fit:
-        """See `Problem.fit`: in the labels' units."""
-        self.centre = self.scale = None
-        return super().fit(features, labels, classes, seed)
+        self.use_units()
 
 
 def problem_of(kind: str, **headlines: str) -> Problem:
@@ -353,7 +334,7 @@ def problem_of(kind: str, **headlines: str) -> Problem:
 
     Args:
         kind: One of `headstart.data.labels.KINDS`.
-        **headlines: The measure that is shown first, by kind, where it is not the usual one.
+        **headlines: The metric that is shown first, by kind, where it is not the usual one.
     """
     made: dict[str, Callable[..., Problem]] = {
         SINGLE: SingleLabel,
@@ -361,73 +342,3 @@ def problem_of(kind: str, **headlines: str) -> Problem:
         REGRESSION: Regression,
     }
     return made[kind](headlines[kind]) if kind in headlines else made[kind]()
-
-
-# Measures -----------------------------------------------------------------------------------------
-
-
-def average_precision(scores: NDArray[Any], true: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Area under precision over recall of each label, (V,), as scikit-learn computes it.
-
-    Examples of equal score count together.
-    """
-    N, V = scores.shape
-    found = np.zeros(V)
-    for label in range(V):
-        order = np.argsort(-scores[:, label], kind="stable")
-        ranked, hits = scores[order, label], np.cumsum(true[order, label])
-        last = np.append(ranked[1:] != ranked[:-1], True)  # the end of each run of equal scores
-        precision, recall = (hits / np.arange(1, N + 1))[last], hits[last] / max(1, hits[-1])
-        found[label] = float((np.diff(recall, prepend=0.0) * precision).sum())
-    return found
-
-
-def mean_average_precision(scores: NDArray[Any], true: NDArray[np.bool_]) -> float:
-    """The mean over the labels that occur."""
-    there = true.any(0)
-    return float(average_precision(scores[:, there], true[:, there]).mean()) if there.any() else 0.0
-
-
-def micro_f1(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    """F1 over all answers together."""
-    return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
-
-
-def per_label(logits: NDArray[Any], true: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """Measures of each label by itself at a probability of one half, each (V,).
-
-    Examples, recall, precision, F1, average precision.
-    """
-    said = logits > 0
-    both, given, there = (said & true).sum(0), said.sum(0), true.sum(0)
-    return {
-        "examples": there, "recall": both / np.maximum(1, there), "precision": both / np.maximum(1, given),
-        "f1": 2 * both / np.maximum(1, given + there), "average_precision": average_precision(logits, true),
-    }  # fmt: skip
-
-
-def r_squared(said: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    """1 - squared error over variance, the mean over the numbers; 0 where a number is constant."""
-    variance = np.square(true - true.mean(0)).sum(0)
-    return float(
-        np.where(
-            variance > 0,
-            1 - np.square(said - true).sum(0) / np.where(variance > 0, variance, 1),
-            0.0,
-        ).mean()
-    )
-
-
-def correlation(said: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    """Pearson's correlation, the mean over the numbers."""
-    return float(np.mean([pearson(said[:, i], true[:, i]) for i in range(true.shape[1])]))
-
-
-def bootstrap(score: Callable[[NDArray[np.int64]], float], examples: int) -> Interval | None:
-    """95 % interval of a score by drawing examples with replacement; None for too few examples."""
-    if examples < 5:
-        return None
-    rng = np.random.default_rng(0xB007)
-    scores = [score(rng.integers(0, examples, examples)) for _ in range(BOOTSTRAPS)]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)

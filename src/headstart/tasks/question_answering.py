@@ -18,8 +18,6 @@ from headstart.data.options import DataOptions
 from headstart.data.texts import TextData, read_questions
 from headstart.errors import ConfigError
 from headstart.metrics.text import answer_scores
-from headstart.report.page import Section
-from headstart.report.page import Table as ReportTable
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import BATCH, TextTask
 
@@ -166,32 +164,6 @@ class QuestionAnswering(TextTask):
             metrics,
             None,
             {"scores": scores, "answers": np.array(said, dtype=np.str_)},
-        )
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`: questions answered wrong."""
-        rows = self.data.splits[evaluation.split]
-        worst = np.argsort(evaluation.details["scores"][:, 1], kind="stable")[:20]
-        table = [
-            [
-                rows[i].values["question"],
-                " / ".join(dict.fromkeys(a["text"] for a in rows[i].values["answers"]))
-                or "(no answer)",
-                str(evaluation.details["answers"][i]) or "(no answer)",
-                f"{evaluation.details['scores'][i, 1]:.0%}",
-            ]
-            for i in worst
-            if evaluation.details["scores"][i, 1] < 1
-        ]
-        return (
-            [
-                Section(
-                    "Worst answers",
-                    table=ReportTable(("question", "right", "answered", "F1"), table),
-                )
-            ]
-            if table
-            else []
         )
 
     def card(self) -> str:

@@ -21,7 +21,6 @@ from headstart.data.cache import Bad, check_bad, decode, parallel
 from headstart.data.mask_augment import SCALES, random_colours, random_crop
 from headstart.data.masks import (
     IGNORED,
-    Pairs,
     Scan,
     SegmentationData,
     name_classes,
@@ -30,7 +29,7 @@ from headstart.data.masks import (
     scan,
 )
 from headstart.data.options import SPLITS, DataOptions
-from headstart.errors import ConfigError, DataError, InputError
+from headstart.errors import ConfigError, InputError
 from headstart.images.decode import BILINEAR
 from headstart.metrics.segmentation import (
     bootstrap_interval,
@@ -40,66 +39,53 @@ from headstart.metrics.segmentation import (
 )
 from headstart.pipelines.semantic_segmentation import class_colours, segment
 from headstart.recipe import Facts, Recipe
-from headstart.report.classification import file_name
-from headstart.report.page import Section
-from headstart.report.segmentation import segmentation_sections
-from headstart.tasks.base import Evaluation, Task
+from headstart.tasks.base import Evaluation
+from headstart.tasks.image import ImageTask
 
-# bytes of decoded pictures of a split that are kept; larger splits are decoded each time
+# bytes of decoded images of a split that stay in memory; larger splits are decoded each time
 MEMORY = 1 << 30
-WORST, OTHERS = 4, 4  # pictures of the report
+WORST, OTHERS = 4, 4  # images whose predictions the report shows
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-class SemanticSegmentation(Task):
+class SemanticSegmentation(ImageTask):
     """A class for every pixel: images and masks, see `headstart.data.masks.read_pairs`.
 
     Options of `DataOptions.extra`: "masks" (their folder), "classes" (a JSON file), "reduce_labels"
-    (mask value 0 is no class), "mode" of judging ("slide" or "whole").
+    (mask value 0 is no class), "mode" of prediction ("slide" or "whole").
     """
 
     name: ClassVar[str] = "semantic-segmentation"
+    unreadable: ClassVar[str] = "unusable pairs"
     headline: ClassVar[str] = "mean_iou"
 
     def __init__(self, data: SegmentationData, options: DataOptions) -> None:
-        self.data, self.options, self.classes = data, options, data.classes
+        super().__init__(data.splits, data.notes, options)
+        self.classes = data.classes
         self.classes.reduce |= bool(options.extra.get("reduce_labels"))
-        self.bad: list[Bad] = []
-        self.skipped: list[Bad] = []
         self.scans: dict[str, list[Scan | None]] = {}
         for split, pairs in data.splits.items():
             results = scan(pairs, self.classes.colours, options.workers)
-            self.bad += [
-                Bad(split, i, pairs.names[i], each)
-                for i, each in enumerate(results)
-                if isinstance(each, str)
-            ]
             self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
-        seen = {
-            value
-            for scans in self.scans.values()
-            for each in scans
-            if each
-            for value in each.counts
-        }
-        if not seen:
+            for index, each in enumerate(results):
+                if isinstance(each, str):
+                    self.bad.append(Bad(split, index, pairs.names[index], each))
+            known = self.scans[split]
+            self.digests_of[split] = [each.digest if each else "" for each in known]
+            sizes = [(each.height, each.width) if each else (0, 0) for each in known]
+            self.sizes[split] = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        found = [each for scans in self.scans.values() for each in scans if each]
+        if not found:
             check_bad(self.bad, False, sum(self.splits.values()))
-        data.notes += name_classes(self.classes, seen)
-        self.kept: dict[str, list[Pair] | None] = {}
-        self.recipe = Recipe()
-        self.processor: Any = None
+        self.notes += name_classes(self.classes, {value for each in found for value in each.counts})
+        self.decoded: dict[str, list[Pair] | None] = {}
         self.colours: NDArray[np.uint8] = np.zeros((0, 3), np.uint8)
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`. Masks are read here already, for they hold the classes."""
         return cls(read_pairs(path, options), options)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """See `Task.splits`."""
-        return {split: len(pairs) for split, pairs in self.data.splits.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -112,17 +98,8 @@ class SemanticSegmentation(Task):
         return whole.hexdigest()
 
     def facts(self) -> Facts:
-        """See `Task.facts`; sizes are those of the median training image by area."""
-        scans = sorted(
-            (each for each in self.scans["train"] if each),
-            key=lambda each: each.height * each.width,
-        )
-        if not scans:
-            check_bad(self.bad, False, sum(self.splits.values()))
-        middle = scans[len(scans) // 2]
-        return Facts(
-            len(scans), len(self.classes.names), middle.height, middle.width, task=self.name
-        )
+        """See `Task.facts`."""
+        return replace(super().facts(), classes=len(self.classes.names))
 
     def found(self) -> list[str]:
         """See `Task.found`."""
@@ -144,45 +121,39 @@ class SemanticSegmentation(Task):
             " pixels have no class"
         )
         if absent:
-            listed = ", ".join(absent[:8]) + (
-                f" and {len(absent) - 8} more" if len(absent) > 8 else ""
-            )
-            lines.append(f"no training pixel is {listed}")
+            more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+            lines.append(f"no training pixel is {', '.join(absent[:8])}{more}")
         if self.bad:
             lines.append(f"{len(self.bad)} pairs cannot be used")
-        return lines + self.data.notes
+        return lines + self.notes
 
     # Model ----------------------------------------------------------------------------------------
 
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
-        size = config.image_size
-        self.recipe = replace(
-            recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size))
-        )
-        assert self.recipe.crop is not None
+        self.recipe = self.square_side(recipe, config)
         overrides: dict[str, Any] = {
-            "id2label": dict(enumerate(self.classes.names)), "image_size": self.recipe.crop, "semantic_loss_ignore_index": IGNORED,
-        }  # fmt: skip
+            "id2label": dict(enumerate(self.classes.names)),
+            "image_size": self.recipe.crop,
+            "semantic_loss_ignore_index": IGNORED,
+        }
         if recipe.drop_path is not None:
             overrides["drop_path_rate"] = recipe.drop_path
         if self.classes.colours is not None:
             overrides["palette"] = self.classes.colours.tolist()
-        torch.manual_seed(recipe.seed)  # the new head is drawn at random
+        torch.manual_seed(recipe.seed)  # the new head is randomly initialized
         model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(
             name, revision=revision, **overrides
         )
         self.colours = class_colours(model.config)
-        self.processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-        self.processor.size = {"shortest_edge": self.recipe.resize or self.recipe.crop}
-        self.processor.crop_size = {"height": self.recipe.crop, "width": self.recipe.crop}
-        self.processor.do_resize, self.processor.do_center_crop, self.processor.resample = (
-            True,
-            False,
-            BILINEAR,
-        )
-        self.processor.do_reduce_labels = self.classes.reduce
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        processor.size = {"shortest_edge": self.recipe.resize or self.recipe.crop}
+        processor.crop_size = {"height": self.recipe.crop, "width": self.recipe.crop}
+        processor.do_resize, processor.do_center_crop = True, False
+        processor.resample = BILINEAR
+        processor.do_reduce_labels = self.classes.reduce
+        self.processor = processor
         return model
 
     def attach(self, name: str | Path) -> nn.Module:
@@ -193,23 +164,16 @@ class SemanticSegmentation(Task):
         self.colours = class_colours(model.config)
         return model
 
-    def save(self, folder: Path) -> None:
-        """See `Task.save`."""
-        self.processor.save_pretrained(folder)
-
     # Pixels ---------------------------------------------------------------------------------------
 
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
         """See `Task.prepare`.
 
-        Decoded pictures are kept in memory where they take less than a gigabyte.
+        Decoded images stay in memory where they take less than a gigabyte.
         """
         self.bad = [each for each in self.bad if each.split in splits]
-        total = sum(count for split, count in self.splits.items() if split in splits)
-        for split in splits:
-            if split not in self.data.splits:
-                continue
-            self._leave_out(split)
+        for split in [each for each in splits if each in self.examples]:
+            self.drop_known_bad(split)
             size = sum(each.height * each.width * 4 for each in self.scans[split] if each)
             pairs: list[Pair] = []
 
@@ -219,36 +183,24 @@ class SemanticSegmentation(Task):
                 except InputError as error:
                     return str(error)
 
-            for index, result in enumerate(
-                parallel(one, range(len(self.data.splits[split])), self.options.workers)
-            ):
+            indices = range(self.splits[split])
+            for index, result in enumerate(parallel(one, indices, self.options.workers)):
                 if isinstance(result, str):
-                    self.bad.append(Bad(split, index, self.data.splits[split].names[index], result))
+                    self.bad.append(Bad(split, index, self.names(split)[index], result))
                 elif size <= MEMORY:
                     pairs.append(result)
-            self._leave_out(split)
-            self.kept[split] = pairs if size <= MEMORY else None
-        check_bad(self.skipped, self.options.skip_bad, total)
-        if self.skipped:
-            self.data.notes.append(f"{len(self.skipped)} unusable pairs left out")
-        if "train" in splits and not len(self.data.splits["train"]):
-            raise DataError("no usable training pair is left")
+            self.drop_known_bad(split)
+            self.decoded[split] = pairs if size <= MEMORY else None
+        self.drop_bad(splits)
 
-    def _leave_out(self, split: str) -> None:
-        """Drops the bad pairs of a split."""
-        out = {each.index for each in self.bad if each.split == split}
-        self.skipped += [each for each in self.bad if each.split == split]
-        self.bad = [each for each in self.bad if each.split != split]
-        pairs: Pairs = self.data.splits[split]
-        kept = [i for i in range(len(pairs)) if i not in out]
-        self.data.splits[split], self.scans[split] = (
-            pairs.take(kept),
-            [self.scans[split][i] for i in kept],
-        )
+    def keep(self, split: str, indices: NDArray[np.int64]) -> None:
+        """See `ImageTask.keep`."""
+        super().keep(split, indices)
+        self.scans[split] = [self.scans[split][i] for i in indices]
 
     def _read(self, split: str, index: int) -> Pair:
-        """Picture (H, W, 3) and classes (H, W) of a pair, from its files."""
-        pairs = self.data.splits[split]
+        """Image (H, W, 3) and classes (H, W) of a pair, from its files."""
+        pairs = self.examples[split]
         values = read_values(pairs.masks[index], self.classes.colours)
         labels = self.classes.table()[values]
         if labels.min() < 0:
@@ -261,33 +213,30 @@ class SemanticSegmentation(Task):
         return decode(pairs.images[index]), labels.astype(np.uint8)
 
     def pair(self, split: str, index: int) -> Pair:
-        """Picture (H, W, 3) and classes (H, W) of a pair."""
-        kept = self.kept[split]
-        return self._read(split, index) if kept is None else kept[index]
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Values as the network wants them, of uint8 (B, 3, S, S)."""
-        mean, std = (
-            torch.tensor(v, device=images.device).view(3, 1, 1)
-            for v in (self.processor.image_mean, self.processor.image_std)
-        )
-        values: Tensor = images.float() * self.processor.rescale_factor
-        return (values - mean) / std if self.processor.do_normalize else values
+        """Image (H, W, 3) and classes (H, W) of a pair."""
+        pairs = self.decoded[split]
+        return self._read(split, index) if pairs is None else pairs[index]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, S, S) uint8, and its labels (S, S) uint8.
 
         `augment` "crop-flip" and "resized-crop": random scale of 0.5 to 2, crop, mirror and
-        colours; "flip": random crop and mirror; "none": the middle.
+        colors; "flip": random crop and mirror; "none": the middle.
         """
         image, labels = self.pair("train", index)
         side, augment = self.recipe.crop, self.recipe.augment
         assert side is not None
         scales = SCALES if augment in ("crop-flip", "resized-crop") else (1.0, 1.0)
         image, labels = random_crop(
-            image, labels, None if augment == "none" else rng, side=side, short=self.recipe.resize or side,
-            resample=self.processor.resample, scales=scales, fill=[255 * mean for mean in self.processor.image_mean],
-        )  # fmt: skip
+            image,
+            labels,
+            None if augment == "none" else rng,
+            side=side,
+            short=self.recipe.resize or side,
+            resample=self.processor.resample,
+            scales=scales,
+            fill=[255 * mean for mean in self.processor.image_mean],
+        )
         if augment != "none" and rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
         if augment in ("crop-flip", "resized-crop"):
@@ -304,12 +253,9 @@ class SemanticSegmentation(Task):
     def micro(
         self, batch: dict[str, Tensor], rows: slice, device: torch.device
     ) -> dict[str, Tensor]:
-        """See `Task.micro`.
-
-        Pixel_values (B, 3, S, S), where nothing is the mean colour, and labels (B, S, S).
-        """
+        """See `Task.micro`: pixel_values (B, 3, S, S) and labels (B, S, S)."""
         return {
-            "pixel_values": self.normalised(batch["image"][rows].to(device)),
+            "pixel_values": self.normalize(batch["image"][rows].to(device)),
             "labels": batch["labels"][rows].long().to(device),
         }
 
@@ -329,66 +275,45 @@ class SemanticSegmentation(Task):
         counted = labels != IGNORED
         valid = counted.sum()
         # The network's loss is a mean: over all pixels, or over those with a class.
-        pixels = (
-            valid.clamp(min=1) if config_of(model).semantic_loss_mean == "valid" else labels.numel()
-        )
+        over_valid = config_of(model).semantic_loss_mean == "valid"
+        pixels = valid.clamp(min=1) if over_valid else labels.numel()
         small = labels[:, ::4, ::4]  # the logits' size or near it: enough for a figure in the log
         scores = nn.functional.interpolate(
             out.logits[: len(labels)].detach().float(), size=small.shape[1:], mode="bilinear"
         )
-        right = ((scores.argmax(1) == small) & (small != IGNORED)).sum() / (
-            small != IGNORED
-        ).sum().clamp(min=1)
+        shown = small != IGNORED
+        right = ((scores.argmax(1) == small) & shown).sum() / shown.sum().clamp(min=1)
         return out.loss * pixels, {"pixel_accuracy": right * valid}
 
-    # Judging --------------------------------------------------------------------------------------
+    # Evaluation -----------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`, at the size of each mask.
 
-        `details` are the confusions (N, V, V), and the answers of a few pictures.
+        `details` are the confusions (N, V, V), and the predictions of a few images.
         """
         mode = self.options.extra.get("mode", "slide")
         if mode not in ("slide", "whole"):
             raise ConfigError(f"mode={mode!r}; expected 'slide' or 'whole'")
-        pairs, classes = self.data.splits[split], len(self.classes.names)
-        confusions = np.zeros((len(pairs), classes, classes), dtype=np.int64)
-        spread = set(np.linspace(0, len(pairs) - 1, OTHERS).round().astype(int).tolist())
+        count, classes = self.splits[split], len(self.classes.names)
+        confusions = np.zeros((count, classes, classes), dtype=np.int64)
+        spread = set(np.linspace(0, count - 1, OTHERS).round().astype(int).tolist())
         worst: list[tuple[float, int, NDArray[np.uint8]]] = []
-        answers: dict[str, NDArray[Any]] = {}
-        for index in range(len(pairs)):
-            picture, labels = self.pair(split, index)
-            said = segment(model, self.processor, picture, mode).astype(np.uint8)  # (H, W)
-            confusions[index] = pixel_confusion(labels, said, classes)
+        shown: dict[str, NDArray[Any]] = {}
+        for index in range(count):
+            image, labels = self.pair(split, index)
+            predicted = segment(model, self.processor, image, mode).astype(np.uint8)  # (H, W)
+            confusions[index] = pixel_confusion(labels, predicted, classes)
             iou = mean_iou(confusions[index])
             if index in spread:
-                answers[f"answer/{index}"] = said
+                shown[f"answer/{index}"] = predicted
             if not np.isnan(iou):
-                heapq.heappush(worst, (-iou, index, said))
+                heapq.heappush(worst, (-iou, index, predicted))
                 if len(worst) > WORST:
                     heapq.heappop(worst)
-        answers |= {f"answer/{index}": said for _, index, said in worst}
-        metrics = segmentation_metrics(confusions.sum(0))
-        return Evaluation(
-            split,
-            len(pairs),
-            metrics,
-            bootstrap_interval(confusions),
-            {"confusions": confusions, **answers},
-        )
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`."""
-        confusions = evaluation.details["confusions"]
-        found = []
-        for key, said in evaluation.details.items():
-            if key.startswith("answer/"):
-                index = int(key.removeprefix("answer/"))
-                picture, labels = self.pair(evaluation.split, index)
-                name = file_name(self.data.splits[evaluation.split].names[index])
-                found.append((name, picture, labels, said, mean_iou(confusions[index])))
-        shown = sorted(found, key=lambda each: (each[4], each[0]))
-        return segmentation_sections(confusions.sum(0), self.classes.names, self.colours, shown)
+        shown |= {f"answer/{index}": predicted for _, index, predicted in worst}
+        metrics, interval = segmentation_metrics(confusions.sum(0)), bootstrap_interval(confusions)
+        return Evaluation(split, count, metrics, interval, {"confusions": confusions, **shown})
 
     def card(self) -> str:
         """See `Task.card`."""

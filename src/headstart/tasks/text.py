@@ -3,8 +3,9 @@
 Letters: B texts, L tokens, V classes, N examples.
 """
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,13 +24,13 @@ from headstart.pipelines.base import ALIASES, PIPELINES
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Task
 
-BATCH = 32  # texts judged together
+BATCH = 32  # texts evaluated together
 TOKENIZED_TOGETHER = 256  # texts
 IGNORE = -100  # label that is left out of a loss
 
 
 class TextTask(Task):
-    """Base of the text tasks: a task says how rows are read, become tensors, and are judged."""
+    """Base of the text tasks: a task says how rows are read, become tensors, and are evaluated."""
 
     auto: ClassVar[Any]  # the automatic class of the network
 
@@ -64,6 +65,32 @@ class TextTask(Task):
         """See `Task.splits`."""
         return {split: len(rows) for split, rows in self.data.splits.items()}
 
+    def names(self, split: str) -> Sequence[str]:
+        """See `Task.names`."""
+        return [row.name for row in self.data.splits[split]]
+
+    def digests(self, split: str) -> Sequence[str]:
+        """See `Task.digests`: of what was read."""
+        return [
+            hashlib.sha256(repr(sorted(row.values.items())).encode()).hexdigest()
+            for row in self.data.splits[split]
+        ]
+
+    def keep(self, split: str, indices: NDArray[np.int64]) -> None:
+        """See `Task.keep`."""
+        rows = self.data.splits[split]
+        self.data.splits[split] = [rows[i] for i in indices]
+        self.encoded.pop(split, None)
+
+    @property
+    def notes(self) -> list[str]:  # type: ignore[override]
+        """See `Task.notes`."""
+        return self.data.notes
+
+    @notes.setter
+    def notes(self, notes: list[str]) -> None:
+        self.data.notes = notes
+
     @property
     def fingerprint(self) -> str:
         """See `Task.fingerprint`."""
@@ -97,7 +124,7 @@ class TextTask(Task):
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
         self._take_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision), config, recipe)
-        torch.manual_seed(recipe.seed)  # the new head is drawn at random
+        torch.manual_seed(recipe.seed)  # the new head is randomly initialized
         model: nn.Module = self.auto.from_pretrained(name, revision=revision, **self.overrides())
         if recipe.zero_head and self.labels:
             last = last_linear(model, len(self.labels))

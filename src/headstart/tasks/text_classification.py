@@ -1,7 +1,7 @@
 """Text classification: a class, several classes, or a number for each text or pair of texts."""
 
 import hashlib
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForSequenceClassification
-from headstart.data.features import FeatureStore
 from headstart.data.labels import (
     MULTI,
     REGRESSION,
@@ -24,25 +23,22 @@ from headstart.data.labels import (
 )
 from headstart.data.options import DataOptions
 from headstart.data.texts import Row, TextData, hold_out, read_labelled, read_texts
-from headstart.metrics.text import matthews, spearman
-from headstart.progress import Progress
+from headstart.metrics.regression import spearman
+from headstart.metrics.text import matthews
+from headstart.pipelines.base import batched
 from headstart.recipe import Recipe
-from headstart.report.page import Section
-from headstart.report.page import Table as ReportTable
-from headstart.report.problems import problem_sections
-from headstart.tasks.base import Evaluation, TunesHead
+from headstart.tasks.base import Evaluation, HeadTask, Inputs
 from headstart.tasks.problems import problem_of
-from headstart.tasks.text import TextTask, class_index, class_names, last_linear
-from headstart.training.estimate import HeadCost, peak_memory
-from headstart.training.head import fitting_seconds, inputs_of, install, model_key
+from headstart.tasks.text import BATCH, TextTask, class_index, class_names, last_linear
 
 SCORE = "score"  # name of the one output of a regression
 
 
-class TextClassification(TextTask, TunesHead):
+class TextClassification(TextTask, HeadTask):
     """A class, several classes or a number for each text or pair, as the labels of the data say."""
 
     name: ClassVar[str] = "text-classification"
+    unit: ClassVar[str] = "texts"
     rows = staticmethod(read_labelled)
     auto = AutoModelForSequenceClassification
 
@@ -50,7 +46,8 @@ class TextClassification(TextTask, TunesHead):
         super().__init__(data, options)
         self.kind = kind
         self.problem = problem_of(kind, multi_label_classification="micro_f1", regression="pearson")
-        self.names = self._names()
+        self._classes = self._find_classes()
+        self._places: dict[str, dict[str, Any]] = {}  # examples by the digest of their tokens
 
     @property
     def headline(self) -> str:
@@ -83,7 +80,7 @@ class TextClassification(TextTask, TunesHead):
                 )
         return cls(data, options, kind)
 
-    def _names(self) -> list[str]:
+    def _find_classes(self) -> list[str]:
         if self.kind == REGRESSION:
             return [SCORE]
         labels = [row.values["label"] for row in self.data.splits["train"]]
@@ -93,9 +90,14 @@ class TextClassification(TextTask, TunesHead):
         )
 
     @property
+    def classes(self) -> list[str]:
+        """See `HeadTask.classes`."""
+        return self._classes
+
+    @property
     def labels(self) -> list[str]:
         """See `TextTask.labels`."""
-        return self.names
+        return self.classes
 
     def what(self) -> str:
         """See `TextTask.what`."""
@@ -108,27 +110,27 @@ class TextClassification(TextTask, TunesHead):
             return f"{texts} with a number from {min(labels):g} to {max(labels):g}"
         if self.kind == MULTI:
             return (
-                f"{texts} with {np.mean([len(label) for label in labels]):.1f} of {len(self.names)}"
+                f"{texts} with {np.mean([len(label) for label in labels]):.1f} of {len(self.classes)}"
                 " classes each"
             )
         counts = np.bincount(
-            [self.names.index(label) for label in labels], minlength=len(self.names)
+            [self.classes.index(label) for label in labels], minlength=len(self.classes)
         )
         balance = (
             f"{counts.min()} to {counts.max()}"
             if counts.min() < counts.max()
             else str(counts.min())
         )
-        return f"{texts} in {len(self.names)} classes of {balance} training examples"
+        return f"{texts} in {len(self.classes)} classes of {balance} training examples"
 
     def overrides(self) -> dict[str, Any]:
         """See `TextTask.overrides`."""
-        return self.problem.overrides(self.names)
+        return self.problem.overrides(self.classes)
 
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
         targets = np.array([self.target(row) for row in self.data.splits["train"]])
-        self.problem.look(self.names, targets, recipe.class_weights)
+        self.problem.look(self.classes, targets, recipe.class_weights)
         return super().build(name, recipe, revision=revision)
 
     def target(self, row: Row) -> Any:  # noqa: ANN401 - a number or a list of them
@@ -137,9 +139,9 @@ class TextClassification(TextTask, TunesHead):
         if self.kind == REGRESSION:
             return label
         if self.kind == SINGLE:
-            return class_index(self.names, label, row.name)
-        on = {class_index(self.names, each, row.name) for each in label}
-        return [float(i in on) for i in range(len(self.names))]
+            return class_index(self.classes, label, row.name)
+        on = {class_index(self.classes, each, row.name) for each in label}
+        return [float(i in on) for i in range(len(self.classes))]
 
     def encode(self, split: str) -> list[dict[str, Any]]:
         """See `TextTask.encode`."""
@@ -162,173 +164,69 @@ class TextClassification(TextTask, TunesHead):
 
     def finish(self, model: nn.Module) -> None:
         """See `Task.finish`."""
-        self.problem.finish(last_linear(model, len(self.names)))
+        self.problem.finish(last_linear(model, len(self.classes)))
 
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`: `details` are logits (N, V) (numbers in their units) and labels."""
-        return self._judged(
-            split, np.stack(self.scores(model, split, device, lambda out: out.logits))
-        )
+        """See `Task.evaluate`: `details` are logits or regression values (N, V) and labels."""
+        scores = np.stack(self.scores(model, split, device, lambda out: out.logits))
+        return self.evaluate_scores(split, self.problem.in_units(scores))
 
-    def _judged(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
-        logits, labels = self.problem.in_units(scores), self._targets(split)
-        metrics, interval = self.problem.measure(logits, labels)
+    def evaluate_scores(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
+        """See `HeadTask.evaluate_scores`."""
+        labels = np.array([each["target"] for each in self.encoded[split]])
+        metrics, interval = self.problem.measure(scores, labels)
         if self.kind == SINGLE:
-            said = logits.argmax(1)
-            metrics["mcc"] = matthews(labels, said, logits.shape[1])
-            if logits.shape[1] == 2:  # of the second class, as GLUE counts
-                both = int(((said == 1) & (labels == 1)).sum())
-                metrics["f1"] = 2 * both / max(1, int((said == 1).sum() + (labels == 1).sum()))
+            predicted = scores.argmax(1)
+            metrics["mcc"] = matthews(labels, predicted)
+            if scores.shape[1] == 2:  # of the second class, as GLUE counts
+                both, either = (predicted & labels).sum(), predicted.sum() + labels.sum()
+                metrics["f1"] = float(2 * both / max(1, either))
         elif self.kind == REGRESSION:
-            metrics["spearman"] = spearman(
-                logits[:, 0].astype(np.float64), labels.astype(np.float64)
-            )
-        return Evaluation(
-            split, len(labels), metrics, interval, {"logits": logits, "labels": labels}
-        )
+            values, true = scores[:, 0].astype(np.float64), labels.astype(np.float64)
+            metrics["spearman"] = spearman(values, true)
+        details = {"logits": scores, "labels": labels}
+        return Evaluation(split, len(labels), metrics, interval, details)
 
-    def _targets(self, split: str) -> NDArray[Any]:
-        return np.array([each["target"] for each in self.encoded[split]])
+    # Features -------------------------------------------------------------------------------------
 
-    # A head on fixed features ---------------------------------------------------------------------
+    def head(self, model: nn.Module) -> nn.Linear:
+        """See `HeadTask.head`: square layers of the head before the last become identities."""
+        layer = last_linear(model, len(self.classes))
+        pass_on(model, layer)
+        return layer
 
-    def head_cost(self, model: nn.Module, device: torch.device) -> HeadCost:
-        """See `TunesHead.head_cost`: features cost by the token."""
+    def preprocessing(self) -> dict[str, Any]:
+        """See `HeadTask.preprocessing`."""
+        return {"texts": "token ids"}
+
+    def feature_digests(self) -> dict[str, list[str]]:
+        """See `HeadTask.feature_digests`: of the tokens."""
         if not self.encoded:
             self.prepare(None)
-        _, _, missing = self._missing(model)
-        batches = [
-            inputs
-            for split, some in missing.items()
-            for _, inputs in self.batches(split, device, some)
-        ]
-        features = 0.0
-        if batches:
-            usual = batches[len(batches) // 2]
-            for _ in range(2):  # the first pass also allocates
-                began = time.perf_counter()
-                with torch.inference_mode():
-                    model(input_ids=usual["input_ids"], attention_mask=usual["attention_mask"])
-                seconds = time.perf_counter() - began
-            features = (
-                seconds
-                * sum(each["input_ids"].numel() for each in batches)
-                / usual["input_ids"].numel()
-            )
-        fit = fitting_seconds(
-            len(self.encoded["train"]),
-            last_linear(model, len(self.names)).in_features,
-            len(self.names),
-        )
-        return HeadCost(features, fit, peak_memory(device))
+        self._places = {}
+        digests: dict[str, list[str]] = {split: [] for split in self.encoded}
+        for split, examples in self.encoded.items():
+            for example in examples:
+                digest = hashlib.sha256(repr(example["input_ids"]).encode()).hexdigest()
+                digests[split].append(digest)
+                self._places[digest] = example
+        return digests
 
-    def tune_head(
-        self, model: nn.Module, device: torch.device, progress: Progress
-    ) -> dict[str, Evaluation]:
-        """See `TunesHead.tune_head`: the last layer.
+    def feature_sizes(self, digests: Sequence[str]) -> list[int]:
+        """See `HeadTask.feature_sizes`: features cost by the token."""
+        return [len(self._places[digest]["input_ids"]) for digest in digests]
 
-        Square layers of the head before it pass on what they get.
-        """
-        layer = last_linear(model, len(self.names))
-        pass_on(model, layer)
-        features = self._features(model, layer, device, progress)
-        targets = self._targets("train")
-        targets = targets[:, None] if self.kind == REGRESSION else targets  # (N, 1)
-        fit = self.problem.fit(features["train"], targets, len(self.names), self.recipe.seed)
-        install(layer, fit)
-        how = (
-            f"chosen by {fit.folds}-fold cross-validation"
-            if fit.losses
-            else "not chosen: a class has a single text"
-        )
-        self.data.notes.append(f"regularisation C = {fit.strength:g}, {how}")
-        progress.say(self.data.notes[-1])
-        return {
-            split: self._judged(split, rows @ fit.weight.T + fit.bias)
-            for split, rows in features.items()
-            if split != "train"
-        }
+    def feature_inputs(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Inputs]]:
+        """See `HeadTask.feature_inputs`: texts alike in length together."""
+        ordered = sorted(digests, key=lambda digest: len(self._places[digest]["input_ids"]))
+        for part in batched(ordered, BATCH):
+            batch = self.collate([self.tensors(self._places[digest]) for digest in part])
+            yield part, {key: batch[key] for key in ("input_ids", "attention_mask")}
 
-    def _missing(
-        self, model: nn.Module
-    ) -> tuple[FeatureStore, dict[str, list[str]], dict[str, list[int]]]:
-        """The store, the digest of every text, and the texts whose features the store lacks."""
-        store = FeatureStore(model_key(model, {"texts": "token ids"}))
-        digests = {
-            s: [hashlib.sha256(repr(e["input_ids"]).encode()).hexdigest() for e in parts]
-            for s, parts in self.encoded.items()
-        }
-        return (
-            store,
-            digests,
-            {
-                split: [i for i, name in enumerate(names) if name not in store]
-                for split, names in digests.items()
-            },
-        )
-
-    @torch.inference_mode()
-    def _features(
-        self, model: nn.Module, layer: nn.Linear, device: torch.device, progress: Progress
-    ) -> dict[str, NDArray[np.float32]]:
-        """What goes into the last layer, (N, D) for every split.
-
-        From the store, or computed and kept there.
-        """
-        store, digests, missing = self._missing(model)
-        total, done, began = sum(map(len, missing.values())), 0, time.perf_counter()
-        if known := sum(map(len, digests.values())) - total:
-            progress.say(f"features of {known} texts are known from before")
-        progress.start("features", total, unit="texts")
-        for split, some in missing.items():
-            for numbers, inputs in self.batches(split, device, some):
-                with inputs_of(layer) as seen:
-                    model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-                store.add([digests[split][i] for i in numbers], seen[0].float().cpu().numpy())
-                done += len(numbers)
-                progress.update(done, {}, done / (time.perf_counter() - began))
-        return {split: store[names] for split, names in digests.items()}
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`."""
-        rows = self.data.splits[evaluation.split]
-        sections = problem_sections(
-            self.kind, evaluation, self.names, [row.name for row in rows], None
-        )
-        logits, labels = evaluation.details["logits"], evaluation.details["labels"]
-        if self.kind == SINGLE:
-            sections += self._mistakes(logits, labels, rows)
-        elif self.kind == REGRESSION:
-            worst = np.argsort(-np.abs(logits[:, 0] - labels), kind="stable")[:20]
-            table = [
-                [f"{labels[i]:g}", f"{logits[i, 0]:.2f}", shortened(rows[i].values), rows[i].name]
-                for i in worst
-            ]
-            sections.append(
-                Section(
-                    "Largest errors",
-                    table=ReportTable(("number", "predicted", "text", "where"), table),
-                )
-            )
-        return sections
-
-    def _mistakes(self, logits: Any, labels: Any, rows: list[Row]) -> list[Section]:  # noqa: ANN401 - arrays
-        sure = torch.from_numpy(logits).softmax(1).max(1).values.numpy()
-        wrong = [i for i in np.argsort(-sure, kind="stable") if logits[i].argmax() != labels[i]][
-            :20
-        ]
-        said = [f"{self.names[logits[i].argmax()]} {sure[i]:.0%}" for i in wrong]
-        table = [
-            [self.names[labels[i]], answer, shortened(rows[i].values), rows[i].name]
-            for i, answer in zip(wrong, said, strict=True)
-        ]
-        text = "What the model was surest of and got wrong: hard texts, or wrong labels."
-        head = ("class", "predicted", "text", "where")
-        return (
-            [Section("Most confident mistakes", text, table=ReportTable(head, table))]
-            if table
-            else []
-        )
+    def targets(self, split: str) -> NDArray[Any]:
+        """See `HeadTask.targets`."""
+        targets = np.array([each["target"] for each in self.encoded[split]])
+        return targets[:, None] if self.kind == REGRESSION else targets
 
 
 def pass_on(model: nn.Module, last: nn.Linear) -> None:
@@ -363,11 +261,3 @@ def _parsed(row: Row, kind: str) -> Any:  # noqa: ANN401 - a class, a list of th
     if kind == REGRESSION:
         return numbers_in(label, ("the label",), row.name)[0]
     return classes_in(label, ("the label",), row.name) if kind == MULTI else as_class(label[0])
-
-
-def shortened(values: dict[str, Any], limit: int = 160) -> str:
-    """The beginning of a row's text."""
-    text = " ".join(
-        " / ".join(str(values[key]) for key in ("text", "pair") if key in values).split()
-    )
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -18,8 +18,6 @@ from headstart.data.texts import TextData, hold_out, read_tagged, read_texts
 from headstart.errors import ConfigError
 from headstart.metrics.classification import confusion_matrix, per_class, wilson
 from headstart.metrics.text import entity_scores
-from headstart.report.page import Section
-from headstart.report.page import Table as ReportTable
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import IGNORE, TextTask, class_index, class_names
 
@@ -32,6 +30,7 @@ class TokenClassification(TextTask):
 
     name: ClassVar[str] = "token-classification"
     headline: ClassVar[str] = "f1"
+    finds_entities: ClassVar[bool] = True
     rows = staticmethod(read_tagged)
     auto = AutoModelForTokenClassification
 
@@ -183,36 +182,12 @@ class TokenClassification(TextTask):
         """Of the headline; F1 is no share of independent trials."""
         return None
 
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`: scores of each kind of entity."""
-        ends = evaluation.details["ends"]
-        texts = [
-            [[self.tags[n] for n in part] for part in np.split(evaluation.details[k], ends[:-1])]
-            for k in ("labels", "predicted")
-        ]
-        rows = [
-            [
-                kind,
-                str(each.count),
-                *(f"{share:.1%}" for share in (each.recall, each.precision, each.f1)),
-            ]
-            for kind, each in entity_scores(*texts).items()
-            if kind
-        ]
-        text = "An entity counts as found where its kind, first and last word are right."
-        return [
-            Section(
-                "Entities",
-                text,
-                table=ReportTable(("kind", "in the data", "recall", "precision", "F1"), rows),
-            )
-        ]
-
 
 class WordTagging(TokenClassification):
     """A tag for each word by itself, such as its part of speech."""
 
     headline: ClassVar[str] = "accuracy"
+    finds_entities: ClassVar[bool] = False
 
     def measure(self, true: list[list[str]], said: list[list[str]]) -> dict[str, float]:
         """Mean F1 of the tags that occur."""
@@ -226,22 +201,3 @@ class WordTagging(TokenClassification):
     def interval(self, right: int, count: int) -> tuple[float, float] | None:
         """See the base."""
         return wilson(right, count)
-
-    def report(self, evaluation: Evaluation) -> list[Section]:
-        """See `Task.report`: scores of each tag."""
-        table = per_class(
-            confusion_matrix(
-                evaluation.details["labels"], evaluation.details["predicted"], len(self.tags)
-            )
-        )
-        rows = [
-            [
-                tag,
-                str(table.count[i]),
-                *(f"{values[i]:.1%}" for values in (table.recall, table.precision, table.f1)),
-            ]
-            for i, tag in enumerate(self.tags)
-        ]
-        return [
-            Section("Tags", table=ReportTable(("tag", "words", "recall", "precision", "F1"), rows))
-        ]

@@ -1,6 +1,6 @@
-"""`--shots N --draws K`.
+"""`--shots N --draws K`: the same training on K random subsets of the examples.
 
-The same training on K choices of the examples, and how much the result depends on the choice.
+The spread of the results says how much they depend on the choice.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headstart.errors import MissingExtraError
+from headstart.metrics.optional import scipy
 from headstart.pipelines.base import read_results
 from headstart.progress import metric_text
-from headstart.report.page import BLUE, Section, Table, figure_source, new_figure, plain_axes
-from headstart.training.result import RECIPE, RESULTS, RUN, Request, Result, judged_before
+from headstart.recipe import Recipe
+from headstart.training.result import RECIPE, RESULTS, RUN, Request, Result, saved_evaluations
 
 FOLDER = "draws"
 
@@ -26,7 +26,7 @@ class Spread:
 
     Args:
         seeds: Seed of each draw's training.
-        split: What they were judged on.
+        split: What they were evaluated on.
         values: Metric → its value in each draw.
     """
 
@@ -45,7 +45,7 @@ class Spread:
         return self.mean(name) - half, self.mean(name) + half
 
     def to_dict(self) -> dict[str, Any]:
-        """As `results.json` keeps it."""
+        """What `results.json` holds."""
         metrics = {
             n: {"mean": self.mean(n), "confidence_interval_95": self.interval(n), "values": v}
             for n, v in self.values.items()
@@ -61,55 +61,14 @@ class Spread:
             f" {high}); the model kept is that of the first draw, not the one that scored best"
         )
 
-    def section(self, headline: str) -> Section:
-        """The part of the report that shows all draws."""
-        figure = new_figure(5.0, 1.6)
-        axes = figure.subplots()
-        axes.scatter(self.values[headline], [0] * len(self.seeds), color=BLUE, alpha=0.7)
-        axes.errorbar(
-            [self.mean(headline)],
-            [0.5],
-            xerr=self.mean(headline) - self.interval(headline)[0],
-            fmt="o",
-            color=BLUE,
-            capsize=4,
-        )
-        axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=headline.replace("_", " "))
-        axes.set_yticklabels(["each draw", "mean"])
-        plain_axes(axes)
-        rows = []
-        for name, values in self.values.items():
-            bounds = " to ".join(metric_text(name, bound) for bound in self.interval(name))
-            each = ", ".join(metric_text(name, value) for value in values)
-            rows.append([name.replace("_", " "), metric_text(name, self.mean(name)), bounds, each])
-        text = (
-            f"The same training on {len(self.seeds)} choices of the training examples, all judged"
-            f" on the same {self.split} examples. The interval (Student's t) is of the mean over"
-            " such choices. The model in this folder, and all that this page shows below, are of"
-            " the first draw; none was chosen by its score."
-        )
-        return Section(
-            "Other draws",
-            text,
-            [figure_source(figure)],
-            Table(("measure", "mean", "95 % interval", "draws"), rows),
-        )
-
 
 def t_quantile(freedom: int) -> float:
     """97.5 % quantile of Student's t distribution."""
-    try:
-        from scipy.special import stdtrit
-    except ImportError:
-        raise MissingExtraError("scipy", "train") from None
-    return float(stdtrit(freedom, 0.975))
+    return float(scipy("special").stdtrit(freedom, 0.975))
 
 
 def request_of(request: Request, draw: int) -> Request:
-    """What is asked for in another draw.
-
-    Other examples in training, another seed, the same examples held out.
-    """
+    """The request of another draw: other training examples, another seed, the same held out."""
     recipe = request.recipe | {"seed": request.recipe["seed"] + draw}
     return dataclasses.replace(
         request, options=request.options | {"draw": draw}, recipe=recipe, draws=1
@@ -122,30 +81,30 @@ def run_draws(
     run: Callable[[Request, Path, bool], Result],
     say: Callable[[str], None],
     headline: str,
-    leads: bool,
+    is_main: bool,
 ) -> list[Result]:
     """Runs every draw but the first, below `out`; those that are finished from before are read.
 
     Args:
         request: Of the first draw.
         out: Result folder of all.
-        run: Runs a request into a folder; told whether to go on with what is there.
-        say: Told about every draw.
-        headline: The metric to say.
-        leads: Whether this process writes.
+        run: Runs a request into a folder; the last argument is whether to resume.
+        say: Gets a line about every draw.
+        headline: The metric in that line.
+        is_main: Whether this process writes.
     """
     results = []
     for draw in range(1, request.draws):
         folder = out / FOLDER / str(draw + 1)
         if (folder / RESULTS).exists():
-            result = Result(folder, run_recipe(request), judged_before(folder))
+            result = Result(folder, Recipe.from_dict(request.recipe), saved_evaluations(folder))
         else:
             result = run(request_of(request, draw), folder, (folder / RUN).exists())
-        if leads:
+        if is_main:
             _forget_weights(folder)
         value = (
             f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}"
-            if result.judged
+            if result.evaluation
             else ""
         )
         say(f"draw {draw + 1} of {request.draws}:{value}")
@@ -153,35 +112,24 @@ def run_draws(
     return results
 
 
-def run_recipe(request: Request) -> Any:  # noqa: ANN401 - a Recipe
-    """The recipe of a request."""
-    from headstart.recipe import Recipe
-
-    return Recipe.from_dict(request.recipe)
-
-
 def _forget_weights(folder: Path) -> None:
-    """Leaves of a draw only what it was and what came out: its weights are not kept."""
+    """Keeps request, recipe and results of a draw; its weights are removed."""
     for path in folder.iterdir():
         if path.name not in (RUN, RECIPE, RESULTS):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def spread_of(first: Result, others: list[Result]) -> Spread | None:
-    """All draws together; None where nothing was judged."""
-    judged = [each.judged for each in (first, *others)]
-    if any(each is None for each in judged):
+    """All draws together; None where nothing was evaluated."""
+    found = [each.evaluation for each in (first, *others)]
+    evaluations = [each for each in found if each is not None]
+    if len(evaluations) < len(found):
         return None
-    seed = first.recipe.seed
-    metrics = [each.metrics for each in judged if each is not None]
-    values = {
-        name: [each[name] for each in metrics]
-        for name in metrics[0]
-        if all(name in each for each in metrics)
-    }
-    return Spread(
-        [seed + draw for draw in range(len(metrics))], judged[0].split if judged[0] else "", values
-    )
+    metrics = [each.metrics for each in evaluations]
+    names = [name for name in metrics[0] if all(name in each for each in metrics)]
+    values = {name: [each[name] for each in metrics] for name in names}
+    seeds = [first.recipe.seed + draw for draw in range(len(found))]
+    return Spread(seeds, evaluations[0].split, values)
 
 
 def read_spread(out: Path) -> Spread | None:

@@ -18,7 +18,7 @@ from headstart.data.cache import threads
 from headstart.errors import ConfigError
 from headstart.progress import duration
 from headstart.recipe import Recipe
-from headstart.training.loop import Loop, memory_per_example, narrow, seed_all
+from headstart.training.loop import Loop, autocast, memory_per_example, seed_all
 
 PATIENCE = 5.0  # seconds that one measurement may take
 # share of a budget that is planned with: reading, writing and a busy machine take the rest
@@ -35,14 +35,14 @@ class Estimate:
         example: One example forward and backward.
         forward: One example forward only.
         load: One example read and augmented, by all threads together.
-        judged: Examples that are judged during and after training.
+        evaluated: Examples that are evaluated during and after training.
         memory: Weights, gradients, optimizer, and what a micro-batch keeps for the backward pass.
     """
 
     example: float
     forward: float
     load: float
-    judged: int
+    evaluated: int
     memory: float
 
     def seconds(self, recipe: Recipe, steps: int | None = None) -> float:
@@ -53,7 +53,7 @@ class Estimate:
         per_example = max(self.example, self.load)
         return (
             recipe.steps if steps is None else steps
-        ) * recipe.batch_size * per_example + self.judged * self.forward
+        ) * recipe.batch_size * per_example + self.evaluated * self.forward
 
     def text(self, recipe: Recipe, steps: int | None = None) -> str:
         """One line for the user."""
@@ -107,22 +107,22 @@ def measure(loop: Loop) -> Estimate:
 
     def timed(count: int, backward: bool) -> float:
         batch = task.collate([examples[i % len(examples)] for i in range(count)])
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         with (
-            narrow(recipe, device) if backward else contextlib.nullcontext(),
+            autocast(recipe, device) if backward else contextlib.nullcontext(),
             torch.set_grad_enabled(backward),
         ):
             loss, _ = task.loss(loop.model, task.micro(batch, slice(0, count), device))
         if backward:
             loss.backward()  # type: ignore[no-untyped-call]
-        synchronise(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     loop.model.train()
     timed(min(2, size), True)  # the first pass also allocates and compiles
     # so that all go through the same passes
-    few = loop.world.agree(timed(min(2, size), True) / min(2, size))
+    few = loop.world.broadcast(timed(min(2, size), True) / min(2, size))
     example = min(timed(size, True) for _ in range(2)) / size if few * size < PATIENCE else few
     loop.model.eval()
     count = size if few * size < PATIENCE else min(2, size)
@@ -131,7 +131,7 @@ def measure(loop: Loop) -> Estimate:
     for name, buffer in loop.model.named_buffers():
         buffer.copy_(buffers[name])
     rounds = recipe.steps // loop.eval_every
-    judged = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
+    evaluated = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in loop.model.parameters()]
     # gradients, and one or two averages, of what is trained
     copies = 2 if recipe.optimizer == "sgd" else 3
@@ -139,7 +139,9 @@ def measure(loop: Loop) -> Estimate:
         loop.world.size if loop.world.sharded else 1
     )
     memory = held + size * memory_per_example(task, loop.model, recipe, device)
-    return loop.world.agree(Estimate(example / loop.world.size, forward, load, judged, memory))
+    return loop.world.broadcast(
+        Estimate(example / loop.world.size, forward, load, evaluated, memory)
+    )
 
 
 def peak_memory(device: torch.device) -> float:
@@ -149,7 +151,7 @@ def peak_memory(device: torch.device) -> float:
     return float(held + (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0))
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for an accelerator, whose work is only queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -218,7 +220,7 @@ def fit_budget(
     if recipe.crop != first:
         given_up.append(f"images of {recipe.crop} in place of {first} pixels")
     one_step = recipe.batch_size * max(estimate.example, estimate.load)
-    steps = int((allowed - estimate.judged * estimate.forward) / one_step)
+    steps = int((allowed - estimate.evaluated * estimate.forward) / one_step)
     if head and 2 * steps < recipe.steps:
         return whole.head_only(), ["every weight but the head's stays as it is (--tune head)"]
     steps = max(1, steps)

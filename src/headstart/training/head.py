@@ -1,13 +1,11 @@
-"""`--tune head`: features once, kept on disk, and a linear head fitted to convergence.
+"""A linear head fitted to convergence on fixed features.
 
-The backbone is run once over every image; a later run with other labels, splits or settings finds
-the features again by the hash of the image's content and of the network and its preprocessing. The
-head is logistic regression (L-BFGS), one for all classes or one for each label, or ridge regression
-of numbers; how strongly it is regularised is chosen by cross-validation.
+The head is logistic regression (L-BFGS), one for all classes or one for each label, or ridge
+regression; how strongly it is regularized is chosen by cross-validation.
+
+Letters: N examples, D features, V outputs.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,73 +15,44 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.data.cache import parallel
 from headstart.data.labels import REGRESSION, SINGLE
 from headstart.errors import ConfigError
+from headstart.metrics.optional import scikit_learn, scipy
+from headstart.progress import Progress, Silent
+from headstart.tasks.base import Evaluation, HeadTask
+from headstart.training.estimate import HeadCost
+from headstart.training.features import Extractor
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Solver = Callable[..., tuple[Doubles, Doubles]]
-Judge = Callable[..., float]
-# inverse regularisation, on features of mean square 1
+
+# inverse regularization, on features of mean square 1
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))
-CV_EXAMPLES = 4000  # more tell nothing new about the regularisation
+CV_EXAMPLES = 4000  # more hardly change the regularization that is chosen
+ITERATIONS = 500
 # of the loss, one after another, that a fit takes as long as: 250 to 1,000 on photos and satellite
-# pictures
+# images
 EVALUATIONS = 700
-
-
-def model_key(model: nn.Module, processor: dict[str, Any]) -> str:
-    """Hash of everything that decides a feature.
-
-    The weights below the head, the configuration, the preprocessing.
-    """
-    whole = hashlib.sha256()
-    heads: tuple[str, ...] = getattr(model, "heads", ())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not any(name.startswith(head + ".") for head in heads):
-            whole.update(name.encode())
-            whole.update(
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-    config = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if key not in ("id2label", "label2id", "_name_or_path")
-    }  # type: ignore[operator, union-attr]
-    whole.update(json.dumps([config, processor], sort_keys=True, default=str).encode())
-    return whole.hexdigest()[:32]
+# products in one evaluation from which on all threads work, in float32: smaller ones lose more by
+# waiting for each other than they gain
+LARGE = 2e8
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside the block torch computes with one thread.
-
-    Thousands of small products lose more by waiting for each other than they gain.
-    """
+    """Inside the block torch computes with one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside the block, what goes into a layer is kept in a list instead of being used there."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(
-        lambda module, arguments: seen.append(arguments[0].detach())
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -93,9 +62,10 @@ class Fit:
     Args:
         weight: (V, D).
         bias: (V,).
-        strength: The inverse regularisation that was chosen.
+        strength: The inverse regularization that was chosen.
         losses: Cross-validated loss by strength; empty where the data is too small for it.
         folds: Number of folds.
+        converged: Whether the solver ended before its last iteration.
     """
 
     weight: Floats
@@ -103,6 +73,52 @@ class Fit:
     strength: float
     losses: dict[float, float]
     folds: int
+    converged: bool = True
+
+    def notes(self) -> list[str]:
+        """What the user should know about the fit."""
+        how = f"chosen by {self.folds}-fold cross-validation"
+        if not self.losses:
+            how = "not chosen: a class has a single example"
+        lines = [f"regularization C = {self.strength:g}, {how}"]
+        if not self.converged:
+            lines.append(f"the head did not converge in {ITERATIONS} iterations")
+        return lines
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Examples to fit a head to.
+
+    Args:
+        x: Standardized features (N, D).
+        labels: Classes (N,), or labels and regression targets (N, V).
+        classes: V.
+        weights: Weight of each label, (N,) or (N, V); None weighs all the same.
+    """
+
+    x: NDArray[Any]
+    labels: NDArray[Any]
+    classes: int
+    weights: Doubles | None = None
+
+    def take(self, rows: NDArray[Any]) -> "Problem":
+        """The same problem on some examples."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Problem(self.x[rows], self.labels[rows], self.classes, weights)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights (V, D) and biases (V,) of a head, and whether the solver converged."""
+
+    weight: Doubles
+    bias: Doubles
+    converged: bool = True
+
+
+Solver = Callable[[Problem, float, Solution | None, float], Solution]
+Loss = Callable[[Problem, Solution], float]
 
 
 def fit_head(
@@ -113,8 +129,9 @@ def fit_head(
     *,
     kind: str = SINGLE,
     weights: NDArray[np.float64] | None = None,
+    progress: Progress | None = None,
 ) -> Fit:
-    """A linear head whose regularisation is chosen by cross-validation.
+    """A linear head whose regularization is chosen by cross-validation.
 
     Args:
         features: (N, D).
@@ -123,53 +140,47 @@ def fit_head(
         classes: V.
         seed: Decides the folds.
         kind: Which of the three.
-        weights: What each label counts, (N,) for classes and (N, V) for several labels; None counts
+        weights: Weight of each label, (N,) for classes and (N, V) for several labels; None weighs
             all the same.
+        progress: Shows the iterations of the solver.
     """
-    solve, judge = (ridge, squared_error) if kind == REGRESSION else (logistic, log_loss)
-    x, mean, scale = standardised(features)
+    x, mean, scale = standardized(features)
     labels = labels if kind == SINGLE else labels.astype(np.float64)
-    # With fewer examples than features the weights lie in the span of the examples: the same
-    # problem, in as many dimensions as examples.
-    basis = span(x) if len(x) < x.shape[1] else None  # (up to N, D)
-    x = x if basis is None else x @ basis.T
-    fewest = int(np.bincount(labels, minlength=classes).min()) if kind == SINGLE else len(x)
-    folds = min(5, fewest)
-    losses = cross_validate(x, labels, folds, seed, weights, solve, judge) if folds >= 2 else {}
-    strength = min(losses, key=lambda each: (losses[each], each)) if losses else 1.0
-    weight, bias = solve(x, labels, strength, weights=weights)
-    weight = weight if basis is None else weight @ basis  # (V, D)
+    x, basis = compact(x)
+    problem = Problem(x, labels, classes, weights)
+    strength, losses, folds = choose_strength(problem, kind, seed)
+    solve = ridge if kind == REGRESSION else partial(logistic, progress=progress)
+    found = solve(problem, strength)
+    weight = found.weight if basis is None else found.weight @ basis  # (V, D)
     # The scaling goes into the layer: W ((f - mean) / scale) + b.
     weight = weight / scale
-    bias = bias - weight @ mean
-    return Fit(weight.astype(np.float32), bias.astype(np.float32), strength, losses, folds)
+    bias = found.bias - weight @ mean
+    head = weight.astype(np.float32), bias.astype(np.float32)
+    return Fit(*head, strength, losses, folds, found.converged)
 
 
-def standardised(features: Floats) -> tuple[Doubles, Floats, float]:
-    """Features (N, D) around 0 and of mean square 1, and the mean (D,) and scale that made them so."""
-    mean = features.mean(axis=0)
-    scale = float(np.sqrt(np.square(features - mean).mean())) or 1.0
-    return np.asarray((features - mean) / scale, dtype=np.float64), mean, scale
+def standardized(features: Floats) -> tuple[NDArray[Any], Floats, float]:
+    """Features (N, D) around 0 and of mean square 1, and the mean (D,) and scale that make them so.
 
-
-def held_out_scores(
-    features: Floats, labels: Ints, classes: int, seed: int = 0, folds: int = 5
-) -> Doubles:
-    """Scores (N, V) of every example by a head that was fitted to the other folds, regularised as
-    `fit_head` would.
+    In float64, and in float32 from a size on where a head is fitted in float32 too.
     """
-    strength = fit_head(features, labels, classes, seed).strength
-    x, _, _ = standardised(features)
-    x = x @ span(x).T if len(x) < x.shape[1] else x
-    fold = folds_of(labels, folds, np.random.default_rng([seed, 0x5C03E]))
-    scores = np.zeros((len(x), classes))
-    for number in range(folds):
-        train, held = fold != number, fold == number
-        # also for a class that this fold holds all of
-        start = (np.zeros((classes, x.shape[1])), np.zeros(classes))
-        weight, bias = logistic(x[train], labels[train], strength, start, 1e-5)
-        scores[held] = x[held] @ weight.T + bias
-    return scores
+    mean = features.mean(axis=0)
+    centred = features - mean
+    scale = float(np.sqrt(np.square(centred).mean())) or 1.0
+    dtype = np.float32 if features.size > LARGE / 10 else np.float64
+    return np.asarray(centred / scale, dtype=dtype), mean, scale
+
+
+def compact(x: NDArray[Any]) -> tuple[NDArray[Any], Doubles | None]:
+    """The features (N, R) in the span of the examples, and its basis (R, D) or None.
+
+    With fewer examples than features the weights lie in that span: the same problem in as many
+    dimensions as there are examples.
+    """
+    if len(x) >= x.shape[1]:
+        return x, None
+    basis = span(np.asarray(x, dtype=np.float64))
+    return x @ basis.T, basis
 
 
 def span(x: Doubles) -> Doubles:
@@ -181,8 +192,27 @@ def span(x: Doubles) -> Doubles:
         return np.asarray((vectors[:, used] / squares[used].sqrt()).T @ rows)
 
 
+def held_out_scores(
+    features: Floats, labels: Ints, classes: int, seed: int = 0, folds: int = 5
+) -> Doubles:
+    """Scores (N, V) of every example by a head that was fitted to the other folds."""
+    x, _ = compact(standardized(features)[0])
+    problem = Problem(x, labels, classes)
+    strength, _, _ = choose_strength(problem, SINGLE, seed)
+    fold = folds_of(labels, folds, np.random.default_rng([seed, 0x5C03E]))
+    scores = np.zeros((len(x), classes))
+    for number in range(folds):
+        train, held = fold != number, fold == number
+        found = logistic(problem.take(train), strength, tolerance=1e-5)
+        scores[held] = x[held] @ found.weight.T + found.bias
+    return scores
+
+
 def folds_of(labels: NDArray[Any], folds: int, rng: np.random.Generator) -> Ints:
-    """Fold of each example, (N,); every fold holds its share of every class."""
+    """Fold of each example, (N,); every fold holds its part of every class.
+
+    scikit-learn's `StratifiedKFold` refuses classes with fewer examples than folds.
+    """
     fold = np.empty(len(labels), dtype=np.int64)
     groups = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(groups):
@@ -191,171 +221,179 @@ def folds_of(labels: NDArray[Any], folds: int, rng: np.random.Generator) -> Ints
     return fold
 
 
+def choose_strength(
+    problem: Problem, kind: str, seed: int
+) -> tuple[float, dict[float, float], int]:
+    """The inverse regularization of the smallest cross-validated loss, the losses, and the folds."""
+    fewest = len(problem.x)
+    if kind == SINGLE:
+        fewest = int(np.bincount(problem.labels, minlength=problem.classes).min())
+    folds = min(5, fewest)
+    if folds < 2:
+        return 1.0, {}, folds
+    solve, loss = (ridge, squared_error) if kind == REGRESSION else (logistic, log_loss)
+    losses = cross_validate(problem, folds, seed, solve, loss)
+    return min(losses, key=lambda each: (losses[each], each)), losses, folds
+
+
 def cross_validate(
-    x: Doubles,
-    labels: NDArray[Any],
-    folds: int,
-    seed: int,
-    weights: Doubles | None,
-    solve: Solver,
-    judge: Judge,
+    problem: Problem, folds: int, seed: int, solve: Solver, loss: Loss
 ) -> dict[float, float]:
     """Mean loss on held-out folds by strength."""
     rng = np.random.default_rng([seed, 0xF01D])
-    if len(x) > CV_EXAMPLES:
-        chosen = rng.permutation(len(x))[:CV_EXAMPLES]
-        x, labels, weights = x[chosen], labels[chosen], None if weights is None else weights[chosen]
-    fold = folds_of(labels, folds, rng)
+    if len(problem.x) > CV_EXAMPLES:
+        problem = problem.take(rng.permutation(len(problem.x))[:CV_EXAMPLES])
+    fold = folds_of(problem.labels, folds, rng)
     # each strength goes on from the one before
-    starts: list[tuple[Doubles, Doubles] | None] = [None] * folds
+    starts: list[Solution | None] = [None] * folds
     losses: dict[float, float] = {}
 
     def held_out(number: int, strength: float) -> float:
-        train, held = fold != number, fold == number
-        found = solve(
-            x[train],
-            labels[train],
-            strength,
-            starts[number],
-            1e-5,
-            None if weights is None else weights[train],
-        )
+        train, held = problem.take(fold != number), problem.take(fold == number)
+        found = solve(train, strength, starts[number], 1e-5)
         starts[number] = found
-        return judge(x[held], labels[held], *found, None if weights is None else weights[held])
+        return loss(held, found)
 
     for strength in STRENGTHS:
         with one_thread():  # each of the folds has its own
-            losses[strength] = sum(
-                parallel(partial(held_out, strength=strength), range(folds), None)
-            ) / len(x)
+            parts = parallel(partial(held_out, strength=strength), range(folds), None)
+            losses[strength] = sum(parts) / len(problem.x)
         last = list(losses.values())[-3:]
         if len(last) == 3 and last[0] < last[1] < last[2]:
-            break  # less regularisation only harms from here on
+            break  # less regularization only harms from here on
     return losses
+
+
+def losses_of(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """-log p of the class (N,), or of the presence or absence of each label (N, V)."""
+    if labels.ndim == 1:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return losses if weights is None else losses * weights
+
+
+def log_loss(problem: Problem, found: Solution) -> float:
+    """Sum of -log p(label)."""
+    scores = torch.from_numpy(problem.x @ found.weight.T + found.bias)
+    weights = None if problem.weights is None else torch.from_numpy(problem.weights)
+    return float(losses_of(scores, torch.from_numpy(problem.labels), weights).sum())
+
+
+def squared_error(problem: Problem, found: Solution) -> float:
+    """Sum of the squared errors, each target in its standard deviations so that all count alike."""
+    spread = problem.labels.std(axis=0)
+    errors = problem.x @ found.weight.T + found.bias - problem.labels
+    return float(np.square(errors / np.where(spread > 0, spread, 1)).sum())
+
+
+def ridge(
+    problem: Problem, strength: float, start: Solution | None = None, tolerance: float = 0.0
+) -> Solution:
+    """The head that minimizes `|x W' + b - labels|² + |W|² / strength`; biases are not penalized."""
+    model = scikit_learn("linear_model").Ridge(alpha=1 / strength, solver="cholesky")
+    with one_thread():
+        model.fit(problem.x, problem.labels)
+    return Solution(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
+
+
+def logistic(
+    problem: Problem,
+    strength: float,
+    start: Solution | None = None,
+    tolerance: float = 1e-7,
+    *,
+    progress: Progress | None = None,
+    iterations: int = ITERATIONS,
+) -> Solution:
+    """Logistic regression with an L2 penalty of 1 / strength on the weights.
+
+    Minimizes `sum of cross-entropies + |W|² / (2 strength)` by L-BFGS, as scikit-learn does; with
+    labels (N, V) each label is a problem of its own. Large problems are evaluated in float32 by all
+    threads, or on the accelerator where there is one.
+    """
+    N, D = problem.x.shape
+    V = problem.classes
+    large = N * D * V > LARGE
+    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if large else torch.float64
+    x = torch.as_tensor(problem.x, dtype=dtype, device=device)
+    labels = torch.as_tensor(problem.labels, device=device)
+    labels = labels if labels.ndim == 1 else labels.to(dtype)
+    weights = problem.weights
+    counts = None if weights is None else torch.as_tensor(weights, dtype=dtype, device=device)
+    progress = progress or Silent()
+
+    def mean_loss(flat: Doubles) -> tuple[float, Doubles]:
+        """The mean loss and its gradient, both (V * (D + 1),); biases are the last column."""
+        parameters = torch.as_tensor(flat.reshape(V, D + 1), dtype=dtype, device=device)
+        weight, bias = parameters[:, :-1], parameters[:, -1]
+        logits = torch.addmm(bias, x, weight.T)  # (N, V)
+        loss = losses_of(logits, labels, counts).sum(dtype=torch.float64)
+        if labels.ndim == 1:
+            slopes = logits.softmax(dim=1)
+            slopes[torch.arange(N, device=device), labels] -= 1
+            slopes = slopes if counts is None else slopes * counts[:, None]
+        else:
+            slopes = logits.sigmoid() - labels
+            slopes = slopes if counts is None else slopes * counts
+        penalty = weight.square().sum(dtype=torch.float64) / (2 * strength)
+        gradient = torch.cat(
+            [slopes.T @ x + weight / strength, slopes.sum(dim=0)[:, None]], dim=1
+        )  # (V, D + 1)
+        return float(loss + penalty) / N, gradient.cpu().double().numpy().ravel() / N
+
+    first = np.zeros((V, D + 1))
+    if start is not None:
+        first = np.concatenate([start.weight, start.bias[:, None]], axis=1)
+    done = [0]
+
+    def show(flat: Doubles) -> None:
+        done[0] += 1
+        progress.update(done[0], {})
+
+    with threads_for(large), torch.inference_mode():
+        result = scipy("optimize").minimize(
+            mean_loss,
+            first.ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=show,
+            options={
+                "maxiter": iterations,
+                "maxfun": 10 * iterations,
+                "maxcor": 20,
+                "gtol": tolerance,
+                "ftol": 1e-9 if large else tolerance / 100,
+            },
+        )
+    found = result.x.reshape(V, D + 1)
+    return Solution(found[:, :-1], found[:, -1], result.nit < iterations)
+
+
+@contextmanager
+def threads_for(large: bool) -> Iterator[None]:
+    """One thread inside the block, unless the problem is large."""
+    if large:
+        yield
+        return
+    with one_thread():
+        yield
 
 
 def fitting_seconds(examples: int, width: int, classes: int) -> float:
     """About how long a head takes to fit.
 
-    How many steps it needs is for the data to say, by a factor of 2.
+    How many evaluations of the loss it needs depends on the data, by a factor of 2.
     """
-    rows, labels = np.zeros((examples, min(width, examples))), np.arange(examples) % classes
-    start, times = (np.zeros((classes, rows.shape[1])), np.zeros(classes)), []
-    for _ in range(4):  # the first one also imports what optimizers need, for two seconds
+    rows = np.zeros((examples, min(width, examples)), dtype=np.float32)
+    problem = Problem(rows, np.arange(examples) % classes, classes)
+    times = []
+    for _ in range(3):  # the first one also imports the solver
         began = time.perf_counter()
-        logistic(rows, labels, 1.0, start, tolerance=1.0)  # evaluates the loss once, and is content
+        logistic(problem, 1.0, tolerance=1.0, iterations=1)
         times.append(time.perf_counter() - began)
-    return EVALUATIONS * sorted(times)[1]
-
-
-def losses_of(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Sum of -log p.
-
-    Of the class (labels (N,)), or of the presence or absence of each label (labels (N, V)).
-    """
-    if labels.ndim == 1:
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    else:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (losses if weights is None else losses * weights).sum()
-
-
-def log_loss(
-    x: Doubles, labels: NDArray[Any], weight: Doubles, bias: Doubles, weights: Doubles | None = None
-) -> float:
-    """Sum of -log p(label)."""
-    scores = torch.from_numpy(x @ weight.T + bias)
-    return float(
-        losses_of(
-            scores, torch.from_numpy(labels), None if weights is None else torch.from_numpy(weights)
-        )
-    )
-
-
-def squared_error(
-    x: Doubles, labels: NDArray[Any], weight: Doubles, bias: Doubles, weights: Doubles | None = None
-) -> float:
-    """Sum of the squared errors, each number in its own standard deviations so that all count
-    alike.
-    """
-    spread = labels.std(axis=0)
-    return float(np.square((x @ weight.T + bias - labels) / np.where(spread > 0, spread, 1)).sum())
-
-
-def ridge(
-    x: Doubles,
-    labels: Doubles,
-    strength: float,
-    start: tuple[Doubles, Doubles] | None = None,
-    tolerance: float = 0.0,
-    weights: Doubles | None = None,
-) -> tuple[Doubles, Doubles]:
-    """Weights (V, D) and biases (V,) that minimise `|x W' + b - labels|² + |W|² / strength`, in
-    closed form; biases are not penalised.
-    """
-    centre, target = x.mean(axis=0), labels.mean(axis=0)
-    rows = torch.from_numpy(x - centre)
-    with one_thread():
-        square = rows.T @ rows + torch.eye(x.shape[1], dtype=torch.float64) / strength
-        weight = np.asarray(
-            torch.linalg.solve(square, rows.T @ torch.from_numpy(labels - target)).T
-        )
-    return weight, target - weight @ centre
-
-
-def logistic(
-    x: Doubles,
-    labels: NDArray[Any],
-    strength: float,
-    start: tuple[Doubles, Doubles] | None = None,
-    tolerance: float = 1e-7,
-    weights: Doubles | None = None,
-) -> tuple[Doubles, Doubles]:
-    """Weights (V, D) and biases (V,) of logistic regression with an L2 penalty of 1 / strength on
-    the weights.
-
-    Minimises `sum of cross-entropies + |W|² / (2 strength)`, as scikit-learn does, by torch's
-    L-BFGS. Labels are classes (N,), and V is one more than the largest; or zeros and ones (N, V),
-    each label a problem of its own.
-    """
-    classes = (
-        len(start[1])
-        if start is not None
-        else int(labels.max()) + 1
-        if labels.ndim == 1
-        else labels.shape[1]
-    )
-    data, target = torch.from_numpy(x), torch.from_numpy(labels)
-    counts = None if weights is None else torch.from_numpy(weights)
-    first = (
-        np.zeros((classes, x.shape[1] + 1))
-        if start is None
-        else np.concatenate([start[0], start[1][:, None]], axis=1)
-    )
-    parameters = torch.from_numpy(first).requires_grad_()  # (V, D + 1), biases last
-    solver = torch.optim.LBFGS(
-        [parameters],
-        max_iter=500,
-        history_size=20,
-        tolerance_grad=tolerance,
-        tolerance_change=tolerance / 10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def mean_loss() -> float:
-        solver.zero_grad()
-        weight, bias = parameters[:, :-1], parameters[:, -1]
-        loss = (
-            losses_of(data @ weight.T + bias, target, counts)
-            + weight.square().sum() / (2 * strength)
-        ) / len(target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
-
-    with one_thread(), torch.enable_grad():
-        solver.step(mean_loss)  # type: ignore[no-untyped-call]
-    result = parameters.detach().numpy()
-    return result[:, :-1], result[:, -1]
+    return EVALUATIONS * min(times)
 
 
 def install(layer: nn.Linear, fit: Fit) -> None:
@@ -367,3 +405,52 @@ def install(layer: nn.Linear, fit: Fit) -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(fit.weight))
         layer.bias.copy_(torch.from_numpy(fit.bias))
+
+
+def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadCost:
+    """Time and memory of fitting a head, from a few features and evaluations of the loss."""
+    digests = task.feature_digests()
+    store = extractor.store()
+    everything = dict.fromkeys(d for each in digests.values() for d in each if d)
+    missing = [digest for digest in everything if digest not in store]
+    N, D = len(digests["train"]), int(extractor.layer.in_features)
+    V = len(task.classes)
+    total = sum(map(len, digests.values()))
+    size = 4 if N * D * V > LARGE else 8
+    # features, their standardized copy and what goes into the solver; scores and their slopes
+    memory = base_memory + 4 * total * D + 2 * size * N * D + 3 * size * N * V + 24 * V * D * 8
+    seconds = extractor.seconds(missing, task.feature_sizes(missing))
+    return HeadCost(seconds, fitting_seconds(N, D, V), memory)
+
+
+def tune_head(
+    task: HeadTask, extractor: Extractor, seed: int, progress: Progress
+) -> tuple[dict[str, Evaluation], list[str]]:
+    """Fits the last layer of a network, and evaluates it on every split that was held out.
+
+    Returns:
+        The evaluations by split, and what the user should know about the fit.
+    """
+    every = [digest for split in task.feature_digests().values() for digest in split]
+    store = extractor.fill(every, progress)
+    task.drop_unread()
+    digests = task.feature_digests()
+    labels, problem = task.targets("train"), task.problem
+    problem.use_units()
+    progress.start("fitting the head", ITERATIONS, unit="iterations")
+    fit = fit_head(
+        store[digests["train"]],
+        labels,
+        len(task.classes),
+        seed,
+        kind=problem.kind,
+        weights=problem.weights_of(labels),
+        progress=progress,
+    )
+    install(task.head(extractor.model), fit)
+    evaluations = {
+        split: task.evaluate_scores(split, store[names] @ fit.weight.T + fit.bias)
+        for split, names in digests.items()
+        if split != "train"
+    }
+    return evaluations, fit.notes()

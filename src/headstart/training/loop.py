@@ -127,13 +127,13 @@ class Loop:
         progress: Shows what happens.
         workers: Threads that make batches.
         identity: What a checkpoint must agree with to be resumed, as JSON knows it.
-        go_on: Command that goes on with an interrupted run.
+        resume_with: Command that goes on with an interrupted run.
         board: Whether the numbers also go to `tensorboard/` in the folder.
     """
 
     def __init__(
         self, task: Task, model: nn.Module, recipe: Recipe, folder: Path, world: World, progress: Progress,
-        *, workers: int | None = None, identity: dict[str, Any] | None = None, go_on: str = "", board: bool = False,
+        *, workers: int | None = None, identity: dict[str, Any] | None = None, resume_with: str = "", board: bool = False,
     ) -> None:  # fmt: skip
         self.task, self.recipe, self.folder, self.world, self.progress = (
             task,
@@ -150,13 +150,13 @@ class Loop:
         self.optimizer = make_optimizer(self.model, recipe)
         self.average = Average(self.model, recipe.ema) if recipe.ema is not None else None
         self.wrapped = world.wrap(self.model)
-        self.workers, self.identity, self.go_on = workers, identity or {}, go_on
+        self.workers, self.identity, self.resume_with = workers, identity or {}, resume_with
         # Small gradients would vanish in float16's range; a scaled loss keeps them in it.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.step = 0
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.log = MetricsLog(
-            folder / "metrics.jsonl", folder / "tensorboard" if board and world.leads else None
+            folder / "metrics.jsonl", folder / "tensorboard" if board and world.is_main else None
         )
         self.eval_every = recipe.eval_every or max(1, -(-recipe.steps // 10))
         self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
@@ -189,13 +189,13 @@ class Loop:
         if self.average is not None:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         tensors = whole(tensors)  # every process takes part where each holds a piece
-        if self.world.leads:
+        if self.world.is_main:
             self.log.flush()
             state = self.identity | (
                 {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
             )
             save_checkpoint(self.folder / "checkpoints", self.step, tensors, state)
-        self.world.wait()
+        self.world.barrier()
 
     def run(self, deadline: float | None = None) -> None:
         """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the
@@ -214,13 +214,13 @@ class Loop:
         self.progress.start("training", self.recipe.steps, self.step)
         try:
             with stopper.listening():
-                self._judge_if_due()  # a checkpoint is of the moment before
+                self._validate_if_due()  # a checkpoint is of the moment before
                 while self.step < self.recipe.steps:
                     began = time.perf_counter()
                     values = self.update(batches[self.step])
                     seconds = time.perf_counter() - began
                     self.step += 1
-                    self._tell(values, seconds)
+                    self._log_step(values, seconds)
                     if (
                         deadline is not None
                         and self.world.any(time.perf_counter() > deadline)
@@ -235,14 +235,14 @@ class Loop:
                         self.save()
                         where = f"step {self.step} of {self.recipe.steps}"
                         raise TrainingInterrupted(
-                            f"stopped after {where}, nothing is lost; to go on: {self.go_on}"
+                            f"stopped after {where}, nothing is lost; to go on: {self.resume_with}"
                         )
                     if self.step % self.checkpoint_every == 0 and self.step < self.recipe.steps:
                         self.save()
-                    self._judge_if_due(keep=deadline is not None)
+                    self._validate_if_due(keep=deadline is not None)
             self.save()
             if self.best is not None and self.step < self.recipe.steps:
-                self._judge(keep=True)
+                self._validate(keep=True)
                 self._return_to_best()
         finally:
             batches.close()
@@ -279,7 +279,7 @@ class Loop:
                 if i + 1 < len(parts)
                 else contextlib.nullcontext()
             ):
-                with narrow(recipe, device):
+                with autocast(recipe, device):
                     loss, measures = self.task.loss(
                         self.wrapped, self.task.micro(batch, rows, device)
                     )
@@ -307,7 +307,7 @@ class Loop:
         return values | {"lr": rate}
 
     def evaluate(self, split: str) -> Evaluation:
-        """Judges the model as it would be kept: the average of the weights where there is one."""
+        """Evaluates the model as it would be kept: the average of the weights where there is one."""
         self.model.eval()
         with self.averaged():
             return self.task.evaluate(self.model, split, self.world.device)
@@ -325,18 +325,18 @@ class Loop:
             if self.average is not None:
                 self.average.swap(self.model)
 
-    def _judge_if_due(self, keep: bool = False) -> None:
-        """Judges the model after every so many steps; the end has its own evaluation."""
+    def _validate_if_due(self, keep: bool = False) -> None:
+        """Evaluates the model after every so many steps; the end has its own evaluation."""
         if 0 < self.step < self.recipe.steps and self.step % self.eval_every == 0:
-            self._judge(keep)
+            self._validate(keep)
 
-    def _judge(self, keep: bool = False) -> None:
-        """Judges the model on the validation data, and remembers its weights where no others were
+    def _validate(self, keep: bool = False) -> None:
+        """Evaluates the model on the validation data, and remembers its weights where no others were
         better.
         """
-        if "validation" in self.task.splits and (self.world.leads or self.world.sharded):
+        if "validation" in self.task.splits and (self.world.is_main or self.world.sharded):
             evaluation = self.evaluate("validation")
-            if self.world.leads:
+            if self.world.is_main:
                 self.log.write({"step": self.step, "validation": evaluation.metrics})
                 headline, value = self.task.headline, evaluation.metrics[self.task.headline]
                 self.progress.say(
@@ -354,7 +354,7 @@ class Loop:
                             for name, value in self.model.state_dict().items()
                         },
                     )
-        self.world.wait()
+        self.world.barrier()
 
     def _return_to_best(self) -> None:
         """Takes the weights that were best on the validation data for the result."""
@@ -365,8 +365,8 @@ class Loop:
         if step < self.step:
             self.progress.say(f"kept the weights of step {step}, the best on the validation data")
 
-    def _tell(self, values: dict[str, float], seconds: float) -> None:
-        if not self.world.leads:
+    def _log_step(self, values: dict[str, float], seconds: float) -> None:
+        if not self.world.is_main:
             return
         speed = self.recipe.batch_size / seconds
         self.log.write({"step": self.step, **values, "seconds": round(seconds, 4)})
@@ -458,7 +458,7 @@ def cut(rows: slice, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows.stop))
 
 
-def narrow(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Inside the block the network computes in the recipe's precision."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
@@ -487,7 +487,7 @@ def fitting_micro_batch(
     free = free_memory(world.device)
     limit = recipe.batch_size if world.device.type == "cuda" else 32
     wanted = min(limit, -(-recipe.batch_size // world.size))
-    size = world.agree(int(max(1, min(wanted, 0.6 * free / per_example))))
+    size = world.broadcast(int(max(1, min(wanted, 0.6 * free / per_example))))
     if size < wanted:
         note(
             f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB"
@@ -532,7 +532,7 @@ def kept_bytes(
     batch = task.collate([task.example(0, np.random.default_rng(0))] * count)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        narrow(recipe, device),
+        autocast(recipe, device),
     ):
         task.loss(model, task.micro(batch, slice(0, count), device))
     for name, buffer in model.named_buffers():

@@ -1,7 +1,4 @@
-"""The result folder of a run.
-
-What was asked for, what came out, and everything that is written there.
-"""
+"""The result folder of a run: what was requested, what came out, and everything written there."""
 
 import dataclasses
 import json
@@ -9,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +17,13 @@ from headstart._version import __version__
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError, MissingExtraError
-from headstart.metrics.calibration import judged_confidence
+from headstart.metrics.calibration import confidence_of
 from headstart.pipelines.base import read_results
-from headstart.progress import duration, metric_text
+from headstart.progress import duration, metric_text, metric_title
 from headstart.recipe import Recipe
-from headstart.report.page import write_card, write_report
 from headstart.tasks.base import Evaluation, Task
-from headstart.training.loop import read_metrics
+from headstart.training.predictions import figures_of, write_predictions
+from headstart.training.seen import write_seen
 
 if TYPE_CHECKING:
     from headstart.training.draws import Spread
@@ -41,8 +39,8 @@ class Result:
         folder: The result: model, processor, recipe, metrics and report. None after a dry run.
         recipe: The resolved recipe.
         evaluations: By split.
-        seconds: Time that training took, in this process.
-        estimated: Time that was expected before it began.
+        seconds: Time from the call to the result, in this process.
+        estimated: Time that was expected before training began.
         given_up: What a budget of time cost.
         spread: Results of all draws, where there were several.
     """
@@ -56,19 +54,42 @@ class Result:
     spread: "Spread | None" = None
 
     @property
-    def judged(self) -> Evaluation | None:
+    def evaluation(self) -> Evaluation | None:
         """The evaluation that counts: of the test data, else of the validation data."""
         return self.evaluations.get("test") or self.evaluations.get("validation")
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers of `judged`; empty where no data was held out."""
-        return self.judged.metrics if self.judged else {}
+        """The metrics of `evaluation`; empty where no data was held out."""
+        return self.evaluation.metrics if self.evaluation else {}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in list(self.metrics.items())[:3])
+        return f"Result({str(self.folder)!r}, {shown or 'not evaluated'})"
+
+    def _repr_html_(self) -> str:
+        """The metrics of every split as a table, for notebooks."""
+        names = list(dict.fromkeys(n for each in self.evaluations.values() for n in each.metrics))
+        head = "".join(
+            f"<th>{escape(split)} ({each.examples})</th>"
+            for split, each in self.evaluations.items()
+        )
+        rows = "".join(
+            f"<tr><th>{escape(metric_title(name))}</th>"
+            + "".join(
+                f"<td>{metric_text(name, each.metrics[name]) if name in each.metrics else ''}</td>"
+                for each in self.evaluations.values()
+            )
+            + "</tr>"
+            for name in names
+        )
+        table = f"<table><tr><th></th>{head}</tr>{rows}</table>" if names else "not evaluated"
+        return f"<div><p><b>{escape(str(self.folder))}</b></p>{table}</div>"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as it is kept in `run.json` for `--resume`."""
+    """What was requested, as `run.json` holds it for `--resume`."""
 
     data: str
     model: str
@@ -84,7 +105,11 @@ class Request:
 
     @classmethod
     def read(cls, folder: Path) -> "Request":
-        """The request of the run in a folder."""
+        """The request of the run in a folder.
+
+        Raises:
+            ConfigError: There is none, or it is damaged.
+        """
         path = folder / RUN
         if not path.exists():
             raise ConfigError(
@@ -93,62 +118,63 @@ class Request:
         return as_dataclass(cls, read_object(path, ConfigError), path, ConfigError)
 
 
-def judged_before(out: Path) -> dict[str, Evaluation]:
-    """The evaluations that a finished run wrote down."""
+def saved_evaluations(out: Path) -> dict[str, Evaluation]:
+    """The evaluations that a finished run saved.
+
+    Raises:
+        FileFormatError: `results.json` is damaged.
+    """
     found = {}
     for split, each in read_results(out)["evaluations"].items():
         interval = each["confidence_interval_95"]
-        found[split] = Evaluation(
-            split, each["examples"], each["metrics"], tuple(interval) if interval else None
-        )
+        bounds = tuple(interval) if interval else None
+        found[split] = Evaluation(split, each["examples"], each["metrics"], bounds)
     return found
 
 
 def write_result(
-    job: Task, model: nn.Module, result: Result, request: Request, device: torch.device
-) -> None:
-    """Writes model, processor, recipe, numbers, report and model card."""
-    out = result.folder
+    task: Task, model: nn.Module, result: Result, request: Request, device: torch.device
+) -> dict[str, Any]:
+    """Writes model, processor, recipe, predictions and numbers.
+
+    Returns:
+        What `results.json` holds; it is written last, and its presence means that the result is
+        complete.
+    """
+    out, evaluation = result.folder, result.evaluation
     assert out is not None
-    job.finish(model)
-    model.save_pretrained(out)  # type: ignore[operator]
-    job.save(out)
+    task.finish(model)
+    saved: Any = model
+    saved.save_pretrained(out)
+    task.save(out)
     write_recipe(out, result.recipe)
-    if result.judged is not None:
-        result.judged.max_error = request.options["extra"].get("max_error")
-        if found := judged_confidence(result.judged):
+    write_seen(out, task)
+    if evaluation is not None:
+        evaluation.max_error = request.options["extra"].get("max_error")
+        calibration = evaluation.calibration
+        if calibration and (found := confidence_of(calibration, evaluation.max_error)):
             found.write(out)
+    write_predictions(out, task, result.evaluations)
     values = {
-        "task": job.name,
+        "task": task.name,
         "model": request.model,
-        "headline": job.headline,
-        "evaluations": {
-            split: {
-                "examples": each.examples,
-                "metrics": each.metrics,
-                "confidence_interval_95": each.interval,
-            }
-            for split, each in result.evaluations.items()
-        },
+        "data": Path(request.data).name,
+        "headline": task.headline,
+        "evaluations": {s: figures_of(task, each) for s, each in result.evaluations.items()},
         "draws": result.spread and result.spread.to_dict(),
-        "splits": job.splits,
-        "notes": job.found()[1:] + [f"to keep the budget: {each}" for each in result.given_up],
+        "splits": task.splits,
+        "notes": task.found()[1:] + [f"to keep the budget: {each}" for each in result.given_up],
         "seed": result.recipe.seed,
-        "data_fingerprint": job.fingerprint,
+        "data_fingerprint": task.fingerprint,
         "seconds": round(result.seconds, 2),
         "estimated_seconds": result.estimated and round(result.estimated, 2),
         "device": device_name(device),
         "versions": versions(),
-        "differences": model.config.differences(),  # type: ignore[operator, union-attr]
+        "differences": saved.config.differences(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    metrics_file = out / "metrics.jsonl"
-    metrics = read_metrics(metrics_file) if metrics_file.exists() else []
-    draws = None if result.spread is None else result.spread.section(job.headline)
-    write_report(out, job, result.evaluations, values, result.recipe, metrics, draws)
-    write_card(out, job, values, result.recipe)
-    # last: its presence says that the folder is whole
     atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")
+    return values
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -157,26 +183,22 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         import yaml
     except ImportError:
         raise MissingExtraError("pyyaml", "train") from None
-    atomic_write(
-        folder / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    )
+    text = yaml.safe_dump(recipe.relevant(), sort_keys=False, allow_unicode=True)
+    atomic_write(folder / RECIPE, text)
 
 
-def summary(job: Task, result: Result) -> str:
+def summary(task: Task, result: Result) -> str:
     """The last line of a run."""
-    judged = result.judged
-    if judged is None:
-        return (
-            f"done in {duration(result.seconds)}; not judged, for no data was held out:"
-            f" {result.folder}"
-        )
-    bounds = [metric_text(job.headline, bound) for bound in judged.interval or ()]
+    evaluation, time = result.evaluation, duration(result.seconds)
+    if evaluation is None:
+        return f"done in {time}; not evaluated, for no data was held out: {result.folder}"
+    bounds = [metric_text(task.headline, bound) for bound in evaluation.interval or ()]
     low_high = f" (95 % interval {' to '.join(bounds)})" if bounds else ""
     expected = f" (expected {duration(result.estimated)})" if result.estimated else ""
+    value = metric_text(task.headline, evaluation.metrics[task.headline])
     return (
-        f"{judged.split} {job.headline.replace('_', ' ')}"
-        f" {metric_text(job.headline, judged.metrics[job.headline])}{low_high} on {judged.examples}"
-        f" examples, after {duration(result.seconds)}{expected}; model and report.html are in"
+        f"{evaluation.split} {task.headline.replace('_', ' ')} {value}{low_high} on"
+        f" {evaluation.examples} examples, after {time}{expected}; model and report.html are in"
         f" {result.folder}"
     )
 
@@ -187,15 +209,18 @@ def versions() -> dict[str, str]:
     import PIL
 
     return {
-        "headstart": __version__, "torch": str(torch.__version__), "numpy": numpy.__version__, "pillow": PIL.__version__,
-        "python": platform.python_version(), "platform": platform.platform(),
-    }  # fmt: skip
+        "headstart": __version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
 
 
 def device_name(device: torch.device) -> str:
-    """The processor that trained, with its number of threads or the accelerator's name."""
+    """The processor that trained, with its number of threads, or the accelerator's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        f"{platform.machine()} {device.type}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-    )
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
+    return f"{platform.machine()} {device.type}, {threads}"

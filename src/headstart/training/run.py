@@ -1,8 +1,10 @@
-"""A whole run: data, recipe, model, training, result folder.
+"""A whole run: request → data → recipe → budget → fit → evaluate → write.
 
-`headstart.train(...)` and `headstart train` are both `train` here.
+`headstart.train(...)` and `headstart train` are both `train` here, `headstart.evaluate(...)` and
+`headstart evaluate` both `evaluate`.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -10,16 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, HeadstartError
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
-from headstart.progress import Progress, Silent
+from headstart.progress import Progress, Silent, duration
 from headstart.recipe import (
     LORA_RATE,
     RECIPES,
@@ -29,7 +32,8 @@ from headstart.recipe import (
     resolve_recipe,
 )
 from headstart.registry import locate
-from headstart.tasks.base import Evaluation, Task, TunesHead, task_class
+from headstart.tasks import Evaluation, HeadTask, Task, task_class
+from headstart.tasks.image_classification import processor_side
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.training.estimate import (
@@ -39,20 +43,31 @@ from headstart.training.estimate import (
     fit_budget,
     measure,
     parse_budget,
+    peak_memory,
     smaller_sides,
 )
-from headstart.training.loop import Loop, fitting_micro_batch
+from headstart.training.features import Extractor, extractor_of
+from headstart.training.head import head_cost, tune_head
+from headstart.training.lock import LOCK, locked
+from headstart.training.loop import Loop, MetricsLog, fitting_micro_batch, free_memory, read_metrics
 from headstart.training.result import (
     RESULTS,
     RUN,
     Request,
     Result,
-    judged_before,
+    saved_evaluations,
     summary,
     write_recipe,
     write_result,
 )
+from headstart.training.seen import trained_on
 from headstart.training.world import World, whole
+
+# The report lies above training, which works without it: it is reached by name.
+PAGES = "headstart.report.write:write_pages"
+AUTO_SECONDS = 600.0  # of full training, from which on `tune="auto"` takes the head alone
+# recipe values that also have an effect on a head alone; any other asks for full training
+SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
 
 
 def train(
@@ -80,49 +95,54 @@ def train(
     budget: str | float | None = None,
     fsdp: bool = False,
     tensorboard: bool = False,
+    epochs: float | None = None,
+    overwrite: bool = False,
     max_error: float | None = None,
     progress: Progress | None = None,
     **recipe_values: Any,
 ) -> Result:
-    """Tunes a pretrained model to a data set and leaves a result folder.
+    """Fine-tunes a pretrained model on a data set and writes a result folder.
 
     Args:
         data: A folder of class folders, of splits, or a table; see
             `headstart.data.images.read_images`.
         model: Pretrained model: a folder, a Hub id or an authors' name. Needed unless `resume`.
         out: Result folder; made if it does not exist.
-        task: What is learned; a name in `headstart.tasks.base.TASKS`.
+        task: What is learned; a name in `headstart.tasks.TASKS`.
         config: YAML file of recipe values.
         recipe: Name of a recipe to take in place of the family's own.
         revision: Branch, tag or commit of the model on the Hub.
-        resume: Go on with the run in `out`. Everything else is remembered there.
-        dry_run: Say what would be done, and stop.
+        resume: Go on with the run in `out`, as it was requested.
+        dry_run: Report what would be done and how long it would take, and stop.
         shots: Training examples of each class; None takes all.
-        draws: Train on so many choices of the `shots`; the result says mean and interval, and holds
+        draws: Train on so many random subsets of `shots`; the result holds mean and interval, and
             the model of the first.
-        val_fraction: Share of the training data held out where the data has no validation split.
+        val_fraction: Fraction of the training data held out where the data has no validation split.
         skip_bad: Go on without unreadable examples.
         columns: Columns of a table by role, such as {"image": "file", "label": "species"};
             {"label": "x,y"} are several.
         problem_type: What the labels are: "single_label_classification",
             "multi_label_classification" or "regression"; None looks at them.
-        validation: Further data to judge the model on while it is tuned.
-        test: Further data to judge the result on.
+        validation: Further data to evaluate the model on during training.
+        test: Further data to evaluate the result on.
         task_options: Further options of the task by name, such as {"masks": "masks/"}; its class
             lists them.
         device: "cpu", "cuda", …; None takes the best there is.
         workers: Threads that read and decode.
         budget: Time that everything may take, such as "10m" or a number of minutes; the recipe is
-            cut to fit.
+            reduced to fit.
         fsdp: Share weights, gradients and optimizer between the processes that torchrun started,
             for a model too large for each.
         tensorboard: Write the numbers of `metrics.jsonl` for TensorBoard too, to `tensorboard/` in
             the result folder.
-        max_error: Share of mistakes allowed among answers, for which a classifier's report finds
-            when it had better say "I don't know"; None is 0.05.
+        epochs: Passes over the training data, in place of `steps`.
+        overwrite: Replace a run that is in `out` already.
+        max_error: Target error rate among answers, for which a classifier's report finds the
+            confidence below which it should answer "I don't know"; None is 0.05.
         progress: Where progress is shown; None is silent.
         **recipe_values: Any value of `headstart.recipe.Recipe`, such as `lr=0.001`, `steps=200`,
-            `seed=1`.
+            `seed=1`. `tune="auto"`, the default where no value of full training is given, takes
+            the head alone where full training would take more than ten minutes.
 
     Returns:
         The result, with its evaluations.
@@ -132,51 +152,54 @@ def train(
         ConfigError: A recipe value that is not allowed.
         HubError: The model could not be found or loaded.
         TrainingInterrupted: A signal stopped the run; a checkpoint was written.
+
+    Example:
+        >>> import headstart
+        >>> result = headstart.train("photos/", model="bit-mini", out="runs/photos")  # doctest: +SKIP
+        >>> result.metrics["accuracy"]  # doctest: +SKIP
+        0.93
     """
-    out = Path(out)
-    deadline = None if budget is None else time.perf_counter() + parse_budget(budget)
+    out, began = Path(out), time.perf_counter()
+    deadline = None if budget is None else began + parse_budget(budget)
     world = World(device, fsdp)
-    progress = (progress or Silent()) if world.leads else Silent()
+    progress = (progress or Silent()) if world.is_main else Silent()
     if resume:
         request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
             progress.say(f"the run in {out} is finished: nothing to do")
-            return Result(
-                out, Recipe.from_dict(request.recipe), judged_before(out), spread=read_spread(out)
-            )
-        _same_request(request, model, recipe_values, out)
-        job = task_class(request.task).read(
-            data, DataOptions(**(request.options | {"workers": workers}))
-        )
-        resolved = Recipe.from_dict(request.recipe)
+            recipe_was = Recipe.from_dict(request.recipe)
+            return Result(out, recipe_was, saved_evaluations(out), spread=read_spread(out))
+        _check_same(request, model, recipe_values, out)
+        task_found = _read(request, workers)
+        resolved, automatic = Recipe.from_dict(request.recipe), False
     else:
         if model is None:
             raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
         if not dry_run:
-            _refuse_used(out)
-        if draws > 1 and shots is None:
-            raise ConfigError(
-                f"draws={draws} are choices of so many examples of each class; say how many with"
-                " shots (--shots)"
-            )
-        if max_error is not None and not 0 < max_error < 1:
-            raise ConfigError(
-                f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05"
-            )
+            _check_free(out, overwrite)
+        _check_options(shots, draws, max_error)
+        file = read_recipe_file(config) if config else {}
+        extra = {"validation": validation, "test": test, "max_error": max_error}
         options: dict[str, Any] = {
-            "seed": recipe_values.get("seed") or (read_recipe_file(config).get("seed") if config else None) or 0,
+            "seed": recipe_values.get("seed") or file.get("seed") or 0,
             "problem_type": None if problem_type is None else kind_named(problem_type),
-            "shots": shots, "val_fraction": val_fraction, "skip_bad": skip_bad, "columns": dict(columns or {}), "workers": workers,
-            "extra": _extra({"validation": validation, "test": test, "max_error": max_error, **(task_options or {})}),
-        }  # fmt: skip
-        job = task_class(task).read(data, DataOptions(**options))
-        resolved = _resolve(str(model), job, config, recipe, recipe_values, revision)
-        request = Request(
-            str(data), str(model), job.name, revision, options, resolved.to_dict(), draws
-        )
-    if resolved.tune == "head" and not isinstance(job, TunesHead):
-        raise ConfigError(f"--tune head is not available for {job.name}; use --tune full")
-    for line in job.found():
+            "shots": shots,
+            "val_fraction": val_fraction,
+            "skip_bad": skip_bad,
+            "columns": dict(columns or {}),
+            "workers": workers,
+            "extra": _absolute(extra | dict(task_options or {})),
+        }
+        name = str(_absolute({"model": model})["model"])
+        request = Request(str(data), name, task_class(task).name, revision, options, {}, draws)
+        task_found = _read(request, workers)
+        automatic = _is_automatic(recipe_values, bool(config or recipe or epochs or fsdp))
+        values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
+        resolved = _resolve(name, task_found, config, recipe, values, revision, epochs)
+        request = dataclasses.replace(request, recipe=resolved.to_dict())
+    if resolved.tune == "head" and not isinstance(task_found, HeadTask):
+        raise ConfigError(f"--tune head is not available for {request.task}; use --tune full")
+    for line in task_found.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
     if resolved.precision == "fp16" and world.device.type == "cpu":
@@ -184,246 +207,102 @@ def train(
             "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
             " and keeps float32's range"
         )
-    if dry_run:
-        return Result(None, resolved)
-    return _carry_out(
-        _Run(job, request, resolved, out, world, progress, workers, deadline, tensorboard), resume
+    run = Run(task_found, request, resolved, out, world, progress, began)
+    run.workers, run.deadline, run.tensorboard, run.automatic = (
+        workers,
+        deadline,
+        tensorboard,
+        automatic and isinstance(task_found, HeadTask),
     )
+    if dry_run:
+        return _estimate(run)
+    with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
+        if overwrite and not resume and world.is_main:
+            _clear(out)
+        if resume:
+            _remove_drafts(out)
+        return _carry_out(run, resume)
 
 
 @dataclasses.dataclass
-class _Run:
-    """A run whose data is read and whose recipe is known."""
+class Run:
+    """A run whose data is read and whose recipe is known.
 
-    job: Task
+    Args:
+        task: The data as the task has read it.
+        request: What was requested.
+        recipe: Resolved; a budget may change it.
+        out: Result folder.
+        world: This process among the others.
+        progress: Shows what happens.
+        began: `time.perf_counter()` of the call.
+        workers: Threads that read and decode.
+        deadline: `time.perf_counter()` at which training has to end; None is never.
+        tensorboard: Whether the metrics also go to `tensorboard/`.
+        automatic: Whether the head alone is taken where full training takes long.
+        others: Results of the other draws.
+    """
+
+    task: Task
     request: Request
     recipe: Recipe
     out: Path
     world: World
     progress: Progress
-    workers: int | None
-    deadline: float | None
+    began: float
+    workers: int | None = None
+    deadline: float | None = None
     tensorboard: bool = False
+    automatic: bool = False
     others: list[Result] = dataclasses.field(default_factory=list)
 
-    def _begin(self) -> None:
-        """Makes the result folder and writes down what was asked for, so that the run can be gone
-        on with.
-        """
-        self.world.wait()  # every process has seen that the folder is free
-        if self.world.leads:
-            self.request = dataclasses.replace(self.request, recipe=self.recipe.to_dict())
-            self.request.write(self.out)
-            write_recipe(self.out, self.recipe)
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - time.perf_counter()
 
-    def tune_all(self, resume: bool) -> Result:
-        """Trains every weight."""
-        loop = self._loop(resume)
-        if resume:
-            _restore(loop, self.out, loop.identity, self.progress)
-        estimate = measure(loop)
-        given_up: list[str] = []
-        if self.deadline is not None and not resume:
-            self.recipe, given_up = self.world.agree(
-                fit_budget(
-                    self.recipe,
-                    estimate,
-                    self.deadline - time.perf_counter(),
-                    isinstance(self.job, TunesHead),
-                )
-            )
-            if given_up:
-                self.progress.say(f"to keep the budget: {', '.join(given_up)}")
-                if self.recipe.tune == "head":
-                    return self.tune_head(given_up)
-                loop = self._loop(resume)
-                estimate = measure(loop)
-        self.progress.say(estimate.text(self.recipe, self.recipe.steps - loop.step))
-        expected = estimate.seconds(self.recipe, self.recipe.steps - loop.step)
-        if expected > LONG and self.world.device.type == "cpu" and self.deadline is None:
-            self.progress.say(
-                "that is long: --tune head computes features once and is much quicker; --budget 30m"
-                " cuts the recipe"
-            )
-        if not resume:
-            self._begin()
-        began = time.perf_counter()
-        # At the deadline the last weights are judged once more against the best so far.
-        judging = (
-            sum(self.job.splits.get(split, 0) for split in SPLITS[1:])
-            + self.job.splits.get("validation", 0)
-        ) * estimate.forward
-        with self.progress:
-            loop.run(None if self.deadline is None else self.deadline - judging)
-        if loop.step < self.recipe.steps:
-            given_up.append(f"stopped after step {loop.step} of {self.recipe.steps}")
-        with loop.averaged():
-            network, evaluations = self._plain(loop), {}
-            if self.world.leads:
-                judged = [split for split in SPLITS[1:] if split in self.job.splits]
-                evaluations = {
-                    split: self.job.evaluate(network, split, self.world.device) for split in judged
-                }
-            return self._finish(
-                network,
-                Result(
-                    self.out,
-                    self.recipe,
-                    evaluations,
-                    time.perf_counter() - began,
-                    expected,
-                    given_up,
-                ),
-            )
 
-    def _loop(self, resume: bool) -> Loop:
-        """Model, data and loop as the recipe says; a new run finds its micro-batch."""
-        network = self._network()
-        self.job.prepare(self.out / "cache" / str(self.world.rank))
-        if not resume:
-            size = fitting_micro_batch(
-                self.job, network.to(self.world.device), self.recipe, self.world, self.progress.say
-            )
-            self.recipe = dataclasses.replace(self.recipe, micro_batch=size)
-        parts = (self.job, network, self.recipe, self.out, self.world, self.progress)
-        identity = {"recipe": self.recipe.to_dict(), "fingerprint": self.job.fingerprint}
-        home = self.out.parents[1] if self.out.parent.name == FOLDER else self.out
-        go_on = f"headstart train {self.request.data} --out {home} --resume"
-        if self.world.size > 1:
-            go_on = (
-                f"torchrun --nproc-per-node {self.world.size} -m {go_on}"
-                + " --fsdp" * self.world.sharded
-            )
-        go_on += " --tensorboard" * self.tensorboard
-        return Loop(
-            *parts, workers=self.workers, identity=identity, go_on=go_on, board=self.tensorboard
+# Request ------------------------------------------------------------------------------------------
+
+
+def _check_options(shots: int | None, draws: int, max_error: float | None) -> None:
+    if draws > 1 and shots is None:
+        raise ConfigError(
+            f"draws={draws} are choices of so many examples of each class; say how many with"
+            " shots (--shots)"
         )
-
-    def _network(self) -> nn.Module:
-        """The network as it is trained.
-
-        A new head and LoRA's matrices are drawn alike in every process.
-        """
-        torch.manual_seed(self.recipe.seed)
-        network = self.job.build(self.request.model, self.recipe, revision=self.request.revision)
-        if self.recipe.lora_rank is not None:
-            from headstart.training.lora import add_lora
-
-            add_lora(network, self.recipe)
-        return network
-
-    def _plain(self, loop: Loop) -> nn.Module:
-        """The trained network as it is kept.
-
-        In one piece, with LoRA's matrices added to their weights.
-        """
-        network = loop.model
-        if self.world.sharded:
-            state = whole(loop.model.state_dict())
-            network = self._network()
-            network.load_state_dict(state)
-        network.to(self.world.device).eval()
-        if self.recipe.lora_rank is not None:
-            from headstart.training.lora import merge_lora
-
-            merge_lora(network)
-        return network
-
-    def tune_head(self, given_up: list[str] | None = None) -> Result:
-        """Fits the last layer on features that are computed once."""
-        job, given_up = self.job, given_up or []
-        assert isinstance(job, TunesHead)
-
-        def build() -> tuple[nn.Module, HeadCost]:
-            network = (
-                self.job.build(self.request.model, self.recipe, revision=self.request.revision)
-                .to(self.world.device)
-                .eval()
-            )
-            return network, self.world.agree(job.head_cost(network, self.world.device))
-
-        network, cost = build()
-        for side in smaller_sides(self.recipe):
-            if self.deadline is not None and cost.seconds > RESERVE * (
-                self.deadline - time.perf_counter()
-            ):
-                self.recipe = dataclasses.replace(self.recipe, crop=side)
-                network, cost = build()
-                self.progress.say(f"to keep the budget: images of {side} pixels")
-                given_up.append(f"images of {side} pixels")
-        self.progress.say(cost.text())
-        if self.deadline is not None and cost.seconds > self.deadline - time.perf_counter():
-            self.progress.say(
-                "that is more than the budget, and nothing is left to give up; a smaller model"
-                " takes less"
-            )
-        began = time.perf_counter()
-        with self.progress:
-            evaluations = job.tune_head(network, self.world.device, self.progress)
-        self._begin()
-        result = Result(
-            self.out, self.recipe, evaluations, time.perf_counter() - began, cost.seconds, given_up
-        )
-        return self._finish(network, result)
-
-    def _finish(self, network: nn.Module, result: Result) -> Result:
-        """Writes the result folder."""
-        if self.others:
-            result.spread = spread_of(result, self.others)
-        if self.world.leads:
-            write_result(self.job, network, result, self.request, self.world.device)
-            for leftover in ("cache", "checkpoints", FOLDER):
-                shutil.rmtree(self.out / leftover, ignore_errors=True)
-            self.progress.say(summary(self.job, result))
-            if result.spread is not None:
-                self.progress.say(result.spread.text(self.job.headline))
-        self.world.wait()
-        return result
+    if max_error is not None and not 0 < max_error < 1:
+        raise ConfigError(f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05")
 
 
-def _carry_out(run: _Run, resume: bool) -> Result:
-    """A run; where there are several draws of the examples, after those of the others."""
-    request, world = run.request, run.world
-    seconds = None if run.deadline is None else (run.deadline - time.perf_counter()) / request.draws
+def _read(request: Request, workers: int | None) -> Task:
+    """The data of a request."""
+    options = DataOptions(**(request.options | {"workers": workers}))
+    return task_class(request.task).read(request.data, options)
 
-    def tune(each: _Run, resume: bool) -> Result:
-        each.deadline = None if seconds is None else time.perf_counter() + seconds
-        return each.tune_head() if each.recipe.tune == "head" else each.tune_all(resume)
 
-    def draw(request: Request, out: Path, resume: bool) -> Result:
-        job = task_class(request.task).read(
-            request.data, DataOptions(**(request.options | {"workers": run.workers}))
-        )
-        return tune(
-            dataclasses.replace(
-                run, job=job, request=request, recipe=Recipe.from_dict(request.recipe), out=out
-            ),
-            resume,
-        )
-
-    with world.held_together():
-        if request.draws > 1:
-            if world.leads and not resume:
-                request.write(run.out)
-            world.wait()
-            run.others = run_draws(
-                request, run.out, draw, run.progress.say, run.job.headline, world.leads
-            )
-        return tune(run, resume and (request.draws == 1 or (run.out / "checkpoints").exists()))
+def _is_automatic(values: Mapping[str, Any], full: bool) -> bool:
+    """Whether `tune` is "auto": asked for, or neither it nor any value of full training is given."""
+    if values.get("tune") is not None:
+        return bool(values["tune"] == "auto")
+    return not full and not any(
+        value is not None for key, value in values.items() if key not in SHARED_VALUES
+    )
 
 
 def _resolve(
     model: str,
-    job: Task,
+    task: Task,
     config: str | Path | None,
     recipe: str | None,
     values: Mapping[str, Any],
     revision: str | None,
+    epochs: float | None,
 ) -> Recipe:
     """The recipe from its four layers; the family's own is a function that the family names."""
     family, _ = family_of(model, revision=revision)
-    check_task(family, job.name)
-    facts = job.facts()
+    check_task(family, task.name)
+    facts = task.facts()
     asked = recipe or (read_recipe_file(config).get("recipe") if config else None)
     if asked is not None:
         base = named_recipe(asked, facts)
@@ -432,22 +311,24 @@ def _resolve(
             facts, config=AutoConfig.from_pretrained(model, revision=revision)
         )
         if not family.reads_text:
-            from headstart.tasks.image_classification import processor_side
-
             side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
             facts = dataclasses.replace(facts, model_image_size=side)
         base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
     resolved = resolve_recipe(base, config, values)
+    if epochs is not None:
+        if values.get("steps") is not None:
+            raise ConfigError("epochs and steps both say how long to train; give one of them")
+        if not 0 < epochs < float("inf"):
+            raise ConfigError(f"epochs={epochs}; it must be above 0")
+        steps = max(1, round(epochs * facts.examples / resolved.batch_size))
+        resolved = resolve_recipe(base, config, dict(values) | {"steps": steps})
     if resolved.tune == "head" and not values.get("crop"):
         resolved = resolved.head_only()
     return resolved
 
 
-def _extra(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as `run.json` keeps them.
-
-    Paths that exist in full, so that a run can be gone on with from anywhere.
-    """
+def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as `run.json` holds them: existing paths are absolute, to resume from anywhere."""
     given = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in options.items()
@@ -461,11 +342,11 @@ def _extra(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_request(
+def _check_same(
     request: Request, model: str | Path | None, values: Mapping[str, Any], out: Path
 ) -> None:
-    """A resumed run is the same run: what is said again must agree with what was said first."""
-    if model is not None and str(model) != request.model:
+    """Refuses options of a resumed run that differ from those it was started with."""
+    if model is not None and str(_absolute({"model": model})["model"]) != request.model:
         raise ConfigError(
             f"the run in {out} tunes {request.model}, not {model}; leave --model out, or choose"
             " another --out"
@@ -480,36 +361,333 @@ def _same_request(
             )
 
 
-def _refuse_used(out: Path) -> None:
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Refuses a result folder that holds something, unless it is a run to overwrite."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     if (out / RUN).exists():
+        if overwrite:
+            return
         if (out / RESULTS).exists():
             raise ConfigError(f"{out} holds a finished run; choose another --out")
         raise ConfigError(
             f"{out} holds an unfinished run; go on with --resume, or choose another --out"
         )
-    if out.exists() and any(path.name != "cache" for path in out.iterdir()):
+    if out.exists() and any(path.name not in ("cache", LOCK) for path in out.iterdir()):
         raise ConfigError(
             f"{out} is not empty; choose another --out, so that nothing there is overwritten"
         )
 
 
-def _restore(loop: Loop, out: Path, identity: Mapping[str, Any], progress: Progress) -> None:
-    checkpoint = load_checkpoint(out / "checkpoints")
+def _clear(out: Path) -> None:
+    """Removes a run; only folders that hold one get here."""
+    if (out / RUN).exists():
+        for path in out.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _remove_drafts(out: Path) -> None:
+    """Removes what a killed process had not finished writing."""
+    for path in out.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+# Fit ----------------------------------------------------------------------------------------------
+
+
+def _carry_out(run: Run, resume: bool) -> Result:
+    """A run; where there are several draws of the examples, after those of the others."""
+    request, world = run.request, run.world
+    seconds = None if run.deadline is None else run.left / request.draws
+
+    def fit(each: Run, resume: bool) -> Result:
+        each.deadline = None if seconds is None else time.perf_counter() + seconds
+        return fit_head_run(each) if each.recipe.tune == "head" else fit_full_run(each, resume)
+
+    def draw(request: Request, out: Path, resume: bool) -> Result:
+        recipe = Recipe.from_dict(request.recipe)
+        task = _read(request, run.workers)
+        began = time.perf_counter()
+        other = dataclasses.replace(
+            run, task=task, request=request, recipe=recipe, out=out, began=began, others=[]
+        )
+        return fit(other, resume)
+
+    if request.draws > 1:
+        if world.is_main and not resume:
+            request.write(run.out)
+        world.barrier()
+        run.others = run_draws(
+            request, run.out, draw, run.progress.say, run.task.headline, world.is_main
+        )
+    return fit(run, resume and (request.draws == 1 or (run.out / "checkpoints").exists()))
+
+
+def fit_full_run(run: Run, resume: bool) -> Result:
+    """Trains every weight."""
+    task, world = run.task, run.world
+    loop = _loop(run, resume)
+    if resume:
+        _restore(run, loop)
+    estimate = measure(loop)
+    given_up: list[str] = []
+    full_seconds = estimate.seconds(run.recipe)
+    if run.automatic and not resume and run.deadline is None and full_seconds > AUTO_SECONDS:
+        run.progress.say(
+            f"training every weight would take about {duration(full_seconds)} here: the head alone"
+            " is fitted (--tune full trains every weight)"
+        )
+        run.recipe = run.recipe.head_only()
+        return fit_head_run(run)
+    if run.deadline is not None and not resume:
+        fitted = fit_budget(run.recipe, estimate, run.left, isinstance(task, HeadTask))
+        run.recipe, given_up = world.broadcast(fitted)
+        if given_up:
+            run.progress.say(f"to keep the budget: {', '.join(given_up)}")
+            if run.recipe.tune == "head":
+                return fit_head_run(run, given_up)
+            loop = _loop(run, resume)
+            estimate = measure(loop)
+    left = run.recipe.steps - loop.step
+    expected = estimate.seconds(run.recipe, left)
+    run.progress.say(estimate.text(run.recipe, left))
+    if expected > LONG and world.device.type == "cpu" and run.deadline is None:
+        run.progress.say(
+            "that is long: --tune head computes features once and is much quicker; --budget 30m"
+            " reduces the recipe"
+        )
+    if not resume:
+        _begin(run)
+    # At the deadline the last weights are evaluated once more against the best so far.
+    held_out = [split for split in SPLITS[1:] if split in task.splits]
+    examples = sum(map(task.splits.get, held_out, [0] * 2)) + task.splits.get("validation", 0)
+    evaluation = examples * estimate.forward
+    with run.progress:
+        loop.run(None if run.deadline is None else run.deadline - evaluation)
+    if loop.step < run.recipe.steps:
+        given_up.append(f"stopped after step {loop.step} of {run.recipe.steps}")
+    with loop.averaged():
+        network, evaluations = _merged(run, loop), {}
+        if world.is_main:
+            for split in held_out:
+                evaluations[split] = task.evaluate(network, split, world.device)
+        if world.is_main and "validation" in evaluations:
+            loop.log.write({"step": loop.step, "validation": evaluations["validation"].metrics})
+            loop.log.close()
+        result = Result(run.out, run.recipe, evaluations, 0.0, expected, given_up)
+        return _finish(run, network, result)
+
+
+def _loop(run: Run, resume: bool) -> Loop:
+    """Model, data and loop as the recipe says; a new run finds its micro-batch."""
+    world, task = run.world, run.task
+    network = _network(run)
+    task.prepare(run.out / "cache" / str(world.rank))
+    if not resume:
+        size = fitting_micro_batch(
+            task, network.to(world.device), run.recipe, world, run.progress.say
+        )
+        run.recipe = dataclasses.replace(run.recipe, micro_batch=size)
+    identity = {"recipe": run.recipe.to_dict(), "fingerprint": task.fingerprint}
+    return Loop(
+        task,
+        network,
+        run.recipe,
+        run.out,
+        world,
+        run.progress,
+        workers=run.workers,
+        identity=identity,
+        resume_with=_resume_command(run),
+        board=run.tensorboard,
+    )
+
+
+def _resume_command(run: Run) -> str:
+    """The command that goes on with an interrupted run."""
+    home = run.out.parents[1] if run.out.parent.name == FOLDER else run.out
+    command = f"headstart train {run.request.data} --out {home} --resume"
+    if run.world.size > 1:
+        command = f"torchrun --nproc-per-node {run.world.size} -m {command}"
+        command += " --fsdp" * run.world.sharded
+    return command + " --tensorboard" * run.tensorboard
+
+
+def _network(run: Run) -> nn.Module:
+    """The network as it is trained; a new head and LoRA's matrices are alike in every process."""
+    torch.manual_seed(run.recipe.seed)
+    network = run.task.build(run.request.model, run.recipe, revision=run.request.revision)
+    if run.recipe.lora_rank is not None:
+        from headstart.training.lora import add_lora
+
+        add_lora(network, run.recipe)
+    return network
+
+
+def _merged(run: Run, loop: Loop) -> nn.Module:
+    """The trained network as it is saved: in one piece, LoRA's matrices added to their weights."""
+    network = loop.model
+    if run.world.sharded:
+        state = whole(loop.model.state_dict())
+        network = _network(run)
+        network.load_state_dict(state)
+    network.to(run.world.device).eval()
+    if run.recipe.lora_rank is not None:
+        from headstart.training.lora import merge_lora
+
+        merge_lora(network)
+    return network
+
+
+def _restore(run: Run, loop: Loop) -> None:
+    """Goes back to the newest checkpoint.
+
+    Raises:
+        DataError: The data has changed since.
+    """
+    checkpoint = load_checkpoint(run.out / "checkpoints")
     if checkpoint is None:
-        progress.say("no checkpoint was written yet: starting from the beginning")
+        run.progress.say("no checkpoint was written yet: starting from the beginning")
         loop.log.cut(0)
         return
     for damaged in checkpoint.damaged:
-        progress.say(f"passed over a damaged checkpoint: {damaged}")
-    if checkpoint.state.get("fingerprint") != identity["fingerprint"]:
+        run.progress.say(f"passed over a damaged checkpoint: {damaged}")
+    if checkpoint.state.get("fingerprint") != run.task.fingerprint:
         raise DataError(
             "the data is not what the run was started with: images, labels or splits changed; start"
             " anew with another --out"
         )
     loop.restore(checkpoint)
-    progress.say(f"going on after step {loop.step} of {loop.recipe.steps}")
+    run.progress.say(f"going on after step {loop.step} of {loop.recipe.steps}")
+
+
+def _head_parts(run: Run) -> tuple[Extractor, HeadCost]:
+    """The network whose head is fitted, and what that will cost."""
+    task, device = run.task, run.world.device
+    assert isinstance(task, HeadTask)
+    network = task.build(run.request.model, run.recipe, revision=run.request.revision)
+    extractor = extractor_of(task, network.to(device).eval(), device)
+    return extractor, run.world.broadcast(head_cost(task, extractor, peak_memory(device)))
+
+
+def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
+    """Fits the last layer on features that are computed once."""
+    task, given_up = run.task, given_up or []
+    assert isinstance(task, HeadTask)
+    extractor, cost = _head_parts(run)
+    for side in smaller_sides(run.recipe):
+        if cost.seconds > RESERVE * run.left:
+            run.recipe = dataclasses.replace(run.recipe, crop=side)
+            extractor, cost = _head_parts(run)
+            run.progress.say(f"to keep the budget: images of {side} pixels")
+            given_up.append(f"images of {side} pixels")
+    run.progress.say(cost.text())
+    free = free_memory(torch.device("cpu"))
+    if cost.memory - peak_memory(run.world.device) > free:
+        raise ConfigError(
+            f"fitting this head needs about {cost.memory / 2**30:.1f} GB of memory, and"
+            f" {free / 2**30:.1f} GB are free; train on fewer examples (--shots), take a smaller"
+            " model, or --tune full"
+        )
+    if cost.seconds > run.left:
+        run.progress.say(
+            "that is more than the budget, and nothing is left to give up; a smaller model"
+            " takes less"
+        )
+    with run.progress:
+        evaluations, notes = tune_head(task, extractor, run.recipe.seed, run.progress)
+    for note in notes:
+        run.progress.say(note)
+    task.notes += notes
+    _begin(run)
+    if run.world.is_main and "validation" in evaluations:
+        log = MetricsLog(
+            run.out / "metrics.jsonl", run.out / "tensorboard" if run.tensorboard else None
+        )
+        log.write({"step": 0, "validation": evaluations["validation"].metrics})
+        log.close()
+    result = Result(run.out, run.recipe, evaluations, 0.0, cost.seconds, given_up)
+    return _finish(run, extractor.model, result)
+
+
+def _begin(run: Run) -> None:
+    """Makes the result folder and saves the request, so that the run can be resumed."""
+    run.world.barrier()  # every process has seen that the folder is free
+    if run.world.is_main:
+        run.request = dataclasses.replace(run.request, recipe=run.recipe.to_dict())
+        run.request.write(run.out)
+        write_recipe(run.out, run.recipe)
+
+
+# Write --------------------------------------------------------------------------------------------
+
+
+def _finish(run: Run, network: nn.Module, result: Result) -> Result:
+    """Writes the result folder: first the model and its numbers, then the report."""
+    if run.others:
+        result.spread = spread_of(result, run.others)
+    if run.world.is_main:
+        if not (run.out / RUN).is_file():
+            raise ConfigError(
+                f"the result folder {run.out} was removed during the run; nothing was written"
+            )
+        result.seconds = time.perf_counter() - run.began
+        values = write_result(run.task, network, result, run.request, run.world.device)
+        _write_pages(run, result, values)
+        for leftover in ("cache", "checkpoints", FOLDER):
+            shutil.rmtree(run.out / leftover, ignore_errors=True)
+        result.seconds = time.perf_counter() - run.began
+        run.progress.say(summary(run.task, result))
+        if result.spread is not None:
+            run.progress.say(result.spread.text(run.task.headline))
+    run.world.barrier()
+    return result
+
+
+def _write_pages(run: Run, result: Result, values: Mapping[str, Any]) -> None:
+    """Writes report and model card; one that fails never loses the run."""
+    file = run.out / "metrics.jsonl"
+    try:
+        locate(PAGES)(run.task, result, values, read_metrics(file) if file.exists() else [])
+    except (
+        HeadstartError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        run.progress.say(
+            f"the report could not be written ({type(error).__name__}: {error}); the model and"
+            f" results.json in {run.out} are complete"
+        )
+
+
+def _estimate(run: Run) -> Result:
+    """The result of a dry run: what the run would take."""
+    if run.recipe.tune == "head":
+        _, cost = _head_parts(run)
+        run.progress.say(cost.text())
+        return Result(None, run.recipe, estimated=cost.seconds)
+    network = _network(run)
+    run.task.prepare(None)
+    world = run.world
+    size = fitting_micro_batch(run.task, network.to(world.device), run.recipe, world, print_nothing)
+    run.recipe = dataclasses.replace(run.recipe, micro_batch=size)
+    loop = Loop(run.task, network, run.recipe, run.out, world, Silent(), workers=run.workers)
+    estimate = measure(loop)
+    run.progress.say(estimate.text(run.recipe))
+    seconds = estimate.seconds(run.recipe)
+    if run.automatic and seconds > AUTO_SECONDS:
+        run.progress.say("the head alone would be fitted, which is much quicker (--tune head)")
+    return Result(None, run.recipe, estimated=seconds)
+
+
+def print_nothing(text: str) -> None:
+    """Takes a line of progress that nobody needs."""
 
 
 def describe(recipe: Recipe, model: str) -> str:
@@ -546,8 +724,12 @@ def evaluate(
     task_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     workers: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Task, Evaluation]:
-    """Judges a result folder (or any classifier) on labelled data.
+    """Evaluates a result folder (or any classifier) on labeled data.
+
+    Of data without a validation or test split of its own, the examples that the model was not
+    trained on are taken, where the result folder knows them by their content.
 
     Args:
         model: A result folder, Hub id or authors' name, whose class names the data uses.
@@ -555,18 +737,25 @@ def evaluate(
         columns: Columns of a table by role.
         skip_bad: Leave out unreadable examples.
         split: Which split of the data; None takes the test data, else the validation data, else
-            everything.
+            what was held out, else everything.
         task_options: As for `train`.
         device: Where to compute.
         workers: Threads that read and decode.
+        progress: Gets lines about what is evaluated; None is silent.
+
+    Returns:
+        The task that has read the data, and the evaluation.
+
+    Raises:
+        DataError: The data cannot be read, or has no such split.
     """
     saved = Path(model) / RESULTS
-    task = read_results(model)["task"] if saved.is_file() else "image-classification"
-    config, extra = AutoConfig.from_pretrained(model), _extra(task_options or {})
+    task_name = read_results(Path(model))["task"] if saved.is_file() else "image-classification"
+    config, extra = AutoConfig.from_pretrained(model), _absolute(task_options or {})
     labels = [name for _, name in sorted(config.id2label.items())]
-    kind = config.problem_type or (
-        "single_label_classification" if task == "image-classification" else None
-    )
+    kind = config.problem_type
+    if kind is None and task_name == "image-classification":
+        kind = "single_label_classification"
     options = DataOptions(
         classes=labels,
         columns=dict(columns or {}),
@@ -575,13 +764,36 @@ def evaluate(
         workers=workers,
         extra=extra,
     )
-    job = task_class(task).read(data, options)
-    chosen = split or next(name for name in ("test", "validation", "train") if name in job.splits)
-    if chosen not in job.splits:
-        raise DataError(f"{data} has no {chosen} data; it has {', '.join(job.splits)}")
-    network = job.attach(model).eval()
-    # where an optimised model was optimised
+    task = task_class(task_name).read(data, options)
+    chosen = split or next(name for name in ("test", "validation", "train") if name in task.splits)
+    if chosen not in task.splits:
+        raise DataError(f"{data} has no {chosen} data; it has {', '.join(task.splits)}")
+    notes = _held_out(Path(model), task, chosen, split is None)
+    for note in notes:
+        (progress or Silent()).say(note)
+    network = task.attach(model).eval()
+    # an optimized model stays where it was optimized
     fixed = getattr(network, "fixed_device", None)
     place = World(device or fixed).device
-    job.prepare(None, (chosen,))
-    return job, job.evaluate(network.to(place), chosen, place)
+    task.prepare(None, (chosen,))
+    evaluation = task.evaluate(network.to(place), chosen, place)
+    evaluation.notes = notes
+    return task, evaluation
+
+
+def _held_out(folder: Path, task: Task, split: str, choose: bool) -> list[str]:
+    """Leaves out examples that the model was trained on where the data is not split, and says so."""
+    seen = trained_on(folder, task, split)
+    if seen is None or not seen.any():
+        return []
+    count = int(seen.sum())
+    if choose and split == "train" and not seen.all():
+        task.keep(split, np.flatnonzero(~seen))
+        return [
+            f"evaluating the {len(seen) - count} of {len(seen)} examples that the model was not"
+            f" trained on (--split {split} evaluates all)"
+        ]
+    return [
+        f"warning: the model was trained on {count} of these {len(seen)} examples, so the result is"
+        " too good"
+    ]

@@ -50,7 +50,7 @@ class World:
             )
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
@@ -82,7 +82,7 @@ class World:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
     @contextmanager
-    def held_together(self) -> Iterator[None]:
+    def lost_processes(self) -> Iterator[None]:
         """Inside the block, the end of another process is an error with a message of its own."""
         try:
             yield
@@ -99,8 +99,8 @@ class World:
                 " --resume"
             ) from error
 
-    def agree(self, value: T) -> T:
-        """The leader's value."""
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0."""
         if self._accelerator is None:
             return value
         held = [value]
@@ -110,7 +110,7 @@ class World:
     def hold_gradients(self, model: nn.Module) -> AbstractContextManager[Any]:
         """While it is open, gradients add up in each process and are not exchanged."""
         if self.sharded:
-            return _unsynchronised(model)
+            return _unsynchronized(model)
         held: AbstractContextManager[Any] = (
             self._accelerator.no_sync(model) if self._accelerator else nullcontext()
         )
@@ -131,14 +131,14 @@ class World:
             else bool(self.total(torch.tensor(float(flag), device=self.device)).item())
         )
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns once every process is here."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _unsynchronised(model: Any) -> Iterator[None]:
+def _unsynchronized(model: Any) -> Iterator[None]:
     model.set_requires_gradient_sync(False)
     try:
         yield

@@ -1,0 +1,27 @@
+"""scikit-learn and scipy, imported when they are first needed.
+
+Both belong to the extra `train`; scikit-learn takes about a second to import, so that a run which
+needs none of it does not load it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from headstart.errors import MissingExtraError
+
+
+def scikit_learn(module: str) -> Any:  # noqa: ANN401 - a module without types
+    """A module of scikit-learn, such as "metrics"."""
+    return _load(f"sklearn.{module}", "scikit-learn")
+
+
+def scipy(module: str) -> Any:  # noqa: ANN401 - a module without types
+    """A module of scipy, such as "optimize"."""
+    return _load(f"scipy.{module}", "scipy")
+
+
+def _load(module: str, package: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(package, "train") from None

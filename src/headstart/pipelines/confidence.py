@@ -1,0 +1,99 @@
+"""`confidence.json`: how far the confidence of a trained classifier can be believed.
+
+Training finds the values (`headstart.metrics.calibration`), prediction reads them here.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import as_dataclass, read_object, value_of
+from headstart.errors import ConfigError
+
+FILE = "confidence.json"
+FEWEST = 20  # examples below which nothing is measured
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A target error rate and what it costs.
+
+    Args:
+        max_error: Fraction of the answers that may be wrong.
+        threshold: Confidence, after temperature scaling, below which the model does not answer;
+            above 1 where no threshold is enough.
+        refused: Fraction of examples without an answer, each by a threshold chosen without it.
+        error: Fraction of wrong answers, likewise; None where nothing was answered.
+    """
+
+    max_error: float
+    threshold: float
+    refused: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Temperature and thresholds of a classifier.
+
+    Args:
+        temperature: What its scores are divided by, fitted on all examples; 1 where dividing does
+            not help on held-out examples.
+        examples: Number of examples that the values were found on.
+        choices: By target error rate.
+        max_error: The target that was asked for.
+    """
+
+    temperature: float
+    examples: int
+    choices: list[Choice]
+    max_error: float
+
+    def choice(self, max_error: float | None = None) -> Choice:
+        """The choice for a target error rate; None is the one that was asked for.
+
+        Raises:
+            ConfigError: That target was not evaluated.
+        """
+        wanted = self.max_error if max_error is None else max_error
+        found = next((each for each in self.choices if abs(each.max_error - wanted) < 1e-9), None)
+        if found is None:
+            known = ", ".join(f"{each.max_error:g}" for each in self.choices)
+            raise ConfigError(
+                f"an error rate of {wanted:g} was not looked at; there are {known} (or train with"
+                f" --max-error {wanted:g})"
+            )
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Writes `confidence.json`."""
+        values = {
+            "temperature": self.temperature,
+            "examples": self.examples,
+            "max_error": self.max_error,
+            "choices": [vars(each) for each in self.choices],
+        }
+        atomic_write(folder / FILE, json.dumps(values, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Confidence":
+        """The values of a result folder.
+
+        Raises:
+            ConfigError: The file is missing or not readable.
+        """
+        path = Path(folder) / FILE
+        if not path.exists():
+            text = "it needs the result of a training that was evaluated on at least"
+            raise ConfigError(
+                f"{folder} does not say when the model should refuse: {text} {FEWEST} examples"
+            )
+        values = read_object(path, ConfigError)
+        listed = value_of(values, "choices", list[Any], path, ConfigError)
+        choices = [as_dataclass(Choice, each, path, ConfigError) for each in listed]
+        found = as_dataclass(cls, values, path, ConfigError, choices=choices)
+        if not 0 < found.temperature < float("inf"):
+            raise ConfigError(f"{path}: temperature is {found.temperature}; expected one above 0")
+        return found

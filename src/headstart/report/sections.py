@@ -1,0 +1,104 @@
+"""Which sections the report of a task has.
+
+A task with a report of its own has one function here: evaluated task → sections.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.cache import decode, parallel
+from headstart.data.duplicates import FLAT, difference_hash, pairs_in
+from headstart.metrics.segmentation import mean_iou
+from headstart.report.classification import file_name
+from headstart.report.explain import explain
+from headstart.report.masked_images import masked_image_sections
+from headstart.report.page import Section
+from headstart.report.problems import duplicate_section, problem_sections
+from headstart.report.segmentation import segmentation_sections
+from headstart.report.texts import (
+    answer_sections,
+    choice_sections,
+    entity_sections,
+    tag_sections,
+    text_sections,
+)
+from headstart.tasks.base import Evaluation, Task
+
+
+def sections_of(task: Task, evaluation: Evaluation) -> list[Section]:
+    """The sections that only this task has; none where its numbers are all there is to show."""
+    build = SECTIONS.get(task.name)
+    return [] if build is None else build(task, evaluation)
+
+
+def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
+    """Sections of an image classifier: classes, errors with explanations, duplicates."""
+    examples, model = task.examples[evaluation.split], task.model
+
+    # an image and its explanation are made one after the other
+    @lru_cache(maxsize=1)
+    def pixels(index: int) -> NDArray[np.uint8]:
+        return decode(examples.images[index])
+
+    def explained(index: int, label: str) -> NDArray[np.uint8]:
+        return explain(model, task.processor, pixels(index), label).overlay()
+
+    looked_at = None if model is None else explained
+    sections = problem_sections(
+        task.problem.kind, evaluation, task.classes, examples.names, pixels, looked_at
+    )
+    return [*sections, duplicates_of(task)]
+
+
+def duplicates_of(task: Any) -> Section:
+    """Images that are the same, or look so where their pixels are at hand."""
+    every = [(split, index) for split in task.splits for index in range(task.splits[split])]
+
+    def look(at: tuple[str, int]) -> int:
+        cache = task.caches.get(at[0])
+        if cache is None or cache.pixels is None:
+            return FLAT
+        return difference_hash(cache[at[1]])
+
+    hashes = np.array(list(parallel(look, every, task.options.workers)), dtype=np.uint64)
+    digests = [task.digests(split)[index] for split, index in every]
+    images = {
+        name: image
+        for part in task.examples.values()
+        for name, image in zip(part.names, part.images, strict=True)
+    }
+    return duplicate_section(pairs_in(task.data, every, digests, hashes), images)
+
+
+def mask_sections(task: Any, evaluation: Evaluation) -> list[Section]:
+    """Sections of a segmentation: baselines, classes, the worst images and some others."""
+    confusions, found = evaluation.details["confusions"], []
+    for key, predicted in evaluation.details.items():
+        if key.startswith("answer/"):
+            index = int(key.removeprefix("answer/"))
+            image, labels = task.pair(evaluation.split, index)
+            name = file_name(task.names(evaluation.split)[index])
+            found.append((name, image, labels, predicted, mean_iou(confusions[index])))
+    shown = sorted(found, key=lambda each: (each[4], each[0]))
+    return segmentation_sections(confusions.sum(0), task.classes.names, task.colours, shown)
+
+
+def word_sections(task: Any, evaluation: Evaluation) -> list[Section]:
+    """Sections of a tagger: entities, or tags where each word has one by itself."""
+    sections = entity_sections if task.finds_entities else tag_sections
+    return sections(task, evaluation)
+
+
+SECTIONS: dict[str, Callable[[Any, Evaluation], list[Section]]] = {
+    "image-classification": image_sections,
+    "semantic-segmentation": mask_sections,
+    "masked-image-modeling": masked_image_sections,
+    "text-classification": text_sections,
+    "token-classification": word_sections,
+    "question-answering": answer_sections,
+    "multiple-choice": choice_sections,
+}

@@ -1,0 +1,189 @@
+"""The report and the model card of a finished run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart.checkpoint import atomic_write
+from headstart.progress import duration, metric_text
+from headstart.recipe import Recipe
+from headstart.report.page import (
+    BLUE,
+    Section,
+    Table,
+    figure_source,
+    learning_curves,
+    new_figure,
+    plain_axes,
+    render,
+)
+from headstart.report.sections import sections_of
+from headstart.tasks.base import Evaluation, Task
+from headstart.training.draws import Spread
+from headstart.training.result import Result
+
+
+def write_pages(
+    task: Task, result: Result, results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes `README.md` (the model card) and `report.html` into the result folder.
+
+    Args:
+        task: The evaluated task.
+        result: What the run made.
+        results: What `results.json` holds.
+        metrics: What `metrics.jsonl` holds.
+    """
+    assert result.folder is not None
+    write_card(result.folder, task, results, result.recipe)
+    spread = None if result.spread is None else spread_section(result.spread, task.headline)
+    write_report(result.folder, task, result.evaluations, results, result.recipe, metrics, spread)
+
+
+def spread_section(spread: Spread, headline: str) -> Section:
+    """The results of the same training on several random subsets."""
+    figure = new_figure(5.0, 1.6)
+    axes, mean = figure.subplots(), spread.mean(headline)
+    axes.scatter(spread.values[headline], [0] * len(spread.seeds), color=BLUE, alpha=0.7)
+    half = mean - spread.interval(headline)[0]
+    axes.errorbar([mean], [0.5], xerr=half, fmt="o", color=BLUE, capsize=4)
+    axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=headline.replace("_", " "))
+    axes.set_yticklabels(["each draw", "mean"])
+    plain_axes(axes)
+    rows = []
+    for name, values in spread.values.items():
+        bounds = " to ".join(metric_text(name, bound) for bound in spread.interval(name))
+        each = ", ".join(metric_text(name, value) for value in values)
+        rows.append([name.replace("_", " "), metric_text(name, spread.mean(name)), bounds, each])
+    text = (
+        f"The same training on {len(spread.seeds)} random subsets of the training examples, all"
+        f" evaluated on the same {spread.split} examples. The interval (Student's t) is of the mean"
+        " over such subsets. The model in this folder, and everything below on this page, is that"
+        " of the first subset; none was chosen by its score."
+    )
+    table = Table(("metric", "mean", "95 % interval", "draws"), rows)
+    return Section("Other draws", text, [figure_source(figure)], table)
+
+
+def write_report(
+    folder: Path,
+    task: Task,
+    evaluations: Mapping[str, Evaluation],
+    results: Mapping[str, Any],
+    recipe: Recipe,
+    metrics: Sequence[Mapping[str, Any]],
+    draws: Section | None = None,
+) -> None:
+    """Writes `report.html`."""
+    judged = evaluations.get("test") or evaluations.get("validation")
+    sections = [
+        section
+        for section in [draws, learning_curves(metrics, task.headline)]
+        if section is not None
+    ]
+    if judged is not None:
+        sections += sections_of(task, judged)
+    page = render(
+        title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
+        found=[*task.found()[:1], *results["notes"]],
+        judged=judged,
+        headline=task.headline.replace("_", " "),
+        headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
+        interval=(
+            [metric_text(task.headline, bound) for bound in judged.interval]
+            if judged and judged.interval
+            else None
+        ),
+        metrics=(
+            [
+                (name.replace("_", " "), metric_text(name, value))
+                for name, value in judged.metrics.items()
+            ]
+            if judged
+            else []
+        ),
+        sections=sections,
+        results=results,
+        time=duration(results["seconds"]),
+        recipe=recipe.to_dict(),
+        use=task.card().replace("FOLDER", str(folder)),
+    )
+    atomic_write(folder / "report.html", page)
+
+
+def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Recipe) -> None:
+    """Writes `README.md`, with the front matter that the Hub reads."""
+    evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
+    lines = [
+        "---",
+        "library_name: headstart",
+        f"pipeline_tag: {task.name}",
+        f"base_model: {results['model']}",
+        "tags: [headstart]",
+        "---",
+    ]
+    lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
+    lines += [*(f"- {line}" for line in [*task.found()[:1], *results["notes"]]), ""]
+    if evaluation:
+        split = "test" if "test" in results["evaluations"] else "validation"
+        lines += [
+            f"## Result on {evaluation['examples']} {split} examples",
+            "",
+            "| measure | value |",
+            "| --- | --- |",
+        ]
+        lines += [
+            f"| {name.replace('_', ' ')} | {metric_text(name, value)} |"
+            for name, value in evaluation["metrics"].items()
+        ]
+        if evaluation["confidence_interval_95"]:
+            low, high = (
+                metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"]
+            )
+            lines += [
+                "",
+                f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}.",
+            ]
+        if results["draws"]:
+            mean = results["draws"]["metrics"][task.headline]
+            low, high = (
+                metric_text(task.headline, bound) for bound in mean["confidence_interval_95"]
+            )
+            count = len(results["draws"]["seeds"])
+            lines += [
+                "",
+                (
+                    f"Over {count} draws of the training examples:"
+                    f" {metric_text(task.headline, mean['mean'])} on average, "
+                ),
+            ]
+            lines[-1] += (
+                f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
+            )
+    else:
+        lines += ["The model was not judged: no data was held out."]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        task.card().replace("FOLDER", "path/to/this/folder").rstrip(),
+        "```",
+        "",
+    ]
+    lines += [
+        "## Training",
+        "",
+        (
+            f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
+            f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
+            f" seed {recipe.seed}; every value is in `recipe.yaml`."
+        ),
+        f"{duration(results['seconds'])} on {results['device']}, {results['finished']}.",
+        f"Data fingerprint `{results['data_fingerprint']}`.",
+        "",
+    ]
+    if results["differences"]:
+        lines += ["## In transformers", "", "This folder computes something else there:", ""]
+        lines += [*(f"- {each}" for each in results["differences"]), ""]
+    atomic_write(folder / "README.md", "\n".join(lines))

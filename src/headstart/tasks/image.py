@@ -1,0 +1,149 @@
+"""What the image tasks share: unreadable files, sizes, normalization, the processor.
+
+Letters: B images, H W sides of what the network sees, N images of a split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel
+from headstart.data.options import SPLITS, DataOptions
+from headstart.errors import DataError
+from headstart.recipe import Facts, Recipe
+from headstart.tasks.base import Task
+
+
+class ImageTask(Task):
+    """Base of the image tasks: a task says what belongs to an image and what the network gives.
+
+    Args:
+        examples: Images by split; anything with `names` and `take`.
+        notes: What the user should know about them; tasks add to it.
+        options: How they were read.
+    """
+
+    unreadable: ClassVar[str] = "unreadable images"  # in the note about those that were left out
+
+    def __init__(self, examples: dict[str, Any], notes: list[str], options: DataOptions) -> None:
+        self.examples, self.notes, self.options = examples, notes, options
+        self.bad: list[Bad] = []  # found since the last `drop_bad`
+        self.skipped: list[Bad] = []
+        self.digests_of: dict[str, list[str]] = {}
+        self.sizes: dict[str, NDArray[np.int64]] = {}  # (N, 2): height and width, 0 where unknown
+        self.caches: dict[str, PixelCache] = {}
+        self.recipe, self.trains = Recipe(), True
+        self.processor: Any = None
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """See `Task.splits`."""
+        return {split: len(examples) for split, examples in self.examples.items()}
+
+    def names(self, split: str) -> Sequence[str]:
+        """See `Task.names`."""
+        names: Sequence[str] = self.examples[split].names
+        return names
+
+    def digests(self, split: str) -> Sequence[str]:
+        """See `Task.digests`."""
+        return self.digests_of[split]
+
+    def inspect(self) -> None:
+        """Reads content hash and size of every image; those without a header are bad."""
+        for split, examples in self.examples.items():
+            results = list(parallel(inspect, examples.images, self.options.workers))
+            read = [("", 0, 0) if isinstance(each, str) else each for each in results]
+            self.digests_of[split] = [digest for digest, _, _ in read]
+            self.sizes[split] = np.array([size for _, *size in read]).reshape(-1, 2)
+            for index, each in enumerate(results):
+                if isinstance(each, str):
+                    self.bad.append(Bad(split, index, examples.names[index], each))
+
+    def facts(self) -> Facts:
+        """See `Task.facts`; sizes are those of the median training image by area."""
+        sizes = self.sizes["train"][self.sizes["train"].min(axis=1) > 0]
+        if not len(sizes):
+            check_bad(self.bad, False, sum(self.splits.values()))
+        order = np.argsort(sizes.prod(axis=1), kind="stable")
+        height, width = sizes[order[len(sizes) // 2]].tolist()
+        return Facts(len(self.examples["train"]), height=height, width=width, task=self.name)
+
+    def keep(self, split: str, indices: NDArray[np.int64]) -> None:
+        """Leaves out all other images of a split, in everything that is in its order."""
+        self.examples[split] = self.examples[split].take(indices)
+        self.sizes[split] = self.sizes[split][indices]
+        self.digests_of[split] = [self.digests_of[split][i] for i in indices]
+        if split in self.caches:
+            self.caches[split].keep(indices)
+
+    def drop_known_bad(self, split: str) -> None:
+        """Leaves out the images of a split that are known to be bad."""
+        out = {each.index for each in self.bad if each.split == split}
+        self.skipped += [each for each in self.bad if each.split == split]
+        self.bad = [each for each in self.bad if each.split != split]
+        if out:
+            kept = [i for i in range(len(self.examples[split])) if i not in out]
+            self.keep(split, np.array(kept, dtype=np.int64))
+
+    def drop_bad(self, splits: Sequence[str] = SPLITS) -> None:
+        """Stops over unreadable images, or leaves them out where `skip_bad` allows it.
+
+        Raises:
+            DataError: Images cannot be read, or no training image is left.
+        """
+        total = sum(count for split, count in self.splits.items() if split in splits)
+        everything = self.skipped + self.bad
+        check_bad(everything, self.options.skip_bad, total + len(self.skipped))
+        for split in splits:
+            if split in self.examples:
+                self.drop_known_bad(split)
+        if everything:
+            self.notes.append(f"{len(everything)} {self.unreadable} left out")
+        for split in splits:
+            if self.splits.get(split) == 0:
+                raise DataError(f"no readable {split} image is left")
+
+    def fill_caches(self, folder: Path | None, splits: Sequence[str]) -> None:
+        """Decodes every image of these splits, and drops what cannot be read."""
+        self.bad = [each for each in self.bad if each.split in splits]
+        for split in splits:
+            if split not in self.examples:
+                continue
+            self.drop_known_bad(split)
+            cache = self.cache(split, folder / f"{split}.npy" if folder else None)
+            failed = cache.fill(self.options.workers)
+            self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
+            self.caches[split] = cache
+        self.drop_bad(splits)
+
+    def cache(self, split: str, file: Path | None) -> PixelCache:
+        """The pixels of a split, to be filled."""
+        raise NotImplementedError
+
+    def square_side(self, recipe: Recipe, config: Any) -> Recipe:  # noqa: ANN401 - any family's
+        """The recipe with the side of the squares that a transformer sees."""
+        size = config.image_size
+        return replace(recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size)))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Values as the network takes them, of uint8 (B, 3, H, W)."""
+        processor = self.processor
+        values: Tensor = images.float() * processor.rescale_factor
+        if not processor.do_normalize:
+            return values
+        mean, std = (
+            torch.tensor(v, device=images.device).view(3, 1, 1)
+            for v in (processor.image_mean, processor.image_std)
+        )
+        return (values - mean) / std
+
+    def save(self, folder: Path) -> None:
+        """See `Task.save`."""
+        self.processor.save_pretrained(folder)

@@ -1,0 +1,140 @@
+"""Features: what goes into the last layer of a network, computed once and cached on disk.
+
+A later run with other labels, splits or settings finds the features again by the hash of an
+example's content and of the network with its preprocessing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.data.features import FeatureStore
+from headstart.progress import Progress
+from headstart.tasks.base import HeadTask
+
+Floats = NDArray[np.float32]
+Batches = Iterator[tuple[list[str], dict[str, Tensor]]]
+WRITTEN_TOGETHER = 512  # examples after which features are written, so that little is lost
+MEASURED = 16  # examples that the time of features is measured on
+
+
+def model_key(model: nn.Module, preprocessing: Mapping[str, Any]) -> str:
+    """Hash of the weights below the head, the configuration and the preprocessing."""
+    whole = hashlib.sha256()
+    heads: tuple[str, ...] = getattr(model, "heads", ())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not any(name.startswith(head + ".") for head in heads):
+            whole.update(name.encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            whole.update(flat.view(torch.uint8).numpy().tobytes())
+    configuration: Any = model.config
+    own = ("id2label", "label2id", "_name_or_path")
+    config = {key: value for key, value in configuration.to_dict().items() if key not in own}
+    whole.update(json.dumps([config, dict(preprocessing)], sort_keys=True, default=str).encode())
+    return whole.hexdigest()[:32]
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what goes into a layer while the block is open."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(
+        lambda module, arguments: seen.append(arguments[0].detach())
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network whose features are wanted.
+
+    Args:
+        model: In evaluation mode, on its device.
+        layer: Its last layer.
+        preprocessing: What decides the inputs beside the examples, as JSON.
+        batches: Gives inputs of examples in batches, with their digests.
+        device: Where the network is.
+        unit: What the examples are, in rates.
+    """
+
+    model: nn.Module
+    layer: nn.Linear
+    preprocessing: Mapping[str, Any]
+    batches: Callable[[Sequence[str]], Batches]
+    device: torch.device
+    unit: str = "img"
+
+    def store(self) -> FeatureStore:
+        """The features that are cached on disk."""
+        return FeatureStore(model_key(self.model, self.preprocessing))
+
+    @torch.inference_mode()
+    def compute(self, inputs: Mapping[str, Tensor]) -> Floats:
+        """Features (B, D) of one batch."""
+        with inputs_of(self.layer) as seen:
+            self.model(**{key: value.to(self.device) for key, value in inputs.items()})
+        features: Floats = seen[0].float().cpu().numpy()
+        return features
+
+    def fill(self, digests: Iterable[str], progress: Progress) -> FeatureStore:
+        """The store with the features of these examples, computed where they are missing.
+
+        Args:
+            digests: Hashes of the content of the examples.
+            progress: Shows the examples that are done.
+        """
+        store, wanted = self.store(), dict.fromkeys(digest for digest in digests if digest)
+        missing = [digest for digest in wanted if digest not in store]
+        if len(missing) < len(wanted):
+            what = "images" if self.unit == "img" else self.unit
+            progress.say(f"features of {len(wanted) - len(missing)} {what} are known from before")
+        done, began = 0, time.perf_counter()
+        names: list[str] = []
+        rows: list[Floats] = []
+        progress.start("features", len(missing), unit=self.unit)
+        for part, inputs in self.batches(missing):
+            if part:
+                names += part
+                rows.append(self.compute(inputs))
+            if len(names) >= WRITTEN_TOGETHER:
+                store.add(names, np.concatenate(rows))
+                names, rows = [], []
+            done += len(part)
+            progress.update(done, {}, done / (time.perf_counter() - began))
+        if names:
+            store.add(names, np.concatenate(rows))
+        return store
+
+    def seconds(self, missing: Sequence[str], sizes: Sequence[int]) -> float:
+        """Time that the features of these examples will take, measured on a few of middle size."""
+        if not missing:
+            return 0.0
+        order = sorted(range(len(missing)), key=lambda i: sizes[i])
+        first = max(0, len(order) // 2 - MEASURED // 2)
+        few = order[first : first + min(MEASURED, 1 + len(order) // 8)]
+        work, elapsed = sum(sizes[i] for i in few), 0.0
+        for _ in range(2):  # the first pass also allocates
+            began = time.perf_counter()
+            for part, inputs in self.batches([missing[i] for i in few]):
+                if part:
+                    self.compute(inputs)
+            elapsed = time.perf_counter() - began
+        return elapsed * sum(sizes) / work
+
+
+def extractor_of(task: HeadTask, model: nn.Module, device: torch.device) -> Extractor:
+    """The extractor of the features that a task's head is fitted on."""
+    layer = task.head(model)
+    return Extractor(model, layer, task.preprocessing(), task.feature_inputs, device, task.unit)

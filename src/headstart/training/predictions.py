@@ -1,0 +1,91 @@
+"""What `results.json` and `predictions.csv` hold of an evaluation.
+
+Letters: N examples, V classes.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.checkpoint import atomic_write
+from headstart.data.labels import MULTI, SINGLE
+from headstart.metrics.classification import confusion_matrix, per_class, softmax
+from headstart.metrics.multilabel import per_label
+from headstart.progress import plain
+from headstart.tasks.base import Evaluation, HeadTask, Task
+
+PREDICTIONS = "predictions.csv"
+MATRIX_CLASSES = 200  # above, results.json holds no confusion matrix
+HEAD = ("split", "name", "label", "prediction", "probability")
+
+
+def figures_of(task: Task, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as `results.json` holds it, with figures of each class where it has classes."""
+    values: dict[str, Any] = {
+        "examples": evaluation.examples,
+        "metrics": evaluation.metrics,
+        "confidence_interval_95": evaluation.interval,
+    }
+    if not isinstance(task, HeadTask):
+        return values
+    logits, labels = evaluation.details["logits"], evaluation.details["labels"]
+    if task.problem.kind == SINGLE:
+        confusion = confusion_matrix(labels, logits.argmax(1), len(task.classes))
+        table = per_class(confusion)
+        columns = {"examples": table.count, "precision": table.precision, "recall": table.recall}
+        columns["f1"] = table.f1
+        if len(task.classes) <= MATRIX_CLASSES:
+            values["confusion_matrix"] = confusion.tolist()
+    elif task.problem.kind == MULTI:
+        columns = per_label(logits, labels > 0.5)
+    else:
+        return values
+    values["classes"] = {
+        name: {key: column[i].item() for key, column in columns.items()}
+        for i, name in enumerate(task.classes)
+    }
+    return values
+
+
+def prediction_rows(task: HeadTask, evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Name, label, prediction and probability of every example."""
+    logits, labels = evaluation.details["logits"], evaluation.details["labels"]
+    names, classes = [plain(name) for name in task.names(evaluation.split)], task.classes
+    if task.problem.kind == SINGLE:
+        chances = softmax(logits)
+        best = chances.argmax(1)
+        return [
+            (name, classes[label], classes[i], f"{row[i]:.6g}")
+            for name, label, i, row in zip(names, labels.tolist(), best, chances, strict=True)
+        ]
+    true = labels.reshape(len(labels), -1)
+    if task.problem.kind == MULTI:
+        chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+        def listed(on: Any) -> str:  # noqa: ANN401 - a row of an array
+            return "|".join(classes[i] for i in np.flatnonzero(on))
+
+        return [
+            (name, listed(row > 0.5), listed(p > 0.5), "|".join(f"{v:.6g}" for v in p[p > 0.5]))
+            for name, row, p in zip(names, true, chances, strict=True)
+        ]
+    return [
+        (name, "|".join(f"{v:.6g}" for v in row), "|".join(f"{v:.6g}" for v in found), "")
+        for name, row, found in zip(names, true, logits, strict=True)
+    ]
+
+
+def write_predictions(folder: Path, task: Task, evaluations: Mapping[str, Evaluation]) -> None:
+    """Writes `predictions.csv`: one row for each held-out example of a classifier or regression."""
+    if not isinstance(task, HeadTask) or not evaluations:
+        return
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(HEAD)
+    for split, evaluation in evaluations.items():
+        rows.writerows((split, *row) for row in prediction_rows(task, evaluation))
+    atomic_write(folder / PREDICTIONS, text.getvalue())
