@@ -197,7 +197,7 @@ def test_state_dict_of_either_names(name):
     other.load_state_dict(model.state_dict())
     assert_same(other(**inputs), model(**inputs), 0.0)
     other, _, _ = build(name, seed=1)
-    other.load_state_dict(model.name_table(model.config).to_theirs(model.state_dict()))
+    other.load_state_dict(model.published_tensors())
     assert_same(other(**inputs), model(**inputs), 0.0)
 
 
@@ -253,7 +253,7 @@ def in_file(table, name):
 def test_missing_heads_are_drawn_and_missing_bodies_refused(name, tmp_path, caplog):
     model, inputs, _ = build(name)
     table = model.name_table(model.config)
-    state = table.to_theirs(model.state_dict(keep_vars=True))
+    state = model.published_tensors()
     model.save_pretrained(tmp_path)
     from safetensors.torch import save_file
 

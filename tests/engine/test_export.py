@@ -78,7 +78,7 @@ def test_onnx_runtime_pads_the_stem_of_bit_with_zeros(padding, tmp_path):
         embedding_dynamic_padding=padding is not None,
     )
     with torch.no_grad():
-        model.bit.stem.conv.weight.neg_()
+        model.bit.embedder.convolution.weight.neg_()
     assert (
         headstart.export(model, tmp_path / "model.onnx", example=inputs, tolerance=1e-5).largest
         <= 1e-5

@@ -79,7 +79,7 @@ def test_nothing_is_left_to_fold():
         headstart.BitConfig(hidden_sizes=[32, 64], depths=[1, 1], num_groups=4, embedding_size=8)
     ).eval()
     folded = fold(bit)
-    assert folded.stem.conv.standardized() is folded.stem.conv.weight
+    assert folded.embedder.convolution.standardized() is folded.embedder.convolution.weight
     cvt = headstart.CvtModel(
         headstart.CvtConfig(embed_dim=[8, 16], num_heads=[1, 2], depth=[1, 1], **two_stages())
     ).eval()

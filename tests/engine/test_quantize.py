@@ -69,7 +69,9 @@ def test_layers_that_hurt_are_put_back():
 
     model, inputs = build("BitForImageClassification")
     with torch.no_grad():
-        model.bit.stages[1][0].norm_2.weight[:3] *= 1e4  # a range that eight bits cannot hold
+        model.bit.encoder.stages[1].layers[0].norm2.weight[:3] *= (
+            1e4  # a range that eight bits cannot hold
+        )
     calls = [pixels(seed=seed) for seed in range(12)]
     job = Job(model, signature_of(model, inputs, ("batch",)), inputs, ("batch",), "int8", 1, calls)
     quantizer = Quantizer(convert(job), job)

@@ -19,10 +19,11 @@ SIZES = {
     "intermediate_size": 8,
     "image_size": 32,
 }
+FILTERS = BIT.embedder.convolution
 BEIT = BeitModel(BeitConfig(**SIZES, use_relative_position_bias=True)).eval()
 BIAS = BEIT.blocks[0].attention.attention["relative_position_bias"]
 CASES = {
-    "filters": (BIT.stem.conv, "_kept", lambda: BIT.stem.conv.standardized()),
+    "filters": (FILTERS.kept, "entry", lambda: FILTERS.standardized()),
     "grid": (BEIT, "_grid", lambda: BEIT.grid(2, 3, torch.device("cpu"))),
     "bias": (BIAS.kept, "entry", lambda: BIAS(BEIT.grid(2, 3, torch.device("cpu")), torch.float32)),
 }

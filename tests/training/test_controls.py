@@ -145,7 +145,7 @@ def stopped_after_one_step(monkeypatch):
         {"precision": "float16", "clip_grad": 0.5, "optimizer": "adamw", "lr": 0.01},
         {"precision": "bf16", "gradient_checkpointing": True},
         {
-            "freeze": ("bit.stem",),
+            "freeze": ("bit.embedder",),
             "layer_decay": 0.5,
             "rand_augment": 9.0,
             "erasing": 0.5,
@@ -186,9 +186,9 @@ def test_float16_scales_gradients_and_leaves_out_a_step_that_overflows(
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 1024.0})
     values = run.update(batches[0])
     batches.close()
-    assert not torch.equal(model.classifier.weight, before["classifier.weight"]) and np.isfinite(
-        values["loss"]
-    )
+    assert not torch.equal(
+        model.classifier[1].weight, before["classifier.1.weight"]
+    ) and np.isfinite(values["loss"])
 
     # The step is the one of float32, to what float16 can tell.
     task, other = ready(photos, tiny_model, dataclasses.replace(recipe, precision="fp32"))
@@ -197,7 +197,9 @@ def test_float16_scales_gradients_and_leaves_out_a_step_that_overflows(
     batches = loop.Batches(task, task.recipe, slice(0, 10), 1)
     assert exact.update(batches[0])["loss"] == pytest.approx(values["loss"], rel=1e-2)
     batches.close()
-    steps = [(m.classifier.weight - before["classifier.weight"]).detach() for m in (model, other)]
+    steps = [
+        (m.classifier[1].weight - before["classifier.1.weight"]).detach() for m in (model, other)
+    ]
     assert (steps[0] - steps[1]).norm() < 0.02 * steps[1].norm()
 
 
@@ -208,7 +210,7 @@ def changed_parts(photos, tiny_model, out, **values):
         for folder in (found.folder, tiny_model)
     )
     return {
-        ".".join(name.split(".")[:3])
+        ".".join(name.split(".")[:4])
         for name in new
         if name.startswith("bit") and not torch.equal(new[name], old[name])
     }
@@ -216,21 +218,25 @@ def changed_parts(photos, tiny_model, out, **values):
 
 def test_freeze_and_unfreeze_by_stage(photos, tiny_model, tmp_path):
     everything = changed_parts(photos, tiny_model, tmp_path / "a")
-    assert {"bit.stem.conv", "bit.stages.0", "bit.stages.1"} <= everything
+    assert {
+        "bit.embedder.convolution.weight",
+        "bit.encoder.stages.0",
+        "bit.encoder.stages.1",
+    } <= everything
     assert changed_parts(
-        photos, tiny_model, tmp_path / "b", freeze=("bit.stem", "bit.stages.0")
-    ) == everything - {"bit.stem.conv", "bit.stages.0"}
-    assert changed_parts(photos, tiny_model, tmp_path / "c", unfreeze=("bit.stages.1",)) == {
-        "bit.stages.1"
-    }
+        photos, tiny_model, tmp_path / "b", freeze=("bit.embedder", "bit.encoder.stages.0")
+    ) == everything - {"bit.embedder.convolution.weight", "bit.encoder.stages.0"}
     assert changed_parts(
-        photos, tiny_model, tmp_path / "d", freeze=("bit",), unfreeze=("bit.stages.1",)
-    ) == {"bit.stages.1"}
+        photos, tiny_model, tmp_path / "c", unfreeze=("bit.encoder.stages.1",)
+    ) == {"bit.encoder.stages.1"}
+    assert changed_parts(
+        photos, tiny_model, tmp_path / "d", freeze=("bit",), unfreeze=("bit.encoder.stages.1",)
+    ) == {"bit.encoder.stages.1"}
     with pytest.raises(
         ConfigError,
-        match="unfreeze: no parameter begins with 'bit.stages.7'; beginnings are bit.stem",
+        match="unfreeze: no parameter begins with 'bit.encoder.stages.7'; beginnings are bit.embedder",
     ):
-        changed_parts(photos, tiny_model, tmp_path / "e", unfreeze=("bit.stages.7",))
+        changed_parts(photos, tiny_model, tmp_path / "e", unfreeze=("bit.encoder.stages.7",))
 
 
 def test_gradient_checkpointing_changes_no_number(photos, tiny_model, tmp_path):
@@ -309,8 +315,9 @@ def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tin
         name="mine", optimizer="adamw", lr=0.002, momentum=0.8, betas=(0.8, 0.99), weight_decay=0.01, layer_decay=0.9, clip_grad=2.0,
         schedule="poly", steps=3, warmup_steps=1, warmup_lr=1e-4, decay_at=(2,), decay_factor=0.5, final_lr=1e-5, power=2.0, batch_size=6,
         micro_batch=4, resize=24, crop=20, max_length=9, augment="flip", mixup=0.1, cutmix=0.2, rand_augment=3.0, color_jitter=0.1,
-        erasing=0.2, label_smoothing=0.05, drop_path=0.1, zero_head=False, freeze=("bit.stem",), unfreeze=("bit.stem.conv",), lora_rank=2,
-        lora_alpha=3.0, lora_targets=("conv_1",), lora_dropout=0.0, gradient_checkpointing=True, ema=0.9, precision="bf16", seed=4,
+        erasing=0.2, label_smoothing=0.05, drop_path=0.1, zero_head=False, freeze=("bit.embedder",), unfreeze=("bit.embedder.convolution",),
+        lora_rank=2,
+        lora_alpha=3.0, lora_targets=("conv1",), lora_dropout=0.0, gradient_checkpointing=True, ema=0.9, precision="bf16", seed=4,
         eval_every=2, checkpoint_every=2, class_weights="balanced",
     )  # fmt: skip
     default = Recipe()
@@ -347,7 +354,7 @@ def test_out_of_time_the_best_weights_are_kept(photos, tiny_model, tmp_path):
         values = update(batch)
         if run.step == 6:
             with torch.no_grad():
-                run.average.tensors["classifier.weight"].neg_()
+                run.average.tensors["classifier.1.weight"].neg_()
         return values
 
     run.update = spoiling

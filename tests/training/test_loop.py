@@ -212,9 +212,9 @@ def test_depths_follow_the_data(tiny_model, photos):
     assert sorted(set(depth.values())) == [0, 1, 2, 3]
     of = {
         part: {d for name, d in depth.items() if name.startswith(part)}
-        for part in ("bit.stages.0", "bit.stages.1", "classifier")
+        for part in ("bit.encoder.stages.0", "bit.encoder.stages.1", "classifier")
     }
-    assert of == {"bit.stages.0": {1}, "bit.stages.1": {2}, "classifier": {3}}
+    assert of == {"bit.encoder.stages.0": {1}, "bit.encoder.stages.1": {2}, "classifier": {3}}
 
 
 def test_layer_decay_and_weight_decay_by_group(tiny_model, photos):
@@ -237,7 +237,7 @@ def test_frozen_weights_stay(photos, tiny_model, tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     after, _ = run(photos, tiny_model, tmp_path, dataclasses.replace(SMALL, freeze=("bit.",)))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"classifier.weight", "classifier.bias"}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
     with pytest.raises(ConfigError, match="no parameter begins with 'encoder'"):
         freeze(model, ["encoder"])
     with pytest.raises(ConfigError, match="nothing to train"):

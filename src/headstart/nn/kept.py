@@ -44,6 +44,11 @@ def forget(network: nn.Module) -> None:
             kept.entry = None
 
 
+def traced() -> bool:
+    """Whether a graph is being made of the call, by torch.compile, torch.export or torch.jit."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
     """A key of a weight's state, or None while the weight may change or is traced.
 
@@ -51,8 +56,7 @@ def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
     (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves
     the version alone.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if training or torch.is_grad_enabled() or traced or weight.is_inference():
+    if training or torch.is_grad_enabled() or traced() or weight.is_inference():
         return None
     step = max(1, weight.numel() // 16)
     sample = weight.detach().flatten()[::step].tolist() if weight.is_cpu else None

@@ -208,7 +208,7 @@ def named_variables(
 ) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
     """Every variable of the layers inside.
 
-    Our name for it, itself, and the axes that turn PyTorch's layout into its own.
+    Its published name, itself, and the axes that turn PyTorch's layout into its own.
     """
     for attribute, leaf in LEAVES.items():
         variable = getattr(layer, attribute, None)
@@ -224,6 +224,7 @@ def named_variables(
         if attribute.startswith("_"):
             continue
         value = getattr(layer, attribute)
+        attribute = attribute.rstrip("_")  # Keras itself calls something `output`
         if isinstance(value, keras.layers.Layer):
             yield from named_variables(value, f"{prefix}{attribute}.")
         elif isinstance(value, list | tuple):

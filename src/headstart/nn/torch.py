@@ -19,7 +19,7 @@ from headstart import outputs
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, WeightsError
-from headstart.nn.kept import forget
+from headstart.nn.kept import forget, traced
 from headstart.nn.pretrained import misfit_message, save_network
 from headstart.registry import load_marked
 
@@ -95,6 +95,51 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(1, depth - 1) for i in range(depth)]
 
 
+def named(**modules: nn.Module) -> nn.ModuleDict:
+    """Modules under the names that the published checkpoints give them."""
+    return nn.ModuleDict(modules)
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` without a crash of torch 2.13: in the backward pass of a channels-last input
+    that needs no gradient, as behind a frozen stem.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W), the same shape."""
+        if (
+            torch.is_grad_enabled()
+            and x.is_cpu
+            and not x.requires_grad
+            and self.weight.requires_grad
+        ):
+            x = x.contiguous()
+        return super().forward(x)
+
+
+def batch_as_channels_last(x: Tensor) -> Tensor:
+    """x (B, C, H, W) in the memory layout that makes convolutions faster on CPUs, but for a single
+    image.
+    """
+    if x.is_cpu and x.shape[0] > 1 and not traced():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: float = 0.0) -> Tensor:
+    """Zeros (or another value) around x (B, C, H, W) as TensorFlow's "SAME" puts them.
+
+    The odd one goes after.
+    """
+    pads: list[Any] = []
+    for size in (x.shape[-1], x.shape[-2]):
+        need = torch.sym_max(  # type: ignore[no-untyped-call]
+            (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0
+        )
+        pads += [need // 2, need - need // 2]
+    return F.pad(x, pads, value=value)
+
+
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
     """Loss of class scores, its kind told by `config.problem_type` or from the labels.
 
@@ -140,12 +185,17 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     )
 
 
-def check_pixels(pixel_values: Tensor | None, channels: int) -> Tensor:
+def check_pixels(pixel_values: Tensor | None, channels: int, smallest: int = 1) -> Tensor:
     """The images (B, C, H, W) of a call.
 
+    Args:
+        pixel_values: What the caller gave.
+        channels: C.
+        smallest: The least height and width that the network can take.
+
     Raises:
-        InputError: None or no tensor given, another number of axes or channels, or not
-            floating-point.
+        InputError: None or no tensor given, another number of axes or channels, not
+            floating-point, or too small.
     """
     if pixel_values is None:
         raise InputError(
@@ -167,6 +217,11 @@ def check_pixels(pixel_values: Tensor | None, channels: int) -> Tensor:
         raise InputError(
             f"pixel_values is {pixel_values.dtype}; expected floating-point values, such as an"
             " image processor returns"
+        )
+    if not traced() and min(pixel_values.shape[2:]) < smallest:
+        raise InputError(
+            f"images of {tuple(pixel_values.shape[2:])} are too small for this network; its"
+            f" smallest height and width are {smallest} pixels"
         )
     return pixel_values
 

@@ -29,7 +29,7 @@ def freeze(model: nn.Module, frozen: Iterable[str], trained: Iterable[str] = ())
         *(("unfreeze", each) for each in trained),
     ]:
         if not any(name.startswith(prefix) for name in names):
-            known = ", ".join(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
+            known = ", ".join(dict.fromkeys(".".join(name.split(".")[:4]) for name in names))
             raise ConfigError(
                 f"{option}: no parameter begins with {prefix!r}; beginnings are {known}"
             )

@@ -10,7 +10,8 @@ from conftest import assert_close, golden_cases, golden_dir, read_json
 from golden_cases import check_case
 from headstart import BitBackbone, BitConfig, BitForImageClassification, BitModel
 from headstart.errors import ConfigError, InputError
-from headstart.models.bit.torch import StandardizedConv2d, pad_same, standardize
+from headstart.models.bit.torch import StandardizedConv2d, standardize
+from headstart.nn.torch import pad_same
 
 SMALL = {
     "embedding_size": 16,
@@ -39,7 +40,8 @@ def test_authors_numbers(case):
         folder / "weights.npz", compat="authors", **overrides
     )
     if meta["zero_head"]:
-        torch.nn.init.zeros_(model.classifier.weight), torch.nn.init.zeros_(model.classifier.bias)
+        torch.nn.init.zeros_(model.classifier[1].weight)
+        torch.nn.init.zeros_(model.classifier[1].bias)
     out = model(x["x"], labels=x.get("labels"), output_hidden_states=True)
     for i, name in enumerate(["root", "body.block1", "body.block2", "body.block3", "body.block4"]):
         if name in expected:
@@ -97,9 +99,9 @@ class TestKeptFilters:
     @torch.no_grad()
     def test_kept_between_calls(self):
         self.conv(self.x)
-        first = self.conv._kept[1]
+        first = self.conv.kept.entry[1]
         self.conv(self.x)
-        assert self.conv._kept[1] is first
+        assert self.conv.kept.entry[1] is first
 
     @pytest.mark.parametrize(
         "change",
@@ -121,7 +123,6 @@ class TestKeptFilters:
             self.conv(self.x)
         self.conv(self.x).sum().backward()
         assert self.conv.weight.grad is not None
-        assert self.conv.train()._kept is None
 
     @torch.no_grad()
     def test_copies_and_moves(self):
@@ -182,7 +183,8 @@ def test_output_stride_dilates(layer_type, stride):
 @pytest.mark.parametrize("layer_type", ["preactivation", "bottleneck"])
 def test_width_factor_widens_everything(layer_type):
     model = BitForImageClassification(small(width_factor=2, layer_type=layer_type, num_labels=3))
-    assert model.bit.stem.conv.weight.shape[0] == 32 and model.classifier.weight.shape == (3, 128)
+    assert model.bit.embedder.convolution.weight.shape[0] == 32
+    assert model.classifier[1].weight.shape == (3, 128)
     assert model(torch.randn(2, 3, 40, 48)).logits.shape == (2, 3)
 
 
@@ -194,7 +196,7 @@ def test_valid_padding_runs_and_crops_the_shortcut(layer_type):
     assert [tuple(m.shape[-2:]) for m in maps] == [(39, 43), (37, 41), (16, 18), (7, 8), (3, 3)]
     # Without padding no pixel outside a window matters: shifting the window by the whole stride
     # shifts the map.
-    block = copy.deepcopy(model.stages[1][0]).double()
+    block = copy.deepcopy(model.encoder.stages[1].layers[0]).double()
     y = torch.randn(1, 16, 15, 17, dtype=torch.float64)
     for norm in (m for m in block.modules() if isinstance(m, torch.nn.GroupNorm)):
         norm.forward = lambda z: z
@@ -233,7 +235,7 @@ def test_bad_pixels(pixels, message):
 
 def test_stochastic_depth_grows_and_only_in_training():
     model = BitModel(small(depths=[1, 2, 2, 1], drop_path_rate=0.5))
-    rates = [block.drop_path.rate for stage in model.stages for block in stage]
+    rates = [block.drop_path.rate for stage in model.encoder.stages for block in stage.layers]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     x = torch.randn(1, 3, 32, 32)
     torch.manual_seed(0)

@@ -92,8 +92,8 @@ def test_body_alone_and_another_head():
     )
     assert model(x).logits.shape == (2, 11)
     assert [name for name, _, _ in info["mismatched_keys"]] == [
-        "classifier.weight",
-        "classifier.bias",
+        "classifier.1.weight",
+        "classifier.1.bias",
     ]
 
 
@@ -170,7 +170,7 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     file = tmp_path / "R50x1.npz"
     asked = []
     monkeypatch.setattr(
-        "headstart.hub.resolve.download", lambda source, **options: asked.append(source.url) or file
+        "headstart.loading.download", lambda source, **options: asked.append(source.url) or file
     )
     torch.manual_seed(0)
     save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)

@@ -21,7 +21,6 @@ from headstart import (
 )
 from headstart.errors import InputError, WeightsError
 from headstart.models.cvt.config import PER_STAGE
-from headstart.models.cvt.weights import HUB
 from headstart.nn.keras import named_variables
 
 # Keras turns torch tensors into arrays in a way that NumPy 2 warns of.
@@ -176,7 +175,7 @@ def test_numbers_of_the_pytorch_classes(case):
     model = CLASSES[meta["class"]].from_pretrained(folder)
     ours = arrays(run(model, inputs, **meta["call"], training=meta["mode"] == "train"))
     expected = load_file(folder / "outputs.safetensors")
-    state = HUB.to_theirs(model.named_arrays()) if meta["mode"] == "train" else {}
+    state = model.named_arrays() if meta["mode"] == "train" else {}
     for name, value in expected.items():
         if name.startswith("buffer_after."):
             if not name.endswith("num_batches_tracked"):
@@ -189,9 +188,8 @@ def test_numbers_of_the_pytorch_classes(case):
         if meta["mode"] == "train":
             # with the statistics of the file
             model = CLASSES[meta["class"]].from_pretrained(folder)
-        found = HUB.to_theirs(
-            gradients(model, inputs["pixel_values"], inputs["labels"], meta["mode"] == "train")
-        )
+        training = meta["mode"] == "train"
+        found = gradients(model, inputs["pixel_values"], inputs["labels"], training)
         for name, value in load_file(folder / "grads.safetensors").items():
             limit = 1e-4 * max(1e-2, float(np.abs(value).max()))
             assert np.abs(found[name] - value).max() <= limit, f"{case} gradient of {name}"
@@ -290,7 +288,9 @@ def test_fit_evaluate_predict(own_loss):
     loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     jit = {"jit_compile": True} if BACKEND != "torch" else {}
     model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=["accuracy"], **jit)
-    statistics = model.cvt.stages[0].blocks[0].attention.query.norm.moving_mean
+    attention = model.cvt.encoder.stages[0].layers[0].attention.attention
+    part = attention.convolution_projection_query.convolution_projection
+    statistics = part.normalization.moving_mean
     before = ops.convert_to_numpy(statistics)
     history = model.fit(x, labels, epochs=8, batch_size=8, verbose=0).history
     assert history["loss"][-1] < 0.6 * history["loss"][0]
@@ -358,10 +358,11 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
     _, ours = pair(tmp_path, drop_path_rate=[0.0] * 2)
-    for stage in ours.cvt.stages:
-        for block in stage.blocks:
-            for part in (block.attention.query, block.attention.key, block.attention.value):
-                part.norm.trainable = False
+    for stage in ours.cvt.encoder.stages:
+        for block in stage.layers:
+            for name in ("query", "key", "value"):
+                part = getattr(block.attention.attention, f"convolution_projection_{name}")
+                part.convolution_projection.normalization.trainable = False
     x = pixels(2, 3, 32, 32)
     assert_close(
         ops.convert_to_numpy(run(ours, x, training=True).logits),
@@ -414,7 +415,8 @@ def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
         and len(info["mismatched_keys"]) == 2
     )
     with pytest.raises(
-        WeightsError, match=r"missing: cvt.stages.1.blocks.2.attention.key.conv.weight"
+        WeightsError,
+        match=r"missing: cvt.encoder.stages.1.layers.2.attention.attention.convolution_projection_key",
     ):
         TFCvtForImageClassification.from_pretrained(tmp_path / "b", depth=[1, 3])
 
@@ -425,7 +427,9 @@ def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
 def test_mixed_precision(tmp_path, policy):
     _, exact = pair(tmp_path)
     model = TFCvtForImageClassification.from_pretrained(tmp_path, dtype=policy)
-    assert model.cvt.stages[0].blocks[0].mlp.fc_1.compute_dtype == policy.removeprefix("mixed_")
+    assert model.cvt.encoder.stages[0].layers[
+        0
+    ].intermediate.dense.compute_dtype == policy.removeprefix("mixed_")
     x = pixels(2, 3, 32, 32)
     out = run(model, x)
     assert keras.backend.standardize_dtype(out.logits.dtype) == "float32"

@@ -10,7 +10,7 @@ from golden_cases import check_case
 from headstart import CvtBackbone, CvtConfig, CvtForImageClassification, CvtModel
 from headstart.errors import InputError
 from headstart.models.cvt.config import PER_STAGE
-from headstart.models.cvt.weights import HUB, TO_AUTHORS
+from headstart.models.cvt.weights import TO_AUTHORS
 
 
 @pytest.mark.parametrize("case", golden_cases("transformers", "cvt"))
@@ -33,9 +33,7 @@ def test_authors_numbers(case):
     assert_close(out.logits, expected["logits"].reshape(out.logits.shape), 1e-5, f"{case} logits")
     assert_close(out.loss, expected["loss"], 1e-5, f"{case} loss")
     out.loss.backward()
-    published = TO_AUTHORS.to_theirs(
-        HUB.to_theirs({name: p.grad for name, p in model.named_parameters()})
-    )
+    published = TO_AUTHORS.to_theirs({name: p.grad for name, p in model.named_parameters()})
     for name, value in load_file(folder / "grads.safetensors").items():
         limit = 1e-4 * max(1e-3, float(value.abs().max()))
         worst = float((published[name] - value).abs().max())
@@ -103,14 +101,14 @@ def test_drop_path_grows_layer_by_layer_within_its_stage():
     model = CvtModel(
         CvtConfig(drop_path_rate=[0.0, 0.2, 0.1], embed_dim=[8, 8, 8], num_heads=[1, 1, 1])
     )
-    rates = [[block.drop_path.rate for block in stage.blocks] for stage in model.stages]
+    rates = [[block.drop_path.rate for block in stage.layers] for stage in model.encoder.stages]
     assert rates[1] == [0.0, 0.2]
     assert rates[2] == pytest.approx([0.1 * i / 9 for i in range(10)])
 
 
 def test_drop_path_drops_the_branch_and_not_the_shortcut():
     model = made(CvtModel, small(depth=[2, 1, 1], drop_path_rate=[0.999, 0.0, 0.0]))
-    block = model.stages[0].blocks[1].train()
+    block = model.encoder.stages[0].layers[1].train()
     x = pixels(2, 12, 8)
     torch.manual_seed(0)
     assert torch.equal(block(x, 3, 4)[0], x)
@@ -118,7 +116,7 @@ def test_drop_path_drops_the_branch_and_not_the_shortcut():
 
 def test_each_class_token_has_the_width_of_its_stage():
     model = CvtModel(small(cls_token=[True, True, True]))
-    assert [tuple(stage.cls_token.shape) for stage in model.stages] == [
+    assert [tuple(stage.cls_token.shape) for stage in model.encoder.stages] == [
         (1, 1, 8),
         (1, 1, 12),
         (1, 1, 24),
@@ -130,7 +128,7 @@ def test_the_head_without_a_class_token_needs_no_hidden_states():
     model = made(CvtForImageClassification, small(cls_token=[False] * 3))
     out = model(pixels(1, 3, 33, 47))
     tokens = model.cvt(pixels(1, 3, 33, 47)).last_hidden_state.flatten(2).transpose(1, 2)
-    assert_close(out.logits, model.classifier(model.norm(tokens).mean(1)))
+    assert_close(out.logits, model.classifier(model.layernorm(tokens).mean(1)))
     assert out.hidden_states is None
 
 
@@ -138,22 +136,22 @@ def test_the_head_without_a_class_token_needs_no_hidden_states():
 def test_attention_is_its_definition(method):
     """One head and one pair of tokens at a time, from the projections of the paper."""
     config = small(qkv_projection_method=[method] * 3, stride_kv=[2, 2, 1])
-    attention = made(CvtModel, config).stages[1].blocks[0].attention
+    attention = made(CvtModel, config).encoder.stages[1].layers[0].attention
     x, height, width = pixels(2, 20, 12), 4, 5
     grid = x.transpose(1, 2).reshape(2, 12, height, width)
 
-    def projected(part, query):
+    def projected(name):
         y = grid
-        if method == "avg" and not query:
+        if method == "avg" and name != "query":
             y = F.avg_pool2d(grid, 3, 2, 1, ceil_mode=True)
         if method == "dw_bn":
-            y = part.norm(part.conv(grid))
-        return y.flatten(2).transpose(1, 2) @ part.linear.weight.T + part.linear.bias
+            part = getattr(attention.attention, f"convolution_projection_{name}")
+            part = part.convolution_projection
+            y = part.normalization(part.convolution(grid))
+        linear = getattr(attention.attention, f"projection_{name}")
+        return y.flatten(2).transpose(1, 2) @ linear.weight.T + linear.bias
 
-    q, k, v = (
-        projected(p, p is attention.query)
-        for p in (attention.query, attention.key, attention.value)
-    )
+    q, k, v = (projected(name) for name in ("query", "key", "value"))
     expected = torch.zeros(2, 20, 12)
     weights = torch.zeros(2, 3, 20, k.shape[1])
     for b in range(2):
@@ -164,7 +162,7 @@ def test_attention_is_its_definition(method):
                     torch.stack([q[b, i, part] @ key[part] for key in k[b]]) * 12**-0.5, 0
                 )
                 expected[b, i, part] = weights[b, head, i] @ v[b, :, part]
-    expected = expected @ attention.proj.weight.T + attention.proj.bias
+    expected = expected @ attention.output.dense.weight.T + attention.output.dense.bias
     for weigh in (False, True):
         y, ours = attention(x, height, width, weigh)
         assert_close(y, expected, 1e-5)
@@ -202,18 +200,18 @@ def test_evaluation_sees_changed_parameters_and_statistics():
     model = made(CvtModel, small())
     x = pixels(1, 3, 32, 32)
     with torch.no_grad():
+        convolution = "convolution_projection_value.convolution_projection."
         for name in (
-            "conv.weight",
-            "norm.weight",
-            "norm.bias",
-            "norm.running_mean",
-            "norm.running_var",
-            "linear.weight",
+            convolution + "convolution.weight",
+            convolution + "normalization.weight",
+            convolution + "normalization.bias",
+            convolution + "normalization.running_mean",
+            convolution + "normalization.running_var",
+            "projection_value.weight",
         ):
             before = model(x).last_hidden_state
-            model.get_submodule("stages.1.blocks.0.attention.value").state_dict()[name].data.mul_(
-                1.5
-            )
+            part = model.get_submodule("encoder.stages.1.layers.0.attention.attention")
+            part.state_dict()[name].data.mul_(1.5)
             assert not torch.allclose(before, model(x).last_hidden_state, rtol=1e-5, atol=1e-6), (
                 name
             )
@@ -241,8 +239,14 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none():
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     # A shift of all keys shifts all scores alike; and the class token, which the head reads, is no
     # convolved query of the last block.
-    free = ("key.linear.bias", "key.norm.bias", "blocks.2.attention.query.conv.weight", "blocks.2.attention.query.norm.weight",
-            "blocks.2.attention.query.norm.bias")  # fmt: skip
+    query = "2.layers.2.attention.attention.convolution_projection_query.convolution_projection."
+    free = (
+        "projection_key.bias",
+        "convolution_projection_key.convolution_projection.normalization.bias",
+        query + "convolution.weight",
+        query + "normalization.weight",
+        query + "normalization.bias",
+    )
     assert not [n for n, g in grads.items() if not g.abs().sum() > 0 and not n.endswith(free)]
     model.zero_grad()
     model.gradient_checkpointing_enable()
@@ -253,7 +257,8 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_none():
 
 def test_training_uses_and_updates_batch_statistics():
     model = made(CvtModel, small())
-    norm = model.stages[0].blocks[0].attention.query.norm
+    attention = model.encoder.stages[0].layers[0].attention.attention
+    norm = attention.convolution_projection_query.convolution_projection.normalization
     before = norm.running_mean.clone()
     model.train()(pixels(2, 3, 32, 48))
     assert not torch.equal(norm.running_mean, before) and int(norm.num_batches_tracked) == 1

@@ -122,8 +122,8 @@ def test_the_base_model_reads_a_classifier_and_the_other_way_round(tmp_path):
     assert sorted(info["missing_keys"]) == [
         "classifier.bias",
         "classifier.weight",
-        "norm.bias",
-        "norm.weight",
+        "layernorm.bias",
+        "layernorm.weight",
     ]
 
 

@@ -25,5 +25,5 @@ FAMILY = Family(
     authors="headstart.models.bit.weights:read_authors",
     writers={".npz": "headstart.models.bit.weights:save_npz"},
     recipe="headstart.recipe:hyper_rule",
-    lora=("conv_1", "conv_2", "conv_3"),
+    lora=("conv1", "conv2", "conv3"),
 )

@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, list_of, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
 EPS_AUTHORS, EPS_TRANSFORMERS = 1e-10, 1e-8
+
+
+class BlockPlan(NamedTuple):
+    """Shape of one block of a stage."""
+
+    in_channels: int
+    out_channels: int
+    stride: int
+    dilation: int
 
 
 @config_class
@@ -110,6 +119,51 @@ class BitConfig(PreTrainedConfig):
     def stage_channels(self) -> list[int]:
         """Channels after each stage."""
         return [round_channels(size * self.width_factor) for size in self.hidden_sizes]
+
+    @property
+    def plan(self) -> list[list[BlockPlan]]:
+        """The blocks of each stage; strides beyond `output_stride` become dilations."""
+        dilates = self.layer_type == "bottleneck" or self.dilate_preactivation
+        channels, reached, dilation = self.stem_channels, 4, 1
+        stages = []
+        for i, (out, depth) in enumerate(zip(self.stage_channels, self.depths, strict=True)):
+            stride = 1 if i == 0 else 2
+            before = dilation  # the first block still sees the map that the stage before dilated
+            if reached >= self.output_stride:
+                stride, dilation = 1, dilation * stride
+            reached *= stride
+            first = BlockPlan(channels, out, stride, before if dilates else 1)
+            other = BlockPlan(out, out, 1, dilation if dilates else 1)
+            stages.append([first] + [other] * (depth - 1))
+            channels = out
+        return stages
+
+    def padding(self, kernel: int, stride: int = 1, dilation: int = 1) -> int | None:
+        """Zeros on each side of a convolution's input; None is TensorFlow's "SAME", which depends
+        on the input's size.
+        """
+        reach = dilation * (kernel - 1)
+        if self.global_padding == "valid":
+            return 0
+        if self.global_padding == "same":
+            return None if stride > 1 and kernel > 1 else reach // 2
+        return (stride - 1 + reach) // 2
+
+    @property
+    def smallest_image(self) -> int:
+        """Height and width in pixels below which a map inside the network would be empty."""
+
+        def before(size: int, kernel: int, stride: int, dilation: int, padding: int | None) -> int:
+            last = (size - 1) * stride + 1
+            return last if padding is None else max(1, last + dilation * (kernel - 1) - 2 * padding)
+
+        size = 1
+        for block in reversed([block for stage in self.plan for block in stage]):
+            padding = self.padding(3, block.stride, block.dilation)
+            size = before(size, 3, block.stride, block.dilation, padding)
+        size = before(size, 3, 2, 1, None if self.embedding_dynamic_padding else 0)
+        size = size if self.global_padding == "same" else max(1, size - 2)  # the stem pads one more
+        return before(size, 7, 2, 1, self.padding(7, 2))
 
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:

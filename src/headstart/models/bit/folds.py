@@ -1,14 +1,13 @@
 """BiT with everything that does not depend on the image worked out beforehand."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.models.bit.torch import StandardizedConv2d, Stem, pad_same, standardize
+from headstart.models.bit.torch import StandardizedConv2d, Stem, standardize
 from headstart.nn.folding import parameter, recast
 
 
 class Convolution(StandardizedConv2d):
-    """Convolution whose filters are standardised already; pads as before."""
+    """Convolution whose filters are standardized already; pads as before."""
 
     def standardized(self) -> Tensor:
         """The filters as they are."""
@@ -24,19 +23,13 @@ NEARLY_ZERO = 1e-30
 class PortableStem(Stem):
     """The stem with a padding that no engine mistakes for the pooling's own."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, zero: float = NEARLY_ZERO) -> Tensor:
         """x (B, C, H, W) → (B, C, H / 4, W / 4)."""
-        x = self.conv(x)  # (B, C, H / 2, W / 2)
-        if self.pads_one:
-            x = F.pad(x, (1, 1, 1, 1), value=NEARLY_ZERO)
-        x = self.norm(x)
-        if self.pads_same:
-            x = pad_same(x, 3, 2, value=NEARLY_ZERO)
-        return F.max_pool2d(x, 3, 2)  # (B, C, H / 4, W / 4)
+        return super().forward(x, zero)
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
-    """Standardises the filters once and for all; pads so that every engine understands it.
+    """Standardizes the filters once and for all; pads so that every engine understands it.
 
     See `headstart.engine.folds.fold`.
     """

@@ -1,27 +1,30 @@
-"""BiT in PyTorch: ResNet-v2 whose filters are standardised and whose norms are group norms
+"""BiT in PyTorch: ResNet-v2 whose filters are standardized and whose norms are group norms
 (Kolesnikov et al. 2020, section 3.1).
 
 Shapes: B images, C channels, H W height and width, V classes.
 """
 
+from collections import OrderedDict
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.checkpoint.names import NameTable
-from headstart.errors import InputError
-from headstart.models.bit.config import BitConfig, round_channels
-from headstart.models.bit.weights import HUB
-from headstart.nn.kept import state_of
+from headstart.checkpoint.names import PublishedNames
+from headstart.models.bit.config import BitConfig, BlockPlan, round_channels
+from headstart.models.bit.weights import PUBLISHED_NAMES
+from headstart.nn.kept import Kept
 from headstart.nn.torch import (
     DropPath,
+    GroupNorm,
     PreTrainedModel,
     activation,
+    batch_as_channels_last,
     check_pixels,
     classification_loss,
     drop_path_rates,
+    named,
+    pad_same,
 )
 from headstart.outputs import (
     BackboneOutput,
@@ -41,25 +44,8 @@ def standardize(weight: Tensor, eps: float) -> Tensor:
     ).view_as(weight)
 
 
-def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: float = 0.0) -> Tensor:
-    """Zeros (or another value) around x (B, C, H, W) as TensorFlow's "SAME" puts them.
-
-    The odd one goes after.
-    """
-    pads: list[Any] = []
-    for size in (x.shape[-1], x.shape[-2]):
-        need = torch.sym_max(  # type: ignore[no-untyped-call]
-            (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0
-        )
-        pads += [need // 2, need - need // 2]
-    return F.pad(x, pads, value=value)
-
-
 class StandardizedConv2d(nn.Conv2d):
-    """Convolution whose filters are standardised before use.
-
-    Standardised filters are kept while nothing can change them (see `state_of`).
-    """
+    """Convolution whose filters are standardized before use."""
 
     def __init__(
         self,
@@ -70,34 +56,17 @@ class StandardizedConv2d(nn.Conv2d):
         stride: int = 1,
         dilation: int = 1,
     ) -> None:
-        same = config.global_padding == "same"
-        # At stride 1 and an odd kernel, "SAME" is half the kernel on each side.
-        self.pads_same = same and stride > 1 and kernel > 1
-        padding = (
-            0
-            if self.pads_same or config.global_padding == "valid"
-            else (stride - 1 + dilation * (kernel - 1)) // 2
+        padding = config.padding(kernel, stride, dilation)
+        super().__init__(
+            in_channels, out_channels, kernel, stride, padding or 0, dilation, bias=False
         )
-        if same and not self.pads_same:
-            padding = dilation * (kernel - 1) // 2
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+        self.pads_same = padding is None
         self.eps = config.conv_eps
-        self._kept: tuple[Any, Tensor] | None = None
+        self.kept = Kept()
 
     def standardized(self) -> Tensor:
         """The filters as they are used."""
-        key = state_of(self.weight, self.training)
-        if key is None:
-            return standardize(self.weight, self.eps)
-        kept = self._kept  # read once: another thread may replace it
-        if kept is None or kept[0] != key:
-            self._kept = kept = (key, standardize(self.weight, self.eps))
-        return kept[1]
-
-    def train(self, mode: bool = True) -> "StandardizedConv2d":
-        """Forgets the kept filters: training changes them."""
-        self._kept = None
-        return super().train(mode)
+        return self.kept(lambda: standardize(self.weight, self.eps), self.weight, self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H', W')."""
@@ -105,11 +74,8 @@ class StandardizedConv2d(nn.Conv2d):
             x = pad_same(x, self.kernel_size[0], self.stride[0], self.dilation[0])
         return F.conv2d(x, self.standardized(), None, self.stride, self.padding, self.dilation)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
 
-
-class Norm(nn.GroupNorm):
+class Norm(GroupNorm):
     """Group norm, then the activation (unless `act` is false)."""
 
     def __init__(self, channels: int, config: BitConfig, act: bool = True) -> None:
@@ -118,19 +84,11 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W), the same shape."""
-        if (
-            torch.is_grad_enabled()
-            and x.is_cpu
-            and not x.requires_grad
-            and self.weight.requires_grad
-        ):  # behind a frozen stem
-            # torch 2.13 crashes in the backward pass of a channels-last input that needs no
-            # gradient
-            x = x.contiguous()
         x = super().forward(x)
-        # The norm's output is ours alone and its backward does not read it, so relu may overwrite
-        # it.
-        return x if self.act is None else F.relu_(x) if self.act is F.relu else self.act(x)
+        if self.act is None:
+            return x
+        # The norm's output is ours alone and its backward does not read it: relu may overwrite it.
+        return F.relu_(x) if self.act is F.relu else self.act(x)
 
 
 class Stem(nn.Module):
@@ -138,92 +96,67 @@ class Stem(nn.Module):
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__()
-        self.conv = StandardizedConv2d(
-            config.num_channels, config.stem_channels, 7, config, stride=2
-        )
-        self.norm = (
-            Norm(config.stem_channels, config)
-            if config.layer_type == "bottleneck"
-            else nn.Identity()
-        )
+        width = config.stem_channels
+        self.convolution = StandardizedConv2d(config.num_channels, width, 7, config, stride=2)
+        self.norm = Norm(width, config) if config.layer_type == "bottleneck" else nn.Identity()
         self.pads_one = config.global_padding != "same"
         self.pads_same = config.embedding_dynamic_padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) → (B, C, H / 4, W / 4)."""
-        x = self.conv(x)  # (B, C, H / 2, W / 2)
+    def forward(self, x: Tensor, zero: float = 0.0) -> Tensor:
+        """x (B, C, H, W) → (B, C, H / 4, W / 4); `zero` is the value that pads the pooling."""
+        x = self.convolution(x)  # (B, C, H / 2, W / 2)
         if self.pads_one:
             # zeros, where the pooling of most libraries would pad with -inf
-            x = F.pad(x, (1, 1, 1, 1))
+            x = F.pad(x, (1, 1, 1, 1), value=zero)
         x = self.norm(x)
         if self.pads_same:
-            x = pad_same(x, 3, 2)
+            x = pad_same(x, 3, 2, value=zero)
         return F.max_pool2d(x, 3, 2)  # (B, C, H / 4, W / 4)
-
-
-class Shortcut(nn.Module):
-    """1x1 convolution that gives the shortcut the branch's shape; ResNet-v1 normalises it."""
-
-    def __init__(self, in_channels: int, out_channels: int, config: BitConfig, stride: int) -> None:
-        super().__init__()
-        self.conv = StandardizedConv2d(in_channels, out_channels, 1, config, stride)
-        self.norm = (
-            Norm(out_channels, config, act=False)
-            if config.layer_type == "bottleneck"
-            else nn.Identity()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride)."""
-        return self.norm(self.conv(x))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """Bottleneck block: 1x1 narrows to a quarter, 3x3, 1x1 widens; base of the two kinds."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        config: BitConfig,
-        *,
-        stride: int,
-        dilation: int,
-        drop_path: float,
-        first: bool,
-    ) -> None:
+    def __init__(self, plan: BlockPlan, config: BitConfig, drop_path: float, first: bool) -> None:
         super().__init__()
-        mid = round_channels(out_channels / 4)
-        self.conv_1 = StandardizedConv2d(in_channels, mid, 1, config)
-        self.conv_2 = StandardizedConv2d(mid, mid, 3, config, stride, dilation)
-        self.conv_3 = StandardizedConv2d(mid, out_channels, 1, config)
-        preactivation = config.layer_type == "preactivation"
-        self.norm_1 = Norm(in_channels if preactivation else mid, config)
-        self.norm_2 = Norm(mid, config)
-        self.norm_3 = Norm(mid if preactivation else out_channels, config, act=preactivation)
-        self.shortcut = Shortcut(in_channels, out_channels, config, stride) if first else None
+        channels, out, stride, dilation = plan
+        mid, preactivation = round_channels(out / 4), config.layer_type == "preactivation"
+        self.conv1 = StandardizedConv2d(channels, mid, 1, config)
+        self.conv2 = StandardizedConv2d(mid, mid, 3, config, stride, dilation)
+        self.conv3 = StandardizedConv2d(mid, out, 1, config)
+        self.norm1 = Norm(channels if preactivation else mid, config)
+        self.norm2 = Norm(mid, config)
+        self.norm3 = Norm(mid if preactivation else out, config, act=preactivation)
+        self.downsample: nn.Module | None = None
+        if first:  # the shortcut takes the branch's shape; ResNet-v1 normalizes it
+            parts = OrderedDict[str, nn.Module](
+                conv=StandardizedConv2d(channels, out, 1, config, stride)
+            )
+            if not preactivation:
+                parts["norm"] = Norm(out, config, act=False)
+            self.downsample = nn.Sequential(parts)
         self.drop_path = DropPath(drop_path)
         self.crop = dilation if config.global_padding == "valid" else 0
         self.act = activation(config.hidden_act)
 
-    def reduced(self, x: Tensor) -> Tensor:
-        """What a shortcut adds: without padding, the pixels under the centres of the 3x3 filters."""
+    def shortcut(self, x: Tensor) -> Tensor:
+        """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride), as the branch has it: without
+        padding, the pixels under the centers of the 3x3 filters.
+        """
         d = self.crop
-        return x[:, :, d:-d, d:-d] if d else x
+        x = x[:, :, d:-d, d:-d] if d else x
+        return x if self.downsample is None else self.downsample(x)  # type: ignore[no-any-return]
 
 
 class PreactivationBlock(Block):
-    """Norms come first (He et al. 2016, "Identity mappings").
-
-    X + conv_3(norm_3(conv_2(norm_2(conv_1(norm_1(x)))))).
-    """
+    """Norms come first (He et al. 2016, "Identity mappings")."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride)."""
-        y = self.norm_1(x)
-        shortcut = self.reduced(x) if self.shortcut is None else self.shortcut(self.reduced(y))
-        y = self.conv_2(self.norm_2(self.conv_1(y)))
-        return self.drop_path(self.conv_3(self.norm_3(y))) + shortcut  # type: ignore[no-any-return]
+        y = self.norm1(x)
+        shortcut = self.shortcut(x if self.downsample is None else y)
+        y = self.conv2(self.norm2(self.conv1(y)))
+        return self.drop_path(self.conv3(self.norm3(y))) + shortcut  # type: ignore[no-any-return]
 
 
 class BottleneckBlock(Block):
@@ -231,41 +164,24 @@ class BottleneckBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H / stride, W / stride)."""
-        shortcut = self.reduced(x) if self.shortcut is None else self.shortcut(self.reduced(x))
-        y = self.norm_1(self.conv_1(x))
-        y = self.norm_2(self.conv_2(y))
-        return self.act(self.drop_path(self.norm_3(self.conv_3(y))) + shortcut)
+        y = self.norm1(self.conv1(x))
+        y = self.norm2(self.conv2(y))
+        return self.act(self.drop_path(self.norm3(self.conv3(y))) + self.shortcut(x))
 
 
 def make_stages(config: BitConfig) -> nn.ModuleList:
-    """The stages, each a sequence of blocks; strides beyond `output_stride` become dilations."""
+    """The stages, each with its blocks under `layers`."""
     make = PreactivationBlock if config.layer_type == "preactivation" else BottleneckBlock
-    dilates = config.layer_type == "bottleneck" or config.dilate_preactivation
     rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
-    stages = nn.ModuleList()
-    channels, reached, dilation, before = config.stem_channels, 4, 1, 1
-    for i, (out, depth) in enumerate(zip(config.stage_channels, config.depths, strict=True)):
-        stride = 1 if i == 0 else 2
-        before = dilation  # the first block still sees the map that the stage before it dilated
-        if reached >= config.output_stride:
-            stride, dilation = 1, dilation * stride
-        reached *= stride
-        stages.append(
-            nn.ModuleList(
-                make(
-                    channels if j == 0 else out,
-                    out,
-                    config,
-                    stride=stride if j == 0 else 1,
-                    dilation=(before if j == 0 else dilation) if dilates else 1,
-                    drop_path=next(rates),
-                    first=j == 0,
-                )
-                for j in range(depth)
+    return nn.ModuleList(
+        named(
+            layers=nn.ModuleList(
+                make(plan, config, drop_path=next(rates), first=i == 0)
+                for i, plan in enumerate(stage)
             )
         )
-        channels = out
-    return stages
+        for stage in config.plan
+    )
 
 
 class BitPreTrainedModel(PreTrainedModel):
@@ -277,9 +193,9 @@ class BitPreTrainedModel(PreTrainedModel):
     config: BitConfig
 
     @classmethod
-    def name_table(cls, config: BitConfig) -> NameTable:
-        """Published names."""
-        return HUB
+    def name_table(cls, config: BitConfig) -> PublishedNames:
+        """What published files of the family may hold."""
+        return PUBLISHED_NAMES
 
     def init_module(self, module: nn.Module) -> None:
         """He's normal filters, as the authors; norms 1 and 0."""
@@ -302,33 +218,22 @@ class BitModel(BitPreTrainedModel):
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
-        self.stem = Stem(config)
-        self.stages = make_stages(config)
+        self.embedder = Stem(config)
+        self.encoder = named(stages=make_stages(config))
         last = config.stage_channels[-1]
         self.norm = Norm(last, config) if config.layer_type == "preactivation" else nn.Identity()
+        self.smallest_image = config.smallest_image
         self.post_init()
 
     def features(self, pixel_values: Tensor) -> list[Tensor]:
         """The stem's map and each stage's, (B, C, H, W) each, before the last norm."""
-        x = check_pixels(pixel_values, self.config.num_channels)
-        if x.is_cpu and x.shape[0] > 1 and not torch.compiler.is_compiling():
-            # faster convolutions, but for a single image
-            x = x.contiguous(memory_format=torch.channels_last)
-        try:
-            maps = [self.stem(x)]
-            for stage in self.stages:
-                x = maps[-1]
-                for block in stage:  # type: ignore[attr-defined]
-                    x = self.run_block(block, x)
-                maps.append(x)
-        except RuntimeError as error:
-            if self.config.global_padding == "valid" and "size" in str(error):
-                size = tuple(pixel_values.shape[-2:])
-                raise InputError(
-                    f"images of {size} are too small for a network without padding; give larger"
-                    " ones"
-                ) from error
-            raise
+        x = check_pixels(pixel_values, self.config.num_channels, self.smallest_image)
+        maps = [self.embedder(batch_as_channels_last(x))]
+        for stage in self.encoder["stages"].children():
+            x = maps[-1]
+            for block in stage["layers"]:  # type: ignore[index]
+                x = self.run_block(block, x)
+            maps.append(x)
         return maps
 
     def forward(
@@ -363,11 +268,9 @@ class BitForImageClassification(BitPreTrainedModel):
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
         self.bit = BitModel(config)
-        self.classifier = (
-            nn.Linear(config.stage_channels[-1], config.num_labels)
-            if config.num_labels
-            else nn.Identity()
-        )
+        width, labels = config.stage_channels[-1], config.num_labels
+        head = nn.Linear(width, labels) if labels else nn.Identity()
+        self.classifier = nn.Sequential(nn.Flatten(), head)
         self.post_init()
 
     def forward(
@@ -391,7 +294,7 @@ class BitForImageClassification(BitPreTrainedModel):
         out = self.bit(
             pixel_values, self.wants("output_hidden_states", output_hidden_states), return_dict=True
         )
-        logits = self.classifier(out.pooler_output.flatten(1))  # (B, V)
+        logits = self.classifier(out.pooler_output)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return self.finish(
             ImageClassifierOutputWithNoAttention(loss, logits, out.hidden_states), return_dict

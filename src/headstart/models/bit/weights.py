@@ -1,4 +1,4 @@
-"""BiT's names: ours, the Hub's, and those of the authors' three codebases."""
+"""BiT's published names, and those of the authors' three codebases."""
 
 import re
 from collections.abc import Mapping
@@ -7,36 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import PublishedNames
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.bit.config import EPS_AUTHORS, EPS_TRANSFORMERS, BitConfig
 
-# Ours is the Hub's, but for shorter words.
-HUB = NameTable(
-    prefix="bit",
-    rows={
-        "stem.conv.weight": "embedder.convolution.weight",
-        "stem.norm.weight": "embedder.norm.weight",
-        "stem.norm.bias": "embedder.norm.bias",
-        **{
-            f"stages.{{}}.{{}}.conv_{i}.weight": f"encoder.stages.{{}}.layers.{{}}.conv{i}.weight"
-            for i in (1, 2, 3)
-        },
-        **{
-            f"stages.{{}}.{{}}.norm_{i}.{p}": f"encoder.stages.{{}}.layers.{{}}.norm{i}.{p}"
-            for i in (1, 2, 3)
-            for p in ("weight", "bias")
-        },
-        "stages.{}.{}.shortcut.conv.weight": "encoder.stages.{}.layers.{}.downsample.conv.weight",
-        "stages.{}.{}.shortcut.norm.weight": "encoder.stages.{}.layers.{}.downsample.norm.weight",
-        "stages.{}.{}.shortcut.norm.bias": "encoder.stages.{}.layers.{}.downsample.norm.bias",
-        "norm.weight": "norm.weight",
-        "norm.bias": "norm.bias",
-        "classifier.weight": "classifier.1.weight",
-        "classifier.bias": "classifier.1.bias",
-    },
-)
+PUBLISHED_NAMES = PublishedNames("bit", base=("embedder", "encoder", "norm"), extra=("classifier",))
 
 # Words of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's.
 # Blocks and units count from 1.
@@ -176,7 +152,7 @@ def save_npz(model: Any, path: str | Path) -> None:
         )
     state = {key: value.detach().cpu().float() for key, value in model.state_dict().items()}
     arrays: dict[str, Any] = {}
-    for key, value in HUB.to_theirs(state).items():
+    for key, value in state.items():
         key = key.removeprefix("bit.")
         if found := re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", key):
             rest = key[found.end() :]

@@ -34,5 +34,5 @@ FAMILY = Family(
     authors="headstart.models.cvt.weights:read_authors",
     writers={".pth": "headstart.models.cvt.weights:save_pth"},
     recipe="headstart.models.cvt.recipe:recipe",
-    lora=("query.linear", "key.linear", "value.linear", "attention.proj"),
+    lora=("projection_query", "projection_key", "projection_value", "attention.output.dense"),
 )

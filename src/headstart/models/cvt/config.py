@@ -149,6 +149,19 @@ class CvtConfig(PreTrainedConfig):
         """Names that `out_features` may use."""
         return [f"stage{i}" for i in range(1, len(self.embed_dim) + 1)]
 
+    @property
+    def smallest_image(self) -> int:
+        """Height and width in pixels below which a map inside the network would be empty."""
+        size = 1
+        for i in reversed(range(len(self.embed_dim))):
+            if self.qkv_projection_method[i] != "linear":  # of keys and values
+                least = self.kernel_qkv[i] - 2 * self.padding_kv[i]
+                pools = self.qkv_projection_method[i] == "avg"  # a window may be cut by the edge
+                size = max(size, least - (self.stride_kv[i] - 1 if pools else 0))
+            least = self.patch_sizes[i] - 2 * self.patch_padding[i]
+            size = max(1, (size - 1) * self.patch_stride[i] + least)
+        return size
+
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:
         """The authors' activation or transformers', and the eps that both used."""

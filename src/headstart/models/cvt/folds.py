@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.models.cvt.torch import Block, CvtForImageClassification, Projection, to_map
+from headstart.models.cvt.torch import (
+    Block,
+    CvtForImageClassification,
+    DepthwiseConvolution,
+    to_map,
+)
 from headstart.nn.folding import recast, with_norm
 
 
@@ -22,15 +27,15 @@ class ClassTokenBlock(Block):
         """
         attention = self.attention
         B, _, D = x.shape
-        y = self.norm_1(x)
+        y = self.layernorm_before(x)
         # (B, 1, D), (B, D, H, W)
         cls, grid = y[:, :1], to_map(y[:, 1:].contiguous(), height, width)
-        q = attention.heads(attention.query.linear(cls))  # (B, A, 1, K)
-        # 2 × (B, A, L', K)
-        k, v = (attention.heads(each(grid, cls)) for each in (attention.key, attention.value))
+        q = attention.heads(attention.attention["projection_query"](cls))  # (B, A, 1, K)
+        k, v = (attention.project(name, grid, cls) for name in ("key", "value"))  # (B, A, L', K)
         branch = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)  # (B, A, 1, K)
-        first = x[:, :1] + attention.proj(branch.transpose(1, 2).reshape(B, 1, D))  # (B, 1, D)
-        first = first + self.mlp(self.norm_2(first))
+        y = attention.output["dense"](branch.transpose(1, 2).reshape(B, 1, D))  # (B, 1, D)
+        first = x[:, :1] + y
+        first = first + self.mlp(self.layernorm_after(first))
         return torch.cat([first, x[:, 1:]], 1), None
 
 
@@ -40,10 +45,11 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
     See `headstart.engine.folds.fold`.
     """
     for module in model.modules():
-        if isinstance(module, Projection) and isinstance(module.norm, nn.BatchNorm2d):
-            assert isinstance(module.conv, nn.Conv2d)
-            module.conv, module.norm = with_norm(module.conv, module.norm), None
+        if isinstance(module, DepthwiseConvolution):
+            folded = with_norm(module.convolution, module.normalization)
+            assert isinstance(folded, nn.Conv2d)
+            module.convolution, module.normalization = folded, nn.Identity()
     if lean and isinstance(model, CvtForImageClassification):
-        last = model.cvt.stages[-1]
+        *_, last = model.cvt.encoder["stages"].children()
         if last.cls_token is not None:
-            recast(last.blocks[-1], ClassTokenBlock)  # type: ignore[index,arg-type]
+            recast(last.layers[-1], ClassTokenBlock)  # type: ignore[index,arg-type]

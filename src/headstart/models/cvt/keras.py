@@ -8,10 +8,10 @@ documented; inside, maps are (B, H, W, D).
 
 from typing import Any, ClassVar
 
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import PublishedNames
 from headstart.errors import InputError
 from headstart.models.cvt.config import CvtConfig
-from headstart.models.cvt.weights import HUB
+from headstart.models.cvt.weights import PUBLISHED_NAMES
 from headstart.nn.keras import (
     BatchNorm,
     DropPath,
@@ -37,7 +37,7 @@ def to_map(tokens: Any, height: Any, width: Any) -> Any:
 
 
 def to_tokens(x: Any) -> Any:
-    """The way back: a map (B, H, W, D) as tokens (B, H * W, D)."""
+    """Inverse of `to_map`: a map (B, H, W, D) as tokens (B, H * W, D)."""
     _, H, W, _ = ops.shape(x)
     return ops.reshape(x, (-1, H * W, x.shape[-1]))
 
@@ -61,7 +61,7 @@ class Part(layers.Layer):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """The way back."""
+        """Inverse of `get_config`."""
         values = dict(config)
         return cls(CvtConfig.from_dict(values.pop("config")), **values)
 
@@ -87,29 +87,39 @@ class Part(layers.Layer):  # type: ignore[misc]
         return layer
 
 
-class Embedding(Part):
-    """Convolutional token embedding.
+class Named(layers.Layer):  # type: ignore[misc]
+    """Layers under the names that the published checkpoints give them."""
 
-    A strided convolution, then a layer norm over the channels (section 3.1).
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.built = True
+
+
+class Embedding(Part):
+    """Convolutional token embedding: a strided convolution, then a layer norm over the channels
+    (section 3.1).
     """
 
     def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
-        before, D = (
-            config.embed_dim[stage - 1] if stage else config.num_channels,
-            config.embed_dim[stage],
-        )
+        before = config.embed_dim[stage - 1] if stage else config.num_channels
         self.padding = config.patch_padding[stage]
-        self.conv = layers.Conv2D(
-            D, config.patch_sizes[stage], config.patch_stride[stage], data_format="channels_last", kernel_initializer=self.init,
+        self.projection = layers.Conv2D(
+            config.embed_dim[stage],
+            config.patch_sizes[stage],
+            config.patch_stride[stage],
+            data_format="channels_last",
+            kernel_initializer=self.init,
             dtype=self.dtype_policy,
-        )  # fmt: skip
-        self.conv.build((None, None, None, before))
-        self.norm = self.layer_norm(D)
+        )
+        self.projection.build((None, None, None, before))
+        self.normalization = self.layer_norm(config.embed_dim[stage])
 
     def call(self, x: Any) -> Any:
         """x (B, H', W', C) → (B, H, W, D)."""
-        return self.norm(self.conv(pad(x, self.padding, self.padding)))
+        return self.normalization(self.projection(pad(x, self.padding, self.padding)))
 
 
 class AvgPool(layers.Layer):  # type: ignore[misc]
@@ -140,48 +150,34 @@ class AvgPool(layers.Layer):  # type: ignore[misc]
         return total / count
 
 
-class Projection(Part):
-    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and
-    batch norm, or pooling, or neither;
-    then a linear map, which is all that the class token sees."""
+class DepthwiseConvolution(Part):
+    """Depthwise convolution and batch norm, before the linear map to queries, keys or values."""
 
     def __init__(self, config: CvtConfig, stage: int, query: bool, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
         self.is_query = query
-        D, kernel = config.embed_dim[stage], config.kernel_qkv[stage]
-        stride = config.stride_q[stage] if query else config.stride_kv[stage]
-        padding = config.padding_q[stage] if query else config.padding_kv[stage]
-        method = config.qkv_projection_method[stage]
-        self.padding, self.conv, self.norm = 0, None, None
-        if method == "dw_bn":
-            self.padding = padding
-            self.conv = layers.DepthwiseConv2D(
-                kernel,
-                stride,
-                use_bias=False,
-                data_format="channels_last",
-                depthwise_initializer=self.init,
-                dtype=self.dtype_policy,
-            )
-            self.conv.build((None, None, None, D))
-            self.norm = BatchNorm(dtype=self.dtype_policy)
-            self.norm.build((None, None, None, D))
-        elif method == "avg" and not query:
-            self.conv = AvgPool(kernel, stride, padding, dtype=self.dtype_policy)
-        self.linear = self.dense(D, D, config.qkv_bias[stage])
+        D = config.embed_dim[stage]
+        self.padding = config.padding_q[stage] if query else config.padding_kv[stage]
+        self.convolution = layers.DepthwiseConv2D(
+            config.kernel_qkv[stage],
+            config.stride_q[stage] if query else config.stride_kv[stage],
+            use_bias=False,
+            data_format="channels_last",
+            depthwise_initializer=self.init,
+            dtype=self.dtype_policy,
+        )
+        self.convolution.build((None, None, None, D))
+        self.normalization = BatchNorm(dtype=self.dtype_policy)
+        self.normalization.build((None, None, None, D))
 
     def get_config(self) -> dict[str, Any]:
-        """The configuration, the stage, and whether this makes queries."""
+        """The configuration, the stage, and whether this is before queries."""
         return {**super().get_config(), "query": self.is_query}
 
-    def call(self, x: Any, cls: Any = None, training: bool = False) -> Any:
-        """x (B, H, W, D) and cls (B, 1, D) → (B, L, D)."""
-        if self.conv is not None:
-            x = self.conv(pad(x, self.padding, self.padding))  # (B, H', W', D)
-        if self.norm is not None:
-            x = self.norm(x, training=training)
-        y = to_tokens(x)  # (B, H' * W', D)
-        return self.linear(y if cls is None else ops.concatenate([cls, y], axis=1))
+    def call(self, x: Any, training: bool = False) -> Any:
+        """x (B, H, W, D) → (B, H', W', D)."""
+        x = self.convolution(pad(x, self.padding, self.padding))
+        return self.normalization(x, training=training)
 
 
 class Attention(Part):
@@ -194,26 +190,36 @@ class Attention(Part):
         self.cls = int(config.cls_token[stage])
         # The authors scale by the whole width, not by a head's.
         self.scale = D**-0.5
-        self.query = Projection(config, stage, query=True, dtype=self.dtype_policy)
-        self.key = Projection(config, stage, query=False, dtype=self.dtype_policy)
-        self.value = Projection(config, stage, query=False, dtype=self.dtype_policy)
-        self.proj = self.dense(D, D)
+        parts: dict[str, Any] = {}
+        for name in ("query", "key", "value"):
+            convolution = self.convolutional_projection(name == "query")
+            parts[f"convolution_projection_{name}"] = Named(convolution_projection=convolution)
+            parts[f"projection_{name}"] = self.dense(D, D, config.qkv_bias[stage])
+        self.attention = Named(**parts)
+        self.output_ = Named(dense=self.dense(D, D))
         self.dropout = layers.Dropout(config.attention_drop_rate[stage], dtype=self.dtype_policy)
 
-    def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
-        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys."""
-        L, D = ops.shape(x)[1], x.shape[-1]
-        cls, patches = (x[:, :1], x[:, 1:]) if self.cls else (None, x)
-        grid = to_map(patches, height, width)  # (B, H, W, D)
-        q, k, v = (
-            self.heads(each(grid, cls=cls, training=training))
-            for each in (self.query, self.key, self.value)
-        )
-        scores = ops.matmul(q * self.scale, ops.swapaxes(k, 2, 3))  # (B, A, L, L')
-        weights = ops.softmax(scores, axis=-1)
-        y = ops.matmul(self.dropout(weights, training=training), v)  # (B, A, L, K)
-        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, L, D))  # (B, L, D)
-        return self.proj(y), weights
+    def convolutional_projection(self, query: bool) -> Any:
+        """What maps of the stage's tokens go through before they become queries, keys or values
+        (section 3.2).
+        """
+        config, stage = self.config, self.stage
+        method = config.qkv_projection_method[stage]
+        if method == "dw_bn":
+            return DepthwiseConvolution(config, stage, query=query, dtype=self.dtype_policy)
+        if method == "avg" and not query:
+            kernel, stride = config.kernel_qkv[stage], config.stride_kv[stage]
+            return AvgPool(kernel, stride, config.padding_kv[stage], dtype=self.dtype_policy)
+        return layers.Identity(dtype=self.dtype_policy)
+
+    def project(self, name: str, grid: Any, cls: Any, training: bool) -> Any:
+        """Queries, keys or values (B, A, L, K) of a map (B, H, W, D) and its class token (B, 1, D),
+        which sees the linear map alone.
+        """
+        convolve = getattr(self.attention, f"convolution_projection_{name}").convolution_projection
+        y = to_tokens(convolve(grid, training=training))  # (B, H' * W', D)
+        y = y if cls is None else ops.concatenate([cls, y], axis=1)  # (B, L, D)
+        return self.heads(getattr(self.attention, f"projection_{name}")(y))
 
     def heads(self, x: Any) -> Any:
         """x (B, L, D) → (B, A, L, K)."""
@@ -222,22 +228,19 @@ class Attention(Part):
             ops.reshape(x, (-1, L, self.num_heads, D // self.num_heads)), (0, 2, 1, 3)
         )
 
-
-class Mlp(Part):
-    """Two linear maps with an activation between them."""
-
-    def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
-        super().__init__(config, stage, **kwargs)
-        D = config.embed_dim[stage]
-        inside = int(D * config.mlp_ratio[stage])
-        self.fc_1 = self.dense(D, inside)
-        self.fc_2 = self.dense(inside, D)
-        self.act = activation(config.hidden_act)
-        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        """x (B, L, D), the same shape."""
-        return self.fc_2(self.dropout(self.act(self.fc_1(x)), training=training))
+    def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
+        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys."""
+        L, D = ops.shape(x)[1], x.shape[-1]
+        cls, patches = (x[:, :1], x[:, 1:]) if self.cls else (None, x)
+        grid = to_map(patches, height, width)  # (B, H, W, D)
+        q = self.project("query", grid, cls, training)  # (B, A, L, K)
+        k = self.project("key", grid, cls, training)  # (B, A, L', K)
+        v = self.project("value", grid, cls, training)  # (B, A, L', K)
+        scores = ops.matmul(q * self.scale, ops.swapaxes(k, 2, 3))  # (B, A, L, L')
+        weights = ops.softmax(scores, axis=-1)
+        y = ops.matmul(self.dropout(weights, training=training), v)  # (B, A, L, K)
+        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, L, D))  # (B, L, D)
+        return self.output_.dense(y), weights
 
 
 class Block(Part):
@@ -246,10 +249,14 @@ class Block(Part):
     def __init__(self, config: CvtConfig, stage: int, drop_path: float, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
         self.rate = drop_path
-        self.norm_1 = self.layer_norm(config.embed_dim[stage])
+        D = config.embed_dim[stage]
+        inside = int(D * config.mlp_ratio[stage])
+        self.layernorm_before = self.layer_norm(D)
         self.attention = Attention(config, stage, dtype=self.dtype_policy)
-        self.norm_2 = self.layer_norm(config.embed_dim[stage])
-        self.mlp = Mlp(config, stage, dtype=self.dtype_policy)
+        self.layernorm_after = self.layer_norm(D)
+        self.intermediate = Named(dense=self.dense(D, inside))
+        self.output_ = Named(dense=self.dense(inside, D))
+        self.act = activation(config.hidden_act)
         self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
         self.drop_path = DropPath(drop_path, dtype=self.dtype_policy)
 
@@ -257,11 +264,18 @@ class Block(Part):
         """The configuration, the stage, and the rate of stochastic depth."""
         return {**super().get_config(), "drop_path": self.rate}
 
+    def mlp(self, x: Any, training: bool = False) -> Any:
+        """x (B, L, D), the same shape."""
+        x = self.act(self.intermediate.dense(x))  # (B, L, mlp_ratio * D)
+        return self.output_.dense(self.dropout(x, training=training))  # (B, L, D)
+
     def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
         """x (B, L, D) → (B, L, D), and the attention's weights."""
-        y, weights = self.attention(self.norm_1(x), height=height, width=width, training=training)
+        y = self.layernorm_before(x)
+        y, weights = self.attention(y, height=height, width=width, training=training)
         x = x + self.drop_path(self.dropout(y, training=training), training=training)  # (B, L, D)
-        y = self.dropout(self.mlp(self.norm_2(x), training=training), training=training)
+        y = self.mlp(self.layernorm_after(x), training)
+        y = self.dropout(y, training=training)
         return x + self.drop_path(y, training=training), weights  # (B, L, D)
 
 
@@ -270,7 +284,8 @@ class Stage(Part):
 
     def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
-        self.embedding = Embedding(config, stage, dtype=self.dtype_policy)
+        embedding = Embedding(config, stage, dtype=self.dtype_policy)
+        self.embedding = Named(convolution_embeddings=embedding)
         self.cls_token = None
         if config.cls_token[stage]:
             self.cls_token = self.add_weight(
@@ -279,13 +294,13 @@ class Stage(Part):
         self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
         depth = config.depth[stage]
         rates = [config.drop_path_rate[stage] * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = [Block(config, stage, rate, dtype=self.dtype_policy) for rate in rates]
+        self.layers = [Block(config, stage, rate, dtype=self.dtype_policy) for rate in rates]
 
     def call(self, x: Any, training: bool = False) -> Any:
         """The map before (B, H', W', C) → this stage's map (B, H, W, D), class token (B, 1, D) or
         None, and every block's weights.
         """
-        x = self.embedding(x)  # (B, H, W, D)
+        x = self.embedding.convolution_embeddings(x)  # (B, H, W, D)
         B, H, W, _ = ops.shape(x)
         tokens = to_tokens(x)  # (B, H * W, D)
         if self.cls_token is not None:
@@ -293,7 +308,7 @@ class Stage(Part):
             tokens = ops.concatenate([cls, tokens], axis=1)  # (B, 1 + H * W, D)
         tokens = self.dropout(tokens, training=training)
         attentions = []
-        for block in self.blocks:
+        for block in self.layers:
             # (B, L, D), (B, A, L, L')
             tokens, weights = block(tokens, height=H, width=W, training=training)
             attentions.append(weights)
@@ -307,13 +322,13 @@ class CvtPreTrainedModel(PreTrainedModel):
 
     config_class = CvtConfig
     base_model_prefix = "cvt"
-    heads: ClassVar[tuple[str, ...]] = ("norm", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("layernorm", "classifier")
     config: CvtConfig
 
     @classmethod
-    def name_table(cls, config: CvtConfig) -> NameTable:
-        """Published names."""
-        return HUB
+    def name_table(cls, config: CvtConfig) -> PublishedNames:
+        """What published files of the family may hold."""
+        return PUBLISHED_NAMES
 
 
 @keras.saving.register_keras_serializable(package="headstart")
@@ -337,9 +352,8 @@ class TFCvtModel(CvtPreTrainedModel):
 
     def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.stages = [
-            Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))
-        ]
+        stages = [Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))]
+        self.encoder = Named(stages=stages)
         self.built = True
 
     def features(self, pixel_values: Any, training: bool) -> tuple[list[Any], Any, list[Any]]:
@@ -359,7 +373,7 @@ class TFCvtModel(CvtPreTrainedModel):
             )
         x = ops.transpose(ops.cast(pixel_values, self.compute_dtype), (0, 2, 3, 1))  # (B, H, W, C)
         maps, attentions, cls = [], [], None
-        for stage in self.stages:
+        for stage in self.encoder.stages:
             x, cls, weights = stage(x, training=training)  # (B, H, W, D), (B, 1, D)
             maps.append(ops.transpose(x, (0, 3, 1, 2)))  # (B, D, H, W)
             attentions += weights
@@ -416,10 +430,10 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
         super().__init__(config, **kwargs)
         D = config.embed_dim[-1]
         self.cvt = TFCvtModel(config, dtype=self.dtype_policy)
-        self.norm = layers.LayerNormalization(
+        self.layernorm = layers.LayerNormalization(
             epsilon=config.layer_norm_eps, dtype=self.dtype_policy
         )
-        self.norm.build((None, None, D))
+        self.layernorm.build((None, None, D))
         # Scores are float32 under mixed precision too.
         self.classifier = layers.Dense(
             config.num_labels,
@@ -456,7 +470,7 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
         maps, cls, attentions = self.cvt.features(given.get("pixel_values"), training)
         # (B, L, D) or (B, 1, D)
         tokens = to_tokens(ops.transpose(maps[-1], (0, 2, 3, 1))) if cls is None else cls
-        logits = self.classifier(ops.mean(self.norm(tokens), axis=1))  # (B, V)
+        logits = self.classifier(ops.mean(self.layernorm(tokens), axis=1))  # (B, V)
         loss = (
             None
             if given.get("labels") is None

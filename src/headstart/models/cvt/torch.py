@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.checkpoint.names import NameTable
-from headstart.errors import InputError
+from headstart.checkpoint.names import PublishedNames
 from headstart.models.cvt.config import CvtConfig
-from headstart.models.cvt.weights import HUB
+from headstart.models.cvt.weights import PUBLISHED_NAMES
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
     DropPath,
@@ -24,6 +23,7 @@ from headstart.nn.torch import (
     check_pixels,
     classification_loss,
     drop_path_rates,
+    named,
     quick_gelu,
 )
 from headstart.outputs import (
@@ -43,80 +43,69 @@ def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """The way back: a map (B, D, H, W) as tokens (B, H * W, D)."""
+    """Inverse of `to_map`: a map (B, D, H, W) as tokens (B, H * W, D)."""
     return x.flatten(2).transpose(1, 2)
 
 
 class Embedding(nn.Module):
-    """Convolutional token embedding.
-
-    A strided convolution, then a layer norm over the channels (section 3.1).
+    """Convolutional token embedding: a strided convolution, then a layer norm over the channels
+    (section 3.1).
     """
 
     def __init__(self, config: CvtConfig, stage: int) -> None:
         super().__init__()
         before = config.embed_dim[stage - 1] if stage else config.num_channels
-        kernel, stride, padding = (
+        self.projection = nn.Conv2d(
+            before,
+            config.embed_dim[stage],
             config.patch_sizes[stage],
             config.patch_stride[stage],
             config.patch_padding[stage],
         )
-        self.conv = nn.Conv2d(before, config.embed_dim[stage], kernel, stride, padding)
-        self.norm = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+        self.normalization = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
         """x (B, C, H', W') → tokens (B, H * W, D), H, W."""
-        x = self.conv(x)  # (B, D, H, W)
-        return self.norm(to_tokens(x)), x.shape[2], x.shape[3]  # (B, H * W, D)
+        x = self.projection(x)  # (B, D, H, W)
+        return self.normalization(to_tokens(x)), x.shape[2], x.shape[3]  # (B, H * W, D)
 
 
-class Projection(nn.Module):
-    """Convolutional projection to queries, keys or values (section 3.2): depthwise convolution and
-    batch norm, or pooling, or neither;
-    then a linear map, which is all that the class token sees."""
+class DepthwiseConvolution(nn.Module):
+    """Depthwise convolution and batch norm, before the linear map to queries, keys or values."""
 
-    def __init__(self, config: CvtConfig, stage: int, query: bool) -> None:
+    def __init__(self, width: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
-        D, kernel = config.embed_dim[stage], config.kernel_qkv[stage]
-        stride = config.stride_q[stage] if query else config.stride_kv[stage]
-        padding = config.padding_q[stage] if query else config.padding_kv[stage]
-        method = config.qkv_projection_method[stage]
-        self.norm: nn.BatchNorm2d | None = None
-        if method == "dw_bn":
-            self.conv: nn.Module = nn.Conv2d(D, D, kernel, stride, padding, groups=D, bias=False)
-            self.norm = nn.BatchNorm2d(D)
-        elif method == "avg" and not query:
-            self.conv = nn.AvgPool2d(kernel, stride, padding, ceil_mode=True)
-        else:
-            self.conv = nn.Identity()
-        self.linear = Linear(D, D, bias=config.qkv_bias[stage])
+        self.convolution = nn.Conv2d(
+            width, width, kernel, stride, padding, groups=width, bias=False
+        )
+        self.normalization: nn.Module = nn.BatchNorm2d(width)
 
-    def forward(self, x: Tensor, cls: Tensor | None) -> Tensor:
-        """x (B, D, H, W) and cls (B, 1, D) → (B, L, D)."""
-        y = to_tokens(self.convolve(x))  # (B, H' * W', D)
-        return self.linear(y if cls is None else torch.cat([cls, y], 1))  # type: ignore[no-any-return]
-
-    def convolve(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B, D, H, W) → (B, D, H', W')."""
-        norm = self.norm
-        if norm is None:
-            return self.conv(x)  # type: ignore[no-any-return]
-        if (
-            type(norm) is not nn.BatchNorm2d
-            or norm.training
-            or norm.running_mean is None
-            or norm.running_var is None
-        ):
-            return norm(self.conv(x))  # type: ignore[no-any-return]
+        conv, norm = self.convolution, self.normalization
+        if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None:
+            return norm(conv(x))  # type: ignore[no-any-return]
         # norm(conv(x)) with known statistics is one convolution. Folding costs less than asking
         # whether a kept result is still right.
-        assert isinstance(self.conv, nn.Conv2d)
+        assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (D,)
-        weight, bias = (
-            self.conv.weight * scale[:, None, None, None],
-            torch.addcmul(norm.bias, norm.running_mean, scale, value=-1),
-        )
-        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=len(scale))  # type: ignore[arg-type]
+        weight = conv.weight * scale[:, None, None, None]
+        bias = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=len(scale))  # type: ignore[arg-type]
+
+
+def convolutional_projection(config: CvtConfig, stage: int, query: bool) -> nn.Module:
+    """What maps a stage's tokens (B, D, H, W) go through before they become queries, keys or
+    values (section 3.2).
+    """
+    kernel, method = config.kernel_qkv[stage], config.qkv_projection_method[stage]
+    stride = config.stride_q[stage] if query else config.stride_kv[stage]
+    padding = config.padding_q[stage] if query else config.padding_kv[stage]
+    if method == "dw_bn":
+        return DepthwiseConvolution(config.embed_dim[stage], kernel, stride, padding)
+    if method == "avg" and not query:
+        return nn.AvgPool2d(kernel, stride, padding, ceil_mode=True)
+    return nn.Identity()
 
 
 class Attention(nn.Module):
@@ -129,11 +118,28 @@ class Attention(nn.Module):
         self.cls = int(config.cls_token[stage])
         # The authors scale by the whole width, not by a head's.
         self.scale = D**-0.5
-        self.query = Projection(config, stage, query=True)
-        self.key = Projection(config, stage, query=False)
-        self.value = Projection(config, stage, query=False)
-        self.proj = Linear(D, D)
+        self.attention = named()
+        for name in ("query", "key", "value"):
+            convolution = convolutional_projection(config, stage, name == "query")
+            self.attention[f"convolution_projection_{name}"] = named(
+                convolution_projection=convolution
+            )
+            self.attention[f"projection_{name}"] = Linear(D, D, bias=config.qkv_bias[stage])
+        self.output = named(dense=Linear(D, D))
         self.dropout = config.attention_drop_rate[stage]
+
+    def project(self, name: str, grid: Tensor, cls: Tensor | None) -> Tensor:
+        """Queries, keys or values (B, A, L, K) of a map (B, D, H, W) and its class token (B, 1, D),
+        which sees the linear map alone.
+        """
+        convolve = self.attention[f"convolution_projection_{name}"]["convolution_projection"]  # type: ignore[index]
+        y = to_tokens(convolve(grid))  # (B, H' * W', D)
+        y = y if cls is None else torch.cat([cls, y], 1)  # (B, L, D)
+        return self.heads(self.attention[f"projection_{name}"](y))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """x (B, L, D) → (B, A, L, K)."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
 
     def forward(
         self, x: Tensor, height: int, width: int, weigh: bool = False
@@ -144,8 +150,8 @@ class Attention(nn.Module):
         B, L, D = x.shape
         cls, patches = (x[:, :1], x[:, 1:].contiguous()) if self.cls else (None, x)
         grid = to_map(patches, height, width)  # (B, D, H, W)
-        # (B, A, L, K), 2 × (B, A, L', K)
-        q, k, v = (self.heads(each(grid, cls)) for each in (self.query, self.key, self.value))
+        q = self.project("query", grid, cls)  # (B, A, L, K)
+        k, v = self.project("key", grid, cls), self.project("value", grid, cls)  # (B, A, L', K)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if weigh:
@@ -154,11 +160,8 @@ class Attention(nn.Module):
         else:
             # (B, A, L, K)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
-        return self.proj(y.transpose(1, 2).reshape(B, L, D)), weights  # (B, L, D)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """x (B, L, D) → (B, A, L, K)."""
-        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
+        y = y.transpose(1, 2).reshape(B, L, D)
+        return self.output["dense"](y), weights  # (B, L, D)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
@@ -166,50 +169,38 @@ def quick_gelu_(x: Tensor) -> Tensor:
     return x.mul_((1.702 * x).sigmoid_())
 
 
-class Mlp(nn.Module):
-    """Two linear maps with an activation between them."""
-
-    def __init__(self, config: CvtConfig, stage: int) -> None:
-        super().__init__()
-        D = config.embed_dim[stage]
-        inside = int(D * config.mlp_ratio[stage])
-        self.fc_1 = Linear(D, inside)
-        self.fc_2 = Linear(inside, D)
-        self.act = activation(config.hidden_act)
-        self.dropout = nn.Dropout(config.drop_rate[stage])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D), the same shape."""
-        x = self.fc_1(x)  # (B, L, mlp_ratio * D)
-        # Without gradients nobody else reads x, and writing over it spares the time to get fresh
-        # memory.
-        x = (
-            quick_gelu_(x)
-            if self.act is quick_gelu and not torch.is_grad_enabled()
-            else self.act(x)
-        )
-        return self.fc_2(self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
-
-
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: CvtConfig, stage: int, drop_path: float) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+        D, eps = config.embed_dim[stage], config.layer_norm_eps
+        inside = int(D * config.mlp_ratio[stage])
+        self.layernorm_before = nn.LayerNorm(D, eps)
         self.attention = Attention(config, stage)
-        self.norm_2 = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
-        self.mlp = Mlp(config, stage)
+        self.layernorm_after = nn.LayerNorm(D, eps)
+        self.intermediate = named(dense=Linear(D, inside))
+        self.output = named(dense=Linear(inside, D))
+        self.act = activation(config.hidden_act)
         self.dropout = nn.Dropout(config.drop_rate[stage])
         self.drop_path = DropPath(drop_path)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """x (B, L, D), the same shape."""
+        x = self.intermediate["dense"](x)  # (B, L, mlp_ratio * D)
+        # Without gradients nobody else reads x: writing over it spares the time to get fresh memory
+        overwrite = self.act is quick_gelu and not torch.is_grad_enabled()
+        x = quick_gelu_(x) if overwrite else self.act(x)
+        return self.output["dense"](self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
 
     def forward(
         self, x: Tensor, height: int, width: int, weigh: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, L, D) → (B, L, D), and the attention's weights if `weigh`."""
-        y, weights = self.attention(self.norm_1(x), height, width, weigh)
+        y, weights = self.attention(self.layernorm_before(x), height, width, weigh)
         x = x + self.drop_path(self.dropout(y))  # (B, L, D)
-        return x + self.drop_path(self.dropout(self.mlp(self.norm_2(x)))), weights  # (B, L, D)
+        y = self.dropout(self.mlp(self.layernorm_after(x)))
+        return x + self.drop_path(y), weights  # (B, L, D)
 
 
 class Stage(nn.Module):
@@ -217,19 +208,17 @@ class Stage(nn.Module):
 
     def __init__(self, config: CvtConfig, stage: int) -> None:
         super().__init__()
-        self.embedding = Embedding(config, stage)
-        self.cls_token = (
-            nn.Parameter(torch.zeros(1, 1, config.embed_dim[stage]))
-            if config.cls_token[stage]
-            else None
-        )
+        self.embedding = named(convolution_embeddings=Embedding(config, stage))
+        self.cls_token: nn.Parameter | None = None
+        if config.cls_token[stage]:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim[stage]))
         self.dropout = nn.Dropout(config.drop_rate[stage])
         rates = drop_path_rates(config.drop_path_rate[stage], config.depth[stage])
-        self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in rates)
+        self.layers = nn.ModuleList(Block(config, stage, rate) for rate in rates)
 
     def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
         """The map before (B, C, H', W') → tokens (B, L, D) for the blocks, H, W."""
-        x, height, width = self.embedding(x)  # (B, H * W, D)
+        x, height, width = self.embedding["convolution_embeddings"](x)  # (B, H * W, D)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)  # (B, 1 + H * W, D)
         return self.dropout(x), height, width
@@ -240,13 +229,13 @@ class CvtPreTrainedModel(PreTrainedModel):
 
     config_class = CvtConfig
     base_model_prefix = "cvt"
-    heads: ClassVar[tuple[str, ...]] = ("norm", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("layernorm", "classifier")
     config: CvtConfig
 
     @classmethod
-    def name_table(cls, config: CvtConfig) -> NameTable:
-        """Published names."""
-        return HUB
+    def name_table(cls, config: CvtConfig) -> PublishedNames:
+        """What published files of the family may hold."""
+        return PUBLISHED_NAMES
 
     def init_module(self, module: nn.Module) -> None:
         """Truncated normal weights and class tokens, biases 0, norms 1 and 0."""
@@ -277,7 +266,9 @@ class CvtModel(CvtPreTrainedModel):
 
     def __init__(self, config: CvtConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.stages = nn.ModuleList(Stage(config, i) for i in range(len(config.embed_dim)))
+        stages = nn.ModuleList(Stage(config, i) for i in range(len(config.embed_dim)))
+        self.encoder = named(stages=stages)
+        self.smallest_image = config.smallest_image
         self.post_init()
 
     def features(
@@ -286,32 +277,20 @@ class CvtModel(CvtPreTrainedModel):
         """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every
         block's weights if `weigh`.
         """
-        x = check_pixels(pixel_values, self.config.num_channels)
+        x = check_pixels(pixel_values, self.config.num_channels, self.smallest_image)
         maps: list[Tensor] = []
         attentions: list[Tensor] = []
         cls = None
-        try:
-            for stage in self.stages:
-                tokens, height, width = stage(x)  # (B, L, D)
-                for block in stage.blocks:  # type: ignore[union-attr]
-                    # (B, L, D), (B, A, L, L')
-                    tokens, weights = self.run_block(block, tokens, height, width, weigh)
-                    attentions += [] if weights is None else [weights]
-                cls, patches = (
-                    (tokens[:, :1], tokens[:, 1:])
-                    if stage.cls_token is not None
-                    else (None, tokens)
-                )
-                x = to_map(patches, height, width)  # (B, D, H, W)
-                maps.append(x)
-        except RuntimeError as error:
-            if "ernel size" in str(error) or "too small" in str(error):
-                assert pixel_values is not None
-                raise InputError(
-                    f"images of {tuple(pixel_values.shape[-2:])} are too small for this network;"
-                    " give larger ones"
-                ) from error
-            raise
+        for stage in self.encoder["stages"].children():
+            tokens, height, width = stage(x)  # (B, L, D)
+            for block in stage.layers:  # type: ignore[union-attr]
+                # (B, L, D), (B, A, L, L')
+                tokens, weights = self.run_block(block, tokens, height, width, weigh)
+                attentions += [] if weights is None else [weights]
+            has_cls = stage.cls_token is not None
+            cls, patches = (tokens[:, :1], tokens[:, 1:]) if has_cls else (None, tokens)
+            x = to_map(patches, height, width)  # (B, D, H, W)
+            maps.append(x)
         return maps, cls, attentions
 
     def forward(
@@ -353,10 +332,9 @@ class CvtForImageClassification(CvtPreTrainedModel):
     def __init__(self, config: CvtConfig) -> None:
         super().__init__(config)
         self.cvt = CvtModel(config)
-        self.norm = nn.LayerNorm(config.embed_dim[-1], config.layer_norm_eps)
-        self.classifier = (
-            Linear(config.embed_dim[-1], config.num_labels) if config.num_labels else nn.Identity()
-        )
+        width, labels = config.embed_dim[-1], config.num_labels
+        self.layernorm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.classifier = Linear(width, labels) if labels else nn.Identity()
         self.post_init()
 
     def forward(
@@ -384,7 +362,7 @@ class CvtForImageClassification(CvtPreTrainedModel):
         weigh = self.wants("output_attentions", output_attentions)
         maps, cls, attentions = self.cvt.features(pixel_values, weigh)
         tokens = to_tokens(maps[-1]) if cls is None else cls  # (B, L, D) or (B, 1, D)
-        logits = self.classifier(self.norm(tokens).mean(1))  # (B, V)
+        logits = self.classifier(self.layernorm(tokens).mean(1))  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         if weigh:

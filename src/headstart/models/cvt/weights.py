@@ -1,4 +1,4 @@
-"""CvT's names: ours, the Hub's, the authors', and those of transformers' TensorFlow classes."""
+"""CvT's published names, the authors', and those of transformers' TensorFlow classes."""
 
 import re
 from collections.abc import Mapping
@@ -8,66 +8,20 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint import unwrap
-from headstart.checkpoint.names import NameTable
+from headstart.checkpoint.names import NameTable, PublishedNames
 from headstart.config import Compat
 from headstart.errors import WeightsError
 from headstart.models.cvt.config import CvtConfig
 
-_BLOCK = "encoder.stages.{}.layers.{}."
 _NORM = ("weight", "bias")
 _QKV = ("query", "key", "value")
 _BATCH_NORM = (*_NORM, "running_mean", "running_var", "num_batches_tracked")
 
-HUB = NameTable(
-    prefix="cvt",
-    rows={
-        **{
-            f"stages.{{}}.embedding.conv.{p}": (
-                f"encoder.stages.{{}}.embedding.convolution_embeddings.projection.{p}"
-            )
-            for p in _NORM
-        },
-        **{
-            f"stages.{{}}.embedding.norm.{p}": (
-                f"encoder.stages.{{}}.embedding.convolution_embeddings.normalization.{p}"
-            )
-            for p in _NORM
-        },
-        "stages.{}.cls_token": "encoder.stages.{}.cls_token",
-        **{f"stages.{{}}.blocks.{{}}.norm_1.{p}": f"{_BLOCK}layernorm_before.{p}" for p in _NORM},
-        **{f"stages.{{}}.blocks.{{}}.norm_2.{p}": f"{_BLOCK}layernorm_after.{p}" for p in _NORM},
-        **{
-            f"stages.{{}}.blocks.{{}}.attention.{q}.conv.weight": (
-                f"{_BLOCK}attention.attention.convolution_projection_{q}.convolution_projection.convolution.weight"
-            )
-            for q in _QKV
-        },
-        **{
-            f"stages.{{}}.blocks.{{}}.attention.{q}.norm.{p}": (
-                f"{_BLOCK}attention.attention.convolution_projection_{q}.convolution_projection.normalization.{p}"
-            )
-            for q in _QKV
-            for p in _BATCH_NORM
-        },
-        **{
-            f"stages.{{}}.blocks.{{}}.attention.{q}.linear.{p}": (
-                f"{_BLOCK}attention.attention.projection_{q}.{p}"
-            )
-            for q in _QKV
-            for p in _NORM
-        },
-        **{
-            f"stages.{{}}.blocks.{{}}.attention.proj.{p}": f"{_BLOCK}attention.output.dense.{p}"
-            for p in _NORM
-        },
-        **{
-            f"stages.{{}}.blocks.{{}}.mlp.fc_1.{p}": f"{_BLOCK}intermediate.dense.{p}"
-            for p in _NORM
-        },
-        **{f"stages.{{}}.blocks.{{}}.mlp.fc_2.{p}": f"{_BLOCK}output.dense.{p}" for p in _NORM},
-        **{f"norm.{p}": f"layernorm.{p}" for p in _NORM},
-        **{f"classifier.{p}": f"classifier.{p}" for p in _NORM},
-    },
+PUBLISHED_NAMES = PublishedNames(
+    "cvt",
+    base=("encoder",),
+    extra=("layernorm", "classifier"),
+    ignored=("num_batches_tracked",),  # Keras' batch norms have none
 )
 
 # The authors' names → the Hub's, of a classifier.
@@ -256,4 +210,4 @@ def save_pth(model: Any, path: str | Path) -> None:
     import torch
 
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    torch.save(TO_AUTHORS.to_theirs(HUB.to_theirs(state)), path)
+    torch.save(TO_AUTHORS.to_theirs(state), path)
