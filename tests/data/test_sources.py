@@ -2,52 +2,21 @@
 classes or numbers.
 """
 
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from headstart.data.images import read_images
-from headstart.data.labels import (
-    MULTI,
-    REGRESSION,
-    SINGLE,
-    few_shot,
-    held_out_of,
-    kind_named,
-    kind_of,
-    stratified_labels,
-)
+from headstart.data.labels import MULTI, REGRESSION, SINGLE, kind_named, kind_of
 from headstart.data.options import DataOptions
 from headstart.data.sources import hub as hub_data
-from headstart.data.sources.raw import source_bytes
 from headstart.data.sources.tars import expand
+from headstart.data.splits import few_shot, held_out_of, stratified_labels
 from headstart.errors import ConfigError, DataError
-from photo_data import CLASSES, make_photo
-
-WHOLE = DataOptions(val_fraction=0.0)
-
-
-def png(label, seed=0):
-    buffer = io.BytesIO()
-    Image.fromarray(make_photo(CLASSES[label], seed)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            data = data.encode() if isinstance(data, str) else data
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
+from source_data import WHOLE, png, truth, write_tar
 
 
 def shard(first, count=4, labels=("bird", "cat")):
@@ -59,14 +28,6 @@ def shard(first, count=4, labels=("bird", "cat")):
             (f"{i:06d}.cls", str(i % 2)),
             (f"{i:06d}.other", "x"),
         )
-    ]
-
-
-def truth(data, split="train"):
-    part = data.splits[split]
-    return [
-        (data.classes[label], source_bytes(image))
-        for image, label in zip(part.images, part.labels, strict=True)
     ]
 
 

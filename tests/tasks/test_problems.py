@@ -449,7 +449,7 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
 def test_draws_want_shots(photos, tiny_model, tmp_path, colours):
     with pytest.raises(ConfigError, match="draws=2 are choices"):
         headstart.train(photos, model=tiny_model, out=tmp_path / "run", draws=2)
-    with pytest.raises(DataError, match="these are numbers"):
+    with pytest.raises(DataError, match="these are regression targets"):
         headstart.train(
             colours / "light.csv", model=tiny_model, out=tmp_path / "run", shots=2, draws=2
         )

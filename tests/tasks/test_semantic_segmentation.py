@@ -311,7 +311,7 @@ def test_bad_data_is_named(tmp_path, scenes):
         ("{", "is not JSON"),
         ('["one"]', "2 to 255 class names"),
         ('["a", "a"]', "'a' is listed twice"),
-        ('{"classes": ["a", "b"], "palette": [[0, 0, 0]]}', "a colour"),
+        ('{"classes": ["a", "b"], "palette": [[0, 0, 0]]}', "a color"),
         ('{"classes": ["a", "b"], "ignore_index": "x"}', "ignore_index is 'x'"),
     ],
 )

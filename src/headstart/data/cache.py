@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from headstart.data.sources.raw import Examples, Source, source_bytes
+from headstart.data.examples import Examples, distinct
+from headstart.data.sources.raw import Source, source_bytes
 from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode as decode_any
 from headstart.images.decode import resize
@@ -31,7 +32,7 @@ U = TypeVar("U")
 
 
 def cache_folder() -> Path:
-    """Where features and converted data sets are stored: `HEADSTART_CACHE`, else the user's cache folder."""
+    """Where features are stored: `HEADSTART_CACHE`, else the user's cache folder."""
     root = (
         os.environ.get("HEADSTART_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
@@ -71,14 +72,18 @@ def decode(source: Source) -> NDArray[np.uint8]:
     try:
         data = source if isinstance(source, np.ndarray) else source_bytes(source)
     except OSError as error:
-        raise InputError(
-            "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        ) from None
+        raise InputError(_why(error)) from None
     try:
         return np.asarray(decode_any(data)[0], dtype=np.uint8)
     except InputError as error:
         # the bytes have no name of their own
         raise InputError(str(error).rpartition(" bytes: ")[2]) from None
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return error.strerror or str(error)
 
 
 def square(pixels: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
@@ -91,9 +96,7 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
     try:
         data = source_bytes(source)
     except OSError as error:
-        return (
-            "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        )
+        return _why(error)
     digest = hashlib.sha256(data).hexdigest()
     if isinstance(source, np.ndarray):
         return digest, source.shape[0], source.shape[1]
@@ -108,9 +111,33 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
     return (digest, width, height) if turned else (digest, height, width)
 
 
+def inspect_all(
+    images: Sequence[Source], workers: int | None, seen: Callable[[int], None] = lambda count: None
+) -> list[tuple[str, int, int] | str]:
+    """`inspect` of every image; a file that many rows name is read once.
+
+    Args:
+        images: Where they are.
+        workers: Threads.
+        seen: Receives how many more rows are done.
+
+    Returns:
+        One result a row; rows of one file share theirs.
+    """
+    first, which = distinct(images)
+    rows = np.bincount(which, minlength=len(first)).tolist()
+    found: list[tuple[str, int, int] | str] = []
+    for result in parallel(lambda i: inspect(images[i]), first.tolist(), workers):
+        seen(rows[len(found)])
+        found.append(result)
+    return [found[i] for i in which.tolist()]
+
+
 class PixelCache:
     """Images of one split, decoded and resized, as an array; decoded again each time where they
     would not fit.
+
+    A file that many rows name is decoded and stored once.
 
     Args:
         examples: The images.
@@ -127,63 +154,76 @@ class PixelCache:
         file: Path | None,
     ) -> None:
         self.examples, self.side, self.view, self.file = examples, side, view, file
-        self.pixels: NDArray[np.uint8] | None = None
+        self.pixels: NDArray[np.uint8] | None = None  # (M, side, side, 3), of different files
+        self.which = np.arange(len(examples))  # row of `pixels` of each example
+        self.notes: list[str] = []  # why images are decoded again in every epoch
 
     def fill(
         self, workers: int | None, seen: Callable[[int], None] = lambda count: None
     ) -> list[tuple[int, str]]:
-        """Decodes every image once, and keeps it where there is room.
+        """Decodes every file once, and stores it where there is room.
 
         Args:
             workers: Threads.
-            seen: Told how many more images are done.
+            seen: Receives how many more images are done.
 
         Returns:
             Index and reason of each image that cannot be decoded.
         """
-        array = self._room()
+        first, self.which = distinct(self.examples.images)
+        rows = np.bincount(self.which, minlength=len(first)).tolist()
+        array = self._room(len(first))
 
-        def one(index: int) -> str | None:
+        def one(number: int) -> str | None:
             try:
-                pixels = decode(self.examples.images[index])
+                pixels = decode(self.examples.images[int(first[number])])
                 if array is not None:
-                    array[index] = self.view(pixels)
+                    array[number] = self.view(pixels)
             except InputError as error:
                 return str(error)
             return None
 
-        bad = []
-        for index, reason in enumerate(parallel(one, range(len(self.examples)), workers)):
-            seen(1)
+        failed: dict[int, str] = {}
+        for number, reason in enumerate(parallel(one, range(len(first)), workers)):
+            seen(rows[number])
             if reason is not None:
-                bad.append((index, reason))
+                failed[number] = reason
         self.pixels = array
-        return bad
+        if not failed:
+            return []
+        return [(i, failed[at]) for i, at in enumerate(self.which.tolist()) if at in failed]
 
-    def _room(self) -> NDArray[np.uint8] | None:
-        """An array on disk, or in memory where it is small, or nothing where it is too large."""
-        shape = (len(self.examples), self.side, self.side, 3)
+    def _room(self, images: int) -> NDArray[np.uint8] | None:
+        """An array on disk, or in memory where it is small, or None where it is too large."""
+        shape = (images, self.side, self.side, 3)
         size = int(np.prod(shape))
         if size <= 256 << 20:
             return np.empty(shape, dtype=np.uint8)
+        what = f"the decoded images ({size / 1e9:.1f} GB)"
         if self.file is None or size > CACHE_LIMIT:
+            limit = "there is no folder for them" if self.file is None else "they exceed 8 GB"
+            self.notes.append(f"{what} are not stored, {limit}: every epoch decodes them again")
             return None
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(self.file.parent).free < 2 * size:
-            return None
-        return np.lib.format.open_memmap(self.file, mode="w+", dtype=np.uint8, shape=shape)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.file.parent).free >= 2 * size:
+                return np.lib.format.open_memmap(self.file, mode="w+", dtype=np.uint8, shape=shape)
+            reason = "the disk is almost full"
+        except OSError as error:
+            reason = _why(error)
+        self.notes.append(f"{what} are not stored, {reason}: every epoch decodes them again")
+        return None
 
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Leaves out all but these images."""
         self.examples = self.examples.take(indices)
-        if self.pixels is not None:
-            self.pixels = self.pixels[indices]
+        self.which = self.which[indices]
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One image, (side, side, 3) uint8."""
         if self.pixels is not None:
-            kept: NDArray[np.uint8] = self.pixels[index]
-            return kept
+            stored: NDArray[np.uint8] = self.pixels[self.which[index]]
+            return stored
         return self.view(decode(self.examples.images[index]))
 
 

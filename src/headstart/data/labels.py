@@ -5,11 +5,12 @@ Three kinds, named as `problem_type` of a configuration is: one class for each e
 of classes, one or more numbers.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headstart.checkpoint.documents import parse_json
 from headstart.errors import ConfigError, DataError, FileFormatError
@@ -22,6 +23,8 @@ SINGLE, MULTI, REGRESSION = KINDS = (
 WORDS = {SINGLE: "one class each", MULTI: "several classes each", REGRESSION: "numbers"}
 SEPARATORS = "|;"  # between the classes in one cell of text
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+# a text in quotes, or a number, as Python writes them inside a list
+ITEM = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([-+]?\d[\w.+-]*)""")
 Cells = tuple[Any, ...]
 
 
@@ -58,20 +61,35 @@ def as_class(cell: Any) -> str:  # noqa: ANN401 - what a table holds
     """A class as text; 1.0 is 1."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
-    return str(cell).strip()
+    return class_name(str(cell))
 
 
 def as_list(cell: Any) -> list[Any] | None:  # noqa: ANN401 - what a table holds
-    """The classes in a cell that holds a list of them, also one written as JSON.
+    """The classes in a cell that holds a list of them, also one written as JSON, Python or NumPy
+    write it.
 
     None for anything else.
     """
-    if isinstance(cell, str) and cell.strip().startswith("["):
-        try:
-            cell = parse_json(cell, "a cell")
-        except FileFormatError:
+    if isinstance(cell, str):
+        text = cell.strip()
+        if text[:1] + text[-1:] not in ("[]", "()", "{}"):
             return None
+        try:
+            cell = parse_json(text, "a cell") if text[0] == "[" else _written_list(text)
+        except FileFormatError:
+            cell = _written_list(text)
     return list(cell) if isinstance(cell, (list, tuple, set, np.ndarray)) else None
+
+
+def _written_list(text: str) -> list[str] | None:
+    """What `str` of a list, tuple, set or array of texts or numbers holds; None for other texts."""
+    quoted = "'" in text or '"' in text
+    if not quoted and text[0] != "[":
+        return None
+    found = ITEM.findall(text[1:-1])
+    if ITEM.sub("", text[1:-1]).strip(", \n\t"):
+        return None
+    return [re.sub(r"\\(.)", r"\1", a or b) or number for a, b, number in found]
 
 
 def separated(cell: str) -> list[str]:
@@ -81,9 +99,19 @@ def separated(cell: str) -> list[str]:
     return [part.strip() for part in cell.split(SEPARATORS[0]) if part.strip()]
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a non-negative integer in plain digits: not ② or ٣."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
 def class_key(name: str) -> tuple[int, int, str]:
     """Order of classes: numbers by value, then names by letter."""
-    return (0, int(name), name) if name.isdigit() else (1, 0, name)
+    return (0, int(name), name) if is_number(name) else (1, 0, name)
+
+
+def class_name(text: str) -> str:
+    """A class name in one Unicode form, without spaces around it: é is one letter or two."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def kind_of(labels: Sequence[Cells], *, several: bool = False) -> str:
@@ -182,12 +210,12 @@ def class_in(
         cell = int(cell)
     if isinstance(cell, bool) or not isinstance(cell, (str, int)) or not str(cell).strip():
         raise DataError(f"{place}: {columns[0]} is {cell!r}; expected a class name or number")
-    return with_name(str(cell).strip(), names, place, columns[0])
+    return with_name(class_name(str(cell)), names, place, columns[0])
 
 
 def with_name(label: str, names: Sequence[str] | None, place: str, column: str) -> str:
     """The name that a number stands for, where there are names."""
-    if names is None or not label.isdigit() or label in names:
+    if names is None or not is_number(label) or label in names:
         return label
     if int(label) >= len(names):
         raise DataError(
@@ -209,107 +237,3 @@ def numbers_in(cells: Cells, columns: Sequence[str], place: str) -> list[float]:
             raise DataError(f"{place}: {column} is {cell!r}; expected a number")
         found.append(value)
     return found
-
-
-# Splits -------------------------------------------------------------------------------------------
-
-
-def held_out_of(
-    labels: NDArray[Any], kind: str, fraction: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which examples are held out, (N,): a share of every class, or of every range of a number.
-
-    Args:
-        labels: (N,) classes, (N, V) zeros and ones, or (N, V) numbers.
-        kind: What they are.
-        fraction: Share to hold out.
-        rng: Decides which.
-    """
-    if kind == SINGLE:
-        return stratified(labels, fraction, rng)
-    if kind == MULTI:
-        return stratified_labels(labels > 0.5, fraction, rng)
-    groups = max(1, min(10, int(len(labels) * fraction)))
-    return stratified(
-        labels[:, 0].argsort(kind="stable").argsort(kind="stable") * groups // len(labels),
-        fraction,
-        rng,
-    )
-
-
-def stratified(
-    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which examples are held out.
-
-    This share of every class, at least one of a class with two, none of a class with one.
-    """
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = (
-            0 if len(members) < 2 else min(len(members) - 1, max(1, round(len(members) * fraction)))
-        )
-        held_out[rng.permutation(members)[:count]] = True
-    return held_out
-
-
-def stratified_labels(
-    labels: NDArray[np.bool_], fraction: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """The same where an example has any number of labels (N, V): iterative stratification (Sechidis
-    et al. 2011).
-
-    The rarest label goes first, and each of its examples to the side that lacks it most. Every
-    label that occurs stays in training.
-    """
-    N, V = labels.shape
-    held_out, left = np.zeros(N, dtype=bool), np.ones(N, dtype=bool)
-    sides = np.array([1 - fraction, fraction])
-    # (2, V + 1): of each label, and of examples
-    wanted = np.outer(sides, np.append(labels.sum(0), N))
-    while left.any():
-        counts = labels[left].sum(0)
-        label = int(np.where(counts > 0, counts, N + 1).argmin()) if counts.any() else None
-        members = (
-            np.flatnonzero(left & labels[:, label]) if label is not None else np.flatnonzero(left)
-        )
-        for i in rng.permutation(members):
-            lack = (wanted[:, label], wanted[:, V]) if label is not None else (wanted[:, V],)
-            side = int(max((0, 1), key=lambda s: (*(row[s] for row in lack), -s)))
-            held_out[i] = side == 1
-            wanted[side, :V] -= labels[i]
-            wanted[side, V] -= 1
-        left[members] = False
-    for label in range(V):
-        members = np.flatnonzero(labels[:, label])
-        if len(members) and held_out[members].all():
-            held_out[members[0]] = False
-    return held_out
-
-
-def few_shot(labels: NDArray[Any], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of `shots` examples of every class (all of a class that has fewer), in their order.
-
-    Args:
-        labels: (N,) classes; or (N, V) zeros and ones: then each label is in at least so many
-            examples, the rarest chosen first.
-        shots: Examples of each class.
-        rng: Decides which.
-    """
-    if shots < 1:
-        raise DataError(f"--shots {shots}: at least one example of each class is needed")
-    if labels.ndim == 1:
-        chosen = [
-            rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)
-        ]
-        return np.sort(np.concatenate(chosen))
-    taken = np.zeros(len(labels), dtype=bool)
-    for label in np.argsort((labels > 0.5).sum(0), kind="stable"):
-        has = labels[:, label] > 0.5
-        taken[
-            rng.permutation(np.flatnonzero(has & ~taken))[
-                : max(0, shots - int((has & taken).sum()))
-            ]
-        ] = True
-    return np.flatnonzero(taken)

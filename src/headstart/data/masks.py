@@ -8,6 +8,7 @@ Letters: H W sides of an image, V classes.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from headstart.checkpoint.documents import read_json
+from headstart.checkpoint.documents import is_kind, read_json
 from headstart.data.cache import decode, inspect, parallel
-from headstart.data.images import holds_files, read_raw
+from headstart.data.images import notes_of
+from headstart.data.interpret import labelled_by_split
+from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
-from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, SPLIT_NAMES, Source, source_bytes
+from headstart.data.sources.folders import holds_files, read_source
+from headstart.data.sources.raw import (
+    IMAGE_SUFFIXES,
+    MASK_NAMES,
+    SPLIT_NAMES,
+    Source,
+    files_below,
+    source_bytes,
+    take,
+)
+from headstart.data.splits import split_rows
 from headstart.errors import DataError, InputError, listed
 from headstart.images.decode import decode_labels
 
@@ -28,26 +41,25 @@ IGNORED = 255  # the label that no loss and no metric counts
 MAX_CLASSES = 255
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "jpegimages")
 MASK_ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_L", "_gt")
-# .jpg would change labels
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".jp2"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})  # their compression changes labels
 
 
 @dataclass
 class Pairs:
     """The images of one split with their masks, and how each is named to the user."""
 
-    images: list[Source] = field(default_factory=list)
-    masks: list[Source] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    images: Sequence[Source]
+    masks: Sequence[Source]
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, indices: Any) -> "Pairs":
+    def take(self, indices: NDArray[np.int64]) -> "Pairs":
         """These pairs, in this order."""
-        return Pairs(
-            *([each[i] for i in indices] for each in (self.images, self.masks, self.names))
-        )
+        names = take(self.names, indices)
+        return Pairs(take(self.images, indices), take(self.masks, indices), names)
 
     def mask_of(self, index: int) -> str:
         """How a mask is named after its image."""
@@ -122,22 +134,28 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
         options: Split and seed. `options.extra` may hold "masks", "classes" (a file like
             `classes.json`), "validation" and "test".
     """
-    path, notes = Path(path), list[str]()
+    path = Path(path)
     masks = options.extra.get("masks")
-    splits = _in_two(path, Path(masks)) if masks else _splits_of(path, options, notes)
+    splits, notes = (_in_two(path, Path(masks)), []) if masks else _splits_of(path, options)
     for split in ("validation", "test"):
         if options.extra.get(split):
-            found = _splits_of(Path(options.extra[split]), options, notes)
+            found, more = _splits_of(Path(options.extra[split]), options)
             splits[split] = found.get(split) or found["train"]
-    file = options.extra.get("classes") or next(
-        (p for p in (path / "classes.json", path.parent / "classes.json") if p.is_file()), None
-    )
-    data = SegmentationData(read_classes(Path(file)) if file else ClassList(), splits, notes)
+            notes += more
+    beside = (p for p in (path / "classes.json", path.parent / "classes.json") if p.is_file())
+    file = options.extra.get("classes") or next(beside, None)
+    classes = read_classes(Path(file)) if file else ClassList()
     if options.classes is not None:
-        data.classes.names = list(options.classes)
-    else:
-        _make_splits(data, options)
-    return data
+        classes.names = list(options.classes)
+        return SegmentationData(classes, splits, notes)
+    whole = splits["train"]
+    complete = "validation" in splits or "test" in splits
+    alike = np.zeros(len(whole), dtype=np.int64)
+    rows, held_out, more = split_rows(alike, SINGLE, options, "images", complete=complete)
+    splits["train"] = whole.take(rows)
+    if len(held_out):
+        splits["validation"] = whole.take(held_out)
+    return SegmentationData(classes, splits, notes + more)
 
 
 def read_classes(path: Path) -> ClassList:
@@ -184,23 +202,16 @@ def read_classes(path: Path) -> ClassList:
 def _colours(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:  # noqa: ANN401 - what a file holds
     if values is None:
         return None
-    array = np.array(
-        values
-        if isinstance(values, list) and all(isinstance(v, list) and len(v) == 3 for v in values)
-        else [[0]]
-    )
-    if (
-        array.dtype.kind != "i"
-        or array.shape[1:] != (3,)
-        or len(array) < classes
-        or array.min() < 0
-        or array.max() > 255
+    if not is_kind(values, list[list[int]]) or not all(
+        len(color) == 3 and min(color) >= 0 and max(color) <= 255 for color in values
     ):
+        values = []
+    if len(values) < classes:
         raise DataError(
-            f"{path}: palette must hold a colour [red, green, blue] of 0 to 255 for each of the"
+            f"{path}: palette must hold a color [red, green, blue] of 0 to 255 for each of the"
             f" {classes} classes"
         )
-    return array[:classes].astype(np.uint8)
+    return np.array(values[:classes], dtype=np.uint8)
 
 
 # Folders ------------------------------------------------------------------------------------------
@@ -210,8 +221,8 @@ def _folders(path: Path) -> dict[str, Path]:
     return {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
 
 
-def _splits_of(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Pairs]:
-    """Splits of a folder that holds images and masks, or splits that do.
+def _splits_of(path: Path, options: DataOptions) -> tuple[dict[str, Pairs], list[str]]:
+    """Splits of a folder that holds images and masks, or splits that do, and notes.
 
     Else of what the reader of images reads.
     """
@@ -219,29 +230,34 @@ def _splits_of(path: Path, options: DataOptions, notes: list[str]) -> dict[str, 
     images = next((inside[name] for name in IMAGE_FOLDERS if name in inside), None)
     masks = next((inside[name] for name in MASK_NAMES if name in inside), None)
     if images and masks:
-        return _in_two(images, masks)
+        return _in_two(images, masks), []
     if not path.is_dir() or holds_files(path):
-        raw, said = read_raw(path, replace(options, target="mask", extra={}))
-        notes += said
-        return {
-            split: Pairs(part.images, [cells[0] for cells in part.labels], part.names)
-            for split, part in raw.items()
+        wanted = replace(options, target="mask", extra={})
+        tables = read_source(path, wanted)
+        parts = labelled_by_split(tables, wanted)
+        pairs = {
+            split: Pairs(part.images, part.cells[0], part.names) for split, part in parts.items()
         }
+        return pairs, notes_of(tables)
     splits: dict[str, Pairs] = {}
+    notes: list[str] = []
     for name, folder in inside.items():
-        if name in SPLIT_NAMES:
-            if SPLIT_NAMES[name] in splits:
-                raise DataError(
-                    f"{path} has two folders that look like {SPLIT_NAMES[name]} data; keep one"
-                )
-            splits[SPLIT_NAMES[name]] = _splits_of(folder, options, notes)["train"]
+        if name not in SPLIT_NAMES:
+            continue
+        if SPLIT_NAMES[name] in splits:
+            raise DataError(
+                f"{path} has two folders that look like {SPLIT_NAMES[name]} data; keep one"
+            )
+        found, more = _splits_of(folder, options)
+        splits[SPLIT_NAMES[name]] = found["train"]
+        notes += more
     if "train" not in splits:
         raise DataError(
             f"{path} holds no images with masks; expected {path.name}/images and {path.name}/masks,"
             f" {path.name}/train/images and {path.name}/train/masks, or the folder of masks as a"
             " second argument"
         )
-    return splits
+    return splits, notes
 
 
 def _in_two(images: Path, masks: Path) -> dict[str, Pairs]:
@@ -269,60 +285,39 @@ def _in_two(images: Path, masks: Path) -> dict[str, Pairs]:
     }
 
 
-def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")
-    )
+def _named(folder: Path, suffixes: frozenset[str]) -> list[tuple[str, Path]]:
+    """The files anywhere below a folder, with their path there without its ending."""
+    found = [file for file in map(Path, files_below(folder)) if file.suffix.lower() in suffixes]
+    return [(file.relative_to(folder).with_suffix("").as_posix(), file) for file in found]
 
 
 def _paired(images: Path, masks: Path) -> Pairs:
     """Images and masks of the same name (a mask's may end in `_mask` and the like)."""
-    by_name = {
-        p.relative_to(masks).with_suffix("").as_posix(): p for p in _files(masks, MASK_SUFFIXES)
-    }
-    found, lost = Pairs(), []
-    for image in _files(images, IMAGE_SUFFIXES):
-        name = image.relative_to(images).with_suffix("").as_posix()
-        mask = next(
-            (by_name[name + ending] for ending in MASK_ENDINGS if name + ending in by_name), None
-        )
+    by_name = dict(_named(masks, MASK_SUFFIXES))
+    pairs: dict[Path, Path] = {}
+    lost: dict[str, Path] = {}
+    for name, image in _named(images, IMAGE_SUFFIXES):
+        named = (by_name[name + ending] for ending in MASK_ENDINGS if name + ending in by_name)
+        mask = next(named, None)
         if mask is None:
-            lost.append(image.name)
-            continue
-        found.images.append(image)
-        found.masks.append(mask)
-        found.names.append(str(image))
-    if lost:
-        raise DataError(
-            f"{len(lost)} of {len(lost) + len(found)} images in {images} have no mask of the same"
-            f" name in {masks}: {listed(lost, 5)}"
-        )
-    if not len(found):
-        raise DataError(f"{images} holds no images")
-    return found
-
-
-def _make_splits(data: SegmentationData, options: DataOptions) -> None:
-    """Holds validation pairs out where there are none, then takes the shots (here: images)."""
-    train = data.splits["train"]
-    if "validation" not in data.splits and "test" not in data.splits and options.val_fraction > 0:
-        order = np.random.default_rng([options.seed, 0x5B117]).permutation(len(train))
-        count = min(len(train) - 1, max(1, round(len(train) * options.val_fraction)))
-        if count:
-            data.splits["validation"] = train.take(np.sort(order[:count]).tolist())
-            data.splits["train"] = train = train.take(np.sort(order[count:]).tolist())
-            data.notes.append(
-                f"no validation data: {count} of {len(order)} images held out (seed {options.seed})"
-            )
+            lost[name] = image
         else:
-            data.notes.append("too few images to hold any out: the result will not be judged")
-    if options.shots is not None:
-        chosen = np.random.default_rng([options.seed, 0x540]).permutation(len(train))[
-            : options.shots
-        ]
-        data.splits["train"] = train.take(np.sort(chosen).tolist())
+            pairs[image] = mask
+    if lost:
+        lossy = dict(_named(masks, JPEG_SUFFIXES))
+        if any(name + ending in lossy for name in lost for ending in MASK_ENDINGS):
+            raise DataError(
+                f"the masks in {masks} are JPEG files, whose compression changes class numbers:"
+                " save them as PNG"
+            )
+        names = listed((image.name for image in lost.values()), 5)
+        raise DataError(
+            f"{len(lost)} of {len(lost) + len(pairs)} images in {images} have no mask of the same"
+            f" name in {masks}: {names}"
+        )
+    if not pairs:
+        raise DataError(f"{images} holds no images")
+    return Pairs(list(pairs), list(pairs.values()), [str(image) for image in pairs])
 
 
 # Pixels -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from headstart.checkpoint.documents import read_text
 from headstart.data.options import DataOptions
 from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
-from headstart.data.texts import find_column, text_cell, text_columns
+from headstart.data.text_rows import text_cell, text_columns
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import pipeline
 
@@ -80,8 +80,8 @@ def _rows(task: str, path: Path) -> list[Named]:
     found: list[Named] = []
     if task == "question-answering":
         columns = (
-            find_column(table, ("question",)),
-            find_column(table, ("context", "passage", "text")),
+            table.usual_column(("question",)),
+            table.usual_column(("context", "passage", "text")),
         )
         if not all(columns):
             raise InputError(

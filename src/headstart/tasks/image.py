@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.data.cache import Bad, PixelCache, check_bad, inspect, parallel
+from headstart.data.cache import Bad, PixelCache, check_bad, inspect_all
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import DataError
 from headstart.recipe import Facts, Recipe
@@ -58,7 +58,7 @@ class ImageTask(Task):
     def inspect(self) -> None:
         """Reads content hash and size of every image; those without a header are bad."""
         for split, examples in self.examples.items():
-            results = list(parallel(inspect, examples.images, self.options.workers))
+            results = inspect_all(examples.images, self.options.workers)
             read = [("", 0, 0) if isinstance(each, str) else each for each in results]
             self.digests_of[split] = [digest for digest, _, _ in read]
             self.sizes[split] = np.array([size for _, *size in read]).reshape(-1, 2)

@@ -24,9 +24,9 @@ from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForMaskedIma
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_json
 from headstart.data.cache import PixelCache, parallel, random_part, square
+from headstart.data.examples import Examples
 from headstart.data.images import read_pictures
 from headstart.data.options import SPLITS, DataOptions
-from headstart.data.sources.raw import Examples
 from headstart.errors import ConfigError
 from headstart.metrics.classification import wilson
 from headstart.models.beit.image_tokenizer import DalleImageTokenizer

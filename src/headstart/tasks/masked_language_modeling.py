@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoModelForMaskedLM
-from headstart.data.texts import read_plain
+from headstart.data.text_rows import read_plain
 from headstart.errors import DataError
 from headstart.metrics.classification import wilson
 from headstart.tasks.base import Evaluation

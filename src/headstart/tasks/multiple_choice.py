@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoModelForMultipleChoice
 from headstart.data.options import DataOptions
-from headstart.data.texts import TextData, read_choices
+from headstart.data.text_rows import read_choices
+from headstart.data.texts import TextData
 from headstart.errors import DataError
 from headstart.metrics.classification import negative_log_likelihood, wilson
 from headstart.tasks.base import Evaluation

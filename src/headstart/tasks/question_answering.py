@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoModelForQuestionAnswering
 from headstart.data.options import DataOptions
-from headstart.data.texts import TextData, read_questions
+from headstart.data.text_rows import read_questions
+from headstart.data.texts import TextData
 from headstart.errors import ConfigError
 from headstart.metrics.text import answer_scores
 from headstart.tasks.base import Evaluation

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoTokenizer
 from headstart.data.cache import Bad
 from headstart.data.options import SPLITS, DataOptions
-from headstart.data.texts import Row, TextData, hold_out, read_texts
+from headstart.data.text_rows import Row
+from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.errors import ConfigError, DataError
 from headstart.pipelines.base import ALIASES, PIPELINES
 from headstart.recipe import Facts, Recipe

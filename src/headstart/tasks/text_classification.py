@@ -22,7 +22,8 @@ from headstart.data.labels import (
     numbers_in,
 )
 from headstart.data.options import DataOptions
-from headstart.data.texts import Row, TextData, hold_out, read_labelled, read_texts
+from headstart.data.text_rows import Row, read_labelled
+from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.metrics.regression import spearman
 from headstart.metrics.text import matthews
 from headstart.pipelines.base import batched

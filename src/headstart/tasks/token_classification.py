@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoModelForTokenClassification
 from headstart.data.options import DataOptions
-from headstart.data.texts import TextData, hold_out, read_tagged, read_texts
+from headstart.data.text_rows import read_tagged
+from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.errors import ConfigError
 from headstart.metrics.classification import confusion_matrix, per_class, wilson
 from headstart.metrics.text import entity_scores

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from headstart.checkpoint.documents import MAX_TEXT, decode_text, parse_json, read_bytes
 from headstart.data.cache import threads
-from headstart.data.images import batch_indices
+from headstart.data.splits import batch_indices
 from headstart.errors import ConfigError, FileFormatError, MissingExtraError, TrainingInterrupted
 from headstart.progress import Progress, metric_text
 from headstart.recipe import Recipe

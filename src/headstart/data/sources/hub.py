@@ -4,42 +4,53 @@ saved, Parquet and Arrow files.
 Only data is read: a data set that needs its own script to be read is refused.
 """
 
-import dataclasses
-import hashlib
-import json
+import difflib
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headstart.checkpoint import atomic_write
-from headstart.data.cache import cache_folder
-from headstart.data.interpret import IMAGE_COLUMNS, read_image_table
 from headstart.data.options import DataOptions
-from headstart.data.sources.raw import MASK_NAMES, SPLIT_NAMES, Cell, Raw
-from headstart.data.sources.tables import Table
+from headstart.data.sources.raw import (
+    IMAGE_COLUMNS,
+    MASK_NAMES,
+    SPLIT_NAMES,
+    Cell,
+    Lazy,
+    RawTable,
+    Tables,
+    pooled,
+)
 from headstart.errors import DataError, MissingExtraError
 from headstart.hub.resolve import transport_errors
 
+MEDIA = ("Image", "Audio", "Video", "Pdf")
 NAME = re.compile(
     r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
 )
 
 
 def hub_name(path: Path) -> str | None:
-    """The name of a data set on the Hub: `hf:name`, or `owner/name` where there is no such path."""
+    """The name of a data set on the Hub: `hf:name`, or `owner/name` where there is no such path.
+
+    Raises:
+        DataError: `owner/name` is almost the name of a folder: it is mistyped, and not looked up.
+    """
     text = str(path)
     if text.startswith("hf:"):
         return re.sub(r"^hf:/*(datasets/)?", "", text)
     plain = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w./-]+)?", text)
-    return (
-        text
-        if plain
-        and not path.exists()
-        and not path.parent.exists()
-        and not path.suffix[1:].isalpha()
-        else None
-    )
+    if not plain or path.exists() or path.parent.exists() or path.suffix[1:].isalpha():
+        return None
+    folders = [each.name for each in Path().iterdir() if each.is_dir()]
+    near = difflib.get_close_matches(path.parts[0], folders, n=1, cutoff=0.7)
+    if near:
+        raise DataError(
+            f"there is no file or folder {path}; did you mean a path below {near[0]}? A data set of"
+            f" the Hub is named hf:{text}"
+        )
+    return text
 
 
 def is_saved(path: Path) -> bool:
@@ -63,8 +74,8 @@ def is_table(path: Path) -> bool:
         return False  # reading it as any other table says what to install
     try:
         return b"huggingface" in (pyarrow.parquet.read_schema(path).metadata or {})
-    except (pyarrow.ArrowInvalid, OSError):
-        return False
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return False  # reading it as any other table says what is wrong
 
 
 def library() -> Any:  # noqa: ANN401 - a module
@@ -147,109 +158,50 @@ def load_saved(path: Path) -> dict[str, Any]:
     return dict(loaded) if hasattr(loaded, "keys") else {"train": loaded}
 
 
-def load_files(files: dict[str, list[Path]]) -> dict[str, Any]:
-    """The splits that Parquet or Arrow files hold."""
+def _load_files(paths: list[Path]) -> Any:  # noqa: ANN401 - a datasets.Dataset
     datasets = library()
-    loaded = {}
-    for split, paths in files.items():
-        try:
-            if paths[0].suffix.lower() == ".arrow":
-                loaded[split] = datasets.concatenate_datasets(
-                    [datasets.Dataset.from_file(str(path)) for path in paths]
-                )
-            else:
-                loaded[split] = datasets.Dataset.from_parquet([str(path) for path in paths])
-        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-            raise DataError(f"{paths[0]} cannot be read: {' '.join(str(error).split())}") from None
-    return loaded
+    expected = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
+    try:
+        if paths[0].suffix.lower() == ".arrow":
+            return datasets.concatenate_datasets(
+                [datasets.Dataset.from_file(str(path)) for path in paths]
+            )
+        return datasets.Dataset.from_parquet([str(path) for path in paths])
+    except expected as error:
+        raise DataError(f"{paths[0]} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def read_hub(name: str, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
-    """Labelled images of a data set on the Hub."""
-    return _read(load_hub(name), Path(f"hf:{name}"), options, notes)
+def read_hub(name: str, options: DataOptions) -> Tables:
+    """The splits of a data set on the Hub."""
+    return _tables(load_hub(name), Path(f"hf:{name}"), options)
 
 
-def read_saved(path: Path, options: DataOptions, notes: list[str]) -> dict[str, Raw]:
-    """Labelled images of a folder that `save_to_disk` wrote."""
-    return _read(load_saved(path), path, options, notes)
+def read_saved(path: Path, options: DataOptions) -> Tables:
+    """The splits of a folder that `save_to_disk` wrote."""
+    return _tables(load_saved(path), path, options)
 
 
-def read_files(
-    files: dict[str, list[Path]], options: DataOptions, notes: list[str]
-) -> dict[str, Raw]:
-    """Labelled images of Parquet or Arrow files."""
-    return _read(load_files(files), next(iter(files.values()))[0], options, notes)
+def read_files(paths: list[Path], options: DataOptions) -> RawTable:
+    """The rows of Parquet or Arrow files, the parts of one split."""
+    return _tables({"train": _load_files(paths)}, paths[0], options)["train"][0]
 
 
-def named_splits(loaded: dict[str, Any], name: Path, notes: list[str]) -> dict[str, Any]:
+def _tables(loaded: dict[str, Any], path: Path, options: DataOptions) -> Tables:
     """Splits under our names; a data set of one split is training data whatever it is called."""
     if len(loaded) == 1:
-        return {"train": next(iter(loaded.values()))}
-    found: dict[str, Any] = {}
+        return {"train": [_table(next(iter(loaded.values())), path, "row", options)]}
+    found: Tables = {}
+    notes = []
     for split, rows in loaded.items():
         ours = SPLIT_NAMES.get(split.lower())
         if ours is None or ours in found:
-            notes.append(f"split {split} of {name} is left alone")
+            notes.append(f"split {split} of {path} is left alone")
         else:
-            found[ours] = rows
+            found[ours] = [_table(rows, path, f"{split} row", options)]
     if "train" not in found:
-        raise DataError(f"{name} has splits {', '.join(loaded)}; expected train")
+        raise DataError(f"{path} has splits {', '.join(loaded)}; expected train")
+    found["train"][0].notes += notes
     return found
-
-
-def _read(
-    loaded: dict[str, Any], path: Path, options: DataOptions, notes: list[str]
-) -> dict[str, Raw]:
-    found: dict[str, Raw] = {}
-    for split, rows in named_splits(loaded, path, notes).items():
-        pictures = [
-            name for name, feature in rows.features.items() if type(feature).__name__ == "Image"
-        ]
-        masked = options.target == "mask"
-        column = options.columns.get("image") or min(
-            (p for p in pictures if not (masked and is_mask(p))), key=_usual, default=None
-        )
-        kept = [p for p in pictures if masked or p == column]
-        table = plain_table(rows, path, f"{split} row" if len(loaded) > 1 else "row", kept)
-        columns = options.columns | ({"image": column} if column else {})
-        parts = read_image_table(table, dataclasses.replace(options, columns=columns))
-        for own, raw in parts.items():
-            if split != "train" and all(label == (None,) for label in raw.labels):
-                notes.append(f"split {split} of {path} has no labels and is left alone")
-            else:
-                found.setdefault(split if len(parts) == 1 else own, raw)
-    return found
-
-
-def as_json_lines(path: Path, notes: list[str]) -> Path | None:
-    """A folder with `train.jsonl`, … of a data set of the Hub or one the library saved; None for
-    any other path.
-
-    The text tasks read these as any other table.
-    """
-    if not is_saved(path) and (path.exists() or hub_name(path) is None):
-        return None
-    loaded = load_saved(path) if is_saved(path) else load_hub(str(hub_name(path)))
-    tables = {}
-    for split, rows in named_splits(loaded, path, notes).items():
-        classes = [
-            name
-            for name, feature in rows.features.items()
-            if type(feature).__name__ == "ClassLabel"
-        ]
-        table = plain_table(rows, path, "row")
-        if split != "train" and any(
-            all(row[name] is None for row in table.rows) for name in classes
-        ):
-            notes.append(f"split {split} of {path} has no labels and is left alone")
-        else:
-            tables[split] = "".join(
-                json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.rows
-            )
-    name = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:32]
-    for split, text in tables.items():
-        atomic_write(cache_folder() / "texts" / name / f"{split}.jsonl", text)
-    return cache_folder() / "texts" / name
 
 
 def is_mask(column: str) -> bool:
@@ -265,35 +217,29 @@ def _usual(column: str) -> int:
     )
 
 
-def plain_table(rows: Any, path: Path, unit: str, pictures: Sequence[str] = ()) -> Table:  # noqa: ANN401 - a datasets.Dataset
-    """The rows of a data set as plain values: numbers of classes become their names, pictures stay
+def _table(rows: Any, path: Path, unit: str, options: DataOptions) -> RawTable:  # noqa: ANN401 - a datasets.Dataset
+    """The rows of a data set as plain values: numbers of classes become their names, images stay
     where they are.
-
-    Args:
-        rows: The data set.
-        path: How it is named to the user.
-        unit: What a row is called there.
-        pictures: Columns of pictures, which are read only when they are needed.
     """
-    media = ("Image", "Audio", "Video", "Pdf")
-    plain = [name for name, feature in rows.features.items() if type(feature).__name__ not in media]
-    columns = {
-        name: [_named(value, rows.features[name]) for value in rows.with_format(None)[name]]
-        for name in plain
-    }
-    for picture in pictures:
-        cells = (
-            rows.with_format(None)
-            .select_columns([picture])
-            .cast_column(picture, library().Image(decode=False))
-        )
-        columns[picture] = [Cell(cells, i, picture) for i in range(len(rows))]
-    made = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
-    if not made:
+    if not len(rows):
         raise DataError(f"{path} has no rows")
-    return Table(path, list(columns), made, unit, range(1, len(made) + 1))
+    kinds = {name: type(feature).__name__ for name, feature in rows.features.items()}
+    columns: dict[str, Sequence[Any]] = {
+        name: pooled([_named(value, rows.features[name]) for value in rows.with_format(None)[name]])
+        for name, kind in kinds.items()
+        if kind not in MEDIA
+    }
+    masked = options.target == "mask"
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    image = options.columns.get("image") or min(
+        (name for name in images if not (masked and is_mask(name))), key=_usual, default=None
+    )
+    for name in images:
+        if masked or name == image:
+            cells = rows.with_format(None).select_columns([name])
+            cells = cells.cast_column(name, library().Image(decode=False))
+            columns[name] = Lazy(partial(Cell, cells, column=name), range(len(rows)))
+    return RawTable(path, columns, unit, range(1, len(rows) + 1), image)
 
 
 def _named(value: Any, feature: Any) -> Any:  # noqa: ANN401 - what a data set holds

@@ -1,18 +1,25 @@
-"""Where pictures are: files, parts of tars, cells of tables, bytes, arrays.
+"""What every source of data gives: tables of cells that know where they came from.
 
-And the examples of a split made of them.
+An image is a cell like any other: a path, a part of a tar, bytes, an array.
 """
 
-from collections.abc import Sequence
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.errors import DataError
+
+T = TypeVar("T")
+
 IMAGE_SUFFIXES = frozenset(
-    {
+    [
         ".jpg",
         ".jpeg",
         ".jpe",
@@ -29,26 +36,56 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
         ".pgm",
         ".heic",
-    }
+    ]
 )
 SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# folders, columns and members of tars
 MASK_NAMES = (
-    "mask",
-    "masks",
-    "annotation",
-    "annotations",
-    "label",
-    "labels",
-    "segmentation",
-    "segmentations",
-    "segmentationclass",
-    "seg",
-)  # folders, columns and members of tars
+    *("mask", "masks", "annotation", "annotations", "label", "labels"),
+    *("segmentation", "segmentations", "segmentationclass", "seg"),
+)
+# usual names of the column that holds the image, best first
+IMAGE_COLUMNS = (
+    *("image", "path", "file", "filename", "file_name", "image_path", "filepath", "img"),
+    *("picture", "photo"),
+)
+# folders that network drives, archivers and systems write beside the user's own
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+)
+LARGEST_FILE = 1 << 30  # bytes of one image
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not the user's data."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of the files anywhere below a folder, in the order of their names.
+
+    Linked folders are followed, each folder once; hidden ones and those of systems are left out.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += [os.path.join(place, name) for name in files if not is_hidden(name)]  # noqa: PTH118 - a million Paths are slow
+    return sorted(found, key=lambda path: path.split(os.sep))  # noqa: PTH206 - as above
 
 
 @dataclass(frozen=True)
@@ -62,7 +99,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A picture in a memory-mapped table: `rows[index][column]` is {"bytes": …, "path": …}."""
+    """An image in a memory-mapped table: `rows[index][column]` is {"bytes": …, "path": …}."""
 
     rows: Any
     index: int
@@ -73,7 +110,11 @@ Source = Path | Slice | Cell | bytes | NDArray[np.uint8]
 
 
 def source_bytes(source: Source) -> bytes:
-    """The bytes of a source: of the file, or of the array's pixels."""
+    """The bytes of a source: of the file, or of the array's pixels.
+
+    Raises:
+        OSError: The file cannot be read, is not a regular file, or has more than 1 GiB.
+    """
     if isinstance(source, bytes):
         return source
     if isinstance(source, np.ndarray):
@@ -84,69 +125,169 @@ def source_bytes(source: Source) -> bytes:
             return file.read(source.size)
     if isinstance(source, Cell):
         value = source.rows[source.index][source.column]
-        data: bytes = (
-            value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-        )
-        return data
-    return source.read_bytes()
+        data: bytes | None = value["bytes"]
+        return data if data is not None else _file_bytes(Path(value["path"]))
+    return _file_bytes(source)
 
 
-@dataclass
-class Examples:
-    """The images of one split.
+def _file_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        path = _other_form(path)
+        status = path.stat()
+    except ValueError as error:  # a NUL in the name
+        raise OSError(str(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise OSError(f"the file has {status.st_size:,} bytes; at most {LARGEST_FILE:,} are read")
+    return path.read_bytes()
+
+
+def _other_form(path: Path) -> Path:
+    """The same name with accents written in the other Unicode form, where there is such a file."""
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((each for each in forms if each.exists()), path)
+
+
+def source_key(source: Source) -> object:
+    """Equal for sources that are the same file; arrays and bytes are each a source of their own."""
+    if isinstance(source, Path):
+        return str(source)
+    if isinstance(source, Cell):
+        return id(source.rows), source.index, source.column
+    return source if isinstance(source, Slice) else object()
+
+
+class Lazy(Sequence[T]):
+    """A sequence whose items are made when they are read.
+
+    A million paths or names take 8 bytes each.
 
     Args:
-        images: Where the pixels are.
-        labels: Class of each, (N,) int64; with several labels an image 0 or 1 for each class, (N,
-            V) float32; numbers, (N, V) float32.
-        names: How each is named to the user: its file, or table and row.
+        make: The item of a row.
+        rows: Rows of the items, in order.
     """
 
-    images: list[Source]
-    labels: NDArray[Any]
-    names: list[str]
+    def __init__(self, make: Callable[[int], T], rows: Sequence[int] | NDArray[np.int64]) -> None:
+        self.make, self.rows = make, np.asarray(rows, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
 
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
-        """These examples, in this order."""
-        labels = self.labels[np.asarray(indices, dtype=np.int64)]
-        return Examples([self.images[i] for i in indices], labels, [self.names[i] for i in indices])
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Lazy[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | Lazy[T]":
+        if isinstance(index, slice):
+            return Lazy(self.make, self.rows[index])
+        return self.make(int(self.rows[index]))
+
+
+def take(items: Sequence[T], indices: Sequence[int] | NDArray[np.int64]) -> Sequence[T]:
+    """These items, in this order."""
+    if isinstance(items, Lazy):
+        return Lazy(items.make, items.rows[np.asarray(indices, dtype=np.int64)])
+    return [items[i] for i in indices]
+
+
+def joined(parts: Sequence[Sequence[T]]) -> Sequence[T]:
+    """The items of several sequences, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([len(part) for part in parts])
+
+    def make(index: int) -> T:
+        part = int(np.searchsorted(ends, index, side="right"))
+        return parts[part][index - int(ends[part]) + len(parts[part])]
+
+    return Lazy(make, np.arange(ends[-1]))
 
 
 @dataclass
-class Raw:
-    """Examples whose labels are still as they were written.
+class RawTable:
+    """The rows of one file, folder or archive, as they are written.
 
     Args:
-        images: Where the pixels are.
-        labels: What was written for each: the cells of the label columns.
-        names: How each is named to the user.
-        places: Where each label stands.
-        columns: What the cells of a label are called; one name where there is one cell.
+        path: The file or folder.
+        columns: Cells by column, all of one length.
+        unit: What `places` are: "line" of a text file, "row" of a binary one, "member" of a tar;
+            "" where the place is a file by itself.
+        places: Where each row is: a number, or a name.
+        image: Column of the image where the source knows it; else it is found by its name.
+        labels: Columns of the label where the source knows them; else they are found by name.
         class_names: Names that numbers stand for.
+        notes: What the user should know about it.
     """
 
-    images: list[Source] = field(default_factory=list)
-    labels: list[tuple[Any, ...]] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    columns: tuple[str, ...] = ("label",)
+    path: Path
+    columns: Mapping[str, Sequence[Any]]
+    unit: str
+    places: Sequence[int | str] | NDArray[np.int64]
+    image: str | None = None
+    labels: tuple[str, ...] | None = None
     class_names: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
 
-    def add(self, image: Source, label: Any, name: str, place: str | None = None) -> None:  # noqa: ANN401 - a cell, or a tuple of cells
-        """Adds an example."""
-        self.images.append(image)
-        self.labels.append(label if isinstance(label, tuple) else (label,))
-        self.names.append(name)
-        self.places.append(name if place is None else place)
+    def __len__(self) -> int:
+        return len(self.places)
 
-    def extend(self, other: "Raw") -> None:
-        """Adds the examples of another part of the same data."""
-        if not self.images:
-            self.columns, self.class_names = other.columns, other.class_names
-        self.images += other.images
-        self.labels += other.labels
-        self.names += other.names
-        self.places += other.places
+    @property
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One dict a row."""
+        names = tuple(self.columns)
+        return (
+            dict(zip(names, row, strict=True)) for row in zip(*self.columns.values(), strict=True)
+        )
+
+    def where(self, index: int) -> str:
+        """How an error names a row."""
+        place = self.places[index]
+        return f"{self.path} {self.unit} {place}" if self.unit else str(place)
+
+    def column(self, role: str, asked: str | None, names: Sequence[str]) -> str:
+        """The column that plays a role: the one asked for, else the first of the usual names.
+
+        Args:
+            role: How the user knows it, for example "image".
+            asked: The column the user named.
+            names: Usual names, best first.
+
+        Raises:
+            DataError: No such column.
+        """
+        listed = ", ".join(self.columns)
+        if asked is not None:
+            if asked not in self.columns:
+                raise DataError(f"{self.path} has no column {asked!r}; its columns are {listed}")
+            return asked
+        found = self.usual_column(names)
+        if found is None:
+            raise DataError(
+                f"{self.path}: which column holds the {role}? Its columns are {listed}; choose one"
+                f" with --column {role}=NAME"
+            )
+        return found
+
+    def usual_column(self, names: Sequence[str]) -> str | None:
+        """The first column of these names, letter case aside."""
+        by_lower = {column.strip().lower(): column for column in reversed(list(self.columns))}
+        return next((by_lower[name] for name in names if name in by_lower), None)
+
+
+Tables = dict[str, list[RawTable]]  # by split, in parts
+
+
+def pooled(cells: Sequence[Any], limit: int = 1 << 16) -> list[Any]:
+    """The same cells, where equal texts are one object until there are too many different ones."""
+    pool: dict[str, str] = {}
+    found = []
+    for cell in cells:
+        if type(cell) is str and len(pool) < limit:
+            cell = pool.setdefault(cell, cell)
+        elif type(cell) is str:
+            cell = pool.get(cell, cell)
+        found.append(cell)
+    return found

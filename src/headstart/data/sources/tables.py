@@ -1,167 +1,180 @@
-"""Tables of examples.
+"""Tables in files: CSV, TSV, JSON lines and Parquet, as columns that know their rows."""
 
-CSV, TSV, JSON lines and Parquet, read into plain rows that know where they came from.
-"""
-
+import bisect
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.checkpoint.documents import parse_json, read_text
-from headstart.errors import DataError, MissingExtraError
+from headstart.data.sources.raw import RawTable, pooled
+from headstart.errors import DataError, MissingExtraError, listed
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+LARGEST_CELL = (1 << 31) - 1  # characters
 
 
-@dataclass
-class Table:
-    """Rows of a table.
+def read_table(path: str | Path, *, header: bool = True) -> RawTable:
+    """A table, read by the ending of its name.
+
+    CSV follows RFC 4180. TSV is split at tabs only, quotes are text, as in the GLUE files.
 
     Args:
         path: The file.
-        columns: Column names, in order.
-        rows: One dict a row.
-        unit: What `places` names: "line" of a text file, "row" of a binary one, "member" of a tar.
-        places: Where each row stands in the file, counted from 1, or its name.
-    """
+        header: Whether the first line of a CSV or TSV file holds the names; else columns are named
+            by their number, "1" first.
 
-    path: Path
-    columns: list[str]
-    rows: list[dict[str, Any]]
-    unit: str
-    places: Sequence[int | str]
+    Returns:
+        The columns, and the line or row that each row is at.
 
-    def where(self, index: int) -> str:
-        """How an error names a row."""
-        return f"{self.path} {self.unit} {self.places[index]}"
-
-    def column(self, role: str, asked: str | None, names: tuple[str, ...]) -> str:
-        """The column that plays a role: the one asked for, else the first of the usual names.
-
-        Args:
-            role: How the user knows it, for example "image".
-            asked: The column the user named.
-            names: Usual names, best first.
-        """
-        if asked is not None:
-            if asked not in self.columns:
-                raise DataError(
-                    f"{self.path} has no column {asked!r}; its columns are"
-                    f" {', '.join(self.columns)}"
-                )
-            return asked
-        by_lower = {column.strip().lower(): column for column in reversed(self.columns)}
-        for name in names:
-            if name in by_lower:
-                return by_lower[name]
-        raise DataError(
-            f"{self.path}: which column holds the {role}? Its columns are"
-            f" {', '.join(self.columns)}; choose one with --column {role}=NAME"
-        )
-
-
-def read_table(path: str | Path) -> Table:
-    """Reads a table by the ending of its name.
-
-    CSV follows RFC 4180. TSV is split at tabs only, quotes are text, as in the GLUE files.
+    Raises:
+        DataError: The file is not such a table, or has no rows.
+        MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
     path = Path(path)
-    readers = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".json": _read_jsonl,
+    suffix = path.suffix.lower()
+    read_csv = partial(_read_csv, header=header)
+    readers: dict[str, Callable[[Path], RawTable]] = {
+        ".csv": read_csv,
+        ".tsv": read_csv,
+        ".jsonl": _read_json,
+        ".json": _read_json,
         ".parquet": _read_parquet,
     }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if suffix not in readers:
         raise DataError(
             f"{path} is not a table; expected a file that ends in {', '.join(TABLE_SUFFIXES)}"
         )
     try:
-        table = reader(path)
+        table = readers[suffix](path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    if not table.rows:
+    if not len(table):
         raise DataError(f"{path} has no rows")
     return table
 
 
-def _read_csv(path: Path) -> Table:
-    tabs = path.suffix.lower() == ".tsv"
-    rows: list[dict[str, Any]] = []
-    places: list[int] = []
+def _read_csv(path: Path, header: bool) -> RawTable:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
+        head = file.readline(1 << 20)
         file.seek(0)
-        # of spreadsheets where the comma is for decimals
+        # semicolons are written by spreadsheets where the comma is for decimals
         separator = ";" if ";" in head and "," not in head else ","
-        reader = (
-            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            if tabs
-            else csv.reader(file, delimiter=separator, strict=True)
-        )
+        if path.suffix.lower() == ".tsv":
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+        limit = csv.field_size_limit(LARGEST_CELL)
         try:
-            columns = next(reader, [])
-            if len(set(columns)) < len(columns):
-                raise DataError(f"{path}: two columns have the same name in {columns}")
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(columns):
-                    raise DataError(
-                        f"{path} line {reader.line_num}: {len(values)} values for {len(columns)}"
-                        " columns"
-                    )
-                rows.append(dict(zip(columns, values, strict=True)))
-                places.append(reader.line_num)
+            return _csv_columns(path, reader, header)
         except csv.Error as error:
             raise DataError(f"{path} line {reader.line_num}: {error}") from None
-    return Table(path, columns, rows, "line", places)
+        finally:
+            csv.field_size_limit(limit)
 
 
-def _read_jsonl(path: Path) -> Table:
+def _csv_columns(path: Path, reader: Any, header: bool) -> RawTable:  # noqa: ANN401 - a csv.reader
+    names: list[str] | None = next(reader, []) if header else None
+    cells: list[list[str]] = [[] for _ in names or ()]
+    places: list[int] = []
+    for values in reader:
+        if not values:
+            continue
+        if names is None:
+            names = [str(i) for i in range(1, len(values) + 1)]
+            cells = [[] for _ in names]
+        if len(values) != len(names):
+            raise DataError(
+                f"{path} line {reader.line_num}: {len(values)} values for {len(names)} columns"
+            )
+        for column, value in zip(cells, values, strict=True):
+            column.append(value)
+        places.append(reader.line_num)
+    names = names or []
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have the same name in {listed(names)}")
+    columns = {name: pooled(column) for name, column in zip(names, cells, strict=True)}
+    return RawTable(path, columns, "line", np.asarray(places, dtype=np.int64))
+
+
+def _read_json(path: Path) -> RawTable:
     """JSON lines, or one JSON list of objects."""
     text = read_text(path, error=DataError)
-    rows: list[dict[str, Any]] = []
+    unit = "row" if text.lstrip().startswith("[") else "line"
+    columns: dict[str, list[Any]] = {}
     places: list[int] = []
-    if text.lstrip().startswith("["):
-        items, unit = parse_json(text, str(path), DataError), "row"
-        numbered = list(enumerate(items, start=1))
-    else:
-        unit = "line"
-        lines = text.split("\n")  # not splitlines: JSON strings may hold other line separators
-        numbered = [
-            (i, parse_json(line, f"{path} line {i}", DataError))
-            for i, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
-    columns: dict[str, None] = {}
-    for place, row in numbered:
+    for place, row in _json_rows(text, path, unit):
         if not isinstance(row, dict):
             raise DataError(
                 f'{path} {unit} {place}: expected an object like {{"image": …, "label": …}}, found'
                 f" {type(row).__name__}"
             )
-        columns |= dict.fromkeys(row)
-        rows.append(row)
+        for name in row:
+            if name not in columns:
+                columns[name] = [None] * len(places)
+        for name, cells in columns.items():
+            cells.append(row.get(name))
         places.append(place)
-    return Table(path, list(columns), rows, unit, places)
+    return RawTable(path, {name: pooled(cells) for name, cells in columns.items()}, unit, places)
 
 
-def _read_parquet(path: Path) -> Table:
+def _json_rows(text: str, path: Path, unit: str) -> Iterator[tuple[int, Any]]:
+    if unit == "row":
+        yield from enumerate(parse_json(text, str(path), DataError), start=1)
+        return
+    start, number = 0, 0
+    while start < len(text):  # not splitlines: JSON strings may hold other line separators
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        number += 1
+        line = text[start:end]
+        if line.strip():
+            yield number, parse_json(line, f"{path} line {number}", DataError)
+        start = end + 1
+
+
+def _read_parquet(path: Path) -> RawTable:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "train") from None
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file: {error}") from None
-    rows = table.to_pylist()
-    return Table(path, list(table.column_names), rows, "row", list(range(1, len(rows) + 1)))
+        table = pyarrow.parquet.read_table(path, memory_map=True)
+        table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
+        columns = {name: ArrowColumn(table.column(name)) for name in table.column_names}
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        raise DataError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from None
+    return RawTable(path, columns, "row", range(1, len(table) + 1))
+
+
+class ArrowColumn(Sequence[Any]):
+    """The cells of a column that stay in Arrow's memory until they are read.
+
+    Args:
+        array: A `pyarrow.ChunkedArray`.
+    """
+
+    def __init__(self, array: Any) -> None:  # noqa: ANN401 - of a library without types
+        self.chunks = [chunk for chunk in array.chunks if len(chunk)]
+        self.starts = list(accumulate((len(chunk) for chunk in self.chunks), initial=0))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - what a table holds
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part = bisect.bisect_right(self.starts, index) - 1
+        return self.chunks[part][index - self.starts[part]].as_py()
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk in self.chunks:
+            for start in range(0, len(chunk), 256):
+                yield from chunk.slice(start, 256).to_pylist()

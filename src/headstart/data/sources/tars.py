@@ -1,186 +1,202 @@
 """Tars: class folders in a tar, and WebDataset shards, whose members `000017.jpg`, `000017.cls`,
 `000017.json` are one sample.
 
-Nothing is unpacked: pictures are read in place when they are needed, and a member whose name leads
+Nothing is unpacked: images are read in place when they are needed, and a member whose name leads
 outside is refused.
 """
 
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-from headstart.checkpoint.documents import parse_json
-from headstart.data.interpret import LABEL_COLUMNS, SEVERAL_COLUMNS, read_image_table
+from headstart.checkpoint.documents import decode_text, parse_json
 from headstart.data.options import DataOptions
-from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, Raw, Slice
-from headstart.data.sources.tables import Table
+from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, RawTable, Slice, is_hidden
 from headstart.errors import DataError
 
-SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may say about its picture
+SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may hold about its image
 LARGEST = 1 << 20  # bytes of a sidecar
+MAX_SHARDS = 100_000
 EXPECTED = {
     "label": " in class folders; expected members like CLASS/image.jpg, or 0.jpg and 0.cls",
     "mask": " with masks; expected members like 0.jpg and 0.mask.png",
     "none": "",
 }
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACES = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
+
+Sample = list[tuple[str, tarfile.TarInfo]]  # kind ("v1.png", "cls") and member
 
 
 def expand(path: Path) -> list[Path]:
-    """The files that `shard-{0000..0003}.tar` stands for; a path without braces is itself."""
-    found = BRACES.search(str(path))
-    if found is None or path.exists():
+    """The files that `shard-{0000..0003}.tar` stands for; a path without braces is itself.
+
+    Raises:
+        DataError: A range counts down, or there are more than 100,000 files.
+    """
+    text = str(path)
+    if path.exists():
         return [path]
-    first, last = int(found[1]), int(found[2])
-    if last < first:
-        raise DataError(f"{path}: {found[0]} counts down; expected the lower number first")
-    if last - first >= 1_000_000:
-        raise DataError(f"{path}: {found[0]} stands for {last - first + 1} files")
-    width = len(found[1]) if found[1].startswith("0") else 0
-    parts = (
-        f"{str(path)[: found.start()]}{number:0{width}d}{str(path)[found.end() :]}"
-        for number in range(first, last + 1)
-    )
-    return [each for part in parts for each in expand(Path(part))]
+    count = 1
+    for first, last in BRACES.findall(text):
+        if int(last) < int(first):
+            raise DataError(f"{path}: {{{first}..{last}}} counts down; the lower number is first")
+        count *= int(last) - int(first) + 1
+        if count > MAX_SHARDS:
+            raise DataError(f"{path} stands for more than {MAX_SHARDS:,} files; name fewer shards")
+    found = [""]
+    position = 0
+    for match in BRACES.finditer(text):
+        width = len(match[1]) if match[1].startswith("0") else 0
+        numbers = range(int(match[1]), int(match[2]) + 1)
+        between = text[position : match.start()]
+        found = [f"{each}{between}{number:0{width}d}" for each in found for number in numbers]
+        position = match.end()
+    return [Path(each + text[position:]) for each in found]
 
 
-def read_tar(path: Path, options: DataOptions, notes: list[str]) -> Raw:
-    """A plain tar of either kind.
+def read_tar(path: Path, options: DataOptions) -> RawTable:
+    """The images of a plain tar and what they are labelled.
 
-    WebDataset where a picture has a sidecar (or a mask), class folders else.
+    It is a WebDataset where an image has a sidecar (or a mask), class folders else.
+
+    Raises:
+        DataError: No such tar, or no images in it.
     """
     try:
         with tarfile.open(path, "r:") as tar:
             members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a plain (uncompressed) tar: {error}") from None
-    samples: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
     for member in members:
-        key, extension = _key(path, member.name)
-        samples.setdefault(key, []).append((extension, member))
-    kinds = [{kind for kind, _ in parts} for parts in samples.values()]
-    tells = _is_mask if options.target == "mask" else SIDECARS.__contains__
-    if any(any(map(tells, each)) and any(map(_is_picture, each)) for each in kinds):
-        return _samples(path, samples, options, notes)
-    return _class_folders(path, members, options, notes)
+        _refuse_outside(path, member.name)
+    members = [m for m in members if not any(map(is_hidden, PurePosixPath(m.name).parts))]
+    samples = _samples(path, members)
+    about = _is_mask if options.target == "mask" else _is_sidecar
+    for sample in samples.values():
+        kinds = [kind for kind, _ in sample]
+        if any(map(about, kinds)) and any(map(_is_image, kinds)):
+            return _sample_table(path, samples, options)
+    return _class_folders(path, members, options)
 
 
-def _is_picture(extension: str) -> bool:
-    return f".{extension}" in IMAGE_SUFFIXES
-
-
-def _is_mask(extension: str) -> bool:
-    name, _, suffix = extension.partition(".")
-    return name in MASK_NAMES and _is_picture(suffix)
-
-
-def _key(path: Path, name: str) -> tuple[str, str]:
-    """Sample and kind of a member: its name is cut at the first dot of its last part."""
+def _refuse_outside(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or "\\" in name or ".." in parts or not parts:
         raise DataError(
             f"{path}: the member {name!r} leads outside the tar; such a tar is not read"
         )
-    stem, _, extension = parts[-1].partition(".")
-    return "/".join((*parts[:-1], stem)), extension.lower()
 
 
-def _samples(
-    path: Path,
-    samples: dict[str, list[tuple[str, tarfile.TarInfo]]],
-    options: DataOptions,
-    notes: list[str],
-) -> Raw:
-    """The samples of a shard as a table.
+def _is_image(kind: str) -> bool:
+    return f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES and not _is_mask(kind)
+
+
+def _is_mask(kind: str) -> bool:
+    *names, suffix = kind.split(".")
+    return f".{suffix}" in IMAGE_SUFFIXES and any(name in MASK_NAMES for name in names)
+
+
+def _is_sidecar(kind: str) -> bool:
+    return kind.rpartition(".")[2] in SIDECARS
+
+
+def _samples(path: Path, members: list[tarfile.TarInfo]) -> dict[str, Sample]:
+    """Members by sample: names are cut at the first dot of their last part.
+
+    Where that puts two images into one sample, they are cut at the last dot.
+    """
+    found: dict[str, Sample] = {}
+    for cut in (str.partition, str.rpartition):
+        found = {}
+        for member in members:
+            *parents, last = PurePosixPath(member.name).parts
+            stem, _, kind = cut(last, ".")
+            found.setdefault("/".join((*parents, stem)), []).append((kind.lower(), member))
+        images = (sum(_is_image(kind) for kind, _ in sample) for sample in found.values())
+        if max(images, default=0) <= 1:
+            break
+    return found
+
+
+def _sample_table(path: Path, samples: dict[str, Sample], options: DataOptions) -> RawTable:
+    """The samples of a shard.
 
     `image`, `label` (cls), the values of the JSON object, `txt`; or `image` and its masks.
     """
-    rows, places, columns, without = [], [], dict[str, None](), 0
+    rows: list[dict[str, Any]] = []
+    places: list[str] = []
+    notes: list[str] = []
     with path.open("rb") as file:
-        for key, parts in samples.items():
-            pictures = [member for kind, member in parts if _is_picture(kind)]
-            kinds = [kind for kind, _ in parts]
-            if not pictures:
-                without += 1
+        for key, sample in samples.items():
+            images = [member for kind, member in sample if _is_image(kind)]
+            kinds = [kind if _is_mask(kind) else kind.rpartition(".")[2] for kind, _ in sample]
+            kinds = [kind for kind in kinds if _is_mask(kind) or kind in SIDECARS]
+            if not images:
                 continue
-            if len(pictures) > 1 or len(set(kinds)) < len(kinds):
+            if len(images) > 1 or len(set(kinds)) < len(kinds):
                 raise DataError(
-                    f"{path}: sample {key} has members {', '.join(kinds)}; expected one picture and"
-                    " one of each kind"
+                    f"{path}: sample {key} has members {', '.join(kind for kind, _ in sample)};"
+                    " expected one image and one of each kind"
                 )
-            row = _row(
-                {kind: _sidecar(file, path, member) for kind, member in parts if kind in SIDECARS},
-                f"{path}:{pictures[0].name}",
-            )
             if options.target == "mask":
                 row = {
-                    kind.partition(".")[0]: _slice(path, member)
-                    for kind, member in parts
+                    next(n for n in kind.split(".") if n in MASK_NAMES): _slice(path, member)
+                    for kind, member in sample
                     if _is_mask(kind)
                 }
-            rows.append(row | {"image": _slice(path, pictures[0])})
-            columns |= dict.fromkeys(rows[-1])
-            places.append(pictures[0].name)
-    if without:
-        notes.append(f"{without} samples of {path} have no picture and are left alone")
-    table = Table(path, list(columns), rows, "member", places)
-    if "label" not in columns and not any(
-        each.lower() in (*LABEL_COLUMNS, *SEVERAL_COLUMNS) for each in columns
-    ):
-        table.rows = [
-            {"label" if key == "txt" else key: value for key, value in row.items()} for row in rows
-        ]
-        table.columns = ["label" if column == "txt" else column for column in columns]
-    return read_image_table(table, options)["train"]
+            else:
+                row = _labels(file, path, sample, images[0].name)
+            rows.append(row | {"image": _slice(path, images[0])})
+            places.append(images[0].name)
+    if len(rows) < len(samples):
+        left = len(samples) - len(rows)
+        notes.append(f"{left} samples of {path} have no image and are left alone")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return RawTable(path, columns, "member", places, "image", notes=notes)
 
 
 def _slice(path: Path, member: tarfile.TarInfo) -> Slice:
     return Slice(path, member.offset_data, member.size)
 
 
-def _sidecar(file: Any, path: Path, member: tarfile.TarInfo) -> str:  # noqa: ANN401 - a binary file
-    if member.size > LARGEST:
-        raise DataError(f"{path}: {member.name} has {member.size} bytes; expected a label")
-    file.seek(member.offset_data)
-    try:
-        text: str = file.read(member.size).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {member.name} is not UTF-8 text (byte {error.start})") from None
-    return text.strip()
-
-
-def _row(said: dict[str, str], place: str) -> dict[str, Any]:
-    """The values that the sidecars of a sample give."""
+def _labels(file: BinaryIO, path: Path, sample: Sample, image: str) -> dict[str, Any]:
+    """The values that the sidecars of a sample hold."""
     row: dict[str, Any] = {}
-    if "json" in said:
-        value = parse_json(said["json"], f"{place}: its .json", DataError)
-        row |= value if isinstance(value, dict) else {"label": value}
-        row.pop("split", None)  # a shard is of one split, which its folder or name tells
-    if "txt" in said:
-        row["txt"] = said["txt"]
-    if "cls" in said:
-        row["label"] = said["cls"]
+    for kind in SIDECARS[::-1]:  # cls is the label whatever the others hold
+        member = next((m for each, m in sample if each.rpartition(".")[2] == kind), None)
+        if member is None:
+            continue
+        if member.size > LARGEST:
+            raise DataError(f"{path}: {member.name} has {member.size} bytes; expected a label")
+        file.seek(member.offset_data)
+        text = decode_text(file.read(member.size), f"{path}: {member.name}", DataError).strip()
+        if kind == "json":
+            value = parse_json(text, f"{path}:{image}: its .json", DataError)
+            row |= value if isinstance(value, dict) else {"label": value}
+            row.pop("split", None)  # a shard is of one split, which its folder or name tells
+        else:
+            row["label" if kind == "cls" else "txt"] = text
     return row
 
 
-def _class_folders(
-    path: Path, members: list[tarfile.TarInfo], options: DataOptions, notes: list[str]
-) -> Raw:
-    """A tar of class folders; of pictures anywhere, where no label is wanted."""
-    raw, ignored, labelled = Raw(), 0, options.target == "label"
+def _class_folders(path: Path, members: list[tarfile.TarInfo], options: DataOptions) -> RawTable:
+    """A tar of class folders; of images anywhere, where no label is wanted."""
+    labelled = options.target == "label"
+    columns: dict[str, list[Any]] = {"image": [], "label": []}
+    places: list[str] = []
     for member in members if options.target != "mask" else ():
         name = PurePosixPath(member.name)
-        if name.suffix.lower() not in IMAGE_SUFFIXES or (labelled and len(name.parts) < 2):
-            ignored += 1
-            continue
-        label = name.parts[-2] if labelled else ()
-        raw.add(_slice(path, member), label, f"{path}:{member.name}")
-    if not raw.images:
+        if name.suffix.lower() in IMAGE_SUFFIXES and (len(name.parts) > 1 or not labelled):
+            columns["image"].append(_slice(path, member))
+            columns["label"].append(name.parts[-2] if labelled else "")
+            places.append(f"{path}:{member.name}")
+    if not places:
         raise DataError(f"{path} holds no images{EXPECTED[options.target]}")
-    if ignored:
-        notes.append(
-            f"{ignored} members of {path} are not images{' in class folders' * labelled} and are"
-            " left alone"
-        )
-    return raw
+    table = RawTable(path, columns, "", places, "image", ("label",) if labelled else ())
+    if len(places) < len(members):
+        where = " in class folders" * labelled
+        left = len(members) - len(places)
+        table.notes.append(f"{left} members of {path} are not images{where} and are left alone")
+    return table

@@ -1,0 +1,47 @@
+"""The labelled images of one split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.sources.raw import Source, source_key, take
+
+
+@dataclass
+class Examples:
+    """The images of one split.
+
+    Args:
+        images: Where the pixels are.
+        labels: Class of each, (N,) int64; with several labels an image 0 or 1 for each class, (N,
+            V) float32; regression targets, (N, V) float32.
+        names: How each is named to the user: its file, or table and row.
+    """
+
+    images: Sequence[Source]
+    labels: NDArray[Any]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
+        """These examples, in this order."""
+        labels = self.labels[np.asarray(indices, dtype=np.int64)]
+        return Examples(take(self.images, indices), labels, take(self.names, indices))
+
+
+def distinct(images: Sequence[Source]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first row of each different image, (M,), and which of them each row shows, (N,)."""
+    number: dict[object, int] = {}
+    first: list[int] = []
+    which = np.empty(len(images), dtype=np.int64)
+    for i, image in enumerate(images):
+        at = number.setdefault(source_key(image), len(first))
+        if at == len(first):
+            first.append(i)
+        which[i] = at
+    return np.asarray(first, dtype=np.int64), which
