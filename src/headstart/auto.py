@@ -26,7 +26,13 @@ def processor_class(family: Family, name: str | Path, text: bool) -> Any:
 
 
 class AutoConfig:
-    """The configuration of any checkpoint of the families."""
+    """The configuration of any checkpoint of the families.
+
+    Example:
+        >>> from headstart import AutoConfig
+        >>> AutoConfig.from_pretrained("bit-mini").model_type
+        'bit'
+    """
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -112,62 +118,126 @@ class _AutoModel:
 class AutoModel(_AutoModel):
     """The network without a head, of any checkpoint.
 
-    `from_pretrained(name)`, or `from_config(config)` with random weights.
+    `from_pretrained(name)`, or `from_config(config)` with randomly initialized weights.
+
+    Example:
+        >>> from headstart import AutoModel
+        >>> type(AutoModel.from_pretrained("bit-mini")).__name__
+        'BitModel'
     """
 
 
 class AutoBackbone(_AutoModel):
-    """Feature maps (B, channels, height, width) of any image checkpoint, one a stage of
-    `out_features`.
+    """Feature maps (B, C, H, W) of any image checkpoint, one for each stage of `out_features`.
+
+    Example:
+        >>> from headstart import AutoBackbone
+        >>> AutoBackbone.from_pretrained("bit-mini").config.out_features
+        ['stage4']
     """
 
     task = "backbone"
 
 
 class AutoModelForImageClassification(_AutoModel):
-    """Classes of images: `logits` (B, classes)."""
+    """Image classification: `logits` (B, classes).
+
+    Example:
+        >>> from headstart import AutoModelForImageClassification as Auto
+        >>> type(Auto.from_pretrained("bit-mini")).__name__
+        'BitForImageClassification'
+    """
 
     task = "image-classification"
 
 
 class AutoModelForSemanticSegmentation(_AutoModel):
-    """Classes of pixels: `logits` (B, classes, height, width), a quarter of the image's sides."""
+    """Semantic segmentation: `logits` (B, classes, H / 4, W / 4).
+
+    Example:
+        >>> from headstart import AutoModelForSemanticSegmentation as Auto, BeitConfig
+        >>> config = BeitConfig(hidden_size=8, num_hidden_layers=4, num_attention_heads=2, out_indices=[0, 1, 2, 3])
+        >>> type(Auto.from_config(config)).__name__
+        'BeitForSemanticSegmentation'
+    """
 
     task = "semantic-segmentation"
 
 
 class AutoModelForMaskedImageModeling(_AutoModel):
-    """Visual codes of masked patches: `logits` (B, patches, codes)."""
+    """Masked image modelling: `logits` of the visual codes (B, patches, codes).
+
+    Example:
+        >>> from headstart import AutoModelForMaskedImageModeling as Auto, BeitConfig
+        >>> config = BeitConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, use_mask_token=True)
+        >>> type(Auto.from_config(config)).__name__
+        'BeitForMaskedImageModeling'
+    """
 
     task = "masked-image-modeling"
 
 
 class AutoModelForMaskedLM(_AutoModel):
-    """Tokens of masked places: `logits` (B, L, vocabulary)."""
+    """Masked language modelling: `logits` (B, L, vocabulary).
+
+    Example:
+        >>> from headstart import AutoModelForMaskedLM as Auto, YosoConfig
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> type(Auto.from_config(config)).__name__
+        'YosoForMaskedLM'
+    """
 
     task = "masked-language-modeling"
 
 
 class AutoModelForSequenceClassification(_AutoModel):
-    """Classes of texts: `logits` (B, classes)."""
+    """Text classification: `logits` (B, classes).
+
+    Example:
+        >>> from headstart import AutoModelForSequenceClassification as Auto, YosoConfig
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> type(Auto.from_config(config)).__name__
+        'YosoForSequenceClassification'
+    """
 
     task = "text-classification"
 
 
 class AutoModelForMultipleChoice(_AutoModel):
-    """The right one of several texts: `logits` (B, choices)."""
+    """Multiple choice: `logits` (B, choices).
+
+    Example:
+        >>> from headstart import AutoModelForMultipleChoice as Auto, YosoConfig
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> type(Auto.from_config(config)).__name__
+        'YosoForMultipleChoice'
+    """
 
     task = "multiple-choice"
 
 
 class AutoModelForTokenClassification(_AutoModel):
-    """Classes of tokens: `logits` (B, L, classes)."""
+    """Token classification: `logits` (B, L, classes).
+
+    Example:
+        >>> from headstart import AutoModelForTokenClassification as Auto, YosoConfig
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> type(Auto.from_config(config)).__name__
+        'YosoForTokenClassification'
+    """
 
     task = "token-classification"
 
 
 class AutoModelForQuestionAnswering(_AutoModel):
-    """The place of an answer in a text: `start_logits` and `end_logits` (B, L)."""
+    """Extractive question answering: `start_logits` and `end_logits` (B, L).
+
+    Example:
+        >>> from headstart import AutoModelForQuestionAnswering as Auto, YosoConfig
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> type(Auto.from_config(config)).__name__
+        'YosoForQuestionAnswering'
+    """
 
     task = "question-answering"
 
@@ -175,7 +245,12 @@ class AutoModelForQuestionAnswering(_AutoModel):
 class AutoImageProcessor:
     """The image processor of any image checkpoint.
 
-    The class is told by preprocessor_config.json, else by the family.
+    The class is the one that preprocessor_config.json names, else the family's.
+
+    Example:
+        >>> from headstart import AutoImageProcessor
+        >>> type(AutoImageProcessor.from_pretrained("bit-mini")).__name__
+        'BitImageProcessor'
     """
 
     @classmethod
@@ -228,7 +303,13 @@ AutoFeatureExtractor = AutoImageProcessor
 
 
 class AutoTokenizer:
-    """The tokenizer of any text checkpoint."""
+    """The tokenizer of any text checkpoint.
+
+    Example:
+        >>> from headstart import AutoTokenizer
+        >>> AutoTokenizer.from_pretrained("uw-madison/yoso-4096")  # doctest: +SKIP
+        YosoTokenizer(...)
+    """
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:

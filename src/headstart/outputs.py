@@ -45,6 +45,12 @@ class ModelOutput(dict[str, Any]):
 
     The first argument may also be a mapping, or (name, value) pairs, of all fields: libraries that
     move or gather outputs rebuild them so.
+
+    Example:
+        >>> from headstart.outputs import ImageClassifierOutput
+        >>> out = ImageClassifierOutput(logits="scores")
+        >>> out.logits, out["logits"], out[0], out.to_tuple(), dict(out)
+        ('scores', 'scores', 'scores', ('scores',), {'logits': 'scores'})
     """
 
     def __post_init__(self) -> None:
@@ -112,64 +118,166 @@ def _named_values(first: Any) -> dict[str, Any] | None:
 
 @dataclass
 class BaseModelOutput(ModelOutput):
-    """An encoder's output."""
+    """An encoder's output.
 
-    last_hidden_state: Any = None  # (B, L, D)
-    hidden_states: Tensors | None = None  # one a layer, and the embeddings first
-    attentions: Tensors | None = None  # one a layer, (B, A, L, L)
+    Args:
+        last_hidden_state: Output of the last layer, (B, L, D).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BaseModelOutput
+        >>> out = BaseModelOutput(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
+
+    last_hidden_state: Any = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
 
 
 @dataclass
 class BaseModelOutputWithPooling(ModelOutput):
-    """An encoder's output with one vector an example."""
+    """An encoder's output with one vector for each example.
 
-    last_hidden_state: Any = None  # (B, L, D)
-    pooler_output: Any = None  # (B, D)
+    Args:
+        last_hidden_state: Output of the last layer, (B, L, D).
+        pooler_output: One vector for each example, (B, D).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BaseModelOutputWithPooling
+        >>> out = BaseModelOutputWithPooling(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
+
+    last_hidden_state: Any = None
+    pooler_output: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class BeitModelOutputWithPooling(BaseModelOutputWithPooling):
-    """`pooler_output` is the mean of the patch tokens, normalised, or the class token
-    (`use_mean_pooling=False`).
+    """BEiT's output.
+
+    Args:
+        last_hidden_state: Output of the last layer, (B, L, D).
+        pooler_output: Mean of the patch tokens, normalized; or the class token
+            (`use_mean_pooling=False`), (B, D).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BeitModelOutputWithPooling
+        >>> out = BeitModelOutputWithPooling(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
     """
 
 
 @dataclass
 class FlaxBeitModelOutputWithPooling(BaseModelOutputWithPooling):
-    """The same for Flax."""
+    """BEiT's output in Flax.
+
+    Args:
+        last_hidden_state: Output of the last layer, (B, L, D).
+        pooler_output: Mean of the patch tokens, normalized; or the class token
+            (`use_mean_pooling=False`), (B, D).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import FlaxBeitModelOutputWithPooling
+        >>> out = FlaxBeitModelOutputWithPooling(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
 
 
 @dataclass
 class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
-    """A convolutional network's output."""
+    """A convolutional network's output.
 
-    last_hidden_state: Any = None  # (B, C, H, W)
-    pooler_output: Any = None  # (B, C, 1, 1)
-    hidden_states: Tensors | None = None  # the stem's output, then one a stage
+    Args:
+        last_hidden_state: Feature map of the last stage, (B, C, H, W).
+        pooler_output: Mean over the positions, (B, C, 1, 1).
+        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BaseModelOutputWithPoolingAndNoAttention
+        >>> out = BaseModelOutputWithPoolingAndNoAttention(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
+
+    last_hidden_state: Any = None
+    pooler_output: Any = None
+    hidden_states: Tensors | None = None
 
 
 @dataclass
 class BaseModelOutputWithCLSToken(ModelOutput):
-    """CvT's output."""
+    """CvT's output.
 
-    last_hidden_state: Any = None  # (B, C, H, W)
-    cls_token_value: Any = None  # (B, 1, C), or None where the last stage has no class token
-    hidden_states: Tensors | None = None  # one a stage
+    Args:
+        last_hidden_state: Feature map of the last stage, (B, C, H, W).
+        cls_token_value: The class token, (B, 1, C); None where the last stage has none.
+        hidden_states: Output of each stage; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BaseModelOutputWithCLSToken
+        >>> out = BaseModelOutputWithCLSToken(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
+
+    last_hidden_state: Any = None
+    cls_token_value: Any = None
+    hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class TFBaseModelOutputWithCLSToken(BaseModelOutputWithCLSToken):
-    """The same for Keras."""
+    """CvT's output in Keras.
+
+    Args:
+        last_hidden_state: Feature map of the last stage, (B, C, H, W).
+        cls_token_value: The class token, (B, 1, C); None where the last stage has none.
+        hidden_states: Output of each stage; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import TFBaseModelOutputWithCLSToken
+        >>> out = TFBaseModelOutputWithCLSToken(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
 
 
 @dataclass
 class BaseModelOutputWithCrossAttentions(ModelOutput):
-    """YOSO's output; `cross_attentions` is always None (an encoder has none)."""
+    """YOSO's output.
 
-    last_hidden_state: Any = None  # (B, L, D)
+    Args:
+        last_hidden_state: Output of the last layer, (B, L, D).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        cross_attentions: Always None: an encoder has no cross-attention.
+
+    Example:
+        >>> from headstart.outputs import BaseModelOutputWithCrossAttentions
+        >>> out = BaseModelOutputWithCrossAttentions(last_hidden_state="states")
+        >>> out.last_hidden_state == out["last_hidden_state"] == out[0], list(out)
+        (True, ['last_hidden_state'])
+    """
+
+    last_hidden_state: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
     cross_attentions: Tensors | None = None
@@ -177,89 +285,206 @@ class BaseModelOutputWithCrossAttentions(ModelOutput):
 
 @dataclass
 class BackboneOutput(ModelOutput):
-    """Feature maps of the stages that `out_features` names."""
+    """Feature maps of the stages that `out_features` names.
 
-    feature_maps: Tensors | None = None  # each (B, C, H, W)
+    Args:
+        feature_maps: A map (B, C, H, W) for each stage.
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import BackboneOutput
+        >>> out = BackboneOutput(feature_maps=("map",))
+        >>> out.feature_maps == out["feature_maps"] == out[0], list(out)
+        (True, ['feature_maps'])
+    """
+
+    feature_maps: Tensors | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class ImageClassifierOutputWithNoAttention(ModelOutput):
-    """Scores of classes for images, from a convolutional network."""
+    """Class scores of images, from a convolutional network.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, V)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the classes, (B, V).
+        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import ImageClassifierOutputWithNoAttention
+        >>> out = ImageClassifierOutputWithNoAttention(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
 
 
 @dataclass
 class ImageClassifierOutput(ModelOutput):
-    """Scores of classes for images, from a transformer."""
+    """Class scores of images, from a transformer.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, V)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the classes, (B, V).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import ImageClassifierOutput
+        >>> out = ImageClassifierOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class SemanticSegmenterOutput(ModelOutput):
-    """Scores of classes for pixels, at a quarter of the image's height and width."""
+    """Class scores of pixels.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, V, H, W)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the classes at a quarter of the image's height and width, (B, V, H / 4, W
+            / 4).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import SemanticSegmenterOutput
+        >>> out = SemanticSegmenterOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class MaskedLMOutput(ModelOutput):
-    """Scores of the vocabulary (or of visual codes) at every place."""
+    """Scores of the vocabulary (or of visual codes) at every position.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, L, V)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the vocabulary, (B, L, V).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import MaskedLMOutput
+        >>> out = MaskedLMOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class SequenceClassifierOutput(ModelOutput):
-    """Scores of classes for texts."""
+    """Class scores of texts.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, V)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the classes, (B, V).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import SequenceClassifierOutput
+        >>> out = SequenceClassifierOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class MultipleChoiceModelOutput(ModelOutput):
-    """A score for each choice."""
+    """Scores of the choices.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, choices)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: A score for each choice, (B, choices).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import MultipleChoiceModelOutput
+        >>> out = MultipleChoiceModelOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class TokenClassifierOutput(ModelOutput):
-    """Scores of classes for tokens."""
+    """Class scores of tokens.
 
-    loss: Any = None  # ()
-    logits: Any = None  # (B, L, V)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        logits: Scores of the classes, (B, L, V).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import TokenClassifierOutput
+        >>> out = TokenClassifierOutput(logits="scores")
+        >>> out.logits == out["logits"] == out[0], list(out)
+        (True, ['logits'])
+    """
+
+    loss: Any = None
+    logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
 
 @dataclass
 class QuestionAnsweringModelOutput(ModelOutput):
-    """Scores of every token to be the first and the last of the answer."""
+    """Scores of every token to be the first and the last of the answer.
 
-    loss: Any = None  # ()
-    start_logits: Any = None  # (B, L)
-    end_logits: Any = None  # (B, L)
+    Args:
+        loss: The loss, a scalar; None without labels.
+        start_logits: Scores of the first token, (B, L).
+        end_logits: Scores of the last token, (B, L).
+        hidden_states: The embeddings, then the output of each layer; None unless asked for.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+
+    Example:
+        >>> from headstart.outputs import QuestionAnsweringModelOutput
+        >>> out = QuestionAnsweringModelOutput(start_logits="scores")
+        >>> out.start_logits == out["start_logits"] == out[0], list(out)
+        (True, ['start_logits'])
+    """
+
+    loss: Any = None
+    start_logits: Any = None
+    end_logits: Any = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
 
