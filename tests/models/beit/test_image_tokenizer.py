@@ -155,6 +155,8 @@ def test_a_fresh_tokenizer_learns():
         (torch.zeros(3, 24, 24), r"\(3, 24, 24\)"),
         (torch.zeros(1, 1, 24, 24), "expected"),
         (torch.zeros(1, 3, 24, 24, dtype=torch.uint8), "torch.uint8"),
+        (torch.full((1, 3, 24, 24), -0.5), r"from -0.5 to -0.5; expected 0 to 1"),
+        (torch.full((1, 3, 24, 24), 255.0), "from 255 to 255"),
     ],
 )
 def test_bad_images(images, message):

@@ -199,6 +199,16 @@ def test_labels_of_all_patches_or_of_the_masked_ones():
         model(images(), mask, labels=torch.zeros(3, dtype=torch.long))
 
 
+def test_labels_in_the_grid_of_patches_and_an_empty_mask():
+    model = build(BeitForMaskedImageModeling, use_mask_token=True)
+    mask, codes = torch.rand(2, 3, 5) > 0.5, torch.randint(0, 17, (2, 3, 5))
+    wanted = model(images(), mask, labels=codes.flatten(1)).loss
+    assert torch.equal(model(images(), mask, labels=codes).loss, wanted)
+    for labels in (codes, codes[torch.zeros_like(mask)]):  # of all patches, of none
+        loss = model(images(), torch.zeros_like(mask), labels=labels).loss
+        assert loss.requires_grad and float(loss.detach()) == 0.0
+
+
 def test_a_silenced_head_adds_nothing():
     model, mask = build(), torch.ones(3, 3)
     mask[1, 2] = 0.0

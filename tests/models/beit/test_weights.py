@@ -280,6 +280,23 @@ def test_a_published_folder_is_fitted_to_another_size_and_to_a_table_a_block(tmp
     assert_close(model.beit.embeddings.position_embeddings, expected["converted.pos_embed"], 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["use_relative_position_bias", "use_absolute_position_embeddings"])
+def test_a_folder_of_a_grid_that_is_not_square_is_fitted(kind, tmp_path):
+    """Its configuration says for which grid its positions are made."""
+    values = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    config = BeitConfig(image_size=[24, 40], intermediate_size=8, **values, **{kind: True})
+    model = BeitModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    # at run time the same is done; (40, 24) has as many patches
+    for size in ([48, 56], [40, 24]):
+        again = BeitModel.from_pretrained(tmp_path, image_size=size)
+        assert again.config.image_size == size and "_saved" not in again.config.to_dict()
+        x = torch.randn(1, 3, *size)
+        assert_close(again(x).last_hidden_state, model(x).last_hidden_state, 1e-4)
+
+
 # Resizing, against scipy and PyTorch
 
 

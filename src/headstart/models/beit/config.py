@@ -207,7 +207,22 @@ class BeitConfig(PreTrainedConfig):
             }
             if values.get("compat") == "transformers":
                 values |= as_transformers_segments(overrides["out_indices"])
-        return super().from_dict(values, **overrides)
+        config = super().from_dict(values, **overrides)
+        if {"image_size", "patch_size"} & overrides.keys():
+            saved = cls(
+                image_size=values.get("image_size", 224), patch_size=values.get("patch_size", 16)
+            ).grid
+            vars(config)["_saved"] = saved
+        return config
+
+    @property
+    def saved_grid(self) -> tuple[int, int] | None:
+        """The grid that a checkpoint's positions are made for, where it is known not to be `grid`."""
+        return getattr(self, "_saved", None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value as plain data; `from_dict` gives an equal configuration."""
+        return {key: value for key, value in super().to_dict().items() if key != "_saved"}
 
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:

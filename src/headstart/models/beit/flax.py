@@ -537,7 +537,7 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
     @classmethod
     def fit(cls, tensors: Mapping[str, Any], config: BeitConfig) -> Mapping[str, Any]:
         """Fits tables and positions of another resolution."""
-        return fit_positions(tensors, config)
+        return fit_positions(tensors, config, config.saved_grid)
 
     def default_shape(self) -> tuple[int, ...]:
         """One image of the configuration's size, (1, H, W, C)."""

@@ -212,8 +212,23 @@ class DalleImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The code of every 8x8 square, (B, h, w) int64, of images (B, 3, H, W) in 0..1."""
+        """The code of every 8x8 square.
+
+        Args:
+            images: (B, 3, H, W), from 0 to 1.
+
+        Returns:
+            (B, h, w), int64.
+
+        Raises:
+            InputError: Values outside 0 to 1, such as normalized or 8-bit ones.
+        """
         logits: Tensor = self(images)  # (B, V, h, w)
+        if not bool(((images >= 0) & (images <= 1)).all()):  # NaN is refused as well
+            raise InputError(
+                f"images go from {float(images.min()):.4g} to {float(images.max()):.4g}; expected"
+                " 0 to 1 (do_rescale=True, do_normalize=False of an image processor)"
+            )
         return logits.argmax(1)
 
     @torch.no_grad()

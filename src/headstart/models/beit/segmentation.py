@@ -204,6 +204,21 @@ def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
     )
 
 
+def check_classes(labels: Tensor, config: BeitConfig) -> None:
+    """Refuses labels (B, H, W) that are no class.
+
+    Raises:
+        InputError: A label that is neither a class nor the one that is ignored.
+    """
+    ignored = config.semantic_loss_ignore_index
+    wrong = labels[((labels < 0) | (labels >= config.num_labels)) & (labels != ignored)]
+    if wrong.numel():
+        raise InputError(
+            f"{wrong.numel()} pixels have labels that are no class, such as {int(wrong[0])};"
+            f" expected 0 to {config.num_labels - 1}, or {ignored} for pixels that are ignored"
+        )
+
+
 class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
     """BEiT with UPerNet: classes of pixels.
 
@@ -265,7 +280,7 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
         map.
 
         Raises:
-            InputError: Labels of another shape or type, or a network of one class.
+            InputError: Labels of another shape, type or range, or a network of one class.
         """
         if self.config.num_labels < 2:
             raise InputError(
@@ -278,6 +293,8 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
                 f" ({logits.shape[0]}, height, width)"
             )
         labels = labels.to(logits.device).long()
+        if not torch.compiler.is_compiling():
+            check_classes(labels, self.config)
         loss = pixel_loss(logits, labels, self.config)
         if self.auxiliary_head is None:
             return loss

@@ -332,7 +332,8 @@ class BeitPreTrainedModel(PreTrainedModel):
 
     def _assign(self, tensors: Mapping[str, Tensor], *args: Any) -> dict[str, list[Any]]:
         """Fits tables and positions of another resolution before they are assigned."""
-        return super()._assign(fit_positions(tensors, self.config), *args)
+        fitted = fit_positions(tensors, self.config, self.config.saved_grid)
+        return super()._assign(fitted, *args)
 
 
 class Trunk(BeitPreTrainedModel):
@@ -543,7 +544,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
             bool_masked_pos: (B, patches), True (or 1) where a patch is masked.
             head_mask: (A,) or (blocks, A), 0 silences a head.
             labels: Codes of the masked patches in their order, (masked,), or of all patches, (B,
-                patches): only those of masked patches count, and none that is -100.
+                patches) or (B, h, w): only those of masked patches count, and none that is -100.
             output_attentions: Also return the attention weights.
             output_hidden_states: Also return the embeddings and the output of each block.
             return_dict: False gives a tuple.
@@ -574,17 +575,24 @@ def masked_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         InputError: Labels that are neither one a masked patch nor one a patch.
     """
     labels, B, N = labels.to(logits.device), *logits.shape[:2]
+    labels = labels.flatten(1) if labels.ndim == 3 else labels  # (B, h, w), as masks may be
     mask = None if mask is None else mask.flatten(1).to(logits.device).bool()  # (B, N)
     if labels.shape == (B, N):
         labels = labels if mask is None else labels.masked_fill(~mask, -100)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return mean_loss(logits.flatten(0, 1), labels.flatten())
     chosen = logits.flatten(0, 1) if mask is None else logits[mask]  # (masked, V)
     if labels.numel() != chosen.shape[0]:
         raise InputError(
             f"labels have shape {tuple(labels.shape)}; expected ({chosen.shape[0]},), one a masked"
             f" patch, or {(B, N)}"
         )
-    return F.cross_entropy(chosen, labels.flatten())
+    return mean_loss(chosen, labels.flatten())
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of scores (N, V), 0 where no label (N,) counts: no patch is masked."""
+    total = F.cross_entropy(logits, labels, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)
 
 
 class BeitForImageClassification(BeitPreTrainedModel):

@@ -1,7 +1,7 @@
 """BEiT's files: the authors' names, and tables and positions fitted to a configuration's grid."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ PUBLISHED_NAMES = PublishedNames(
     ),
     ignored=(INDEX_BUFFER,),
 )
+Grid = tuple[int, int]  # height and width in patches
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 _LAYER = "encoder.layer.{}."
 _TABLE = "relative_position_bias.relative_position_bias_table"
@@ -255,7 +256,8 @@ def fit_positions(
     Args:
         tensors: The Hub's names → tensors (torch or numpy).
         config: Says the grid and the kind of bias wanted, and how tables are resized.
-        grid: The grid that the tensors are made for; None takes it as square.
+        grid: The grid that the tensors are made for; where it is None or does not fit, they are
+            taken as square.
 
     Returns:
         The tensors, those replaced that did not fit. What cannot be fitted is left for loading to
@@ -275,23 +277,28 @@ def fit_positions(
         del tensors[shared]
     for key, value in tensors.items():
         xp = np if isinstance(value, np.ndarray) else _torch()
+        known = (grid, config.grid)
         if key.endswith(_TABLE):
-            old = grid or _square(round((value.shape[0] - 3) ** 0.5), value.shape[0] - 3)
-            if old and table_rows(*old) == value.shape[0] and old != config.grid:
-                tensors[key] = resize_table(
-                    xp, value, *table_matrices(xp, old, config.grid, config.bias_resize)
-                )
+            old = _made_for(value.shape[0], known, table_rows)
+            if old not in (None, config.grid):
+                matrices = table_matrices(xp, old, config.grid, config.bias_resize)
+                tensors[key] = resize_table(xp, value, *matrices)
         elif key.endswith("position_embeddings"):
-            side = round((value.shape[1] - 1) ** 0.5)
-            old = grid or ((side, side) if side * side == value.shape[1] - 1 else None)
-            if old and value.shape[1] - 1 != config.grid[0] * config.grid[1]:
+            old = _made_for(value.shape[1], known, lambda height, width: 1 + height * width)
+            if old not in (None, config.grid):
                 tensors[key] = resize_positions(xp, value, old, config.grid)
     return tensors
 
 
-def _square(side: int, count: int) -> tuple[int, int] | None:
-    """The square grid whose table has `side` offsets an axis, unless the count is of another grid."""
-    return ((side + 1) // 2, (side + 1) // 2) if side * side == count and side % 2 else None
+def _made_for(
+    rows: int, known: tuple[Grid | None, ...], count: Callable[[int, int], int]
+) -> Grid | None:
+    """The grid of `rows` rows: the first known one that has as many, a square one, or None."""
+    side = 1
+    while count(side, side) < rows:
+        side += 1
+    candidates = [each for each in (*known, (side, side)) if each and count(*each) == rows]
+    return candidates[0] if candidates else None
 
 
 def _torch() -> Any:
