@@ -12,6 +12,7 @@ from headstart._version import __version__ as __version__
 # Public name → its module; the classes of the families are in the registry, the outputs in theirs.
 _NAMES = {
     **dict.fromkeys(("train", "evaluate"), "training.run"),
+    "distill": "training.distill",
     **dict.fromkeys(("optimize", "export"), "engine"),
     "pipeline": "pipelines.base",
     "errors": "errors",

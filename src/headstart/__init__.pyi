@@ -87,6 +87,7 @@ from headstart.outputs import TFBaseModelOutputWithCLSToken as TFBaseModelOutput
 from headstart.outputs import TFImageClassifierOutputWithNoAttention as TFImageClassifierOutputWithNoAttention
 from headstart.outputs import TokenClassifierOutput as TokenClassifierOutput
 from headstart.pipelines.base import pipeline as pipeline
+from headstart.training.distill import distill as distill
 from headstart.training.run import evaluate as evaluate
 from headstart.training.run import train as train
 
@@ -175,6 +176,7 @@ __all__ = [
     "YosoTokenizer",
     "blockwise_mask",
     "choose_num_hash",
+    "distill",
     "errors",
     "evaluate",
     "export",

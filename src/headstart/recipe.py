@@ -70,6 +70,7 @@ class Recipe:
             part of 0.5 to 1 of the area; "flip" only mirrors; "none" resizes to the crop size.
         mixup: The a of MixUp's Beta(a, a), one draw a batch; 0 is off.
         cutmix: The same of CutMix; where both are on, each batch is mixed by one of them.
+        mix_fraction: Proportion of the steps, from the first, whose batches are mixed.
         rand_augment: Magnitude of RandAugment, 0 to 10; 0 is off.
         color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off,
             and RandAugment takes its place.
@@ -122,6 +123,7 @@ class Recipe:
     augment: Literal["crop-flip", "resized-crop", "flip", "none"] = "crop-flip"
     mixup: float = 0.0
     cutmix: float = 0.0
+    mix_fraction: float = 1.0
     rand_augment: float = 0.0
     color_jitter: float = 0.0
     erasing: float = 0.0
@@ -177,7 +179,12 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"recipe: {field}={value}; it must be at least 0 and below 1")
-        for field, most in (("rand_augment", 10), ("color_jitter", 1), ("erasing", 1)):
+        for field, most in (
+            ("rand_augment", 10),
+            ("color_jitter", 1),
+            ("erasing", 1),
+            ("mix_fraction", 1),
+        ):
             if not 0 <= getattr(self, field) <= most:
                 raise ConfigError(
                     f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}"
@@ -379,10 +386,27 @@ def text(facts: Facts) -> Recipe:
     )  # fmt: skip
 
 
+def distill(facts: Facts) -> Recipe:
+    """Function matching (Beyer et al. 2021): many epochs, random crops, MixUp with any share.
+
+    MixUp ends before the last fifth of the steps: networks that end with it have worse frozen
+    features (Kornblith et al. 2021).
+    """
+    batch_size = 128
+    steps = max(1_000, round(100 * facts.examples / batch_size))
+    crop = facts.model_image_size
+    return Recipe(
+        name="distill", optimizer="adamw", lr=1e-3, weight_decay=0.02, clip_grad=5.0, schedule="cosine", steps=steps,
+        warmup_steps=steps // 20, batch_size=batch_size, mixup=1.0, mix_fraction=0.8, augment="resized-crop",
+        resize=crop and round(crop * 1.15), crop=crop, zero_head=False,
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[Facts], Recipe]] = {
     "hyperrule": hyper_rule,
     "finetune": finetune,
     "text": text,
+    "distill": distill,
 }
 
 

@@ -41,7 +41,7 @@ STAND_INS = {
     "dall-e": "codes",
 }  # fmt: skip
 SHORT = (
-    "--steps 2 --batch-size 4 --micro-batch 4 --workers 1 --device cpu --set eval_every=2 --set"
+    "--steps 2 --batch-size 4 --set micro_batch=4 --workers 1 --device cpu --set eval_every=2 --set"
     " checkpoint_every=2"
 )
 
@@ -194,7 +194,11 @@ def run(text: str, folder: Path) -> None:
             assert words[0] == "headstart", (
                 f"{line!r}: give the reason above the block if it cannot run"
             )
-            if words[1] == "train" and "--dry-run" not in words and "--resume" not in words:
+            if (
+                words[1] in ("train", "distill")
+                and "--dry-run" not in words
+                and "--resume" not in words
+            ):
                 target = Path(words[words.index("--out") + 1])
                 if target.exists():
                     shutil.rmtree(target) if not target.is_symlink() else target.unlink()

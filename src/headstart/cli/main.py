@@ -18,14 +18,14 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import data, engine, models, predict, train
+from headstart.cli import data, distill, engine, models, predict, train
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 COMMANDS = {
-    "Train": (train.train, train.evaluate, train.demo),
+    "Train": (train.train, train.evaluate, distill.distill, train.demo),
     "Data": (data.audit,),
     "Use a model": (predict.predict, predict.explain),
     "Deploy": (engine.optimize, engine.export),

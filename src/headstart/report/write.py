@@ -117,7 +117,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
     lines = [
         "---",
         "library_name: headstart",
-        f"pipeline_tag: {task.name}",
+        f"pipeline_tag: {task.result_task}",
         f"base_model: {results['model']}",
         "tags: [headstart]",
         "---",

@@ -15,6 +15,7 @@ TASKS: dict[str, str] = {
     "masked-language-modeling": "headstart.tasks.masked_language_modeling:MaskedLanguageModeling",
     "semantic-segmentation": "headstart.tasks.semantic_segmentation:SemanticSegmentation",
     "masked-image-modeling": "headstart.tasks.masked_image_modeling:MaskedImageModeling",
+    "distillation": "headstart.training.distill:Distillation",
 }
 
 __all__ = ["TASKS", "Evaluation", "HeadTask", "Task", "task_class"]

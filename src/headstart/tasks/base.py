@@ -86,6 +86,11 @@ class Task(ABC):
     name: ClassVar[str]
     notes: list[str]  # what the user should know about the data
 
+    @property
+    def result_task(self) -> str:
+        """Task of the network that training leaves, by name."""
+        return self.name
+
     @classmethod
     @abstractmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:

@@ -36,11 +36,8 @@ READ_TOGETHER = 512  # images that threads read ahead of the network
 EVALUATED_TOGETHER = 32
 
 
-class ImageClassification(ImageTask, HeadTask):
-    """A class, several labels or regression targets for each image, as the labels of the data say."""
-
-    name: ClassVar[str] = "image-classification"
-    unit: ClassVar[str] = "img"
+class LabelledImages(ImageTask):
+    """What trains an image classifier: images and labels, augmented, and the network."""
 
     def __init__(self, data: ImageData, options: DataOptions) -> None:
         super().__init__(data.splits, data.notes, options)
@@ -139,9 +136,7 @@ class ImageClassification(ImageTask, HeadTask):
             overrides["drop_path_rate"] = (
                 [*rate[:-1], recipe.drop_path] if isinstance(rate, list) else recipe.drop_path
             )
-        model: nn.Module = AutoModelForImageClassification.from_pretrained(
-            name, revision=revision, **overrides
-        )
+        model = self.new_model(name, revision, overrides)
         self.problem.look(self.classes, self.targets("train"), recipe.class_weights)
         if recipe.zero_head:
             self.problem.start(head_of(model))
@@ -150,6 +145,13 @@ class ImageClassification(ImageTask, HeadTask):
         if self.recipe.crop:
             set_processor_side(self.processor, self.recipe.crop)
         self.model = model
+        return model
+
+    def new_model(self, name: str, revision: str | None, overrides: dict[str, Any]) -> nn.Module:
+        """The network that is trained, with these values of its configuration."""
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(
+            name, revision=revision, **overrides
+        )
         return model
 
     def attach(self, name: str | Path) -> nn.Module:
@@ -273,6 +275,26 @@ class ImageClassification(ImageTask, HeadTask):
                 pixels = torch.lerp(other_pixels, pixels, portion)
         return {"pixel_values": pixels, "targets": targets}
 
+    def targets(self, split: str) -> NDArray[Any]:
+        """See `HeadTask.targets`."""
+        labels: NDArray[Any] = self.examples[split].labels
+        return labels
+
+    def card(self) -> str:
+        """See `Task.card`."""
+        return (
+            "from headstart import pipeline\n\n"
+            'classify = pipeline("image-classification", "FOLDER")\n'
+            f'print(classify("photo.jpg"{", top_k=3" if self.data.kind == SINGLE else ""}))\n'
+        )
+
+
+class ImageClassification(LabelledImages, HeadTask):
+    """A class, several labels or regression targets for each image, as the labels of the data say."""
+
+    name: ClassVar[str] = "image-classification"
+    unit: ClassVar[str] = "img"
+
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: that of the problem."""
         logits = model(pixel_values=inputs["pixel_values"]).logits.float()  # (B, V)
@@ -334,11 +356,6 @@ class ImageClassification(ImageTask, HeadTask):
             ]
         self.drop_bad()
 
-    def targets(self, split: str) -> NDArray[Any]:
-        """See `HeadTask.targets`."""
-        labels: NDArray[Any] = self.examples[split].labels
-        return labels
-
     # Evaluation -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -361,14 +378,6 @@ class ImageClassification(ImageTask, HeadTask):
         metrics, interval = self.problem.measure(scores, labels)
         details = {"logits": scores, "labels": labels}
         return Evaluation(split, len(labels), metrics, interval, details)
-
-    def card(self) -> str:
-        """See `Task.card`."""
-        return (
-            "from headstart import pipeline\n\n"
-            'classify = pipeline("image-classification", "FOLDER")\n'
-            f'print(classify("photo.jpg"{", top_k=3" if self.data.kind == SINGLE else ""}))\n'
-        )
 
 
 def head_of(model: nn.Module) -> nn.Linear:

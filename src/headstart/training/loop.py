@@ -56,6 +56,8 @@ class Batches:
         if step + 1 < self.recipe.steps:
             self.waiting[step + 1] = self._request(step + 1)
         batch = self.task.collate([example for future in futures for example in future.result()])
+        if step >= self.recipe.mix_fraction * self.recipe.steps:
+            return batch
         return self.task.augment_batch(
             batch, np.random.default_rng([self.recipe.seed, step, 0x313])
         )

@@ -156,7 +156,7 @@ def write_result(
             found.write(out)
     write_predictions(out, task, result.evaluations)
     values = {
-        "task": task.name,
+        "task": task.result_task,
         "model": request.model,
         "data": Path(request.data).name,
         "headline": task.headline,

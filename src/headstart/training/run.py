@@ -301,7 +301,7 @@ def _resolve(
 ) -> Recipe:
     """The recipe from its four layers; the family's own is a function that the family names."""
     family, _ = family_of(model, revision=revision)
-    check_task(family, task.name)
+    check_task(family, task.result_task)
     facts = task.facts()
     asked = recipe or (read_recipe_file(config).get("recipe") if config else None)
     if asked is not None:
@@ -373,7 +373,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{out} holds an unfinished run; go on with --resume, or choose another --out"
         )
-    if out.exists() and any(path.name not in ("cache", LOCK) for path in out.iterdir()):
+    if out.exists() and any(path.name not in ("cache", "student", LOCK) for path in out.iterdir()):
         raise ConfigError(
             f"{out} is not empty; choose another --out, so that nothing there is overwritten"
         )

@@ -1,0 +1,159 @@
+"""The command `headstart distill`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.cli.arguments import check_model, named_values, parsed
+from headstart.cli.options import ColumnOption, DeviceOption, WorkersOption
+from headstart.errors import ConfigError
+
+TEACHER_HELP = (
+    "Result folder, Hub id or authors' name of an image classifier; a folder that `headstart"
+    " optimize` wrote; an ONNX (.onnx) or OpenVINO (.xml) file."
+)
+IMAGES_HELP = "Everything that `headstart train` reads, or images anywhere below a folder."
+STUDENT_HELP = (
+    "Checkpoint of BiT, CvT or BEiT by name or folder, or a configuration (.json), whose weights"
+    " are randomly initialized."
+)
+NORMALIZATION_HELP = (
+    "of each channel (of 0..1) that the teacher's images are normalized by, such as 0.5,0.5,0.5;"
+    " default the teacher's own, else the student's."
+)
+FEATURE_HELP = (
+    "Weight of the squared error of the teacher's last features, predicted by a linear map of the"
+    " student's."
+)
+
+
+def distill(  # noqa: PLR0913 - one parameter for each option
+    teacher: Annotated[str, typer.Argument(help=TEACHER_HELP)],
+    images: Annotated[Path, typer.Argument(help=IMAGES_HELP)],
+    *,
+    student: Annotated[str | None, typer.Option(help=STUDENT_HELP)] = None,
+    out: Annotated[
+        Path, typer.Option(help="Result folder; must be new, or hold the run to --resume.")
+    ],
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Take only the configuration of --student.")
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Divides the logits of both before they are compared.")
+    ] = 1.0,
+    label_weight: Annotated[
+        float,
+        typer.Option(
+            help="Weight of the cross-entropy of labels that the teacher has; 0 reads no labels."
+        ),
+    ] = 0.0,
+    feature_weight: Annotated[float, typer.Option(help=FEATURE_HELP)] = 0.0,
+    teacher_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of what the teacher sees; default its own, else the student's."
+        ),
+    ] = None,
+    teacher_mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help=f"Mean {NORMALIZATION_HELP}")
+    ] = None,
+    teacher_std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help=f"Standard deviation {NORMALIZATION_HELP}")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of recipe values.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe in place of distill.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides order, augmentation, dropout and splits.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate after the warm-up.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in one update.")] = None,
+    crop: Annotated[int | None, typer.Option(min=1, help="Side of what the student sees.")] = None,
+    mixup: Annotated[float | None, typer.Option(help="MixUp's a; 0 is off.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other recipe value; may be repeated."
+        ),
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="Validation images, if elsewhere.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Test images, if elsewhere.")] = None,
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.9, help="Proportion held out where the images have no validation split."
+        ),
+    ] = 0.2,
+    column: ColumnOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Continue without images that cannot be read.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be done, and stop.")
+    ] = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time that everything may take, such as 10m; the recipe is cut to fit."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the metrics for TensorBoard.")
+    ] = False,
+) -> None:
+    """Train a small network to answer as a large one does, from images without labels.
+
+    Example: [bold]headstart distill runs/large photos/ --student bit-mini --out runs/small[/bold]
+    """
+    for name in (teacher, student):
+        if name is not None and not Path(name).is_file():
+            check_model(name)
+    from headstart.progress import progress_for_terminal
+    from headstart.training.distill import distill as run
+
+    values: dict[str, Any] = {
+        "seed": seed, "steps": steps, "lr": lr, "batch_size": batch_size, "crop": crop,
+        "mixup": mixup, "precision": precision,
+    }  # fmt: skip
+    values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    run(
+        teacher,
+        images,
+        student=student,
+        out=out,
+        scratch=scratch,
+        temperature=temperature,
+        label_weight=label_weight,
+        feature_weight=feature_weight,
+        teacher_size=teacher_size,
+        teacher_mean=_numbers(teacher_mean, "--teacher-mean"),
+        teacher_std=_numbers(teacher_std, "--teacher-std"),
+        recipe=recipe,
+        config=config,
+        resume=resume,
+        dry_run=dry_run,
+        val_fraction=val_fraction,
+        skip_bad=skip_bad,
+        columns=named_values(column, "--column"),
+        validation=val,
+        test=test,
+        device=device,
+        workers=workers,
+        budget=budget,
+        tensorboard=tensorboard,
+        progress=progress_for_terminal(),
+        **values,
+    )
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    """The numbers of an option such as 0.5,0.5,0.5."""
+    if text is None:
+        return None
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: expected numbers such as 0.5,0.5,0.5") from None
