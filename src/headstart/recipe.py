@@ -262,7 +262,8 @@ class Recipe:
 
         Fixed features gain little from large images, and their cost is all the cost there is.
         """
-        return replace(self, tune="head", resize=None, crop=min(self.crop or HEAD_SIDE, HEAD_SIDE))
+        crop = None if self.max_length or self.name == "text" else self.crop or HEAD_SIDE
+        return replace(self, tune="head", resize=None, crop=crop and min(crop, HEAD_SIDE))
 
     def updated(self, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
         """The recipe with some values replaced. Changing only `steps` keeps warm-up and decays in

@@ -51,7 +51,8 @@ def train(  # noqa: PLR0913 - one parameter for each option
     tune: Annotated[
         str | None,
         typer.Option(
-            help="full: every weight. head: only the last layer, on features computed once.",
+            help="full: every weight. head: only the last layer, on features computed once."
+            " auto: head where full training would take more than ten minutes.",
             rich_help_panel="Recipe",
         ),
     ] = None,
@@ -80,6 +81,13 @@ def train(  # noqa: PLR0913 - one parameter for each option
         typer.Option(
             min=1,
             help="Training steps; warm-up and decays keep their proportions.",
+            rich_help_panel="Optimization",
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the training data, in place of --steps.",
             rich_help_panel="Optimization",
         ),
     ] = None,
@@ -186,6 +194,9 @@ def train(  # noqa: PLR0913 - one parameter for each option
             help="Leave out unreadable examples instead of stopping.", rich_help_panel="Data"
         ),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel="Run")
+    ] = False,
     resume: Annotated[
         bool, typer.Option(help="Continue the run in --out.", rich_help_panel="Run")
     ] = False,
@@ -244,7 +255,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=named_values(column, "--column"),
         validation=val, test=test,
         task_options=task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
-        max_error=max_error,
+        max_error=max_error, epochs=epochs, overwrite=overwrite,
         progress=progress_for_terminal(), **values,
     )  # fmt: skip
 
@@ -270,7 +281,7 @@ def evaluate(
     Example: [bold]headstart evaluate runs/photos photos/ --split test[/bold]
     """
     check_model(model)
-    from headstart.progress import metric_text
+    from headstart.progress import metric_text, metric_title, progress_for_terminal
     from headstart.training.run import evaluate as run
 
     columns, options = named_values(column, "--column"), task_options(option, masks)
@@ -283,9 +294,11 @@ def evaluate(
         task_options=options,
         device=device,
         workers=workers,
+        progress=progress_for_terminal(),
     )
     if as_json:
         values = {
+            "notes": found.notes,
             "split": found.split,
             "examples": found.examples,
             "metrics": found.metrics,
@@ -293,9 +306,7 @@ def evaluate(
         }
         print(json.dumps(values, indent=2))
         return
-    rows = [
-        (name.replace("_", " "), metric_text(name, value)) for name, value in found.metrics.items()
-    ]
+    rows = [(metric_title(name), metric_text(name, value)) for name, value in found.metrics.items()]
     if found.interval:
         rows.insert(
             1,

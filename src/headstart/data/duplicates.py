@@ -19,6 +19,7 @@ from headstart.images.decode import BOX, resize
 NEAR = 3  # bits of 64 that may differ: unrelated photos differ in about 32
 # standard deviation of gray values below which an image is flat and its hash is meaningless
 SMALLEST = 0.02
+FEWEST_PIXELS = 16  # of a side: smaller images, as of digits, have the same hash too often
 FLAT = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -94,6 +95,8 @@ def difference_hash(pixels: NDArray[np.uint8]) -> int:
     Whether each of 8 x 8 cells of the shrunk grey picture is brighter than its right neighbour.
     Flat pictures give `FLAT`.
     """
+    if min(pixels.shape[:2]) < FEWEST_PIXELS:
+        return FLAT
     # (H, W), ITU-R BT.601
     grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     small = resize(grey[..., None], (8, 9), BOX)[..., 0]  # (8, 9)

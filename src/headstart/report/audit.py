@@ -222,8 +222,8 @@ def write_page(found: Audit, path: Path, data: str) -> None:
     if found.mislabelled:
         text = (
             "A classifier on the features of a network, which had not seen these images, finds"
-            " their labels less probable than right ones are. Worth a look: half of these or more"
-            f" should be wrong. It agrees with {found.agreement:.0%} of all labels."
+            " their labels less probable than right ones are. Look at each before you change it."
+            f" It agrees with {found.agreement:.0%} of all labels."
         )
         shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
                  for each in found.mislabelled[:SHOWN]]  # fmt: skip

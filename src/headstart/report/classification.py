@@ -266,6 +266,10 @@ def refusal_sections(found: Calibration, max_error: float | None) -> list[Sectio
             f"No threshold keeps the error rate at {chosen.max_error:.0%}: the model would have to"
             " refuse every example."
         )
+    elif chosen.threshold > 1:
+        text = (
+            f"No threshold keeps the error rate at {chosen.max_error:.0%} on all examples together."
+        )
     elif not chosen.threshold:
         text = f"For an error rate of at most {chosen.max_error:.0%} it may answer everything."
     else:

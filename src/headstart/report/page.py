@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import MissingExtraError
+from headstart.progress import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def new_figure(width: float = 6.4, height: float = 3.6) -> "Figure":
 
 
 def plain_axes(axes: Any) -> None:  # noqa: ANN401 - matplotlib's axes
-    """Takes the frame away that says nothing."""
+    """Removes the frame and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
@@ -81,12 +82,17 @@ def plain_axes(axes: Any) -> None:  # noqa: ANN401 - matplotlib's axes
 def figure_source(figure: "Figure") -> str:
     """A figure as a data address of SVG.
 
-    Its words are drawn by the browser, which knows more scripts than matplotlib's font.
+    Its words are rendered by the browser, which knows more scripts than matplotlib's font.
     """
     import matplotlib
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):  # names are data: no formulas, no control characters
+        text.set_parse_math(False)
+        text.set_text(plain(text.get_text()))
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    style = {"svg.fonttype": "none", "text.parse_math": False}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -175,4 +181,4 @@ def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
         raise MissingExtraError("jinja2", "train") from None
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
-    return page
+    return plain(page)

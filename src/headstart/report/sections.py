@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.cache import decode, parallel
-from headstart.data.duplicates import FLAT, difference_hash, pairs_in
+from headstart.data.duplicates import FEWEST_PIXELS, FLAT, difference_hash, pairs_in
 from headstart.metrics.segmentation import mean_iou
 from headstart.report.classification import file_name
 from headstart.report.distillation import distillation_sections
@@ -61,7 +61,8 @@ def duplicates_of(task: Any) -> Section:
 
     def look(at: tuple[str, int]) -> int:
         cache = task.caches.get(at[0])
-        if cache is None or cache.pixels is None:
+        small = task.sizes[at[0]][at[1]].min() < FEWEST_PIXELS
+        if cache is None or cache.pixels is None or small:
             return FLAT
         return difference_hash(cache[at[1]])
 

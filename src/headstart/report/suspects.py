@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from headstart.metrics.classification import best_temperature, softmax
@@ -21,7 +22,9 @@ FEWEST = 5  # images of a class below which nothing is said about its labels
 MISTAKEN = 0.5  # share of the doubted labels that may be right
 NEIGHBOURS = 5
 FAR = 4.0  # robust standard deviations from which on an image is an outlier
-FEW = 20  # images below which distances say nothing
+FEW = 20  # images below which distances mean nothing
+POOL = 20_000  # images that neighbors are looked for among
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,22 @@ def outliers(features: Floats) -> list[tuple[int, float]]:
     return [(int(i), float(score[i])) for i in np.argsort(-score, kind="stable") if score[i] > FAR]
 
 
-def neighbour_distances(features: Floats) -> Doubles:
-    """Mean cosine distance (N,) of each example to its nearest neighbours, in blocks so that memory
-    stays small.
+def neighbour_distances(features: Floats, seed: int = 0) -> Doubles:
+    """Mean cosine distance (N,) of each example to its nearest neighbors.
+
+    In blocks, so that memory stays small; above `POOL` examples among a random subset of them, so
+    that the time is linear in N. All distances grow alike then, and outliers stay outliers.
     """
-    x = torch.from_numpy(standardized(features)[0])
-    x = torch.nn.functional.normalize(x, dim=1)
-    count = min(NEIGHBOURS, len(x) - 1)
+    count = len(features)
+    pool = np.arange(count)
+    if count > POOL:
+        pool = np.sort(np.random.default_rng(seed).permutation(count)[:POOL])
+    x = F.normalize(torch.from_numpy(standardized(features)[0]).float(), dim=1)
+    others, index = x[pool].T.contiguous(), torch.from_numpy(pool)
     found = []
-    for start in range(0, len(x), 1024):
-        near = x[start : start + 1024] @ x.T  # (up to 1024, N)
-        rows = torch.arange(len(near))
-        near[rows, rows + start] = -2.0  # not itself
-        found.append(1 - near.topk(count, dim=1).values.mean(1))
-    return np.asarray(torch.cat(found))
+    for start in range(0, count, BLOCK):
+        near = x[start : start + BLOCK] @ others  # (up to BLOCK, pool)
+        rows = torch.arange(start, start + len(near))
+        near[rows[:, None] == index] = -2.0  # not itself
+        found.append(1 - near.topk(min(NEIGHBOURS, len(pool) - 1), dim=1).values.mean(1))
+    return np.asarray(torch.cat(found), dtype=np.float64)

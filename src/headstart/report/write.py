@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint import atomic_write
-from headstart.progress import duration, metric_text
+from headstart.progress import duration, metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.report.page import (
     BLUE,
@@ -84,7 +84,7 @@ def write_report(
     if judged is not None:
         sections += sections_of(task, judged)
     page = render(
-        title=f"{task.name.replace('-', ' ').capitalize()} with {Path(results['model']).name}",
+        title=f"{task.name.replace('-', ' ').capitalize()} of {results['data']} with {Path(results['model']).name}",
         found=[*task.found()[:1], *results["notes"]],
         judged=judged,
         headline=task.headline.replace("_", " "),
@@ -96,7 +96,7 @@ def write_report(
         ),
         metrics=(
             [
-                (name.replace("_", " "), metric_text(name, value))
+                (metric_title(name), metric_text(name, value))
                 for name, value in judged.metrics.items()
             ]
             if judged
@@ -105,10 +105,24 @@ def write_report(
         sections=sections,
         results=results,
         time=duration(results["seconds"]),
-        recipe=recipe.to_dict(),
+        recipe=recipe.relevant(),
         use=task.card().replace("FOLDER", str(folder)),
     )
     atomic_write(folder / "report.html", page)
+
+
+def describe_training(recipe: Recipe) -> str:
+    """What was trained, in one or two sentences."""
+    if recipe.tune == "head":
+        return (
+            "A linear head was fitted to convergence on the features of the pretrained network;"
+            f" every other weight is the pretrained one. Seed {recipe.seed}."
+        )
+    return (
+        f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
+        f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
+        f" seed {recipe.seed}; every value is in `recipe.yaml`."
+    )
 
 
 def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Recipe) -> None:
@@ -129,11 +143,11 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         lines += [
             f"## Result on {evaluation['examples']} {split} examples",
             "",
-            "| measure | value |",
+            "| metric | value |",
             "| --- | --- |",
         ]
         lines += [
-            f"| {name.replace('_', ' ')} | {metric_text(name, value)} |"
+            f"| {metric_title(name)} | {metric_text(name, value)} |"
             for name, value in evaluation["metrics"].items()
         ]
         if evaluation["confidence_interval_95"]:
@@ -161,7 +175,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
                 f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
             )
     else:
-        lines += ["The model was not judged: no data was held out."]
+        lines += ["The model was not evaluated: no data was held out."]
     lines += [
         "",
         "## Use",
@@ -174,11 +188,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
     lines += [
         "## Training",
         "",
-        (
-            f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
-            f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
-            f" seed {recipe.seed}; every value is in `recipe.yaml`."
-        ),
+        describe_training(recipe),
         f"{duration(results['seconds'])} on {results['device']}, {results['finished']}.",
         f"Data fingerprint `{results['data_fingerprint']}`.",
         "",

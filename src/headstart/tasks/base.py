@@ -84,6 +84,7 @@ class Task(ABC):
     """One kind of training; see the top of this module for the order of calls."""
 
     name: ClassVar[str]
+    unit: ClassVar[str] = "examples"  # what the examples are, in rates
     notes: list[str]  # what the user should know about the data
 
     @property
@@ -196,7 +197,6 @@ class Task(ABC):
 class HeadTask(Task):
     """A task whose last layer can be fitted by itself, on features that are computed once."""
 
-    unit: ClassVar[str]  # what the examples are, in rates: "img", "texts"
     problem: Problem
 
     @property

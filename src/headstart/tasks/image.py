@@ -29,6 +29,7 @@ class ImageTask(Task):
         options: How they were read.
     """
 
+    unit: ClassVar[str] = "img"
     unreadable: ClassVar[str] = "unreadable images"  # in the note about those that were left out
 
     def __init__(self, examples: dict[str, Any], notes: list[str], options: DataOptions) -> None:

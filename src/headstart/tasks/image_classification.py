@@ -293,7 +293,6 @@ class ImageClassification(LabelledImages, HeadTask):
     """A class, several labels or regression targets for each image, as the labels of the data say."""
 
     name: ClassVar[str] = "image-classification"
-    unit: ClassVar[str] = "img"
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: that of the problem."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from headstart.checkpoint import atomic_write
 from headstart.data.cache import Bad, check_bad, decode, parallel
 from headstart.data.mask_augment import SCALES, random_colours, random_crop
 from headstart.data.masks import (
@@ -42,6 +43,7 @@ from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Evaluation
 from headstart.tasks.image import ImageTask
 
+CLASSES = "classes.json"
 # bytes of decoded images of a split that stay in memory; larger splits are decoded each time
 MEMORY = 1 << 30
 WORST, OTHERS = 4, 4  # images whose predictions the report shows
@@ -155,6 +157,18 @@ class SemanticSegmentation(ImageTask):
         processor.do_reduce_labels = self.classes.reduce
         self.processor = processor
         return model
+
+    def save(self, folder: Path) -> None:
+        """See `Task.save`: also what the mask values mean, for evaluations of other data."""
+        super().save(folder)
+        colours = self.classes.colours
+        values = {
+            "classes": self.classes.names,
+            "palette": None if colours is None else colours.tolist(),
+            "ignore_index": sorted(self.classes.ignored),
+            "reduce_labels": self.classes.reduce,
+        }
+        atomic_write(folder / CLASSES, json.dumps(values, indent=2) + "\n")
 
     def attach(self, name: str | Path) -> nn.Module:
         """See `Task.attach`."""

@@ -33,6 +33,7 @@ IGNORE = -100  # label that is left out of a loss
 class TextTask(Task):
     """Base of the text tasks: a task says how rows are read, become tensors, and are evaluated."""
 
+    unit: ClassVar[str] = "texts"
     auto: ClassVar[Any]  # the automatic class of the network
 
     def __init__(self, data: TextData, options: DataOptions) -> None:

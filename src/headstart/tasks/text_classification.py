@@ -39,7 +39,6 @@ class TextClassification(TextTask, HeadTask):
     """A class, several classes or a number for each text or pair, as the labels of the data say."""
 
     name: ClassVar[str] = "text-classification"
-    unit: ClassVar[str] = "texts"
     rows = staticmethod(read_labelled)
     auto = AutoModelForSequenceClassification
 

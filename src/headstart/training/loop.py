@@ -8,10 +8,11 @@ the same numbers as one that was not.
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -160,7 +161,7 @@ class Loop:
         self.log = MetricsLog(
             folder / "metrics.jsonl", folder / "tensorboard" if board and world.is_main else None
         )
-        self.eval_every = recipe.eval_every or max(1, -(-recipe.steps // 10))
+        self.eval_every = recipe.eval_every or default_interval(recipe, task.splits)
         self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -213,7 +214,7 @@ class Loop:
         )
         batches = Batches(self.task, self.recipe, rows, self.workers)
         stopper = Stopper()
-        self.progress.start("training", self.recipe.steps, self.step)
+        self.progress.start("training", self.recipe.steps, self.step, self.task.unit)
         try:
             with stopper.listening():
                 self._validate_if_due()  # a checkpoint is of the moment before
@@ -429,10 +430,12 @@ class MetricsLog:
                 self._board.add_scalar(f"{split}/{name}", value, values["step"])
 
     def flush(self) -> None:
-        """Hands what was written to the system."""
+        """Makes sure that the disk has what was written."""
         for each in (self._file, self._board):
             if each is not None:
                 each.flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
@@ -449,9 +452,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         where = f"{path} line {number}"
         with contextlib.suppress(FileFormatError):  # the last line of a killed run
             found = parse_json(decode_text(line, where), where, nan=True)
-            if isinstance(found, dict):
+            if isinstance(found, dict) and type(found.get("step")) is int:
                 lines.append(found)
     return lines
+
+
+def default_interval(recipe: Recipe, splits: Mapping[str, int]) -> int:
+    """Steps between evaluations: a tenth of all, or more where evaluations would dominate.
+
+    A forward pass costs about a third of a training step's, so that evaluations take at most about
+    a quarter of the time.
+    """
+    examples = splits.get("validation", 0)
+    return max(1, -(-recipe.steps // 10), -(-4 * examples // (3 * recipe.batch_size)))
 
 
 def cut(rows: slice, size: int) -> Iterator[slice]:

@@ -54,7 +54,7 @@ def figures_of(task: Task, evaluation: Evaluation) -> dict[str, Any]:
 def prediction_rows(task: HeadTask, evaluation: Evaluation) -> list[tuple[str, ...]]:
     """Name, label, prediction and probability of every example."""
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
-    names, classes = [plain(name) for name in task.names(evaluation.split)], task.classes
+    names, classes = task.names(evaluation.split), task.classes
     if task.problem.kind == SINGLE:
         chances = softmax(logits)
         best = chances.argmax(1)
@@ -88,4 +88,4 @@ def write_predictions(folder: Path, task: Task, evaluations: Mapping[str, Evalua
     rows.writerow(HEAD)
     for split, evaluation in evaluations.items():
         rows.writerows((split, *row) for row in prediction_rows(task, evaluation))
-    atomic_write(folder / PREDICTIONS, text.getvalue())
+    atomic_write(folder / PREDICTIONS, plain(text.getvalue()))

@@ -34,6 +34,7 @@ from headstart.recipe import (
 from headstart.registry import locate
 from headstart.tasks import Evaluation, HeadTask, Task, task_class
 from headstart.tasks.image_classification import processor_side
+from headstart.tasks.semantic_segmentation import CLASSES
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.training.estimate import (
@@ -753,6 +754,9 @@ def evaluate(
     task_name = read_results(Path(model))["task"] if saved.is_file() else "image-classification"
     config, extra = AutoConfig.from_pretrained(model), _absolute(task_options or {})
     labels = [name for _, name in sorted(config.id2label.items())]
+    classes = Path(model) / CLASSES
+    if task_name == "semantic-segmentation" and classes.is_file():
+        extra = {"classes": str(classes)} | extra
     kind = config.problem_type
     if kind is None and task_name == "image-classification":
         kind = "single_label_classification"

@@ -1,0 +1,200 @@
+"""What use has shown: nothing is lost, nothing is ignored, nothing flatters."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+
+import headstart
+from headstart.errors import ConfigError
+from headstart.progress import Lines, plain
+from headstart.recipe import Recipe
+from headstart.training.lock import locked
+from headstart.training.loop import default_interval, read_metrics
+from headstart.training.run import evaluate
+from photo_data import make_class_folders
+
+SMALL = {"steps": 3, "lr": 0.05, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu"}
+HEAD = {"tune": "head", "crop": 20, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_class_folders(tmp_path / "d", {"bird": 10, "cat": 10})
+
+
+def test_names_are_data(tiny_model, tmp_path, capsys):
+    """Formulas, markup and control characters in names change neither page nor terminal."""
+    names = {"bird": "a$\\frac$b", "cat": "[bold]x[red]", "dog": "\x1b[31mred\x07"}
+    data = make_class_folders(tmp_path / "d", dict.fromkeys(names, 12))
+    for plain_name, name in names.items():
+        (data / plain_name).rename(data / name)
+    found = headstart.train(
+        data, model=tiny_model, out=tmp_path / "run", progress=Lines(), skip_bad=True, **HEAD
+    )
+    shown = capsys.readouterr().err
+    assert "could not be written" not in shown and "\x1b" not in shown and "\x07" not in shown
+    page = (found.folder / "report.html").read_text()
+    assert "a$\\frac$b" in page and "[bold]x[red]" in page and "\x1b" not in page
+    assert "\x1b" not in (found.folder / "predictions.csv").read_text()
+    assert plain("a\x00b\x9bc\td\n") == "abc\td\n"
+
+
+def test_a_report_that_fails_does_not_lose_the_run(
+    folder, tiny_model, tmp_path, capsys, monkeypatch
+):
+    def failing(*arguments):
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr("headstart.report.write.write_report", failing)
+    found = headstart.train(
+        folder, model=tiny_model, out=tmp_path / "run", progress=Lines(), **HEAD
+    )
+    assert "the report could not be written (ValueError: no such glyph)" in capsys.readouterr().err
+    assert json.loads((found.folder / "results.json").read_text())["evaluations"]
+    assert evaluate(found.folder, folder, device="cpu")[1].metrics == pytest.approx(
+        found.metrics, abs=1e-4
+    )
+
+
+def test_one_run_at_a_time(folder, tiny_model, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(ConfigError, match="another run writes into"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
+    assert not (tmp_path / "run").exists()
+    headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_run_is_overwritten_only_on_request(folder, tiny_model, tmp_path):
+    out = tmp_path / "run"
+    headstart.train(folder, model=tiny_model, out=out, **HEAD)
+    (out / "old.txt").write_text("of the old run")
+    with pytest.raises(ConfigError, match="finished run; choose another --out"):
+        headstart.train(folder, model=tiny_model, out=out, **HEAD)
+    again = headstart.train(folder, model=tiny_model, out=out, overwrite=True, seed=3, **HEAD)
+    assert again.recipe.seed == 3 and not (out / "old.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("not a run")
+    with pytest.raises(ConfigError, match="is not empty"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "mine", overwrite=True, **HEAD)
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_success(
+    folder, tiny_model, tmp_path, monkeypatch
+):
+    from headstart.training import run
+
+    begin = run._begin
+    monkeypatch.setattr(run, "_begin", lambda each: (begin(each), shutil.rmtree(each.out)))
+    monkeypatch.setattr(run.MetricsLog, "write", lambda self, values: None)
+    with pytest.raises(ConfigError, match="was removed during the run"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
+
+
+def test_a_relative_model_is_found_from_anywhere(folder, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    found = headstart.train(folder, model=tiny_model.name, out=tmp_path / "run", **HEAD)
+    request = json.loads((found.folder / "run.json").read_text())
+    assert request["model"] == str(tiny_model.resolve())
+
+
+def test_a_damaged_log_is_read_as_far_as_it_is_whole(tmp_path):
+    lines = [b'{"step": 1, "loss": 2.0}', b"\xff\xfe", b"[1]", b'{"loss": 1.0}', b'{"step": 2']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+def test_evaluation_leaves_out_what_was_trained_on(folder, tiny_model, tmp_path, capsys):
+    """The data of the training, which has no split of its own, gives the held-out result."""
+    found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
+    task, again = evaluate(found.folder, folder, device="cpu", progress=Lines())
+    assert again.examples == found.evaluation.examples == 4
+    for name, value in again.metrics.items():
+        assert value == pytest.approx(found.metrics[name], abs=1e-4), name
+    assert "evaluating the 4 of 20 examples that the model was not" in capsys.readouterr().err
+    _, whole = evaluate(found.folder, folder, split="train", device="cpu")
+    assert whole.examples == 20
+    assert whole.notes == [
+        "warning: the model was trained on 16 of these 20 examples, so the result is too good"
+    ]
+    other = make_class_folders(tmp_path / "other", {"bird": 3, "cat": 3}, first_seed=900)
+    _, new = evaluate(found.folder, other, device="cpu")
+    assert new.examples == 6 and new.notes == []
+
+
+def test_epochs_are_steps(folder, tiny_model, tmp_path):
+    values = {"batch_size": 8, "crop": 20, "device": "cpu", "dry_run": True}
+    found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", epochs=5, **values)
+    assert found.recipe.steps == 10 and found.recipe.tune == "full" and found.estimated > 0
+    with pytest.raises(ConfigError, match="epochs and steps"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", epochs=5, steps=3, **values)
+    with pytest.raises(ConfigError, match="epochs=0"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", epochs=0, **values)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_head_alone_where_full_training_takes_long(
+    folder, tiny_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("headstart.training.run.AUTO_SECONDS", 0.0)
+    values = {"model": tiny_model, "device": "cpu", "progress": Lines(), "crop": 20}
+    found = headstart.train(folder, out=tmp_path / "a", **values)
+    assert found.recipe.tune == "head"
+    assert "the head alone is fitted (--tune full trains every weight)" in capsys.readouterr().err
+    asked = headstart.train(folder, out=tmp_path / "b", steps=2, batch_size=4, **values)
+    assert asked.recipe.tune == "full", "a number of steps asks for full training"
+    auto = headstart.train(folder, out=tmp_path / "c", steps=2, batch_size=4, tune="auto", **values)
+    assert auto.recipe.tune == "head"
+
+
+def test_recipe_and_card_of_a_head_describe_what_happened(folder, tiny_model, tmp_path):
+    pytest.importorskip("tensorboard")
+    found = headstart.train(
+        folder, model=tiny_model, out=tmp_path / "run", tensorboard=True, **HEAD
+    )
+    recipe = yaml.safe_load((found.folder / "recipe.yaml").read_text())
+    assert recipe.keys() == {"name", "tune", "crop", "max_length", "class_weights", "seed"}
+    card = (found.folder / "README.md").read_text()
+    assert "A linear head was fitted" in card and "steps of" not in card and "sgd" not in card
+    assert list((found.folder / "tensorboard").iterdir()), "--tensorboard is honored"
+    again = headstart.train(
+        folder, model=tiny_model, out=tmp_path / "b", config=found.folder / "recipe.yaml",
+        device="cpu",
+    )  # fmt: skip
+    assert again.metrics == found.metrics
+
+
+def test_results_hold_classes_and_predictions(folder, tiny_model, tmp_path):
+    found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
+    values = json.loads((found.folder / "results.json").read_text())["evaluations"]["validation"]
+    assert values["classes"].keys() == {"bird", "cat"}
+    confusion = values["confusion_matrix"]
+    assert sum(map(sum, confusion)) == 4 and values["classes"]["cat"]["examples"] == 2
+    right = confusion[0][0] + confusion[1][1]
+    assert right / 4 == found.metrics["accuracy"]
+    with (found.folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and {row["split"] for row in rows} == {"validation"}
+    assert sum(row["label"] == row["prediction"] for row in rows) == right
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    assert all(row["label"] in row["name"] for row in rows)
+
+
+def test_a_result_is_shown_in_a_notebook(folder, tiny_model, tmp_path):
+    found = headstart.train(folder, model=tiny_model, out=tmp_path / "<run>", **HEAD)
+    assert len(repr(found)) < 300 and "accuracy=" in repr(found)
+    page = found._repr_html_()
+    assert "<th>accuracy</th>" in page and "&lt;run&gt;" in page and "<run>" not in page
+
+
+def test_evaluations_do_not_dominate():
+    recipe = Recipe(steps=10, batch_size=512)
+    assert default_interval(recipe, {"train": 80_000, "validation": 20_000}) > 10
+    assert default_interval(Recipe(steps=500, batch_size=512), {"validation": 100}) == 50
