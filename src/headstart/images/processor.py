@@ -48,10 +48,10 @@ class BatchFeature(dict[str, Any]):
         """Itself, as a plain dict."""
         return dict(self)
 
-    def to(self, *args: Any, **kwargs: Any) -> "BatchFeature":
-        """A copy whose torch tensors went through `tensor.to(device and/or dtype)`.
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Itself, after its torch tensors went through `tensor.to(device and/or dtype)`.
 
-        Whole numbers (labels) keep their dtype.
+        Integers (labels) keep their dtype.
         """
         import torch
 
@@ -67,7 +67,27 @@ class BatchFeature(dict[str, Any]):
             value = value.to(*rest, **kwargs) if rest or kwargs else value
             return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
-        return BatchFeature({key: move(value) for key, value in self.items()})
+        self.update({key: move(value) for key, value in self.items()})
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
+        """Itself, with arrays and lists of them as tensors ("np", "pt", "jax", "tf").
+
+        Raises:
+            InputError: Images of different sizes.
+        """
+        if tensor_type is None:
+            return self
+        for key, value in self.items():
+            if isinstance(value, list | tuple | np.ndarray):
+                try:
+                    array = np.asarray(value)
+                except ValueError as error:
+                    raise InputError(
+                        f"{key} have different shapes and cannot be one tensor"
+                    ) from error
+                self[key] = to_framework(array, tensor_type)
+        return self
 
 
 def to_framework(batch: Array, return_tensors: str) -> Any:

@@ -555,3 +555,37 @@ def test_half_precision_and_compile():
     model = small(conv_window=3).bfloat16()
     out = model(ids(2, 6), torch.ones(2, 6, dtype=torch.long)).last_hidden_state
     assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("cls", [YosoModel, *HEADS[1:3], *HEADS[4:]])
+def test_traces_serve_other_sizes(cls):
+    model = small(cls, conv_window=3)
+    x, other = ids(2, 9), ids(3, 6, seed=1)
+    mask, whole = torch.ones_like(x), torch.ones_like(other)
+    mask[1, 6:] = 0
+    traced = torch.jit.trace(model, (x, mask), strict=False)
+    for tokens, seen in ((x, mask), (other, whole)):
+        found, expected = traced(tokens, seen), model(tokens, seen)
+        for key in expected:
+            assert_close(found[key], expected[key], 1e-5, key)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_exports_to_onnx_by_tracing(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = small(YosoForSequenceClassification, conv_window=3)
+    x, other = ids(2, 9), ids(3, 6, seed=1)
+    mask, whole = torch.ones_like(x), torch.ones_like(other)
+    mask[1, 6:] = 0
+    axes = {name: {0: "texts", 1: "tokens"} for name in ("input_ids", "attention_mask")}
+    torch.onnx.export(
+        model, (x, mask), tmp_path / "a.onnx", dynamo=False, input_names=list(axes),
+        dynamic_axes=axes,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    for tokens, seen in ((x, mask), (other, whole)):
+        inputs = {"input_ids": tokens.numpy(), "attention_mask": seen.numpy()}
+        assert_close(torch.from_numpy(session.run(None, inputs)[0]), model(tokens, seen).logits)

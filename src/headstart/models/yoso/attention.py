@@ -387,8 +387,9 @@ def _finish(out: Tensor, keep: Tensor | None) -> Tensor:
     """
     if keep is not None:
         out = out.masked_fill(~keep, 0.0)
-    in_place = not torch.is_grad_enabled() and out.dtype in (torch.float32, torch.float64)
-    return out.mul_(row_scale(out)) if in_place else normalize_rows(out)
+    if torch.is_grad_enabled() or transformed() or out.dtype in (torch.float16, torch.bfloat16):
+        return normalize_rows(out)
+    return out.mul_(row_scale(out))
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ Numbers by name, and the way from tokens to words and characters and back.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Encoding
@@ -122,8 +122,11 @@ class BatchEncoding(BatchFeature):
         i, at = _two(batch_or_char_index, char_index)
         return self._encoding(i).char_to_word(at, sequence_index)
 
-    def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchEncoding":
-        """Itself, with arrays or tensors ("np", "pt", "jax", "tf") in place of lists.
+    def convert_to_tensors(
+        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
+    ) -> Self:
+        """Itself, with arrays or tensors ("np", "pt", "jax", "tf") in place of lists; with
+        `prepend_batch_axis` as a batch of one text.
 
         Raises:
             InputError: Texts of different lengths.
@@ -131,8 +134,9 @@ class BatchEncoding(BatchFeature):
         if tensor_type is None:
             return self
         for key, value in self.items():
-            if isinstance(value, list):
-                widths = {len(each) for each in value if isinstance(each, list)}
+            if isinstance(value, int | list):
+                value = [value] if prepend_batch_axis else value
+                widths = {len(each) for each in _lists(value)}
                 if len(widths) > 1:
                     raise InputError(
                         f"{key} have from {min(widths)} to {max(widths)} tokens and cannot be one"
@@ -142,13 +146,14 @@ class BatchEncoding(BatchFeature):
                 self[key] = to_framework(array, tensor_type)
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> "BatchEncoding":
-        """A copy whose torch tensors are on another device."""
-        return BatchEncoding(super().to(*args, **kwargs), self.__dict__["encodings"])
-
 
 def _two(first: int, second: int | None) -> tuple[int, int]:
     return (0, first) if second is None else (first, second)
+
+
+def _lists(value: Any) -> list[list[Any]]:
+    """The lists that a list holds."""
+    return [each for each in value if isinstance(each, list)] if isinstance(value, list) else []
 
 
 def _has_float(value: Any) -> bool:

@@ -45,7 +45,8 @@ def with_surrogate(weights: Tensor, cosine: Tensor, hash_code_len: int) -> Tenso
     """The weights, with `tau / 2` times themselves as their derivative: that of the second order
     is `(tau / 2) ** 2` times them, and so on.
     """
-    if not (torch.is_grad_enabled() or transformed()):
+    exported = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined, no-untyped-call]
+    if exported or not (torch.is_grad_enabled() or transformed()):
         return weights
     return weights * torch.exp(hash_code_len / 2 * (cosine - cosine.detach()))
 

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from headstart.errors import ConfigError, InputError, NotFoundError
 from headstart.models.yoso.encoding import BatchEncoding, choice, filled, is_list, plain
+from headstart.models.yoso.prepared import STRATEGIES, PreparedIds, listed_tokens
 from headstart.models.yoso.tokenizer_files import (
     SPECIAL,
     added_values,
@@ -22,7 +23,6 @@ from headstart.models.yoso.tokenizer_files import (
 )
 
 UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
-STRATEGIES = ("longest_first", "only_first", "only_second")
 FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -32,7 +32,7 @@ FILES = (
 )
 
 
-class YosoTokenizer:
+class YosoTokenizer(PreparedIds):
     """Turns texts into the `input_ids` and `attention_mask` of a YOSO network, and back.
 
     Args:
@@ -46,6 +46,9 @@ class YosoTokenizer:
             split always are.
         mask_alias: Also read as the mask token, as the published examples write it. None takes it
             literally.
+        name_or_path: Where it came from.
+        additional_special_tokens: Further tokens that are never split and that
+            `skip_special_tokens` leaves out.
         **special: `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`,
             `mask_token`.
 
@@ -79,6 +82,7 @@ class YosoTokenizer:
         add_prefix_space: bool = False,
         mask_alias: str | None = "[MASK]",
         name_or_path: str = "",
+        additional_special_tokens: Sequence[str | Mapping[str, Any] | AddedToken] = (),
         **special: str | Mapping[str, Any] | AddedToken,
     ) -> None:
         unknown = sorted(set(special) - set(SPECIAL))
@@ -102,7 +106,9 @@ class YosoTokenizer:
             setattr(self, role, added.content)
         self.backend_tokenizer = tokenizer if tokenizer is not None else bpe(vocab, merges)
         self._is_bytes = pre_tokenizer_type(self.backend_tokenizer) in ("ByteLevel", None)
-        self.backend_tokenizer.add_special_tokens(tokens)
+        more = [as_added(each, "") for each in listed_tokens(additional_special_tokens)]
+        self.additional_special_tokens = [each.content for each in more]
+        self.backend_tokenizer.add_special_tokens([*tokens, *more])
         if self._is_bytes:
             self._set_space(self.backend_tokenizer, add_prefix_space)
         self._lock = threading.Lock()  # the library keeps the truncation of a call as state
@@ -239,13 +245,17 @@ class YosoTokenizer:
             "tokenizer_class": "RobertaTokenizer" if self._is_bytes else "PreTrainedTokenizerFast",
             "model_max_length": self.model_max_length, "add_prefix_space": self.add_prefix_space,
             "padding_side": self.padding_side, "truncation_side": self.truncation_side, "clean_up_tokenization_spaces": False,
-            **{role: getattr(self, role) for role in SPECIAL},
+            **self.special_tokens_map,
         }  # fmt: skip
         texts = {
             "tokenizer.json": json.dumps(state, ensure_ascii=False),
             "tokenizer_config.json": json.dumps(config, indent=2),
             "special_tokens_map.json": json.dumps(
-                {r: flags.get(getattr(self, r), getattr(self, r)) for r in SPECIAL}, indent=2
+                {
+                    role: flags.get(token, token) if isinstance(token, str) else token
+                    for role, token in self.special_tokens_map.items()
+                },
+                indent=2,
             ),
         }
         if state["model"]["type"] == "BPE":
@@ -286,6 +296,28 @@ class YosoTokenizer:
         """Token → number, with those that were added."""
         return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token → number, as `get_vocab()`."""
+        return self.get_vocab()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token → number of the special tokens and of those that were added, by number."""
+        found = sorted(self.backend_tokenizer.get_added_tokens_decoder().items())
+        return {token.content: number for number, token in found}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`pad_token_id = 5` makes the token of that number the padding token."""
+        role = name.removesuffix("_id")
+        if role in SPECIAL and role != name:
+            token = self.backend_tokenizer.id_to_token(value)
+            if token is None:
+                raise InputError(
+                    f"{name}={value}; the vocabulary has the numbers 0 to {len(self) - 1}"
+                )
+            name, value = role, token
+        super().__setattr__(name, as_added(value, name).content if name in SPECIAL else value)
+
     def __getattr__(self, name: str) -> Any:
         role = name.removesuffix("_id")
         if role in SPECIAL and role != name:  # pad_token_id, mask_token_id, …
@@ -293,19 +325,37 @@ class YosoTokenizer:
         raise AttributeError(f"YosoTokenizer has no {name}")
 
     @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """Role → token."""
-        return {role: getattr(self, role) for role in SPECIAL}
+    def special_tokens_map(self) -> dict[str, Any]:
+        """Role → token; `additional_special_tokens` → a list, where there are some."""
+        found: dict[str, Any] = {role: getattr(self, role) for role in SPECIAL}
+        more = self.additional_special_tokens
+        return found | ({"additional_special_tokens": list(more)} if more else {})
 
     @property
     def all_special_tokens(self) -> list[str]:
         """Every special token once."""
-        return list(dict.fromkeys(self.special_tokens_map.values()))
+        roles = [getattr(self, role) for role in SPECIAL]
+        return list(dict.fromkeys([*roles, *self.additional_special_tokens]))
 
     @property
     def all_special_ids(self) -> list[int]:
         """Their numbers."""
         return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    @property
+    def additional_special_tokens_ids(self) -> list[int]:
+        """Numbers of `additional_special_tokens`."""
+        return [self.convert_tokens_to_ids(token) for token in self.additional_special_tokens]
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens of the longest text, without the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Tokens of the longest pair, without the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def add_tokens(
         self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
@@ -322,6 +372,41 @@ class YosoTokenizer:
         )
         self._words = None
         return int(add(listed))
+
+    def add_special_tokens(
+        self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
+    ) -> int:
+        """Gives roles other tokens, adds those that are new, and returns how many were new.
+
+        Then resize the network's table. The frame around texts keeps its tokens.
+
+        Args:
+            special_tokens_dict: Role ("pad_token") → token, and "additional_special_tokens" →
+                a list of tokens.
+            replace_additional_special_tokens: Whether the list takes the place of the old one.
+
+        Raises:
+            ConfigError: A role that does not exist.
+        """
+        more = "additional_special_tokens"
+        unknown = sorted(set(special_tokens_dict) - {*SPECIAL, more})
+        if unknown:
+            raise ConfigError(
+                f"no special tokens are called {', '.join(unknown)}; expected"
+                f" {', '.join([*SPECIAL, more])}"
+            )
+        added: list[AddedToken] = []
+        for role, value in special_tokens_dict.items():
+            if role != more:
+                added.append(as_added(value, role))
+                setattr(self, role, added[-1].content)
+                continue
+            tokens = [as_added(each, "") for each in listed_tokens(value)]
+            kept = [] if replace_additional_special_tokens else self.additional_special_tokens
+            listed = [*kept, *(token.content for token in tokens)]
+            self.additional_special_tokens = list(dict.fromkeys(listed))
+            added += tokens
+        return self.add_tokens(added, special_tokens=True)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Numbers of tokens, one or a list; unknown ones are `unk_token_id`."""
@@ -380,9 +465,54 @@ class YosoTokenizer:
         """The tokens of a text, as strings."""
         return list(self(text, pair, add_special_tokens=add_special_tokens).tokens())
 
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """The `input_ids` of a call."""
-        return self(text, text_pair, **options)["input_ids"]
+    def encode(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """The `input_ids` of a call; see `__call__`."""
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            **options,
+        )["input_ids"]
+
+    def encode_plus(
+        self, text: Any, text_pair: Any = None, *args: Any, **options: Any
+    ) -> BatchEncoding:
+        """Numbers of the tokens of one text or pair; the arguments of `__call__` without the
+        targets, in its order.
+        """
+        return self(text, text_pair, None, None, *args, **options)
+
+    def batch_encode_plus(
+        self, batch_text_or_text_pairs: Any, *args: Any, **options: Any
+    ) -> BatchEncoding:
+        """Numbers of the tokens of several texts or pairs; the arguments of `__call__` from
+        `add_special_tokens` on, in its order.
+
+        Raises:
+            InputError: Not a list.
+        """
+        if not is_list(batch_text_or_text_pairs):
+            kind = type(batch_text_or_text_pairs).__name__
+            raise InputError(f"batch_text_or_text_pairs is {kind}; expected a list of texts")
+        return self(batch_text_or_text_pairs, None, None, None, *args, **options)
 
     # From texts to numbers
 
@@ -390,7 +520,8 @@ class YosoTokenizer:
         self,
         text: Any,
         text_pair: Any = None,
-        *,
+        text_target: None = None,
+        text_pair_target: None = None,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
@@ -398,9 +529,10 @@ class YosoTokenizer:
         stride: int = 0,
         is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
         return_tensors: str | None = None,
-        return_token_type_ids: bool = False,
-        return_attention_mask: bool = True,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
@@ -413,6 +545,8 @@ class YosoTokenizer:
             text: A text, a list of texts, or a list of pairs; with `is_split_into_words` a list of
                 words, or a list of those.
             text_pair: Second texts, of the same form.
+            text_target: Refused: YOSO has no decoder that would be given targets.
+            text_pair_target: Refused likewise.
             add_special_tokens: Whether to put `<s>` and `</s>` around.
             padding: True or "longest" fills all to the longest, "max_length" to `max_length`.
             truncation: True or "longest_first", "only_first", "only_second"; None truncates if
@@ -423,9 +557,10 @@ class YosoTokenizer:
                 `return_overflowing_tokens`.
             is_split_into_words: Whether texts come as lists of words.
             pad_to_multiple_of: Round the padded length up.
+            padding_side: "right" or "left"; default the tokenizer's.
             return_tensors: "np", "pt", "jax", "tf", or None for lists.
             return_token_type_ids: Also segments (all 0, as in RoBERTa).
-            return_attention_mask: 1 for tokens, 0 for padding.
+            return_attention_mask: 1 for tokens, 0 for padding; None is True.
             return_overflowing_tokens: Return every part of a long text, and
                 `overflow_to_sample_mapping`: which text it is of.
             return_special_tokens_mask: 1 for special tokens and padding.
@@ -436,6 +571,11 @@ class YosoTokenizer:
         Raises:
             InputError: Not texts, or lengths that cannot be kept.
         """
+        if text_target is not None or text_pair_target is not None:
+            raise InputError(
+                "text_target is for networks that write texts; encode labels by a call of their own"
+            )
+        side = self._side(padding_side)
         batch, single, pair = self._batch(text, text_pair, is_split_into_words)
         fills = choice(
             "padding",
@@ -476,16 +616,11 @@ class YosoTokenizer:
                 max(len(each) for each in encodings), fills, limit, pad_to_multiple_of
             )
             for each in encodings:
-                each.pad(
-                    length,
-                    direction=self.padding_side,
-                    pad_id=self.pad_token_id,
-                    pad_token=self.pad_token,
-                )
+                each.pad(length, direction=side, pad_id=self.pad_token_id, pad_token=self.pad_token)
         data: dict[str, Any] = {"input_ids": [each.ids for each in encodings]}
         for wanted, key, name in (
             (return_token_type_ids, "token_type_ids", "type_ids"),
-            (return_attention_mask, "attention_mask", "attention_mask"),
+            (return_attention_mask is not False, "attention_mask", "attention_mask"),
             (return_special_tokens_mask, "special_tokens_mask", "special_tokens_mask"),
             (return_offsets_mapping, "offset_mapping", "offsets"),
         ):
@@ -613,14 +748,21 @@ class YosoTokenizer:
                     " truncate with 'longest_first'"
                 )
 
+    def _side(self, given: str | None) -> str:
+        if given not in (None, "right", "left"):
+            raise InputError(f"padding_side={given!r}; expected 'right' or 'left'")
+        return given or self.padding_side
+
     def pad(
         self,
         encoded_inputs: Any,
         padding: bool | str = True,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool = True,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        verbose: bool = True,
     ) -> BatchEncoding:
         """One batch of examples that were encoded before.
 
@@ -630,10 +772,12 @@ class YosoTokenizer:
             padding: True or "longest", or "max_length".
             max_length: The length of "max_length".
             pad_to_multiple_of: Round the length up.
-            return_attention_mask: Make the mask where it is not among the inputs.
+            padding_side: "right" or "left"; default the tokenizer's.
+            return_attention_mask: Make the mask where it is not among the inputs; None is True.
             return_tensors: "np", "pt", "jax", "tf", or None for lists.
+            verbose: Takes no effect.
         """
-        rows = encoded_inputs
+        side, rows = self._side(padding_side), encoded_inputs
         if not isinstance(rows, Mapping):
             rows = {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]}
         data = {key: plain(value) for key, value in rows.items()}
@@ -642,7 +786,7 @@ class YosoTokenizer:
         single = bool(data["input_ids"]) and isinstance(data["input_ids"][0], int)
         if single:
             data = {key: [value] for key, value in data.items()}
-        if return_attention_mask and "attention_mask" not in data:
+        if return_attention_mask is not False and "attention_mask" not in data:
             data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
         fills = choice(
             "padding",
@@ -662,9 +806,7 @@ class YosoTokenizer:
                 "special_tokens_mask": 1,
             }
             for key in values.keys() & data.keys():
-                data[key] = [
-                    filled(each, length, values[key], self.padding_side) for each in data[key]
-                ]
+                data[key] = [filled(each, length, values[key], side) for each in data[key]]
         if single and return_tensors is None:
             data = {key: value[0] for key, value in data.items()}
         return BatchEncoding(data).convert_to_tensors(return_tensors)

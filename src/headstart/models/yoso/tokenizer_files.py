@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "padding_side": str,
     "truncation_side": str,
     "add_prefix_space": bool,
+    "additional_special_tokens": list,
     **dict.fromkeys(SPECIAL, str | dict),
 }
 
