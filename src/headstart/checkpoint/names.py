@@ -189,7 +189,11 @@ class PublishedNames:
 
     def knows(self, name: str) -> bool:
         """Whether a name of a file belongs to this family."""
-        return _first(self._bare(name)) in self.base + self.extra or self._is_ignored(name)
+        name = name.removeprefix("module.")
+        wrapped = f".{self.prefix}." in name  # the base model inside another module
+        return (
+            wrapped or _first(self._bare(name)) in self.base + self.extra or self._is_ignored(name)
+        )
 
     def spelled(self, keys: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
         """Our name → the key of a file that holds it, for all that the file has."""

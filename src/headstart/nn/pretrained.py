@@ -3,11 +3,13 @@
 The folder, its card, the list of what does not fit.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.config import PreTrainedConfig
+from headstart.config import WITHOUT_EFFECT, PreTrainedConfig
+from headstart.errors import ConfigError
 
 
 def save_network(
@@ -16,6 +18,8 @@ def save_network(
     tensors: Mapping[str, Any],
     architecture: str,
     max_shard_size: str | int = "5GB",
+    *,
+    pickled: bool = False,
 ) -> None:
     """Writes `config.json`, `model.safetensors` and, where it has something to tell, a model card,
     each atomically.
@@ -26,12 +30,21 @@ def save_network(
         tensors: Published name → tensor.
         architecture: What config.json calls the network.
         max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+        pickled: Write one `pytorch_model.bin` of PyTorch tensors instead.
     """
     from headstart.checkpoint import atomic_write, write_tensors
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder, tensors, max_shard_size=max_shard_size)
+    if pickled:
+        import torch
+
+        state = {name: value.contiguous() for name, value in tensors.items()}
+        for old in folder.glob("*.safetensors*"):
+            old.unlink()
+        atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(state, file))
+    else:
+        write_tensors(folder, tensors, max_shard_size=max_shard_size)
     config.architectures = [architecture]  # type: ignore[attr-defined]
     config.save_pretrained(folder)
     differences = config.differences()
@@ -64,3 +77,87 @@ def misfit_message(
         " parameters anew"
     )
     return "\n".join(lines + ([hint] if any("  shape" in line for line in lines) else []))
+
+
+HUB_KEYWORDS = ("token", "private", "revision", "commit_message")
+
+
+def check_hub_keywords(hub: Mapping[str, Any]) -> None:
+    """Refuses keywords that saving does not know.
+
+    Raises:
+        TypeError: There is one.
+    """
+    if unknown := sorted(set(hub) - set(HUB_KEYWORDS)):
+        raise TypeError(
+            f"save_pretrained() got an unexpected keyword {unknown[0]!r}; expected some of"
+            f" {', '.join(HUB_KEYWORDS)}"
+        )
+
+
+def check_keywords(
+    config_class: type[PreTrainedConfig], overrides: dict[str, Any], hub: dict[str, Any]
+) -> None:
+    """Moves older names of arguments to where they belong, and refuses what nothing honors.
+
+    Args:
+        config_class: The family's configuration.
+        overrides: Keywords that `from_pretrained` has no argument for; changed in place.
+        hub: Where files come from; changed in place.
+
+    Raises:
+        TypeError: A keyword that neither loading nor the configuration knows.
+        ConfigError: One that asks for what is not done here.
+    """
+    if (token := overrides.pop("use_auth_token", None)) is not None:
+        hub["token"] = token
+    if overrides.pop("force_download", False):
+        raise ConfigError(
+            "force_download=True is not supported; remove the model from the cache"
+            " (huggingface-cli delete-cache), or pass another cache_dir"
+        )
+    if overrides.pop("trust_remote_code", False):
+        raise ConfigError("trust_remote_code=True: code that comes with a checkpoint never runs")
+    for key in IGNORED:
+        overrides.pop(key, None)
+    known = config_class.value_names() | set(WITHOUT_EFFECT)
+    if unknown := sorted(set(overrides) - known):
+        near = difflib.get_close_matches(unknown[0], known, 1, 0.8)
+        raise TypeError(
+            f"from_pretrained() got an unexpected keyword {unknown[0]!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+
+
+# True of every load here, whatever they say.
+IGNORED = ("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only")
+
+
+def within(name: str | Path, subfolder: str) -> str | Path:
+    """The checkpoint in a subfolder of a local folder.
+
+    Raises:
+        ConfigError: Not a local folder, or the subfolder lies outside of it.
+    """
+    if not subfolder:
+        return name
+    folder = Path(name) / subfolder
+    if not Path(name).is_dir() or not folder.resolve().is_relative_to(Path(name).resolve()):
+        raise ConfigError(
+            f"subfolder={subfolder!r} is not inside a local folder {name}; download the model and"
+            " pass the path of its subfolder"
+        )
+    return folder
+
+
+def read_config(config_class: type[PreTrainedConfig], config: Any, hub: Mapping[str, Any]) -> Any:
+    """A configuration that was given as itself, or as its file, folder or Hub id; None stays."""
+    if config is None or isinstance(config, PreTrainedConfig):
+        return config
+    return config_class.from_pretrained(config, **hub)
+
+
+def unused_message(name: str, cls: str, unknown: Iterable[str]) -> str:
+    """What a checkpoint holds in vain, and under which prefix where all of it has one."""
+    unknown = sorted(unknown)
+    return f"{name}: not used by {cls}: {', '.join(unknown)}"

@@ -16,11 +16,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from headstart import outputs
-from headstart.checkpoint.names import Names, PublishedNames
+from headstart.checkpoint.names import PublishedNames
 from headstart.config import Compat, PreTrainedConfig
-from headstart.errors import ConfigError, InputError, WeightsError
+from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
 from headstart.nn.kept import forget, traced
-from headstart.nn.pretrained import misfit_message, save_network
+from headstart.nn.pretrained import (
+    check_hub_keywords,
+    check_keywords,
+    misfit_message,
+    read_config,
+    save_network,
+    unused_message,
+    within,
+)
 from headstart.registry import load_marked
 
 logger = logging.getLogger("headstart")
@@ -250,11 +258,14 @@ class PreTrainedModel(nn.Module):
             )
         self.config = config
         self.gradient_checkpointing = False
+        self._not_checkpointed: set[nn.Module] = set()
+        self._checkpointing: dict[str, Any] = {"use_reentrant": False}
+        self._name_or_path = ""
 
     # What a family fills in
 
     @classmethod
-    def name_table(cls, config: Any) -> Names:
+    def name_table(cls, config: Any) -> PublishedNames:
         """What published files of the family may hold (see `PublishedNames`)."""
         return PublishedNames(cls.base_model_prefix)
 
@@ -298,34 +309,137 @@ class PreTrainedModel(nn.Module):
         """Type of the floating-point parameters."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of weights, shared ones counted once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights, shared ones counted once.
+
+        Args:
+            only_trainable: Count those that need gradients alone.
+            exclude_embeddings: Leave out the tables of `nn.Embedding`.
+        """
+        tables = {
+            id(module.weight)
+            for module in self.modules()
+            if exclude_embeddings and isinstance(module, nn.Embedding)
+        }
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if (p.requires_grad or not only_trainable) and id(p) not in tables
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes of the head."""
+        return int(self.config.num_labels)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the weights came from; empty where they were made here."""
+        return self._name_or_path
+
+    @property
+    def framework(self) -> str:
+        """ "pt", as transformers calls PyTorch."""
+        return "pt"
+
+    def can_generate(self) -> bool:
+        """False: none of the families generates text."""
+        return False
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers unless `return_buffers` is false."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
+        """Number of values in the main input of a batch."""
+        main = input_dict.get(self.main_input_name)
+        return 0 if main is None else int(main.numel())
+
+    def floating_point_ops(
+        self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True
+    ) -> int:
+        """Operations of a training step as 6 x inputs x parameters (Kaplan et al. 2020)."""
+        count = self.num_parameters(exclude_embeddings=exclude_embeddings)
+        return 6 * self.estimate_tokens(input_dict) * count
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that the inputs go through first.
+
+        Raises:
+            NotImplementedError: The family has no embeddings (BiT, CvT).
+        """
+        embeddings = getattr(self.base_model, "embeddings", None)
+        for name in ("word_embeddings", "patch_embeddings"):
+            if embeddings is not None and hasattr(embeddings, name):
+                return getattr(embeddings, name)  # type: ignore[no-any-return]
+        raise NotImplementedError(f"{type(self).__name__} has no input embeddings")
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Puts a module in the place of the input embeddings."""
+        old = self.get_input_embeddings()
+        embeddings: Any = self.base_model.embeddings
+        name = next(name for name, child in embeddings.named_children() if child is old)
+        setattr(embeddings, name, value)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The matrix of a language model's scores; None for other networks."""
+        return None
+
+    def enable_input_require_grads(self) -> None:
+        """Makes the outputs of the input embeddings need gradients, as adapters under gradient
+        checkpointing may ask for.
+        """
+        self.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: output.requires_grad_(True)
+        )
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
         """Always true."""
         return True
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int | None = None,
     ) -> None:
-        """Recomputes each block in the backward pass instead of keeping what it computed."""
-        self._set_checkpointing(True)
+        """Recomputes blocks in the backward pass instead of keeping what they computed.
+
+        Args:
+            gradient_checkpointing_kwargs: Of `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: Recompute the first of every so many blocks; None is every block.
+        """
+        if every_n_layers is not None and every_n_layers < 1:
+            raise ConfigError(f"every_n_layers={every_n_layers}; expected at least 1")
+        lists = [m for m in self.modules() if isinstance(m, nn.ModuleList)]
+        blocks = [block for each in lists for block in each if not _holds_list(block)]
+        skipped = {b for i, b in enumerate(blocks) if i % (every_n_layers or 1)}
+        self._set_checkpointing(True, skipped, gradient_checkpointing_kwargs or {})
 
     def gradient_checkpointing_disable(self) -> None:
         """Keeps what each block computed, as usual."""
-        self._set_checkpointing(False)
+        self._set_checkpointing(False, set(), {})
 
-    def _set_checkpointing(self, value: bool) -> None:
+    def _set_checkpointing(
+        self, value: bool, skipped: set[nn.Module], kwargs: Mapping[str, Any]
+    ) -> None:
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.gradient_checkpointing = value
+                module._not_checkpointed = skipped
+                module._checkpointing = {"use_reentrant": False, **kwargs}
 
     def run_block(self, block: Callable[..., Any], *args: Any) -> Any:
         """`block(*args)`, checkpointed where that was asked for."""
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, *args, use_reentrant=False)
+        if self.gradient_checkpointing and self.training and block not in self._not_checkpointed:
+            return checkpoint(block, *args, **self._checkpointing)
         return block(*args)
 
     def wants(self, name: str, value: bool | None) -> bool:
@@ -350,28 +464,28 @@ class PreTrainedModel(nn.Module):
             strict: Refuse missing and unexpected names.
             assign: Take the tensors themselves, as `nn.Module.load_state_dict` does.
         """
-        own = self.state_dict()
-        if not all(key in own for key in state_dict):
-            names = self.name_table(self.config)
-            if isinstance(names, PublishedNames):
-                spelled = names.spelled(state_dict, own)
-                rest = set(state_dict) - set(spelled.values())
-                found = {name: state_dict[key] for name, key in spelled.items()}
-                state_dict = found | {key: state_dict[key] for key in rest}
-            else:
-                found, _, unknown = names.to_ours(state_dict, own)
-                state_dict = found | {key: state_dict[key] for key in unknown}
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        own = self.state_dict(keep_vars=True)
+        given: dict[str, Any] = dict(state_dict)
+        if not given.keys() <= own.keys():
+            spelled = self.name_table(self.config).spelled(given, own)
+            found = {name: given.pop(key) for name, key in spelled.items()}
+            given = found | given
+        # A shared tensor may be there under one of its names only.
+        values = {id(own[name]): given[name] for name in own if name in given}
+        given |= {k: values[id(v)] for k, v in own.items() if k not in given and id(v) in values}
+        result = super().load_state_dict(given, strict=strict, assign=assign)
         self.tie_weights()
         return result
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | str | Path | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -382,15 +496,19 @@ class PreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         optimized: bool | None = None,
+        strict: bool = False,
+        device_map: Any = None,
         **config_overrides: Any,
     ) -> Any:
         """A network with the weights of a checkpoint, in evaluation mode.
 
         Args:
-            name_or_path: A folder, a file of any format, a Hub id, or an authors' name (`headstart
-                models` lists them).
-            config: A configuration to use instead of the checkpoint's.
+            pretrained_model_name_or_path: A folder, a file of any format, a Hub id, or an authors'
+                name (`headstart models` lists them); None with `config` and `state_dict`.
+            config: A configuration to use instead of the checkpoint's: itself, its file or folder.
+            state_dict: Tensors to take instead of the checkpoint's.
             revision: Branch, tag or commit on the Hub.
+            subfolder: Where in a local folder the checkpoint lies.
             cache_dir: Where downloads are kept; default the Hub's cache.
             token: Token of the Hub; default the one stored or in `HF_TOKEN`.
             local_files_only: Take only what is on disk.
@@ -403,10 +521,14 @@ class PreTrainedModel(nn.Module):
             output_loading_info: Also return what was missing, unexpected or of another shape.
             optimized: False loads the network itself from a folder that `headstart.optimize` made;
                 by default its optimised form is loaded, unless something else is asked of it too.
+            strict: Refuse tensors in the checkpoint that the network has no use for, which are
+                otherwise left out with a warning.
+            device_map: Where accelerate puts the modules: "auto", a device, or a dictionary.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as
                 `num_labels=10`.
 
         Raises:
+            TypeError: A keyword that neither loading nor the configuration knows.
             HubError: The name could not be turned into files (see its subclasses).
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
@@ -422,41 +544,45 @@ class PreTrainedModel(nn.Module):
             ignore_mismatched_sizes,
             output_loading_info,
             config_overrides,
+            strict,
+            device_map,
+            state_dict,
         )
         if optimized is not False and not any(asked):
-            marked = load_marked(name_or_path, cls)
+            marked = load_marked(within(pretrained_model_name_or_path or "", subfolder), cls)
             if marked is not None:
                 return marked
-        hub = {
+        hub: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
             "token": token,
             "local_files_only": local_files_only,
         }
-        config, tensors = load_checkpoint(
-            name_or_path, cls.config_class, config, compat, config_overrides, hub
-        )
-        wanted = (
-            dtype
-            if dtype is not None
-            else torch_dtype
-            if torch_dtype is not None
-            else torch.float32
-        )
+        check_keywords(cls.config_class, config_overrides, hub)
+        name = within(pretrained_model_name_or_path or "", subfolder)
+        given = read_config(cls.config_class, config, hub)
+        if state_dict is None:
+            made, tensors = load_checkpoint(
+                name, cls.config_class, given, compat, config_overrides, hub
+            )
+        else:
+            if given is None:
+                given = cls.config_class.from_pretrained(name, compat=compat, **hub)
+            made, tensors = given.from_dict(given.to_dict(), **config_overrides), dict(state_dict)
+        dtype = torch_dtype if dtype is None else dtype
+        wanted = as_dtype(torch.float32 if dtype is None else dtype)
         with torch.device("meta"), _NoInit():
-            model = cls(config)
+            model = cls(made)
         resized = ignore_mismatched_sizes or bool(
             {"num_labels", "id2label"} & set(config_overrides)
         )
         info = model._assign(
-            tensors,
-            str(name_or_path),
-            ignore_mismatched_sizes,
-            resized,
-            device or "cpu",
-            as_dtype(wanted),
+            tensors, str(name), ignore_mismatched_sizes, resized, device or "cpu", wanted, strict
         )
+        model._name_or_path = str(name)
         model.eval()
+        if device_map is not None:
+            model = dispatched(model, device_map)
         return (model, info) if output_loading_info else model
 
     def _assign(
@@ -467,10 +593,11 @@ class PreTrainedModel(nn.Module):
         head_size: bool,
         device: torch.device | str,
         dtype: torch.dtype | None,
+        strict: bool,
     ) -> dict[str, list[Any]]:
         """Gives a network on the meta device its tensors.
 
-        What the file lacks is drawn at random, what does not fit raises.
+        A head that the file lacks is randomly initialized, what does not fit raises.
         """
         own = self.state_dict(keep_vars=True)
         found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
@@ -488,8 +615,10 @@ class PreTrainedModel(nn.Module):
             del found[key]
         lost = [n for n in missing if not self._is_head(n)]
         wrong = [each for each in misfits if each[0] not in allowed]
-        if lost or wrong or unknown:
+        if lost or wrong or (unknown and strict):
             raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
+        if unknown:
+            logger.warning("%s", unused_message(name, type(self).__name__, unknown))
         for key, tensor in found.items():
             to = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             set_tensor(self, key, tensor.to(device, to))
@@ -511,6 +640,12 @@ class PreTrainedModel(nn.Module):
         }
 
     def _is_head(self, name: str) -> bool:
+        """Whether a checkpoint may lack this parameter: it is of a head, or of whatever a subclass
+        puts beside the base model.
+        """
+        prefix = self.base_model_prefix
+        if prefix in self._modules and not name.startswith(f"{prefix}."):
+            return True
         return any(name == head or name.startswith(head + ".") for head in self.heads)
 
     @torch.no_grad()
@@ -549,8 +684,12 @@ class PreTrainedModel(nn.Module):
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
         max_shard_size: str | int = "5GB",
+        safe_serialization: bool = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **hub: Any,
@@ -559,19 +698,36 @@ class PreTrainedModel(nn.Module):
         `model.safetensors`, each atomically.
 
         Args:
-            folder: Made if it does not exist.
+            save_directory: Made if it does not exist.
+            is_main_process: False writes nothing: another process does.
+            state_dict: Tensors to write in place of the network's own, as `state_dict()` has them.
             max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+            safe_serialization: False writes one `pytorch_model.bin` instead.
             push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
             repo_id: Where to upload.
             **hub: `token`, `private`, `revision`, `commit_message`.
+
+        Raises:
+            TypeError: Another keyword.
         """
+        check_hub_keywords(hub)
+        if not is_main_process:
+            return
+        tensors = self.published_tensors()
+        if state_dict is not None:
+            tensors = {name: state_dict[name] for name in tensors}
         save_network(
-            folder, self.config, self.published_tensors(), type(self).__name__, max_shard_size
+            save_directory,
+            self.config,
+            tensors,
+            type(self).__name__,
+            max_shard_size,
+            pickled=not safe_serialization,
         )
         if push_to_hub:
             from headstart.hub.resolve import push_to_hub as push
 
-            push(folder, repo_id or Path(folder).name, **hub)
+            push(save_directory, repo_id or Path(save_directory).name, **hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -583,6 +739,10 @@ class PreTrainedModel(nn.Module):
         from headstart.hub.resolve import push_saved
 
         return push_saved(self, repo_id, hub)
+
+
+def _holds_list(module: nn.Module) -> bool:
+    return any(isinstance(each, nn.ModuleList) for each in module.modules())
 
 
 class _NoInit(TorchFunctionMode):
@@ -612,6 +772,24 @@ _DRAWS = {
     Tensor.uniform_,
     Tensor.normal_,
 }
+
+
+def dispatched(model: nn.Module, device_map: Any) -> Any:
+    """A network whose modules accelerate puts on devices, as `device_map` says."""
+    if isinstance(device_map, str) and device_map not in PLANS:
+        return model.to(device_map)
+    try:
+        from accelerate import dispatch_model, infer_auto_device_map
+    except ImportError:
+        raise MissingExtraError("accelerate", "train") from None
+    if isinstance(device_map, str):
+        if not torch.cuda.is_available():  # one device: nothing to spread
+            return model
+        device_map = infer_auto_device_map(model)
+    return dispatch_model(model, device_map)
+
+
+PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:

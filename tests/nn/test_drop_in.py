@@ -1,0 +1,267 @@
+"""Code written around transformers' PyTorch classes: wrapping modules, older arguments and methods."""
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import headstart
+from conftest import assert_close, golden_dir
+from headstart import BitConfig, BitForImageClassification, BitModel, CvtForImageClassification
+from headstart.errors import ConfigError, HubError, WeightsError
+
+BIT = BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], num_groups=2, num_labels=3)
+
+
+def made(seed=0, cls=BitForImageClassification):
+    torch.manual_seed(seed)
+    return cls(BIT).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+class Wrapper(torch.nn.Module):
+    """A user's own network around a pretrained one."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.extra = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.extra(self.backbone(x).logits)
+
+
+@pytest.mark.parametrize("family", ["bit", "cvt"])
+def test_state_dict_is_what_a_published_file_holds(family):
+    folder = golden_dir("transformers", family)
+    seen = 0
+    for case in sorted(folder.iterdir()):
+        name = case.name.partition("__")[0]
+        if not (case / "model.safetensors").exists() or not hasattr(headstart, name):
+            continue
+        model = getattr(headstart, name).from_pretrained(case)
+        published = load_file(case / "model.safetensors")
+        assert {k: v.shape for k, v in model.state_dict().items()} == {
+            k: v.shape for k, v in published.items()
+        }, case.name
+        seen += 1
+    assert seen > 5
+
+
+@pytest.mark.parametrize("lead", ["", "module."])
+def test_a_wrapping_module_takes_published_names_as_they_are(lead, tmp_path):
+    """What `torch.save(wrapper.state_dict())` wrote with transformers' class inside."""
+    case = next(
+        each
+        for each in sorted(golden_dir("transformers", "cvt").iterdir())
+        if each.name.startswith("CvtForImageClassification__")
+        and (each / "model.safetensors").exists()
+    )
+    expected = CvtForImageClassification.from_pretrained(case)
+    saved = {f"backbone.{k}": v for k, v in load_file(case / "model.safetensors").items()}
+    saved |= {"extra.weight": torch.ones(2, 3), "extra.bias": torch.zeros(2)}
+    torch.save({lead + k: v for k, v in saved.items()}, tmp_path / "wrapper.pt")
+    wrapper = Wrapper(CvtForImageClassification(expected.config))
+    holder = torch.nn.ModuleDict({"module": wrapper}) if lead else wrapper
+    holder.load_state_dict(torch.load(tmp_path / "wrapper.pt", weights_only=True))
+    x = torch.randn(1, 3, 64, 64)
+    assert_close(wrapper.backbone.eval()(x).logits, expected(x).logits, 1e-6)
+
+
+@pytest.mark.parametrize("lead", ["module.", "backbone.", "_orig_mod.student."])
+def test_any_prefix_is_taken_off(lead, folder):
+    published = load_file(folder / "model.safetensors")
+    wrapped = {lead + k: v.clone() for k, v in published.items()}
+    other = made(1)
+    other.load_state_dict(wrapped)
+    assert torch.equal(other.classifier[1].weight, published["classifier.1.weight"])
+    with pytest.raises(RuntimeError, match="unknown.weight"):  # as strict as torch
+        other.load_state_dict(wrapped | {"unknown.weight": torch.zeros(1)})
+    save_file(wrapped, folder / "model.safetensors")
+    loaded = BitForImageClassification.from_pretrained(folder)
+    assert all(torch.equal(v, published[k]) for k, v in loaded.state_dict().items())
+
+
+def test_gradients_of_attentions_can_be_retained():
+    folder = next(golden_dir("transformers", "cvt").glob("CvtForImageClassification__*"))
+    model = CvtForImageClassification.from_pretrained(folder).train()
+    out = model(torch.randn(2, 3, 64, 64), output_attentions=True)
+    for each in out.attentions:
+        each.retain_grad()
+    out.logits.sum().backward()
+    assert any(each.grad.abs().sum() > 0 for each in out.attentions)
+
+
+def test_counts_without_embeddings():
+    model = headstart.YosoModel(
+        headstart.YosoConfig(
+            vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8, max_position_embeddings=6,
+        )
+    )  # fmt: skip
+    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    assert tables and model.num_parameters(exclude_embeddings=True) == (
+        model.num_parameters() - tables
+    )
+    assert model.num_parameters(True, True) == model.num_parameters(only_trainable=True) - tables
+    batch = {"input_ids": torch.zeros(2, 5, dtype=torch.long)}
+    assert model.estimate_tokens(batch) == 10
+    assert model.floating_point_ops(batch) == 60 * model.num_parameters(exclude_embeddings=True)
+
+
+@pytest.mark.parametrize("every, recomputed", [(None, 3), (2, 2), (3, 1)])
+def test_gradient_checkpointing_every_n_layers(every, recomputed, monkeypatch):
+    model, calls = made().train(), []
+    plain = copy.deepcopy(model)
+    model.gradient_checkpointing_enable(
+        every_n_layers=every, gradient_checkpointing_kwargs={"preserve_rng_state": False}
+    )
+    assert model.is_gradient_checkpointing and not plain.is_gradient_checkpointing
+    from headstart.nn import torch as base
+
+    monkeypatch.setattr(
+        base,
+        "checkpoint",
+        lambda block, *args, **kwargs: (
+            calls.append(kwargs) or base.nn.Module.__call__(block, *args)
+        ),
+    )
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x).logits, plain(x).logits)
+    assert calls == [{"use_reentrant": False, "preserve_rng_state": False}] * recomputed
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    with pytest.raises(ConfigError, match="every_n_layers=0"):
+        model.gradient_checkpointing_enable(every_n_layers=0)
+
+
+def test_small_questions(folder):
+    model = BitForImageClassification.from_pretrained(folder)
+    assert model.num_labels == 3 and model.name_or_path == str(folder)
+    assert not model.can_generate() and made().name_or_path == ""
+    assert model.get_memory_footprint() == 4 * model.num_parameters()
+    assert model.get_output_embeddings() is None
+    with pytest.raises(NotImplementedError, match="BitForImageClassification"):
+        model.get_input_embeddings()
+
+
+def test_a_subclass_with_its_own_head_loads_the_base(folder, caplog):
+    class Mine(headstart.BitPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bit = BitModel(config)
+            self.score = torch.nn.Linear(16, 7)
+            self.post_init()
+
+    with caplog.at_level(logging.WARNING, "headstart"):
+        model, info = Mine.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == ["score.weight", "score.bias"]
+    assert model.randomly_initialized == ("score.bias", "score.weight")
+    assert "score.weight" in caplog.text
+    assert torch.equal(
+        model.bit.embedder.convolution.weight, made().bit.embedder.convolution.weight
+    )
+
+
+def test_extra_tensors_load_with_a_warning_that_lists_them(folder, caplog):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"ema.decay": torch.zeros(1)}, folder / "model.safetensors")
+    with caplog.at_level(logging.WARNING, "headstart"):
+        _, info = BitForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert info["unexpected_keys"] == ["ema.decay"] and "ema.decay" in caplog.text
+    with pytest.raises(WeightsError, match="unexpected: ema.decay"):
+        BitForImageClassification.from_pretrained(folder, strict=True)
+
+
+def test_without_config_json(folder, tmp_path):
+    """What `accelerator.save_model` writes."""
+    config = (folder / "config.json").rename(tmp_path / "config.json")
+    expected = made().classifier[1].weight
+    with pytest.raises((HubError, ConfigError), match=r"config\.json"):
+        BitForImageClassification.from_pretrained(folder)
+    for given in (BIT, config, tmp_path, str(tmp_path)):
+        model = BitForImageClassification.from_pretrained(folder, config=given)
+        assert torch.equal(model.classifier[1].weight, expected)
+
+
+def test_a_pickled_state_dict_beside_a_configuration(tmp_path):
+    torch.save(made().state_dict(), tmp_path / "pytorch_model.bin")
+    BIT.save_pretrained(tmp_path)
+    model = BitForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(model.classifier[1].weight, made().classifier[1].weight)
+
+
+def test_arguments_by_their_documented_names(folder, tmp_path):
+    state = made(1).state_dict()
+    named = BitForImageClassification.from_pretrained(
+        pretrained_model_name_or_path=folder.parent,
+        subfolder="model",
+        state_dict=state,
+        torch_dtype="auto",
+        device_map="auto",
+        use_auth_token=False,
+        low_cpu_mem_usage=True,
+    )
+    assert torch.equal(named.classifier[1].weight, state["classifier.1.weight"])
+    named.save_pretrained(
+        save_directory=tmp_path / "b",
+        is_main_process=True,
+        state_dict=made(2).state_dict(),
+        safe_serialization=False,
+    )
+    assert sorted(each.name for each in (tmp_path / "b").iterdir() if each.name != "README.md") == [
+        "config.json",
+        "pytorch_model.bin",
+    ]
+    values = json.loads((tmp_path / "b" / "config.json").read_text())
+    unwanted = {"subfolder", "state_dict", "torch_dtype", "device_map", "use_auth_token", "token"}
+    assert not unwanted & set(values)
+    again = BitForImageClassification.from_pretrained(tmp_path / "b")
+    assert torch.equal(again.classifier[1].weight, made(2).classifier[1].weight)
+    named.save_pretrained(tmp_path / "c", is_main_process=False)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "keywords, error, message",
+    [
+        ({"nonsense": 1}, TypeError, "unexpected keyword 'nonsense'"),
+        ({"num_label": 3}, TypeError, "did you mean num_labels"),
+        ({"variant": "fp16"}, TypeError, "variant"),
+        ({"force_download": True}, ConfigError, "force_download=True is not supported"),
+        ({"trust_remote_code": True}, ConfigError, "never runs"),
+        ({"subfolder": "../other"}, ConfigError, "not inside a local folder"),
+    ],
+)
+def test_arguments_that_cannot_be_honored_are_refused(keywords, error, message, folder):
+    with pytest.raises(error, match=message):
+        BitForImageClassification.from_pretrained(folder, **keywords)
+
+
+def test_save_pretrained_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(TypeError, match="'nonsense'"):
+        made().save_pretrained(tmp_path, nonsense=1)
+
+
+@pytest.mark.parametrize("cls", [BitForImageClassification, CvtForImageClassification])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace")
+def test_traced_after_a_call_and_other_images_follow(cls):
+    torch.manual_seed(0)
+    model = (
+        made() if cls is BitForImageClassification else cls(headstart.CvtConfig(depth=[1, 1, 1]))
+    )
+    model = model.eval()
+    x, y = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64)
+    model.config.return_dict = False
+    with torch.no_grad():
+        expected = model(y)[0]
+        traced = torch.jit.trace(model, x)
+        assert_close(traced(y)[0], expected, 1e-5)
