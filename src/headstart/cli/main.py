@@ -18,7 +18,7 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import data, distill, engine, models, predict, train
+from headstart.cli import data, distill, engine, models, predict, serve, train
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
 
@@ -28,7 +28,7 @@ COMMANDS = {
     "Train": (train.train, train.evaluate, distill.distill, train.demo),
     "Data": (data.audit,),
     "Use a model": (predict.predict, predict.explain),
-    "Deploy": (engine.optimize, engine.export),
+    "Deploy": (engine.optimize, engine.export, serve.serve),
     "Checkpoints": (models.models, models.info, models.convert),
 }
 

@@ -1,0 +1,60 @@
+"""The command `headstart serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headstart.cli.options import DeviceOption, ModelArgument
+from headstart.errors import ConfigError, MissingExtraError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Accepted tokens, one a line; sent as Bearer TOKEN.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the model.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs that run together, at most.")] = 8,
+    wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for others.")
+    ] = 3.0,
+    queue: Annotated[int, typer.Option(min=1, help="Inputs that wait; more get 503.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 20_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 50_000_000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30.0,
+    device: DeviceOption = None,
+) -> None:
+    """Serve a model over HTTP, with a page to try it.
+
+    Example: [bold]headstart serve runs/photos[/bold]
+    """
+    try:
+        from headstart.serving.app import Settings
+        from headstart.serving.app import serve as run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve") from error
+    if host not in LOOPBACK and token_file is None:
+        raise ConfigError(
+            f"--host {host} can be reached from other machines; give --token-file (or listen on"
+            " 127.0.0.1, the default)"
+        )
+    settings = Settings(
+        model=model,
+        host=host,
+        port=port,
+        device=device,
+        token_file=None if token_file is None else str(token_file),
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        timeout=timeout,
+        queue=queue,
+        batch=batch,
+        wait_ms=wait_ms,
+    )
+    print(f"serving {model} on http://{host}:{port}/ (stop with Ctrl+C)", flush=True)
+    run(settings, workers)
