@@ -140,7 +140,7 @@ def exact_attention_plain(
     query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None
 ) -> Tensor:
     """The definition of `exact_attention`, with all L × L weights in memory and the surrogate
-    gradient spelt out.
+    gradient spelled out.
 
     Its operations are ordinary ones, so it can be exported to formats that know nothing of ours.
     `exact_attention` and `sampled_attention` run as such definitions under `torch.func`, in
@@ -192,7 +192,7 @@ def exact_attention(
     """Attention with the expected collisions as weights, never holding more than a block of them.
 
     Args:
-        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept
+        query: (B, A, L, K), not normalized. float32, float64, or half precision (sums are then kept
             in float32).
         key: (B, A, L, K).
         value: (B, A, L, K).
@@ -204,7 +204,7 @@ def exact_attention(
     """
     _check(query, key, value, mask)
     if hash_code_len < 1:
-        raise InputError(f"hash_code_len={hash_code_len}; expected a whole number of at least 1")
+        raise InputError(f"hash_code_len={hash_code_len}; expected an integer of at least 1")
     query, key, value = _one_dtype(query, key, value)
     keep, value = _hide(mask, value)
     # (B, A, L, K)
@@ -231,7 +231,7 @@ def sampled_attention(
     L.
 
     Args:
-        query: (B, A, L, K), not normalised. float32, float64, or half precision (sums are then kept
+        query: (B, A, L, K), not normalized. float32, float64, or half precision (sums are then kept
             in float32).
         key: (B, A, L, K).
         value: (B, A, L, K).

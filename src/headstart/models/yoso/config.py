@@ -122,7 +122,7 @@ class YosoConfig(PreTrainedConfig):
             )
         if self.conv_window is not None and (self.conv_window < 1 or self.conv_window % 2 == 0):
             raise ConfigError(
-                f"conv_window={self.conv_window}; expected an odd width, with as many neighbours"
+                f"conv_window={self.conv_window}; expected an odd width, with as many neighbors"
                 " left as right of a token"
             )
         one_of(
@@ -169,7 +169,7 @@ class YosoConfig(PreTrainedConfig):
         eps = values.get("layer_norm_eps", EPS_TRANSFORMERS)
         if compat == "transformers":
             act = values.get("hidden_act", "gelu")
-            # it adds places whatever this says
+            # it adds positions whatever this says
             if int(str(values.get("transformers_version") or "4").split(".")[0]) >= 5:
                 values["position_embedding_type"] = "absolute"
             return values | {

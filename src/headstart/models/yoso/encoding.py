@@ -19,6 +19,16 @@ class BatchEncoding(BatchFeature):
 
     Methods that take a number of a text and a number inside it also take the second alone, for the
     first text.
+
+    Args:
+        data: Name → lists, arrays or tensors.
+        encodings: The library's view of each text, which knows words and characters.
+
+    Example:
+        >>> from headstart import YosoTokenizer
+        >>> batch = YosoTokenizer.train(["a cat sat", "a cat ran"], vocab_size=280)(["a cat"])
+        >>> batch.word_ids(0)[1:-1], batch.char_to_token(0, 0)
+        ([0, 1], 1)
     """
 
     def __init__(

@@ -129,7 +129,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def sum_in_blocks(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
-    """`W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    """`W v`, not normalized: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
     if cpu.usable(query, key, value):
         return cpu.exact_forward(query, key, value, hash_code_len)
     with no_autocast(query):

@@ -16,7 +16,7 @@ from headstart.nn.folding import recast
 
 
 class PortableAttention(SelfAttention):
-    """Exact attention spelt out, for formats that know nothing of our kernels."""
+    """Exact attention spelled out, for formats that know nothing of our kernels."""
 
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query collides with, in expectation."""
@@ -30,7 +30,7 @@ class PortableAttention(SelfAttention):
 def collide(q: Tensor, k: Tensor, v: Tensor, hash_code_len: int) -> Tensor:
     """Sums of the values by the expected collisions, in operators that every engine knows.
 
-    `exact_sum` spelt out.
+    `exact_sum` spelled out.
     """
     # (B, A, L, L); tracing has no `.mT`
     similarity = normalize_rows(q) @ normalize_rows(k).transpose(2, 3)

@@ -157,7 +157,7 @@ def check_projections(
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """The unnormalised Walsh-Hadamard transform of the last dimension, whose size is a power of
+    """The unnormalized Walsh-Hadamard transform of the last dimension, whose size is a power of
     two.
     """
     shape, size = x.shape, x.shape[-1]

@@ -1,7 +1,7 @@
-"""YOSO's heads in PyTorch: hidden tokens, classes of texts and tokens, choices, answers.
+"""YOSO's heads in PyTorch: masked tokens, classes of texts and tokens, choices, answers.
 
 Legend: B texts, L tokens, D hidden size, V vocabulary or classes, C choices. Masks are (B, L) and 1
-    keeps.
+keeps.
 """
 
 from typing import Any, ClassVar, cast
@@ -156,16 +156,16 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         return_dict: bool | None = None,
         logits_at: Tensor | None = None,
     ) -> Any:
-        """Scores of the vocabulary at each place. All but `labels` and `logits_at` are
+        """Scores of the vocabulary at each position. All but `labels` and `logits_at` are
         `YosoModel`'s arguments.
 
         Args:
             labels: (B, L) tokens; -100 is left out of the loss.
-            logits_at: (B, L), true where scores are wanted. The scores of all places need much
+            logits_at: (B, L), true where scores are wanted. The scores of all positions need much
                 memory: a large vocabulary for each token.
 
         Returns:
-            `loss` (with labels), `logits` (B, L, V), or (places, V) in reading order with
+            `loss` (with labels), `logits` (B, L, V), or (positions, V) in reading order with
             `logits_at`, `hidden_states`, `attentions`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
@@ -177,9 +177,9 @@ class YosoForMaskedLM(YosoPreTrainedModel):
                     f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}:"
                     " true where scores are wanted"
                 )
-            # (places, D), (places,)
+            # (positions, D), (positions,)
             x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]
-        logits = self._head(x)  # (B, L, V) or (places, V)
+        logits = self._head(x)  # (B, L, V) or (positions, V)
         loss = None if labels is None else token_loss(logits, labels)
         return self.finish(
             MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict
@@ -187,7 +187,18 @@ class YosoForMaskedLM(YosoPreTrainedModel):
 
 
 class YosoForSequenceClassification(YosoPreTrainedModel):
-    """YOSO with a classifier of whole texts."""
+    """YOSO with a classifier of whole texts.
+
+    Example:
+        >>> import torch
+        >>> from headstart import YosoConfig, YosoForSequenceClassification
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48, num_labels=3,
+        ... )
+        >>> YosoForSequenceClassification(config)(torch.tensor([[0, 31, 7, 2]])).logits.shape
+        torch.Size([1, 3])
+    """
 
     heads: ClassVar[tuple[str, ...]] = ("classifier",)
 
@@ -228,7 +239,18 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
 
 
 class YosoForMultipleChoice(YosoPreTrainedModel):
-    """YOSO that chooses between several texts."""
+    """YOSO that chooses between several texts.
+
+    Example:
+        >>> import torch
+        >>> from headstart import YosoConfig, YosoForMultipleChoice
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48,
+        ... )
+        >>> YosoForMultipleChoice(config)(torch.tensor([[[0, 31, 2], [0, 7, 2]]])).logits.shape
+        torch.Size([1, 2])
+    """
 
     heads: ClassVar[tuple[str, ...]] = ("pre_classifier", "classifier")
 
@@ -289,7 +311,18 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
 
 
 class YosoForTokenClassification(YosoPreTrainedModel):
-    """YOSO with a classifier of each token."""
+    """YOSO with a classifier of each token.
+
+    Example:
+        >>> import torch
+        >>> from headstart import YosoConfig, YosoForTokenClassification
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48, num_labels=3,
+        ... )
+        >>> YosoForTokenClassification(config)(torch.tensor([[0, 31, 7, 2]])).logits.shape
+        torch.Size([1, 4, 3])
+    """
 
     heads: ClassVar[tuple[str, ...]] = ("classifier",)
 
@@ -334,7 +367,18 @@ class YosoForTokenClassification(YosoPreTrainedModel):
 
 
 class YosoForQuestionAnswering(YosoPreTrainedModel):
-    """YOSO that finds the first and the last token of an answer."""
+    """YOSO that finds the first and the last token of an answer.
+
+    Example:
+        >>> import torch
+        >>> from headstart import YosoConfig, YosoForQuestionAnswering
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48,
+        ... )
+        >>> YosoForQuestionAnswering(config)(torch.tensor([[0, 31, 7, 2]])).start_logits.shape
+        torch.Size([1, 4])
+    """
 
     heads: ClassVar[tuple[str, ...]] = ("qa_outputs",)
 

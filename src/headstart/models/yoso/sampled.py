@@ -74,7 +74,7 @@ def _in_tiles(bucket: Tensor, num_buckets: int, size: int) -> tuple[Tensor, Tens
     """Cuts sorted rows into tiles of at most `size` rows of one bucket each.
 
     Returns:
-        The place of every row among all tiles' places, and the bucket of every tile.
+        The position of every row among all tiles' positions, and the bucket of every tile.
     """
     counts = torch.bincount(bucket, minlength=num_buckets)
     tiles = (counts + size - 1) // size
@@ -139,7 +139,7 @@ def sum_over_buckets(
     num_hash: int,
     lsh_backward: bool,
 ) -> Tensor:
-    """The sampled `W v`, not normalised: query (..., L, K), key (..., S, K), value (..., S, V) →
+    """The sampled `W v`, not normalized: query (..., L, K), key (..., S, K), value (..., S, V) →
     (..., L, V).
 
     Args:

@@ -177,7 +177,19 @@ class Layer(nn.Module):
 
 
 class YosoPreTrainedModel(PreTrainedModel):
-    """Base of the YOSO networks."""
+    """Base of the YOSO networks: initial values, vocabularies and positions of other sizes.
+
+    Example:
+        >>> from headstart import YosoConfig, YosoModel
+        >>> config = YosoConfig(
+        ...     vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=48, max_position_embeddings=64,
+        ... )
+        >>> model = YosoModel(config)
+        >>> model.read_long_texts(1000)
+        >>> model.config.max_position_embeddings
+        1000
+    """
 
     config_class = YosoConfig
     base_model_prefix = "yoso"

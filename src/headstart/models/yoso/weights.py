@@ -118,7 +118,7 @@ def read_authors(
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes (heads of 64, unless
+        config: Its configuration, or None to derive it from the shapes (heads of 64, unless
             `num_attention_heads` is among the overrides).
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
@@ -172,7 +172,7 @@ def _config_from_shapes(
     )
     if heads is None:
         raise ConfigError(
-            f"{name}: the number of heads cannot be told from a width of {hidden}; pass"
+            f"{name}: the number of heads does not follow from a width of {hidden}; pass"
             " num_attention_heads"
         )
     decoder = ours.get("cls.predictions.decoder.weight")
