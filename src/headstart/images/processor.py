@@ -7,6 +7,7 @@ Shapes: N images, H height, W width, C channels.
 import copy
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -141,6 +142,16 @@ def size_dict(size: Any, *, square: bool = True, what: str = "size") -> dict[str
 
 
 P = TypeVar("P", bound="BaseImageProcessor")
+logger = logging.getLogger("headstart")
+# Keys that files of other versions hold beside the fields.
+KNOWN_OTHERS = frozenset(
+    (
+        *("image_processor_type", "feature_extractor_type", "processor_class", "use_fast"),
+        *("do_convert_rgb", "do_pad", "pad_size", "data_format", "input_data_format", "device"),
+        *("return_tensors", "default_to_square", "disable_grouping", "auto_map"),
+        *("_valid_processor_keys", "_name_or_path", "transformers_version", "headstart_version"),
+    )
+)
 
 
 @dataclass_transform()
@@ -154,12 +165,27 @@ def processor_class(cls: type[P]) -> type[P]:
 
     @functools.wraps(plain_init)
     def init(self: P, *args: Any, **kwargs: Any) -> None:
+        kwargs = {cls.aliases.get(key, key): value for key, value in kwargs.items()}
         self._others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        strange = sorted(set(self._others) - KNOWN_OTHERS)
+        if strange:
+            logger.warning(
+                "%s has no option %s; it is kept and changes nothing",
+                cls.__name__,
+                ", ".join(strange),
+            )
         self.__dict__.update(self._others)
         plain_init(self, *args, **kwargs)
 
     cls.__init__ = init  # type: ignore[method-assign, assignment]
     return cls
+
+
+def _in_unit_range(image: Any) -> bool:
+    """Whether an image is an array or tensor of floats from 0 to 1 that is not black."""
+    if not hasattr(image, "dtype") or "float" not in str(image.dtype) or not len(image):
+        return False
+    return 0 <= float(image.min()) and 0 < float(image.max()) <= 1  # noqa: SIM300 - an interval
 
 
 class BaseImageProcessor:
@@ -170,6 +196,7 @@ class BaseImageProcessor:
     (zeros around a picture that is too small), rescale, normalise.
     """
 
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
     image_processor_type: ClassVar[str] = ""  # the name in preprocessor_config.json
     int_is_square: ClassVar[bool] = True  # what an int as `size` means
     aliases: ClassVar[dict[str, str]] = {}  # older names of fields in files
@@ -194,9 +221,6 @@ class BaseImageProcessor:
         for field in fields(self):  # type: ignore[arg-type]
             if getattr(self, field.name) is None:
                 setattr(self, field.name, self.defaults.get(field.name, field.default))
-        self.size = size_dict(self.size, square=self.int_is_square)
-        if self.crop_size is not None:
-            self.crop_size = size_dict(self.crop_size, what="crop_size")
         if self.resample not in range(6):
             raise InputError(
                 f"resample={self.resample}: expected 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4"
@@ -222,6 +246,14 @@ class BaseImageProcessor:
             )
         if np.any(std == 0):
             raise InputError(f"image_std={self.image_std}: a deviation of 0 cannot be divided by")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a value; a size is brought into the form that files hold."""
+        if name == "size" and value is not None:
+            value = size_dict(value, square=self.int_is_square)
+        elif name == "crop_size" and value is not None:
+            value = size_dict(value, what="crop_size")
+        super().__setattr__(name, value)
 
     def _geometry(
         self, height: int, width: int
@@ -291,7 +323,8 @@ class BaseImageProcessor:
                 f" {', '.join(sorted(set(names)))}"
             )
         changed = copy.copy(self)
-        changed.__dict__.update(overrides)
+        for name, value in overrides.items():
+            setattr(changed, name, value)
         changed.__post_init__()
         return changed
 
@@ -328,7 +361,61 @@ class BaseImageProcessor:
                 if len(single) == 1:
                     raise
                 raise InputError(f"image {i + 1} of {len(single)}: {error}") from error
+        if self.do_rescale and any(_in_unit_range(image) for image in single):
+            logger.warning(
+                "images of floats from 0 to 1 are rescaled again, which makes them black; pass"
+                " do_rescale=False for values that are from 0 to 1 already"
+            )
         return BatchFeature({"pixel_values": self._normalized(ready, return_tensors)})
+
+    def resize(self, image: Any, size: Any = None, resample: int | None = None) -> Array:
+        """An image at a size, (H, W, C).
+
+        Args:
+            image: Of any kind that `preprocess` takes.
+            size: As the field `size`; None is the processor's own.
+            resample: As the field.
+        """
+        own = self._with(do_resize=True, do_center_crop=False, size=size, resample=resample)
+        return own._step(image)
+
+    def center_crop(self, image: Any, size: Any = None) -> Array:
+        """The center of an image, (H, W, C), zeros around one that is too small.
+
+        Args:
+            image: Of any kind that `preprocess` takes.
+            size: As the field `crop_size`; None is the processor's own.
+        """
+        size = self.crop_size if size is None else size
+        return self._with(do_resize=False, do_center_crop=True, crop_size=size)._step(image)
+
+    def rescale(self, image: Any, scale: float | None = None) -> Array:
+        """An array times a number, float32, in its own layout; None is `rescale_factor`."""
+        scale = self.rescale_factor if scale is None else scale
+        return np.asarray(image).astype(np.float32) * np.float32(scale)
+
+    def normalize(self, image: Any, mean: Any = None, std: Any = None) -> Array:
+        """`(image - mean) / std` by channel, float32, in its own layout.
+
+        Args:
+            image: (C, H, W) or (H, W, C).
+            mean: One number per channel, or one for all; None is `image_mean`.
+            std: Likewise; None is `image_std`.
+        """
+        pixels = np.asarray(image).astype(np.float32)
+        mean, std = (
+            np.atleast_1d(np.asarray(own if given is None else given, np.float32))
+            for given, own in ((mean, self.image_mean), (std, self.image_std))
+        )
+        if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, len(mean)):
+            mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)  # (C, H, W)
+        out: Array = (pixels - mean) / std
+        return out
+
+    def _step(self, image: Any) -> Array:
+        """An image (H, W, C) resized and cropped as this processor does."""
+        pixels, _ = decode(image, convert_rgb=self.do_convert_rgb)
+        return resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample)
 
     def _normalized(self, images: list[tuple[Array, str]], return_tensors: Any) -> Any:
         """(H, W, C) pictures, each with the layout wanted, as float32.
@@ -445,6 +532,12 @@ class BaseImageProcessor:
     def to_json_string(self) -> str:
         """`to_dict` as JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Writes `to_json_string` to a file, atomically."""
+        from headstart.checkpoint import atomic_write
+
+        atomic_write(Path(json_file_path), self.to_json_string().encode())
 
     def save_pretrained(
         self,

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import data_dir, golden_cases, golden_dir, read_json
+from headstart.errors import InputError
 from headstart.models.beit.image import BeitFeatureExtractor, BeitImageProcessor, reduce_labels
 from processor_cases import check_case, image_cases
 
@@ -220,3 +221,52 @@ def test_authors_preprocessing() -> None:
     segmenter = BeitImageProcessor.for_published(SimpleNamespace(image_size=640, labels="ade20k"))
     assert segmenter._geometry(375, 500) == ((640, 853), None)
     assert segmenter.do_reduce_labels
+
+
+def test_the_older_name_of_an_option_counts_at_construction():
+    labels, image = np.array([[0, 1], [2, 255]], np.uint8), np.zeros((2, 2, 3), np.uint8)
+    processor = BeitImageProcessor(do_resize=False, do_center_crop=False, reduce_labels=True)
+    assert processor(image, labels, return_tensors="np").labels.tolist() == [[[255, 0], [1, 255]]]
+
+
+def test_unknown_options_are_kept_with_a_warning(caplog):
+    processor = BeitImageProcessor(nonsense=1)
+    assert "BeitImageProcessor has no option nonsense; it is kept" in caplog.text
+    assert processor.nonsense == 1
+    caplog.clear()
+    BeitImageProcessor.from_dict({"processor_class": None, "use_fast": False, "size": 8})
+    assert not caplog.text
+
+
+def test_floats_that_are_rescaled_twice_warn(caplog):
+    image = np.full((8, 8, 3), 0.5, np.float32)
+    processor = BeitImageProcessor(size=8, crop_size=8)
+    processor(image, do_rescale=False)
+    processor(image * 255)
+    assert not caplog.text
+    processor([image])
+    assert "do_rescale=False" in caplog.text
+
+
+def test_values_set_after_construction():
+    processor = BeitImageProcessor()
+    processor.size, processor.crop_size = 16, 12
+    assert processor.size == {"height": 16, "width": 16}
+    image = np.zeros((30, 20, 3), np.uint8)
+    assert processor(image, return_tensors="np").pixel_values.shape == (1, 3, 12, 12)
+    with pytest.raises(InputError, match="all above 0"):
+        processor.size = 0
+
+
+def test_single_steps_are_those_of_a_call(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    processor = BeitImageProcessor(size=16, crop_size=12, image_mean=[0.1, 0.2, 0.3])
+    cropped = processor.center_crop(processor.resize(image))
+    assert processor.resize(image, {"height": 5, "width": 7}).shape == (5, 7, 3)
+    wanted = processor(image, return_tensors="np").pixel_values[0]
+    for pixels, axes in ((cropped, (2, 0, 1)), (cropped.transpose(2, 0, 1), (0, 1, 2))):
+        values = processor.normalize(processor.rescale(pixels))
+        np.testing.assert_allclose(values.transpose(axes), wanted, atol=1e-5)
+    assert processor.model_input_names == ["pixel_values"]
+    processor.to_json_file(tmp_path / "preprocessor_config.json")
+    assert BeitImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
