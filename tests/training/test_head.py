@@ -11,7 +11,6 @@ from PIL import Image
 
 import headstart
 from headstart import AutoModelForImageClassification
-from headstart.data.features import FeatureStore
 from headstart.errors import DataError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
@@ -98,20 +97,6 @@ def test_any_small_data_can_be_fitted(classes, each, seed):
     x, labels = blobs(classes * each, 5, classes, seed)
     fit = fit_head(x, labels, classes)
     assert np.isfinite(fit.weight).all() and (fit.folds >= 2) == (each >= 2) == bool(fit.losses)
-
-
-def test_the_store_keeps_what_it_is_given(tmp_path):
-    store = FeatureStore("key", tmp_path)
-    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
-    store.add(["a", "b"], rows[:2])
-    store.add(["c", "d"], rows[2:])
-    again = FeatureStore("key", tmp_path)
-    np.testing.assert_array_equal(again[["d", "a", "a"]], rows[[3, 0, 0]])
-    assert "b" in again and "e" not in again and "a" not in FeatureStore("other", tmp_path)
-    part = sorted((tmp_path / "key").glob("*.npz"))[0]
-    part.write_bytes(part.read_bytes()[:50])
-    left = FeatureStore("key", tmp_path)
-    assert len(left.rows) == 2 and not part.exists()
 
 
 def test_the_key_knows_weights_and_preprocessing(tiny_model):

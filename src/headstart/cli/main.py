@@ -18,7 +18,7 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import data, distill, engine, models, predict, serve, train
+from headstart.cli import cache, data, distill, engine, models, predict, serve, train
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
 
@@ -55,6 +55,7 @@ app.callback()(root)
 for panel, functions in COMMANDS.items():
     for function in functions:
         app.command(rich_help_panel=panel)(function)
+app.add_typer(cache.app, name="cache", rich_help_panel="Data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,16 @@
-"""Features that a network has computed, kept on disk between runs."""
+"""Features that a network has computed, stored on disk between runs.
+
+Every network has a folder of safetensors shards. A shard holds `digests` (N, L) uint8, the hashes of
+the examples, and `features` (N, D) float32, which are mapped: only the rows that are asked for are
+read. Folders are removed, the least recently used first, when all of them exceed `limit()`.
+"""
 
 import hashlib
-import zipfile
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +18,153 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
+from headstart.checkpoint.reading import read_tensors
 from headstart.data.cache import cache_folder
+from headstart.errors import ConfigError, HeadstartError
 
 Floats = NDArray[np.float32]
+LIMIT = 10  # GB
+MANY_SHARDS = 32  # more are merged into one
+
+log = logging.getLogger("headstart")
+
+
+def limit() -> int:
+    """Bytes that all features may take: `HEADSTART_CACHE_LIMIT` in GB, else 10 GB.
+
+    Raises:
+        ConfigError: The variable is not a number.
+    """
+    text = os.environ.get("HEADSTART_CACHE_LIMIT", str(LIMIT))
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        raise ConfigError(f"HEADSTART_CACHE_LIMIT={text!r}; expected a number of GB, such as 10")
+    return int(float(text) * 1e9)
 
 
 class FeatureStore:
     """Features on disk by content hash, for one network with one preprocessing.
 
-    Each part is a file that is written whole and never changed, so that runs at the same time and
-    killed runs do no harm.
+    A shard is written whole and never changed, so that runs at the same time and killed runs do no
+    harm. Where nothing can be written, features are kept in memory only, with a warning.
+
+    Args:
+        key: Names the network and its preprocessing.
+        root: Folder of all networks; None is that of the user's cache.
     """
 
     def __init__(self, key: str, root: Path | None = None) -> None:
-        self.folder = (root or cache_folder() / "features") / key
-        self.rows: dict[str, Floats] = {}
-        for part in sorted(self.folder.glob("*.npz")):
-            try:
-                with part.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                    self.rows.update(zip(file["digests"].tolist(), file["features"], strict=True))
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                zipfile.BadZipFile,
-            ):  # a damaged part is computed again
-                part.unlink(missing_ok=True)
+        self.folder = (root or features_folder()) / key
+        self.parts: list[Floats] = []
+        self.rows: dict[str, tuple[int, int]] = {}  # part and row of each digest
+        self.stored = True
+        shards = sorted(self.folder.glob("*.safetensors"))
+        for shard in shards:
+            self._read(shard)
+        if shards:
+            self._tidy(shards)
+
+    def _read(self, shard: Path) -> None:
+        try:
+            tensors = read_tensors(shard, "numpy")
+            features = tensors["features"]
+            digests = [bytes(row).rstrip(b"\0").decode("ascii") for row in tensors["digests"]]
+            if features.ndim != 2 or len(features) != len(digests):
+                raise ValueError
+        except (HeadstartError, OSError, ValueError, KeyError):  # computed again
+            log.warning("%s is damaged and is left out", shard)
+            shard.unlink(missing_ok=True)
+            return
+        self._index(digests, features)
+
+    def _index(self, digests: Sequence[str], features: Floats) -> None:
+        number = len(self.parts)
+        self.parts.append(features)
+        self.rows.update((digest, (number, row)) for row, digest in enumerate(digests))
+
+    def _tidy(self, shards: list[Path]) -> None:
+        """Marks the folder as used now, and merges many shards."""
+        try:
+            os.utime(self.folder)
+            if len(shards) > MANY_SHARDS:
+                digests = list(self.rows)
+                if self._write(digests, self[digests]):
+                    for shard in set(shards) - {self._shard(digests)}:
+                        shard.unlink(missing_ok=True)
+        except OSError:  # a cache that is only read
+            self.stored = False
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.rows
 
-    def __getitem__(self, digests: list[str]) -> Floats:
+    def __getitem__(self, digests: Sequence[str]) -> Floats:
         """(N, D) features in the order asked for."""
-        return np.stack([self.rows[digest] for digest in digests])
+        places = np.array([self.rows[digest] for digest in digests], dtype=np.int64).reshape(-1, 2)
+        width = self.parts[0].shape[1] if self.parts else 0
+        found = np.empty((len(digests), width), dtype=np.float32)
+        for number in np.unique(places[:, 0]).tolist():
+            here = places[:, 0] == number
+            found[here] = self.parts[number][places[here, 1]]
+        return found
 
-    def add(self, digests: list[str], features: Floats) -> None:
-        """Keeps features (N, D), on disk too."""
-        self.rows.update(zip(digests, features, strict=True))
+    def add(self, digests: Sequence[str], features: Floats) -> None:
+        """Stores features (N, D), on disk too."""
+        self._index(digests, features)
+        if self.stored and self._write(digests, features):
+            evict(self.folder.parent, keep=self.folder)
+
+    def _shard(self, digests: Sequence[str]) -> Path:
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+        return self.folder / f"{name}.safetensors"
 
-        def write(file: Any) -> None:  # noqa: ANN401 - a binary file
-            np.savez(file, digests=np.array(digests), features=features)
+    def _write(self, digests: Sequence[str], features: Floats) -> bool:
+        """Whether a shard was written."""
+        from safetensors.numpy import save
 
-        atomic_write(self.folder / f"{name}.npz", write)
+        texts = np.array([digest.encode() for digest in digests])  # (N,) of L bytes
+        tensors: dict[str, NDArray[Any]] = {
+            "digests": texts.view(np.uint8).reshape(len(texts), -1),
+            "features": np.ascontiguousarray(features, dtype=np.float32),
+        }
+        try:
+            atomic_write(self._shard(digests), save(tensors))
+        except (HeadstartError, OSError) as error:
+            log.warning("features are not stored: %s", error)
+            self.stored = False
+        return self.stored
+
+
+def features_folder() -> Path:
+    """The folder of the features of all networks."""
+    return cache_folder() / "features"
+
+
+def cached_networks(root: Path | None = None) -> dict[Path, int]:
+    """Bytes of the features of each network, the least recently used first."""
+    root = root or features_folder()
+    folders = [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
+    folders.sort(key=lambda folder: folder.stat().st_mtime)
+    return {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+
+
+def evict(root: Path, keep: Path | None = None, bound: int | None = None) -> list[Path]:
+    """Removes the least recently used features until the others take at most `bound` bytes.
+
+    Args:
+        root: Folder of the features of all networks.
+        keep: A folder that is in use.
+        bound: Bytes; None is `limit()`.
+
+    Returns:
+        The folders that were removed.
+    """
+    bound = limit() if bound is None else bound
+    sizes = cached_networks(root)
+    total, removed = sum(sizes.values()), []
+    for folder, size in sizes.items():
+        if total <= bound:
+            break
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+            total -= size
+    return removed

@@ -1,0 +1,84 @@
+"""Cached features: shards that are mapped, merged, bounded, and never a reason to stop."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from headstart.cli.main import main
+from headstart.data import features
+from headstart.data.features import FeatureStore, cached_networks, evict, limit
+from headstart.errors import ConfigError
+
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def test_the_store_keeps_what_it_is_given(tmp_path):
+    store = FeatureStore("key", tmp_path)
+    store.add(["a", "b"], ROWS[:2])
+    store.add(["c", "d"], ROWS[2:])
+    again = FeatureStore("key", tmp_path)
+    for each in (store, again):
+        np.testing.assert_array_equal(each[["d", "a", "a"]], ROWS[[3, 0, 0]])
+    assert "b" in again and "e" not in again and "a" not in FeatureStore("other", tmp_path)
+    assert all(not part.flags.owndata for part in again.parts), "shards are mapped, not read"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:50], lambda data: b"x" * len(data)])
+def test_a_damaged_shard_is_left_out(damage, tmp_path):
+    store = FeatureStore("key", tmp_path)
+    store.add(["a", "b"], ROWS[:2])
+    store.add(["c", "d"], ROWS[2:])
+    part = sorted((tmp_path / "key").iterdir())[0]
+    part.write_bytes(damage(part.read_bytes()))
+    assert len(FeatureStore("key", tmp_path).rows) == 2 and not part.exists()
+
+
+def test_many_shards_become_one(tmp_path):
+    store = FeatureStore("key", tmp_path)
+    for i in range(40):
+        store.add([f"{i:02d}"], np.full((1, 3), i, np.float32))
+    again = FeatureStore("key", tmp_path)
+    assert len(list((tmp_path / "key").iterdir())) == 1
+    for each in (again, FeatureStore("key", tmp_path)):
+        assert each[["07", "39"]].tolist() == [[7] * 3, [39] * 3] and len(each.rows) == 40
+
+
+def test_the_least_recently_used_features_go_first(tmp_path, monkeypatch):
+    for age, key in enumerate(("new", "old", "older")):
+        FeatureStore(key, tmp_path).add(["a"], ROWS[:1])
+        os.utime(tmp_path / key, (1000 - age, 1000 - age))
+    assert [folder.name for folder in cached_networks(tmp_path)] == ["older", "old", "new"]
+    FeatureStore("older", tmp_path)  # used again
+    assert [folder.name for folder in cached_networks(tmp_path)] == ["old", "new", "older"]
+    size = sum(cached_networks(tmp_path).values())
+    assert [folder.name for folder in evict(tmp_path, bound=size - 1)] == ["old"]
+    monkeypatch.setenv("HEADSTART_CACHE_LIMIT", "0")
+    FeatureStore("last", tmp_path).add(["a"], ROWS[:1])
+    assert [folder.name for folder in cached_networks(tmp_path)] == ["last"]
+    monkeypatch.setenv("HEADSTART_CACHE_LIMIT", "ten")
+    with pytest.raises(ConfigError, match="HEADSTART_CACHE_LIMIT='ten'"):
+        limit()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    store = FeatureStore("key", tmp_path / "file")
+    with caplog.at_level(logging.WARNING, "headstart"):
+        store.add(["a", "b"], ROWS[:2])
+        store.add(["c"], ROWS[2:3])
+    np.testing.assert_array_equal(store[["c", "a"]], ROWS[[2, 0]])
+    assert len(caplog.records) == 1 and "not stored" in caplog.text, "said once"
+
+
+def test_cache_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    FeatureStore("network").add(["a"], ROWS[:1])
+    for arguments in (["cache", "info"], ["cache", "clear", "--yes"], ["cache", "info"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "1 networks" in shown and "network  " in shown and "MB removed" in shown
+    assert "0 networks" in shown and features.cached_networks() == {}
