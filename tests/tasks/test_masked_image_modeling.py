@@ -322,9 +322,9 @@ def test_a_run_learns_and_leaves_a_folder(result):
     assert (result.folder / "image_tokenizer" / "model.safetensors").is_file()
     page = (result.folder / "report.html").read_text()
     assert (
-        "Guessing hidden codes" in page
+        "Prediction of hidden codes" in page
         and "Reconstructions" in page
-        and "hidden codes guessed" in page
+        and "hidden codes are right" in page
     )
 
 

@@ -272,7 +272,7 @@ def test_real_data_is_understood():
         extra={"reduce_labels": True},
         classes=[f"c{i}" for i in range(150)],
     )
-    raw = np.asarray(Image.open(ade.data.splits["train"].masks[0])).astype(int)
+    raw = np.asarray(Image.open(ade.examples["train"].masks[0])).astype(int)
     assert np.array_equal(ade._read("train", 0)[1], np.where(raw == 0, IGNORED, raw - 1))
 
 

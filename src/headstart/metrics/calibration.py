@@ -17,6 +17,7 @@ from headstart.metrics.classification import (
     Floats,
     Ints,
     best_temperature,
+    best_temperatures,
     negative_log_likelihood,
     reliability,
     top_confidence,
@@ -52,11 +53,11 @@ class Calibration:
 def cross_fit(logits: NDArray[np.floating[Any]], labels: Ints) -> tuple[Floats, Ints]:
     """The temperature of each example that was fitted without its fold (N,), and the folds (N,)."""
     fold = np.random.default_rng(len(labels)).permutation(len(labels)) % FOLDS
-    temperatures = np.ones(len(labels))
-    for number in np.unique(fold):
-        others = fold != number
-        if others.any():
-            temperatures[~others] = best_temperature(logits[others], labels[others])
+    temperatures, numbers = np.ones(len(labels)), np.unique(fold)
+    if len(numbers) > 1:
+        found = best_temperatures(logits, labels, [fold != number for number in numbers])
+        for number, temperature in zip(numbers, found, strict=True):
+            temperatures[fold == number] = temperature
     return temperatures, fold
 
 
