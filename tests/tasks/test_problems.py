@@ -17,13 +17,13 @@ from headstart import AutoModelForImageClassification, pipeline
 from headstart.cli.main import main
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError, DataError
+from headstart.features.head import Problem, fit_head, logistic, ridge
 from headstart.metrics.multilabel import average_precision
 from headstart.metrics.regression import r_squared
 from headstart.progress import Lines
 from headstart.recipe import Recipe, read_class_weights
 from headstart.tasks.problems import problem_of
-from headstart.training.draws import Spread, t_quantile
-from headstart.training.head import Problem, fit_head, logistic, ridge
+from headstart.tasks.result import Spread, t_quantile
 from headstart.training.run import evaluate
 from photo_data import make_class_folders
 

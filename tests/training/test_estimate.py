@@ -10,11 +10,11 @@ import torch
 import headstart
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError
+from headstart.features.head import head_cost
 from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training.estimate import RESERVE, Estimate, fit_budget, measure, parse_budget
-from headstart.training.head import head_cost
 from headstart.training.loop import Loop
 from headstart.training.world import World
 

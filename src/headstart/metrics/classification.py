@@ -159,7 +159,7 @@ def best_temperatures(
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if slopes(middle, group)[0] < 0 else (low, middle)
-        u = _root(*GRID[[low, high]], slopes(low, group), slopes(high, group))
+        u = _root(GRID[low], GRID[high], slopes(low, group), slopes(high, group))
         found.append(math.exp(-u))
     return found
 

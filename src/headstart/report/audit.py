@@ -153,11 +153,11 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     """Adds wrong labels and outliers, by the features of a network."""
     import torch
 
+    from headstart.features.extract import extractor_of
     from headstart.progress import Silent
     from headstart.recipe import Recipe
     from headstart.report.suspects import doubtful_labels, outliers
     from headstart.tasks.image_classification import ImageClassification
-    from headstart.training.features import extractor_of
 
     task = ImageClassification(ImageData(read.classes, dict(read.splits), [], read.kind), options)
     task.trains = False  # a class may be left with few images

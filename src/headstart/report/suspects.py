@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from headstart.features.head import held_out_scores, standardized
 from headstart.metrics.classification import best_temperature, softmax
-from headstart.training.head import held_out_scores, standardized
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -19,8 +19,7 @@ from headstart.report.page import (
 )
 from headstart.report.sections import sections_of
 from headstart.tasks.base import Evaluation, Task
-from headstart.training.draws import Spread
-from headstart.training.result import Result
+from headstart.tasks.result import Result, Spread
 
 
 def write_pages(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoTokenizer
 from headstart.data.cache import Bad
 from headstart.data.options import SPLITS, DataOptions
+from headstart.data.sources.raw import RawTable
 from headstart.data.text_rows import Row
 from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.errors import ConfigError, DataError
@@ -54,7 +55,7 @@ class TextTask(Task):
 
     @staticmethod
     @abstractmethod
-    def rows(path: Path, options: DataOptions) -> Iterator[Row | Bad]:
+    def rows(source: Path | RawTable, options: DataOptions) -> Iterator[Row | Bad]:
         """Reads one file."""
 
     @classmethod

@@ -36,7 +36,8 @@ from headstart.progress import Progress
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation
 from headstart.tasks.image_classification import LabelledImages, head_of
-from headstart.training.result import Request, Result
+from headstart.tasks.result import Result
+from headstart.training.result import Request
 from headstart.training.run import _absolute, _check_free, train
 from headstart.training.teacher import Teacher, read_teacher, resized
 

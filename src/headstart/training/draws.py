@@ -4,67 +4,17 @@ The spread of the results says how much they depend on the choice.
 """
 
 import dataclasses
-import math
 import shutil
-import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from headstart.metrics.optional import scipy
 from headstart.pipelines.base import read_results
 from headstart.progress import metric_text
 from headstart.recipe import Recipe
-from headstart.training.result import RECIPE, RESULTS, RUN, Request, Result, saved_evaluations
+from headstart.tasks.result import Result, Spread
+from headstart.training.result import RECIPE, RESULTS, RUN, Request, saved_evaluations
 
 FOLDER = "draws"
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Results of every draw, the first one first.
-
-    Args:
-        seeds: Seed of each draw's training.
-        split: What they were evaluated on.
-        values: Metric → its value in each draw.
-    """
-
-    seeds: list[int]
-    split: str
-    values: dict[str, list[float]]
-
-    def mean(self, name: str) -> float:
-        """Mean of a metric."""
-        return statistics.fmean(self.values[name])
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """95 % confidence interval of the mean over draws, by Student's t distribution."""
-        values = self.values[name]
-        half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        return self.mean(name) - half, self.mean(name) + half
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `results.json` holds."""
-        metrics = {
-            n: {"mean": self.mean(n), "confidence_interval_95": self.interval(n), "values": v}
-            for n, v in self.values.items()
-        }
-        return {"seeds": self.seeds, "split": self.split, "kept": self.seeds[0], "metrics": metrics}
-
-    def text(self, headline: str) -> str:
-        """One line for the terminal."""
-        low, high = (metric_text(headline, bound) for bound in self.interval(headline))
-        return (
-            f"{len(self.seeds)} draws: {self.split} {headline.replace('_', ' ')}"
-            f" {metric_text(headline, self.mean(headline))} on average (95 % interval {low} to"
-            f" {high}); the model kept is that of the first draw, not the one that scored best"
-        )
-
-
-def t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t distribution."""
-    return float(scipy("special").stdtrit(freedom, 0.975))
 
 
 def request_of(request: Request, draw: int) -> Request:

@@ -64,34 +64,6 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True)
-class HeadCost:
-    """What fitting a head will cost.
-
-    Args:
-        features: Seconds for the features that are not known from before.
-        fit: Seconds for the head itself.
-        memory: Bytes.
-    """
-
-    features: float
-    fit: float
-    memory: float
-
-    @property
-    def seconds(self) -> float:
-        """Of everything."""
-        return self.features + self.fit
-
-    def text(self) -> str:
-        """One line for the user."""
-        parts = f"{duration(self.features)} for features, {duration(self.fit)} for the head"
-        return (
-            f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
-            " GB of memory"
-        )
-
-
 def measure(loop: Loop) -> Estimate:
     """Times a few forward and backward passes and a few examples.
 

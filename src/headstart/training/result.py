@@ -4,11 +4,10 @@ import dataclasses
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,72 +18,14 @@ from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError, MissingExtraError
 from headstart.metrics.calibration import confidence_of
 from headstart.pipelines.base import read_results
-from headstart.progress import duration, metric_text, metric_title
+from headstart.progress import duration, metric_text
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, Task
+from headstart.tasks.result import Result
 from headstart.training.predictions import figures_of, write_predictions
 from headstart.training.seen import write_seen
 
-if TYPE_CHECKING:
-    from headstart.training.draws import Spread
-
 RUN, RECIPE, RESULTS = "run.json", "recipe.yaml", "results.json"
-
-
-@dataclass
-class Result:
-    """What a run made.
-
-    Args:
-        folder: The result: model, processor, recipe, metrics and report. None after a dry run.
-        recipe: The resolved recipe.
-        evaluations: By split.
-        seconds: Time from the call to the result, in this process.
-        estimated: Time that was expected before training began.
-        given_up: What a budget of time cost.
-        spread: Results of all draws, where there were several.
-    """
-
-    folder: Path | None
-    recipe: Recipe
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    seconds: float = 0.0
-    estimated: float | None = None
-    given_up: list[str] = field(default_factory=list)
-    spread: "Spread | None" = None
-
-    @property
-    def evaluation(self) -> Evaluation | None:
-        """The evaluation that counts: of the test data, else of the validation data."""
-        return self.evaluations.get("test") or self.evaluations.get("validation")
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics of `evaluation`; empty where no data was held out."""
-        return self.evaluation.metrics if self.evaluation else {}
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in list(self.metrics.items())[:3])
-        return f"Result({str(self.folder)!r}, {shown or 'not evaluated'})"
-
-    def _repr_html_(self) -> str:
-        """The metrics of every split as a table, for notebooks."""
-        names = list(dict.fromkeys(n for each in self.evaluations.values() for n in each.metrics))
-        head = "".join(
-            f"<th>{escape(split)} ({each.examples})</th>"
-            for split, each in self.evaluations.items()
-        )
-        rows = "".join(
-            f"<tr><th>{escape(metric_title(name))}</th>"
-            + "".join(
-                f"<td>{metric_text(name, each.metrics[name]) if name in each.metrics else ''}</td>"
-                for each in self.evaluations.values()
-            )
-            + "</tr>"
-            for name in names
-        )
-        table = f"<table><tr><th></th>{head}</tr>{rows}</table>" if names else "not evaluated"
-        return f"<div><p><b>{escape(str(self.folder))}</b></p>{table}</div>"
 
 
 @dataclass(frozen=True)

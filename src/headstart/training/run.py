@@ -20,6 +20,8 @@ from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.features.extract import Extractor, extractor_of
+from headstart.features.head import HeadCost, head_cost, tune_head
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent, duration
@@ -32,30 +34,28 @@ from headstart.recipe import (
     resolve_recipe,
 )
 from headstart.registry import locate
+from headstart.report.write import write_pages
 from headstart.tasks import Evaluation, HeadTask, Task, task_class
 from headstart.tasks.image_classification import processor_side
+from headstart.tasks.result import Result
 from headstart.tasks.semantic_segmentation import CLASSES
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.training.estimate import (
     LONG,
     RESERVE,
-    HeadCost,
     fit_budget,
     measure,
     parse_budget,
     peak_memory,
     smaller_sides,
 )
-from headstart.training.features import Extractor, extractor_of
-from headstart.training.head import head_cost, tune_head
 from headstart.training.lock import LOCK, locked
 from headstart.training.loop import Loop, MetricsLog, fitting_micro_batch, free_memory, read_metrics
 from headstart.training.result import (
     RESULTS,
     RUN,
     Request,
-    Result,
     saved_evaluations,
     summary,
     write_recipe,
@@ -65,7 +65,6 @@ from headstart.training.seen import trained_on
 from headstart.training.world import World, whole
 
 # The report lies above training, which works without it: it is reached by name.
-PAGES = "headstart.report.write:write_pages"
 AUTO_SECONDS = 600.0  # of full training, from which on `tune="auto"` takes the head alone
 # recipe values that also have an effect on a head alone; any other asks for full training
 SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
@@ -650,7 +649,7 @@ def _write_pages(run: Run, result: Result, values: Mapping[str, Any]) -> None:
     """Writes report and model card; one that fails never loses the run."""
     file = run.out / "metrics.jsonl"
     try:
-        locate(PAGES)(run.task, result, values, read_metrics(file) if file.exists() else [])
+        write_pages(run.task, result, values, read_metrics(file) if file.exists() else [])
     except (
         HeadstartError,
         ArithmeticError,

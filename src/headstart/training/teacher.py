@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
 from headstart.errors import ConfigError, InputError, MissingExtraError
+from headstart.features.extract import inputs_of, model_key
 from headstart.tasks.image_classification import head_of, processor_side
-from headstart.training.features import inputs_of, model_key
 
 FILES = {".onnx": "onnxruntime", ".xml": "openvino"}
 Answer = tuple[Tensor, Tensor | None]

@@ -22,11 +22,39 @@ from torch import Tensor, nn
 from headstart.data.cache import parallel
 from headstart.data.labels import REGRESSION, SINGLE
 from headstart.errors import ConfigError
+from headstart.features.extract import Extractor
 from headstart.metrics.optional import scikit_learn, scipy
-from headstart.progress import Progress, Silent
+from headstart.progress import Progress, Silent, duration
 from headstart.tasks.base import Evaluation, HeadTask
-from headstart.training.estimate import HeadCost
-from headstart.training.features import Extractor
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """What fitting a head will cost.
+
+    Args:
+        features: Seconds for the features that are not known from before.
+        fit: Seconds for the head itself.
+        memory: Bytes.
+    """
+
+    features: float
+    fit: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        return self.features + self.fit
+
+    def text(self) -> str:
+        """One line for the user."""
+        parts = f"{duration(self.features)} for features, {duration(self.fit)} for the head"
+        return (
+            f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
+            " GB of memory"
+        )
+
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

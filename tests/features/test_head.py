@@ -12,10 +12,10 @@ from PIL import Image
 import headstart
 from headstart import AutoModelForImageClassification
 from headstart.errors import DataError
+from headstart.features.extract import inputs_of, model_key
+from headstart.features.head import STRENGTHS, Problem, fit_head, install, logistic, span
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
-from headstart.training.features import inputs_of, model_key
-from headstart.training.head import STRENGTHS, Problem, fit_head, install, logistic, span
 from headstart.training.run import evaluate
 from photo_data import make_class_folders
 

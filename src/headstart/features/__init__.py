@@ -1,0 +1,1 @@
+"""Frozen features of a network, and heads fitted on them."""
