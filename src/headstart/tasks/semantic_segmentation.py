@@ -142,13 +142,14 @@ class SemanticSegmentation(ImageTask):
         }
         if recipe.drop_path is not None:
             overrides["drop_path_rate"] = recipe.drop_path
-        if self.classes.colours is not None:
-            overrides["palette"] = self.classes.colours.tolist()
         torch.manual_seed(recipe.seed)  # the new head is randomly initialized
         model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(
             name, revision=revision, **overrides
         )
-        self.colours = class_colours(model.config)
+        configuration: Any = model.config
+        if self.classes.colours is not None:
+            configuration.palette = self.classes.colours.tolist()
+        self.colours = class_colours(configuration)
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         processor.size = {"shortest_edge": self.recipe.resize or self.recipe.crop}
         processor.crop_size = {"height": self.recipe.crop, "width": self.recipe.crop}
