@@ -25,7 +25,7 @@ import headstart
 
 def predict(model: Path, text: Path) -> dict[str, float]:
     """Processor seconds and megabytes of a call."""
-    program = "import resource, sys; from headstart.cli.main import main\n"
+    program = "import resource, sys; from headstart.cli.app import main\n"
     program += "try: main(sys.argv[1:])\nfinally: print(resource.getrusage(0).ru_maxrss)"
     call = ["predict", str(model), str(text), "--long", "extend", "--set", "num_hash=32", "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

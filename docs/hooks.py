@@ -17,7 +17,7 @@ WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 def functions() -> dict[str, Callable[..., None]]:
     """The commands by name."""
-    from headstart.cli.main import app
+    from headstart.cli.app import app
 
     return {
         (each.name or each.callback.__name__): each.callback

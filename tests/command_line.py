@@ -1,6 +1,6 @@
 """Runs the command in this process."""
 
-from headstart.cli import main as cli
+from headstart.cli import app as cli
 
 
 def call(capsys, *arguments):

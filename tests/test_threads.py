@@ -42,7 +42,7 @@ def test_the_command_line_chooses_before_pytorch_loads():
 import os
 from headstart import threads
 threads.choose = lambda: 1
-from headstart.cli.main import main
+from headstart.cli.app import main
 try:
     main(["--version"])
 except SystemExit:

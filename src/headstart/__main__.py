@@ -1,5 +1,5 @@
 """`python -m headstart` and `torchrun -m headstart`: the command line."""
 
-from headstart.cli.main import main
+from headstart.cli import main
 
 main()

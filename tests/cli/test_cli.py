@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import headstart
 from command_line import call
-from headstart.cli import main as cli
+from headstart.cli import app as cli
 from photo_data import make_class_folders
 
 SMALL = [
@@ -41,7 +41,7 @@ def tuned(photos, tiny_model, tmp_path_factory):  # noqa: F811
 def test_help_is_light():
     """`headstart --help` loads no framework."""
     code = (
-        "import sys; from headstart.cli import main as cli\ntry: cli.main(['--help'])\nexcept"
+        "import sys; from headstart.cli import app as cli\ntry: cli.main(['--help'])\nexcept"
         " SystemExit: pass\n"
     )
     code += (
@@ -94,7 +94,7 @@ def test_the_shell_completes_commands_and_models(words, expected):
         "COMP_CWORD": str(len(words.split()) - 1),
     }
     code = (
-        "import sys; sys.argv = ['headstart']; from headstart.cli.main import app;"
+        "import sys; sys.argv = ['headstart']; from headstart.cli.app import app;"
         " app(prog_name='headstart')"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import headstart
 from engine_networks import build
 from headstart.cli import engine as cli
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.engine import search
 from headstart.engine.engines import installed
 from headstart.errors import ConfigError, InputError

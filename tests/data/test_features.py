@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data import features
 from headstart.data.features import FeatureStore, cached_networks, evict, limit
 from headstart.errors import ConfigError

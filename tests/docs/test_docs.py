@@ -24,7 +24,7 @@ from PIL import Image
 import headstart
 from conftest import ROOT
 from contract.test_models import BEIT, BIT, CVT, SEG, YOSO
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.engine import search
 
 DOCS = ROOT / "docs"

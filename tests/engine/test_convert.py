@@ -10,7 +10,7 @@ import torch
 
 from command_line import call
 from headstart import BeitForImageClassification, BitForImageClassification
-from headstart.cli import main as cli
+from headstart.cli import app as cli
 from headstart.engine.convert import best_class, convert, load_any
 from headstart.errors import ConfigError, HeadstartError, WeightsError
 from tiny_networks import NETWORKS

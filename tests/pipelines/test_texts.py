@@ -17,7 +17,7 @@ from headstart import (
     YosoTokenizer,
     pipeline,
 )
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.errors import ConfigError, HeadstartError, InputError
 from headstart.pipelines.base import task_of
 from headstart.pipelines.texts import _best_spans

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import data_dir
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data.duplicates import FLAT, NEAR, difference_hash, near_pairs
 from headstart.report.audit import audit
 from headstart.report.suspects import doubtful_labels, neighbour_distances, outliers

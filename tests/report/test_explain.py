@@ -19,7 +19,7 @@ from headstart import (
     CvtForImageClassification,
     pipeline,
 )
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data.labels import MULTI, REGRESSION
 from headstart.errors import ConfigError
 from headstart.report.explain import as_map, explain, heat_map

@@ -19,7 +19,7 @@ from headstart import (
     BeitImageProcessor,
     DalleImageTokenizer,
 )
-from headstart.cli.main import main as command_line
+from headstart.cli.app import main as command_line
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.pipelines.masked_image_modeling import (

@@ -14,7 +14,7 @@ from PIL import Image
 
 import headstart
 from headstart import AutoModelForImageClassification, pipeline
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError, DataError
 from headstart.features.head import Problem, fit_head, logistic, ridge

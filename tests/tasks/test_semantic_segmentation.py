@@ -19,7 +19,7 @@ from torch import nn
 
 from conftest import data_dir
 from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor
-from headstart.cli.main import main as command_line
+from headstart.cli.app import main as command_line
 from headstart.data.mask_augment import largest_share, random_colours, random_crop
 from headstart.data.masks import IGNORED, ClassList, read_classes
 from headstart.data.options import DataOptions

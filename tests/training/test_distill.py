@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import headstart
 from headstart import AutoImageProcessor, AutoModelForImageClassification, BitConfig
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError, TrainingInterrupted
 from headstart.metrics.divergence import kl_divergence

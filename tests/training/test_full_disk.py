@@ -7,7 +7,7 @@ import sys
 import pytest
 from safetensors import safe_open
 
-from headstart.cli import main as cli
+from headstart.cli import app as cli
 from headstart.training.checkpoints import list_checkpoints, load_checkpoint
 
 OPTIONS = (

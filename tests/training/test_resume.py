@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from headstart.cli import main as cli
+from headstart.cli import app as cli
 
 STEPS = 60
 OPTIONS = (

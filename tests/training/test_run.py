@@ -11,7 +11,7 @@ from PIL import Image
 
 import headstart
 from headstart import AutoImageProcessor, AutoModelForImageClassification
-from headstart.cli.main import main
+from headstart.cli.app import main
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError, HubError
 from headstart.progress import Lines
