@@ -429,6 +429,14 @@ def test_token_features_are_those_of_the_network(moods, tokenizer):
     assert extract(TEXTS[1]) == extract(TEXTS[1:2])[0]
 
 
+def test_a_long_text_names_the_options_of_the_interface(moods, tmp_path, capsys):
+    with pytest.raises(InputError, match="truncation=True truncates it, or extend_positions=True"):
+        pipeline("text-classification", moods)(NOVEL)
+    (tmp_path / "novel.txt").write_text(NOVEL)
+    code, _, err = predict(capsys, moods, tmp_path / "novel.txt")
+    assert code == 2 and "--long cut truncates it, or --long extend reads it whole" in str(err)
+
+
 def test_wrong_arguments(moods, tokenizer):
     with pytest.raises(ConfigError, match="image_processor"):
         pipeline("text-classification", moods, image_processor=object())

@@ -139,6 +139,7 @@ def predict_texts(
         "model_kwargs": values,
     }
     run = pipeline(task, model, device=device, batch_size=batch_size, **options)
+    run.ways_out = ("--long cut", "--long extend")
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]
     if task == "question-answering":
         for name, text in inputs:

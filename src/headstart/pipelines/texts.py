@@ -36,6 +36,8 @@ class TextPipeline:
 
     task: ClassVar[str]
     auto_class: ClassVar[str]
+    # What truncates, and what extends the network, in the words of the interface in use.
+    ways_out: tuple[str, str] = ("truncation=True", "extend_positions=True")
 
     def __init__(
         self,
@@ -91,14 +93,11 @@ class TextPipeline:
     def _grow(self, length: int, names: list[str], batch: Any) -> None:
         if not self.extend_positions or not hasattr(self.model, "read_long_texts"):
             which = int(np.argmax([sum(mask) for mask in batch["attention_mask"]]))
-            more = (
-                ", or extend_positions=True reads it whole"
-                if hasattr(self.model, "read_long_texts")
-                else ""
-            )
+            cut, extend = self.ways_out
+            more = f", or {extend} reads it whole" if hasattr(self.model, "read_long_texts") else ""
             raise InputError(
                 f"{names[which]} has {length} tokens and the network reads {self.longest};"
-                f" truncation=True cuts it{more}"
+                f" {cut} truncates it{more}"
             )
         samples = "use_expectation" not in self.model_kwargs
         logger.info(
