@@ -53,9 +53,19 @@ def main() -> None:
                 for rate in RATES:
                     out = Path(scratch) / f"{kind}-{seed}-{rate}"
                     result = train(
-                        folder / "train.npz", validation=folder / "val.npz", model=model, out=out, seed=seed, lr=rate,
-                        val_fraction=0.0, steps=args.steps, batch_size=32, resize=72, crop=64, eval_every=args.steps,
-                    )  # fmt: skip
+                        folder / "train.npz",
+                        validation=folder / "val.npz",
+                        model=model,
+                        out=out,
+                        seed=seed,
+                        lr=rate,
+                        val_fraction=0.0,
+                        steps=args.steps,
+                        batch_size=32,
+                        resize=72,
+                        crop=64,
+                        eval_every=args.steps,
+                    )
                     accuracy = result.evaluations["validation"].metrics["accuracy"]
                     rows[kind].setdefault(str(rate), []).append(accuracy)
                     print(f"{kind:<11} rate {rate:<5} seed {seed}: {accuracy:.1%}", flush=True)

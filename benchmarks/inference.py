@@ -227,10 +227,23 @@ def measure(
     for name, each in times.items():
         ms, precision = statistics.median(each), precision_of(name)
         rows[name] = {
-            "group": group(name), "ms": round(ms, 2), "min_ms": round(min(each), 2), "times_as_fast": round(base / ms, 2),
-            "share_of_limit": round(case.gflop * batch / min(each) * 1e3 / peaks[precision], 3) if precision in peaks else None,
-            "deviation": None if name == "timm" else float((outputs[name] - reference).abs().max() / reference.abs().max().clamp(min=1)),
-        }  # fmt: skip
+            "group": group(name),
+            "ms": round(ms, 2),
+            "min_ms": round(min(each), 2),
+            "times_as_fast": round(base / ms, 2),
+            "share_of_limit": (
+                round(case.gflop * batch / min(each) * 1e3 / peaks[precision], 3)
+                if precision in peaks
+                else None
+            ),
+            "deviation": (
+                None
+                if name == "timm"
+                else float(
+                    (outputs[name] - reference).abs().max() / reference.abs().max().clamp(min=1)
+                )
+            ),
+        }
         row = rows[name]
         off = "" if row["deviation"] is None else f"{row['deviation']:.1e}"
         share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
@@ -289,12 +302,16 @@ def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[
         for precision, each in fast.items():
             logits = torch.cat([each(part).logits for part in unseen.split(8)])
             found[precision] = {
-                "computed_in": each.report.chosen.precision, "int8_share": each.report.chosen.int8_share,
+                "computed_in": each.report.chosen.precision,
+                "int8_share": each.report.chosen.int8_share,
                 "ms": {batch: round(row[precision], 3) for batch, row in times.items()},
-                "times_as_fast": {batch: round(row["eager"] / row[precision], 2) for batch, row in times.items()},
-                "agreement": float((logits.argmax(1) == wanted.argmax(1)).float().mean()), "photos": len(unseen),
+                "times_as_fast": {
+                    batch: round(row["eager"] / row[precision], 2) for batch, row in times.items()
+                },
+                "agreement": float((logits.argmax(1) == wanted.argmax(1)).float().mean()),
+                "photos": len(unseen),
                 "mean_deviation": float((logits - wanted).abs().mean() / wanted.abs().max()),
-            }  # fmt: skip
+            }
             print(f"{name} {precision}: {found[precision]}", flush=True)
     return found
 

@@ -61,7 +61,9 @@ def sources(images: Path) -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def timed(out: Path, data: dict[str, Any], **values: Any) -> dict[str, float]:
-    """Accuracy on the validation data, and seconds of the processor and of the clock, of one run."""
+    """Accuracy on the validation data, and seconds of the processor and of the clock, of one
+    run.
+    """
     cpu, clock = time.process_time(), time.perf_counter()
     result = train(out=out, val_fraction=0.0, **data, **values)
     return {

@@ -18,7 +18,10 @@ MEAN = STD = 0.5  # bit-mini's
 
 
 class Images(torch.utils.data.Dataset):
-    """Images as arrays; the training set is cropped at random and mirrored, as headstart does it."""
+    """Images as arrays.
+
+    The training set is cropped at random and mirrored, as headstart does it.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, crop: int | None) -> None:
         self.images, self.labels, self.crop = images, labels, crop
@@ -61,10 +64,18 @@ def run(
     crop = data["validation_images"].shape[1]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=task["batch"], learning_rate=task["rate"], warmup_ratio=0.1, report_to=[],
-            save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=task["batch"],
+            learning_rate=task["rate"],
+            warmup_ratio=0.1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_strategy="no",
             dataloader_drop_last=len(data["train_images"]) >= task["batch"],
-        )  # fmt: skip
+        )
         clock = Clock()
         train_set = Images(data["train_images"], data["train_labels"], crop)
         Trainer(model, arguments, train_dataset=train_set, callbacks=[clock]).train()

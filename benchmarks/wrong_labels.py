@@ -34,9 +34,12 @@ def flipped_and_found(data: str, share: float, seed: int, model: str) -> dict[st
     found = audit(read, model=model)
     doubted = {each.name for each in found.mislabelled}
     return {
-        "images": found.images, "flipped": len(flipped), "doubted": len(doubted), "right": len(doubted & flipped),
+        "images": found.images,
+        "flipped": len(flipped),
+        "doubted": len(doubted),
+        "right": len(doubted & flipped),
         "agreement": found.agreement or 0.0,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

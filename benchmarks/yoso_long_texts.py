@@ -288,11 +288,25 @@ def task_listops(data: Path, out: Path, steps: int) -> Iterator[tuple[str, dict[
         )
         values = {"lr": 1e-3, "max_length": 2048, "eval_every": 10**6}
         for name, count, size in (("listops_short", 2 * steps, 32), ("listops", steps, 16)):
-            found = run({
-                "data": str(out / name), "model": str(model), "out": str(out / f"{name}_{kind}"), "task": "text-classification",
-                "values": {"steps": count, "batch_size": size, "micro_batch": size if "short" in name else 8, **values},
-                "judge": {name: (str(out / "judge" / name), {}) for name in ("published", "drawn")} if name == "listops" else {},
-            })  # fmt: skip
+            found = run(
+                {
+                    "data": str(out / name),
+                    "model": str(model),
+                    "out": str(out / f"{name}_{kind}"),
+                    "task": "text-classification",
+                    "values": {
+                        "steps": count,
+                        "batch_size": size,
+                        "micro_batch": size if "short" in name else 8,
+                        **values,
+                    },
+                    "judge": {
+                        name: (str(out / "judge" / name), {}) for name in ("published", "drawn")
+                    }
+                    if name == "listops"
+                    else {},
+                }
+            )
             say(name, kind, found)
             yield f"{name}, {kind}", found
             model, values["lr"] = out / f"{name}_{kind}", 5e-4
@@ -331,25 +345,49 @@ def task_imdb(data: Path, out: Path, scale: float) -> Iterator[tuple[str, dict[s
             {"bag of words": bag_of_words(*parts), "texts": [len(rows) for rows in parts]},
         )
     for kind in KINDS:
-        found = run({
-            "data": str(out / "lm"), "model": str(network(out / "imdb_networks", IMDB, tokenizer, kind, "YosoForMaskedLM")),
-            "out": str(out / f"lm_{kind}"), "task": "masked-language-modeling",
-            "values": {"steps": round(800 * scale), "batch_size": 8, "micro_batch": 8, "lr": 1.5e-3, "max_length": 512,
-                       "eval_every": 10**6},
-        })  # fmt: skip
+        found = run(
+            {
+                "data": str(out / "lm"),
+                "model": str(
+                    network(out / "imdb_networks", IMDB, tokenizer, kind, "YosoForMaskedLM")
+                ),
+                "out": str(out / f"lm_{kind}"),
+                "task": "masked-language-modeling",
+                "values": {
+                    "steps": round(800 * scale),
+                    "batch_size": 8,
+                    "micro_batch": 8,
+                    "lr": 1.5e-3,
+                    "max_length": 512,
+                    "eval_every": 10**6,
+                },
+            }
+        )
         say("language model", kind, found)
         yield f"language model, {kind}", found
         for name, length, steps, size, lr in (
             ("imdb_512", 512, 240, 16, 5e-4),
             ("imdb_4096", 4096, 200, 8, 1e-3),
         ):
-            found = run({
-                "data": str(out / name), "model": str(out / f"lm_{kind}"), "out": str(out / f"{name}_{kind}"),
-                "task": "text-classification",
-                "values": {"steps": round(steps * scale), "batch_size": size, "micro_batch": min(size, 8192 // length), "lr": lr,
-                           "max_length": length, "eval_every": 10**6},
-                "judge": {f"read {way}": (str(out / name), values) for way, values in READINGS.items()},
-            })  # fmt: skip
+            found = run(
+                {
+                    "data": str(out / name),
+                    "model": str(out / f"lm_{kind}"),
+                    "out": str(out / f"{name}_{kind}"),
+                    "task": "text-classification",
+                    "values": {
+                        "steps": round(steps * scale),
+                        "batch_size": size,
+                        "micro_batch": min(size, 8192 // length),
+                        "lr": lr,
+                        "max_length": length,
+                        "eval_every": 10**6,
+                    },
+                    "judge": {
+                        f"read {way}": (str(out / name), values) for way, values in READINGS.items()
+                    },
+                }
+            )
             say(name, kind, found)
             yield f"{name}, {kind}", found
 

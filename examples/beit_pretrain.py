@@ -29,9 +29,17 @@ from headstart.progress import progress_for_terminal
 # 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for
 # the same 4x4 pixels.
 SHAPE = {
-    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32, "patch_size": 4,
-    "use_mask_token": True, "use_shared_relative_position_bias": True, "drop_path_rate": 0.0, "layer_norm_eps": 1e-6,
-}  # fmt: skip
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "image_size": 32,
+    "patch_size": 4,
+    "use_mask_token": True,
+    "use_shared_relative_position_bias": True,
+    "drop_path_rate": 0.0,
+    "layer_norm_eps": 1e-6,
+}
 
 
 def write_pictures(data: Path, folder: Path, count: int) -> Path:
@@ -96,15 +104,39 @@ def main() -> None:
         write_random_network(network, args.tokenizer)
     pretrained = args.out / "pretrained"
     guessed = run(
-        pretrained, pictures, model=network, task="masked-image-modeling", recipe="finetune", precision="bf16", steps=args.steps,
-        warmup_steps=args.steps // 10, batch_size=64, micro_batch=64, lr=2e-3, layer_decay=1.0, weight_decay=0.05, clip_grad=3.0,
-        resize=40, augment="resized-crop", label_smoothing=0.0, eval_every=max(1, args.steps // 4),
+        pretrained,
+        pictures,
+        model=network,
+        task="masked-image-modeling",
+        recipe="finetune",
+        precision="bf16",
+        steps=args.steps,
+        warmup_steps=args.steps // 10,
+        batch_size=64,
+        micro_batch=64,
+        lr=2e-3,
+        layer_decay=1.0,
+        weight_decay=0.05,
+        clip_grad=3.0,
+        resize=40,
+        augment="resized-crop",
+        label_smoothing=0.0,
+        eval_every=max(1, args.steps // 4),
         task_options={"tokenizer": args.tokenizer, "views": args.views},
-    )  # fmt: skip
+    )
     tune = {
-        "recipe": "finetune", "precision": "bf16", "steps": args.tune_steps, "batch_size": 64, "micro_batch": 64, "crop": 32,
-        "resize": 36, "layer_decay": 1.0, "augment": "crop-flip", "shots": args.shots, "eval_every": max(1, args.tune_steps // 4),
-    }  # fmt: skip
+        "recipe": "finetune",
+        "precision": "bf16",
+        "steps": args.tune_steps,
+        "batch_size": 64,
+        "micro_batch": 64,
+        "crop": 32,
+        "resize": 36,
+        "layer_decay": 1.0,
+        "augment": "crop-flip",
+        "shots": args.shots,
+        "eval_every": max(1, args.tune_steps // 4),
+    }
     few = args.out / "cifar10"
     if not few.exists():
         few.mkdir()

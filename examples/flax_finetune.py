@@ -35,9 +35,14 @@ from headstart import (
 )
 
 TINY = {
-    "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 384, "image_size": 96, "patch_size": 16,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 384,
+    "image_size": 96,
+    "patch_size": 16,
     "use_relative_position_bias": True,
-}  # fmt: skip
+}
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 State = dict[str, Any]  # params, optimizer, step
 

@@ -34,7 +34,9 @@ CONFIG = {
 
 
 def read_sheets(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) of the sheets of 1,000 images each in the folder."""
+    """Images (N, 3, 32, 32) uint8 and labels (N,) of the sheets of 1,000 images each in the
+    folder.
+    """
     sheets = [
         np.asarray(Image.open(p).convert("RGB"))
         for p in sorted((folder / "train").glob("sheet_*.avif"))

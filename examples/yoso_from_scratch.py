@@ -104,9 +104,15 @@ def main() -> None:
         name: str, data: Path, model: str, task: str, steps: int, **values: float
     ) -> dict[str, float]:
         result = headstart.train(
-            data, model=args.out / model, out=args.out / name, task=task, steps=max(2, round(steps * args.scale)), eval_every=10**6,
-            checkpoint_every=10**6, **values,
-        )  # fmt: skip
+            data,
+            model=args.out / model,
+            out=args.out / name,
+            task=task,
+            steps=max(2, round(steps * args.scale)),
+            eval_every=10**6,
+            checkpoint_every=10**6,
+            **values,
+        )
         print(
             f"{name}: {result.seconds:.0f} s",
             {key: round(value, 3) for key, value in result.metrics.items()},

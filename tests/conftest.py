@@ -41,7 +41,10 @@ def _needed(path: Path) -> Path:
 
 
 def golden_dir(*parts: str) -> Path:
-    """A folder of reference numbers: `tests/golden` holds a choice, `HEADSTART_SHARED/golden` all."""
+    """A folder of reference numbers.
+
+    `tests/golden` holds a choice, `HEADSTART_SHARED/golden` all.
+    """
     own, full = ROOT / "tests" / "golden" / Path(*parts), SHARED / "golden" / Path(*parts)
     # Our choice holds whole cases; a folder above them is complete only in the full set.
     return (

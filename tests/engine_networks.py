@@ -13,9 +13,18 @@ BIT = {
 }
 CVT = {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 4], "depth": [1, 1, 2], "num_labels": 5}
 BEIT = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 32, "patch_size": 8,
-    "vocab_size": 17, "use_relative_position_bias": True, "use_mask_token": True, "num_labels": 5, "layer_scale_init_value": 0.5,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 32,
+    "patch_size": 8,
+    "vocab_size": 17,
+    "use_relative_position_bias": True,
+    "use_mask_token": True,
+    "num_labels": 5,
+    "layer_scale_init_value": 0.5,
+}
 SEG = BEIT | {
     "num_hidden_layers": 4,
     "image_size": 64,
@@ -24,9 +33,15 @@ SEG = BEIT | {
     "pool_scales": [1, 2],
 }
 YOSO = {
-    "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 5,
-    "max_position_embeddings": 40, "hash_code_len": 5,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "num_labels": 5,
+    "max_position_embeddings": 40,
+    "hash_code_len": 5,
+}
 
 
 def pixels(side=32, batch=2, seed=0):

@@ -73,7 +73,10 @@ class Repo:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server. `url` is its address; `requests` lists (method, path, Range) of everything asked."""
+    """The server. `url` is its address.
+
+    `requests` lists (method, path, Range) of everything asked.
+    """
 
     daemon_threads = True
 
@@ -327,9 +330,14 @@ def _sha(data: bytes) -> str:
 def conversion(number: int, author: str = "SFconvertbot") -> dict[str, Any]:
     """A pull request as the Hub lists it."""
     return {
-        "num": number, "title": "Adding `safetensors` variant of this model", "status": "open", "isPullRequest": True,
-        "author": {"name": author}, "createdAt": "2023-01-01T00:00:00.000Z", "repo": {"name": "x/y", "type": "model"},
-    }  # fmt: skip
+        "num": number,
+        "title": "Adding `safetensors` variant of this model",
+        "status": "open",
+        "isPullRequest": True,
+        "author": {"name": author},
+        "createdAt": "2023-01-01T00:00:00.000Z",
+        "repo": {"name": "x/y", "type": "model"},
+    }
 
 
 @contextmanager

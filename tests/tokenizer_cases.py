@@ -10,14 +10,30 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "golden" / "tokenizer"
 TEXTS = [
-    "Hello world!", "  two  spaces\tand\nlines ", "", " ", "a", "don't they've I'm we'll HE'S",
-    "café naïve coöperate", "日本語のテキスト。",
-    "emoji 👩‍👩‍👧 and 🇩🇪 flags", "The capital of France is <mask>.", "a <mask>b <mask> </s> <s>x<pad><unk>",
+    "Hello world!",
+    "  two  spaces\tand\nlines ",
+    "",
+    " ",
+    "a",
+    "don't they've I'm we'll HE'S",
+    "café naïve coöperate",
+    "日本語のテキスト。",
+    "emoji 👩‍👩‍👧 and 🇩🇪 flags",
+    "The capital of France is <mask>.",
+    "a <mask>b <mask> </s> <s>x<pad><unk>",
     "x=1; y[2]{3}(4) #!$%^&*_+|~`",
-    "1234567890 3.14 1,000", "\u00a0nbsp\u2003em\u200bzero", "ﬁ ligature Å Å", "tab\tend\t", "UPPER lower MiXeD",
-    "e\u0301 combining", "\x00\x7f",
-    "To Sherlock Holmes she is always THE woman. I have seldom heard him mention her under any other name.",
-]  # fmt: skip
+    "1234567890 3.14 1,000",
+    "\u00a0nbsp\u2003em\u200bzero",
+    "ﬁ ligature Å Å",
+    "tab\tend\t",
+    "UPPER lower MiXeD",
+    "e\u0301 combining",
+    "\x00\x7f",
+    (
+        "To Sherlock Holmes she is always THE woman. I have seldom heard him mention her under any"
+        " other name."
+    ),
+]
 PAIRS = [
     ("Who is she?", "The woman."),
     ("", "b"),
@@ -44,16 +60,37 @@ CALLS = [
     {"text": TEXTS, "padding": True, "pad_to_multiple_of": 8},
     {"text": [a for a, _ in PAIRS], "text_pair": [b for _, b in PAIRS], "padding": True, **FLAGS},
     {"text": LONG, "truncation": True, "max_length": 8, "padding": "max_length", **FLAGS},
-    {"text": LONG, "truncation": True, "max_length": 8, "stride": 2, "return_overflowing_tokens": True, **FLAGS},
-    {"text": ["Who?", "Where is it?"], "text_pair": LONG, "truncation": "only_second", "max_length": 14, "stride": 3,
-     "return_overflowing_tokens": True, "padding": True, **FLAGS},
-    {"text": LONG, "text_pair": ["b b b b b b b b b b b b", "c"], "truncation": "longest_first", "max_length": 12, **FLAGS},
+    {
+        "text": LONG,
+        "truncation": True,
+        "max_length": 8,
+        "stride": 2,
+        "return_overflowing_tokens": True,
+        **FLAGS,
+    },
+    {
+        "text": ["Who?", "Where is it?"],
+        "text_pair": LONG,
+        "truncation": "only_second",
+        "max_length": 14,
+        "stride": 3,
+        "return_overflowing_tokens": True,
+        "padding": True,
+        **FLAGS,
+    },
+    {
+        "text": LONG,
+        "text_pair": ["b b b b b b b b b b b b", "c"],
+        "truncation": "longest_first",
+        "max_length": 12,
+        **FLAGS,
+    },
     {"text": LONG, "text_pair": ["b b", "c"], "truncation": "only_first", "max_length": 12},
     {"text": WORDS, "is_split_into_words": True, **FLAGS},
     {"text": WORDS[0], "is_split_into_words": True, "truncation": True, "max_length": 4},
     {"text": "one text", **FLAGS},
     {"text": "one text", "text_pair": "and another", **FLAGS},
-]  # fmt: skip
+]
 
 
 def answers(tokenizer, call):

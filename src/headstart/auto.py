@@ -156,7 +156,8 @@ class AutoModelForSemanticSegmentation(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForSemanticSegmentation as Auto, BeitConfig
-        >>> config = BeitConfig(hidden_size=8, num_hidden_layers=4, num_attention_heads=2, out_indices=[0, 1, 2, 3])
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
+        >>> config = BeitConfig(**sizes, out_indices=[0, 1, 2, 3])
         >>> type(Auto.from_config(config)).__name__
         'BeitForSemanticSegmentation'
     """
@@ -169,7 +170,8 @@ class AutoModelForMaskedImageModeling(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForMaskedImageModeling as Auto, BeitConfig
-        >>> config = BeitConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, use_mask_token=True)
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> config = BeitConfig(**sizes, use_mask_token=True)
         >>> type(Auto.from_config(config)).__name__
         'BeitForMaskedImageModeling'
     """
@@ -182,7 +184,7 @@ class AutoModelForMaskedLM(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForMaskedLM as Auto, YosoConfig
-        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
         >>> type(Auto.from_config(config)).__name__
         'YosoForMaskedLM'
     """
@@ -195,7 +197,7 @@ class AutoModelForSequenceClassification(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForSequenceClassification as Auto, YosoConfig
-        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
         >>> type(Auto.from_config(config)).__name__
         'YosoForSequenceClassification'
     """
@@ -208,7 +210,7 @@ class AutoModelForMultipleChoice(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForMultipleChoice as Auto, YosoConfig
-        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
         >>> type(Auto.from_config(config)).__name__
         'YosoForMultipleChoice'
     """
@@ -221,7 +223,7 @@ class AutoModelForTokenClassification(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForTokenClassification as Auto, YosoConfig
-        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
         >>> type(Auto.from_config(config)).__name__
         'YosoForTokenClassification'
     """
@@ -234,7 +236,7 @@ class AutoModelForQuestionAnswering(_AutoModel):
 
     Example:
         >>> from headstart import AutoModelForQuestionAnswering as Auto, YosoConfig
-        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> config = YosoConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
         >>> type(Auto.from_config(config)).__name__
         'YosoForQuestionAnswering'
     """

@@ -472,9 +472,11 @@ def resolve_compat(
     free = {k: v for k, v in values.items() if k not in ("headstart_version", "compat")}
     if cls.from_published(dict(free), "authors") != cls.from_published(dict(free), "transformers"):
         logger.warning(
-            "%s was written by transformers %s: running its arithmetic (compat='transformers'); pass compat='authors' for the authors'",
-            name, values["transformers_version"],
-        )  # fmt: skip
+            "%s was written by transformers %s: running its arithmetic (compat='transformers');"
+            " pass compat='authors' for the authors'",
+            name,
+            values["transformers_version"],
+        )
     return "transformers"
 
 

@@ -28,7 +28,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A text from outside as a terminal can show it: control characters become `\\x1b` and the like."""
+    """A text from outside as a terminal can show it.
+
+    Control characters become `\\x1b` and the like.
+    """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

@@ -94,7 +94,10 @@ class Lines(Progress):
 
 
 class Bar(Progress):
-    """A rich progress bar with rate and time left. `rich` leaves colors out where NO_COLOR is set."""
+    """A rich progress bar with rate and time left.
+
+    `rich` leaves colors out where NO_COLOR is set.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -109,10 +112,15 @@ class Bar(Progress):
 
         self.console = Console(stderr=True)
         self.bar: Any = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
-        )  # fmt: skip
+        )
         self.job: Any = None
         self.unit = "img"
 

@@ -348,9 +348,20 @@ def hyper_rule(facts: Facts) -> Recipe:
     if facts.model_image_size is not None and facts.model_image_size < 96:
         resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
-        name="hyperrule", optimizer="sgd", lr=0.003, momentum=0.9, schedule="staircase", steps=steps, warmup_steps=warmup, decay_at=decays,
-        batch_size=512, mixup=0.0 if facts.examples < 20_000 else 0.1, resize=resize, crop=crop, augment="crop-flip",
-    )  # fmt: skip
+        name="hyperrule",
+        optimizer="sgd",
+        lr=0.003,
+        momentum=0.9,
+        schedule="staircase",
+        steps=steps,
+        warmup_steps=warmup,
+        decay_at=decays,
+        batch_size=512,
+        mixup=0.0 if facts.examples < 20_000 else 0.1,
+        resize=resize,
+        crop=crop,
+        augment="crop-flip",
+    )
 
 
 def hyper_rule_resolution(height: int, width: int) -> tuple[int, int]:
@@ -369,10 +380,22 @@ def finetune(facts: Facts) -> Recipe:
     steps = min(10_000, max(200, round(30 * facts.examples / batch_size)))
     crop = facts.model_image_size
     return Recipe(
-        name="finetune", optimizer="adamw", lr=1e-4, weight_decay=0.05, layer_decay=0.85, clip_grad=1.0, schedule="cosine", steps=steps,
-        warmup_steps=steps // 10, final_lr=1e-6, batch_size=batch_size, label_smoothing=0.1, augment="resized-crop",
-        resize=crop and round(crop * 1.15), crop=crop,
-    )  # fmt: skip
+        name="finetune",
+        optimizer="adamw",
+        lr=1e-4,
+        weight_decay=0.05,
+        layer_decay=0.85,
+        clip_grad=1.0,
+        schedule="cosine",
+        steps=steps,
+        warmup_steps=steps // 10,
+        final_lr=1e-6,
+        batch_size=batch_size,
+        label_smoothing=0.1,
+        augment="resized-crop",
+        resize=crop and round(crop * 1.15),
+        crop=crop,
+    )
 
 
 def text(facts: Facts) -> Recipe:
@@ -382,9 +405,19 @@ def text(facts: Facts) -> Recipe:
     """
     steps = min(20_000, max(100, round(5 * facts.examples / 32)))
     return Recipe(
-        name="text", optimizer="adamw", lr=5e-5, weight_decay=0.01, clip_grad=1.0, schedule="poly", power=1.0, steps=steps,
-        warmup_steps=steps // 10, batch_size=32, augment="none", zero_head=False,
-    )  # fmt: skip
+        name="text",
+        optimizer="adamw",
+        lr=5e-5,
+        weight_decay=0.01,
+        clip_grad=1.0,
+        schedule="poly",
+        power=1.0,
+        steps=steps,
+        warmup_steps=steps // 10,
+        batch_size=32,
+        augment="none",
+        zero_head=False,
+    )
 
 
 def distill(facts: Facts) -> Recipe:
@@ -397,10 +430,22 @@ def distill(facts: Facts) -> Recipe:
     steps = max(1_000, round(100 * facts.examples / batch_size))
     crop = facts.model_image_size
     return Recipe(
-        name="distill", optimizer="adamw", lr=1e-3, weight_decay=0.02, clip_grad=5.0, schedule="cosine", steps=steps,
-        warmup_steps=steps // 20, batch_size=batch_size, mixup=1.0, mix_fraction=0.8, augment="resized-crop",
-        resize=crop and round(crop * 1.15), crop=crop, zero_head=False,
-    )  # fmt: skip
+        name="distill",
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.02,
+        clip_grad=5.0,
+        schedule="cosine",
+        steps=steps,
+        warmup_steps=steps // 20,
+        batch_size=batch_size,
+        mixup=1.0,
+        mix_fraction=0.8,
+        augment="resized-crop",
+        resize=crop and round(crop * 1.15),
+        crop=crop,
+        zero_head=False,
+    )
 
 
 RECIPES: dict[str, Callable[[Facts], Recipe]] = {
@@ -429,7 +474,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     return {key: _yaml_float(key, value) for key, value in values.items()}
 
 
-def read_class_weights(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
+def read_class_weights(text: str) -> Any:
     """Class weights as the command line gives them: none, balanced, a YAML or JSON file, or its
     text: {cat: 2} or [1, 2].
 
@@ -453,7 +498,7 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _yaml_float(key: str, value: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+def _yaml_float(key: str, value: Any) -> Any:
     """YAML 1.1 reads `1e-3` as text; a value that should be a float becomes one."""
     if isinstance(value, str) and "float" in str(_FIELD_TYPES.get(key, "")):
         try:

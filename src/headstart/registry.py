@@ -189,7 +189,9 @@ def published_models() -> dict[str, tuple[Family, Published]]:
 
 
 def find_published(name: str) -> tuple[Family, Published] | None:
-    """The published model of that name (letter case, and an ending such as ".npz", do not matter)."""
+    """The published model of that name (letter case, and an ending such as ".npz", do not
+    matter).
+    """
     if Path(name).exists() or name in EMBEDDED:
         return None
     models = published_models()

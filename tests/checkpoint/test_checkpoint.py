@@ -113,25 +113,36 @@ def entry(shape, offsets, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-@pytest.mark.parametrize("content, message", [
-    (header_of({"a": entry([TB], [0, 4 * TB])}), "damaged or cut off"),
-    (header_of({"a": entry([2], [0, 8])}, b"\0" * 7), "damaged or cut off"),
-    (header_of({"a": entry([2], [0, 8])}, b"\0" * 9), "has .* bytes where"),
-    (header_of({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, b"\0" * 12), "b does not begin"),
-    (header_of({"a": entry([2], [4, 12])}, b"\0" * 12), "a does not begin"),
-    (header_of({"a": entry([1], [0, 8])}, b"\0" * 8), "another size"),
-    (header_of({"a": entry([3], [0, 8])}, b"\0" * 8), "claims shape"),
-    (header_of({"a": entry([-1], [0, 8])}, b"\0" * 8), "impossible shape"),
-    (header_of({"a": entry([2**62, 4], [0, 0])}), "damaged or cut off"),
-    (header_of({"a": entry([True], [0, 4])}, b"\0" * 4), "for a shape"),
-    (header_of({"a": entry([2], [8, 0])}, b"\0" * 8), "impossible offsets"),
-    (header_of({"a": entry([2], [0, 8], "F3")}, b"\0" * 8), "type 'F3'"),
-    (header_of({"a": [1]}), "damaged entry"),
-    (header_of(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'), "twice"),
-    (header_of(b'{"a":' + b"[" * 100_000), "damaged safetensors header"),
-    ((10_000).to_bytes(8, "little") + b"{}", "cut off"),
-    (header_of(b'{"a"'), "damaged safetensors header"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (header_of({"a": entry([TB], [0, 4 * TB])}), "damaged or cut off"),
+        (header_of({"a": entry([2], [0, 8])}, b"\0" * 7), "damaged or cut off"),
+        (header_of({"a": entry([2], [0, 8])}, b"\0" * 9), "has .* bytes where"),
+        (
+            header_of({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, b"\0" * 12),
+            "b does not begin",
+        ),
+        (header_of({"a": entry([2], [4, 12])}, b"\0" * 12), "a does not begin"),
+        (header_of({"a": entry([1], [0, 8])}, b"\0" * 8), "another size"),
+        (header_of({"a": entry([3], [0, 8])}, b"\0" * 8), "claims shape"),
+        (header_of({"a": entry([-1], [0, 8])}, b"\0" * 8), "impossible shape"),
+        (header_of({"a": entry([2**62, 4], [0, 0])}), "damaged or cut off"),
+        (header_of({"a": entry([True], [0, 4])}, b"\0" * 4), "for a shape"),
+        (header_of({"a": entry([2], [8, 0])}, b"\0" * 8), "impossible offsets"),
+        (header_of({"a": entry([2], [0, 8], "F3")}, b"\0" * 8), "type 'F3'"),
+        (header_of({"a": [1]}), "damaged entry"),
+        (
+            header_of(
+                b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+            ),
+            "twice",
+        ),
+        (header_of(b'{"a":' + b"[" * 100_000), "damaged safetensors header"),
+        ((10_000).to_bytes(8, "little") + b"{}", "cut off"),
+        (header_of(b'{"a"'), "damaged safetensors header"),
+    ],
+)
 def test_damaged_safetensors(tmp_path, content, message):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(FileFormatError, match=message) as caught:

@@ -80,17 +80,23 @@ def npz(
     return tmp_path / "a.npz"
 
 
-@pytest.mark.parametrize("header, message", [
-    (b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }", "claims shape"),
-    (b"{'descr': '<f4', 'fortran_order': True, 'shape': (1099511627776, 0, 2), }", None),
-    (b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "impossible shape"),
-    (b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "pickled Python objects"),
-    (b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "not numbers"),
-    (b"{'descr': '<U5', 'fortran_order': False, 'shape': (1,), }", "not numbers"),
-    (b"__import__('os').system('touch SENTINEL')", "damaged NumPy header"),
-    (b"[" * 5000, "damaged NumPy header"),
-    (b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1, " * 40 + b"), }", "impossible shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        (b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }", "claims shape"),
+        (b"{'descr': '<f4', 'fortran_order': True, 'shape': (1099511627776, 0, 2), }", None),
+        (b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "impossible shape"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "pickled Python objects"),
+        (b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "not numbers"),
+        (b"{'descr': '<U5', 'fortran_order': False, 'shape': (1,), }", "not numbers"),
+        (b"__import__('os').system('touch SENTINEL')", "damaged NumPy header"),
+        (b"[" * 5000, "damaged NumPy header"),
+        (
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1, " * 40 + b"), }",
+            "impossible shape",
+        ),
+    ],
+)
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_damaged_npz(tmp_path, monkeypatch, header, message, method):
     monkeypatch.chdir(tmp_path)
@@ -186,16 +192,30 @@ def test_contiguous_h5_arrays_are_mapped(tmp_path):
     assert isinstance(keras_h5.read(tmp_path / "a.h5")["w"].buffer, mmap.mmap)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda file, other: file.__setitem__("w", h5py.ExternalLink(str(other), "w")), "is a link"),
-    (lambda file, other: file.__setitem__("w", h5py.SoftLink("/etc")), "is a link"),
-    (lambda file, other: file.create_dataset("w", (10,), "u1", external=[("/etc/passwd", 0, 10)]), "another file"),
-    (lambda file, other: file.create_virtual_dataset("w", _virtual(other)), "another file"),
-    (lambda file, other: file.create_dataset("w", data=["text"]), "not numbers"),
-    (lambda file, other: file.create_dataset("w", (1 << 45,), "f4", chunks=(1024,)), "fill the memory"),
-    (lambda file, other: file.create_dataset("w", data=h5py.Empty("f4")), "has none"),
-    (lambda file, other: file["g"].__setitem__("loop", file["g"]), "contains itself"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda file, other: file.__setitem__("w", h5py.ExternalLink(str(other), "w")),
+            "is a link",
+        ),
+        (lambda file, other: file.__setitem__("w", h5py.SoftLink("/etc")), "is a link"),
+        (
+            lambda file, other: file.create_dataset(
+                "w", (10,), "u1", external=[("/etc/passwd", 0, 10)]
+            ),
+            "another file",
+        ),
+        (lambda file, other: file.create_virtual_dataset("w", _virtual(other)), "another file"),
+        (lambda file, other: file.create_dataset("w", data=["text"]), "not numbers"),
+        (
+            lambda file, other: file.create_dataset("w", (1 << 45,), "f4", chunks=(1024,)),
+            "fill the memory",
+        ),
+        (lambda file, other: file.create_dataset("w", data=h5py.Empty("f4")), "has none"),
+        (lambda file, other: file["g"].__setitem__("loop", file["g"]), "contains itself"),
+    ],
+)
 def test_hostile_h5(tmp_path, make, message):
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["w"] = np.arange(10.0)
@@ -305,24 +325,38 @@ def damaged_array(**parts: object) -> bytes:
     )
 
 
-@pytest.mark.parametrize("content, message", [
-    (damaged_array(shape=[TB]), "claims shape"),
-    (damaged_array(shape=[3]), "claims shape"),
-    (damaged_array(shape=[-1]), "impossible shape"),
-    (damaged_array(dtype="object"), "type 'object'"),
-    (damaged_array(kind=9), "unknown extension"),
-    (damaged_array(data="text"), "is damaged"),
-    (b"\x81\xa1a\xdd\xff\xff\xff\xff", "entries in"),
-    (b"\x81\xa1a\xdf\xff\xff\xff\xff", "entries in"),
-    (b"\x81\xa1a\xc6\xff\xff\xff\xff", "claims 4294967295 more"),
-    (b"\x81\xa1a" + b"\x91" * 10_000, "deep"),
-    (b"\x82\xa1a\x01\xa1a\x02", "repeated name"),
-    (b"\x81\x90\x01", "impossible or repeated name"),
-    (b"\x81\xa1a\xc1", "byte 3 is 0xc1"),
-    (b"\x81\xa1\xff\x01", "damaged name"),
-    (b"\x81\xa1a\x01\x01", "bytes after its end"),
-    (packed({"a": {"__msgpack_chunked_array__": 1, "shape": {"0": 3}, "chunks": {"0": np.ones(2)}}}), "do not make up"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (damaged_array(shape=[TB]), "claims shape"),
+        (damaged_array(shape=[3]), "claims shape"),
+        (damaged_array(shape=[-1]), "impossible shape"),
+        (damaged_array(dtype="object"), "type 'object'"),
+        (damaged_array(kind=9), "unknown extension"),
+        (damaged_array(data="text"), "is damaged"),
+        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "entries in"),
+        (b"\x81\xa1a\xdf\xff\xff\xff\xff", "entries in"),
+        (b"\x81\xa1a\xc6\xff\xff\xff\xff", "claims 4294967295 more"),
+        (b"\x81\xa1a" + b"\x91" * 10_000, "deep"),
+        (b"\x82\xa1a\x01\xa1a\x02", "repeated name"),
+        (b"\x81\x90\x01", "impossible or repeated name"),
+        (b"\x81\xa1a\xc1", "byte 3 is 0xc1"),
+        (b"\x81\xa1\xff\x01", "damaged name"),
+        (b"\x81\xa1a\x01\x01", "bytes after its end"),
+        (
+            packed(
+                {
+                    "a": {
+                        "__msgpack_chunked_array__": 1,
+                        "shape": {"0": 3},
+                        "chunks": {"0": np.ones(2)},
+                    }
+                }
+            ),
+            "do not make up",
+        ),
+    ],
+)
 def test_damaged_flax(tmp_path, content, message):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(FileFormatError, match=message):

@@ -56,12 +56,26 @@ def test_a_training_checkpoint_gives_its_tensors_and_nothing_else(torch_save):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.randn(2, 1, 4, 4)).sum().backward()
     optimizer.step()
-    path = torch_save({
-        "model": {f"module.{name}": value for name, value in model.state_dict().items()}, "optim": optimizer.state_dict(), "epoch": 3,
-        "args": Namespace(lr=0.1, path=Path("/data"), when=datetime(2020, 1, 1), device=torch.device("cpu")), "size": torch.Size([1]),
-        "best": np.float64(0.5), "counts": Counter("ab"), "more": defaultdict(list), "set": {1, 2}, "frozen": frozenset({3}), "j": 1j,
-        "history": [("a", 1)] * 3, "ordered": OrderedDict(x=b"bytes"), "range": slice(1, 2),
-    })  # fmt: skip
+    path = torch_save(
+        {
+            "model": {f"module.{name}": value for name, value in model.state_dict().items()},
+            "optim": optimizer.state_dict(),
+            "epoch": 3,
+            "args": Namespace(
+                lr=0.1, path=Path("/data"), when=datetime(2020, 1, 1), device=torch.device("cpu")
+            ),
+            "size": torch.Size([1]),
+            "best": np.float64(0.5),
+            "counts": Counter("ab"),
+            "more": defaultdict(list),
+            "set": {1, 2},
+            "frozen": frozenset({3}),
+            "j": 1j,
+            "history": [("a", 1)] * 3,
+            "ordered": OrderedDict(x=b"bytes"),
+            "range": slice(1, 2),
+        }
+    )
     read = read_tensors(path)
     assert {name.split(".")[0] for name in read} == {"model", "optim"}
     assert "optim.state.0.momentum_buffer" in read
@@ -303,13 +317,27 @@ def test_sparse_and_quantized_tensors_are_not_silently_lost(torch_save):
         read_tensors(torch_save({"a": torch.eye(3).to_sparse()}))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda name, data: {} if name.endswith("data/0") else {name: data}, "not in the archive"),
-    (lambda name, data: {name: data[:-1]} if name.endswith("data/0") else {name: data}, "claims shape"),
-    (lambda name, data: {name: b"big"} if name.endswith("byteorder") else {name: data}, "big-endian"),
-    (lambda name, data: {name: data, "other/data.pkl": data} if name.endswith("data.pkl") else {name: data}, "2 torch pickles"),
-    (lambda name, data: {name: data, "model/constants.pkl": b"x"}, "TorchScript"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda name, data: {} if name.endswith("data/0") else {name: data}, "not in the archive"),
+        (
+            lambda name, data: {name: data[:-1]} if name.endswith("data/0") else {name: data},
+            "claims shape",
+        ),
+        (
+            lambda name, data: {name: b"big"} if name.endswith("byteorder") else {name: data},
+            "big-endian",
+        ),
+        (
+            lambda name, data: (
+                {name: data, "other/data.pkl": data} if name.endswith("data.pkl") else {name: data}
+            ),
+            "2 torch pickles",
+        ),
+        (lambda name, data: {name: data, "model/constants.pkl": b"x"}, "TorchScript"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_damaged_torch_archives(tmp_path, change, message):
     torch.save({"w": torch.randn(3, 4)}, tmp_path / "a.bin")

@@ -286,8 +286,12 @@ def test_mistakes_are_one_clear_line(photos, tiny_model, tuned, tmp_path, capsys
 
 
 def test_wrong_options(photos, tiny_model, tmp_path, capsys):  # noqa: F811
-    for arguments in (["train"], ["train", photos, "--out", tmp_path / "x", "--shots", "0"], ["nothing"],
-                      ["train", photos, "--model", tiny_model, "--out", tmp_path / "x", "--column", "image"]):  # fmt: skip
+    for arguments in (
+        ["train"],
+        ["train", photos, "--out", tmp_path / "x", "--shots", "0"],
+        ["nothing"],
+        ["train", photos, "--model", tiny_model, "--out", tmp_path / "x", "--column", "image"],
+    ):
         code, _, err = call(capsys, *arguments)
         assert code == 2 and "Traceback" not in err, arguments
 

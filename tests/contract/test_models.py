@@ -34,18 +34,40 @@ CVT = {
     "drop_path_rate": [0.0, 0.0, 0.0],
 }
 BEIT = {
-    "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 32, "patch_size": 8,
-    "vocab_size": 17, "use_relative_position_bias": True, "use_mask_token": True, "num_labels": 3, "drop_path_rate": 0.0,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 32,
+    "patch_size": 8,
+    "vocab_size": 17,
+    "use_relative_position_bias": True,
+    "use_mask_token": True,
+    "num_labels": 3,
+    "drop_path_rate": 0.0,
+}
 # No pool of one cell: it is a matrix-vector product, whose last bit depends on where in memory a
 # loaded file's tensor lies.
 SEG = BEIT | {
-    "image_size": 64, "patch_size": 16, "out_indices": [0, 1, 2, 3], "pool_scales": [2, 3], "auxiliary_channels": 8, "decoder_dropout": 0.0,
-}  # fmt: skip
+    "image_size": 64,
+    "patch_size": 16,
+    "out_indices": [0, 1, 2, 3],
+    "pool_scales": [2, 3],
+    "auxiliary_channels": 8,
+    "decoder_dropout": 0.0,
+}
 YOSO = {
-    "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3,
-    "max_position_embeddings": 40, "hash_code_len": 5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "num_labels": 3,
+    "max_position_embeddings": 40,
+    "hash_code_len": 5,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 def pixels(height=32, width=32, batch=2):

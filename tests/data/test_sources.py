@@ -315,14 +315,25 @@ def test_texts_of_saved_data_sets(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "cells, several, kind",
     [
-        (["a", "b"], False, SINGLE), (["1", "2"], False, SINGLE), ([1, 2], False, SINGLE), (["1", "2.5"], False, REGRESSION),
-        ([0.5, 1], False, REGRESSION), (["0.5", "x"], False, SINGLE), (["a|b", "a"], False, MULTI), (["a;b", "b;c"], False, MULTI),
-        (["Paris; France", "Rome; Italy"], False, SINGLE), (["Paris; France", "Rome; Italy"], True, MULTI), (["a", "b"], True, SINGLE),
-        ([["a"], []], False, MULTI), (['["a"]', "[]"], False, MULTI),
-        ([(1, 0), (0, 1)], False, SINGLE), ([(1, 1), (0, 1)], False, MULTI), ([("0", "true"), ("0", "0")], False, MULTI),
+        (["a", "b"], False, SINGLE),
+        (["1", "2"], False, SINGLE),
+        ([1, 2], False, SINGLE),
+        (["1", "2.5"], False, REGRESSION),
+        ([0.5, 1], False, REGRESSION),
+        (["0.5", "x"], False, SINGLE),
+        (["a|b", "a"], False, MULTI),
+        (["a;b", "b;c"], False, MULTI),
+        (["Paris; France", "Rome; Italy"], False, SINGLE),
+        (["Paris; France", "Rome; Italy"], True, MULTI),
+        (["a", "b"], True, SINGLE),
+        ([["a"], []], False, MULTI),
+        (['["a"]', "[]"], False, MULTI),
+        ([(1, 0), (0, 1)], False, SINGLE),
+        ([(1, 1), (0, 1)], False, MULTI),
+        ([("0", "true"), ("0", "0")], False, MULTI),
         ([(1.5, 0), (0, 1)], False, REGRESSION),
     ],
-)  # fmt: skip
+)
 def test_labels_tell_their_kind(cells, several, kind):
     assert (
         kind_of([cell if isinstance(cell, tuple) else (cell,) for cell in cells], several=several)

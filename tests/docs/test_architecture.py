@@ -14,7 +14,8 @@ from headstart.pipelines.base import pipeline
 from photo_data import make_photo
 
 STEPS = {
-    "config.py": """
+    "config.py": (
+        """
         from dataclasses import field
         from headstart.config import PreTrainedConfig, config_class
 
@@ -23,8 +24,10 @@ STEPS = {
             model_type = "toy"
             num_channels: int = 3
             width: int = 4
-        """,
-    "torch.py": """
+        """
+    ),
+    "torch.py": (
+        """
         from torch import nn
         from headstart.models.toy.config import ToyConfig
         from headstart.nn.torch import PreTrainedModel, classification_loss
@@ -47,17 +50,22 @@ STEPS = {
                 maps = self.convolution(pixel_values)
                 logits = self.classifier(maps.mean((2, 3)))
                 loss = None if labels is None else classification_loss(logits, labels, self.config)
-                states = (maps,) if self.wants("output_hidden_states", output_hidden_states) else None
+                wanted = self.wants("output_hidden_states", output_hidden_states)
+                states = (maps,) if wanted else None
                 output = ImageClassifierOutputWithNoAttention(loss, logits, states)
                 return self.finish(output, return_dict)
-        """,
-    "image.py": """
+        """
+    ),
+    "image.py": (
+        """
         from headstart.models.bit.image import BitImageProcessor
 
         class ToyImageProcessor(BitImageProcessor):
             image_processor_type = "ToyImageProcessor"
-        """,
-    "__init__.py": """
+        """
+    ),
+    "__init__.py": (
+        """
         from headstart.registry import Family
 
         FAMILY = Family(
@@ -73,7 +81,8 @@ STEPS = {
             },
             processor="ToyImageProcessor",
         )
-        """,
+        """
+    ),
 }
 
 

@@ -36,10 +36,15 @@ RUN = ("python", "bash", "console")
 # Names that need a download → a small network of the same class here. The longest first, as one may
 # begin like another.
 STAND_INS = {
-    "google/bit-50": "bit", "BiT-M-R50x1": "bit", "microsoft/cvt-13": "cvt", "microsoft/beit-base-patch16-224-pt22k-ft22k": "beit",
-    "beit_base_patch16_224_pt22k_ft22k": "segmenter", "beit_base_patch16_224_pt22k": "masked", "uw-madison/yoso-4096": "yoso",
+    "google/bit-50": "bit",
+    "BiT-M-R50x1": "bit",
+    "microsoft/cvt-13": "cvt",
+    "microsoft/beit-base-patch16-224-pt22k-ft22k": "beit",
+    "beit_base_patch16_224_pt22k_ft22k": "segmenter",
+    "beit_base_patch16_224_pt22k": "masked",
+    "uw-madison/yoso-4096": "yoso",
     "dall-e": "codes",
-}  # fmt: skip
+}
 SHORT = (
     "--steps 2 --batch-size 4 --set micro_batch=4 --workers 1 --device cpu --set eval_every=2 --set"
     " checkpoint_every=2"

@@ -19,8 +19,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run(script, *arguments, **env):
     done = subprocess.run(
         [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        capture_output=True, text=True, timeout=400, check=False, env=os.environ | {"OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", **env},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

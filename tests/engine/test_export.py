@@ -121,7 +121,10 @@ SIZED = {
 @needs_openvino
 @pytest.mark.parametrize("name", SIZED)
 def test_openvino_at_any_size(name, tmp_path):
-    """The check after writing runs an image that is larger and not square; here is one more size."""
+    """The check after writing runs an image that is larger and not square.
+
+    Here is one more size.
+    """
     import openvino as ov
 
     model, inputs = build(name, **SIZED[name])

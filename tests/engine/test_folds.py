@@ -85,9 +85,17 @@ def test_nothing_is_left_to_fold():
     ).eval()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fold(cvt).modules())
     config = headstart.BeitConfig(
-        hidden_size=24, num_hidden_layers=6, num_attention_heads=3, intermediate_size=40, image_size=64, num_labels=5, patch_size=16,
-        out_indices=[0, 1, 2, 3], pool_scales=[1, 2], use_relative_position_bias=True,
-    )  # fmt: skip
+        hidden_size=24,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        intermediate_size=40,
+        image_size=64,
+        num_labels=5,
+        patch_size=16,
+        out_indices=[0, 1, 2, 3],
+        pool_scales=[1, 2],
+        use_relative_position_bias=True,
+    )
     beit = headstart.BeitForSemanticSegmentation(config).eval()
     lean = fold(beit, size=(64, 96), lean=True)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in lean.modules())
@@ -123,9 +131,14 @@ def two_stages():
 
 def test_other_sizes_still_work():
     config = headstart.BeitConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=32, patch_size=8,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        image_size=32,
+        patch_size=8,
         use_relative_position_bias=True,
-    )  # fmt: skip
+    )
     model = headstart.BeitModel(config).eval()
     with torch.no_grad():
         for module in model.modules():

@@ -159,11 +159,16 @@ def planted(*_, **__):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_planted_folder_runs_no_code(engine, tmp_path, monkeypatch):
-    """Compiled programs in a folder are never opened, whatever its headstart_optimized.json says."""
+    """Compiled programs in a folder are never opened, whatever its headstart_optimized.json
+    says.
+    """
     model, inputs = build("BitForImageClassification")
     headstart.optimize(model, example=inputs, engine=engine).save_pretrained(tmp_path)
     path, proof = tmp_path / "headstart_optimized.json", tmp_path / "proof"
-    source = f'#include <fstream>\n__attribute__((constructor)) void run() {{ std::ofstream("{proof}"); }}\n'
+    source = (
+        f'#include <fstream>\n__attribute__((constructor)) void run() {{ std::ofstream("{proof}");'
+        " }\n"
+    )
     library = tmp_path / "planted.so"
     if which("g++"):
         (tmp_path / "planted.cpp").write_text(source)

@@ -36,9 +36,16 @@ def main(data: Path, run: Path) -> None:
     val = np.load(data / "images" / "cifar100" / "val.npz")
     np.savez(pictures / "val.npz", images=val["images"], labels=val["coarse_labels"])
     config = headstart.CvtConfig(
-        patch_sizes=[3, 3, 3], patch_stride=[2, 2, 2], patch_padding=[1, 1, 1], embed_dim=[32, 64, 96], num_heads=[1, 2, 3],
-        depth=[1, 1, 3], mlp_ratio=[2.0, 2.0, 3.0], drop_path_rate=[0.0, 0.0, 0.0], num_labels=20,
-    )  # fmt: skip
+        patch_sizes=[3, 3, 3],
+        patch_stride=[2, 2, 2],
+        patch_padding=[1, 1, 1],
+        embed_dim=[32, 64, 96],
+        num_heads=[1, 2, 3],
+        depth=[1, 1, 3],
+        mlp_ratio=[2.0, 2.0, 3.0],
+        drop_path_rate=[0.0, 0.0, 0.0],
+        num_labels=20,
+    )
     torch.manual_seed(0)
     headstart.CvtForImageClassification(config).save_pretrained(start)
     colours = {"image_mean": [0.507, 0.487, 0.441], "image_std": [0.267, 0.256, 0.276]}
@@ -46,9 +53,21 @@ def main(data: Path, run: Path) -> None:
         size={"shortest_edge": 32}, crop_pct=1.0, **colours
     ).save_pretrained(start)
     headstart.train(
-        pictures, model=str(start), out=run / "trained", recipe="finetune", steps=STEPS, lr=2e-3, batch_size=128, weight_decay=0.05,
-        warmup_steps=STEPS // 20, augment="crop-flip", resize=36, crop=32, zero_head=False, progress=progress_for_terminal(),
-    )  # fmt: skip
+        pictures,
+        model=str(start),
+        out=run / "trained",
+        recipe="finetune",
+        steps=STEPS,
+        lr=2e-3,
+        batch_size=128,
+        weight_decay=0.05,
+        warmup_steps=STEPS // 20,
+        augment="crop-flip",
+        resize=36,
+        crop=32,
+        zero_head=False,
+        progress=progress_for_terminal(),
+    )
     trained, folder = run / "trained", Path(__file__).parent / "trained-cvt"
     headstart.CvtForImageClassification.from_pretrained(trained).half().save_pretrained(folder)
     headstart.AutoImageProcessor.from_pretrained(trained).save_pretrained(folder)

@@ -1,4 +1,7 @@
-"""Temperature and the threshold of "I don't know": what is reported was chosen on other examples."""
+"""Temperature and the threshold of "I don't know".
+
+What is reported was chosen on other examples.
+"""
 
 import json
 

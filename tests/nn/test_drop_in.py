@@ -1,4 +1,7 @@
-"""Code written around transformers' PyTorch classes: wrapping modules, older arguments and methods."""
+"""Code written around transformers' PyTorch classes.
+
+Wrapping modules, older arguments and methods.
+"""
 
 import copy
 import json

@@ -1,4 +1,7 @@
-"""Pipelines of texts beside transformers' own, on the same weights: the same calls give the same."""
+"""Pipelines of texts beside transformers' own, on the same weights.
+
+The same calls give the same.
+"""
 
 import numpy as np
 import pytest
@@ -16,9 +19,15 @@ TEXTS = [
 ]
 # Without padding, clipping and with one activation the two compute the same.
 SMALL = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 128,
-    "hash_code_len": 4, "initializer_range": 0.3, "head_act": "gelu",
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "hash_code_len": 4,
+    "initializer_range": 0.3,
+    "head_act": "gelu",
+}
 
 
 @pytest.fixture(scope="module")

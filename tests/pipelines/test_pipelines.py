@@ -192,9 +192,15 @@ def test_image_segmentation_gives_a_mask_for_each_class():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
     config = BeitConfig(
-        **sizes, intermediate_size=24, image_size=32, patch_size=8, out_indices=[0, 1, 2, 3], num_labels=3,
-        pool_scales=[1], use_relative_position_bias=True,
-    )  # fmt: skip
+        **sizes,
+        intermediate_size=24,
+        image_size=32,
+        patch_size=8,
+        out_indices=[0, 1, 2, 3],
+        num_labels=3,
+        pool_scales=[1],
+        use_relative_position_bias=True,
+    )
     model = BeitForSemanticSegmentation(config).eval()
     size = {"height": 32, "width": 32}
     processor = BeitImageProcessor(size=size, do_center_crop=False)

@@ -23,9 +23,15 @@ from headstart.pipelines.base import task_of
 from headstart.pipelines.texts import _best_spans
 
 SMALL = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64,
-    "hash_code_len": 4, "initializer_range": 0.3, "layer_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "hash_code_len": 4,
+    "initializer_range": 0.3,
+    "layer_norm_eps": 1e-5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +450,9 @@ def test_wrong_arguments(moods, tokenizer):
     assert pipeline("text-classification", model, tokenizer=tokenizer)("We went.")
     with pytest.raises(ConfigError, match="model_kwargs"):
         pipeline("text-classification", model, tokenizer=tokenizer, model_kwargs={"num_hash": 2})
-    for call in (lambda: pipeline("text-classification", moods)("We went.", top_k=0),
-                 lambda: pipeline("text-classification", moods)("We went.", function_to_apply="tanh")):  # fmt: skip
+    for call in (
+        lambda: pipeline("text-classification", moods)("We went.", top_k=0),
+        lambda: pipeline("text-classification", moods)("We went.", function_to_apply="tanh"),
+    ):
         with pytest.raises(HeadstartError):
             call()

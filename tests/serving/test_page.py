@@ -39,11 +39,24 @@ class Browser:
             os.dup2(ends[0], 3), os.dup2(ends[1], 4)
 
         self.process = subprocess.Popen(
-            [CHROMIUM, "--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu",
-             f"--user-data-dir={folder}", "--use-fake-ui-for-media-stream", "--disable-dev-shm-usage",
-             "--use-fake-device-for-media-stream", "--no-first-run", "about:blank"],
-            preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--remote-debugging-pipe",
+                "--disable-gpu",
+                f"--user-data-dir={folder}",
+                "--use-fake-ui-for-media-stream",
+                "--disable-dev-shm-usage",
+                "--use-fake-device-for-media-stream",
+                "--no-first-run",
+                "about:blank",
+            ],
+            preexec_fn=connect,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         os.close(to_read), os.close(to_write)
         self.buffer, self.number, self.session, self.events = b"", 0, None, []
         targets = self.send("Target.getTargets")["targetInfos"]
@@ -144,7 +157,10 @@ DROP = """(async () => {
   document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, cancelable: true }));
   return true;
 })()"""
-ANSWERED = 'document.querySelectorAll("#bars li").length === 8 && !document.getElementById("result").hidden'
+ANSWERED = (
+    'document.querySelectorAll("#bars li").length === 8 &&'
+    ' !document.getElementById("result").hidden'
+)
 
 
 def test_a_person_uses_the_page(browser, address, tmp_path):

@@ -57,9 +57,17 @@ def network(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("network")
     torch.manual_seed(0)
     config = BeitConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=48, patch_size=8, vocab_size=16,
-        use_mask_token=True, use_shared_relative_position_bias=True, drop_path_rate=0.0,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=48,
+        patch_size=8,
+        vocab_size=16,
+        use_mask_token=True,
+        use_shared_relative_position_bias=True,
+        drop_path_rate=0.0,
+    )
     BeitForMaskedImageModeling(config).save_pretrained(folder)
     BeitImageProcessor(size=48, crop_size=48).save_pretrained(folder)
     return folder
@@ -308,9 +316,18 @@ def test_panels_show_the_guess_behind_the_mask(tokenizer):
 def result(pictures, tokenizer, network, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     return train(
-        pictures, model=str(network), out=out, task="masked-image-modeling", recipe="finetune", steps=40, batch_size=8, lr=3e-3,
-        task_options={"tokenizer": tokenizer, "views": 2}, eval_every=100, checkpoint_every=100,
-    )  # fmt: skip
+        pictures,
+        model=str(network),
+        out=out,
+        task="masked-image-modeling",
+        recipe="finetune",
+        steps=40,
+        batch_size=8,
+        lr=3e-3,
+        task_options={"tokenizer": tokenizer, "views": 2},
+        eval_every=100,
+        checkpoint_every=100,
+    )
 
 
 def test_a_run_learns_and_leaves_a_folder(result):

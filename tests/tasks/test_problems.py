@@ -51,10 +51,14 @@ def test_measures_of_labels_against_scikit_learn():
     )
     expected = {
         "mean_average_precision": metrics.average_precision_score(true, logits),
-        "micro_f1": metrics.f1_score(true, said, average="micro"), "macro_f1": metrics.f1_score(true, said, average="macro"),
+        "micro_f1": metrics.f1_score(true, said, average="micro"),
+        "macro_f1": metrics.f1_score(true, said, average="macro"),
         "exact_match": metrics.accuracy_score(true, said),
-        "loss": sum(metrics.log_loss(true[:, i], 1 / (1 + np.exp(-logits[:, i])), labels=[0, 1]) for i in range(4)),
-    }  # fmt: skip
+        "loss": sum(
+            metrics.log_loss(true[:, i], 1 / (1 + np.exp(-logits[:, i])), labels=[0, 1])
+            for i in range(4)
+        ),
+    }
     assert found == pytest.approx(expected)
     assert low < found["mean_average_precision"] < high
 

@@ -1,4 +1,6 @@
-"""Training sets the side of every family's image processor, which then makes pictures of that side."""
+"""Training sets the side of every family's image processor, which then makes pictures of that
+side.
+"""
 
 import numpy as np
 import pytest

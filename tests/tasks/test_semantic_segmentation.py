@@ -99,9 +99,18 @@ def tiny_beit(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-beit")
     torch.manual_seed(0)
     config = BeitConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8, vocab_size=16,
-        use_mask_token=True, use_shared_relative_position_bias=True, drop_path_rate=0.0, auxiliary_channels=16,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        vocab_size=16,
+        use_mask_token=True,
+        use_shared_relative_position_bias=True,
+        drop_path_rate=0.0,
+        auxiliary_channels=16,
+    )
     BeitForMaskedImageModeling(config).save_pretrained(folder)
     BeitImageProcessor(size=32, crop_size=32).save_pretrained(folder)
     return folder
@@ -596,9 +605,21 @@ def test_loss_is_the_sum_over_labelled_pixels(scenes, tiny_beit, mean):
 def result(scenes, tiny_beit, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "stripes"
     return train(
-        scenes, model=str(tiny_beit), out=out, task="semantic-segmentation", recipe="finetune", steps=60, batch_size=4, lr=3e-3, crop=32,
-        resize=40, augment="flip", label_smoothing=0.0, eval_every=100, checkpoint_every=100,
-    )  # fmt: skip
+        scenes,
+        model=str(tiny_beit),
+        out=out,
+        task="semantic-segmentation",
+        recipe="finetune",
+        steps=60,
+        batch_size=4,
+        lr=3e-3,
+        crop=32,
+        resize=40,
+        augment="flip",
+        label_smoothing=0.0,
+        eval_every=100,
+        checkpoint_every=100,
+    )
 
 
 def test_a_run_learns_and_leaves_a_folder(result, scenes):

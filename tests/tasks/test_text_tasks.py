@@ -47,9 +47,16 @@ def tiny_yoso(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = YosoTokenizer.from_pretrained(ROOT / "tests" / "golden" / "tokenizer")
     config = YosoConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=64, hash_code_len=4, initializer_range=0.1, layer_norm_eps=1e-5,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        hash_code_len=4,
+        initializer_range=0.1,
+        layer_norm_eps=1e-5,
+    )
     YosoForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -197,21 +204,58 @@ def test_split_column_and_held_out_rows(tmp_path):
 @pytest.mark.parametrize(
     "task, name, text, message",
     [
-        ("text-classification", "a.tsv", "text\tlabel\nx\ta\n\tb\n", r"1 of 2 rows cannot be used.*a.tsv line 3: text holds no text"),
-        ("text-classification", "a.tsv", "text\tlabel\nx\t\ny\tb\n", "a.tsv line 2: label is empty"),
+        (
+            "text-classification",
+            "a.tsv",
+            "text\tlabel\nx\ta\n\tb\n",
+            r"1 of 2 rows cannot be used.*a.tsv line 3: text holds no text",
+        ),
+        (
+            "text-classification",
+            "a.tsv",
+            "text\tlabel\nx\t\ny\tb\n",
+            "a.tsv line 2: label is empty",
+        ),
         ("text-classification", "a.tsv", "text\tlabel\nx\ta\ny\ta\n", "one class"),
-        ("text-classification", "a.tsv", "words\tlabel\nx\ta\n", "which column holds the text.*--column text=NAME"),
+        (
+            "text-classification",
+            "a.tsv",
+            "words\tlabel\nx\ta\n",
+            "which column holds the text.*--column text=NAME",
+        ),
         ("text-classification", "a.tsv", "text\tkind\nx\ta\n", "which column holds the label"),
-        ("text-classification", "a.jsonl", '{"text": "x", "label": ["a"]}\n{"text": "y", "label": 3}\n', "expected|other rows have lists"),
+        (
+            "text-classification",
+            "a.jsonl",
+            '{"text": "x", "label": ["a"]}\n{"text": "y", "label": 3}\n',
+            "expected|other rows have lists",
+        ),
         ("text-classification", "a.tsv", "text\tlabel\tsplit\nx\ta\tnone\n", "split is 'none'"),
         ("token-classification", "a.conll", "one O\ntwo\n\n", "a.conll line 2: 1 columns"),
-        ("token-classification", "a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}\n', "2 words and 1 tags"),
-        ("question-answering", "a.jsonl",
-         '{"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start": [2]}}\n', "'b' is not at character 2"),
-        ("multiple-choice", "a.tsv", "question\tchoice0\tchoice1\tlabel\nq\ta\tb\t2\n", "expected the number of a choice, from 0 to 1"),
+        (
+            "token-classification",
+            "a.jsonl",
+            '{"tokens": ["a", "b"], "tags": ["O"]}\n',
+            "2 words and 1 tags",
+        ),
+        (
+            "question-answering",
+            "a.jsonl",
+            (
+                '{"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start":'
+                " [2]}}\n"
+            ),
+            "'b' is not at character 2",
+        ),
+        (
+            "multiple-choice",
+            "a.tsv",
+            "question\tchoice0\tchoice1\tlabel\nq\ta\tb\t2\n",
+            "expected the number of a choice, from 0 to 1",
+        ),
         ("multiple-choice", "a.tsv", "question\tlabel\nq\t2\n", "where are the choices"),
     ],
-)  # fmt: skip
+)
 def test_bad_data(task, name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=re.compile(message, re.DOTALL)):
@@ -643,7 +687,10 @@ def looped(moods, model_folder, folder, recipe, until=None, checkpoint=None, **c
 
 
 def test_micro_batches_of_texts_change_nothing(moods, tiny_yoso, tmp_path):
-    """Padding differs between micro-batches of 3, 3, 3, 1 and the whole batch: the weights do not."""
+    """Padding differs between micro-batches of 3, 3, 3, 1 and the whole batch.
+
+    The weights do not.
+    """
     whole = looped(moods, tiny_yoso, tmp_path / "a", STEPS, dropout=0)
     parts = looped(
         moods, tiny_yoso, tmp_path / "b", dataclasses.replace(STEPS, micro_batch=3), dropout=0

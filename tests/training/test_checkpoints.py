@@ -56,9 +56,17 @@ def edit(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, flip, edit, lambda p: (p / "manifest.json").unlink(), lambda p: (p / "state.json").unlink(),
-     lambda p: (p / "manifest.json").write_text("{}"), lambda p: (p / "manifest.json").write_text("[1]"), lambda p: shutil.rmtree(p)],
-)  # fmt: skip
+    [
+        truncate,
+        flip,
+        edit,
+        lambda p: (p / "manifest.json").unlink(),
+        lambda p: (p / "state.json").unlink(),
+        lambda p: (p / "manifest.json").write_text("{}"),
+        lambda p: (p / "manifest.json").write_text("[1]"),
+        lambda p: shutil.rmtree(p),
+    ],
+)
 def test_a_damaged_one_is_passed_over(tmp_path, damage):
     save_checkpoint(tmp_path, 5, tensors(5), {})
     save_checkpoint(tmp_path, 10, tensors(10), {})

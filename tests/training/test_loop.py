@@ -298,9 +298,19 @@ def test_cut_covers_every_row_once():
 
 def test_bf16_and_adamw_learn(photos, tiny_model, tmp_path):
     recipe = Recipe(
-        optimizer="adamw", lr=0.01, steps=12, batch_size=15, micro_batch=15, resize=22, crop=20, precision="bf16", clip_grad=1.0,
-        augment="resized-crop", weight_decay=0.01, ema=0.8,
-    )  # fmt: skip
+        optimizer="adamw",
+        lr=0.01,
+        steps=12,
+        batch_size=15,
+        micro_batch=15,
+        resize=22,
+        crop=20,
+        precision="bf16",
+        clip_grad=1.0,
+        augment="resized-crop",
+        weight_decay=0.01,
+        ema=0.8,
+    )
     state, losses = run(photos, tiny_model, tmp_path, recipe)
     assert losses[-1] < 0.6 * losses[0]
     assert all(tensor.dtype == torch.float32 for tensor in state.values())

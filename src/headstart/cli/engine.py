@@ -71,9 +71,17 @@ def optimize(
     )
     example = example_of(network, processor, size, batch, length)
     fast = run(
-        network.to(place), example=example, engine=engine, precision=precision, dynamic=axes(dynamic),  # type: ignore[arg-type]
-        threads=threads, streams=streams, goal=goal, tolerance=tolerance, calibration=calls,  # type: ignore[arg-type]
-    )  # fmt: skip
+        network.to(place),
+        example=example,
+        engine=engine,
+        precision=precision,
+        dynamic=axes(dynamic),  # type: ignore[arg-type]
+        threads=threads,
+        streams=streams,
+        goal=goal,
+        tolerance=tolerance,
+        calibration=calls,  # type: ignore[arg-type]
+    )
     fast.save_pretrained(out)
     processor.save_pretrained(out)
     print(f"{fast.report}\nwritten: {out}")
@@ -103,9 +111,16 @@ def export(
 
     network, processor = load_both(model)
     deviation = run(
-        network, out, to=to, example=example_of(network, processor, size, batch, length), dynamic=axes(dynamic), opset=opset,  # type: ignore[arg-type]
-        processor=processor, normalize=normalize, tolerance=tolerance,
-    )  # fmt: skip
+        network,
+        out,
+        to=to,
+        example=example_of(network, processor, size, batch, length),
+        dynamic=axes(dynamic),
+        opset=opset,  # type: ignore[arg-type]
+        processor=processor,
+        normalize=normalize,
+        tolerance=tolerance,
+    )
     print(f"{with_suffix(out, to)}: largest deviation from PyTorch {deviation.largest:.1e}")  # type: ignore[arg-type]
 
 

@@ -52,7 +52,7 @@ def predict(
     long: Annotated[
         str,
         typer.Option(
-            help="Texts above the maximum length: refuse, cut (truncate) or extend (sampled attention)."
+            help="Texts above the maximum length: refuse, cut or extend (sampled attention)."
         ),
     ] = "refuse",
     hash_error: Annotated[

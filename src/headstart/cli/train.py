@@ -35,7 +35,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     task: Annotated[
         str,
         typer.Option(
-            help="Task to train: image-classification, semantic-segmentation, text-classification, …"
+            help="Task: image-classification, semantic-segmentation, text-classification, …"
         ),
     ] = "image-classification",
     config: Annotated[
@@ -244,20 +244,53 @@ def train(  # noqa: PLR0913 - one parameter for each option
     from headstart.training.run import train as run
 
     values: dict[str, Any] = {
-        "tune": tune, "seed": seed, "steps": steps, "lr": lr, "batch_size": batch_size, "micro_batch": micro_batch, "optimizer": optimizer,
-        "schedule": schedule, "resize": resize, "crop": crop, "mixup": mixup, "precision": precision,
-        "freeze": tuple(freeze) if freeze else None, "unfreeze": tuple(unfreeze) if unfreeze else None, "lora_rank": lora,
+        "tune": tune,
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "batch_size": batch_size,
+        "micro_batch": micro_batch,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "resize": resize,
+        "crop": crop,
+        "mixup": mixup,
+        "precision": precision,
+        "freeze": tuple(freeze) if freeze else None,
+        "unfreeze": tuple(unfreeze) if unfreeze else None,
+        "lora_rank": lora,
         "class_weights": read_class_weights(class_weights) if class_weights else None,
-    }  # fmt: skip
+    }
     values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
     run(
-        data, model=model, out=out, task=task, config=config, recipe=recipe, resume=resume, dry_run=dry_run, shots=shots, draws=draws,
-        problem_type=problem_type, val_fraction=val_fraction, skip_bad=skip_bad, columns=named_values(column, "--column"),
-        validation=val, test=test,
-        task_options=task_options(option, masks), device=device, workers=workers, budget=budget, fsdp=fsdp, tensorboard=tensorboard,
-        max_error=max_error, epochs=epochs, overwrite=overwrite,
-        progress=progress_for_terminal(), **values,
-    )  # fmt: skip
+        data,
+        model=model,
+        out=out,
+        task=task,
+        config=config,
+        recipe=recipe,
+        resume=resume,
+        dry_run=dry_run,
+        shots=shots,
+        draws=draws,
+        problem_type=problem_type,
+        val_fraction=val_fraction,
+        skip_bad=skip_bad,
+        columns=named_values(column, "--column"),
+        validation=val,
+        test=test,
+        task_options=task_options(option, masks),
+        device=device,
+        workers=workers,
+        budget=budget,
+        fsdp=fsdp,
+        tensorboard=tensorboard,
+        max_error=max_error,
+        epochs=epochs,
+        overwrite=overwrite,
+        progress=progress_for_terminal(),
+        **values,
+    )
 
 
 def evaluate(

@@ -77,8 +77,9 @@ class Signature:
             "dtypes": set(found.dtypes) - set(DTYPES) or len(lengths) > 1,
             "shapes": not all(map(_possible, found.inputs, found.shapes)),
             "output_class": not known,
-            "outputs": not found.outputs
-            or {name.partition(".")[0] for name in found.outputs} - names,
+            "outputs": (
+                not found.outputs or {name.partition(".")[0] for name in found.outputs} - names
+            ),
         }
         for key, problem in problems.items():
             if problem:
@@ -151,7 +152,9 @@ def _possible(name: str, shape: tuple[int | None, ...]) -> bool:
 
 
 class Program(nn.Module):
-    """A network as a function of tensors in the order of a signature, returning a tuple of tensors."""
+    """A network as a function of tensors in the order of a signature, returning a tuple of
+    tensors.
+    """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()

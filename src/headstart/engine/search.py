@@ -132,9 +132,16 @@ class Search:
     """Builds, checks and times engines for one network."""
 
     def __init__(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], samples: list[dict[str, Tensor]], dynamic: tuple[str, ...], threads: int,
-        precision: Precision, streams: int | None = None, goal: Goal = "latency",
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        samples: list[dict[str, Tensor]],
+        dynamic: tuple[str, ...],
+        threads: int,
+        precision: Precision,
+        streams: int | None = None,
+        goal: Goal = "latency",
+    ) -> None:
         self.model, self.inputs, self.samples, self.dynamic, self.threads = (
             model,
             inputs,

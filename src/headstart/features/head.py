@@ -252,7 +252,9 @@ def folds_of(labels: NDArray[Any], folds: int, rng: np.random.Generator) -> Ints
 def choose_strength(
     problem: Problem, kind: str, seed: int
 ) -> tuple[float, dict[float, float], int]:
-    """The inverse regularization of the smallest cross-validated loss, the losses, and the folds."""
+    """The inverse regularization of the smallest cross-validated loss, the losses, and the
+    folds.
+    """
     fewest = len(problem.x)
     if kind == SINGLE:
         fewest = int(np.bincount(problem.labels, minlength=problem.classes).min())
@@ -318,7 +320,10 @@ def squared_error(problem: Problem, found: Solution) -> float:
 def ridge(
     problem: Problem, strength: float, start: Solution | None = None, tolerance: float = 0.0
 ) -> Solution:
-    """The head that minimizes `|x W' + b - labels|² + |W|² / strength`; biases are not penalized."""
+    """The head that minimizes `|x W' + b - labels|² + |W|² / strength`.
+
+    Biases are not penalized.
+    """
     model = scikit_learn("linear_model").Ridge(alpha=1 / strength, solver="cholesky")
     with one_thread():
         model.fit(problem.x, problem.labels)

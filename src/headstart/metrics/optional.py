@@ -10,17 +10,17 @@ from typing import Any
 from headstart.errors import MissingExtraError
 
 
-def scikit_learn(module: str) -> Any:  # noqa: ANN401 - a module without types
+def scikit_learn(module: str) -> Any:
     """A module of scikit-learn, such as "metrics"."""
     return _load(f"sklearn.{module}", "scikit-learn")
 
 
-def scipy(module: str) -> Any:  # noqa: ANN401 - a module without types
+def scipy(module: str) -> Any:
     """A module of scipy, such as "optimize"."""
     return _load(f"scipy.{module}", "scipy")
 
 
-def _load(module: str, package: str) -> Any:  # noqa: ANN401 - a module
+def _load(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError:

@@ -270,7 +270,9 @@ class PreTrainedModel(nn.Module):
         return PublishedNames(cls.base_model_prefix)
 
     def init_module(self, module: nn.Module) -> None:
-        """Gives the parameters that a module itself holds (not its children) their initial values."""
+        """Gives the parameters that a module itself holds (not its children) their initial
+        values.
+        """
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
@@ -808,7 +810,9 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
 
 
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
-    """Puts a tensor in the place of a parameter or buffer, whose kind and `requires_grad` it takes."""
+    """Puts a tensor in the place of a parameter or buffer, whose kind and `requires_grad` it
+    takes.
+    """
     *path, leaf = name.split(".")
     owner = module.get_submodule(".".join(path))
     old = owner._parameters.get(leaf)

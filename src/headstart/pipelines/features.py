@@ -25,9 +25,16 @@ class ImageFeatureExtractionPipeline:
     task = "image-feature-extraction"
 
     def __init__(
-        self, model: Any, *, image_processor: Any = None, device: Any = None, model_kwargs: Mapping[str, Any] | None = None,
-        batch_size: int = 8, pool: bool = False, return_tensors: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        *,
+        image_processor: Any = None,
+        device: Any = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int = 8,
+        pool: bool = False,
+        return_tensors: bool = False,
+    ) -> None:
         self.model, self.image_processor = load_both(
             model, "AutoModel", image_processor, device, model_kwargs=model_kwargs
         )

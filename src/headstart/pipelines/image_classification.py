@@ -36,9 +36,17 @@ class ImageClassificationPipeline:
     task = "image-classification"
 
     def __init__(
-        self, model: Any, *, image_processor: Any = None, device: Any = None, model_kwargs: Mapping[str, Any] | None = None,
-        top_k: int | None = None, batch_size: int = 8, label_threshold: float = 0.5, refuse: bool | float = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        *,
+        image_processor: Any = None,
+        device: Any = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        top_k: int | None = None,
+        batch_size: int = 8,
+        label_threshold: float = 0.5,
+        refuse: bool | float = False,
+    ) -> None:
         self.temperature, self.threshold = 1.0, 0.0
         named = isinstance(model, str | Path)
         folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")

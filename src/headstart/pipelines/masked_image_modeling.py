@@ -33,7 +33,10 @@ def network_view(picture: Pixels, size: tuple[int, int], resample: int) -> Pixel
 
 
 def tokenizer_view(picture: Pixels, grid: tuple[int, int]) -> Pixels:
-    """What the tokenizer sees of the same picture: 8 pixels a patch (112 for 14 patches), lanczos."""
+    """What the tokenizer sees of the same picture.
+
+    8 pixels a patch (112 for 14 patches), lanczos.
+    """
     stride: int = DalleImageTokenizer.stride
     return np.ascontiguousarray(resize(picture, (grid[0] * stride, grid[1] * stride), LANCZOS))
 

@@ -253,7 +253,9 @@ class SemanticSegmentationPipeline:
 
 
 class ImageSegmentationPipeline(SemanticSegmentationPipeline):
-    """Segments images into a list of masks, one for each class that occurs, as transformers does."""
+    """Segments images into a list of masks, one for each class that occurs, as transformers
+    does.
+    """
 
     task = "image-segmentation"
 

@@ -107,7 +107,7 @@ class TextPipeline:
         )
         self.model.read_long_texts(length, sample=samples)
 
-    def run(self, batch: Any, **more: Any) -> Any:  # noqa: ANN401 - the network's output
+    def run(self, batch: Any, **more: Any) -> Any:
         """The network's output for an encoded batch."""
         with torch.inference_mode():
             return self.model(
@@ -143,7 +143,7 @@ class TextClassificationPipeline(TextPipeline):
 
     def __call__(
         self, inputs: Any, top_k: int | None = _UNSET, function_to_apply: str | None = None
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Labels and scores, best first.
 
         Args:
@@ -218,7 +218,7 @@ class FillMaskPipeline(TextPipeline):
     task: ClassVar[str] = "fill-mask"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
 
-    def __call__(self, inputs: Any, top_k: int = 5, targets: str | list[str] | None = None) -> Any:  # noqa: ANN401
+    def __call__(self, inputs: Any, top_k: int = 5, targets: str | list[str] | None = None) -> Any:
         """Guesses, best first.
 
         Args:
@@ -327,7 +327,7 @@ class TokenClassificationPipeline(TextPipeline):
         super().__init__(model, **options)
         self.aggregation_strategy, self.ignore_labels = aggregation_strategy, tuple(ignore_labels)
 
-    def __call__(self, inputs: Any, aggregation_strategy: Aggregation | None = None) -> Any:  # noqa: ANN401 - texts
+    def __call__(self, inputs: Any, aggregation_strategy: Aggregation | None = None) -> Any:
         """Tags and where they are.
 
         Args:
@@ -470,7 +470,7 @@ class QuestionAnsweringPipeline(TextPipeline):
         max_seq_len: int | None = None,
         doc_stride: int | None = None,
         handle_impossible_answer: bool = False,
-    ) -> Any:  # noqa: ANN401 - a dict or a list
+    ) -> Any:
         """Answers, best first.
 
         Args:
@@ -521,9 +521,15 @@ class QuestionAnsweringPipeline(TextPipeline):
             if size > self.longest:
                 self._grow(size, [], None)
         windows = self.tokenizer(
-            [question], [context], truncation="only_second", max_length=size, stride=min(128, size // 8) if stride is None else stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True, padding=True,
-        )  # fmt: skip
+            [question],
+            [context],
+            truncation="only_second",
+            max_length=size,
+            stride=min(128, size // 8) if stride is None else stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            padding=True,
+        )
         found: dict[str, dict[str, Any]] = {}
         nothing = 1.0
         for part in range(len(windows["input_ids"])):
@@ -613,7 +619,7 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[Mapping[s
     return asked, isinstance(inputs, Mapping)
 
 
-def _text_or_pair(value: Any) -> Any:  # noqa: ANN401 - a text, or a tuple of two
+def _text_or_pair(value: Any) -> Any:
     if isinstance(value, Mapping):
         if "text" not in value:
             raise InputError(

@@ -215,8 +215,11 @@ def write_page(found: Audit, path: Path, data: str) -> None:
             [pair for pair in found.pairs if not pair.leaks and not pair.contradicts],
         ),
     ):
-        shown = [picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
-                 for pair in pairs[:SHOWN] for n, name in enumerate((pair.first, pair.second))]  # fmt: skip
+        shown = [
+            picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
+            for pair in pairs[:SHOWN]
+            for n, name in enumerate((pair.first, pair.second))
+        ]
         if shown:
             sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
     if found.mislabelled:

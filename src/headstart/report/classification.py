@@ -219,8 +219,8 @@ def calibration_section(found: Calibration) -> Section:
         text += "no temperature makes it smaller on held-out examples, so none is used."
     else:
         text += (
-            f"dividing the scores by {found.temperature:.2f} makes it {errors[1]:.1%} (each tenth of"
-            " the examples with the temperature that was fitted on the others)."
+            f"dividing the scores by {found.temperature:.2f} makes it {errors[1]:.1%} (each tenth"
+            " of the examples with the temperature that was fitted on the others)."
         )
     return Section("Can its confidence be believed?", text, figures)
 

@@ -61,7 +61,7 @@ class _Attention(TorchFunctionMode):
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return self._stepwise(*args, **(kwargs or {}))
@@ -149,11 +149,7 @@ def as_map(state: Tensor, pixels: Tensor) -> Tensor:
 
 
 def explain(
-    model: nn.Module,
-    processor: Any,  # noqa: ANN401 - any processor
-    image: Any,  # noqa: ANN401 - any picture
-    label: str | None = None,
-    temperature: float = 1.0,
+    model: nn.Module, processor: Any, image: Any, label: str | None = None, temperature: float = 1.0
 ) -> Explanation:
     """What a network looked at in one picture.
 

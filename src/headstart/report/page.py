@@ -73,7 +73,7 @@ def new_figure(width: float = 6.4, height: float = 3.6) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain_axes(axes: Any) -> None:  # noqa: ANN401 - matplotlib's axes
+def plain_axes(axes: Any) -> None:
     """Removes the frame and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -98,7 +98,7 @@ def figure_source(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_source(pixels: Any, side: int = 180) -> str:  # noqa: ANN401 - an (H, W, 3) uint8 array
+def picture_source(pixels: Any, side: int = 180) -> str:
     """A small JPEG of pixels as a data address."""
     from PIL import Image
 
@@ -173,7 +173,7 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
     ]
 
 
-def render(**values: Any) -> str:  # noqa: ANN401 - what the template shows
+def render(**values: Any) -> str:
     """The page of the template. Without `results` it is a page of sections that is about no run."""
     try:
         import jinja2

@@ -1,4 +1,7 @@
-"""Sections of the report of a segmentation: baselines, classes, confusion, pictures with overlays."""
+"""Sections of the report of a segmentation.
+
+Baselines, classes, confusion, pictures with overlays.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +41,10 @@ def segmentation_sections(
 
 
 def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
-    """The result against answering one class everywhere: the first one, and the most frequent one."""
+    """The result against answering one class everywhere.
+
+    The first one, and the most frequent one.
+    """
     most = int(confusion.sum(1).argmax())
     rows = [
         [

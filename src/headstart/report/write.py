@@ -83,7 +83,10 @@ def write_report(
     if judged is not None:
         sections += sections_of(task, judged)
     page = render(
-        title=f"{task.name.replace('-', ' ').capitalize()} of {results['data']} with {Path(results['model']).name}",
+        title=(
+            f"{task.name.replace('-', ' ').capitalize()} of {results['data']} with"
+            f" {Path(results['model']).name}"
+        ),
         found=[*task.found()[:1], *results["notes"]],
         judged=judged,
         headline=task.headline.replace("_", " "),

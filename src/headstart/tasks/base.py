@@ -1,7 +1,7 @@
 """Bases of the tasks: what a row of data is, which head learns it, which metrics evaluate it.
 
-A task is one file in this package with one class, one line in `headstart.tasks.TASKS` and, where its
-report shows more than numbers, one function in `headstart.report.sections`. The loop, the
+A task is one file in this package with one class, one line in `headstart.tasks.TASKS` and, where
+its report shows more than numbers, one function in `headstart.report.sections`. The loop, the
 checkpoints, the command line and the report know nothing about any task beyond the methods of
 `Task`. A run calls them in this order:
 

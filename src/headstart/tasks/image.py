@@ -128,7 +128,7 @@ class ImageTask(Task):
         """The pixels of a split, to be filled."""
         raise NotImplementedError
 
-    def square_side(self, recipe: Recipe, config: Any) -> Recipe:  # noqa: ANN401 - any family's
+    def square_side(self, recipe: Recipe, config: Any) -> Recipe:
         """The recipe with the side of the squares that a transformer sees."""
         size = config.image_size
         return replace(recipe, crop=recipe.crop or (size if isinstance(size, int) else min(size)))

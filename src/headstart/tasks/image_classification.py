@@ -290,7 +290,9 @@ class LabelledImages(ImageTask):
 
 
 class ImageClassification(LabelledImages, HeadTask):
-    """A class, several labels or regression targets for each image, as the labels of the data say."""
+    """A class, several labels or regression targets for each image, as the labels of the data
+    say.
+    """
 
     name: ClassVar[str] = "image-classification"
 
@@ -386,7 +388,7 @@ def head_of(model: nn.Module) -> nn.Linear:
     return [layer for layer in layers if layer.out_features == config.num_labels][-1]
 
 
-def processor_side(processor: Any) -> int | None:  # noqa: ANN401 - any family's processor
+def processor_side(processor: Any) -> int | None:
     """Side of the squares that a processor makes, where it makes squares of one size."""
     crops = bool(getattr(processor, "do_center_crop", False))
     size: dict[str, int] = processor.crop_size if crops else processor.size
@@ -396,7 +398,7 @@ def processor_side(processor: Any) -> int | None:  # noqa: ANN401 - any family's
     return sides.pop() if len(sides) == 1 and cropped else None
 
 
-def set_processor_side(processor: Any, side: int) -> None:  # noqa: ANN401 - any family's processor
+def set_processor_side(processor: Any, side: int) -> None:
     """Makes a processor give squares of this side of the whole image.
 
     ConvNeXT's processor resizes and crops in its own way.

@@ -144,7 +144,7 @@ class MaskedImageModeling(ImageTask):
         )
         return model
 
-    def _load_tokenizer(self, name: str | Path, config: Any) -> Any:  # noqa: ANN401 - a configuration; a tokenizer
+    def _load_tokenizer(self, name: str | Path, config: Any) -> Any:
         asked = self.options.extra.get("tokenizer")
         if asked is not None:
             return DalleImageTokenizer.from_pretrained(asked)

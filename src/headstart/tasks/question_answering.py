@@ -62,9 +62,14 @@ class QuestionAnswering(TextTask):
             if len(ids) > room // 2:  # a question leaves at least half of the window to the context
                 questions[i] = self.tokenizer.decode(ids[: room // 2])
         out = self.tokens(
-            questions, [row.values["context"] for row in rows], truncation="only_second", max_length=self.max_length,
-            stride=room // 8, return_overflowing_tokens=True, return_offsets_mapping=True,
-        )  # fmt: skip
+            questions,
+            [row.values["context"] for row in rows],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=room // 8,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
         windows: list[list[dict[str, Any]]] = [[] for _ in rows]
         for part, which in enumerate(out["overflow_to_sample_mapping"]):
             inside = [each == 1 for each in out.sequence_ids(part)]
@@ -187,7 +192,9 @@ def token_span(offsets: list[tuple[int, int]], answer: dict[str, Any]) -> tuple[
 def best_span(
     start: NDArray[np.float32], end: NDArray[np.float32], offsets: NDArray[np.int64]
 ) -> tuple[float, int, int] | None:
-    """Score, first character and the one after the last of the best span of the context's tokens."""
+    """Score, first character and the one after the last of the best span of the context's
+    tokens.
+    """
     context = np.flatnonzero(offsets[:, 0] >= 0)
     if not len(context):
         return None

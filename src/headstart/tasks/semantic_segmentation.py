@@ -340,6 +340,6 @@ class SemanticSegmentation(ImageTask):
         )
 
 
-def config_of(model: nn.Module) -> Any:  # noqa: ANN401 - any family's configuration
+def config_of(model: nn.Module) -> Any:
     """The configuration of a network, also where it is wrapped for several processes."""
     return getattr(model, "module", model).config

@@ -60,7 +60,10 @@ class TextTask(Task):
 
     @classmethod
     def strata(cls, data: TextData) -> list[int] | None:
-        """Class of each training row, where rows have one: held-out rows are then of every class."""
+        """Class of each training row, where rows have one.
+
+        Held-out rows are then of every class.
+        """
         return None
 
     @property
@@ -143,7 +146,7 @@ class TextTask(Task):
         model: nn.Module = self.auto.from_pretrained(name)
         return model
 
-    def _take_tokenizer(self, tokenizer: Any, config: Any, recipe: Recipe) -> None:  # noqa: ANN401 - any family's
+    def _take_tokenizer(self, tokenizer: Any, config: Any, recipe: Recipe) -> None:
         if len(tokenizer) > config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {len(tokenizer)} tokens and the network {config.vocab_size};"
@@ -178,7 +181,7 @@ class TextTask(Task):
                         " (max_length)"
                     )
 
-    def tokens(self, texts: list[Any], pairs: list[str] | None = None, **options: Any) -> Any:  # noqa: ANN401 - a BatchEncoding
+    def tokens(self, texts: list[Any], pairs: list[str] | None = None, **options: Any) -> Any:
         """The tokenizer's call on many texts, whole ones."""
         return self.tokenizer(texts, pairs, return_attention_mask=False, **options)
 

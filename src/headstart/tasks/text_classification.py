@@ -110,8 +110,8 @@ class TextClassification(TextTask, HeadTask):
             return f"{texts} with a number from {min(labels):g} to {max(labels):g}"
         if self.kind == MULTI:
             return (
-                f"{texts} with {np.mean([len(label) for label in labels]):.1f} of {len(self.classes)}"
-                " classes each"
+                f"{texts} with {np.mean([len(label) for label in labels]):.1f} of"
+                f" {len(self.classes)} classes each"
             )
         counts = np.bincount(
             [self.classes.index(label) for label in labels], minlength=len(self.classes)
@@ -133,7 +133,7 @@ class TextClassification(TextTask, HeadTask):
         self.problem.look(self.classes, targets, recipe.class_weights)
         return super().build(name, recipe, revision=revision)
 
-    def target(self, row: Row) -> Any:  # noqa: ANN401 - a number or a list of them
+    def target(self, row: Row) -> Any:
         """What the loss compares with: a class, zeros and ones, or a number."""
         label = row.values["label"]
         if self.kind == REGRESSION:
@@ -256,7 +256,7 @@ def kind_of_rows(rows: list[Row], options: DataOptions) -> str:
     return SINGLE if options.classes is not None and kind == REGRESSION else kind
 
 
-def _parsed(row: Row, kind: str) -> Any:  # noqa: ANN401 - a class, a list of them, or a number
+def _parsed(row: Row, kind: str) -> Any:
     label = (row.values["label"],)
     if kind == REGRESSION:
         return numbers_in(label, ("the label",), row.name)[0]

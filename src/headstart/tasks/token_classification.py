@@ -78,9 +78,12 @@ class TokenClassification(TextTask):
         """
         rows = self.data.splits[split]
         out = self.tokens(
-            [row.values["words"] for row in rows], is_split_into_words=True, truncation=True, max_length=self.max_length,
+            [row.values["words"] for row in rows],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.max_length,
             return_overflowing_tokens=True,
-        )  # fmt: skip
+        )
         parts: dict[int, list[dict[str, Any]]] = {}
         for number, which in enumerate(out["overflow_to_sample_mapping"]):
             parts.setdefault(which, []).append(

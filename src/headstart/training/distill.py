@@ -97,7 +97,8 @@ class Settings:
         others = set(options) - known - {"validation", "test", "max_error"}
         if others:
             raise ConfigError(
-                f"distillation has no option {sorted(others)[0]!r}; it has {', '.join(sorted(known))}"
+                f"distillation has no option {sorted(others)[0]!r}; it has"
+                f" {', '.join(sorted(known))}"
             )
         values = {name: value for name, value in options.items() if name in known}
         if "teacher" not in values:
@@ -151,7 +152,9 @@ class Distillation(LabelledImages):
         return read_teacher(settings.teacher if function is None else function)
 
     def _match_classes(self, data: ImageData) -> None:
-        """Turns labels into positions among the teacher's classes, -1 where it has no such class."""
+        """Turns labels into positions among the teacher's classes, -1 where it has no such
+        class.
+        """
         if data.kind != SINGLE:
             raise DataError(
                 "label_weight needs data with one class for each image; leave it out to distill"
@@ -274,7 +277,8 @@ class Distillation(LabelledImages):
     def micro(
         self, batch: dict[str, Tensor], rows: slice, device: torch.device
     ) -> dict[str, Tensor]:
-        """See `Task.micro`: the same views for student (B, 3, S, S) and teacher, and targets (B, V).
+        """See `Task.micro`: the same views for student (B, 3, S, S) and teacher, and targets (B,
+        V).
 
         A target is the mixture of two labels; of a label that is not known, it is zero.
         """
@@ -347,7 +351,10 @@ class Distillation(LabelledImages):
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
-        """See `Task.evaluate`: `details` are logits (N, V), the teacher's, and labels if all are known."""
+        """See `Task.evaluate`.
+
+        `details` are logits (N, V), the teacher's, and labels if all are known.
+        """
         cache: PixelCache = self.caches[split]
         taught = self._teacher_logits(split, device)
         rows = []

@@ -44,7 +44,10 @@ CHUNK = 16  # examples that one thread makes at a time
 
 
 class Batches:
-    """The batches of a run by step; the next one is made in threads while the current one is used."""
+    """The batches of a run by step.
+
+    The next one is made in threads while the current one is used.
+    """
 
     def __init__(self, task: Task, recipe: Recipe, rows: slice, workers: int | None) -> None:
         self.task, self.recipe, self.rows = task, recipe, rows
@@ -135,9 +138,19 @@ class Loop:
     """
 
     def __init__(
-        self, task: Task, model: nn.Module, recipe: Recipe, folder: Path, world: World, progress: Progress,
-        *, workers: int | None = None, identity: dict[str, Any] | None = None, resume_with: str = "", board: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        task: Task,
+        model: nn.Module,
+        recipe: Recipe,
+        folder: Path,
+        world: World,
+        progress: Progress,
+        *,
+        workers: int | None = None,
+        identity: dict[str, Any] | None = None,
+        resume_with: str = "",
+        board: bool = False,
+    ) -> None:
         self.task, self.recipe, self.folder, self.world, self.progress = (
             task,
             recipe,
@@ -310,7 +323,10 @@ class Loop:
         return values | {"lr": rate}
 
     def evaluate(self, split: str) -> Evaluation:
-        """Evaluates the model as it would be kept: the average of the weights where there is one."""
+        """Evaluates the model as it would be kept.
+
+        The average of the weights where there is one.
+        """
         self.model.eval()
         with self.averaged():
             return self.task.evaluate(self.model, split, self.world.device)
@@ -334,8 +350,8 @@ class Loop:
             self._validate(keep)
 
     def _validate(self, keep: bool = False) -> None:
-        """Evaluates the model on the validation data, and remembers its weights where no others were
-        better.
+        """Evaluates the model on the validation data, and remembers its weights where no others
+        were better.
         """
         if "validation" in self.task.splits and (self.world.is_main or self.world.sharded):
             evaluation = self.evaluate("validation")

@@ -66,7 +66,7 @@ def prediction_rows(task: HeadTask, evaluation: Evaluation) -> list[tuple[str, .
     if task.problem.kind == MULTI:
         chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
 
-        def listed(on: Any) -> str:  # noqa: ANN401 - a row of an array
+        def listed(on: Any) -> str:
             return "|".join(classes[i] for i in np.flatnonzero(on))
 
         return [

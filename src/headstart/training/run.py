@@ -155,7 +155,7 @@ def train(
 
     Example:
         >>> import headstart
-        >>> result = headstart.train("photos/", model="bit-mini", out="runs/photos")  # doctest: +SKIP
+        >>> result = headstart.train("photos/", model="bit-mini", out="run")  # doctest: +SKIP
         >>> result.metrics["accuracy"]  # doctest: +SKIP
         0.93
     """
@@ -282,7 +282,10 @@ def _read(request: Request, workers: int | None) -> Task:
 
 
 def _is_automatic(values: Mapping[str, Any], full: bool) -> bool:
-    """Whether `tune` is "auto": asked for, or neither it nor any value of full training is given."""
+    """Whether `tune` is "auto".
+
+    Asked for, or neither it nor any value of full training is given.
+    """
     if values.get("tune") is not None:
         return bool(values["tune"] == "auto")
     return not full and not any(
@@ -785,7 +788,9 @@ def evaluate(
 
 
 def _held_out(folder: Path, task: Task, split: str, choose: bool) -> list[str]:
-    """Leaves out examples that the model was trained on where the data is not split, and says so."""
+    """Leaves out examples that the model was trained on where the data is not split, and says
+    so.
+    """
     seen = trained_on(folder, task, split)
     if seen is None or not seen.any():
         return []

@@ -25,7 +25,7 @@ def write_seen(folder: Path, task: Task) -> None:
     if not any(len(each) for each in found.values()):
         return
 
-    def write(file: Any) -> None:  # noqa: ANN401 - a binary file
+    def write(file: Any) -> None:
         np.savez_compressed(file, allow_pickle=False, **found)
 
     atomic_write(folder / FILE, write)

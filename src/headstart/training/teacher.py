@@ -167,14 +167,16 @@ def _of_onnx(path: Path) -> Teacher:
     return _of_file(path, call, data, facts, inputs[0].shape[-1])
 
 
-def _failures(module: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401 - a module
+def _failures(module: Any) -> tuple[type[Exception], ...]:
     """The exceptions of ONNX Runtime, which have no common base."""
     values = vars(module).values()
     return tuple(v for v in values if isinstance(v, type) and issubclass(v, Exception))
 
 
 def _of_openvino(path: Path) -> Teacher:
-    """An OpenVINO file, with the labels and preprocessing that `headstart export` writes into it."""
+    """An OpenVINO file, with the labels and preprocessing that `headstart export` writes into
+    it.
+    """
     try:
         import openvino as ov
     except ImportError:
@@ -211,11 +213,7 @@ def _of_openvino(path: Path) -> Teacher:
 
 
 def _of_file(
-    path: Path,
-    call: Callable[[Tensor], Answer],
-    data: bytes,
-    facts: dict[str, Any],
-    side: Any,  # noqa: ANN401 - a number, a symbol's name or None
+    path: Path, call: Callable[[Tensor], Answer], data: bytes, facts: dict[str, Any], side: Any
 ) -> Teacher:
     """A file's teacher with what its metadata says."""
     try:

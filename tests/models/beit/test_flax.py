@@ -146,9 +146,17 @@ def test_transformers_numbers(case):
 # Against the PyTorch class, and through files
 
 SMALL = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": [24, 40], "patch_size": 8,
-    "vocab_size": 17, "num_labels": 5, "use_relative_position_bias": True, "drop_path_rate": 0.0,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": [24, 40],
+    "patch_size": 8,
+    "vocab_size": 17,
+    "num_labels": 5,
+    "use_relative_position_bias": True,
+    "drop_path_rate": 0.0,
+}
 TWO = {"num_hidden_layers": 2}
 
 
@@ -261,7 +269,10 @@ def test_a_new_head_is_drawn_and_other_gaps_raise(tmp_path, caplog):
     assert "classifier.weight" in caplog.text
     with pytest.raises(
         WeightsError,
-        match=r"shape: beit.encoder.layer.0.intermediate.dense.weight is \(40, 24\) in the checkpoint, \(48, 24\)",
+        match=(
+            r"shape: beit.encoder.layer.0.intermediate.dense.weight is \(40, 24\) in the"
+            r" checkpoint, \(48, 24\)"
+        ),
     ):
         FlaxBeitForImageClassification.from_pretrained(tmp_path / "a", intermediate_size=48)
     with pytest.raises(
@@ -298,9 +309,16 @@ def test_layouts_are_each_other_s_inverse(shape):
 
 def test_initial_values():
     config = BeitConfig(
-        hidden_size=96, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=32, layer_scale_init_value=1e-5,
-        use_relative_position_bias=True, use_mask_token=True, use_absolute_position_embeddings=True,
-    )  # fmt: skip
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=32,
+        layer_scale_init_value=1e-5,
+        use_relative_position_bias=True,
+        use_mask_token=True,
+        use_absolute_position_embeddings=True,
+    )
     model = FlaxBeitModel(config, seed=3)
     flat = {torch_name(path): value for path, value in flatten_dict(model.params).items()}
     for name, std in {

@@ -21,10 +21,19 @@ CASES = [
     if case.startswith(("BeitForSemantic", "BeitBackbone"))
 ]
 SMALL = {
-    "hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 24, "image_size": [64, 96], "patch_size": 16,
-    "num_labels": 6, "auxiliary_channels": 8, "use_relative_position_bias": True, "drop_path_rate": 0.0,
-    "pool_scales": [1, 2, 3], "out_indices": [0, 1, 2, 3],
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": [64, 96],
+    "patch_size": 16,
+    "num_labels": 6,
+    "auxiliary_channels": 8,
+    "use_relative_position_bias": True,
+    "drop_path_rate": 0.0,
+    "pool_scales": [1, 2, 3],
+    "out_indices": [0, 1, 2, 3],
+}
 
 
 def build(cls=BeitForSemanticSegmentation, **values):

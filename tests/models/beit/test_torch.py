@@ -25,9 +25,17 @@ CASES = [
     if not case.startswith(("BeitForSemantic", "BeitBackbone"))
 ]
 SMALL = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": [24, 40], "patch_size": 8,
-    "vocab_size": 17, "num_labels": 5, "use_relative_position_bias": True, "drop_path_rate": 0.0,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": [24, 40],
+    "patch_size": 8,
+    "vocab_size": 17,
+    "num_labels": 5,
+    "use_relative_position_bias": True,
+    "drop_path_rate": 0.0,
+}
 
 
 def build(cls=BeitModel, **values):
@@ -447,9 +455,16 @@ def test_stochastic_depth_and_dropout_only_in_training():
 
 def test_initial_values():
     config = BeitConfig(
-        hidden_size=96, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=32,
-        use_relative_position_bias=True, use_mask_token=True, use_absolute_position_embeddings=True, layer_scale_init_value=1e-5,
-    )  # fmt: skip
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=32,
+        use_relative_position_bias=True,
+        use_mask_token=True,
+        use_absolute_position_embeddings=True,
+        layer_scale_init_value=1e-5,
+    )
     model = BeitForMaskedImageModeling(config)
     blocks = model.beit.blocks
     assert_close(blocks[0].attention.attention.query.weight.std(), 0.02, 1e-3)

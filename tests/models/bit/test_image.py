@@ -30,8 +30,14 @@ def test_equals_transformers(case: str, name: str) -> None:
 def test_signature_is_the_documented_one() -> None:
     assert list(inspect.signature(BitImageProcessor).parameters) == DOCUMENTED
     assert list(inspect.signature(BitImageProcessor.preprocess).parameters) == [
-        "self", "images", *DOCUMENTED, "return_tensors", "data_format", "input_data_format", "kwargs",
-    ]  # fmt: skip
+        "self",
+        "images",
+        *DOCUMENTED,
+        "return_tensors",
+        "data_format",
+        "input_data_format",
+        "kwargs",
+    ]
     assert BitImageProcessor(False, 32).size == {"shortest_edge": 32}
 
 

@@ -46,7 +46,10 @@ def test_every_format_of_the_authors(file, tmp_path):
 
 
 def test_tensorflow_2_names(tmp_path):
-    """The .h5 files of the same networks name the same tensors with ":0"; h5py is what reads them."""
+    """The .h5 files of the same networks name the same tensors with ":0".
+
+    H5py is what reads them.
+    """
     h5py = pytest.importorskip("h5py")
     arrays = np.load(golden_dir(*CASE) / "weights.npz")
     path = tmp_path / "BiT-M-mine.h5"
@@ -166,7 +169,10 @@ def test_wrong_family(tmp_path):
 
 @pytest.mark.parametrize("compat, eps", [(None, 1e-10), ("authors", 1e-10), ("transformers", 1e-8)])
 def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
-    """The address, the configuration and the file go together; `compat` decides whose arithmetic."""
+    """The address, the configuration and the file go together.
+
+    `compat` decides whose arithmetic.
+    """
     file = tmp_path / "R50x1.npz"
     asked = []
     monkeypatch.setattr(

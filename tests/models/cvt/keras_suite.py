@@ -34,9 +34,13 @@ WIDTHS = {"embed_dim": [8, 12, 16], "num_heads": [1, 3, 2], "depth": [1, 1, 2]}
 
 # JAX compiles for seconds a case, so there it gets the cases that differ most.
 JAX_CASES = (
-    "TFCvtForImageClassification__single_label", "TFCvtModel__no_cls_nonsquare", "CvtForImageClassification__train_bn",
-    "CvtModel__kernel5_stride1", "avg_odd", "cls_every_stage",
-)  # fmt: skip
+    "TFCvtForImageClassification__single_label",
+    "TFCvtModel__no_cls_nonsquare",
+    "CvtForImageClassification__train_bn",
+    "CvtModel__kernel5_stride1",
+    "avg_odd",
+    "cls_every_stage",
+)
 
 
 def cases(*parts):
@@ -416,7 +420,9 @@ def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
     )
     with pytest.raises(
         WeightsError,
-        match=r"missing: cvt.encoder.stages.1.layers.2.attention.attention.convolution_projection_key",
+        match=(
+            r"missing: cvt.encoder.stages.1.layers.2.attention.attention.convolution_projection_key"
+        ),
     ):
         TFCvtForImageClassification.from_pretrained(tmp_path / "b", depth=[1, 3])
 

@@ -181,7 +181,10 @@ def test_clustered_tokens_take_both_forms_of_a_bucket(instruction_set):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_codes_are_the_definition(instruction_set, fast):
-    """Read off the sums: with one unit vector a value, the sum of a query shows which keys it met."""
+    """Read off the sums.
+
+    With one unit vector a value, the sum of a query shows which keys it met.
+    """
     size, tokens, tau, num_hash = 48, 200, 5, 1
     query, key, _, _ = problem(1, 1, tokens, tokens, size, 1)
     projections = clear_projections((query, key), 1, size, tau, num_hash, fast)

@@ -66,9 +66,13 @@ def test_equal_to_transformers_on_random_texts(vocabulary):
     for _ in range(100):
         some = rng.sample(texts, 4)
         call = {
-            "text": some[:2], "text_pair": some[2:], "truncation": "longest_first", "max_length": rng.randint(10, 40),
-            "padding": rng.choice([True, False, "max_length"]), **flags,
-        }  # fmt: skip
+            "text": some[:2],
+            "text_pair": some[2:],
+            "truncation": "longest_first",
+            "max_length": rng.randint(10, 40),
+            "padding": rng.choice([True, False, "max_length"]),
+            **flags,
+        }
         assert answers(ours, call) == answers(plain, call), call
     for call in CALLS:
         theirs = spaced if call.get("is_split_into_words") else plain

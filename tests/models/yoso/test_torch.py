@@ -1,4 +1,6 @@
-"""YOSO's networks against transformers' and the authors' numbers, and against their own promises."""
+"""YOSO's networks against transformers' and the authors' numbers, and against their own
+promises.
+"""
 
 import re
 from unittest import mock

@@ -116,9 +116,14 @@ def write_onnx(
     exported = program_of(network, signature, inputs, dynamic)
     with quiet():
         program = torch.onnx.export(
-            exported, traced_inputs(signature, inputs, dynamic), dynamo=True, opset_version=opset, verbose=False,
-            input_names=list(signature.inputs), output_names=list(signature.outputs),
-        )  # fmt: skip
+            exported,
+            traced_inputs(signature, inputs, dynamic),
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+        )
     assert program is not None
     written = program.model.opset_imports[""]
     if written != opset:

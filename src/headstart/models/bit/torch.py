@@ -36,7 +36,10 @@ NORM_EPS = 1e-5  # of every group norm, in the authors' code and in transformers
 
 
 def standardize(weight: Tensor, eps: float) -> Tensor:
-    """Filters (C_out, C_in, k, k) with mean 0 and variance 1 each (Qiao et al. 2019, equation 2)."""
+    """Filters (C_out, C_in, k, k) with mean 0 and variance 1 each (Qiao et al.
+
+    2019, equation 2).
+    """
     # A batch norm that takes the filters for channels is the same formula, in one pass forward and
     # one backward.
     return F.batch_norm(

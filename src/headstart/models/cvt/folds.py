@@ -17,7 +17,10 @@ from headstart.nn.folding import recast, with_norm
 
 
 class ClassTokenBlock(Block):
-    """The last block where only the class token is read: its query, its branch and its MLP alone."""
+    """The last block where only the class token is read.
+
+    Its query, its branch and its MLP alone.
+    """
 
     def forward(
         self, x: Tensor, height: int, width: int, weigh: bool = False

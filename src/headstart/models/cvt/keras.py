@@ -229,7 +229,9 @@ class Attention(Part):
         )
 
     def call(self, x: Any, height: Any = None, width: Any = None, training: bool = False) -> Any:
-        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the keys."""
+        """x (B, L, D) → (B, L, D), and the weights (B, A, L, L') that each token gives to the
+        keys.
+        """
         L, D = ops.shape(x)[1], x.shape[-1]
         cls, patches = (x[:, :1], x[:, 1:]) if self.cls else (None, x)
         grid = to_map(patches, height, width)  # (B, H, W, D)

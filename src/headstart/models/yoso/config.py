@@ -34,9 +34,9 @@ class YosoConfig(PreTrainedConfig):
         type_vocab_size: Kinds of segments.
         initializer_range: Standard deviation of the initial weights.
         layer_norm_eps: Added to the variance in every norm (the authors' is 1e-5).
-        position_embedding_type: "absolute" adds a learned vector for each position. "relative_key" and
-            "relative_key_query" add none, as in transformers: hashed attention has no scores to add
-            to. The order is then seen through `conv_window` alone.
+        position_embedding_type: "absolute" adds a learned vector for each position. "relative_key"
+            and "relative_key_query" add none, as in transformers: hashed attention has no scores to
+            add to. The order is then seen through `conv_window` alone.
         use_expectation: Whether attention is exact, or sampled with hashes.
         hash_code_len: Bits of a hash.
         num_hash: Hashes of sampled attention.

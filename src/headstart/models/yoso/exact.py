@@ -87,7 +87,10 @@ def plain_gradients(
 
 
 def integer_power(base: Tensor, exponent: int) -> Tensor:
-    """`base ** exponent` for a whole exponent, by squaring: several times faster than `torch.pow`."""
+    """`base ** exponent` for a whole exponent, by squaring.
+
+    Several times faster than `torch.pow`.
+    """
     result: Tensor | None = None
     while True:
         if exponent & 1:
@@ -129,7 +132,10 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def sum_in_blocks(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
-    """`W v`, not normalized: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    """`W v`, not normalized.
+
+    Query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V).
+    """
     if cpu.usable(query, key, value):
         return cpu.exact_forward(query, key, value, hash_code_len)
     with no_autocast(query):
@@ -201,6 +207,9 @@ exact_sum_operator = operator("yoso_exact", _fake_sum, _save, _backward)(sum_in_
 
 
 def exact_sum(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int) -> Tensor:
-    """`W v`, not normalized: query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V)."""
+    """`W v`, not normalized.
+
+    Query (..., L, K), key (..., S, K), value (..., S, V) → (..., L, V).
+    """
     run = plain_sum if transformed() else exact_sum_operator
     return run(query, key, value, hash_code_len)

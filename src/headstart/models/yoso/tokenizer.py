@@ -243,10 +243,13 @@ class YosoTokenizer(PreparedIds):
         }
         config = {
             "tokenizer_class": "RobertaTokenizer" if self._is_bytes else "PreTrainedTokenizerFast",
-            "model_max_length": self.model_max_length, "add_prefix_space": self.add_prefix_space,
-            "padding_side": self.padding_side, "truncation_side": self.truncation_side, "clean_up_tokenization_spaces": False,
+            "model_max_length": self.model_max_length,
+            "add_prefix_space": self.add_prefix_space,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "clean_up_tokenization_spaces": False,
             **self.special_tokens_map,
-        }  # fmt: skip
+        }
         texts = {
             "tokenizer.json": json.dumps(state, ensure_ascii=False),
             "tokenizer_config.json": json.dumps(config, indent=2),

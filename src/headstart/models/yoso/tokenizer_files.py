@@ -12,9 +12,14 @@ from headstart.errors import ConfigError, FileFormatError
 
 # Role → token, in the order of RoBERTa's vocabulary.
 SPECIAL = {
-    "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "cls_token": "<s>",
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
     "mask_token": "<mask>",
-}  # fmt: skip
+}
 MAX_VOCABULARY = 1 << 27  # the library makes a table up to the largest number
 SETTINGS: dict[str, Any] = {
     "model_max_length": int | float,
@@ -51,8 +56,8 @@ def bpe(vocab: Any, merges: Any) -> Tokenizer:
     unknown = next((part for a, b in merges for part in (a, b, a + b) if part not in vocab), None)
     if unknown is not None:
         raise FileFormatError(
-            f"the merges have {unknown!r:.80}, which is not in the vocabulary; the two are of different"
-            " tokenizers"
+            f"the merges have {unknown!r:.80}, which is not in the vocabulary; the two are of"
+            " different tokenizers"
         )
     return Tokenizer(
         models.BPE(

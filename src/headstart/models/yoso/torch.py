@@ -89,7 +89,10 @@ class SelfAttention(nn.Module):
         return x.view(*x.shape[:2], self.config.num_attention_heads, -1).transpose(1, 2)
 
     def sampling(self, length: int) -> dict[str, Any] | None:
-        """Arguments of `sampled_attention` for texts of `length` tokens; None for exact attention."""
+        """Arguments of `sampled_attention` for texts of `length` tokens.
+
+        None for exact attention.
+        """
         config = self.config
         if config.use_expectation or length < config.sample_from:
             return None
@@ -169,7 +172,9 @@ class Layer(nn.Module):
         head_mask: Tensor | None = None,
         want_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, L, D), mask (B, L), head_mask (A,) → (B, L, D), and weights (B, A, L, L) or None."""
+        """x (B, L, D), mask (B, L), head_mask (A,) → (B, L, D), and weights (B, A, L, L) or
+        None.
+        """
         y, weights = self.attention["self"](x, mask, head_mask, want_weights)  # (B, L, D)
         after: Any = self.attention["output"]
         x = after["LayerNorm"](x + self.dropout(after["dense"](y)))  # (B, L, D)
@@ -207,7 +212,10 @@ class YosoPreTrainedModel(PreTrainedModel):
         return cast(YosoModel, self.base_model).embeddings
 
     def init_module(self, module: nn.Module) -> None:
-        """Normal weights of `initializer_range`, biases 0; norms 1 and 0; the vector of padding 0."""
+        """Normal weights of `initializer_range`, biases 0; norms 1 and 0.
+
+        The vector of padding 0.
+        """
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:

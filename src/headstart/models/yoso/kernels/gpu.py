@@ -138,9 +138,26 @@ def _through_buckets(
     buckets, hashes = to.starts.shape[2] - 1, to.codes.shape[1]
     for h in range(hashes):
         kernels.through_buckets_kernel[(x.shape[0] * buckets,)](
-            x, y, z, out, to.order, come.order, to.starts, come.starts, h, hashes, x.shape[1], y.shape[1], x.shape[2], z.shape[2],
-            buckets, scale, BLOCK_ROWS=16, BLOCK_DOT=_power_of_two(x.shape[2]), BLOCK_OUT=_power_of_two(z.shape[2]),
-        )  # fmt: skip
+            x,
+            y,
+            z,
+            out,
+            to.order,
+            come.order,
+            to.starts,
+            come.starts,
+            h,
+            hashes,
+            x.shape[1],
+            y.shape[1],
+            x.shape[2],
+            z.shape[2],
+            buckets,
+            scale,
+            BLOCK_ROWS=16,
+            BLOCK_DOT=_power_of_two(x.shape[2]),
+            BLOCK_OUT=_power_of_two(z.shape[2]),
+        )
 
 
 def _groups(rows: int, num_hash: int, bytes_of_a_pair: int) -> Iterator[tuple[slice, int, int]]:

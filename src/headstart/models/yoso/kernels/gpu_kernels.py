@@ -17,8 +17,20 @@ import triton.language as tl
 
 
 @triton.jit
-def codes_kernel(x, directions, codes, tokens, size, num_hash, first_hash, some_hashes, tau: tl.constexpr,
-                 BLOCK_TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_HASHES: tl.constexpr):  # fmt: skip
+def codes_kernel(
+    x,
+    directions,
+    codes,
+    tokens,
+    size,
+    num_hash,
+    first_hash,
+    some_hashes,
+    tau: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_HASHES: tl.constexpr,
+):
     """codes (N, some_hashes, L) of x (N, L, K) under directions (N, K, M * tau).
 
     A matrix product for every bit.
@@ -177,8 +189,27 @@ def _rows(x, row, order, place, end, tokens, size, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
-def through_buckets_kernel(x, y, z, out, x_order, y_order, x_starts, y_starts, h, some_hashes, x_tokens, y_tokens, dot_size, out_size,
-                           buckets, scale, BLOCK_ROWS: tl.constexpr, BLOCK_DOT: tl.constexpr, BLOCK_OUT: tl.constexpr):  # fmt: skip
+def through_buckets_kernel(
+    x,
+    y,
+    z,
+    out,
+    x_order,
+    y_order,
+    x_starts,
+    y_starts,
+    h,
+    some_hashes,
+    x_tokens,
+    y_tokens,
+    dot_size,
+    out_size,
+    buckets,
+    scale,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DOT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
     """out[i] += scale * sum of (x[i] · y[j]) z[j] over the j in i's bucket, for hash h of all
     heads.
 
