@@ -60,7 +60,7 @@ def export(
         opset: Of ONNX, 18 or later.
         processor: The image processor or tokenizer; its values are written into the file beside the
             labels.
-        normalize: Put the image processor's rescaling and normalisation into the program: it then
+        normalize: Put the image processor's rescaling and normalization into the program: it then
             takes pixels from 0 to 255.
         tolerance: Largest difference from PyTorch, as a fraction of the largest output.
 
@@ -72,7 +72,13 @@ def export(
         MissingExtraError: What writes the format is not installed.
 
     Example:
-        >>> headstart.export(model, "photos.onnx", processor=processor)  # doctest: +SKIP
+        >>> import tempfile
+        >>> import headstart
+        >>> model = headstart.BitForImageClassification.from_pretrained("bit-mini")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     deviation = headstart.export(model, f"{folder}/mini", to="torch-export")
+        >>> deviation.largest < 1e-4
+        True
     """
     if to not in SUFFIXES:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")

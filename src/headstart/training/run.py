@@ -751,6 +751,12 @@ def evaluate(
 
     Raises:
         DataError: The data cannot be read, or has no such split.
+
+    Example:
+        >>> import headstart
+        >>> _, found = headstart.evaluate("runs/photos", "photos/")  # doctest: +SKIP
+        >>> found.split, found.metrics["accuracy"]  # doctest: +SKIP
+        ('validation', 0.925)
     """
     saved = Path(model) / RESULTS
     task_name = read_results(Path(model))["task"] if saved.is_file() else "image-classification"
