@@ -72,10 +72,10 @@ class Recipe:
         cutmix: The same of CutMix; where both are on, each batch is mixed by one of them.
         mix_fraction: Proportion of the steps, from the first, whose batches are mixed.
         rand_augment: Magnitude of RandAugment, 0 to 10; 0 is off.
-        color_jitter: Largest change of brightness, contrast and saturation, as a share; 0 is off,
-            and RandAugment takes its place.
+        color_jitter: Largest change of brightness, contrast and saturation, as a fraction; 0 is
+            off, and RandAugment takes its place.
         erasing: Chance that a random rectangle of an image becomes noise.
-        label_smoothing: Share of the label spread over all classes.
+        label_smoothing: Fraction of the label spread over all classes.
         class_weights: What the classes count in the loss: "none" counts all examples the same,
             "balanced" makes up for rare classes; or a weight for each class, by name or in order.
         drop_path: Rate of stochastic depth; None keeps the model's own.
@@ -87,7 +87,7 @@ class Recipe:
             added to; None is off.
         lora_alpha: LoRA's change is multiplied by this over the rank; None is twice the rank.
         lora_targets: Last parts of the names of layers that get LoRA; empty takes the family's.
-        lora_dropout: Share of a layer's inputs that LoRA's matrices do not see.
+        lora_dropout: Fraction of a layer's inputs that LoRA's matrices do not see.
         gradient_checkpointing: Whether each block is computed again in the backward pass, for less
             memory and more time.
         ema: Decay of an average of the weights, which becomes the result; None is off.

@@ -125,7 +125,7 @@ def export(
 
 
 def load_both(name: str) -> tuple[Any, Any]:
-    """The network that a checkpoint's config.json names (not an optimised form of it), and its
+    """The network that a checkpoint's config.json names (not an optimized form of it), and its
     image processor or tokenizer.
     """
     from headstart.auto import AutoImageProcessor, AutoTokenizer

@@ -1,4 +1,4 @@
-"""What goes in and out of an optimised network.
+"""What goes in and out of an optimized network.
 
 Names, shapes and types, and the network as a function of tensors.
 """

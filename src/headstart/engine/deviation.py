@@ -12,7 +12,7 @@ from torch import Tensor
 # answer.
 ANSWERS = ("logits", "start_logits", "end_logits")
 
-# share of top-1 answers that must stay, where outputs are scores and precision is given up
+# fraction of top-1 answers that must stay, where outputs are scores and precision is given up
 AGREEMENT = 0.99
 
 
@@ -21,10 +21,10 @@ class Deviation:
     """Differences between two lists of outputs.
 
     Args:
-        largest: Largest difference, as a share of the largest output (or of 1, if that is more).
-        mean: Mean difference, as a share of the same.
-        agreement: Share of answers (top-1 classes) that are the same; None where the outputs are no
-            scores.
+        largest: Largest difference, as a fraction of the largest output (or of 1, if that is more).
+        mean: Mean difference, as a fraction of the same.
+        agreement: Fraction of answers (top-1 classes) that are the same; None where the outputs are
+            no scores.
         answers: How many were compared.
         expected: The same where the errors are also taken the other way round, which scatters less.
     """
@@ -74,7 +74,7 @@ def compare(
 
 
 def enough(deviation: Deviation, share: float) -> bool:
-    """Whether a share of the answers stays.
+    """Whether a fraction of the answers stays.
 
     With errors of either sign, and not fewer in the count than chance explains.
     """

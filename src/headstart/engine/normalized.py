@@ -10,7 +10,7 @@ from headstart.errors import ConfigError
 
 
 class Normalized(nn.Module):
-    """A network behind its processor's rescaling and normalisation; takes pixels from 0 to 255."""
+    """A network behind its processor's rescaling and normalization; takes pixels from 0 to 255."""
 
     mean: Tensor
     deviation: Tensor

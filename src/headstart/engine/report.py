@@ -1,4 +1,4 @@
-"""What was tried and measured when a model was optimised."""
+"""What was tried and measured when a model was optimized."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,8 +19,8 @@ class Trial:
         build_seconds: How long making it ready took.
         memory_mb: Megabytes that the process grew by, exporting included.
         refused: Why it was not taken, or None.
-        streams: Images or texts that run side by side, each on a share of the threads.
-        int8_share: Share of the multiplications by weights that is in int8, where that is known;
+        streams: Images or texts that run side by side, each on a fraction of the threads.
+        int8_share: Fraction of the multiplications by weights that is in int8, where that is known;
             the rest is in float32.
     """
 

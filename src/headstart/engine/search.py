@@ -40,7 +40,7 @@ logger = logging.getLogger("headstart")
 
 Goal = Literal["latency", "throughput"]
 
-# Largest difference of an output that is taken, as a share of the largest output.
+# Largest difference of an output that is taken, as a fraction of the largest output.
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
 SECONDS = 3.0  # how long each round of timing takes at most, for all engines together
 # calls that deviations are measured on, at most
@@ -80,14 +80,14 @@ def optimize(
             are several.
         goal: "latency" takes the engine whose call ends first, "throughput" the one that serves as
             many callers as threads soonest.
-        tolerance: Largest difference of an output, as a share of the largest output; default 1e-4
-            in float32, 0.1 in bfloat16, 0.5 in int8, where 99 % of the answers must also stay the
-            same.
+        tolerance: Largest difference of an output, as a fraction of the largest output; default
+            1e-4 in float32, 0.1 in bfloat16, 0.5 in int8, where 99 % of the answers must also stay
+            the same.
         calibration: Inputs like `example` of real data: int8 measures its ranges on them, and
             deviations are measured on some of them.
 
     Returns:
-        The optimised model; `report` says what was measured.
+        The optimized model; `report` says what was measured.
 
     Raises:
         ConfigError: Arguments that do not fit together.

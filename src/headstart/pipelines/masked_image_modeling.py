@@ -1,5 +1,5 @@
-"""What a network pretrained on masked images imagines behind a mask: two views of a picture, codes
-of the masked patches, and the picture they stand for.
+"""What a network pretrained on masked images imagines behind a mask: two views of an image, codes
+of the masked patches, and the image they stand for.
 
 Letters: H W sides of an image, S side of what the network sees, h w sides of the grid of patches
     and of the map of codes, V codes.
@@ -28,12 +28,12 @@ Pixels = NDArray[np.uint8]
 
 
 def network_view(picture: Pixels, size: tuple[int, int], resample: int) -> Pixels:
-    """What the network sees of a picture (H, W, 3): stretched to its size."""
+    """What the network sees of an image (H, W, 3): stretched to its size."""
     return np.ascontiguousarray(resize(picture, size, resample))
 
 
 def tokenizer_view(picture: Pixels, grid: tuple[int, int]) -> Pixels:
-    """What the tokenizer sees of the same picture.
+    """What the tokenizer sees of the same image.
 
     8 pixels a patch (112 for 14 patches), lanczos.
     """
@@ -52,7 +52,7 @@ def normalised(images: Tensor, processor: Any) -> Tensor:
 
 
 def as_tensor(pictures: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
-    """Pictures (H, W, 3) of one size as uint8 (B, 3, H, W)."""
+    """Images (H, W, 3) of one size as uint8 (B, 3, H, W)."""
     return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).to(device)
 
 
@@ -76,8 +76,8 @@ def guess_codes(model: nn.Module, pixel_values: Tensor, mask: Tensor) -> Tensor:
 def panels(
     picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any
 ) -> list[Pixels]:
-    """Pictures to compare: the original, what the mask leaves of it, and (where the tokenizer can
-    paint) the picture of visible and guessed codes, and that of the true codes.
+    """Images to compare: the original, what the mask leaves of it, and (where the tokenizer can
+    paint) the image of visible and guessed codes, and that of the true codes.
 
     Args:
         picture: (H, W, 3).
@@ -118,7 +118,7 @@ def load_tokenizer(folder: str | Path, config: Any) -> Any:
 
 
 class MaskedImageModelingPipeline:
-    """Hides blocks of a picture and paints what the network expects there.
+    """Hides blocks of an image and paints what the network expects there.
 
     Args:
         model: A folder that `headstart train --task masked-image-modeling` made, a Hub id, an
@@ -148,20 +148,20 @@ class MaskedImageModelingPipeline:
         self.tokenizer, self.seed = tokenizer.to(self.device).eval(), seed
 
     def __call__(self, images: Any) -> Any:
-        """Panels of one picture, or a list of them for many.
+        """Panels of one image, or a list of them for many.
 
         Args:
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
 
         Returns:
-            `{"panels": [picture, masked, reconstruction, codes], "mask": (h, w), "codes": (h, w),
+            `{"panels": [image, masked, reconstruction, codes], "mask": (h, w), "codes": (h, w),
             "guessed": (h, w), "accuracy": float}`.
         """
         return next(self.stream([images])) if is_one_image(images) else list(self.stream(images))
 
     @torch.no_grad()
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """As `__call__` for many pictures, one at a time."""
+        """As `__call__` for many images, one at a time."""
         config = self.model.config
         for number, image in enumerate(images):
             picture = np.asarray(decode(image)[0], dtype=np.uint8)

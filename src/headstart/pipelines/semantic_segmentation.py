@@ -1,4 +1,4 @@
-"""The class of every pixel of a picture: whole or in sliding windows, and pictures of the answer.
+"""The class of every pixel of an image: whole or in sliding windows, and images of the answer.
 
 Letters: B windows, H W sides of what the network sees, V classes.
 """
@@ -26,7 +26,7 @@ LEAST = 4  # patches a side: what the pyramid of BEiT needs, at most
 
 
 def input_size(processor: Any, height: int, width: int) -> tuple[int, int]:
-    """Sides that a picture is resized to, uncropped.
+    """Sides that an image is resized to, uncropped.
 
     Its shorter side to the processor's, or both to its height and width.
     """
@@ -55,13 +55,13 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | None = None) -> Tensor:
-    """Scores of every pixel, (V, H, W), of one picture (3, H, W) as the processor gives it.
+    """Scores of every pixel, (V, H, W), of one image (3, H, W) as the processor gives it.
 
     Args:
         model: A segmentation network.
         pixels: On the model's device.
         window: Height and width of the windows, over whose overlaps scores are averaged; None shows
-            the network the whole picture.
+            the network the whole image.
     """
     _, H, W = pixels.shape
     rows, columns = (min(side, most) for side, most in zip(window or (H, W), (H, W), strict=True))
@@ -88,7 +88,7 @@ def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | Non
 def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) → (B, V, H, W).
 
-    Sides that are no multiple of the patches are filled up with the mean colour, and cut off again.
+    Sides that are no multiple of the patches are filled up with the mean color, and cut off again.
     """
     _, _, H, W = pixels.shape
     patch: tuple[int, int] = getattr(model.config, "patch", (1, 1))  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
 def segment(
     model: nn.Module, processor: Any, picture: NDArray[np.uint8], mode: Mode = "slide"
 ) -> NDArray[np.int64]:
-    """The class of every pixel, (H, W), of a picture (H, W, 3) uint8, at its own size."""
+    """The class of every pixel, (H, W), of an image (H, W, 3) uint8, at its own size."""
     if mode not in ("slide", "whole"):
         raise InputError(f"mode={mode!r}; expected 'slide' or 'whole'")
     height, width = picture.shape[:2]
@@ -126,11 +126,11 @@ def segment(
     return classes
 
 
-# Pictures -----------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------
 
 
 def class_colours(config: Any) -> NDArray[np.uint8]:
-    """A colour for each class, (V, 3): those the data came with, else different ones made up."""
+    """A color for each class, (V, 3): those the data came with, else different ones made up."""
     known = getattr(config, "palette", None)
     if known is not None and len(known) >= config.num_labels:
         return np.array(known, dtype=np.uint8)[: config.num_labels]
@@ -150,7 +150,7 @@ def overlay(
     colours: NDArray[np.uint8],
     strength: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) in the colours of its classes (H, W).
+    """The image (H, W, 3) in the colors of its classes (H, W).
 
     What has no class (255) stays as it is.
     """
@@ -164,7 +164,7 @@ def overlay(
 def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Image:
     """Classes (H, W) as a palette image.
 
-    Its values are the class numbers, its colours the classes'. Beyond 256 classes, 16-bit grey.
+    Its values are the class numbers, its colors the classes'. Beyond 256 classes, 16-bit gray.
     """
     if len(colours) > 256:
         return Image.fromarray(classes.astype(np.uint16))
@@ -174,14 +174,14 @@ def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Ima
 
 
 class SemanticSegmentationPipeline:
-    """Gives every pixel of a picture a class.
+    """Gives every pixel of an image a class.
 
     Args:
         model: A folder, a Hub id, an authors' name, or a model object.
         image_processor: Processor for a model object; default the one beside the model.
         device: Where to compute.
         mode: "slide" looks through windows of the size the network was trained on, "whole" at the
-            picture at once.
+            image at once.
     """
 
     task = "semantic-segmentation"
@@ -201,32 +201,32 @@ class SemanticSegmentationPipeline:
         self.colours = class_colours(self.model.config)
 
     def __call__(self, images: Any) -> Any:
-        """Classes of one picture, or a list of them for many.
+        """Classes of one image, or a list of them for many.
 
         Args:
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
 
         Returns:
             `{"mask": (H, W) int64 array, "classes": [{"label": str, "share": float}, …]}`, the
-            classes that occur, largest share first.
+            classes that occur, largest fraction first.
 
         Raises:
-            InputError: A picture that cannot be read; the message names it.
+            InputError: An image that cannot be read; the message names it.
         """
         return next(self.stream([images])) if is_one_image(images) else list(self.stream(images))
 
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """As `__call__` for many pictures, one at a time."""
+        """As `__call__` for many images, one at a time."""
         for image in images:
             yield self.result(self.pixels(image))
 
     @staticmethod
     def pixels(image: Any) -> NDArray[np.uint8]:
-        """A picture upright, (H, W, 3) uint8."""
+        """An image upright, (H, W, 3) uint8."""
         return np.asarray(decode(image)[0], dtype=np.uint8)
 
     def result(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        """What `__call__` gives for one decoded picture."""
+        """What `__call__` gives for one decoded image."""
         mask = segment(self.model, self.image_processor, pixels, self.mode)
         share = np.bincount(mask.ravel(), minlength=len(self.colours)) / mask.size
         names = self.model.config.id2label

@@ -1,7 +1,7 @@
 """`headstart audit`: what is wrong with a data set of labelled images before anybody trains on it.
 
 Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64
-comparisons of neighbouring pixels of a picture shrunk to 9 x 8 grey values, which scaling, mild
+comparisons of neighboring pixels of an image shrunk to 9 x 8 gray values, which scaling, mild
 compression and small changes of brightness leave alone. Outliers and labels that are probably wrong
 are found in the features of a network, see `suspects`; they are worth a look, not certain.
 """
@@ -21,7 +21,7 @@ from headstart.data.sources.raw import Source
 from headstart.errors import InputError
 from headstart.report.page import Picture, Section, Table, picture_source, render
 
-SHOWN = 60  # pictures of one kind on the page
+SHOWN = 60  # images of one kind on the page
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Audit:
         unreadable: Name and reason of each that cannot be read.
         pairs: Duplicates.
         mislabelled: Images whose label is probably wrong, the clearest first.
-        agreement: Share of all labels that what doubts these agrees with.
+        agreement: Fraction of all labels that what doubts these agrees with.
         outliers: Images unlike all others, the farthest first.
         pictures: Where each image is, by name.
     """
@@ -188,7 +188,7 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
 
 
 def write_page(found: Audit, path: Path, data: str) -> None:
-    """Writes what was found as one page with the pictures.
+    """Writes what was found as one page with the images.
 
     Args:
         found: What `audit` found.

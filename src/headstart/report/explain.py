@@ -1,7 +1,7 @@
 """What a network looked at.
 
 Networks whose head averages maps or patch tokens: Grad-CAM (Selvaraju et al. 2017) on the last
-ones. Transformers whose head reads a class token, which has no place in the picture: the attention
+ones. Transformers whose head reads a class token, which has no place in the image: the attention
 it paid to each patch, as far as it raised the score (Chefer et al. 2021).
 """
 
@@ -25,7 +25,7 @@ TINT = np.array([255.0, 120.0, 20.0])  # where the network looked
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was seen in a picture, and where.
+    """What was seen in an image, and where.
 
     Args:
         label: The class, or the name of the number, that is explained.
@@ -40,7 +40,7 @@ class Explanation:
     seen: NDArray[np.uint8]
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The picture, dimmed where the network did not look and tinted where it did."""
+        """The image, dimmed where the network did not look and tinted where it did."""
         heat = self.heat[..., None]  # (H, W, 1)
         mixed = self.seen * (0.35 + 0.65 * heat) * (1 - 0.35 * heat) + 0.35 * heat * TINT
         return np.asarray(mixed.clip(0, 255), dtype=np.uint8)
@@ -151,7 +151,7 @@ def as_map(state: Tensor, pixels: Tensor) -> Tensor:
 def explain(
     model: nn.Module, processor: Any, image: Any, label: str | None = None, temperature: float = 1.0
 ) -> Explanation:
-    """What a network looked at in one picture.
+    """What a network looked at in one image.
 
     Args:
         model: A classifier of images, of one class or several each, or a model of numbers.

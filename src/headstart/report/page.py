@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small picture with a caption, perhaps with a second one below it.
+    """A small image with a caption, perhaps with a second one below it.
 
     Data addresses (see `picture_source`).
     """
@@ -43,16 +43,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: a heading, a sentence, and any of a figure, a table and pictures.
+    """A part of the report: a heading, a sentence, and any of a figure, a table and images.
 
     Args:
         title: Heading.
         text: What the reader sees there, in one or two sentences.
         figures: Data addresses of figures, see `figure_source`.
         table: A table.
-        pictures: A gallery.
+        pictures: A gallery of images.
         folded: Whether the section is closed until it is clicked.
-        wide: Whether each picture of the gallery takes the whole width.
+        wide: Whether each image of the gallery takes the whole width.
     """
 
     title: str
@@ -105,7 +105,7 @@ def picture_source(pixels: Any, side: int = 180) -> str:
     picture = Image.fromarray(pixels)
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Tiny pictures are shown as the squares they are, not as a blur.
+    # Tiny images are shown as the squares they are, not as a blur.
     picture = picture.resize(
         size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
     )

@@ -53,8 +53,8 @@ def problem_sections(
         evaluation: With details "logits" (N, V) and "labels".
         classes: Names of the classes or numbers.
         names: How each example is named to the user.
-        pixels: Gives the picture of an example; None where examples are not pictures.
-        looked_at: Gives the picture with what the network looked at.
+        pixels: Gives the image of an example; None where examples are not images.
+        looked_at: Gives the image with what the network looked at.
     """
     if kind == SINGLE:
         return classification_sections(evaluation, list(classes), list(names), pixels, looked_at)

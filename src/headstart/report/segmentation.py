@@ -1,6 +1,6 @@
 """Sections of the report of a segmentation.
 
-Baselines, classes, confusion, pictures with overlays.
+Baselines, classes, confusion, images with overlays.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def segmentation_sections(
         confusion: Pixels (V, V), rows the true classes.
         classes: Their names.
         colours: (V, 3).
-        shown: Name, picture (H, W, 3), true classes (H, W), answer (H, W) and mean IoU of the
-            pictures to show, worst first.
+        shown: Name, image (H, W, 3), true classes (H, W), answer (H, W) and mean IoU of the
+            images to show, worst first.
     """
     sections = [baseline_section(confusion, classes), class_section(confusion, classes)]
     if shown:
@@ -127,7 +127,7 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
 def picture_section(
     classes: list[str], colours: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]
 ) -> Section:
-    """Picture, truth and answer side by side, under the colours of the classes."""
+    """Image, truth and answer side by side, under the colors of the classes."""
     used = sorted(
         {
             int(i)
@@ -156,14 +156,14 @@ def picture_section(
 
 
 def side_by_side(panels: Sequence[Pixels], gap: int = 6) -> Pixels:
-    """Pictures of one height in a row, with white between them."""
+    """Images of one height in a row, with white between them."""
     white = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
     parts = [part for panel in panels for part in (panel, white)][:-1]
     return np.concatenate(parts, axis=1)
 
 
 def legend_source(names: list[str], colours: Any) -> str:
-    """The classes' colours as a figure."""
+    """The classes' colors as a figure."""
     from matplotlib.patches import Patch
 
     columns = min(6, max(1, len(names)))

@@ -2,7 +2,7 @@
 network.
 
 A label is doubted where a head that has not seen the image finds it less probable than right labels
-are. An outlier is far from its nearest neighbours.
+are. An outlier is far from its nearest neighbors.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 FEWEST = 5  # images of a class below which nothing is said about its labels
-MISTAKEN = 0.5  # share of the doubted labels that may be right
+MISTAKEN = 0.5  # fraction of the doubted labels that may be right
 NEIGHBOURS = 5
 FAR = 4.0  # robust standard deviations from which on an image is an outlier
 FEW = 20  # images below which distances mean nothing
@@ -49,7 +49,7 @@ class Doubt:
 def doubtful_labels(
     features: Floats, labels: Ints, classes: int, seed: int = 0
 ) -> tuple[list[Doubt], float]:
-    """Examples whose label is doubted, the clearest first; and the share of all labels that the
+    """Examples whose label is doubted, the clearest first; and the fraction of all labels that the
     head agrees with.
 
     Labels are doubted from the least probable one on, as long as half of those doubted or more
@@ -78,7 +78,7 @@ def doubtful_labels(
 def outliers(features: Floats) -> list[tuple[int, float]]:
     """Index and distance of the examples that are far from all others, the farthest first.
 
-    The distance is the mean over the nearest neighbours, by the cosine; its logarithm is measured
+    The distance is the mean over the nearest neighbors, by the cosine; its logarithm is measured
     in robust standard deviations (1.4826 median absolute deviations) from the median.
     """
     if len(features) < FEW:

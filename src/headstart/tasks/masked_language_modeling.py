@@ -21,7 +21,7 @@ from headstart.metrics.classification import wilson
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import IGNORE, TextTask
 
-# share of tokens to guess; of these, shown as the mask, and as a random token
+# fraction of tokens to guess; of these, shown as the mask, and as a random token
 HIDDEN, MASKED, RANDOM = 0.15, 0.8, 0.1
 
 

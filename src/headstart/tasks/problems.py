@@ -315,7 +315,7 @@ class Regression(Problem):
     def finish(self, layer: nn.Linear) -> None:
         """See `Problem.finish`.
 
-        W f + b in standard deviations is (scale W) f + (scale b + centre) in units.
+        W f + b in standard deviations is (scale W) f + (scale b + center) in units.
         """
         if self.centre is None or self.scale is None:
             return

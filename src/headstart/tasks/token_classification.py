@@ -1,7 +1,7 @@
 """Token classification: a tag for each word, entities or parts of speech.
 
 A word's tag is learned and read at its first token. Texts longer than `max_length` are cut for
-training, and judged in several parts.
+training, and evaluated in several parts.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from headstart.tasks.text import IGNORE, TextTask, class_index, class_names
 
 
 class TokenClassification(TextTask):
-    """Entities: IOB tags, judged by exact entities.
+    """Entities: IOB tags, evaluated on exact entities.
 
     `read` gives `WordTagging` where tags are no IOB tags.
     """
@@ -183,7 +183,7 @@ class TokenClassification(TextTask):
         }
 
     def interval(self, right: int, count: int) -> tuple[float, float] | None:
-        """Of the headline; F1 is no share of independent trials."""
+        """Of the headline; F1 is no fraction of independent trials."""
         return None
 
 

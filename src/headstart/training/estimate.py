@@ -21,7 +21,7 @@ from headstart.recipe import Recipe
 from headstart.training.loop import Loop, autocast, memory_per_example, seed_all
 
 PATIENCE = 5.0  # seconds that one measurement may take
-# share of a budget that is planned with: reading, writing and a busy machine take the rest
+# fraction of a budget that is planned with: reading, writing and a busy machine take the rest
 RESERVE = 0.85
 SIDES = (320, 224, 160, 128)  # resolutions to fall back to
 LONG = 3600.0  # seconds from which on a run on a CPU is called long

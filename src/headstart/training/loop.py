@@ -496,7 +496,7 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def seed_all(entropy: list[int]) -> None:
-    """Seeds torch's generators on every device from a few whole numbers."""
+    """Seeds torch's generators on every device from a few integers."""
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -533,8 +533,8 @@ def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: tor
     The tensors that the forward pass keeps for it.
     """
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        # Weights that are put together from pieces for a moment cannot be told from the rest; but
-        # they are no more for two examples.
+        # Weights that are put together from pieces for a moment cannot be told from the rest;
+        # but they are no more for two examples.
         return max(
             1.0,
             kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1),

@@ -43,7 +43,7 @@ class YosoConfig(PreTrainedConfig):
         hash_error: Error that sampled attention may have, as a fraction of a row's length. The
             number of hashes is then chosen for each batch's length (`choose_num_hash`), and
             `num_hash` is not used. None keeps to `num_hash`.
-        conv_window: Odd width of a convolution over the values of neighbouring tokens, added to
+        conv_window: Odd width of a convolution over the values of neighboring tokens, added to
             each head, or None.
         use_fast_hash: Whether sampling hashes with Hadamard transforms, or with Gaussian
             projections (slower, without bias).

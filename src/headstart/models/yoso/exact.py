@@ -87,7 +87,7 @@ def plain_gradients(
 
 
 def integer_power(base: Tensor, exponent: int) -> Tensor:
-    """`base ** exponent` for a whole exponent, by squaring.
+    """`base ** exponent` for an integer exponent, by squaring.
 
     Several times faster than `torch.pow`.
     """
