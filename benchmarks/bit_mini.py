@@ -28,7 +28,7 @@ from timing import RESULTS, machine
 from torch import Tensor, nn
 
 from headstart import AutoModelForImageClassification
-from headstart.training.head import fit_head
+from headstart.features.head import fit_head
 
 Bytes = NDArray[np.uint8]
 Rows = tuple[list[Bytes], NDArray[np.int64]]
