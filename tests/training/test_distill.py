@@ -217,6 +217,32 @@ def test_a_student_comes_to_agree_and_is_a_classifier(photos, teacher, tmp_path)
     assert any(str(teacher) in note for note in results["notes"])
 
 
+@pytest.mark.parametrize(
+    "student",
+    [
+        headstart.CvtConfig(embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 1, 2]),
+        headstart.BeitConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=64,
+            patch_size=16,
+        ),
+    ],
+    ids=["cvt", "beit"],
+)
+def test_students_of_other_families(unlabelled, teacher, tmp_path, student):
+    values = SMALL | {"steps": 2, "crop": 64, "resize": 72}
+    made = distill(
+        teacher, unlabelled, student=student, out=tmp_path / "run", feature_weight=1.0, **values
+    )
+    assert made.metrics["kl"] >= 0
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert type(model.config) is type(student)
+    assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
+
+
 # Resume -------------------------------------------------------------------------------------------
 
 
