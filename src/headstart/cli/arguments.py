@@ -1,13 +1,11 @@
 """What words on the command line mean: models, files, `NAME=VALUE`."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from headstart.errors import FileFormatError, InputError, NotFoundError
+from headstart.errors import FileFormatError, NotFoundError
 
 
 def check_model(name: str) -> None:
@@ -54,54 +52,3 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
         return parse_json(text, "the value")
     except FileFormatError:
         return text
-
-
-def image_files(paths: list[Path]) -> list[Path]:
-    """The images among the paths, folders searched through."""
-    from headstart.data.sources.raw import IMAGE_SUFFIXES
-
-    if not paths:
-        raise InputError("which images? Give files or folders")
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
-            if not inside:
-                raise InputError(f"the folder {path} holds no images")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"there is no file or folder {path}")
-    return files
-
-
-class Readable:
-    """The pixels of image files, one after the other; a file that cannot be read is named on
-    standard error and left out.
-
-    Attributes:
-        names: The files that were given so far.
-        lost: How many were left out.
-    """
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files, self.lost = files, 0
-        self.names: list[Path] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        from headstart.images.decode import load_image
-
-        for file in self.files:
-            try:
-                pixels = load_image(file)
-            except InputError as error:
-                self.lost += 1
-                print(f"headstart: {error}", file=sys.stderr)
-            else:
-                self.names.append(file)
-                yield pixels

@@ -1,21 +1,32 @@
 """Commands that use a model on images and texts: predict, explain."""
 
 import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headstart.cli.arguments import Readable, check_model, image_files, named_values, parsed
+from headstart.cli.arguments import check_model, named_values, parsed
 from headstart.cli.options import DeviceOption, ModelArgument
 from headstart.cli.terminal import print_table
+from headstart.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headstart.data.predictions import Prediction
+    from headstart.data.results import Kind
 
 
 def predict(
     model: ModelArgument,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Images, or folders of them; text files or tables for a text model."),
+        typer.Argument(
+            help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
+            " standard input; text files or tables for a text model."
+        ),
     ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Predictions to print for each input; default 3.")
@@ -31,8 +42,15 @@ def predict(
         int, typer.Option(min=1, help="Images or texts in one forward pass.")
     ] = 8,
     out: Annotated[
-        Path, typer.Option(help="Folder for written images: masks and overlays, reconstructions.")
-    ] = Path("predictions"),
+        Path | None,
+        typer.Option(
+            help="Table of results: a name that ends in .csv, .jsonl or .parquet. Or the folder of"
+            " written images (masks and overlays, reconstructions); default predictions."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the table of a run that was cut off.")
+    ] = False,
     refuse: Annotated[
         bool, typer.Option("--refuse", help="Refuse to answer where the confidence is too low.")
     ] = False,
@@ -69,92 +87,180 @@ def predict(
 ) -> None:
     """Predict for images or texts: classes, numbers, masks, masked words, entities, answers.
 
-    Segmentation and masked-image models write images to --out. Unreadable images are named and
-    left out; the exit code is then 1.
+    With --out results.csv (.jsonl, .parquet) the results go to a table, one row an input.
+    Unreadable images are named and left out; the exit code is then 1.
 
     Example: [bold]headstart predict runs/photos holiday/ --top 1 --refuse[/bold]
     """
     from headstart.data import text_files
+    from headstart.data.results import is_table
     from headstart.pipelines.base import pipeline, task_of
 
     check_model(model)
     task, best = task_of(model), top or 3
+    paints = task in ("semantic-segmentation", "masked-image-modeling")
+    table = out if is_table(out) else None
+    if out is not None and table is None and not paints:
+        raise ConfigError(
+            f"--out {out}: a model of {task} writes a table; expected a name that ends in .csv,"
+            " .jsonl or .parquet"
+        )
+    if table is not None and as_json:
+        raise ConfigError(
+            "--json prints and --out writes; choose one (--out results.jsonl has the same values)"
+        )
+    if table is None and resume:
+        raise ConfigError("--resume continues a table: give its name with --out results.csv")
     if task in text_files.TASKS:
         inputs = text_files.read_inputs(task, files or [], text or [], question, lines)
         values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
-        results = text_files.predict_texts(
-            task,
-            model,
-            inputs,
-            top=best,
-            batch_size=batch_size,
-            long=long,
-            hash_error=hash_error,
-            settings=values,
-            device=device,
-        )
-        if as_json:
-            for name, found in results:
+
+        def results(rest: list[Any]) -> Iterable[tuple[str, list[Any]]]:
+            return text_files.predict_texts(
+                task,
+                model,
+                rest,
+                top=best,
+                batch_size=batch_size,
+                long=long,
+                hash_error=hash_error,
+                settings=values,
+                device=device,
+            )
+
+        if table is not None:
+            from headstart.auto import AutoConfig
+
+            columns = text_files.text_columns_of(
+                task, AutoConfig.from_pretrained(model).problem_type
+            )
+            _write(
+                table,
+                columns,
+                [name for name, _ in inputs],
+                lambda done: (
+                    text_files.text_row(task, name, found, columns)
+                    for name, found in results(inputs[done:])
+                ),
+                resume,
+                "texts",
+            )
+        elif as_json:
+            for name, found in results(inputs):
                 print(text_files.as_json(task, name, found), flush=True)
-            return
-        print_table(
-            "",
-            ("text", text_files.KEYS[task]),
-            ((name, text_files.as_line(task, found)) for name, found in results),
-        )
+        else:
+            print_table(
+                "",
+                ("text", text_files.KEYS[task]),
+                ((name, text_files.as_line(task, found)) for name, found in results(inputs)),
+            )
         return
-    images = Readable(image_files(files or []))
-    if task in ("semantic-segmentation", "masked-image-modeling"):
-        _paint(pipeline(task, model, device=device), images, out, best, as_json)
+    from headstart.data import predictions
+    from headstart.data.inputs import ImageInput, image_inputs
+
+    images = image_inputs(files or [])
+    if paints:
+        pipe = pipeline(task, model, device=device)
+        kind, folder = None, table.with_suffix("") if table else out
+        stems = predictions.unique_stems(images, folder or Path("predictions"))
     else:
         how: bool | float = refuse if max_error is None else max_error
-        classify = pipeline(
+        pipe = pipeline(
             "image-classification", model, device=device, refuse=how, label_threshold=threshold
         )
-        single = classify.kind in (None, "single_label_classification")
-        found = classify.stream(images, best if single else top, batch_size)
-        # a name is there once its picture has been read
-        answers = zip(found, images.names, strict=False)
-        if as_json:
-            for labels, file in answers:
-                print(json.dumps({"image": str(file), "labels": labels}), flush=True)
-        else:
-            form = ".4g" if classify.kind == "regression" else ".1%"
-            rows = (
-                (str(file), "  ".join(f"{each['label']} {each['score']:{form}}" for each in labels))
-                for labels, file in answers
-            )
-            print_table("", ("image", f"top {best}" if single else "labels"), rows)
-    if images.lost:
+        kind = pipe.kind
+
+    def predicted(done: int) -> Iterable["Prediction"]:
+        rest: Sequence[ImageInput] = images[done:]
+        if paints:
+            return predictions.paint(pipe, rest, stems[done:])
+        limit = best if kind in (None, "single_label_classification") else top
+        return predictions.classify(pipe, rest, top_k=limit, batch_size=batch_size)
+
+    if table is not None:
+        columns = predictions.columns_of(task, kind, list(pipe.model.config.id2label.values()))
+        where = table.parent
+
+        def rows(done: int) -> Iterable[dict[str, Any]]:
+            return (predictions.row_of(each, columns, where, kind) for each in predicted(done))
+
+        lost = _write(table, columns, [each.name for each in images], rows, resume, "img")
+    else:
+        lost = _show(predicted(0), kind, as_json, paints, top)
+    if lost:
         raise typer.Exit(1)
 
 
-def _paint(painter: Any, images: Readable, out: Path, top: int, as_json: bool) -> None:  # noqa: ANN401 - a pipeline that writes pictures
-    """Writes the images that a pipeline makes and prints their paths."""
-    rows, taken = [], set()
-    for pixels in images:
-        file = images.names[-1]
-        names = (file.stem, *(f"{file.stem}_{i}" for i in range(2, len(images.files) + 2)))
-        stem = next(out / name for name in names if name not in taken)
-        taken.add(stem.name)
-        found = painter.write(pixels, stem)
-        written = [found[key] for key in found if key.endswith("_file")]
-        if as_json:
-            print(
-                json.dumps({"image": str(file), "classes": found["classes"], "files": written}),
-                flush=True,
-            )
-        rows.append(
-            (
-                str(file),
-                "  ".join(
-                    f"{each['label']} {each['share']:.1%}" for each in found["classes"][:top]
-                ),
-                ", ".join(written),
-            )
-        )
-    if not as_json:
-        print_table("", ("image", f"largest {top}", "written"), rows)
+def _write(
+    path: Path,
+    columns: "dict[str, Kind]",
+    names: Sequence[str],
+    rows: Callable[[int], Iterable[dict[str, Any]]],
+    resume: bool,
+    unit: str,
+) -> int:
+    """Writes the rows that are missing in a table; returns how many have an error."""
+    from headstart.data.results import ResultTable, remaining
+    from headstart.progress import progress_for_terminal
+
+    lost, began = 0, time.perf_counter()
+    with ResultTable(path, columns, resume=resume) as table, progress_for_terminal() as progress:
+        first = remaining(table, names)
+        if first < len(names):
+            progress.start("predict", len(names), done=first, unit=unit)
+            for done, row in enumerate(rows(first), start=first + 1):
+                table.write(row)
+                if row.get("error"):
+                    lost += 1
+                    progress.say(f"headstart: {row['error']}")
+                progress.update(done, {}, (done - first) / (time.perf_counter() - began))
+        table.finish()
+    note = f", {lost} without a prediction" if lost else ""
+    print(f"{path}: {len(names)} rows{note}")
+    return lost
+
+
+def _show(
+    found: Iterable["Prediction"], kind: str | None, as_json: bool, paints: bool, top: int | None
+) -> int:
+    """Prints predictions for images; returns how many have an error."""
+    form, lost = ".4g" if kind == "regression" else ".1%", 0
+
+    def line(each: "Prediction") -> tuple[str, ...]:
+        labels = each.shown()[: top or 3] if paints else each.shown()
+        words = "  ".join(f"{one['label']} {one['score']:{form}}" for one in labels)
+        written = ", ".join(map(str, each.files.values()))
+        return (each.name, words, written) if paints else (each.name, words)
+
+    def readable() -> Iterable["Prediction"]:
+        nonlocal lost
+        for each in found:
+            if each.error is None:
+                yield each
+            else:
+                lost += 1
+                print(f"headstart: {each.error}", file=sys.stderr)
+
+    if as_json:
+        for each in readable():
+            print(json.dumps(_values(each, paints)), flush=True)
+        return lost
+    if paints:
+        head: tuple[str, ...] = ("image", f"largest {top or 3}", "written")
+    else:
+        single = kind in (None, "single_label_classification")
+        head = ("image", f"top {top or 3}" if single else "labels")
+    rows = (line(each) for each in readable())
+    print_table("", head, rows)
+    return lost
+
+
+def _values(each: "Prediction", paints: bool) -> dict[str, Any]:
+    """A prediction as JSON."""
+    if not paints:
+        return {"image": each.name, "labels": each.shown()}
+    classes = [{"label": one["label"], "share": one["score"]} for one in each.labels]
+    return {"image": each.name, "classes": classes, "files": list(map(str, each.files.values()))}
 
 
 def explain(
@@ -173,6 +279,8 @@ def explain(
 
     Example: [bold]headstart explain runs/photos bee.jpg --out seen/[/bold]
     """
+    from headstart.data.inputs import image_files
+
     check_model(model)
     files = image_files(images)
     from PIL import Image

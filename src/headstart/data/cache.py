@@ -9,9 +9,11 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,12 +57,21 @@ def threads(workers: int | None) -> int:
     return workers or min(8, os.cpu_count() or 1)
 
 
-def parallel(function: Callable[[T], U], items: Sequence[T], workers: int | None) -> Iterator[U]:
-    """`map` over threads, in order, with a bounded number of results waiting."""
-    count = threads(workers)
+def parallel(function: Callable[[T], U], items: Iterable[T], workers: int | None) -> Iterator[U]:
+    """`map` over threads, in order, with a bounded number of results waiting.
+
+    Threads work on while the caller uses a result; what is not begun when it stops is dropped.
+    """
+    count, remaining = threads(workers), iter(items)
     with ThreadPoolExecutor(count) as pool:
-        for start in range(0, len(items), 64 * count):
-            yield from pool.map(function, items[start : start + 64 * count])
+        waiting = deque(pool.submit(function, each) for each in islice(remaining, 64 * count))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, each) for each in islice(remaining, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def decode(source: Source) -> NDArray[np.uint8]:

@@ -148,10 +148,10 @@ def _part(
     rows: NDArray[np.int64] | range,
     options: DataOptions,
 ) -> Labelled:
-    sources = _source_of(table, image)
+    sources = source_of(table, image)
     cells: list[Sequence[Any]] = [table.columns[column] for column in columns]
     if options.target == "mask":
-        cells = [Lazy(_source_of(table, columns[0]), range(len(table)))]
+        cells = [Lazy(source_of(table, columns[0]), range(len(table)))]
     names = class_names(table.path) if table.unit else None
     titles = columns
     if table.labels and len(columns) > 1 and names and len(names) == len(columns):
@@ -188,7 +188,7 @@ def _together(parts: list[Labelled]) -> Labelled:
 _WIDTHS = "{}: one part has {} label columns, another {}; name them with --column label=A,B"
 
 
-def _source_of(table: RawTable, column: str) -> Callable[[int], Source]:
+def source_of(table: RawTable, column: str) -> Callable[[int], Source]:
     """The image of a row: a path beside the table, bytes, the {bytes, path} of Hub data sets, or
     where one is.
 

@@ -1,12 +1,13 @@
 """What `headstart predict` does with text models: files of texts in, one result for each text out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint.documents import read_text
 from headstart.data.options import DataOptions
+from headstart.data.results import Kind
 from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
 from headstart.data.text_rows import text_cell, text_columns
 from headstart.errors import ConfigError, InputError
@@ -183,3 +184,55 @@ def as_line(task: str, found: list[Any]) -> str:
 def as_json(task: str, name: str, found: list[Any]) -> str:
     """A result as one line of JSON."""
     return json.dumps({"text": name, KEYS[task]: found}, ensure_ascii=False)
+
+
+def text_columns_of(task: str, kind: str | None) -> dict[str, Kind]:
+    """Columns of the table of predictions for texts.
+
+    Args:
+        task: A name in `TASKS`.
+        kind: `problem_type` of a classifier.
+    """
+    if task == "fill-mask":
+        return {"text": "text", "masks": "json"}
+    if task == "token-classification":
+        return {"text": "text", "spans": "json"}
+    if task == "question-answering":
+        return {
+            "text": "text",
+            "answer": "text",
+            "probability": "number",
+            "start": "integer",
+            "end": "integer",
+            "spans": "json",
+        }
+    if kind == "regression":
+        return {"text": "text", "values": "scores"}
+    if kind == "multi_label_classification":
+        return {"text": "text", "labels": "scores"}
+    return {"text": "text", "label": "text", "probability": "number", "top_k": "scores"}
+
+
+def text_row(task: str, name: str, found: list[Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
+    """A result of `predict_texts` as a row of its table."""
+    best = found[0] if found else {}
+    if task == "token-classification":
+        spans = [
+            {
+                "label": each["entity_group"],
+                "score": float(each["score"]),
+                "start": each["start"],
+                "end": each["end"],
+                "text": each["word"],
+            }
+            for each in found
+        ]
+        return {"text": name, "spans": spans}
+    if task == "question-answering":
+        row = {"answer": best["answer"], "start": best["start"], "end": best["end"]}
+        return {"text": name, **row, "probability": best["score"], "spans": found}
+    if task == "fill-mask":
+        return {"text": name, "masks": found}
+    row = {"label": best.get("label"), "probability": best.get("score")}
+    row |= dict.fromkeys(("top_k", "labels", "values"), found)
+    return {"text": name} | {key: value for key, value in row.items() if key in columns}

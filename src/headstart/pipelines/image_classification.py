@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from headstart.errors import InputError
 from headstart.pipelines.base import batched, is_one_image, load_both
@@ -92,13 +93,17 @@ class ImageClassificationPipeline:
         """As `__call__` for many images, one result at a time, without holding all in memory."""
         for batch in batched(images, self.batch_size if batch_size is None else batch_size):
             for row in self.probabilities(batch):
-                best = self._chosen(row, top_k or self.top_k)
-                if self.threshold and row[best[0]] < self.threshold:
-                    yield [{"label": UNKNOWN, "score": float(row[best[0]])}]
-                    continue
-                yield [
-                    {"label": self.model.config.id2label[i], "score": float(row[i])} for i in best
-                ]
+                labels, refused = self.answer(row, top_k)
+                yield [{"label": UNKNOWN, "score": labels[0]["score"]}] if refused else labels
+
+    def answer(self, row: Tensor, top_k: int | None = None) -> tuple[list[dict[str, Any]], bool]:
+        """Labels and scores of one image's probabilities (V,), and whether they are refused."""
+        best = self._chosen(row, top_k or self.top_k)
+        refused = bool(self.threshold) and float(row.max()) < self.threshold
+        if refused and not best:
+            best = [int(row.argmax())]
+        names = self.model.config.id2label
+        return [{"label": names[i], "score": float(row[i])} for i in best], refused
 
     def _chosen(self, row: Any, top_k: int | None) -> list[int]:
         """Indices of the returned values of (V,)."""
@@ -112,14 +117,20 @@ class ImageClassificationPipeline:
         best: list[int] = row.argsort(descending=True)[:count].tolist()
         return best
 
-    def probabilities(self, images: list[Any]) -> Any:
+    def pixel_values(self, image: Any) -> Tensor:
+        """What the network sees of one image: (1, 3, H, W)."""
+        values: Tensor = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        return values
+
+    def probabilities(self, images: list[Any]) -> Tensor:
         """Probability of every class, or the regression targets: a (B, V) tensor on the CPU.
 
         Images of different sizes go one by one.
         """
-        parts = [
-            self.image_processor(image, return_tensors="pt")["pixel_values"] for image in images
-        ]  # each (1, 3, H, W)
+        return self.forward([self.pixel_values(image) for image in images])
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """As `probabilities`, of images that `pixel_values` prepared."""
         same = len({part.shape for part in parts}) == 1
         with torch.inference_mode():
             batches = (

@@ -1,0 +1,122 @@
+"""What `predict` and `embed` are given: files, folders, globs, tables of paths, tars, a list."""
+
+import glob
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.cache import decode
+from headstart.data.interpret import source_of
+from headstart.data.options import DataOptions
+from headstart.data.sources.folders import FILE_SUFFIXES, read_source
+from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, Source
+from headstart.errors import InputError
+from headstart.images.decode import load_image
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image, and how the user knows it.
+
+    Args:
+        name: Its path, or the row of a table or the member of a tar.
+        source: Where it is.
+    """
+
+    name: str
+    source: Source
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The upright pixels, (H, W, 3) uint8.
+
+        Raises:
+            InputError: The image cannot be read; the message names it.
+        """
+        if isinstance(self.source, Path):
+            return load_image(self.source)
+        try:
+            return decode(self.source)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The images among the paths, folders searched through.
+
+    Raises:
+        InputError: No paths, one that does not exist, or a folder without images.
+    """
+    if not paths:
+        raise InputError("which images? Give files or folders")
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+            if not inside:
+                raise InputError(f"the folder {path} holds no images")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"there is no file or folder {path}")
+    return files
+
+
+def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
+    """The images that words of the command line stand for, in order.
+
+    Args:
+        paths: Images; folders of them; globs such as `photos/**/*.jpg`; tables (CSV, TSV, JSONL,
+            Parquet) with a column of paths, which are relative to the table; tars; or `-`,
+            standard input with one path a line.
+
+    Raises:
+        InputError: No images, or a path that does not exist.
+        DataError: A table or tar that cannot be read.
+    """
+    if not paths:
+        raise InputError(
+            "which images? Give files, folders, tables of paths, tars, or - for a list"
+        )
+    found: list[ImageInput] = []
+    for path in paths:
+        if str(path) == STDIN:
+            lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+            if not lines:
+                raise InputError("standard input (-) is empty; expected one path a line")
+            found += [ImageInput(line, Path(line)) for line in lines]
+        elif path.suffix.lower() in FILE_SUFFIXES and path.is_file():
+            found += _rows(path)
+        elif not path.exists() and glob.has_magic(str(path)):
+            matches = sorted(Path(each) for each in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns too
+            if not matches:
+                raise InputError(f"no file matches {path}")
+            found += [ImageInput(str(each), each) for each in image_files(matches)]
+        else:
+            found += [ImageInput(str(each), each) for each in image_files([path])]
+    return found
+
+
+def _rows(path: Path) -> list[ImageInput]:
+    """The images of a table or tar, row by row."""
+    options = DataOptions(target="none")
+    found: list[ImageInput] = []
+    for tables in read_source(path, options).values():
+        for table in tables:
+            source = source_of(table, table.column("image", table.image, IMAGE_COLUMNS))
+            for i in range(len(table)):
+                image: Any = source(i)
+                name = str(image) if isinstance(image, Path) else table.where(i)
+                found.append(ImageInput(name, image))
+    return found

@@ -1,0 +1,197 @@
+"""Predictions for many images: reading and preprocessing overlap with the network, and every input
+gives one row.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
+
+from headstart.data.cache import parallel
+from headstart.data.inputs import ImageInput
+from headstart.data.results import Kind
+from headstart.errors import ConfigError, InputError
+from headstart.pipelines.base import batched
+from headstart.pipelines.image_classification import UNKNOWN
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model gives for one image.
+
+    Args:
+        name: How the user knows the image.
+        labels: Labels and scores, best first; of a painter classes and fractions of the image.
+        refused: Whether the confidence is too low for an answer.
+        files: Images that were written, by what they are.
+        error: Why there is no prediction.
+    """
+
+    name: str
+    labels: list[dict[str, Any]] = field(default_factory=list)
+    refused: bool = False
+    files: dict[str, Path] = field(default_factory=dict)
+    error: str | None = None
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Labels as they are printed: of a refused answer UNKNOWN with the highest score."""
+        return (
+            [{"label": UNKNOWN, "score": self.labels[0]["score"]}] if self.refused else self.labels
+        )
+
+
+def attempt(
+    function: Callable[[ImageInput], T], inputs: Sequence[ImageInput], workers: int | None = None
+) -> Iterator[T | InputError]:
+    """Results of a function of images, read ahead by threads; an unreadable image is its error."""
+
+    def one(each: ImageInput) -> T | InputError:
+        try:
+            return function(each)
+        except InputError as error:
+            return error
+
+    return parallel(one, inputs, workers)
+
+
+def classify(
+    pipe: Any,  # noqa: ANN401 - an ImageClassificationPipeline
+    inputs: Sequence[ImageInput],
+    *,
+    top_k: int | None = None,
+    batch_size: int = 8,
+    workers: int | None = None,
+) -> Iterator[Prediction]:
+    """The prediction for every image, in order.
+
+    Args:
+        pipe: A pipeline of image classification.
+        inputs: The images.
+        top_k: Labels of each image; None as the pipeline has it.
+        batch_size: Images in one forward pass.
+        workers: Threads that read and preprocess; None is one for each processor, at most 8.
+    """
+    ready = attempt(lambda each: pipe.pixel_values(each.pixels()), inputs, workers)
+    for batch in batched(zip(inputs, ready, strict=True), batch_size):
+        parts = [values for _, values in batch if not isinstance(values, InputError)]
+        rows = iter(pipe.forward(parts) if parts else ())
+        for each, values in batch:
+            if isinstance(values, InputError):
+                yield Prediction(each.name, error=str(values))
+            else:
+                labels, refused = pipe.answer(next(rows), top_k)
+                yield Prediction(each.name, labels, refused)
+
+
+def paint(
+    painter: Any,  # noqa: ANN401 - a pipeline that writes images
+    inputs: Sequence[ImageInput],
+    stems: Sequence[Path],
+    workers: int | None = None,
+) -> Iterator[Prediction]:
+    """The prediction for every image of a model that writes images, in order.
+
+    Args:
+        painter: A pipeline of segmentation or masked images.
+        inputs: The images.
+        stems: Paths of the written images, without their endings; see `unique_stems`.
+        workers: Threads that read.
+    """
+    ready = attempt(ImageInput.pixels, inputs, workers)
+    for each, pixels, stem in zip(inputs, ready, stems, strict=True):
+        if isinstance(pixels, InputError):
+            yield Prediction(each.name, error=str(pixels))
+            continue
+        found = painter.write(pixels, stem)
+        files = {
+            key.removesuffix("_file"): Path(found[key]) for key in found if key.endswith("_file")
+        }
+        labels = [{"label": one["label"], "score": one["share"]} for one in found["classes"]]
+        yield Prediction(each.name, labels, files=files)
+
+
+def unique_stems(inputs: Sequence[ImageInput], folder: Path) -> list[Path]:
+    """A path in a folder for the images written for each input, without its ending."""
+    taken: set[str] = set()
+    last: dict[str, int] = {}
+    found = []
+    for each in inputs:
+        first = name = PurePath(each.name).stem
+        while name in taken:
+            last[first] = last.get(first, 1) + 1
+            name = f"{first}_{last[first]}"
+        taken.add(name)
+        found.append(folder / name)
+    return found
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def columns_of(task: str, kind: str | None, targets: Sequence[str]) -> dict[str, Kind]:
+    """Columns of the table of predictions for images.
+
+    Args:
+        task: Task of the model.
+        kind: `problem_type` of a classifier.
+        targets: Names of the regression targets.
+
+    Raises:
+        ConfigError: A target is called as another column.
+    """
+    if task == "semantic-segmentation":
+        return {
+            "path": "text",
+            "mask": "text",
+            "overlay": "text",
+            "classes": "scores",
+            "error": "text",
+        }
+    if task == "masked-image-modeling":
+        return {"path": "text", "reconstruction": "text", "classes": "scores", "error": "text"}
+    if kind == "regression":
+        for name in ("path", "error"):
+            if name in targets:
+                raise ConfigError(f"a target of this model is called {name!r}, as a column is")
+        return {"path": "text", **dict.fromkeys(targets, "number"), "error": "text"}
+    if kind == "multi_label_classification":
+        return {"path": "text", "labels": "scores", "refused": "flag", "error": "text"}
+    return {
+        "path": "text",
+        "label": "text",
+        "probability": "number",
+        "top_k": "scores",
+        "refused": "flag",
+        "error": "text",
+    }
+
+
+def row_of(
+    found: Prediction, columns: Mapping[str, Kind], folder: Path, kind: str | None
+) -> dict[str, Any]:
+    """A prediction as a row of its table; what does not apply is None.
+
+    Args:
+        found: The prediction.
+        columns: From `columns_of`.
+        folder: Where the table is: paths of written images are relative to it.
+        kind: `problem_type` of a classifier.
+    """
+    row: dict[str, Any] = dict.fromkeys(columns) | {"path": found.name, "error": found.error}
+    if found.error is not None:
+        return row
+    if kind == "regression":
+        return row | {each["label"]: each["score"] for each in found.labels}
+    best = found.labels[0] if found.labels else {"label": None, "score": None}
+    answer = {
+        "label": None if found.refused else best["label"],
+        "probability": best["score"],
+        "top_k": found.labels,
+        "labels": [] if found.refused else found.labels,
+        "classes": found.labels,
+        "refused": found.refused,
+    }
+    answer |= {key: file.relative_to(folder).as_posix() for key, file in found.files.items()}
+    return row | {key: value for key, value in answer.items() if key in columns}

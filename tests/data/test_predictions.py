@@ -1,0 +1,214 @@
+"""Batch prediction: what is read, tables of results, runs that are cut off and continued."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from command_line import call
+from headstart import pipeline
+from headstart.data.cache import parallel
+from headstart.data.inputs import image_inputs
+from headstart.data.predictions import classify, unique_stems
+from headstart.data.results import ResultTable, remaining
+from headstart.errors import InputError
+from photo_data import photos, tiny_model  # noqa: F401 - fixtures
+
+COLUMNS = {"path": "text", "label": "text", "probability": "number", "top_k": "scores"}
+
+
+def row(name):
+    return {
+        "path": name,
+        "label": 'a "b", c',
+        "probability": 0.5,
+        "top_k": [{"label": "a", "score": 0.5}],
+    }
+
+
+def files_of(photos):  # noqa: F811
+    return sorted((photos / "val").rglob("*.png"))
+
+
+def table_rows(path):
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def test_every_kind_of_input_names_the_same_images(photos, tmp_path, monkeypatch):  # noqa: F811
+    files = files_of(photos)
+    names = [str(each) for each in files]
+    folder = photos / "val"
+    (folder / "list.csv").write_text(
+        "image\n" + "".join(f"{each.relative_to(folder)}\n" for each in files)
+    )
+    try:
+        assert [each.name for each in image_inputs([folder / "list.csv"])] == names
+    finally:
+        (folder / "list.csv").unlink()
+    assert [each.name for each in image_inputs([folder])] == names
+    assert [each.name for each in image_inputs([folder / "**" / "*.png"])] == names
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n\n"))
+    assert [each.name for each in image_inputs([Path("-")])] == names
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for each in files:
+            tar.add(each, each.relative_to(folder))
+    inside = image_inputs([tmp_path / "all.tar"])
+    assert len(inside) == len(files)
+    for each, file in zip(inside, files, strict=True):
+        assert np.array_equal(each.pixels(), np.asarray(Image.open(file).convert("RGB")))
+
+
+def test_inputs_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    for words, match in (
+        ([], "which images"),
+        (["-"], "empty"),
+        ([tmp_path / "*.jpg"], "no file matches"),
+        ([tmp_path / "a.jpg"], "there is no file"),
+    ):
+        with pytest.raises(InputError, match=match):
+            image_inputs([Path(each) for each in words])
+
+
+def test_classify_gives_what_the_pipeline_gives(photos, tiny_model, tmp_path):  # noqa: F811
+    files = files_of(photos)
+    bad = tmp_path / "words.png"
+    bad.write_text("words")
+    pipe = pipeline("image-classification", tiny_model)
+    found = list(classify(pipe, image_inputs([files[0], bad, *files[1:]]), top_k=2, batch_size=3))
+    assert "unknown image format" in found.pop(1).error
+    expected = pipe([str(each) for each in files], top_k=2)
+    for each, labels in zip(found, expected, strict=True):
+        assert [one["label"] for one in each.labels] == [one["label"] for one in labels]
+        torch.testing.assert_close(
+            [one["score"] for one in each.labels], [one["score"] for one in labels]
+        )
+
+
+def test_parallel_keeps_the_order_and_reads_no_more_than_it_may():
+    begun = []
+
+    def numbers():
+        for i in range(10_000):
+            begun.append(i)
+            yield i
+
+    found = parallel(lambda i: i * i, numbers(), 2)
+    assert [next(found) for _ in range(3)] == [0, 1, 4]
+    assert len(begun) <= 2 * 64 + 3
+    found.close()
+    assert list(parallel(lambda i: -i, range(500), 3)) == [-i for i in range(500)]
+
+
+def test_written_images_have_names_of_their_own(tmp_path):
+    names = ["a/x.png", "b/x.png", "x_2.png", "c/x.jpg", "c/x.png"]
+    inputs = [type("I", (), {"name": name})() for name in names]
+    stems = unique_stems(inputs, tmp_path)
+    assert len(set(stems)) == len(names) and stems[0] == tmp_path / "x"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_table_that_was_cut_off_anywhere_is_continued(suffix, cut, tmp_path):
+    """Bytes are removed from the end, as where the process or the machine stopped."""
+    path, names = tmp_path / f"out{suffix}", [f"é{i}.jpg" for i in range(5)]
+    with ResultTable(path, COLUMNS) as table:
+        for name in names[:3]:
+            table.write(row(name))
+    file = path.with_name("out.parquet.jsonl") if suffix == ".parquet" else path
+    file.write_bytes(file.read_bytes()[:-cut])
+    with ResultTable(path, COLUMNS, resume=True) as table:
+        first = remaining(table, names)
+        assert first < 3
+        for name in names[first:]:
+            table.write(row(name))
+        table.finish()
+    rows = table_rows(path)
+    assert [each["path"] for each in rows] == names
+    assert {each["label"] for each in rows} == {'a "b", c'}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_finished_table_is_left_alone(tmp_path):
+    path = tmp_path / "out.parquet"
+    with ResultTable(path, COLUMNS) as table:
+        table.write(row("a"))
+        table.finish()
+    before = path.read_bytes()
+    with ResultTable(path, COLUMNS, resume=True) as table:
+        assert remaining(table, ["a"]) == 1
+        table.finish()
+    assert path.read_bytes() == before
+
+
+def test_tables_that_cannot_be_continued(tmp_path):
+    path = tmp_path / "out.csv"
+    with ResultTable(path, COLUMNS) as table:
+        table.write(row("a"))
+    with pytest.raises(InputError, match="exists; continue it with --resume"):
+        ResultTable(path, COLUMNS)
+    with pytest.raises(InputError, match="its columns are path, label"):
+        ResultTable(path, {"path": "text", "mask": "text"}, resume=True)
+    with pytest.raises(InputError, match="its row 1 is of a, the input there is b"):
+        remaining(ResultTable(path, COLUMNS, resume=True), ["b"])
+    with pytest.raises(InputError, match="its row 1 is of a, the input there is missing"):
+        remaining(ResultTable(path, COLUMNS, resume=True), [])
+    path.write_bytes(path.read_bytes() + b"x,y\n")
+    with pytest.raises(InputError, match="line 3: 2 values for 4 columns"):
+        ResultTable(path, COLUMNS, resume=True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_predict_goes_on(suffix, photos, tiny_model, tmp_path, capsys, monkeypatch):  # noqa: F811
+    files = files_of(photos)
+    bad = tmp_path / "words.png"
+    bad.write_text("words")
+    out = tmp_path / f"results{suffix}"
+    words = ("predict", tiny_model, *files[:5], bad, *files[5:], "--top", 2, "--out", out)
+    write, written = ResultTable.write, []
+
+    def cut(self, row):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(row)
+        write(self, row)
+
+    monkeypatch.setattr(ResultTable, "write", cut)
+    assert call(capsys, *words)[0] == 130
+    monkeypatch.setattr(ResultTable, "write", write)
+    code, _, err = call(capsys, *words)
+    assert code == 2 and "--resume" in err
+    assert call(capsys, *words, "--resume")[0] in (0, 1)
+    rows = table_rows(out)
+    assert [each["path"] for each in rows] == [*map(str, files[:5]), str(bad), *map(str, files[5:])]
+    assert "unknown image format" in rows.pop(5)["error"]
+    whole = pipeline("image-classification", tiny_model)([str(each) for each in files], top_k=2)
+    for each, labels in zip(rows, whole, strict=True):
+        assert each["label"] == labels[0]["label"]
+        assert float(each["probability"]) == pytest.approx(labels[0]["score"], abs=1e-6)
+        top = json.loads(each["top_k"]) if suffix == ".csv" else each["top_k"]
+        assert [one["label"] for one in top] == [one["label"] for one in labels]
+
+
+def test_options_of_tables_that_are_refused(photos, tiny_model, tmp_path, capsys):  # noqa: F811
+    file = files_of(photos)[0]
+    for words, match in (
+        (("--out", tmp_path / "folder"), "writes a table"),
+        (("--out", tmp_path / "a.csv", "--json"), "choose one"),
+        (("--resume",), "--resume continues a table"),
+    ):
+        code, _, err = call(capsys, "predict", tiny_model, file, *words)
+        assert code == 2 and match in err, err
