@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
 
 
 def write_digits(folder: Path, seed: int) -> None:
-    """Writes scikit-learn's 1,797 digits (8x8 grey) as class folders.
+    """Writes scikit-learn's 1,797 digits (8x8 gray) as class folders.
 
     Ten of each to train, the others to judge.
     """
@@ -69,23 +69,23 @@ def write_random(folder: Path, seed: int) -> None:
 def demo(
     out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], None] = print
 ) -> dict[str, list[float]]:
-    """Transfers bit-mini and its random twin to digits, once for each seed.
+    """Fine-tunes bit-mini, and the same network from random weights, on digits, once for each seed.
 
     Args:
         out: Result folder of the first seed's pretrained run; a number is added where it exists.
-        seeds: Draws of ten pictures of each digit.
-        say: Called with each line of the story.
+        seeds: Random subsets of ten images of each digit.
+        say: Called with each line of output.
 
     Returns:
-        Accuracies on the other 1,697 digits: "pretrained" and "random", one a seed.
+        Accuracies on the other 1,697 digits: "pretrained" and "random", one for each seed.
     """
     from headstart.pipelines.base import pipeline
     from headstart.training.run import train
 
     out = _unused(Path(out))
     say(
-        "A small network that knows photos learns handwritten digits from 10 pictures of each;"
-        " 1,697 others judge it.\n"
+        "Fine-tunes the embedded network, pretrained on photos, on 10 images of each handwritten"
+        " digit; evaluates it on 1,697 others.\n"
     )
     say("draw   pretrained   random weights")
     found: dict[str, list[float]] = {"pretrained": [], "random": []}
@@ -110,7 +110,7 @@ def demo(
         best = pipeline("image-classification", out)(picture)[0]
     means = {kind: statistics.mean(values) for kind, values in found.items()}
     say(f"mean   {means['pretrained']:>9.1%}   {means['random']:>13.1%}")
-    say(f"\nA picture of a 7 that it has not seen: {best['label']!r}, {best['score']:.0%} sure.")
+    say(f"\nPrediction for an unseen 7: {best['label']!r}, probability {best['score']:.0%}")
     say(f"The model and its report are in {out}: open {out / 'report.html'}")
     say("Your own photos: headstart train PHOTOS --model bit-mini --out runs/photos")
     return found

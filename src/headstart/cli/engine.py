@@ -19,7 +19,7 @@ DynamicOption = Annotated[
     str | None,
     typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none."),
 ]
-TOLERANCE_HELP = "Largest difference of an output, as a share of the largest."
+TOLERANCE_HELP = "Largest difference of an output, as a fraction of the largest."
 CALIBRATION_HELP = (
     "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
 )

@@ -205,13 +205,13 @@ def write_page(found: Audit, path: Path, data: str) -> None:
     for title, text, pairs in (
         (
             "Leaks",
-            "The same picture in training and in what judges: the result flatters.",
+            "The same image in training and evaluation data: the result is too good.",
             found.leaks,
         ),
-        ("Contradictions", "The same picture with two labels.", found.contradictions),
+        ("Contradictions", "The same image with two labels.", found.contradictions),
         (
             "Duplicates",
-            "The same picture more than once.",
+            "The same image more than once.",
             [pair for pair in found.pairs if not pair.leaks and not pair.contradicts],
         ),
     ):

@@ -119,11 +119,11 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
     steps = [line for line in metrics if "loss" in line]
     if len(steps) < 2:
         return None
-    judged = [line for line in metrics if "validation" in line]
+    evaluated = [line for line in metrics if "validation" in line]
     shown = [
         name
         for name in ("loss", headline)
-        if any(name in line for line in [*steps, *(each["validation"] for each in judged)])
+        if any(name in line for line in [*steps, *(each["validation"] for each in evaluated)])
     ]
     figures = []
     for name in shown:  # one figure each, so that a phone shows them one below the other
@@ -140,7 +140,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
             )
         points = [
             (line["step"], line["validation"][name])
-            for line in judged
+            for line in evaluated
             if name in line["validation"]
         ]
         if points:

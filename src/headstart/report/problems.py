@@ -87,11 +87,10 @@ def label_sections(
         for i in order
     ]
     text = (
-        "Each label by itself, at a probability of one half. Recall: share of the examples with"
-        " the label that were found. Precision: share of the answers of this label that are right."
-        " Average precision judges the order of the probabilities, at any threshold. Never"
-        f" answering anything would be right altogether for {(~true.any(1)).mean():.1%}. Weakest"
-        " label first."
+        "Each label by itself, at a threshold of 0.5. Recall: fraction of the examples with the"
+        " label that were found. Precision: fraction of the predictions of this label that are"
+        " right. Average precision is independent of the threshold. Predicting no label at all"
+        f" would be entirely right for {(~true.any(1)).mean():.1%}. Weakest label first."
     )
     head = ("label", "examples", "recall", "precision", "F1", "average precision")
     sections = [Section("Labels", text, table=Table(head, rows), folded=len(classes) > 40)]
@@ -121,14 +120,14 @@ def label_sections(
         )
 
     if worst:
-        text = "What the model was surest of and got wrong: hard images, or wrong labels."
+        text = "Wrong predictions of the highest confidence: hard images, or wrong labels."
         text += (
             ""
             if looked_at is None
             else " Below each: bright where the network saw what speaks for the label."
         )
         sections.append(
-            Section("Most confident mistakes", text, pictures=[picture(i) for i in worst])
+            Section("Highest-confidence errors", text, pictures=[picture(i) for i in worst])
         )
     return sections
 
@@ -186,7 +185,7 @@ def number_sections(
     text += (
         ""
         if looked_at is None
-        else f" Below each: bright where the picture moved {what}, up or down."
+        else f" Below each: bright where the image moved {what}, up or down."
     )
     return [*sections, Section("Largest errors", text, pictures=[picture(i) for i in worst])]
 

@@ -88,10 +88,10 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     ]
     text = (
         "IoU: pixels that are and were called the class, divided by those that are or were."
-        " Accuracy: share of the class that was found. Precision: share of what was called the"
+        " Accuracy: fraction of the class that was found. Precision: fraction of what was called the"
         " class that is. Weakest class first; ignored pixels are not counted."
     )
-    table = Table(("class", "share of pixels", "IoU", "accuracy", "precision"), rows)
+    table = Table(("class", "fraction of pixels", "IoU", "accuracy", "precision"), rows)
     return Section("Classes", text, table=table, folded=len(classes) > 30)
 
 

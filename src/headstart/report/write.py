@@ -74,34 +74,36 @@ def write_report(
     draws: Section | None = None,
 ) -> None:
     """Writes `report.html`."""
-    judged = evaluations.get("test") or evaluations.get("validation")
+    evaluated = evaluations.get("test") or evaluations.get("validation")
     sections = [
         section
         for section in [draws, learning_curves(metrics, task.headline)]
         if section is not None
     ]
-    if judged is not None:
-        sections += sections_of(task, judged)
+    if evaluated is not None:
+        sections += sections_of(task, evaluated)
     page = render(
         title=(
             f"{task.name.replace('-', ' ').capitalize()} of {results['data']} with"
             f" {Path(results['model']).name}"
         ),
         found=[*task.found()[:1], *results["notes"]],
-        judged=judged,
+        evaluated=evaluated,
         headline=task.headline.replace("_", " "),
-        headline_text=metric_text(task.headline, judged.metrics[task.headline]) if judged else "",
+        headline_text=metric_text(task.headline, evaluated.metrics[task.headline])
+        if evaluated
+        else "",
         interval=(
-            [metric_text(task.headline, bound) for bound in judged.interval]
-            if judged and judged.interval
+            [metric_text(task.headline, bound) for bound in evaluated.interval]
+            if evaluated and evaluated.interval
             else None
         ),
         metrics=(
             [
                 (metric_title(name), metric_text(name, value))
-                for name, value in judged.metrics.items()
+                for name, value in evaluated.metrics.items()
             ]
-            if judged
+            if evaluated
             else []
         ),
         sections=sections,

@@ -148,9 +148,9 @@ class TokenClassification(TextTask):
                 words = torch.tensor(part["labels"], device=device) != IGNORE
                 found += logits.argmax(1)[words].tolist()
             said.append(found)
-        return self.judge(split, said)
+        return self.evaluate_predictions(split, said)
 
-    def judge(self, split: str, said: list[list[int]]) -> Evaluation:
+    def evaluate_predictions(self, split: str, said: list[list[int]]) -> Evaluation:
         """The numbers of predicted tags (of words that the tokenizer gave at least one token)."""
         true = [
             [n for part in (e, *e["rest"]) for n in part["labels"] if n != IGNORE]
