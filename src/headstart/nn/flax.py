@@ -231,7 +231,8 @@ class PreTrainedModel:
         return set(flatten_dict(self.params_shape_tree))
 
     def _init(self, key: Any) -> Params:
-        return self.module.init(key, jnp.zeros(self.input_shape, self.dtype))["params"]  # type: ignore[no-any-return]
+        params: Params = self.module.init(key, jnp.zeros(self.input_shape, self.dtype))["params"]
+        return params
 
     def init_weights(
         self,
@@ -245,15 +246,16 @@ class PreTrainedModel:
             rng: A key, as `jax.random.key(0)` makes it.
             input_shape: Of the inputs to the module, (B, H, W, C); the parameters do not depend on
                 B, H and W.
-            params: Parameters to keep; only what they lack is drawn.
+            params: Parameters to keep; only what they lack is initialized.
         """
         if input_shape is not None:
             self.input_shape = tuple(input_shape)
-        # jit, since it leaves out the forward pass that nothing asks for
-        drawn: Params = jax.jit(self._init)(rng)
+        # jit leaves out the forward pass, whose result is not used
+        fresh: Params = jax.jit(self._init)(rng)
         if params is None:
-            return drawn
-        return unflatten_dict(flatten_dict(drawn) | flatten_dict(params))  # type: ignore[no-any-return]
+            return fresh
+        complete: Params = unflatten_dict(flatten_dict(fresh) | flatten_dict(params))
+        return complete
 
     def num_parameters(self) -> int:
         """Number of weights."""
@@ -364,7 +366,7 @@ class PreTrainedModel:
     ) -> tuple[Params, dict[str, list[Any]]]:
         """Parameters from published tensors in PyTorch's layout.
 
-        What a file may lack is drawn at random, what does not fit raises.
+        What a file may lack is randomly initialized, what does not fit raises.
         """
         shapes = {
             path: tuple(each.shape) for path, each in flatten_dict(self.params_shape_tree).items()
@@ -394,8 +396,8 @@ class PreTrainedModel:
             for path, value in flat.items()
         }
         if fresh:
-            drawn = flatten_dict(self.init_weights(self.key))
-            params |= {own[key]: drawn[own[key]] for key in fresh}
+            initial = flatten_dict(self.init_weights(self.key))
+            params |= {own[key]: initial[own[key]] for key in fresh}
             logger.warning(
                 "%s: not in the checkpoint, drawn at random and to be trained: %s",
                 name,

@@ -302,7 +302,7 @@ class Embeddings(nn.Module):  # type: ignore[misc]
         self.dropout = nn.Dropout(c.hidden_dropout_prob)
 
     def masked(self, x: Any, mask: Any) -> Any:
-        """Patches x (B, N, D), the mask token in the place of those where the mask (B, N) is true.
+        """Patches x (B, N, D), replaced by the mask token where the mask (B, N) is true.
 
         Raises:
             InputError: No mask token, or a mask of another shape.
@@ -507,7 +507,7 @@ class BeitForImageClassificationModule(nn.Module):  # type: ignore[misc]
 
 
 class FlaxBeitPreTrainedModel(PreTrainedModel):
-    """Base of the BEiT networks.
+    """Base of the BEiT networks in Flax: a module, its parameters, and how they are called.
 
     Args:
         config: The network's shape.
@@ -519,6 +519,13 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         _do_init: False makes no parameters: they are given to every call.
         **module_options: `gradient_checkpointing=True`, and for `FlaxBeitModel`
             `add_pooling_layer=False`.
+
+    Example:
+        >>> from headstart import FlaxBeitModel, FlaxBeitPreTrainedModel
+        >>> issubclass(FlaxBeitModel, FlaxBeitPreTrainedModel)
+        True
+        >>> FlaxBeitPreTrainedModel.base_model_prefix
+        'beit'
     """
 
     config_class = BeitConfig
@@ -584,7 +591,7 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
             and (c.drop_path_rate or c.hidden_dropout_prob or c.attention_probs_dropout_prob)
         ):
             raise InputError(
-                "train=True draws random numbers; pass dropout_rng=jax.random.key(…), another one"
+                "train=True needs random numbers; pass dropout_rng=jax.random.key(…), another one"
                 " each step"
             )
         out: ModelOutput = self.module.apply(
@@ -633,12 +640,18 @@ DIVIDED: dict[tuple[str, ...], tuple[bool, ...]] = {
 
 
 class FlaxBeitModel(FlaxBeitPreTrainedModel):
-    """BEiT without a head.
+    """BEiT without a head; see `FlaxBeitPreTrainedModel` for the arguments.
 
     Example:
         >>> import numpy as np
         >>> from headstart import BeitConfig, FlaxBeitModel
-        >>> config = BeitConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32)
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ... )
         >>> FlaxBeitModel(config)(np.zeros((1, 3, 32, 48), np.float32)).last_hidden_state.shape
         (1, 7, 32)
     """
@@ -648,14 +661,52 @@ class FlaxBeitModel(FlaxBeitPreTrainedModel):
 
 
 class FlaxBeitForMaskedImageModeling(FlaxBeitPreTrainedModel):
-    """BEiT that predicts the visual codes of masked patches."""
+    """BEiT that predicts the visual codes of masked patches.
+
+    See `FlaxBeitPreTrainedModel` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import BeitConfig, FlaxBeitForMaskedImageModeling
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ...     vocab_size=64,
+        ...     use_mask_token=True,
+        ... )
+        >>> model = FlaxBeitForMaskedImageModeling(config)
+        >>> mask = np.array([[True, False, True, False]])  # 2 × 2 patches of 16 pixels
+        >>> model(np.zeros((1, 3, 32, 32), np.float32), bool_masked_pos=mask).logits.shape
+        (1, 4, 64)
+    """
 
     module_class = BeitForMaskedImageModelingModule
     torch_class = "BeitForMaskedImageModeling"
 
 
 class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel):
-    """BEiT with a linear classifier on the pooled vector."""
+    """BEiT with a linear classifier on the pooled vector.
+
+    See `FlaxBeitPreTrainedModel` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import BeitConfig, FlaxBeitForImageClassification
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ...     num_labels=5,
+        ... )
+        >>> model = FlaxBeitForImageClassification(config)
+        >>> model(np.zeros((2, 3, 32, 32), np.float32)).logits.shape
+        (2, 5)
+    """
 
     module_class = BeitForImageClassificationModule
     torch_class = "BeitForImageClassification"

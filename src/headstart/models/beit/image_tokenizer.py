@@ -121,14 +121,23 @@ class Coder(nn.Module):
 class DalleImageTokenizer(nn.Module):
     """Turns images into maps of visual codes, and codes back into images.
 
+    Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1.
+
     Args:
         vocab_size: Number of codes.
         hidden_size: Channels of the encoder's first group and the decoder's last.
         blocks_per_group: Blocks in each of the four groups.
         decoder_init_size: Channels that the decoder starts with; None leaves the decoder out.
 
+    Raises:
+        ConfigError: Sizes that no network can have.
+
     Example:
-        >>> tokenizer = DalleImageTokenizer(vocab_size=16, hidden_size=8, blocks_per_group=1, decoder_init_size=8)
+        >>> import torch
+        >>> from headstart import DalleImageTokenizer
+        >>> tokenizer = DalleImageTokenizer(
+        ...     vocab_size=16, hidden_size=8, blocks_per_group=1, decoder_init_size=8
+        ... )
         >>> codes = tokenizer.encode(torch.rand(2, 3, 112, 112))
         >>> codes.shape, tokenizer.decode(codes).shape
         (torch.Size([2, 14, 14]), torch.Size([2, 3, 112, 112]))
@@ -172,7 +181,7 @@ class DalleImageTokenizer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weights of deviation 1/sqrt(inputs), as in DALL-E; biases are zero."""
+        """Initializes normal weights of deviation 1/sqrt(inputs), as in DALL-E, and zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -191,7 +200,7 @@ class DalleImageTokenizer(nn.Module):
 
     @staticmethod
     def unmap_pixels(images: Tensor) -> Tensor:
-        """The way back of `map_pixels`, cut off to 0..1."""
+        """The inverse of `map_pixels`, clamped to 0..1."""
         return ((images - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -233,12 +242,23 @@ class DalleImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, 8h, 8w) in 0..1 that the codes (B, h, w) stand for."""
+        """The images that codes stand for.
+
+        Args:
+            codes: (B, h, w), integers from 0 to V - 1.
+
+        Returns:
+            (B, 3, 8h, 8w), from 0 to 1.
+
+        Raises:
+            ConfigError: The tokenizer was loaded without its decoder.
+            InputError: Codes of another shape, type or range.
+        """
         decoder = self._decoder()
         if codes.ndim != 3 or codes.is_floating_point():
             raise InputError(
-                f"codes are {codes.dtype} of shape {tuple(codes.shape)}; expected whole numbers of"
-                " shape (B, h, w)"
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}; expected integers of shape"
+                " (B, h, w)"
             )
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.vocab_size):
             raise InputError(
@@ -246,15 +266,20 @@ class DalleImageTokenizer(nn.Module):
                 f" {self.vocab_size - 1}"
             )
         # A 1x1 convolution of one-hot codes, without writing out the V - 1 zeros of each.
-        x = F.embedding(codes, decoder.stem.weight[:, :, 0, 0].T) + decoder.stem.bias  # type: ignore[operator]  # (B, h, w, C)
+        x = F.embedding(codes, decoder.stem.weight[:, :, 0, 0].T)  # (B, h, w, C)
+        x = x + decoder.stem.bias  # type: ignore[operator]  # this convolution has a bias
         return self.paint(decoder.after_stem(x.permute(0, 3, 1, 2)))  # (B, 3, H, W)
 
-    def expected_image(self, shares: Tensor) -> Tensor:
-        """What the decoder says of shares of codes (B, V, h, w).
+    def expected_image(self, probabilities: Tensor) -> Tensor:
+        """The distribution of pixels given probabilities of codes, for training.
 
-        Means and log spreads, (B, 6, H, W). For training.
+        Args:
+            probabilities: (B, V, h, w), from 0 to 1; each position sums to 1.
+
+        Returns:
+            Means and log scales of each colour, (B, 6, 8h, 8w).
         """
-        scores: Tensor = self._decoder()(shares)
+        scores: Tensor = self._decoder()(probabilities)
         return scores
 
     @classmethod
@@ -281,8 +306,9 @@ class DalleImageTokenizer(nn.Module):
         local_files_only: bool = False,
         **hub: Any,
     ) -> Self:
-        """A tokenizer with the weights of a file, in evaluation mode. Its sizes follow from the
-        shapes of the tensors.
+        """A tokenizer with the weights of a file, in evaluation mode.
+
+        Its sizes follow from the shapes of the tensors.
 
         Args:
             name_or_path: "dall-e" for OpenAI's (about 400 MB), a folder that `save_pretrained`
@@ -380,7 +406,7 @@ def _sizes(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
 
 
 def _with_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Names that say whose a tensor is.
+    """Tensors with the prefix `encoder.` or `decoder.`.
 
     The files of encoder and decoder have the same names, but only an encoder has a wide stem.
     """

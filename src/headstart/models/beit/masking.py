@@ -35,16 +35,21 @@ def blockwise_mask(
     Args:
         height: Patches from top to bottom.
         width: Patches from left to right.
-        rng: Decides everything.
+        rng: Source of the random numbers.
         count: Patches to mask at most; 40 % of them if None.
         min_block: Patches of the smallest block; `count` where that is less.
         aspect: Smallest and largest height of a block divided by its width (before both are
-            rounded), drawn evenly on a logarithmic scale.
+            rounded), uniformly random on a logarithmic scale.
 
     Returns:
-        (h, w); true is masked.
+        (h, w), boolean; True is masked.
+
+    Raises:
+        InputError: A grid, count or block size that no mask can have.
 
     Example:
+        >>> import numpy as np
+        >>> from headstart import blockwise_mask
         >>> mask = blockwise_mask(14, 14, np.random.default_rng(0), count=75)
         >>> mask.shape, 40 < int(mask.sum()) <= 75
         ((14, 14), True)
@@ -82,7 +87,7 @@ def _block(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[slice, slice]:
-    """Rows and columns of a random block; empty where the drawn shape does not fit into the grid."""
+    """Rows and columns of a random block; empty where its shape does not fit into the grid."""
     area = rng.uniform(least, max(least, left))
     ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
     rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

@@ -34,7 +34,7 @@ def convolve_resized(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     at the size of x.
 
     Resizing is linear and acts on each channel alone, so each tap of the filter may be applied
-    before it, as a 1x1 convolution; the taps' maps are then resized, shifted to the tap's place
+    before it, as a 1x1 convolution; the taps' maps are then resized, shifted to the tap's position
     (zeros come in at the border), and added. Resizing and shifting is one matrix an axis.
 
     Args:
@@ -84,7 +84,7 @@ class ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
     def fuse(self, maps: Sequence[Tensor]) -> Tensor:
-        """The same on the maps resized to the first one's size and concatenated: (B, C_out, H, W)."""
+        """The layer on the concatenation of maps resized to the first one's size, (B, C_out, H, W)."""
         first, *others = maps
         weights = torch.split(self.conv.weight, [each.shape[1] for each in maps], 1)
         y = F.conv2d(first, weights[0], padding=1)  # (B, C_out, H, W)
@@ -220,10 +220,33 @@ def check_classes(labels: Tensor, config: BeitConfig) -> None:
 
 
 class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
-    """BEiT with UPerNet: classes of pixels.
+    """BEiT with UPerNet: scores of the classes of every pixel.
 
     Blocks after the last one that `config.segmentation_blocks()` names are not run, and the
     auxiliary head only where there are labels.
+
+    Args:
+        config: Shape of the network; `num_labels` is the number of classes, and `out_indices`
+            selects the four blocks that the pyramid reads.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BeitConfig, BeitForSemanticSegmentation
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=4,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=64,
+        ...     out_indices=[0, 1, 2, 3],
+        ...     auxiliary_channels=16,
+        ...     num_labels=7,
+        ... )
+        >>> model = BeitForSemanticSegmentation(config).eval()
+        >>> labels = torch.zeros(1, 64, 96, dtype=torch.long)
+        >>> out = model(torch.zeros(1, 3, 64, 96), labels=labels)
+        >>> out.logits.shape, out.loss.shape  # the scores are at a quarter of the image's size
+        (torch.Size([1, 7, 16, 24]), torch.Size([]))
     """
 
     def __init__(self, config: BeitConfig) -> None:
@@ -258,7 +281,12 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
                 image.
 
         Returns:
-            `loss` (with labels), `logits` (B, V, H / 4, W / 4), `hidden_states`, `attentions`.
+            `loss` (with labels), `logits` (B, V, H / 4, W / 4), `hidden_states`, `attentions`; see
+            `BeitModel.forward`.
+
+        Raises:
+            InputError: Labels of another shape, type or range, or images too small for the
+                pyramid; else as `BeitModel.forward`.
         """
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         used = [block + 1 for block in self.blocks]
@@ -303,7 +331,30 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
 
 
 class BeitBackbone(Pyramid, Trunk):
-    """Maps of the stages that `config.out_features` names."""
+    """Feature maps of the stages that `config.out_features` names.
+
+    Args:
+        config: Shape of the network; `out_features` or `out_indices` selects the stages ("stem",
+            "stage1", …; the last by default).
+
+    Raises:
+        ConfigError: `add_fpn=True` with other than four stages or without maps.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BeitBackbone, BeitConfig
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ...     out_features=["stage1", "stage2"],
+        ... )
+        >>> maps = BeitBackbone(config)(torch.zeros(1, 3, 32, 48)).feature_maps
+        >>> [tuple(each.shape) for each in maps]
+        [(1, 32, 2, 3), (1, 32, 2, 3)]
+    """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
@@ -335,8 +386,11 @@ class BeitBackbone(Pyramid, Trunk):
             return_dict: False gives a tuple.
 
         Returns:
-            `feature_maps`, (B, D, h, w) each (or tokens, `reshape_hidden_states=False`),
-            `hidden_states`, `attentions`.
+            `feature_maps`, (B, D, h, w) each, or tokens (B, L, D) with
+            `reshape_hidden_states=False`; `hidden_states`, `attentions`: see `BeitModel.forward`.
+
+        Raises:
+            InputError: As `BeitModel.forward`; images too small for the pyramid.
         """
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if weights or all_states else self.stages

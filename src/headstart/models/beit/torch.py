@@ -226,7 +226,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.config = config
         D = config.hidden_size
-        places = 1 + config.grid[0] * config.grid[1]
+        tokens = 1 + config.grid[0] * config.grid[1]
         mask = nn.Parameter(torch.zeros(1, 1, D)) if config.use_mask_token else None
         absolute = config.use_absolute_position_embeddings
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
@@ -234,11 +234,11 @@ class Embeddings(nn.Module):
         self.patch_embeddings = named(
             projection=nn.Conv2d(config.num_channels, D, config.patch, config.patch)
         )
-        positions = nn.Parameter(torch.zeros(1, places, D)) if absolute else None
+        positions = nn.Parameter(torch.zeros(1, tokens, D)) if absolute else None
         self.register_parameter("position_embeddings", positions)
 
     def masked(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Patches x (B, N, D), the mask token in the place of those where the mask (B, N) is true.
+        """Patches x (B, N, D), replaced by the mask token where the mask (B, N) is true.
 
         Raises:
             InputError: No mask token, or a mask of another shape.
@@ -288,7 +288,18 @@ class Embeddings(nn.Module):
 
 
 class BeitPreTrainedModel(PreTrainedModel):
-    """Base of the BEiT networks."""
+    """Base of the BEiT networks: initialization, and tables fitted to another resolution.
+
+    Args:
+        config: Shape of the network, a `BeitConfig`.
+
+    Example:
+        >>> from headstart import BeitForImageClassification, BeitPreTrainedModel
+        >>> issubclass(BeitForImageClassification, BeitPreTrainedModel)
+        True
+        >>> BeitPreTrainedModel.base_model_prefix
+        'beit'
+    """
 
     config_class = BeitConfig
     base_model_prefix = "beit"
@@ -305,7 +316,10 @@ class BeitPreTrainedModel(PreTrainedModel):
         return PUBLISHED_NAMES
 
     def init_module(self, module: nn.Module) -> None:
-        """Truncated normal matrices and tokens, norms 1 and 0, tables and biases 0, as the authors."""
+        """Initializes as the authors do.
+
+        Truncated normal matrices and tokens, norms 1 and 0, tables and biases 0.
+        """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.trunc_normal_(module.weight, std=std)
@@ -458,12 +472,22 @@ class Pooler(nn.Module):
 
 
 class BeitModel(Trunk):
-    """BEiT without a head.
+    """BEiT without a head: hidden states of the tokens and one vector per image.
+
+    Args:
+        config: Shape of the network.
+        add_pooling_layer: Whether to compute `pooler_output`.
 
     Example:
         >>> import torch
         >>> from headstart import BeitConfig, BeitModel
-        >>> config = BeitConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32)
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ... )
         >>> BeitModel(config)(torch.zeros(1, 3, 32, 48)).last_hidden_state.shape
         torch.Size([1, 7, 32])
     """
@@ -498,7 +522,13 @@ class BeitModel(Trunk):
                 image.
 
         Returns:
-            `last_hidden_state` (B, L, D), `pooler_output` (B, D), `hidden_states`, `attentions`.
+            `last_hidden_state` (B, L, D), `pooler_output` (B, D), `hidden_states`, blocks + 1
+            tensors (B, L, D), `attentions`, one tensor (B, A, L, L) per block, each row of which
+            sums to 1.
+
+        Raises:
+            InputError: `pixel_values`, `bool_masked_pos` or `head_mask` of another shape or type,
+                a mask without a mask token, or an image smaller than a patch.
         """
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if all_states else (len(self.blocks),)
@@ -515,7 +545,30 @@ class BeitModel(Trunk):
 
 
 class BeitForMaskedImageModeling(BeitPreTrainedModel):
-    """BEiT that predicts the visual codes of masked patches."""
+    """BEiT that predicts the visual codes of masked patches (the pretraining of the paper).
+
+    Args:
+        config: Shape of the network; `use_mask_token=True` for masked images.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BeitConfig, BeitForMaskedImageModeling
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ...     vocab_size=64,
+        ...     use_mask_token=True,
+        ... )
+        >>> model = BeitForMaskedImageModeling(config)
+        >>> mask = torch.tensor([[True, False, True, False]])  # 2 × 2 patches of 16 pixels
+        >>> codes = torch.tensor([[5, 0, 63, 0]])  # from DalleImageTokenizer
+        >>> out = model(torch.zeros(1, 3, 32, 32), bool_masked_pos=mask, labels=codes)
+        >>> out.logits.shape, out.loss.shape
+        (torch.Size([1, 4, 64]), torch.Size([]))
+    """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
@@ -552,7 +605,12 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
                 image.
 
         Returns:
-            `loss` (with labels), `logits` (B, patches, V), `hidden_states`, `attentions`.
+            `loss` (with labels; the mean cross-entropy in nats, 0 where nothing is masked),
+            `logits` (B, patches, V), `hidden_states`, `attentions`; see `BeitModel.forward`.
+
+        Raises:
+            InputError: Labels that are neither one per masked patch nor one per patch; else as
+                `BeitModel.forward`.
         """
         out = self.beit(
             pixel_values,
@@ -596,7 +654,27 @@ def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class BeitForImageClassification(BeitPreTrainedModel):
-    """BEiT with a linear classifier on the pooled vector."""
+    """BEiT with a linear classifier on the pooled vector.
+
+    Args:
+        config: Shape of the network; `num_labels` is the number of classes.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BeitConfig, BeitForImageClassification
+        >>> config = BeitConfig(
+        ...     hidden_size=32,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=64,
+        ...     image_size=32,
+        ...     num_labels=5,
+        ... )
+        >>> model = BeitForImageClassification(config).eval()
+        >>> out = model(torch.zeros(2, 3, 32, 32), labels=torch.tensor([0, 4]))
+        >>> out.logits.shape, out.loss.shape
+        (torch.Size([2, 5]), torch.Size([]))
+    """
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
@@ -629,7 +707,11 @@ class BeitForImageClassification(BeitPreTrainedModel):
                 image.
 
         Returns:
-            `loss` (with labels), `logits` (B, V), `hidden_states`, `attentions`.
+            `loss` (with labels), `logits` (B, V), `hidden_states`, `attentions`; see
+            `BeitModel.forward`.
+
+        Raises:
+            InputError: Labels of another shape, type or range; else as `BeitModel.forward`.
         """
         out = self.beit(
             pixel_values,
