@@ -127,8 +127,8 @@ def entry(shape, offsets, dtype="F32"):
         (header_of({"a": entry([1], [0, 8])}, b"\0" * 8), "another size"),
         (header_of({"a": entry([3], [0, 8])}, b"\0" * 8), "claims shape"),
         (header_of({"a": entry([-1], [0, 8])}, b"\0" * 8), "impossible shape"),
-        (header_of({"a": entry([2**62, 4], [0, 0])}), "damaged or cut off"),
-        (header_of({"a": entry([True], [0, 4])}, b"\0" * 4), "for a shape"),
+        (header_of({"a": entry([2**62, 4], [0, 0])}), "impossible shape"),
+        (header_of({"a": entry([True], [0, 4])}, b"\0" * 4), "an impossible shape"),
         (header_of({"a": entry([2], [8, 0])}, b"\0" * 8), "impossible offsets"),
         (header_of({"a": entry([2], [0, 8], "F3")}, b"\0" * 8), "type 'F3'"),
         (header_of({"a": [1]}), "damaged entry"),
@@ -231,9 +231,7 @@ def test_incomplete_and_wrong_shards_are_named(tmp_path):
     del index["weight_map"]["b"]
     index["weight_map"]["b2"] = "model-00002-of-00002.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(
-        FileFormatError, match=r"not in them: \['b2', 'gone'\]; not in the index: \['b'\]"
-    ):
+    with pytest.raises(FileFormatError, match="not in them: b2, gone; not in the index: b"):
         read_checkpoint(tmp_path)
     first = tmp_path / "model-00001-of-00002.safetensors"
     with pytest.raises(FileFormatError, match="another shard"):

@@ -468,7 +468,7 @@ def test_16_bit_pictures_are_scaled() -> None:
         (3.5, "float is no image"),
         ([], "the list is empty"),
         (None, "NoneType is no image"),
-        ("no/such/file.jpg", "no/such/file.jpg: no such image file"),
+        ("no/such/file.jpg", "no/such/file.jpg: no such file"),
         ("https://example.org/cat.jpg", "download it first"),
         (b"not an image", "12 bytes: cannot be read as an image: unknown image format"),
     ],

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
 import stat
 import types
@@ -40,6 +39,12 @@ class _Refused(ValueError):
 # Bytes and text -----------------------------------------------------------------------------------
 
 
+def check_regular(path: Path | str, error: Error = FileFormatError) -> None:
+    """Raises `error` for a device, a pipe or a folder; a missing file is Python's own error."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise error(f"{path} is not a regular file; devices, pipes and folders are not read")
+
+
 def read_bytes(path: Path | str, limit: int, error: Error = FileFormatError) -> bytes:
     """The bytes of a regular file.
 
@@ -52,8 +57,7 @@ def read_bytes(path: Path | str, limit: int, error: Error = FileFormatError) -> 
         HeadstartError: Of the class `error`: missing, unreadable, not a regular file, or too large.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - also takes texts as they are
-            raise error(f"{path} is not a regular file; devices, pipes and folders are not read")
+        check_regular(path, error)
         with Path(path).open("rb") as file:
             data = file.read(limit + 1)
     except HeadstartError:
@@ -326,6 +330,19 @@ def kind_of(value: object) -> str:
     if isinstance(value, list):
         return "a list"
     return "an object" if isinstance(value, dict) else _WORDS.get(type(value), "another value")
+
+
+def brief(value: object) -> str:
+    """A value for a message: short texts and numbers as they are, of all else the type.
+
+    The representation of a container that a pickle made could be endless.
+    """
+    if isinstance(value, str | bytes):
+        return f"{value[:80]!r}"
+    plain = value is None or isinstance(value, bool | float)
+    if plain or (isinstance(value, int) and abs(value) <= MAX_INTEGER):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
 
 
 def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatError) -> None:  # noqa: ANN401 - a type expression

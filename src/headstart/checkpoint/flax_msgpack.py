@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.checkpoint.raw import ITEM_SIZE, Budget, Raw, as_shape, bounded, checked, map_file
 from headstart.errors import FileFormatError
 
 MAX_DEPTH = 100
@@ -47,8 +47,9 @@ class _Span:
 class _Reader:
     """Walks over the bytes from `here` to `stop`; every length is checked before it is used."""
 
-    def __init__(self, path: Path, data: Any, here: int, stop: int) -> None:
+    def __init__(self, path: Path, data: Any, here: int, stop: int, budget: Budget) -> None:
         self.path, self.data, self.here, self.stop = path, data, here, stop
+        self.budget = budget
 
     def span(self, length: int) -> _Span:
         start, self.here = self.here, self.here + length
@@ -69,6 +70,7 @@ class _Reader:
     def value(self, depth: int = 0) -> Any:
         if depth > MAX_DEPTH:
             raise FileFormatError(f"{self.path} is nested more than {MAX_DEPTH} deep")
+        self.budget.entry()
         first = self.number(">B")
         if first < 0x80 or first >= 0xE0:
             return first if first < 0x80 else first - 0x100
@@ -86,7 +88,8 @@ class _Reader:
             return self.span(self.number(_BYTES[first]))
         if first in _EXTENSIONS or 0xD4 <= first <= 0xD8:
             return self._extension(
-                self.number(_EXTENSIONS[first]) if first in _EXTENSIONS else 1 << (first - 0xD4)
+                self.number(_EXTENSIONS[first]) if first in _EXTENSIONS else 1 << (first - 0xD4),
+                depth,
             )
         raise FileFormatError(
             f"{self.path} is no Flax checkpoint: byte {self.here - 1} is {first:#x}"
@@ -121,7 +124,7 @@ class _Reader:
                 " bytes"
             )
 
-    def _extension(self, length: int) -> Any:
+    def _extension(self, length: int, depth: int) -> Any:
         kind = self.number(">b")
         span = self.span(length)
         if kind == COMPLEX:
@@ -130,7 +133,8 @@ class _Reader:
             raise FileFormatError(
                 f"{self.path} has the unknown extension {kind}; Flax writes 1, 2 and 3"
             )
-        inner = _Reader(self.path, self.data, span.start, span.stop).value()
+        inside = _Reader(self.path, self.data, span.start, span.stop, self.budget)
+        inner = inside.value(depth + 1)
         where = f"{self.path}: the array at byte {span.start}"
         if (
             not isinstance(inner, list)
@@ -154,13 +158,14 @@ def read(path: Path) -> dict[str, Raw]:
     Single numbers (such as a step count) are left out.
     """
     data = map_file(path)
-    reader = _Reader(path, data, 0, len(data))
+    budget = Budget(path, len(data))
+    reader = _Reader(path, data, 0, len(data), budget)
     tree = reader.value()
     if reader.here != len(data) or not isinstance(tree, dict | list):
         raise FileFormatError(f"{path} is no Flax checkpoint, or has bytes after its end")
     raws: dict[str, Raw] = {}
     _flatten(path, tree, "", raws)
-    return raws
+    return bounded(path, raws)
 
 
 def _flatten(path: Path, value: Any, name: str, raws: dict[str, Raw]) -> None:
@@ -171,14 +176,9 @@ def _flatten(path: Path, value: Any, name: str, raws: dict[str, Raw]) -> None:
             raise FileFormatError(f"{path} has two arrays named {name}")
         raws[name] = value
         return
-    children = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, child in children:
+    if not isinstance(value, dict | list):
+        return
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
         _flatten(path, child, f"{name}/{key}" if name else str(key), raws)
 
 

@@ -3,8 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from headstart.checkpoint.raw import Raw, checked, dtype_of_descr, from_array, map_file
-from headstart.checkpoint.zips import MAX_RATIO, MAX_UNPACKED
+from headstart.checkpoint.raw import (
+    Budget,
+    Raw,
+    as_shape,
+    bounded,
+    checked,
+    dtype_of_descr,
+    from_array,
+    map_file,
+)
 from headstart.errors import FileFormatError, MissingExtraError
 
 
@@ -20,6 +28,7 @@ def read(path: Path) -> dict[str, Raw]:
         raise MissingExtraError("h5py", "keras") from error
     data = map_file(path)
     raws: dict[str, Raw] = {}
+    budget = Budget(path, len(data))
     try:
         with h5py.File(path, "r") as file:
             todo = [("", file)]
@@ -31,6 +40,7 @@ def read(path: Path) -> dict[str, Raw]:
                     raise FileFormatError(f"{path}: group {name} contains itself")
                 seen.add((info.fileno, info.addr))
                 for key in group:
+                    budget.entry(f"{name}/{key}")
                     full = f"{name}/{key}" if name else key
                     if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                         raise FileFormatError(
@@ -40,15 +50,25 @@ def read(path: Path) -> dict[str, Raw]:
                     if isinstance(child, h5py.Group):
                         todo.append((full, child))
                     elif isinstance(child, h5py.Dataset):
-                        raws[full] = _dataset(path, data, child, full)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
+                        raws[full] = _dataset(path, data, child, full, budget)
+    except FileFormatError:
+        raise
+    # What h5py's layers raise for damaged files.
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        SystemError,
+    ) as error:
         raise FileFormatError(f"{path} is a damaged or cut off HDF5 file: {error}") from error
-    return raws
+    return bounded(path, raws)
 
 
-def _dataset(path: Path, data: Any, dataset: Any, name: str) -> Raw:
+def _dataset(path: Path, data: Any, dataset: Any, name: str, budget: Budget) -> Raw:
     where = f"{path}: {name}"
     if dataset.external or dataset.is_virtual or dataset.shape is None:
         raise FileFormatError(
@@ -59,9 +79,6 @@ def _dataset(path: Path, data: Any, dataset: Any, name: str) -> Raw:
     offset = dataset.id.get_offset()
     if offset is not None and dataset.dtype.isnative:
         return checked(Raw(data, dtype, dataset.shape, offset), where)
-    if dataset.nbytes > max(MAX_UNPACKED, MAX_RATIO * len(data)):
-        raise FileFormatError(
-            f"{where} claims {dataset.nbytes} bytes in a file of {len(data)}; refusing to fill the"
-            " memory"
-        )
+    as_shape(dataset.shape, where)
+    budget.memory(dataset.nbytes, name)
     return from_array(dataset[()], where)

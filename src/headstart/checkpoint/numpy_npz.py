@@ -4,13 +4,24 @@ import io
 import tokenize
 import zipfile
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from headstart.checkpoint import zips
-from headstart.checkpoint.raw import Raw, checked, dtype_of_descr, from_array, map_file, numpy_dtype
+from headstart.checkpoint.raw import (
+    Raw,
+    as_shape,
+    bounded,
+    checked,
+    dtype_of_descr,
+    from_array,
+    map_file,
+    numpy_dtype,
+)
 from headstart.errors import FileFormatError
 
 MAX_HEADER = 10_000
@@ -30,7 +41,7 @@ def read_npz(path: Path) -> dict[str, Raw]:
         raws[entry.removesuffix(".npy")] = _array(
             buffer, start, stop, f"{path}: {entry.removesuffix('.npy')}"
         )
-    return raws
+    return bounded(path, raws)
 
 
 def read_npy(path: Path) -> dict[str, Raw]:
@@ -63,7 +74,10 @@ def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
         raise FileFormatError(
             f"{where} holds pickled Python objects, which are never loaded; save plain numbers"
         )
-    strides = tuple(int(n) for n in np.cumprod([1, *shape[:-1]])) if fortran and shape else None
+    shape = as_shape(shape, where)
+    strides = (
+        tuple(int(n) for n in accumulate((1, *shape[:-1]), mul)) if fortran and shape else None
+    )
     raw = Raw(buffer, dtype_of_descr(dtype, where), shape, start + head.tell(), strides)
     raw = checked(raw, where, start, stop)
     if dtype.isnative:

@@ -10,12 +10,28 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headstart.checkpoint.documents import brief
 from headstart.errors import FileFormatError
 
 MAX_OPERATIONS = 20_000_000
+MAX_COPIED = 20_000_000  # values of containers that calls copy
 _MARK = object()
+_FLAT = (str, bytes, int, float, bool, type(None))
+
+
+def as_key(value: Any) -> Any:
+    """A key of a dict or member of a set, once it is certain that hashing it is harmless.
+
+    Hashing a tuple that is nested a hundred thousand deep overflows the stack of the interpreter.
+    """
+    parts = value if type(value) is tuple else (value,)
+    if len(parts) > 100 or not all(type(part) in _FLAT or isinstance(part, Name) for part in parts):
+        raise ValueError(f"{brief(value)} as a key")
+    return value
+
 
 # Opcodes whose argument is the value itself, as `pickletools` decodes it.
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 _VALUES = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING",
     "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
@@ -75,10 +91,11 @@ class Machine:
         self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def load(self, file: Any) -> Any:
         """The value of the pickle that begins at the file's position, which is left after it."""
-        self.stack, self.memo = [], {}
+        self.stack, self.memo, self.copied = [], {}, 0
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
                 if opcode.name == "STOP":
@@ -94,12 +111,12 @@ class Machine:
         # not decode.
         except (
             ValueError,
-            IndexError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
             OverflowError,
             MemoryError,
+            RecursionError,
         ) as error:
             raise FileFormatError(
                 f"{self.where} is a damaged or cut off pickle: {error}"
@@ -138,7 +155,7 @@ class Machine:
 
     def _pairs(self) -> list[tuple[Any, Any]]:
         flat = self._take()
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        return [(as_key(key), value) for key, value in zip(flat[::2], flat[1::2], strict=True)]
 
     def _mark(self) -> None:
         self.stack.append(_MARK)
@@ -171,7 +188,7 @@ class Machine:
         self.stack.append(dict(self._pairs()))
 
     def _frozenset(self) -> None:
-        self.stack.append(frozenset(self._take()))
+        self.stack.append(frozenset(map(as_key, self._take())))
 
     def _append(self) -> None:
         self._extend([self.stack.pop()])
@@ -189,13 +206,13 @@ class Machine:
         elif type(target) is list:
             target.extend(values)
         elif type(target) is set:
-            target.update(values)
+            target.update(map(as_key, values))
         else:
             raise ValueError(f"values for a {type(target).__name__}")
 
     def _setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._set([(key, value)])
+        self._set([(as_key(key), value)])
 
     def _setitems(self) -> None:
         self._set(self._pairs())
@@ -209,6 +226,8 @@ class Machine:
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise ValueError("a function whose name is not a text")
         self.stack.append(Name(f"{module}.{name}"))
 
     def _reduce(self) -> None:
@@ -223,6 +242,9 @@ class Machine:
                 f"{self.where} asks to call {name}, which loading tensors never needs; nothing was"
                 " run. If you trust the file, save its tensors as safetensors where it was made"
             )
+        self.copied += sum(len(each) for each in arguments if isinstance(each, _CONTAINERS))
+        if self.copied > MAX_COPIED:
+            raise FileFormatError(f"{self.where} copies more than {MAX_COPIED:,} values")
         return call(*arguments)
 
     def _newobj(self) -> None:

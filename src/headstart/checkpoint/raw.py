@@ -8,7 +8,7 @@ ways out.
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headstart.checkpoint.documents import MAX_INTEGER, brief, check_regular
 from headstart.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -30,9 +31,45 @@ ITEM_SIZE = {
     "complex128": 16,
 }  # fmt: skip
 MAX_DIMENSIONS = 32
-# An expanded tensor (stride 0) may be larger than its storage, but only a little: more is an
-# attempt to fill the memory.
-MAX_EXPANDED_BYTES = 1 << 24
+MAX_ENTRIES = 1_000_000  # tensors, and the containers and values around them
+MAX_NAME, MAX_NAMES = 1_000, 1 << 26  # characters of one name, and of all names
+# Weights hardly shrink, except where they are constant: a file that unpacks, expands or fills to
+# more than this is not a checkpoint but an attempt to fill the memory.
+MAX_UNPACKED, MAX_RATIO = 1 << 28, 20
+
+
+class Budget:
+    """What one file may ask for: entries, characters of names, and bytes beyond its own.
+
+    Args:
+        path: The file.
+        size: Its bytes.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.entries, self.characters = path, 0, 0
+        self.bytes = max(MAX_UNPACKED, MAX_RATIO * size)
+
+    def entry(self, name: str = "", count: int = 1) -> None:
+        """Takes entries, and the characters of a name."""
+        self.entries += count
+        self.characters += len(name)
+        if self.entries > MAX_ENTRIES:
+            raise FileFormatError(f"{self.path} has more than {MAX_ENTRIES:,} entries")
+        if len(name) > MAX_NAME or self.characters > MAX_NAMES:
+            raise FileFormatError(
+                f"{self.path} has names of more than {MAX_NAME:,} characters, or {MAX_NAMES:,} in"
+                f" all: {name[:60]!r}"
+            )
+
+    def memory(self, count: int, what: str) -> None:
+        """Takes bytes that are about to be allocated."""
+        self.bytes -= count
+        if self.bytes < 0:
+            raise FileFormatError(
+                f"{self.path}: {what} claims {count:,} bytes, more than such a file can hold;"
+                " refusing to fill the memory"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +108,7 @@ def map_file(path: Path) -> mmap.mmap:
 
     Pages are read when they are touched, and writing to them never changes the file.
     """
+    check_regular(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise FileFormatError(f"{path} is empty; download or copy it again")
@@ -97,7 +135,8 @@ def checked(raw: Raw, where: str, start: int = 0, stop: int | None = None) -> Ra
     if (
         len(raw.shape) > MAX_DIMENSIONS
         or len(strides) != len(raw.shape)
-        or any(n < 0 for n in (*raw.shape, *strides))
+        or any(not 0 <= n <= MAX_INTEGER for n in (*raw.shape, *strides))
+        or math.prod(max(1, n) for n in raw.shape) * item > MAX_INTEGER
     ):
         raise FileFormatError(
             f"{where} claims the impossible shape {raw.shape} with strides {raw.strides}"
@@ -108,11 +147,17 @@ def checked(raw: Raw, where: str, start: int = 0, stop: int | None = None) -> Ra
             f"{where} claims shape {raw.shape} of {raw.dtype}, bytes {raw.offset} to {last}, "
             f"but its data is bytes {start} to {stop}: the file is damaged or cut off"
         )
-    if raw.size > raw.extent and raw.size * item > MAX_EXPANDED_BYTES:
-        raise FileFormatError(
-            f"{where} repeats {raw.extent} stored values to {raw.size}; refusing to fill the memory"
-        )
     return raw
+
+
+def bounded(path: Path, raws: dict[str, Raw], budget: Budget | None = None) -> dict[str, Raw]:
+    """The same tensors, once their number, names and expansion are within the file's budget."""
+    budget = Budget(path, path.stat().st_size) if budget is None else budget
+    for name, raw in raws.items():
+        budget.entry(name)
+        if raw.size > raw.extent:  # a stride of 0 repeats stored values
+            budget.memory(raw.size * ITEM_SIZE[raw.dtype], f"{name[:60]!r}, which repeats values,")
+    return raws
 
 
 def to_torch(raws: Mapping[str, Raw], device: Any = None) -> "dict[str, Tensor]":
@@ -208,11 +253,14 @@ def dtype_of_descr(dtype: "np.dtype[Any]", where: str) -> str:
 
 
 def as_shape(value: Any, where: str) -> tuple[int, ...]:
-    """A shape (or strides) read from a file as a tuple of whole numbers."""
+    """A shape (or strides) read from a file as a tuple of integers of at most 63 bits."""
     if (
-        not isinstance(value, Sequence)
-        or isinstance(value, str | bytes)
-        or not all(type(n) is int for n in value)
+        not isinstance(value, list | tuple)
+        or len(value) > MAX_DIMENSIONS
+        or not all(type(n) is int and abs(n) <= MAX_INTEGER for n in value)
     ):
-        raise FileFormatError(f"{where} has {value!r:.80} for a shape")
+        raise FileFormatError(
+            f"{where} claims an impossible shape, {brief(value)}; expected at most"
+            f" {MAX_DIMENSIONS} integers"
+        )
     return tuple(value)

@@ -15,9 +15,9 @@ from headstart.checkpoint import (
     torch_pickle,
     zips,
 )
-from headstart.checkpoint.documents import read_object, value_of
+from headstart.checkpoint.documents import check_regular, read_object, value_of
 from headstart.checkpoint.raw import Raw, to_numpy, to_torch
-from headstart.errors import FileFormatError, NotFoundError
+from headstart.errors import FileFormatError, HeadstartError, NotFoundError, listed
 
 SAFETENSORS_INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 # What a folder may hold, in the order of preference.
@@ -58,6 +58,7 @@ def _zip(path: Path) -> dict[str, Raw]:
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Raw]]:
     """The reader for a file, from its first bytes."""
+    check_regular(path)
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -87,14 +88,18 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Raw]]:
 
 
 def _read_raw(path: Path) -> dict[str, Raw]:
+    if path.is_dir():
+        raise NotFoundError(
+            f"{path} is a folder; give a file, or read the folder with read_checkpoint"
+        )
     try:
         return _reader(path)(path)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path}") from error
-    except IsADirectoryError as error:
-        raise NotFoundError(
-            f"{path} is a folder; give a file, or read the folder with read_checkpoint"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, HeadstartError):
+            raise
+        raise FileFormatError(f"cannot read {path}: {error}") from error
 
 
 def _out(raws: Mapping[str, Raw], framework: Framework, device: Any) -> dict[str, Any]:
@@ -200,15 +205,15 @@ def _sharded(path: Path) -> dict[str, Raw]:
     missing = [name for name in shards if not (path.parent / name).is_file()]
     if missing:
         raise FileFormatError(
-            f"{path.parent} is incomplete: of {len(shards)} shards {', '.join(missing)} missing;"
+            f"{path.parent} is incomplete: of {len(shards)} shards {listed(missing)} missing;"
             " fetch the model again"
         )
     raws = _joined(path.parent / name for name in shards)
     lost, extra = sorted(files.keys() - raws.keys()), sorted(raws.keys() - files.keys())
     if lost or extra:
         raise FileFormatError(
-            f"{path} does not fit its shards; not in them: {lost[:10]}; not in the index:"
-            f" {extra[:10]}"
+            f"{path} does not fit its shards; not in them: {listed(lost)}; not in the"
+            f" index: {listed(extra)}"
         )
     return raws
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, map_file
+from headstart.checkpoint.documents import check_kind, decode_text, parse_json
+from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, bounded, checked, map_file
 from headstart.errors import FileFormatError
 
 MAX_HEADER = 100_000_000
@@ -25,13 +26,6 @@ DTYPES = {
 CODES = {name: code for code, name in DTYPES.items()}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return values
-
-
 def read_header(path: Path, data: Any) -> tuple[dict[str, Any], int]:
     """The header as a dict, and the byte where the numbers begin."""
     length = int.from_bytes(data[:8], "little")
@@ -40,10 +34,8 @@ def read_header(path: Path, data: Any) -> tuple[dict[str, Any], int]:
             f"{path} is cut off: its header claims {length} bytes, the whole file has {len(data)};"
             " fetch it again"
         )
-    try:
-        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} has a damaged safetensors header: {error}") from error
+    where = f"{path} (damaged safetensors header)"
+    header = parse_json(decode_text(bytes(data[8 : 8 + length]), where), where)
     if not isinstance(header, dict):
         raise FileFormatError(f"{path} has a safetensors header that is no table of tensors")
     return header, 8 + length
@@ -52,9 +44,12 @@ def read_header(path: Path, data: Any) -> tuple[dict[str, Any], int]:
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The notes of a safetensors file, such as `{"format": "pt"}`."""
     header, _ = read_header(Path(path), map_file(Path(path)))
-    notes = header.get("__metadata__") or {}
-    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
-        raise FileFormatError(f"{path} has damaged notes in its safetensors header")
+    return _notes(header, path)
+
+
+def _notes(header: Mapping[str, Any], path: Path | str) -> dict[str, str]:
+    notes: dict[str, str] = header.get("__metadata__") or {}
+    check_kind(notes, dict[str, str], f"{path}: '__metadata__'")
     return notes
 
 
@@ -62,7 +57,8 @@ def read(path: Path) -> dict[str, Raw]:
     """Every tensor of the file, and those that a note says are the same tensor under another name."""
     data = map_file(path)
     header, start = read_header(path, data)
-    notes = header.pop("__metadata__", None) or {}
+    notes = _notes(header, path)
+    header.pop("__metadata__", None)
     raws: dict[str, Raw] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -83,11 +79,9 @@ def read(path: Path) -> dict[str, Raw]:
         raws[name] = raw
     _check_spans(path, spans, start, len(data), raws)
     aliases = {
-        name: raws[kept]
-        for name, kept in notes.items()
-        if isinstance(kept, str) and kept in raws and name not in raws
+        name: raws[stored] for name, stored in notes.items() if stored in raws and name not in raws
     }
-    return raws | aliases
+    return bounded(path, raws | aliases)
 
 
 def _check_spans(

@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint import zips
-from headstart.checkpoint.pickle_machine import Inert, Machine, Name
-from headstart.checkpoint.raw import ITEM_SIZE, Raw, as_shape, checked, from_array, map_file
+from headstart.checkpoint.documents import brief
+from headstart.checkpoint.pickle_machine import Inert, Machine, Name, as_key
+from headstart.checkpoint.raw import (
+    ITEM_SIZE,
+    Budget,
+    Raw,
+    as_shape,
+    bounded,
+    checked,
+    from_array,
+    map_file,
+)
 from headstart.errors import FileFormatError
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
 MAX_DEPTH = 200
-MAX_ENTRIES = 1_000_000
 STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16",
     "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128",
@@ -71,7 +80,7 @@ class PickledArray:
     """A NumPy array inside a pickle, filled by its state."""
 
     def __init__(self, *_: Any) -> None:
-        self.array: np.ndarray[Any, Any] | None = None
+        self.state: tuple[tuple[int, ...], np.dtype[Any], Any, str] | None = None
 
     def build(self, state: Any) -> None:
         """Takes NumPy's state: version, shape, type, column order, bytes."""
@@ -79,15 +88,20 @@ class PickledArray:
             raise ValueError("an array with a damaged state")
         _, shape, dtype, fortran, data = state
         # Arrays of objects come with a list instead of bytes; they hold no tensor.
-        if type(data) is str:
-            data = data.encode("latin1")
-        if isinstance(data, bytes | bytearray) and not dtype.dtype.hasobject:
-            self.array = np.ndarray(
-                as_shape(shape, "an array"),
-                dtype.dtype,
-                bytearray(data),
-                order="F" if fortran else "C",
-            )
+        if isinstance(data, str | bytes | bytearray) and not dtype.dtype.hasobject:
+            self.state = as_shape(shape, "an array"), dtype.dtype, data, "F" if fortran else "C"
+
+    def array(self, where: str, budget: Budget) -> "np.ndarray[Any, Any] | None":
+        """The array, in memory of its own."""
+        if self.state is None or self.state[1].name not in ITEM_SIZE:
+            return None
+        shape, dtype, data, order = self.state
+        budget.memory(len(data), where)
+        try:
+            numbers = bytearray(data.encode("latin1") if isinstance(data, str) else data)
+            return np.ndarray(shape, dtype, numbers, order=order)  # type: ignore[call-overload]
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"{where} is a damaged array: {error}") from error
 
 
 class PickledDtype:
@@ -147,10 +161,11 @@ def _typed_tensor(
     return View(storage, offset, shape, strides, dtype)
 
 
-def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
+def _encode(text: Any, encoding: Any = "utf-8") -> str:
+    """The text itself: only the array that it is for, which knows the encoding, copies it."""
     if type(text) is not str or encoding not in ("latin1", "utf-8"):
         raise ValueError("bytes of an unknown encoding")
-    return text.encode(encoding)
+    return text
 
 
 def _object(kind: Any, _base: Any = None, _state: Any = None) -> Inert:
@@ -170,12 +185,14 @@ REBUILD: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _from_type,
 }
 BUILTINS: dict[str, Callable[..., Any]] = {
-    "set": set, "frozenset": frozenset, "bytearray": lambda *_: bytearray(), "complex": lambda *_: 0j, "slice": _ignored("slice"),
+    "set": lambda values=(): set(map(as_key, values)),
+    "frozenset": lambda values=(): frozenset(map(as_key, values)),
+    "bytearray": lambda *_: bytearray(), "complex": lambda *_: 0j, "slice": _ignored("slice"),
 }  # fmt: skip
 # Values that real checkpoints hold beside the tensors. Containers are made, the others only take
 # their place.
 BESIDE: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": lambda pairs=(): dict(pairs),
+    "collections.OrderedDict": lambda pairs=(): {as_key(key): value for key, value in pairs},
     "collections.defaultdict": lambda *_: {},
     "collections.Counter": lambda *_: {},
     "collections.deque": lambda values=(), *_: list(values),
@@ -220,7 +237,7 @@ def read_zip(path: Path, entries: Mapping[str, Any]) -> dict[str, Raw]:
         info = entries.get(f"{root}data/{made.key}")
         if info is None:
             raise FileFormatError(
-                f"{path} refers to storage {made.key!r:.80}, which is not in the archive: it is"
+                f"{path} refers to storage {brief(made.key)}, which is not in the archive: it is"
                 " damaged"
             )
         if made.key not in storages:
@@ -230,7 +247,7 @@ def read_zip(path: Path, entries: Mapping[str, Any]) -> dict[str, Raw]:
 
     buffer, start, stop = zips.unpack(path, data, entries[f"{root}data.pkl"])
     value = Machine(str(path), CALLS, persistent).load(io.BytesIO(buffer[start:stop]))
-    return dict(_tensors(value, path))
+    return bounded(path, dict(_tensors(value, path)))
 
 
 def _refuse_big_endian(path: Path, data: Any, entries: Mapping[str, Any], root: str) -> None:
@@ -265,7 +282,7 @@ def read_old(path: Path) -> dict[str, Raw]:
             )
         value = Machine(str(path), CALLS, persistent).load(data)
         _place(path, data, plain.load(data), storages)
-    return dict(_tensors(value, path))
+    return bounded(path, dict(_tensors(value, path)))
 
 
 def _little_endian(info: Any) -> bool:
@@ -278,7 +295,9 @@ def _place(path: Path, data: mmap.mmap, keys: Any, storages: Mapping[str, Storag
     Each is its count in eight bytes, then the numbers.
     """
     here = data.tell()
-    if type(keys) is not list or set(keys) != set(storages):
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise FileFormatError(f"{path} has a damaged list of storages")
+    if set(keys) != set(storages):
         raise FileFormatError(f"{path} lists other storages than its tensors use: it is damaged")
     for key in keys:
         storage = storages[key]
@@ -288,7 +307,7 @@ def _place(path: Path, data: mmap.mmap, keys: Any, storages: Mapping[str, Storag
         here = storage.stop = storage.start + count * ITEM_SIZE.get(str(storage.dtype), 1)
         if count != storage.count or here > len(data):
             raise FileFormatError(
-                f"{path} is cut off or damaged: storage {key!r:.80} should have {storage.count}"
+                f"{path} is cut off or damaged: storage {brief(key)} should have {storage.count}"
                 " values"
             )
 
@@ -313,7 +332,7 @@ def _storage(ident: Any) -> Storage:
         or type(count) is not int
         or (dtype is None and name != "storage.UntypedStorage")
     ):
-        raise ValueError(f"a storage of unknown type {name!r:.80}")
+        raise ValueError(f"a storage of unknown type {brief(name)}")
     return Storage(key, dtype, count)
 
 
@@ -325,43 +344,33 @@ def _tensors(value: Any, path: Path) -> Iterator[tuple[str, Raw]]:
     does.
     """
     names: set[str] = set()
+    budget = Budget(path, path.stat().st_size)
     todo: list[tuple[str, Any, int]] = [("", value, 0)]
-    count = 0
     while todo:
         name, here, depth = todo.pop()
-        count += 1
-        if depth > MAX_DEPTH or count > MAX_ENTRIES:
-            raise FileFormatError(
-                f"{path} is nested more than {MAX_DEPTH} deep or has more than {MAX_ENTRIES}"
-                " entries"
-            )
-        raw = _as_raw(here, f"{path}: {name}")
+        budget.entry(name)
+        if depth > MAX_DEPTH:
+            raise FileFormatError(f"{path} is nested more than {MAX_DEPTH} deep")
+        raw = _as_raw(here, f"{path}: {name}", budget)
         if raw is not None:
             if name in names:
                 raise FileFormatError(f"{path} has two tensors named {name}")
             names.add(name)
             yield name, raw
         else:
-            children = [
-                (key, child)
-                for key, child in reversed(_children(here))
-                if isinstance(child, HOLDERS)
-            ]
+            below = _children(here)
+            budget.entry(count=len(below))
+            children = [(k, child) for k, child in reversed(below) if isinstance(child, HOLDERS)]
             todo.extend(
                 (f"{name}.{key}" if name else str(key), child, depth + 1) for key, child in children
             )
 
 
-def _as_raw(value: Any, where: str) -> Raw | None:
+def _as_raw(value: Any, where: str, budget: Budget) -> Raw | None:
     if isinstance(value, View):
         return value.raw(where)
-    if (
-        isinstance(value, PickledArray)
-        and value.array is not None
-        and value.array.dtype.name in ITEM_SIZE
-    ):
-        return from_array(value.array, where)
-    return None
+    array = value.array(where, budget) if isinstance(value, PickledArray) else None
+    return None if array is None else from_array(array, where)
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
@@ -372,12 +381,14 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Inert):
         state = value.state if type(value.state) is dict else {}
         if type(state.get("_modules")) is dict and type(state.get("_parameters")) is dict:
-            hidden = state.get("_non_persistent_buffers_set") or ()
+            hidden = state.get("_non_persistent_buffers_set")
+            hidden = hidden if isinstance(hidden, set | frozenset) else set()
+            groups = {name: state.get(name) for name in ("_parameters", "_buffers", "_modules")}
             return [
                 (key, child)
-                for group in ("_parameters", "_buffers", "_modules")
-                for key, child in (state.get(group) or {}).items()
-                if group != "_buffers" or key not in hidden
+                for name, group in groups.items()
+                for key, child in (group.items() if type(group) is dict else ())
+                if name != "_buffers" or key not in hidden
             ]
         return [*state.items(), *value.items.items(), *enumerate(value.values)]
     if type(value) is dict:

@@ -8,14 +8,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from headstart.checkpoint.raw import Budget
 from headstart.errors import FileFormatError
 
 # bytes before the name: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT §4.3.7
 LOCAL_HEADER = 30
-# Weights hardly shrink, except where they are constant: more than this is no checkpoint but an
-# attempt to fill the memory.
-MAX_UNPACKED = 1 << 30
-MAX_RATIO = 20
 
 
 def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -36,9 +33,14 @@ def entries(path: Path) -> dict[str, zipfile.ZipInfo]:
     by_name = {info.filename: info for info in infos}
     if len(by_name) != len(infos):
         raise FileFormatError(f"{path} has two entries of one name")
-    packed = sum(info.file_size for info in infos if info.compress_type != zipfile.ZIP_STORED)
-    if packed > max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size):
-        raise FileFormatError(f"{path} would unpack to {packed} bytes; refusing to fill the memory")
+    budget, stop = Budget(path, path.stat().st_size), 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        budget.entry(info.filename)
+        if info.header_offset < stop:
+            raise FileFormatError(f"{path}: {info.filename:.80} overlaps another entry")
+        stop = info.header_offset + LOCAL_HEADER + info.compress_size
+        if info.compress_type != zipfile.ZIP_STORED:
+            budget.memory(info.file_size, f"{info.filename:.80}, unpacked,")
     return by_name
 
 
@@ -68,12 +70,17 @@ def span(path: Path, data: Any, info: zipfile.ZipInfo) -> tuple[int, int]:
 
 
 def unpack(path: Path, data: Any, info: zipfile.ZipInfo) -> tuple[Any, int, int]:
-    """The bytes of an entry as (buffer, start, stop).
+    """The bytes of an entry as (buffer, start, stop), once their checksum is right.
 
     In place where it is stored, in new memory where it is deflated.
     """
     start, stop = span(path, data, info)
     if info.compress_type == zipfile.ZIP_STORED:
+        if zlib.crc32(memoryview(data)[start:stop]) != info.CRC:
+            raise FileFormatError(
+                f"{path}: {info.filename} is damaged: its checksum is wrong; download or copy the"
+                " file again (or save it with torch.serialization.set_crc32_options(True))"
+            )
         return data, start, stop
     if info.compress_type != zipfile.ZIP_DEFLATED:
         raise FileFormatError(

@@ -6,7 +6,6 @@ cache (`decode_all`).
 """
 
 import hashlib
-import io
 import os
 import shutil
 from collections import deque
@@ -19,13 +18,12 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from headstart.data.examples import Examples, distinct
 from headstart.data.sources.raw import Source, source_bytes
 from headstart.errors import DataError, InputError, listed
+from headstart.images.decode import DAMAGE, damage_text, open_image, orientation, resize
 from headstart.images.decode import decode as decode_any
-from headstart.images.decode import resize
 
 # bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
 CACHE_LIMIT = 8 << 30
@@ -112,13 +110,11 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
     if isinstance(source, np.ndarray):
         return digest, source.shape[0], source.shape[1]
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # lying on its side
-            width, height = picture.size
-    except UnidentifiedImageError:
-        return "unknown image format" if data else "the file is empty"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        with open_image(data) as image:
+            turned = orientation(image) >= 5  # lying on its side
+            width, height = image.size
+    except DAMAGE as error:
+        return damage_text(error) if data else "the file is empty"
     return (digest, width, height) if turned else (digest, height, width)
 
 

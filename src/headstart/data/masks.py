@@ -7,7 +7,6 @@ A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or 
 Letters: H W sides of an image, V classes.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from headstart.checkpoint.documents import is_kind, read_json
 from headstart.data.cache import decode, inspect, parallel
@@ -35,7 +33,7 @@ from headstart.data.sources.raw import (
 )
 from headstart.data.splits import split_rows
 from headstart.errors import DataError, InputError, listed
-from headstart.images.decode import decode_labels
+from headstart.images.decode import DAMAGE, damage_text, decode_labels, open_image
 
 IGNORED = 255  # the label that no loss and no metric counts
 MAX_CLASSES = 255
@@ -331,12 +329,10 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
     """
     try:
         data = source_bytes(source)
-        with Image.open(io.BytesIO(data)) as picture:
-            coloured = picture.mode in ("RGB", "RGBA")
-    except UnidentifiedImageError:
-        raise InputError("unknown image format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        with open_image(data) as image:
+            coloured = image.mode in ("RGB", "RGBA")
+    except DAMAGE as error:
+        raise InputError(damage_text(error)) from None
     if not coloured:
         try:
             values = decode_labels(data).astype(np.int64)

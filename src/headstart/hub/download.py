@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote, urlsplit
@@ -76,8 +77,7 @@ def download(
         message says why.
     """
     parts = urlsplit(source.url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"{source.url!r} is no http(s) address")
+    check_address(source.url)
     path = (
         _authors_cache(cache_dir)
         / quote(parts.netloc, safe=".")
@@ -95,6 +95,13 @@ def download(
     return fetch(source, path, {}, path.name)
 
 
+def check_address(url: str) -> None:
+    """Raises InputError unless an address is http or https."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(f"{url!r:.200} is not an http(s) address")
+
+
 def _authors_cache(cache_dir: str | Path | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser() / "headstart"
@@ -109,6 +116,7 @@ def fetch(source: Download, path: Path, headers: dict[str, str], shown: str) -> 
     """
     from filelock import FileLock
 
+    check_address(source.url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -227,16 +235,49 @@ def _stream(
             os.fsync(file.fileno())
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to other http(s) addresses, and never from https to http."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
+            raise DownloadError(
+                f"{req.full_url} redirects to {newurl:.200}, which is not followed: only http(s)"
+                " is, and never from https to http"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens http and https addresses alone; Python's default opener reads local files too."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _Redirects,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 @contextlib.contextmanager
 def _answer(
     request: urllib.request.Request, source: Download, partial: Path, tag: Path
 ) -> Iterator[http.client.HTTPResponse]:
     """The server's answer, or what its refusal means."""
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = _opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             _refused(error, source, partial, tag)
+    except HubError:
+        raise
     except (http.client.HTTPException, OSError) as error:
         raise _Broken(f"no connection ({getattr(error, 'reason', error)})") from error
     with response:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -255,8 +256,8 @@ def _from_hub(
     offline = _offline(local_only)
     with _explained(name, filename, revision, cache_dir, offline):
         try:
-            if not offline:
-                _prepare(name, filename, where)
+            if not offline and (path := _prepare(name, filename, where)) is not None:
+                return path
             return Path(
                 huggingface_hub.hf_hub_download(name, filename, local_files_only=offline, **where)
             )
@@ -293,44 +294,66 @@ def _known_absent(
     )
 
 
-def _prepare(name: str, filename: str, where: dict[str, Any]) -> None:
-    """Looks at a file that is not cached before huggingface_hub does.
+def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
+    """Looks at a file before huggingface_hub does, and refuses answers that lead outside the cache.
 
     Puts its bytes where huggingface_hub looks for them before it downloads, so that a broken
     download goes on where it broke: huggingface_hub 2 begins again after every interrupted run.
     Files that go through its own protocol (xet) are left to it.
 
+    Returns:
+        The file, where the cache has it at the commit that the server names.
+
     Raises:
+        DownloadError: The server names an impossible commit, ETag or address.
         OfflineError: Nobody answers. huggingface_hub would try for half a minute.
     """
     import huggingface_hub
     from huggingface_hub import constants
 
-    if isinstance(
-        huggingface_hub.try_to_load_from_cache(
-            name, filename, cache_dir=where["cache_dir"], revision=where["revision"]
-        ),
-        str,
-    ):
-        return
     url = huggingface_hub.hf_hub_url(
         name, filename, revision=where["revision"], endpoint=where["endpoint"]
     )
-    facts = _facts(name, filename, url, where)
+    try:
+        facts = _facts(name, filename, url, where)
+    except OfflineError:
+        if isinstance(
+            found := huggingface_hub.try_to_load_from_cache(
+                name, filename, cache_dir=where["cache_dir"], revision=where["revision"]
+            ),
+            str,
+        ):
+            return Path(found)
+        raise
     if facts is None:
-        return
-    if not facts.etag or not facts.size or getattr(facts, "xet_file_data", None) is not None:
-        return
+        return None
+    for what, value in (("ETag", facts.etag), ("commit", facts.commit_hash)):
+        # Both become names of files in the cache.
+        if value is not None and not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", value):
+            raise DownloadError(
+                f"{where['endpoint']} gives {filename} of {name} the {what} {value!r:.80}, which"
+                " cannot be one; nothing was written"
+            )
     folder = Path(where["cache_dir"] or constants.HF_HUB_CACHE).expanduser()
-    blob = folder / f"models--{name.replace('/', '--')}" / "blobs" / facts.etag
+    folder /= f"models--{name.replace('/', '--')}"
+    cached = folder / "snapshots" / str(facts.commit_hash) / filename
+    if facts.commit_hash and cached.is_file():
+        return cached
+    if not facts.etag or not facts.size or getattr(facts, "xet_file_data", None) is not None:
+        return None
+    blob = folder / "blobs" / facts.etag
     if blob.exists():
-        return
+        return None
     secret = (
         _secret(where["token"]) if urlsplit(facts.location).netloc == urlsplit(url).netloc else None
     )  # other hosts never see it
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     sha256 = facts.etag if len(facts.etag) == 64 else None
-    fetch(Download(facts.location, facts.size, sha256), blob, headers, filename)
+    try:
+        fetch(Download(facts.location, facts.size, sha256), blob, headers, filename)
+    except InputError as error:
+        raise DownloadError(f"{where['endpoint']} sends {filename} of {name} on: {error}") from None
+    return None
 
 
 def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:

@@ -22,16 +22,17 @@ import io
 import os
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from headstart.checkpoint.documents import read_bytes
 from headstart.errors import InputError
 
 Array = NDArray[Any]
@@ -52,9 +53,18 @@ _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
 # 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
 _MAX_RESIZED_PIXELS = 2**26
 
+MAX_FILE = 1 << 30  # bytes
+MAX_PIXELS, MAX_SIDE = 1 << 27, 1 << 17  # of an image file, unless HEADSTART_MAX_PIXELS says more
+# The only formats that are opened, whatever a file is called: others start programs (EPS) or are
+# not photographs. HEIF needs a plugin of Pillow that the user registers.
+FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF",
+)  # fmt: skip
+_opening = threading.Lock()
+
 # What Pillow's decoders raise for damaged files, over all formats; `Warning` because a program may
 # turn warnings into errors.
-_DAMAGE: tuple[type[Exception], ...] = (
+DAMAGE: tuple[type[Exception], ...] = (
     OSError,
     SyntaxError,
     ValueError,
@@ -62,8 +72,10 @@ _DAMAGE: tuple[type[Exception], ...] = (
     LookupError,
     ArithmeticError,
     EOFError,
+    RuntimeError,
+    MemoryError,
 )
-_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError, Warning)
+DAMAGE += (struct.error, zlib.error, Warning)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -83,15 +95,15 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
     """
     data, name = _read(source)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else None
             if pixels is None:
                 image.load()
                 pixels = pil_to_array(image, convert_rgb=convert_rgb)
             # after load(): Pillow turns TIFF files itself, and clears the tag
-            return orient(pixels, _orientation(image))
-    except _DAMAGE as error:
-        raise InputError(f"{name}: cannot be read as an image: {_reason(error)}") from error
+            return orient(pixels, orientation(image))
+    except DAMAGE as error:
+        raise InputError(f"{name}: cannot be read as an image: {damage_text(error)}") from error
 
 
 def open_map(source: Any) -> Array:
@@ -101,13 +113,11 @@ def open_map(source: Any) -> Array:
     """
     data, name = _read(source)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
-            return orient(pil_to_labels(image), _orientation(image))
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        raise InputError(f"{name}: cannot be read as a label map: {_reason(error)}") from error
+            return orient(pil_to_labels(image), orientation(image))
+    except DAMAGE as error:
+        raise InputError(f"{name}: cannot be read as a label map: {damage_text(error)}") from error
 
 
 def is_file(source: Any) -> bool:
@@ -121,22 +131,83 @@ def _read(source: Any) -> tuple[bytes, str]:
     """The bytes of a file and the name that errors give it."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"{len(source)} bytes"
-    try:
-        if hasattr(source, "read"):
-            return source.read(), str(getattr(source, "name", "the open file"))
-        return Path(source).read_bytes(), str(source)
-    except IsADirectoryError as error:
-        raise InputError(f"{source}: is a folder, not an image file") from error
-    except FileNotFoundError as error:
+    if not hasattr(source, "read"):
         hint = "; download it first" if str(source).startswith(("http:", "https:")) else ""
-        raise InputError(f"{source}: no such image file{hint}") from error
+        try:
+            return read_bytes(source, MAX_FILE, InputError), str(source)
+        except InputError as error:
+            raise InputError(f"{error}{hint}") from error
+    name = str(getattr(source, "name", "the open file"))
+    try:
+        data = source.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: cannot be opened: {error}") from error
+        raise InputError(f"{name}: cannot be read: {error}") from error
+    if len(data) > MAX_FILE:
+        raise InputError(f"{name} has more than {MAX_FILE:,} bytes; that much is not read")
+    return data, name
 
 
-def _reason(error: BaseException) -> str:
+def open_image(data: bytes) -> Image.Image:
+    """An image file of a listed format, its pixels not yet decoded.
+
+    This is the only place that opens an image. Pillow's own limit of pixels, which warns without
+    naming the file and cannot be raised for one call, is replaced by ours.
+
+    Raises:
+        InputError: More pixels than 2^27 (or the number in HEADSTART_MAX_PIXELS), or a side of more
+            than 2^17.
+        OSError: And whatever else Pillow raises for a damaged file.
+    """
+    if data[:4] == b"RIFF":  # Pillow allocates the canvas of a WebP when it opens it
+        _check_size(*_webp_size(data))
+    with _opening:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data), formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    _check_size(*image.size)
+    return image
+
+
+def _formats() -> list[str]:
+    if "AVIF" not in Image.OPEN and "WEBP" not in Image.OPEN:
+        Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_size(width: int, height: int) -> None:
+    text = os.environ.get("HEADSTART_MAX_PIXELS", "")
+    limit = int(text) if text.isascii() and text.isdigit() else MAX_PIXELS
+    if width * height > limit:
+        raise InputError(
+            f"has {width}x{height} pixels, at most {limit:,} are read; if you trust the file, set"
+            f" HEADSTART_MAX_PIXELS={width * height}"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise InputError(
+            f"has {width}x{height} pixels; a side of more than {MAX_SIDE:,} is not read"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in a WebP's first chunk: https://developers.google.com/speed/webp/docs."""
+    if data[12:16] == b"VP8X":
+        sides = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    elif data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        sides = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        sides = (
+            int.from_bytes(data[26:28], "little") & 0x3FFF,
+            int.from_bytes(data[28:30], "little") & 0x3FFF,
+        )
+    return sides
+
+
+def damage_text(error: BaseException) -> str:
     """What a decoder said, without the address of the buffer that it names."""
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return "unknown image format" if isinstance(error, UnidentifiedImageError) else text
 
 
@@ -161,11 +232,11 @@ def _decode_jpeg(data: bytes) -> Array | None:
         return None
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a file, 1 (upright) where it has none or a damaged one."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DAMAGE:
+    except DAMAGE:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -300,10 +371,10 @@ def decode(
             return pil_to_array(image, convert_rgb=convert_rgb), CHANNELS_LAST
         except InputError:
             raise
-        except _DAMAGE as error:  # an image opened lazily is decoded only now
+        except DAMAGE as error:  # an image opened lazily is decoded only now
             raise InputError(
                 f"{getattr(image, 'filename', '') or 'a PIL image'}: cannot be read as an image:"
-                f" {_reason(error)}"
+                f" {damage_text(error)}"
             ) from error
     array = to_numpy(image)
     layout = input_data_format or channel_axis(array.shape, torch_like=is_torch(image))

@@ -122,7 +122,7 @@ def source_bytes(source: Source) -> bytes:
     if isinstance(source, Slice):
         with source.path.open("rb") as file:
             file.seek(source.offset)
-            return file.read(source.size)
+            return file.read(min(source.size, LARGEST_FILE))
     if isinstance(source, Cell):
         value = source.rows[source.index][source.column]
         data: bytes | None = value["bytes"]

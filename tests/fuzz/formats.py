@@ -1,0 +1,513 @@
+"""Every format that headstart reads: whole files to start from, and the call that reads one.
+
+A base folder holds the seeds (`make_seeds`). For each input, a fresh folder is filled with the
+files that the format needs beside the damaged one, and `read` is called with it.
+"""
+
+import io
+import json
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Args:
+        file: Name of the damaged file in its folder.
+        read: Reads it, given the folder.
+        seeds: Names of whole files in the base folder.
+        kind: How it is damaged: "bytes", "json", "lines" (of JSON), "text" or "zip".
+        beside: A folder of the base folder whose files lie beside the damaged one.
+    """
+
+    file: str
+    read: Callable[[Path], Any]
+    seeds: list[str]
+    kind: str = "bytes"
+    beside: str = ""
+    seeds_of: dict[str, str] = field(default_factory=dict)
+
+
+def _tensors(file: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> None:
+        from headstart.checkpoint import read_tensors
+
+        for value in read_tensors(folder / file, "torch").values():
+            value.sum() if value.numel() < 1 << 20 else value.shape  # noqa: B018 - touches the pages
+
+    return read
+
+
+def _checkpoint(folder: Path) -> None:
+    from headstart.checkpoint import read_checkpoint
+
+    read_checkpoint(folder / "model.safetensors.index.json")
+
+
+def _metadata(folder: Path) -> None:
+    from headstart.checkpoint import read_metadata
+
+    read_metadata(folder / "model.safetensors")
+    _tensors("model.safetensors")(folder)
+
+
+def _config(folder: Path) -> None:
+    from headstart import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    config.to_json_string(), config.differences(), config.num_labels  # noqa: B018
+
+
+def _network(folder: Path) -> None:
+    from headstart.loading import family_of
+
+    family, _ = family_of(folder)
+    name = family.tasks.get("image-classification") or family.tasks["masked-language-modeling"]
+    family.load(name).from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+def _processor(folder: Path) -> None:
+    from headstart import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    processor.to_json_string()
+    processor(np.zeros((20, 30, 3), np.uint8), return_tensors="np")
+
+
+def _tokenizer(folder: Path) -> None:
+    from headstart import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer(["a cat sat", "on the mat"], padding=True, truncation=True)
+    tokenizer(["a cat sat", "on"], padding=True, truncation=True, max_length=8)
+
+
+def _results(folder: Path) -> None:
+    from headstart.pipelines.base import read_results, task_of
+    from headstart.training.draws import read_spread
+    from headstart.training.result import judged_before
+
+    task_of(folder), judged_before(folder), read_results(folder)
+    read_spread(folder)
+
+
+def _request(folder: Path) -> None:
+    from headstart.recipe import Recipe
+    from headstart.training.result import Request
+
+    Recipe.from_dict(Request.read(folder).recipe)
+
+
+def _confidence(folder: Path) -> None:
+    from headstart.metrics.calibration import Confidence
+
+    found = Confidence.read(folder)
+    found.choice()
+    found.write(folder)
+
+
+def _metrics(folder: Path) -> None:
+    from headstart.training.loop import read_metrics
+
+    read_metrics(folder / "metrics.jsonl")
+
+
+def _resume(folder: Path) -> None:
+    from headstart.training.checkpoints import load_checkpoint
+
+    load_checkpoint(folder)
+
+
+def _recipe(folder: Path) -> None:
+    from headstart.recipe import Recipe, resolve_recipe
+
+    resolve_recipe(Recipe(), folder / "recipe.yaml")
+
+
+def _class_weights(folder: Path) -> None:
+    from headstart.recipe import Recipe, read_class_weights
+
+    Recipe().updated({"class_weights": read_class_weights(str(folder / "weights.yaml"))})
+
+
+def _segmentation_classes(folder: Path) -> None:
+    from headstart.data.masks import read_classes
+
+    read_classes(folder / "classes.json").table()
+
+
+def _optimized(folder: Path) -> None:
+    from headstart.engine.model import load
+
+    str(load(folder).report)
+
+
+def _images(file: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> None:
+        from headstart.data.images import read_images
+        from headstart.data.options import DataOptions
+
+        read_images(folder / file, DataOptions(val_fraction=0.5, workers=1, skip_bad=True))
+
+    return read
+
+
+def _labelled(file: str) -> Callable[[Path], Any]:
+    return _texts(file, "read_labelled")
+
+
+def _texts(file: str, reader: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> None:
+        from headstart.data import texts
+        from headstart.data.options import DataOptions
+
+        data = texts.read_texts(folder / file, DataOptions(), getattr(texts, reader))
+        data.fingerprint()
+
+    return read
+
+
+def _predicted(file: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> None:
+        from headstart.data.text_files import read_inputs
+
+        read_inputs("question-answering", [folder / file], [], "who?", False)
+
+    return read
+
+
+def _image(file: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> None:
+        from headstart.data.cache import inspect
+        from headstart.images.decode import load_image
+
+        inspect(folder / file)
+        load_image(folder / file)
+
+    return read
+
+
+def _mask(folder: Path) -> None:
+    from headstart.data.masks import read_values
+
+    read_values(folder / "mask.png", np.eye(3, dtype=np.uint8) * 255)
+
+
+IMAGES = {
+    "png": "PNG", "jpeg": "JPEG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP",
+    "avif": "AVIF", "jp2": "JPEG2000",
+}  # fmt: skip
+NETWORKS = ("bit", "beit", "cvt", "yoso")
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format("model.safetensors", _metadata, ["t.safetensors"]),
+    "pth_zip": Format("t.pth", _tensors("t.pth"), ["t.pth", "module.pth"], "zip"),
+    "pth_old": Format("t.pth", _tensors("t.pth"), ["old.pth", "plain.pkl", "module_old.pth"]),
+    "npz": Format("t.npz", _tensors("t.npz"), ["t.npz", "packed.npz"], "zip"),
+    "npy": Format("t.npy", _tensors("t.npy"), ["t.npy"]),
+    "h5": Format("t.h5", _tensors("t.h5"), ["t.h5"]),
+    "msgpack": Format("t.msgpack", _tensors("t.msgpack"), ["t.msgpack"]),
+    "index": Format(
+        "model.safetensors.index.json",
+        _checkpoint,
+        ["sharded/model.safetensors.index.json"],
+        "json",
+        "sharded",
+    ),
+    "config_info": Format(
+        "config.json", _config, [f"{name}/config.json" for name in NETWORKS], "json"
+    ),
+    **{
+        f"config_{name}": Format("config.json", _network, [f"{name}/config.json"], "json", name)
+        for name in NETWORKS
+    },
+    "preproc": Format(
+        "preprocessor_config.json",
+        _processor,
+        [f"{name}/preprocessor_config.json" for name in ("bit", "beit", "cvt")],
+        "json",
+    ),
+    "tok_config": Format(
+        "tokenizer_config.json", _tokenizer, ["tok/tokenizer_config.json"], "json", "tok"
+    ),
+    "tok_special": Format(
+        "special_tokens_map.json", _tokenizer, ["tok/special_tokens_map.json"], "json", "tok"
+    ),
+    "tokenizer_json": Format("tokenizer.json", _tokenizer, ["tok/tokenizer.json"], "json", "tok"),
+    "vocab": Format("vocab.json", _tokenizer, ["bpe/vocab.json"], "json", "bpe"),
+    "merges": Format("merges.txt", _tokenizer, ["bpe/merges.txt"], "text", "bpe"),
+    "results_json": Format("results.json", _results, ["results.json"], "json"),
+    "resume_run": Format("run.json", _request, ["run.json"], "json"),
+    "confidence_json": Format("confidence.json", _confidence, ["confidence.json"], "json"),
+    "resume_metrics": Format("metrics.jsonl", _metrics, ["metrics.jsonl"], "lines"),
+    "ckpt_manifest": Format("step-1/manifest.json", _resume, ["manifest.json"], "json", "resume"),
+    "ckpt_state": Format("step-1/state.json", _resume, ["state.json"], "json", "resume"),
+    "recipe": Format("recipe.yaml", _recipe, ["recipe.yaml"], "text"),
+    "class_weights": Format("weights.yaml", _class_weights, ["weights.yaml"], "text"),
+    "seg_classes": Format("classes.json", _segmentation_classes, ["seg.json"], "json"),
+    "opt_json": Format(
+        "headstart_optimized.json",
+        _optimized,
+        ["optimized/headstart_optimized.json"],
+        "json",
+        "optimized",
+    ),
+    "classes_json": Format("classes.json", _images("t.csv"), ["classes.json"], "json", "table"),
+    "csv": Format("t.csv", _images("t.csv"), ["table/t.csv"], "text", "table"),
+    "tsv": Format("t.tsv", _images("t.tsv"), ["t.tsv"], "text", "table"),
+    "jsonl": Format("t.jsonl", _images("t.jsonl"), ["t.jsonl"], "lines", "table"),
+    "parquet": Format("t.parquet", _images("t.parquet"), ["t.parquet"], "bytes", "table"),
+    "data_npz": Format("t.npz", _images("t.npz"), ["images.npz", "images2.npz"], "zip"),
+    "tar": Format("t.tar", _images("t.tar"), ["t.tar", "w.tar"]),
+    "text_csv": Format("t.csv", _labelled("t.csv"), ["text.csv"], "text"),
+    "text_tsv": Format("t.tsv", _labelled("t.tsv"), ["text.tsv"], "text"),
+    "text_jsonl": Format("t.jsonl", _labelled("t.jsonl"), ["text.jsonl"], "lines"),
+    "plain_txt": Format("t.txt", _texts("t.txt", "read_plain"), ["plain.txt"], "text"),
+    "tok_jsonl": Format("t.jsonl", _texts("t.jsonl", "read_tagged"), ["tok.jsonl"], "lines"),
+    "conll": Format("t.conll", _texts("t.conll", "read_tagged"), ["a.conll", "u.conll"], "text"),
+    "mc_jsonl": Format("t.jsonl", _texts("t.jsonl", "read_choices"), ["mc.jsonl"], "lines"),
+    "squad": Format("t.json", _texts("t.json", "read_questions"), ["squad.json"], "json"),
+    "qa_predict": Format("t.jsonl", _predicted("t.jsonl"), ["qa.jsonl"], "lines"),
+    "mask_png": Format("mask.png", _mask, ["mask.png", "colors.png"]),
+    **{name: Format(f"a.{name}", _image(f"a.{name}"), [f"a.{name}"]) for name in IMAGES},
+}
+
+
+def fill(folder: Path, base: Path, form: Format, content: bytes) -> Path:
+    """Puts the damaged file, and what lies beside it, into an empty folder."""
+    if form.beside:
+        shutil.copytree(base / form.beside, folder, dirs_exist_ok=True)
+    path = folder / form.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    return folder
+
+
+# Seeds --------------------------------------------------------------------------------------------
+
+
+def make_seeds(base: Path) -> Path:
+    """Writes whole files of every format into a folder."""
+    base.mkdir(parents=True, exist_ok=True)
+    _weights(base)
+    _folders(base)
+    _results_files(base)
+    _tables(base)
+    _pictures(base)
+    return base
+
+
+def _weights(base: Path) -> None:
+    import h5py
+    import msgpack
+    import torch
+    from torch import nn
+
+    from headstart.checkpoint import write_npz, write_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "a.weight": torch.randn(3, 4, generator=generator),
+        "a.bias": torch.zeros(5).bfloat16(),
+        "n": torch.tensor(3),
+        "t": torch.randn(4, 2, generator=generator).t(),
+    }
+    write_tensors(base / "one", tensors)
+    (base / "one" / "model.safetensors").rename(base / "t.safetensors")
+    write_tensors(base / "sharded", tensors, max_shard_size=60)
+    torch.save({"model": tensors, "epoch": 3}, base / "t.pth")
+    torch.save(tensors, base / "old.pth", _use_new_zipfile_serialization=False)
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    torch.save(module, base / "module.pth")
+    torch.save(module, base / "module_old.pth", _use_new_zipfile_serialization=False)
+    arrays = {"w/kernel": np.arange(6.0).reshape(2, 3), "b": np.arange(3, dtype=np.int32)}
+    (base / "plain.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    write_npz(base / "t.npz", arrays)
+    write_npz(base / "packed.npz", arrays, compress=True)
+    np.save(base / "t.npy", arrays["w/kernel"])
+    with h5py.File(base / "t.h5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file.create_dataset("packed", data=np.zeros((9, 9)), compression="gzip")
+
+    def extension(array: np.ndarray) -> msgpack.ExtType:
+        values = (array.shape, array.dtype.name, array.tobytes())
+        return msgpack.ExtType(1, msgpack.packb(values))
+
+    tree = {"a": {"kernel": extension(arrays["w/kernel"])}, "b": extension(arrays["b"])}
+    (base / "t.msgpack").write_bytes(msgpack.packb(tree))
+
+
+def _folders(base: Path) -> None:
+    import torch
+
+    from headstart import (
+        BeitImageProcessor,
+        BitImageProcessor,
+        ConvNextImageProcessor,
+        YosoTokenizer,
+        optimize,
+    )
+    from tiny_networks import NETWORKS as TINY
+
+    torch.manual_seed(0)
+    for name in NETWORKS:
+        TINY[name]().save_pretrained(base / name)
+    for name, make in (
+        ("bit", BitImageProcessor),
+        ("beit", BeitImageProcessor),
+        ("cvt", ConvNextImageProcessor),
+    ):
+        make().save_pretrained(base / name)
+    tokenizer = YosoTokenizer.train(["a cat sat on the mat", "a cat ran"], vocab_size=280)
+    tokenizer.save_pretrained(base / "tok")
+    shutil.copytree(base / "tok", base / "bpe")
+    (base / "bpe" / "tokenizer.json").unlink()
+    network = TINY["bit"]().eval()
+    example = {"pixel_values": torch.zeros(1, 3, 32, 32)}
+    optimize(network, example=example, engine="torch").save_pretrained(base / "optimized")
+
+
+def _write(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def _results_files(base: Path) -> None:
+    import yaml
+    from safetensors.torch import save_file
+
+    from headstart.recipe import Recipe
+    from headstart.training.checkpoints import MANIFEST, STATE, TENSORS, file_hash
+
+    metrics = {"accuracy": 0.5, "loss": 1.25}
+    judged = {"examples": 9, "metrics": metrics, "confidence_interval_95": [0.1, 0.9]}
+    spread = {"mean": 0.5, "confidence_interval_95": [0.1, 0.9], "values": [0.4, 0.6]}
+    draws = {"seeds": [0, 1], "split": "test", "kept": 0, "metrics": {"accuracy": spread}}
+    _write(
+        base / "results.json",
+        {
+            "task": "image-classification",
+            "model": "m",
+            "headline": "accuracy",
+            "evaluations": {"test": judged},
+            "draws": draws,
+            "finished": "now",
+        },
+    )
+    recipe = Recipe(class_weights={"ant": 2.0}).to_dict()
+    _write(
+        base / "run.json",
+        {
+            "data": "d",
+            "model": "m",
+            "task": "image-classification",
+            "revision": None,
+            "options": {"seed": 0},
+            "recipe": recipe,
+            "draws": 1,
+        },
+    )
+    choice = {"max_error": 0.05, "threshold": 0.5, "refused": 0.1, "error": None}
+    _write(
+        base / "confidence.json",
+        {"temperature": 1.5, "examples": 30, "max_error": 0.05, "choices": [choice]},
+    )
+    lines = [json.dumps({"step": i, "loss": 1 / (i + 1)}) for i in range(3)]
+    (base / "metrics.jsonl").write_text("\n".join(lines))
+    (base / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (base / "weights.yaml").write_text("ant: 2\nbee: 1.5\n'3': .5\n")
+    palette = [[0, 0, 0], [255, 0, 0]]
+    _write(base / "seg.json", {"classes": ["a", "b"], "palette": palette, "ignore_index": [7]})
+    step = base / "resume" / "step-1"
+    step.mkdir(parents=True)
+    import torch
+
+    save_file({"w": torch.zeros(3)}, step / TENSORS)
+    _write(step / STATE, {"step": 1, "values": [1, 2]})
+    sizes = {
+        name: {"size": (step / name).stat().st_size, "sha256": file_hash(step / name)}
+        for name in (TENSORS, STATE)
+    }
+    _write(step / MANIFEST, sizes)
+    shutil.copy(step / MANIFEST, base / "manifest.json")
+    shutil.copy(step / STATE, base / "state.json")
+
+
+def _pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+
+
+def _pictures(base: Path) -> None:
+    for name, kind in IMAGES.items():
+        Image.fromarray(_pixels(0)).save(base / f"a.{name}", kind)
+    Image.fromarray(_pixels(0)[..., 0] % 3).save(base / "mask.png")
+    colors = np.eye(3, dtype=np.uint8) * 255
+    Image.fromarray(colors[_pixels(1)[..., 0] % 3]).save(base / "colors.png")
+
+
+def _tables(base: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = base / "table"
+    table.mkdir()
+    rows = [{"image": f"{i}.png", "label": "ab"[i % 2]} for i in range(4)]
+    for i, row in enumerate(rows):
+        Image.fromarray(_pixels(i)).save(table / row["image"])
+    _write(base / "classes.json", {"classes": ["a", "b"]})
+    (table / "t.csv").write_text(
+        "image,label\n" + "".join(f"{r['image']},{r['label']}\n" for r in rows)
+    )
+    (base / "t.tsv").write_text((table / "t.csv").read_text().replace(",", "\t"))
+    (base / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), base / "t.parquet")
+    pictures = np.stack([_pixels(i) for i in range(4)])
+    np.savez(base / "images.npz", images=pictures, labels=np.array([0, 1, 0, 1]))
+    np.savez_compressed(
+        base / "images2.npz", images=pictures[..., 0], labels=np.array(list("abab"))
+    )
+    for name, members in (
+        ("t.tar", [(f"{r['label']}/{r['image']}", r["image"]) for r in rows]),
+        ("w.tar", [(f"{i}.png", r["image"]) for i, r in enumerate(rows)]),
+    ):
+        with tarfile.open(base / name, "w") as tar:
+            for i, (member, file) in enumerate(members):
+                tar.add(table / file, member)
+                if name == "w.tar":
+                    for kind, data in (("cls", rows[i]["label"]), ("json", '{"x": 1}')):
+                        info = tarfile.TarInfo(f"{i}.{kind}")
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data.encode()))
+    texts = [{"text": f"word {i}", "label": "xy"[i % 2]} for i in range(5)]
+    (base / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (base / "text.csv").write_text(
+        "text,label\n" + "".join(f'"a, {r["text"]}",{r["label"]}\n' for r in texts)
+    )
+    (base / "text.tsv").write_text(
+        "text\tlabel\n" + "".join(f"{r['text']}\t{r['label']}\n" for r in texts)
+    )
+    (base / "plain.txt").write_text("one\ntwo words\n\nthree\n")
+    tagged = [{"tokens": ["a", "b"], "tags": ["X", "O"]} for _ in range(3)]
+    (base / "tok.jsonl").write_text("\n".join(map(json.dumps, tagged)))
+    (base / "a.conll").write_text("-DOCSTART- O\n\nEva B\nin O\n\nRome L\n")
+    (base / "u.conll").write_text("# id = 1\n1\tthe\tthe\tDET\n2-3\tx\tx\tX\n2\tend\tend\tN\n\n")
+    choices = [{"question": "q", "choices": ["a", "b"], "label": i % 2} for i in range(3)]
+    (base / "mc.jsonl").write_text("\n".join(map(json.dumps, choices)))
+    answers = {"text": ["cat"], "answer_start": [2]}
+    entry = {"id": "1", "question": "who?", "answers": [{"text": "cat", "answer_start": 2}]}
+    paragraph = {"context": "a cat sat", "qas": [entry]}
+    _write(base / "squad.json", {"version": "1", "data": [{"paragraphs": [paragraph]}]})
+    asked = [{"question": "who?", "context": "a cat", "answers": answers} for _ in range(3)]
+    (base / "qa.jsonl").write_text("\n".join(map(json.dumps, asked)))
