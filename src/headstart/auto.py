@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from headstart.checkpoint.documents import read_object
+from headstart.checkpoint.documents import check_kind, read_object
 from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
@@ -272,6 +272,8 @@ class AutoImageProcessor:
         with suggesting(name_or_path):
             path = resolve_file(str(name_or_path), "preprocessor_config.json", optional=True, **hub)
         values = {} if path is None else read_object(path)
+        for key in ("image_processor_type", "feature_extractor_type"):
+            check_kind(values.get(key), str | None, f"{path}: {key!r}")
         name = (
             values.get("image_processor_type") or values.get("feature_extractor_type") or ""
         ).removesuffix("Fast")

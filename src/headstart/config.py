@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from headstart._version import __version__
-from headstart.checkpoint.documents import check_kind, read_object
+from headstart.checkpoint.documents import check_kind, check_names, read_object
 from headstart.checkpoint.writing import atomic_write
 from headstart.errors import ConfigError, NotFoundError
 from headstart.hub.resolve import resolve_file, split_hub
@@ -161,9 +161,10 @@ class PreTrainedConfig:
             self.label2id = dict(ids) if ids else {name: i for i, name in self.id2label.items()}
             if count is not None and count != len(self.id2label):
                 self.num_labels = count
+        values.pop("model_type", None)
+        check_names(type(self), values, "a configuration", ConfigError)
         for key, value in values.items():
-            if key != "model_type":
-                setattr(self, key, value)
+            setattr(self, key, value)
 
     def _set_floats(self) -> None:
         """Whole numbers become floats where those belong.
@@ -297,6 +298,8 @@ class PreTrainedConfig:
                 looks like a misspelled one.
         """
         overrides = {name: value for name, value in overrides.items() if name not in WITHOUT_EFFECT}
+        if "self" in values:
+            raise ConfigError("a configuration cannot have a value named 'self'")
         known = cls.value_names()
         for name in overrides.keys() - known - values.keys():
             if near := difflib.get_close_matches(name, known, 1, 0.9):

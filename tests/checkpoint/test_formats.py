@@ -431,3 +431,26 @@ def test_no_damage_ends_in_anything_but_our_error(tmp_path, samples, seed):
                     tensor.sum() if framework == "torch" else tensor.tobytes()  # touches every byte
             except HeadstartError as error:
                 assert "damaged" in str(error)
+
+
+@pytest.mark.parametrize("ending", ["npz", "pth"])
+def test_checksums_of_stored_members(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "npz":
+        write_npz(path, {"w": np.arange(50.0)})
+    else:
+        torch.save({"w": torch.arange(50.0)}, path)
+    data = bytearray(path.read_bytes())
+    value = np.float64(7).tobytes() if ending == "npz" else np.float32(7).tobytes()
+    data[data.index(value) + len(value) - 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match="its checksum is wrong"):
+        read_tensors(path)
+
+
+def test_a_file_of_claims_fills_no_memory(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for i in range(8):
+            file.create_dataset(f"w{i}", shape=(1 << 27,), dtype="f4", fillvalue=1.0)
+    with pytest.raises(FileFormatError, match="claims 536,870,912 bytes"):
+        read_tensors(tmp_path / "a.h5")

@@ -428,3 +428,22 @@ def test_no_instruction_of_pickle_is_forgotten():
         - {name[1:].upper() for name in vars(pickle_machine.Machine)}
     )
     assert missing == refused
+
+
+@pytest.mark.parametrize("end", [b"K\x01u.", b"K\x01s."])
+def test_keys_are_flat(tmp_path, end):
+    """Hashing a tuple nested 150,000 deep overflows the stack of the interpreter."""
+    body = b"\x80\x02}" + (b"(" if end[-2:-1] == b"u" else b"") + b"K\x01" + b"\x85" * 150_000 + end
+    (tmp_path / "a.pth").write_bytes(body)
+    with pytest.raises(FileFormatError, match="a value of type tuple as a key"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_a_shared_list_does_not_multiply(tmp_path):
+    """Ten lists that each hold the one before twenty times are 10^13 names."""
+    value = [0]
+    for _ in range(10):
+        value = [value] * 20
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"x" * 300: value}, protocol=2))
+    with pytest.raises(FileFormatError, match="more than 1,000,000 entries|names of more"):
+        read_tensors(tmp_path / "a.pkl")

@@ -10,15 +10,21 @@ from typing import Any
 
 # Values that programs trip over; texts that begin with "raw:" are written as they are.
 ODD: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "x", "0", "-1", "a" * 3000,
-    "../x", "/etc/passwd", "\0", "\u00e9", "\U0001f600", "\x1b[31m", "$x$", "[b]", [], [[]], {}, {"a": {}}, [0] * 300, [None], ["a", 1], {"0": "a"},
-    "raw:NaN", "raw:Infinity", "raw:1e999", "raw:" + "9" * 400, "raw:" + "9" * 5000, 'raw:"\\ud800"', "raw:" + "[" * 70 + "]" * 70,
+    None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, "",
+    "x", "0", "-1", "a" * 3000,
+    "../x", "/etc/passwd", "\0", "\u00e9", "\U0001f600", "\x1b[31m", "$x$", "[b]", [], [[]], {},
+    {"a": {}}, [0] * 300, [None], ["a", 1], {"0": "a"},
+    "raw:NaN", "raw:Infinity", "raw:1e999", "raw:" + "9" * 400, "raw:" + "9" * 5000,
+    'raw:"\\ud800"', "raw:" + "[" * 70 + "]" * 70,
     "raw:" + "[" * 3000 + "]" * 3000, 'raw:{"a":1,"a":2}', "raw:[" + "1," * 3000 + "1]", "raw:'",
 ]  # fmt: skip
 TOKENS = [
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b'"', b"'", b",", b";", b"\t", b"\n\n", b"[" * 200, b"{" * 2000, b"&a ", b"*a", b"!!timestamp x",
-    b"!!python/name:os.system", b"<<: ", b"0b_", b"9" * 5000, b".nan", b"1e999", b"\xed\xa0\x80", b"\xe2\x80\xa8", b"-DOCSTART-", b"1\t", b"#", b"..",
-    b"x" * 5000, b"{0..9}", "²".encode(), "①".encode(), b"\x85", b"\x1b[2J", b"- ", b"? ", b": ", b"|", b"~", b"true", b"-1", b"1-2", b"99999999999999999999",
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b'"', b"'", b",", b";", b"\t", b"\n\n", b"[" * 200,
+    b"{" * 2000, b"&a ", b"*a", b"!!timestamp x",
+    b"!!python/name:os.system", b"<<: ", b"0b_", b"9" * 5000, b".nan", b"1e999", b"\xed\xa0\x80",
+    b"\xe2\x80\xa8", b"-DOCSTART-", b"1\t", b"#", b"..",
+    b"x" * 5000, b"{0..9}", "²".encode(), "①".encode(), b"\x85", b"\x1b[2J", b"- ", b"? ", b": ",
+    b"|", b"~", b"true", b"-1", b"1-2", b"99999999999999999999",
 ]  # fmt: skip
 
 

@@ -41,6 +41,8 @@ def format_of(path: Path) -> str | None:
         text = path.read_bytes()
         kinds = (kind for kind in ("beit", "cvt", "yoso") if b'"' + kind.encode() + b'"' in text)
         return f"config_{next(kinds, 'bit')}"
+    if name == "resume_state":
+        return "ckpt_state"
     if name == "resume_tensors" or name.startswith("opt_") and name != "opt_json":
         return None
     if name == "tok_config" and "special" in path.name:

@@ -618,3 +618,28 @@ def test_import_is_quick_and_loads_no_client():
         ).stdout
         == "set()\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"X-Linked-Etag": '"../../../../evil"'}, "gives .* the ETag '../../../../evil'"),
+        ({"X-Repo-Commit": "../../evil"}, "gives .* the commit '../../evil'"),
+        ({"Location": "file:///etc/hostname"}, "not an http"),
+    ],
+)
+def test_answers_that_lead_elsewhere_are_refused(server, tmp_path, headers, message):
+    server.add("o/m", saved(tmp_path))
+    usual = {"X-Repo-Commit": "a" * 40, "X-Linked-Etag": f'"{"b" * 64}"', "X-Linked-Size": "9"}
+    usual["Location"] = f"{server.content_url}/content/{'b' * 64}"
+    server.fail("HEAD", "model.safetensors", status=302, headers=usual | headers, times=9)
+    with pytest.raises(DownloadError, match=message):
+        resolve_file("o/m", "model.safetensors")
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_redirect_to_a_file_is_not_followed(server, tmp_path):
+    server.plain["a.bin"] = b"x" * 10
+    server.fail("GET", "a.bin", status=302, headers={"Location": "file:///etc/hostname"})
+    with pytest.raises(DownloadError, match="file:///etc/hostname.* is not allowed"):
+        download(Download(f"{server.url}/files/a.bin"))

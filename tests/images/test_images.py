@@ -28,6 +28,7 @@ from headstart.images.decode import (
     orient,
     resize,
     resize_and_crop,
+    webp_size,
 )
 from headstart.images.processor import BatchFeature
 from headstart.models.beit.image import BeitImageProcessor
@@ -685,3 +686,38 @@ def test_importing_the_processors_does_not_import_torch() -> None:
         ).stdout.strip()
         == "False"
     )
+
+
+def test_only_listed_formats_are_opened(tmp_path):
+    """Pillow starts Ghostscript for an EPS, whatever it is called."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(
+        InputError, match=r"a\.png: cannot be read as an image: unknown image format"
+    ):
+        load_image(path)
+    with pytest.raises(InputError, match="/dev/zero is not a regular file"):
+        load_image("/dev/zero")
+
+
+def test_pixels_are_limited_and_the_limit_can_be_raised(monkeypatch):
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(file, "PNG")
+    with pytest.raises(InputError, match="has 12000x12000 pixels.*HEADSTART_MAX_PIXELS=144000000"):
+        load_image(file.getvalue())
+    monkeypatch.setenv("HEADSTART_MAX_PIXELS", "144000000")
+    assert load_image(file.getvalue()).shape == (12_000, 12_000, 3)
+    assert Image.MAX_IMAGE_PIXELS == 89478485  # Pillow's own limit is as it was
+    thin = io.BytesIO()
+    Image.new("1", (200_000, 2)).save(thin, "PNG")
+    with pytest.raises(InputError, match="a side of more than 131,072"):
+        load_image(thin.getvalue())
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}])
+def test_the_size_of_a_webp_is_known_before_it_is_opened(options):
+    file = io.BytesIO()
+    Image.new("RGB", (300, 70)).save(file, "WEBP", **options)
+    assert webp_size(file.getvalue()) == (300, 70)
+    Image.new("RGBA", (300, 70)).save(file := io.BytesIO(), "WEBP", exif=b"Exif\0\0", **options)
+    assert webp_size(file.getvalue()) == (300, 70)

@@ -14,7 +14,7 @@ import re
 import stat
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -356,6 +356,17 @@ def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatEr
     """
     if not is_kind(value, kind):
         raise error(f"{where}={value!r:.80}; expected {kind_words(kind)}")
+
+
+def check_names(
+    cls: type, names: Iterable[str], where: str, error: Error = FileFormatError
+) -> None:
+    """Raises `error` for a key that cannot become an attribute, because it would replace a method."""
+    for name in names:
+        found = getattr(cls, name, None)
+        fixed = isinstance(found, property) and found.fset is None
+        if name == "self" or name.startswith("__") or callable(found) or fixed:
+            raise error(f"{where} cannot have a value named {name!r:.80}")
 
 
 def value_of(

@@ -1,6 +1,7 @@
 """NumPy's .npz and .npy (the BiT authors' format), never with pickled objects. https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
 
 import io
+import math
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from headstart.checkpoint.raw import (
     from_array,
     map_file,
     numpy_dtype,
+    to_numpy,
 )
 from headstart.errors import FileFormatError
 
@@ -44,13 +46,41 @@ def read_npz(path: Path) -> dict[str, Raw]:
     return bounded(path, raws)
 
 
+def read_arrays(path: Path) -> "dict[str, np.ndarray[Any, Any]]":
+    """The arrays of a data set's .npz, which may also hold texts (labels).
+
+    Raises:
+        FileFormatError: As `read_npz`; also for texts that are not valid Unicode.
+    """
+    data = map_file(path)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for entry, info in zips.entries(path).items():
+        where = f"{path}: {entry}"
+        buffer, start, stop = zips.unpack(path, data, info)
+        shape, fortran, dtype, begin = _header(buffer, start, stop, where)
+        if dtype.kind != "U":
+            raw = _array(buffer, start, stop, where)
+            arrays[entry.removesuffix(".npy")] = to_numpy({"": raw})[""]
+            continue
+        if begin + math.prod(shape) * dtype.itemsize != stop or not dtype.itemsize or fortran:
+            raise FileFormatError(f"{where} has another size than its shape says")
+        codes = np.frombuffer(bytes(buffer[begin:stop]), dtype.newbyteorder("=").str[0] + "u4")
+        if codes.size and (codes.max() > 0x10FFFF or np.any((codes >> 11) == 0x1B)):
+            raise FileFormatError(f"{where} holds texts that are not valid Unicode")
+        arrays[entry.removesuffix(".npy")] = codes.view(dtype).reshape(shape)
+    return arrays
+
+
 def read_npy(path: Path) -> dict[str, Raw]:
     """The one array of a .npy file, under the file's name without ending."""
     data = map_file(path)
     return {path.stem: _array(data, 0, len(data), str(path))}
 
 
-def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
+def _header(
+    buffer: Any, start: int, stop: int, where: str
+) -> "tuple[tuple[int, ...], bool, np.dtype[Any], int]":
+    """Shape, column order, type, and the byte where the values begin."""
     head = io.BytesIO(bytes(buffer[start : min(stop, start + MAX_HEADER + 16)]))
     try:
         version = np.lib.format.read_magic(head)
@@ -74,11 +104,15 @@ def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
         raise FileFormatError(
             f"{where} holds pickled Python objects, which are never loaded; save plain numbers"
         )
-    shape = as_shape(shape, where)
+    return as_shape(shape, where), fortran, dtype, start + head.tell()
+
+
+def _array(buffer: Any, start: int, stop: int, where: str) -> Raw:
+    shape, fortran, dtype, begin = _header(buffer, start, stop, where)
     strides = (
         tuple(int(n) for n in accumulate((1, *shape[:-1]), mul)) if fortran and shape else None
     )
-    raw = Raw(buffer, dtype_of_descr(dtype, where), shape, start + head.tell(), strides)
+    raw = Raw(buffer, dtype_of_descr(dtype, where), shape, begin, strides)
     raw = checked(raw, where, start, stop)
     if dtype.isnative:
         return raw

@@ -183,7 +183,14 @@ def read_index(path: Path | str) -> dict[str, str]:
 
 def _refuse_outside(index: Path, name: str) -> None:
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or not parts.parts:
+    if (
+        not name.isprintable()
+        or parts.is_absolute()
+        or ".." in parts.parts
+        or "\\" in name
+        or ":" in name
+        or not parts.parts
+    ):
         raise FileFormatError(
             f"{index} refers to {name!r}, which is not in its folder; that is refused"
         )

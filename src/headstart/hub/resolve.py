@@ -314,15 +314,13 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
     url = huggingface_hub.hf_hub_url(
         name, filename, revision=where["revision"], endpoint=where["endpoint"]
     )
+    found = huggingface_hub.try_to_load_from_cache(
+        name, filename, cache_dir=where["cache_dir"], revision=where["revision"]
+    )
     try:
-        facts = _facts(name, filename, url, where)
+        facts = _facts(name, filename, url, where, patient=not isinstance(found, str))
     except OfflineError:
-        if isinstance(
-            found := huggingface_hub.try_to_load_from_cache(
-                name, filename, cache_dir=where["cache_dir"], revision=where["revision"]
-            ),
-            str,
-        ):
+        if isinstance(found, str):
             return Path(found)
         raise
     if facts is None:
@@ -356,7 +354,7 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
     return None
 
 
-def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
+def _facts(name: str, filename: str, url: str, where: dict[str, Any], patient: bool = True) -> Any:
     """Size, tag and place of a file.
 
     None where the server is busy or refuses, which huggingface_hub's own requests deal with.
@@ -368,7 +366,7 @@ def _facts(name: str, filename: str, url: str, where: dict[str, Any]) -> Any:
         RevisionNotFoundError,
     )
 
-    for last in (False, True):
+    for last in (False, True) if patient else (True,):
         try:
             return huggingface_hub.get_hf_file_metadata(url, token=where["token"])
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):

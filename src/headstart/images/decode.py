@@ -159,7 +159,7 @@ def open_image(data: bytes) -> Image.Image:
         OSError: And whatever else Pillow raises for a damaged file.
     """
     if data[:4] == b"RIFF":  # Pillow allocates the canvas of a WebP when it opens it
-        _check_size(*_webp_size(data))
+        _check_size(*webp_size(data))
     with _opening:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -190,7 +190,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
+def webp_size(data: bytes) -> tuple[int, int]:
     """Width and height in a WebP's first chunk: https://developers.google.com/speed/webp/docs."""
     if data[12:16] == b"VP8X":
         sides = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -682,6 +682,8 @@ def resize_and_crop(
     rows, columns = crop or (height, width)
     top, left = (height - rows) // 2, (width - columns) // 2  # negative: that much is added before
     window = (max(top, 0), max(left, 0), min(rows, height), min(columns, width))
+    if rows * columns > _MAX_RESIZED_PIXELS:
+        raise InputError(f"a crop of {columns}x{rows} pixels would need too much memory")
     # (min(rows, height), min(columns, width), C)
     image = resize(image, (height, width), resample, window)
     if image.shape[:2] == (rows, columns):

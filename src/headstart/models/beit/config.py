@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Self
 
-from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, one_of
+from headstart.config import Compat, PreTrainedConfig, align_outputs, as_label, config_class, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
@@ -334,10 +334,11 @@ def renumber_labels(values: dict[str, Any]) -> dict[str, Any]:
     """Repairs the class names of a converted 22k head, from which two numbers were deleted without
     moving up those that follow.
     """
-    names = {int(i): name for i, name in (values.get("id2label") or {}).items()}
-    if len(names) != CLASSES_22K or set(names) != set(range(CLASSES_22K + len(LEFT_OUT))) - set(
-        LEFT_OUT
-    ):
+    names = values.get("id2label") or {}
+    if len(names) != CLASSES_22K or not isinstance(names, Mapping):
+        return values
+    names = {as_label(i): name for i, name in names.items()}
+    if set(names) != set(range(CLASSES_22K + len(LEFT_OUT))) - set(LEFT_OUT):
         return values
     moved = dict(enumerate(names[i] for i in sorted(names)))
     return values | {

@@ -5,6 +5,7 @@
 
 from typing import Any, ClassVar, Self
 
+from headstart.checkpoint.documents import check_kind
 from headstart.errors import InputError
 from headstart.images.decode import (
     BICUBIC,
@@ -72,6 +73,7 @@ class ConvNextImageProcessor(BaseImageProcessor):
         super().__post_init__()
         if "shortest_edge" not in self.size:
             raise InputError(f'size={self.size}: expected {{"shortest_edge": int}} or an int')
+        check_kind(self.crop_pct, float, "crop_pct", InputError)
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct={self.crop_pct}: expected a share above 0 and at most 1")
 

@@ -94,7 +94,11 @@ class YosoTokenizer(PreparedIds):
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("right", "left"):
                 raise ConfigError(f"{name}={side!r}; expected 'right' or 'left'")
-        self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
+        limit = UNLIMITED if model_max_length is None else model_max_length
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+            raise ConfigError(f"model_max_length={limit!r:.80}; expected a number above 0")
+        # the library counts in 64 bits, and nothing is as long as that
+        self.model_max_length = int(limit) if limit < 1 << 31 else UNLIMITED
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.add_prefix_space, self.mask_alias, self.name_or_path = (
             add_prefix_space,

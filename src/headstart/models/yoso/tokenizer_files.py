@@ -115,6 +115,8 @@ def as_added(value: Any, role: str) -> AddedToken:
     """A special token from its text, or from the object that files hold."""
     if isinstance(value, AddedToken):
         return value
+    if value == "" or (isinstance(value, Mapping) and value.get("content") == ""):
+        raise ConfigError(f"{role} is empty; expected a text")
     if isinstance(value, Mapping):
         flags = {
             key: bool(value[key])
