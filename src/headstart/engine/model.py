@@ -313,7 +313,10 @@ def here(device: str) -> torch.device:
             f"this folder was optimized for {device}, which is not here; from_pretrained(folder,"
             " optimized=False) loads the network"
         )
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise FileFormatError(f"{device!r:.80} is not a device: {error}") from error
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
-from headstart.checkpoint.documents import read_object
+from headstart.checkpoint.documents import check_kind, check_names, read_object
 from headstart.errors import InputError, MissingExtraError
 from headstart.images.decode import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
+    MAX_SIDE,
     NO_CHANNELS,
     Array,
     decode,
@@ -132,11 +133,12 @@ def size_dict(size: Any, *, square: bool = True, what: str = "size") -> dict[str
     if (
         not isinstance(size, dict)
         or set(size) not in kinds
-        or not all(isinstance(v, int | np.integer) and v > 0 for v in size.values())
+        or not all(isinstance(v, int | np.integer) and 0 < v <= MAX_SIDE for v in size.values())
     ):
         edge = ', {"shortest_edge": int}' if what == "size" else ""
         raise InputError(
-            f'{what}={size}: expected {{"height": int, "width": int}}{edge} or an int, all above 0'
+            f'{what}={size!r:.80}: expected {{"height": int, "width": int}}{edge} or an int, all above 0'
+            f" and at most {MAX_SIDE:,}"
         )
     return {key: int(value) for key, value in size.items()}
 
@@ -167,6 +169,7 @@ def processor_class(cls: type[P]) -> type[P]:
     def init(self: P, *args: Any, **kwargs: Any) -> None:
         kwargs = {cls.aliases.get(key, key): value for key, value in kwargs.items()}
         self._others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        check_names(type(self), self._others, type(self).__name__, InputError)
         strange = sorted(set(self._others) - KNOWN_OTHERS)
         if strange:
             logger.warning(
@@ -221,23 +224,22 @@ class BaseImageProcessor:
         for field in fields(self):  # type: ignore[arg-type]
             if getattr(self, field.name) is None:
                 setattr(self, field.name, self.defaults.get(field.name, field.default))
-        if self.resample not in range(6):
+        if not isinstance(self.resample, int) or self.resample not in range(6):
             raise InputError(
-                f"resample={self.resample}: expected 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4"
-                " box or 5 hamming"
+                f"resample={self.resample!r:.80}: expected 0 nearest, 1 lanczos, 2 bilinear, 3"
+                " bicubic, 4 box or 5 hamming"
             )
         self.resample = int(self.resample)
+        check_kind(self.rescale_factor, float, "rescale_factor", InputError)
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            setattr(
-                self,
-                name,
-                (
-                    [float(v) for v in value]
-                    if isinstance(value, Sequence | np.ndarray)
-                    else float(value)
-                ),
-            )
+            value = value.tolist() if isinstance(value, np.ndarray) else value
+            check_kind(value, float | list[float], name, InputError)
+            several = isinstance(value, list | tuple)
+            values = [float(each) for each in value] if several else float(value)
+            if not np.size(values) or not np.all(np.isfinite(values)):
+                raise InputError(f"{name}={value!r:.80}; expected finite numbers")
+            setattr(self, name, values)
         mean, std = np.atleast_1d(self.image_mean), np.atleast_1d(self.image_std)
         if len(mean) != len(std) and 1 not in (len(mean), len(std)):
             raise InputError(
@@ -475,6 +477,8 @@ class BaseImageProcessor:
 
         Keywords win over them.
         """
+        if "self" in values:
+            raise InputError("an image processor cannot have a value named 'self'")
         merged = {
             cls.aliases.get(key, key): value for key, value in (*values.items(), *overrides.items())
         }

@@ -11,6 +11,7 @@ from headstart.registry import Published
 EPS_AUTHORS, EPS_TRANSFORMERS = 1e-5, 1e-12
 # Rows of the position table before the first token's: RoBERTa counts from pad_token_id + 1.
 FIRST_POSITION = 2
+OLDER = ("None", "0", "1", "2", "3", "4")  # first parts of transformers' versions
 
 logger = logging.getLogger("headstart")
 
@@ -170,7 +171,7 @@ class YosoConfig(PreTrainedConfig):
         if compat == "transformers":
             act = values.get("hidden_act", "gelu")
             # it adds positions whatever this says
-            if int(str(values.get("transformers_version") or "4").split(".")[0]) >= 5:
+            if str(values.get("transformers_version")).partition(".")[0] not in OLDER:
                 values["position_embedding_type"] = "absolute"
             return values | {
                 "layer_norm_eps": eps,
