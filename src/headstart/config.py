@@ -100,12 +100,18 @@ def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 
 class PreTrainedConfig:
-    """Base of the configurations.
+    """Base of the configurations: the values that every family has, and their file.
 
     Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type`
     ("regression", "single_label_classification", "multi_label_classification" or None: told from
     the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat` ("authors"
     or "transformers": whose arithmetic the values came from).
+
+    Example:
+        >>> from headstart import PreTrainedConfig
+        >>> config = PreTrainedConfig(id2label={0: "cat", 1: "dog", 2: "owl"})
+        >>> config.num_labels, config.label2id["owl"]
+        (3, 2)
     """
 
     model_type: ClassVar[str] = ""

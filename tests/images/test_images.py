@@ -459,8 +459,8 @@ def test_16_bit_pictures_are_scaled() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((5, 6, 7), np.uint8), r"shape \(5, 6, 7\) is no picture"),
-        (np.zeros(5, np.uint8), r"shape \(5,\) is no picture"),
+        (np.zeros((5, 6, 7), np.uint8), r"shape \(5, 6, 7\) is no image"),
+        (np.zeros(5, np.uint8), r"shape \(5,\) is no image"),
         (np.zeros((0, 6, 3), np.uint8), "holds no pixels"),
         (np.full((4, 5), np.nan), "NaN"),
         (np.full((4, 5), 300), "int64 pixels from 300 to 300"),
@@ -639,6 +639,11 @@ def test_other_frameworks(
         return_tensors="np",
     )
     np.testing.assert_array_equal(again.pixel_values, np.asarray(batch))
+
+
+def test_batch_feature_takes_data_and_a_tensor_type_as_v4():
+    batch = BatchFeature({"labels": [1, 0, 2]}, "np", extra=[3])
+    assert isinstance(batch.labels, np.ndarray) and batch["extra"].tolist() == [3]
 
 
 def test_batch_feature() -> None:

@@ -1,20 +1,20 @@
 """The one image pipeline under every processor: decode, orient, convert, resize, crop, rescale,
 normalise.
 
-Shapes: N images, H height, W width, C channels. Between decoding and the last step every picture is
+Shapes: N images, H height, W width, C channels. Between decoding and the last step every image is
     one array of shape (H, W, C).
 
-What counts as a picture, and how it is read:
+What counts as an image, and how it is read:
 
 - A path, bytes or an open binary file is decoded here, and turned upright by its EXIF orientation.
   A PIL image is taken as it is: whoever holds pixels has already decided
   (`PIL.ImageOps.exif_transpose` turns it).
 - Alpha is dropped, not blended; palettes become their colours; CMYK and 16-bit become 8-bit RGB;
-  float pictures hold 0..1 or 0..255.
-- An array is uint8 or whole numbers 0..255, or uint16 up to 65535 (a 16-bit picture when any value
+  float images hold 0..1 or 0..255.
+- An array is uint8 or integers 0..255, or uint16 up to 65535 (a 16-bit image when any value
   exceeds 255), or bool, or float.
 - Without `input_data_format` the axis of 1, 3 or 4 entries holds the channels. When the first and
-  the last axis both qualify (a picture 3 pixels high or wide), a torch tensor is (C, H, W) and
+  the last axis both qualify (an image 3 pixels high or wide), a torch tensor is (C, H, W) and
   every other array is (H, W, C), the custom of their libraries.
 """
 
@@ -50,7 +50,7 @@ OPENAI_CLIP_MEAN, OPENAI_CLIP_STD = (
 CHANNELS_FIRST, CHANNELS_LAST, NO_CHANNELS = "channels_first", "channels_last", "none"
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
-# 200 MB of RGB: more is a mistake in `size`, or a picture one pixel thin
+# 200 MB of RGB: more is a mistake in `size`, or an image one pixel thin
 _MAX_RESIZED_PIXELS = 2**26
 
 MAX_FILE = 1 << 30  # bytes
@@ -82,7 +82,7 @@ DAMAGE += (struct.error, zlib.error, Warning)
 
 
 def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
-    """The upright pixels of a picture file, uint8 of shape (H, W, 3).
+    """The upright pixels of an image file, uint8 of shape (H, W, 3).
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
@@ -90,7 +90,7 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
             4).
 
     Raises:
-        InputError: The file is missing, damaged, too large to be a picture, or in a format that
+        InputError: The file is missing, damaged, too large to be an image, or in a format that
             Pillow cannot read; the message names it.
     """
     data, name = _read(source)
@@ -273,7 +273,7 @@ def pil_to_array(image: Image.Image, *, convert_rgb: bool = True) -> Array:
 
 
 def _eight_bit(values: Array) -> Array:
-    """Grey values of a float, 16-bit or 32-bit picture as uint8."""
+    """Grey values of a float, 16-bit or 32-bit image as uint8."""
     if values.dtype.kind == "f":
         low, high = _float_range(values)
         if low >= 0 and high <= 1:
@@ -282,7 +282,7 @@ def _eight_bit(values: Array) -> Array:
     if values.dtype.itemsize == 2 or values.max() > 255:
         if values.min() < 0 or values.max() > 65535:
             raise InputError(
-                f"values from {values.min()} to {values.max()}: a picture of integers holds 0..255"
+                f"values from {values.min()} to {values.max()}: an image of integers holds 0..255"
                 " or 0..65535"
             )
         return (values >> 8).astype(np.uint8)
@@ -292,7 +292,7 @@ def _eight_bit(values: Array) -> Array:
 def _float_range(values: Array) -> tuple[float, float]:
     """Smallest and largest value.
 
-    Refuses NaN and infinities, which would spread over the picture when it is resized.
+    Refuses NaN and infinities, which would spread over the image when it is resized.
     """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -310,7 +310,7 @@ def _channels(pixels: Array, convert_rgb: bool) -> Array:
     if count == 4:
         return pixels[..., :3]  # (H, W, 3)
     raise InputError(
-        f"has {count} channels; pictures have 1, 3 or 4 (set do_convert_rgb=False to keep other"
+        f"has {count} channels; images have 1, 3 or 4 (set do_convert_rgb=False to keep other"
         " counts)"
     )
 
@@ -328,7 +328,7 @@ def channel_axis(shape: Sequence[int], *, torch_like: bool = False) -> str:
         if first or last:
             return CHANNELS_FIRST if first and (torch_like or not last) else CHANNELS_LAST
     raise InputError(
-        f"an array of shape {tuple(shape)} is no picture: expected (H, W), (H, W, C) or (C, H, W)"
+        f"an array of shape {tuple(shape)} is no image: expected (H, W), (H, W, C) or (C, H, W)"
         ' with 1, 3 or 4 channels; say which with input_data_format="channels_first",'
         ' "channels_last" or "none"'
     )
@@ -351,7 +351,7 @@ def to_numpy(value: Any) -> Array:
         array = array.astype(np.float32)
     if array.dtype.kind not in "buif":
         raise InputError(
-            f"an array of {array.dtype} is no picture: expected integers, bool or floats"
+            f"an array of {array.dtype} is no image: expected integers, bool or floats"
         )
     return array
 
@@ -359,7 +359,7 @@ def to_numpy(value: Any) -> Array:
 def decode(
     image: Any, *, convert_rgb: bool = True, input_data_format: str | None = None
 ) -> tuple[Array, str]:
-    """Pixels of shape (H, W, C) from anything that is one picture, and the layout that it came in.
+    """Pixels of shape (H, W, C) from anything that is one image, and the layout that it came in.
 
     The pixels are uint8, or float32 when a float array was given. They may share memory with the
     caller's: never write into them.
@@ -404,15 +404,15 @@ def _integers(array: Array) -> Array:
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return _eight_bit(array)
     raise InputError(
-        f"{array.dtype} pixels from {low} to {high}: integers hold 0..255 (16-bit pictures are"
+        f"{array.dtype} pixels from {low} to {high}: integers hold 0..255 (16-bit images are"
         " uint16 arrays)"
     )
 
 
 def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
-    """The single pictures of one picture, a batch array, or a nested list of them.
+    """The single images of one image, a batch array, or a nested list of them.
 
-    `ndim` is the most axes of one picture: 3, or 2 for label maps and pictures without a channel
+    `ndim` is the most axes of one image: 3, or 2 for label maps and images without a channel
     axis (then (H, W, 1) is one too).
     """
     if is_file(images) or isinstance(images, Image.Image):
@@ -468,7 +468,7 @@ def decode_labels(labels: Any) -> Array:
     if array.dtype.kind == "f":
         _float_range(array)
         if not np.array_equal(np.rint(array), array):
-            raise InputError("a label map of floats that are not whole numbers")
+            raise InputError("a label map of floats that are not integers")
         array = array.astype(np.int64)
     return array
 

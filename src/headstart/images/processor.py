@@ -1,4 +1,4 @@
-"""The base of the image processors: their fields, their file, and the way from pictures to one
+"""The base of the image processors: their fields, their file, and the way from images to one
 batch.
 
 Shapes: N images, H height, W width, C channels.
@@ -33,11 +33,27 @@ from headstart.images.decode import (
 
 
 class BatchFeature(dict[str, Any]):
-    """What a processor returns.
+    """What a processor returns: a dict of batches whose keys are attributes too.
 
-    A dict of batches whose keys are attributes too, and which goes into a model as
-    `model(**inputs)`.
+    It goes into a model as `model(**inputs)`.
+
+    Args:
+        data: The batches, by name; None is an empty dict.
+        tensor_type: "np", "pt", "jax" or "tf" converts them; see `convert_to_tensors`.
+        **batches: Further batches, by name.
+
+    Example:
+        >>> from headstart import BatchFeature
+        >>> batch = BatchFeature({"labels": [1, 0, 2]}, tensor_type="np")
+        >>> batch.labels.shape
+        (3,)
     """
+
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, tensor_type: str | None = None, **batches: Any
+    ) -> None:
+        super().__init__(data or {}, **batches)
+        self.convert_to_tensors(tensor_type)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -192,11 +208,11 @@ def _in_unit_range(image: Any) -> bool:
 
 
 class BaseImageProcessor:
-    """Base of the image processors: pictures of any kind in, one batch of numbers out.
+    """Base of the image processors: images of any kind in, one batch of numbers out.
 
     A processor is a dataclass whose fields are the documented arguments; `_geometry` says how
-    pictures are resized and cropped. The steps are always: decode, resize, crop from the centre
-    (zeros around a picture that is too small), rescale, normalise.
+    images are resized and cropped. The steps are always: decode, resize, crop from the centre
+    (zeros around an image that is too small), rescale, normalise.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -260,7 +276,7 @@ class BaseImageProcessor:
     def _geometry(
         self, height: int, width: int
     ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """(height, width) to resize a picture to, and to crop from its centre.
+        """(height, width) to resize an image to, and to crop from its centre.
 
         None leaves the step out.
         """
@@ -281,24 +297,24 @@ class BaseImageProcessor:
         return self.preprocess(images, **kwargs)
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """A batch of pixels from pictures.
+        """A batch of pixels from images.
 
         Args:
-            images: One picture or a list: a path, bytes, a PIL image, or an array or tensor of
-                shape (H, W), (H, W, C) or (C, H, W). Whole numbers count from 0 to 255 (16-bit ones
+            images: One image or a list: a path, bytes, a PIL image, or an array or tensor of
+                shape (H, W), (H, W, C) or (C, H, W). Integers count from 0 to 255 (16-bit ones
                 are scaled); floats are taken as they are, so give `do_rescale=False` where they are
                 from 0 to 1 already.
             **kwargs: `return_tensors` ("pt", "np", "tf", "jax"; None gives a list of arrays),
                 `data_format` ("channels_first", the default, or "channels_last"),
-                `input_data_format` (told from the shape if None), and any field of the processor,
-                for this call.
+                `input_data_format` (inferred from the shape if None), and any field of the
+                processor, for this call.
 
         Returns:
             `pixel_values`, float32 of shape (N, C, height, width) after resizing, cropping, `x *
             rescale_factor` and `(x - image_mean) / image_std`, as far as those steps are on.
 
         Raises:
-            InputError: What is no picture, pictures of different sizes for one tensor, or a value
+            InputError: What is no image, images of different sizes for one tensor, or a value
                 that no step can take; the one of a list is named.
         """
         call = {
@@ -420,7 +436,7 @@ class BaseImageProcessor:
         return resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample)
 
     def _normalized(self, images: list[tuple[Array, str]], return_tensors: Any) -> Any:
-        """(H, W, C) pictures, each with the layout wanted, as float32.
+        """(H, W, C) images, each with the layout wanted, as float32.
 
         A list, or one tensor of the framework.
         """

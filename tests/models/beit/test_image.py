@@ -153,7 +153,7 @@ def test_bad_maps_are_refused(tmp_path: Path) -> None:
     for mask, message in (
         (tmp_path / "colours.png", "holds colours"),
         (tmp_path / "none.png", "no such"),
-        (np.full((9, 9), 0.5), "not whole numbers"),
+        (np.full((9, 9), 0.5), "not integers"),
         (np.full((9, 9), np.nan), "NaN"),
         (np.zeros((2, 9, 9), int), "2 segmentation maps for 1 images"),
     ):

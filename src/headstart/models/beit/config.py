@@ -32,7 +32,7 @@ class BeitConfig(PreTrainedConfig):
         patch_size: Height and width of a patch, one number or two.
         num_channels: Channels of an image.
         use_mask_token: Whether masked patches have a token.
-        use_absolute_position_embeddings: Whether each place has an embedding.
+        use_absolute_position_embeddings: Whether each position has an embedding.
         use_relative_position_bias: Whether each block has a table of biases by relative position.
         use_shared_relative_position_bias: Whether all blocks share one.
         layer_scale_init_value: Initial scale of each branch (0.1 base, 1e-5 large); 0 is no layer

@@ -1,4 +1,4 @@
-"""BEiT's image processor: pictures, and the label maps of semantic segmentation.
+"""BEiT's image processor: images, and the label maps of semantic segmentation.
 
 Shapes: N images, H height, W width.
 """
@@ -43,7 +43,7 @@ def reduce_labels(labels: Array) -> Array:
 
 @processor_class
 class BeitImageProcessor(BaseImageProcessor):
-    """Turns pictures, and label maps with them, into the `pixel_values` and `labels` of a BEiT
+    """Turns images, and label maps with them, into the `pixel_values` and `labels` of a BEiT
     network.
 
     Label maps are always resized to the nearest label: any other filter would make up classes
@@ -56,7 +56,7 @@ class BeitImageProcessor(BaseImageProcessor):
             proportions. Default 256.
         resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
             hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded
+        do_center_crop: Whether to cut `crop_size` from the centre; a smaller image is surrounded
             by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         rescale_factor: 1/255 brings 8-bit values to 0..1.
@@ -69,6 +69,7 @@ class BeitImageProcessor(BaseImageProcessor):
 
     Example:
         >>> import numpy as np
+        >>> from headstart import BeitImageProcessor
         >>> processor = BeitImageProcessor(size=40, crop_size=32, do_reduce_labels=True)
         >>> photo, labels = np.zeros((60, 80, 3), np.uint8), np.ones((60, 80), np.uint8)
         >>> batch = processor(photo, labels, return_tensors="np")
@@ -125,10 +126,10 @@ class BeitImageProcessor(BaseImageProcessor):
         processor's own value, for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+            images: One image or a list: paths, bytes, PIL images, or arrays and tensors of shape
                 (H, W), (H, W, C), (C, H, W), or a batch of them.
-            segmentation_maps: One label map per picture: paths, bytes, PIL images (a palette image
-                gives its indices), or arrays of whole numbers of shape (H, W), or a batch of them.
+            segmentation_maps: One label map per image: paths, bytes, PIL images (a palette image
+                gives its indices), or arrays of integers of shape (H, W), or a batch of them.
             do_resize: As the field, like all up to `do_reduce_labels`.
             size: As the field.
             resample: As the field.
@@ -142,18 +143,18 @@ class BeitImageProcessor(BaseImageProcessor):
             do_reduce_labels: As the field.
             return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
                 arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture
+            data_format: "channels_first", "channels_last", or None for the layout that each image
                 came in.
             input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
-                channel axis), or None to tell it from the shape.
+                channel axis), or None to infer it from the shape.
             **kwargs: Older names of the options above, and `do_convert_rgb` (False keeps a
-                picture's own number of channels).
+                image's own number of channels).
 
         Returns:
             `pixel_values`, float32 of shape (N, C, H, W), and `labels`, int64 of shape (N, H, W).
 
         Raises:
-            InputError: A picture, a map or an option cannot be used; the message says which.
+            InputError: An image, a map or an option cannot be used; the message says which.
         """
         processor = self._with(
             do_resize=do_resize,
@@ -184,7 +185,7 @@ class BeitImageProcessor(BaseImageProcessor):
         return batch
 
     def _labels(self, maps: list[Any]) -> list[Array]:
-        """Label maps as int64 of shape (H, W), resized and cropped like their pictures."""
+        """Label maps as int64 of shape (H, W), resized and cropped like their images."""
         ready = []
         for i, each in enumerate(maps):
             try:
@@ -250,4 +251,12 @@ class BeitImageProcessor(BaseImageProcessor):
 
 
 class BeitFeatureExtractor(BeitImageProcessor):
-    """The older name of `BeitImageProcessor`."""
+    """The older name of `BeitImageProcessor`.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import BeitFeatureExtractor
+        >>> extractor = BeitFeatureExtractor(size=40, crop_size=32)
+        >>> extractor(np.zeros((60, 80, 3), np.uint8), return_tensors="np").pixel_values.shape
+        (1, 3, 32, 32)
+    """

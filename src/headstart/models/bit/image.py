@@ -14,7 +14,7 @@ from headstart.images.processor import BaseImageProcessor, BatchFeature, process
 
 @processor_class
 class BitImageProcessor(BaseImageProcessor):
-    """Turns pictures into the `pixel_values` of a BiT network.
+    """Turns images into the `pixel_values` of a BiT network.
 
     The defaults are those of the published `google/bit-50`. The authors resize to a square without
     a crop and map to -1..1: see `for_published`.
@@ -25,7 +25,7 @@ class BitImageProcessor(BaseImageProcessor):
             an int is a shortest edge. Default 224.
         resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
             hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller picture is surrounded
+        do_center_crop: Whether to cut `crop_size` from the centre; a smaller image is surrounded
             by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         do_rescale: Whether to multiply by `rescale_factor`.
@@ -33,12 +33,13 @@ class BitImageProcessor(BaseImageProcessor):
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
         image_mean: One number per channel, or one for all. Default CLIP's.
         image_std: Likewise.
-        do_convert_rgb: Whether to give every picture three channels; False keeps its own number.
+        do_convert_rgb: Whether to give every image three channels; False keeps its own number.
 
     Example:
         >>> import numpy as np
+        >>> from headstart import BitImageProcessor
         >>> processor = BitImageProcessor(size=64, crop_size=48)
-        >>> photo = np.zeros((90, 120, 3), np.uint8)  # or a path, bytes, a PIL image, a tensor, a list of them
+        >>> photo = np.zeros((90, 120, 3), np.uint8)  # or a path, a PIL image, a tensor, a list
         >>> processor(photo, return_tensors="np").pixel_values.shape
         (1, 3, 48, 48)
     """
@@ -83,11 +84,11 @@ class BitImageProcessor(BaseImageProcessor):
         input_data_format: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch of pixels from pictures. What is given here wins over the processor's own value,
+        """A batch of pixels from images. What is given here wins over the processor's own value,
         for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+            images: One image or a list: paths, bytes, PIL images, or arrays and tensors of shape
                 (H, W), (H, W, C), (C, H, W), or a batch of them.
             do_resize: As the field, like all up to `do_convert_rgb`.
             size: As the field.
@@ -102,17 +103,17 @@ class BitImageProcessor(BaseImageProcessor):
             do_convert_rgb: As the field.
             return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
                 arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture
+            data_format: "channels_first", "channels_last", or None for the layout that each image
                 came in.
             input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
-                channel axis), or None to tell it from the shape.
+                channel axis), or None to infer it from the shape.
             **kwargs: Older names of the options above.
 
         Returns:
             `pixel_values`, float32 of shape (N, C, H, W).
 
         Raises:
-            InputError: A picture or an option cannot be used; the message says which.
+            InputError: An image or an option cannot be used; the message says which.
         """
         processor = self._with(
             do_resize=do_resize,

@@ -1,6 +1,6 @@
 """CvT's image processor, which published files call ConvNext's.
 
-`crop_pct` says how much of the resized picture the crop keeps.
+`crop_pct` says how much of the resized image the crop keeps.
 """
 
 from typing import Any, ClassVar, Self
@@ -19,21 +19,21 @@ from headstart.images.decode import (
 )
 from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class
 
-_WARP_FROM = 384  # from this resolution on, pictures are resized to a square without a crop
+_WARP_FROM = 384  # from this resolution on, images are resized to a square without a crop
 
 
 @processor_class
 class ConvNextImageProcessor(BaseImageProcessor):
-    """Turns pictures into the `pixel_values` of a CvT network.
+    """Turns images into the `pixel_values` of a CvT network.
 
     Below a resolution of 384 the shorter side is resized to `shortest_edge / crop_pct` and a square
-    of `shortest_edge` is cut from the centre; from 384 on, the picture is resized to that square,
+    of `shortest_edge` is cut from the centre; from 384 on, the image is resized to that square,
     and `crop_pct` is not used.
 
     Args:
         do_resize: Whether to resize and crop.
         size: `{"shortest_edge": int}` or an int. Default 384.
-        crop_pct: Share of the resized picture's shorter side that the crop keeps. Default 224/256.
+        crop_pct: Fraction of the resized image's shorter side that the crop keeps. Default 224/256.
         resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
             hamming.
         do_rescale: Whether to multiply by `rescale_factor`.
@@ -44,6 +44,7 @@ class ConvNextImageProcessor(BaseImageProcessor):
 
     Example:
         >>> import numpy as np
+        >>> from headstart import ConvNextImageProcessor
         >>> processor = ConvNextImageProcessor(size=56)
         >>> processor(np.zeros((90, 120, 3), np.uint8), return_tensors="np").pixel_values.shape
         (1, 3, 56, 56)
@@ -75,7 +76,7 @@ class ConvNextImageProcessor(BaseImageProcessor):
             raise InputError(f'size={self.size}: expected {{"shortest_edge": int}} or an int')
         check_kind(self.crop_pct, float, "crop_pct", InputError)
         if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct={self.crop_pct}: expected a share above 0 and at most 1")
+            raise InputError(f"crop_pct={self.crop_pct}: expected a fraction above 0 and at most 1")
 
     def _geometry(
         self, height: int, width: int
@@ -104,11 +105,11 @@ class ConvNextImageProcessor(BaseImageProcessor):
         input_data_format: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch of pixels from pictures. What is given here wins over the processor's own value,
+        """A batch of pixels from images. What is given here wins over the processor's own value,
         for this call.
 
         Args:
-            images: One picture or a list: paths, bytes, PIL images, or arrays and tensors of shape
+            images: One image or a list: paths, bytes, PIL images, or arrays and tensors of shape
                 (H, W), (H, W, C), (C, H, W), or a batch of them.
             do_resize: As the field, like all up to `image_std`.
             size: As the field.
@@ -121,17 +122,17 @@ class ConvNextImageProcessor(BaseImageProcessor):
             image_std: As the field.
             return_tensors: "np", "pt", "tf" or "jax" for one tensor; None for a list of numpy
                 arrays.
-            data_format: "channels_first", "channels_last", or None for the layout that each picture
+            data_format: "channels_first", "channels_last", or None for the layout that each image
                 came in.
             input_data_format: Layout of arrays: "channels_first", "channels_last", "none" (no
-                channel axis), or None to tell it from the shape.
-            **kwargs: `do_convert_rgb` (False keeps a picture's own number of channels).
+                channel axis), or None to infer it from the shape.
+            **kwargs: `do_convert_rgb` (False keeps an image's own number of channels).
 
         Returns:
             `pixel_values`, float32 of shape (N, C, H, W).
 
         Raises:
-            InputError: A picture or an option cannot be used; the message says which.
+            InputError: An image or an option cannot be used; the message says which.
         """
         processor = self._with(
             do_resize=do_resize,
@@ -159,4 +160,12 @@ class ConvNextImageProcessor(BaseImageProcessor):
 
 
 class ConvNextFeatureExtractor(ConvNextImageProcessor):
-    """The older name of `ConvNextImageProcessor`."""
+    """The older name of `ConvNextImageProcessor`.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import ConvNextFeatureExtractor
+        >>> extractor = ConvNextFeatureExtractor(size=32)
+        >>> extractor(np.zeros((60, 80, 3), np.uint8), return_tensors="np").pixel_values.shape
+        (1, 3, 32, 32)
+    """
