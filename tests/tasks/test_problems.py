@@ -313,7 +313,7 @@ def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
                 main(command)
             assert stop.value.code == 0
     said = capsys.readouterr()
-    assert "mean average precision\t" in said.out and "rmse\t" in said.out
+    assert "mean average precision\t" in said.out and "RMSE\t" in said.out
     for out, expected in (("multi", ["red", "green", "%"]), ("numbers", ["light 1"])):
         with pytest.raises(SystemExit):
             main(["predict", str(tmp_path / out), str(colours / "31.png"), "--threshold", "0.3"])
