@@ -99,7 +99,7 @@ class PickledArray:
         budget.memory(len(data), where)
         try:
             numbers = bytearray(data.encode("latin1") if isinstance(data, str) else data)
-            return np.ndarray(shape, dtype, numbers, order=order)  # type: ignore[call-overload]
+            return np.ndarray(shape, dtype, numbers, order=order)  # type: ignore[arg-type]  # "C" or "F", checked above
         except (ValueError, TypeError) as error:
             raise FileFormatError(f"{where} is a damaged array: {error}") from error
 
