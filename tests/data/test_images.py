@@ -1,4 +1,4 @@
-"""Reading labelled images: every kind of source, splits, shots, and what is wrong with a data set."""
+"""Reading labelled images: every kind of source, splits, shots, and faults of a data set."""
 
 import io
 import json
@@ -204,7 +204,7 @@ def test_few_shot_takes_so_many_of_each(labels, shots, seed):
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 50))
 def test_batches_go_through_the_data_evenly(examples, batch_size, seed):
-    """Whole epochs see every example once; a batch larger than the data is drawn with replacement."""
+    """Epochs see every example once; batches above the data are sampled with replacement."""
     steps = 12
     stream = np.concatenate(
         [batch_indices(examples, batch_size, step, seed) for step in range(steps)]

@@ -133,7 +133,7 @@ def test_braces(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A data set with an Image and a ClassLabel column, and nothing of it in the user's own cache."""
+    """A data set with an Image and a ClassLabel column, none of it in the user's own cache."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
     datasets.disable_progress_bars()

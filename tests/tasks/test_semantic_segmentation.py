@@ -233,7 +233,7 @@ def test_other_sources_that_hold_no_pairs(tmp_path, scenes):
             task_of(tmp_path / name)
     named = task_of(tmp_path / "v.csv", columns={"mask": "other"})
     assert [each.reason for each in named.bad] == [
-        "its mask s0.png: the mask holds colours; list them as 'palette' in classes.json, one for"
+        "its mask s0.png: the mask holds colors; list them as 'palette' in classes.json, one for"
         " each class"
     ]
 

@@ -1,1 +1,1 @@
-"""Data sets: sources, interpretation of columns and labels, splits, images, masks, texts, caches."""
+"""Data sets: sources, columns and labels, splits, images, masks, texts, caches."""

@@ -1,4 +1,4 @@
-"""Random changes of training images by kornia: RandAugment, colour jitter, random erasing; and
+"""Random changes of training images by kornia: RandAugment, color jitter, random erasing; and
 which part of a partner CutMix shows.
 
 Images are (H, W, 3) uint8. All randomness comes from the generator that is passed in.
@@ -47,9 +47,10 @@ class _Drawing(TorchFunctionMode):
 
 
 _DRAWS = {
-    torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli, torch.multinomial, torch.normal,
-    torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.bernoulli_,
-}  # fmt: skip
+    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.bernoulli),
+    *(torch.multinomial, torch.normal),
+    *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.bernoulli_),
+}
 
 
 def _applied(
@@ -71,7 +72,7 @@ def _applied(
 
 
 def rand_augment(image: Pixels, magnitude: float, rng: np.random.Generator) -> Pixels:
-    """RandAugment (Cubuk et al. 2020): two operations drawn at random, at this magnitude (0 to 10.
+    """RandAugment (Cubuk et al. 2020): two operations chosen at random, at this magnitude (0 to 10.
 
     The usual setting is 9).
     """
@@ -109,12 +110,12 @@ def random_erase(
     2020).
 
     BEiT's authors erase so (`--remode pixel` of run_class_finetuning.py); kornia, which draws the
-    rectangle, fills it with one grey only.
+    rectangle, fills it with one gray only.
 
     Args:
         image: Is not changed.
         chance: That anything is erased.
-        mean: Mean colour of the data, 0..1.
+        mean: Mean color of the data, 0..1.
         std: Its standard deviation.
         rng: Decides everything.
     """

@@ -73,7 +73,7 @@ def parallel(function: Callable[[T], U], items: Iterable[T], workers: int | None
 
 
 def decode(source: Source) -> NDArray[np.uint8]:
-    """The upright pixels of a picture, (H, W, 3) uint8.
+    """The upright pixels of an image, (H, W, 3) uint8.
 
     Raises:
         InputError: With the reason only; the caller knows the name.
@@ -96,7 +96,7 @@ def _why(error: OSError) -> str:
 
 
 def square(pixels: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
-    """The picture stretched to a square, (side, side, 3) uint8."""
+    """The image stretched to a square, (side, side, 3) uint8."""
     return resize(pixels, (side, side), resample)
 
 
@@ -241,7 +241,7 @@ def random_part(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[slice, slice]:
-    """Rows and columns of a random part of an image: a share of its area, of a random aspect ratio."""
+    """Rows and columns of a random part of an image: a fraction of its area."""
     for _ in range(10):
         size = height * width * rng.uniform(*area)
         ratio = float(np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]))))

@@ -43,12 +43,12 @@ class Pair:
 
     @property
     def leaks(self) -> bool:
-        """Whether one is trained on and the other judged: the result would flatter."""
+        """Whether one is trained on and the other evaluated: the metric would be too high."""
         return self.splits[0] != self.splits[1]
 
     @property
     def contradicts(self) -> bool:
-        """Whether the same picture has two classes."""
+        """Whether the same image has two classes."""
         return self.labels[0] != self.labels[1]
 
 
@@ -64,7 +64,7 @@ def pairs_in(
         read: The data.
         every: Split and number of each image.
         digests: Content hash of each.
-        hashes: Difference hash of each; `FLAT` says nothing.
+        hashes: Difference hash of each; `FLAT` is meaningless.
     """
     pairs = []
     for a, b in near_pairs(hashes, digests):
@@ -92,14 +92,14 @@ def label_of(read: ImageData, split: str, index: int) -> str:
 def difference_hash(pixels: NDArray[np.uint8]) -> int:
     """64 bits.
 
-    Whether each of 8 x 8 cells of the shrunk grey picture is brighter than its right neighbour.
-    Flat pictures give `FLAT`.
+    Whether each of 8 x 8 cells of the shrunk gray image is brighter than its right neighbor.
+    Flat images give `FLAT`.
     """
     if min(pixels.shape[:2]) < FEWEST_PIXELS:
         return FLAT
     # (H, W), ITU-R BT.601
-    grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    small = resize(grey[..., None], (8, 9), BOX)[..., 0]  # (8, 9)
+    gray = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    small = resize(gray[..., None], (8, 9), BOX)[..., 0]  # (8, 9)
     if small.std() < SMALLEST * 255:
         return FLAT
     bits = (small[:, :-1] > small[:, 1:]).ravel()  # (64,)

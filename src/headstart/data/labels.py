@@ -119,7 +119,7 @@ def kind_of(labels: Sequence[Cells], *, several: bool = False) -> str:
 
     Args:
         labels: The cells of every example.
-        several: Whether the column says by its name that it holds several classes ("labels",
+        several: Whether the column's name promises several classes ("labels",
             "tags").
     """
     cells = [cell for row in labels for cell in row]

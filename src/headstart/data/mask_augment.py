@@ -1,7 +1,7 @@
-"""Random views of a picture and its labels: scale, crop, mirror, colours (the recipe of BEiT's
+"""Random views of an image and its labels: scale, crop, mirror, colors (the recipe of BEiT's
 authors, which is that of mmsegmentation).
 
-Letters: H W sides of a picture, S side of the crop.
+Letters: H W sides of an image, S side of the crop.
 """
 
 import math
@@ -18,7 +18,7 @@ from headstart.images.decode import NEAREST, resize, shortest_edge_size
 SCALES = (0.5, 2.0)
 MOST_OF_ONE_CLASS = 0.75  # of a crop's labelled pixels; ten crops are tried
 ATTEMPTS = 10
-# each is applied to half of the pictures
+# each is applied to half of the images
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 36 / 360
 
 Pixels = NDArray[np.uint8]
@@ -36,21 +36,21 @@ def random_crop(
     scales: tuple[float, float] = (1.0, 1.0),
     fill: Sequence[float] = (0, 0, 0),
 ) -> tuple[Pixels, Pixels]:
-    """A square part of a picture at a random scale.
+    """A square part of an image at a random scale.
 
     Args:
         image: (H, W, 3).
         labels: (H, W).
         rng: Decides scale and place; None takes the centre.
         side: S.
-        short: Shorter side of the whole picture at scale 1.
-        resample: Filter for the picture.
+        short: Shorter side of the whole image at scale 1.
+        resample: Filter for the image.
         scales: Smallest and largest scale.
-        fill: Colour at the right and below, where the scaled picture is smaller than the crop;
+        fill: Color at the right and below, where the scaled image is smaller than the crop;
             labels are 255 there.
 
     Returns:
-        Picture (S, S, 3) and labels (S, S).
+        Image (S, S, 3) and labels (S, S).
     """
     edge = short if rng is None else max(1, round(short * rng.uniform(*scales)))
     height, width = shortest_edge_size(labels.shape[0], labels.shape[1], edge)
@@ -77,7 +77,7 @@ def random_crop(
 
 
 def largest_share(labels: Pixels) -> float:
-    """Share of the most frequent class among the labelled pixels; 0 where none is."""
+    """Fraction of the most frequent class among the labelled pixels; 0 where none is."""
     counts = np.bincount(labels.ravel(), minlength=256)[:IGNORED]
     return float(counts.max() / max(1, counts.sum()))
 

@@ -1,7 +1,7 @@
-"""Pictures with a label for every pixel: folders of images and of masks, tables, tars and Hub data
+"""Images with a label for every pixel: folders of images and of masks, tables, tars and Hub data
 sets become splits of pairs.
 
-A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or colours that
+A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or colors that
 `classes.json` lists. 255 never counts.
 
 Letters: H W sides of an image, V classes.
@@ -85,7 +85,7 @@ class ClassList:
     Args:
         names: Of the classes, in the order of their numbers; empty until the masks have been looked
             at.
-        colours: (V, 3) uint8 of each class for pictures, and for masks that hold colours; None
+        colours: (V, 3) uint8 of each class for figures, and for masks that hold colors; None
             makes them up.
         ignored: Mask values that never count, beside 255.
         reduce: Value 0 is "none of the classes", and value n is class n - 1.
@@ -128,7 +128,7 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
             inside; a folder with `train` and `val`, each with `images` and `masks` inside; or a
             folder of images, the masks being in `options.extra["masks"]`. Or a table with columns
             of images and masks, tars of `0.jpg` and `0.mask.png`, or a data set of the Hub with two
-            columns of pictures.
+            columns of images.
         options: Split and seed. `options.extra` may hold "masks", "classes" (a file like
             `classes.json`), "validation" and "test".
     """
@@ -322,7 +322,7 @@ def _paired(images: Path, masks: Path) -> Pairs:
 
 
 def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np.int64]:
-    """The values of a mask, (H, W); a mask of colours gives the number of each colour in the list.
+    """The values of a mask, (H, W); a mask of colors gives the number of each color in the list.
 
     Raises:
         InputError: With the reason only; the caller knows the name.
@@ -346,7 +346,7 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
         return values
     if colours is None:
         raise InputError(
-            "the mask holds colours; list them as 'palette' in classes.json, one for each class"
+            "the mask holds colors; list them as 'palette' in classes.json, one for each class"
         )
     pixels = decode(data).astype(np.int64)  # (H, W, 3)
     packed = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]  # (H, W)
@@ -358,7 +358,7 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
     strange = np.setdiff1d(packed, np.append(known, 0))
     if len(strange):
         red, green, blue = (int(strange[0]) >> shift & 255 for shift in (16, 8, 0))
-        raise InputError(f"the colour ({red}, {green}, {blue}) is none of the classes'")
+        raise InputError(f"the color ({red}, {green}, {blue}) is not that of a class")
     return values
 
 

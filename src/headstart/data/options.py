@@ -17,13 +17,13 @@ class DataOptions:
         seed: Decides the split and the choice of `shots`.
         shots: Training examples taken of each class; None takes all.
         draw: Which of many choices of the `shots`, from 0.
-        val_fraction: Share of the training data held out where the data has no validation split of
+        val_fraction: Fraction of the training data held out where the data has no validation split of
             its own.
         skip_bad: Leave out unreadable examples instead of stopping.
         columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles
             left out are found by name.
         classes: Class names in the order of an existing model, for evaluating it.
-        target: What a picture comes with: a "label", a "mask", or nothing ("none"); the task
+        target: What an image comes with: a "label", a "mask", or nothing ("none"); the task
             decides.
         problem_type: What the labels are ("single_label_classification",
             "multi_label_classification", "regression"); None looks at them.

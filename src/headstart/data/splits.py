@@ -14,12 +14,12 @@ from headstart.errors import DataError
 def held_out_of(
     labels: NDArray[Any], kind: str, fraction: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Which examples are held out, (N,): a share of every class, or of every range of a number.
+    """Which examples are held out, (N,): a fraction of every class, or of every range of a number.
 
     Args:
         labels: (N,) classes, (N, V) zeros and ones, or (N, V) numbers.
         kind: What they are.
-        fraction: Share to hold out.
+        fraction: Fraction to hold out.
         rng: Decides which.
     """
     if kind == SINGLE:
@@ -39,7 +39,7 @@ def stratified(
 ) -> NDArray[np.bool_]:
     """Which examples are held out.
 
-    This share of every class, at least one of a class with two, none of a class with one.
+    This fraction of every class, at least one of a class with two, none of a class with one.
     """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

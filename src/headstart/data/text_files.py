@@ -1,4 +1,4 @@
-"""What `headstart predict` does with text models: files of texts in, one result for each text out."""
+"""Prediction with text models: files of texts in, one result for each text out."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -115,7 +115,7 @@ def predict_texts(
     settings: dict[str, Any] | None = None,
     device: str | None = None,
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The name of each text, and what the model says of it.
+    """The name of each text, and what the model predicts for it.
 
     Args:
         task: A name in `TASKS`.
@@ -125,7 +125,7 @@ def predict_texts(
         batch_size: Texts that go through the network together.
         long: What becomes of texts that are longer than the network reads: "refuse", "cut", or
             "extend" (positions are repeated, and attention is sampled).
-        hash_error: Sample attention with as many hashes as keep its error to this share.
+        hash_error: Sample attention with as many hashes as keep its error to this fraction.
         settings: Values of the configuration.
         device: Where to compute.
     """

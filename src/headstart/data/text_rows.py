@@ -77,7 +77,7 @@ def text_columns(table: RawTable, options: DataOptions) -> tuple[str, str | None
 
 
 def split_column(table: RawTable, options: DataOptions) -> str | None:
-    """The column that says which split a row is of."""
+    """The column that holds the split of a row."""
     asked = options.columns.get("split")
     return table.column("split", asked, ()) if asked else table.usual_column(("split",))
 

@@ -63,7 +63,7 @@ def is_saved(path: Path) -> bool:
 def is_table(path: Path) -> bool:
     """Whether a file is one that only the library knows all of.
 
-    Arrow, or Parquet that says what its columns are (names, pictures).
+    Arrow, or Parquet that describes its columns (names, images).
     """
     if path.suffix.lower() != ".parquet" or not path.is_file():
         return path.suffix.lower() == ".arrow" and path.is_file()
@@ -205,7 +205,7 @@ def _tables(loaded: dict[str, Any], path: Path, options: DataOptions) -> Tables:
 
 
 def is_mask(column: str) -> bool:
-    """Whether a column of pictures is one of masks by its name."""
+    """Whether a column of images is one of masks by its name."""
     return column.strip().lower() in MASK_NAMES
 
 
@@ -243,7 +243,7 @@ def _table(rows: Any, path: Path, unit: str, options: DataOptions) -> RawTable: 
 
 
 def _named(value: Any, feature: Any) -> Any:  # noqa: ANN401 - what a data set holds
-    """A value with the names of its classes; -1 and nothing stand for a label that is not told."""
+    """A value with the names of its classes; -1 and nothing stand for a label that is missing."""
     if type(feature).__name__ == "ClassLabel" and isinstance(value, int):
         return feature.names[value] if value >= 0 else None
     inner = getattr(
