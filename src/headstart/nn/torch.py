@@ -235,10 +235,24 @@ def check_pixels(pixel_values: Tensor | None, channels: int, smallest: int = 1) 
 
 
 class PreTrainedModel(nn.Module):
-    """Base of every network: loading, saving, and what a user may ask of any of them.
+    """Base of every network: loading, saving, and the methods that all networks have.
 
     A family's base class sets the class values; a network sets `heads`, the first words of names
     that a checkpoint may lack.
+
+    Args:
+        config: The family's configuration.
+
+    Example:
+        >>> import tempfile
+        >>> from headstart import BitConfig, BitModel
+        >>> config = BitConfig(embedding_size=8, hidden_sizes=[16], depths=[1], num_groups=4)
+        >>> model = BitModel(config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     again = BitModel.from_pretrained(folder)
+        >>> again.num_parameters() == model.num_parameters()
+        True
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig

@@ -188,7 +188,16 @@ def make_stages(config: BitConfig) -> nn.ModuleList:
 
 
 class BitPreTrainedModel(PreTrainedModel):
-    """Base of the BiT networks."""
+    """Base of the BiT networks.
+
+    Args:
+        config: The configuration.
+
+    Example:
+        >>> from headstart import BitModel, BitPreTrainedModel
+        >>> issubclass(BitModel, BitPreTrainedModel), BitPreTrainedModel.base_model_prefix
+        (True, 'bit')
+    """
 
     config_class = BitConfig
     base_model_prefix = "bit"
@@ -266,7 +275,19 @@ class BitModel(BitPreTrainedModel):
 
 
 class BitForImageClassification(BitPreTrainedModel):
-    """BiT with a linear classifier on the mean of the last map."""
+    """BiT with a linear classifier on the mean of the last feature map.
+
+    Args:
+        config: The configuration; `num_labels` (or `id2label`) is the number of classes.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BitForImageClassification
+        >>> model = BitForImageClassification.from_pretrained("bit-mini")
+        >>> out = model(torch.zeros(2, 3, 64, 64), labels=torch.tensor([3, 5]))
+        >>> out.logits.shape == (2, model.config.num_labels), out.loss.ndim
+        (True, 0)
+    """
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
@@ -305,7 +326,18 @@ class BitForImageClassification(BitPreTrainedModel):
 
 
 class BitBackbone(BitPreTrainedModel):
-    """Maps of the stages that `config.out_features` names, before the last norm."""
+    """Feature maps of the stages that `config.out_features` names, before the last norm.
+
+    Args:
+        config: The configuration; `out_features` or `out_indices` choose the stages.
+
+    Example:
+        >>> import torch
+        >>> from headstart import BitBackbone, BitConfig
+        >>> config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4)
+        >>> [tuple(each.shape) for each in BitBackbone(config)(torch.zeros(1, 3, 64, 64)).feature_maps]
+        [(1, 24, 8, 8)]
+    """
 
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)

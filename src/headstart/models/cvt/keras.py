@@ -424,6 +424,13 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
         config: What the network is.
         *inputs: Taken for the sake of older code.
         **kwargs: Of `keras.Model`: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from headstart import CvtConfig, TFCvtForImageClassification
+        >>> model = TFCvtForImageClassification(CvtConfig(depth=[1, 1, 1], num_labels=5))
+        >>> tuple(model(np.zeros((2, 3, 64, 96), "float32")).logits.shape)
+        (2, 5)
     """
 
     torch_class = "CvtForImageClassification"

@@ -225,7 +225,16 @@ class Stage(nn.Module):
 
 
 class CvtPreTrainedModel(PreTrainedModel):
-    """Base of the CvT networks."""
+    """Base of the CvT networks.
+
+    Args:
+        config: The configuration.
+
+    Example:
+        >>> from headstart import CvtModel, CvtPreTrainedModel
+        >>> issubclass(CvtModel, CvtPreTrainedModel), CvtPreTrainedModel.base_model_prefix
+        (True, 'cvt')
+    """
 
     config_class = CvtConfig
     base_model_prefix = "cvt"
@@ -325,8 +334,19 @@ class CvtModel(CvtPreTrainedModel):
 
 
 class CvtForImageClassification(CvtPreTrainedModel):
-    """CvT with a linear classifier on the class token, or on the mean of the tokens where the last
-    stage has none.
+    """CvT with a linear classifier on the class token.
+
+    It is on the mean of the tokens where the last stage has no class token.
+
+    Args:
+        config: The configuration; `num_labels` (or `id2label`) is the number of classes.
+
+    Example:
+        >>> import torch
+        >>> from headstart import CvtConfig, CvtForImageClassification
+        >>> model = CvtForImageClassification(CvtConfig(depth=[1, 1, 1], num_labels=5)).eval()
+        >>> model(torch.zeros(2, 3, 64, 96)).logits.shape
+        torch.Size([2, 5])
     """
 
     def __init__(self, config: CvtConfig) -> None:
@@ -373,7 +393,18 @@ class CvtForImageClassification(CvtPreTrainedModel):
 
 
 class CvtBackbone(CvtPreTrainedModel):
-    """Maps of the stages that `config.out_features` names."""
+    """Feature maps of the stages that `config.out_features` names.
+
+    Args:
+        config: The configuration; `out_features` or `out_indices` choose the stages.
+
+    Example:
+        >>> import torch
+        >>> from headstart import CvtBackbone, CvtConfig
+        >>> model = CvtBackbone(CvtConfig(depth=[1, 1, 1])).eval()
+        >>> [tuple(each.shape) for each in model(torch.zeros(1, 3, 64, 96)).feature_maps]
+        [(1, 384, 4, 6)]
+    """
 
     def __init__(self, config: CvtConfig) -> None:
         super().__init__(config)
