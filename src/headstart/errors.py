@@ -18,13 +18,9 @@ HeadstartError
 Each also inherits the built-in error in brackets, so `except ValueError` keeps working.
 """
 
-import re
 from collections.abc import Iterable
 
-MAX_LINE, MAX_LINES = 800, 40  # of a message
-# Control characters (newlines and tabs aside) and lone surrogates: a terminal would obey the first,
-# and cannot print the second.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+MAX_LINE, MAX_LINES, MAX_MESSAGE = 800, 40, 4_000  # characters and lines
 
 
 def printable(text: str) -> str:
@@ -32,7 +28,9 @@ def printable(text: str) -> str:
 
     Control characters become `\\x1b` and the like.
     """
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Iterable[object], limit: int = 8, separator: str = ", ") -> str:
@@ -44,13 +42,18 @@ def listed(names: Iterable[object], limit: int = 8, separator: str = ", ") -> st
 
 def _shortened(message: str) -> str:
     """A message whose lines, and their number, are bounded: begin and end of a line remain."""
-    lines = printable(message).split("\n")
-    if len(lines) > MAX_LINES:
-        lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1} more lines"]
+    lines = message.split("\n")
+    # Cut before escaping, which takes time: a message may quote a file of any size.
+    shown = [_cut(printable(_cut(line))) for line in lines[: MAX_LINES - 1]]
+    while sum(map(len, shown)) > MAX_MESSAGE - 100 and len(shown) > 1:
+        shown.pop()
+    rest = len(lines) - len(shown)
+    return "\n".join([*shown, *([f"and {rest} more lines"] if rest else [])])
+
+
+def _cut(line: str) -> str:
     begin, end = MAX_LINE * 5 // 8, MAX_LINE * 3 // 8
-    return "\n".join(
-        line if len(line) <= MAX_LINE else f"{line[:begin]} … {line[-end:]}" for line in lines
-    )
+    return line if len(line) <= MAX_LINE else f"{line[:begin]} … {line[-end:]}"
 
 
 class HeadstartError(Exception):

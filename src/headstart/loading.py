@@ -134,6 +134,6 @@ def family_of(name: str | Path, **hub: Any) -> tuple[Family, dict[str, Any]]:
         return found[0], {}
     values = read_config_file(name, **hub)
     kind = values.get("model_type")
-    if kind not in families():
-        raise ConfigError(f"{name} is a {kind!r} model; headstart has {', '.join(FAMILIES)}")
+    if not isinstance(kind, str | None) or kind not in families():
+        raise ConfigError(f"{name} is a {kind!r:.80} model; headstart has {', '.join(FAMILIES)}")
     return families()[str(kind)], values

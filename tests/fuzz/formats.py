@@ -95,9 +95,9 @@ def _tokenizer(folder: Path) -> None:
 def _results(folder: Path) -> None:
     from headstart.pipelines.base import read_results, task_of
     from headstart.training.draws import read_spread
-    from headstart.training.result import judged_before
+    from headstart.training.result import saved_evaluations
 
-    task_of(folder), judged_before(folder), read_results(folder)
+    task_of(folder), saved_evaluations(folder), read_results(folder)
     read_spread(folder)
 
 
@@ -168,10 +168,10 @@ def _labelled(file: str) -> Callable[[Path], Any]:
 
 def _texts(file: str, reader: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> None:
-        from headstart.data import texts
+        from headstart.data import text_rows, texts
         from headstart.data.options import DataOptions
 
-        data = texts.read_texts(folder / file, DataOptions(), getattr(texts, reader))
+        data = texts.read_texts(folder / file, DataOptions(), getattr(text_rows, reader))
         data.fingerprint()
 
     return read

@@ -185,6 +185,7 @@ def _refuse_outside(index: Path, name: str) -> None:
     parts = PurePosixPath(name)
     if (
         not name.isprintable()
+        or len(name) > 255
         or parts.is_absolute()
         or ".." in parts.parts
         or "\\" in name

@@ -18,7 +18,7 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import cache, data, distill, engine, models, predict, serve, train
+from headstart.cli import cache, data, distill, engine, models, predict, serve, train, verify
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
 
@@ -29,7 +29,7 @@ COMMANDS = {
     "Data": (data.audit,),
     "Use a model": (predict.predict, predict.explain),
     "Deploy": (engine.optimize, engine.export, serve.serve),
-    "Checkpoints": (models.models, models.info, models.convert),
+    "Checkpoints": (models.models, models.info, models.convert, verify.verify),
 }
 
 
