@@ -128,7 +128,7 @@ def test_a_folder_of_another_device_says_so(tmp_path, monkeypatch):
     values["facts"]["device"] = "cuda:0"
     path.write_text(json.dumps(values))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="optimised for cuda:0, which is not here"):
+    with pytest.raises(ConfigError, match="optimized for cuda:0, which is not here"):
         load(tmp_path)
 
 

@@ -56,7 +56,7 @@ def test_two_processes_give_the_numbers_of_one(
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("model and report.html are in") == 1
+        assert done.stderr.count("the result is in") == 1
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found.append(
             (
@@ -136,7 +136,7 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
     assert done.returncode == 0, done.stderr
     assert (
         "going on after step" in done.stderr
-        and done.stderr.count("model and report.html are in") == 1
+        and done.stderr.count("the result is in") == 1
     )
     losses, weights = [], []
     for folder in (tmp_path / "one", out):

@@ -139,7 +139,7 @@ def summary(task: Task, result: Result) -> str:
     value = metric_text(task.headline, evaluation.metrics[task.headline])
     return (
         f"{evaluation.split} {task.headline.replace('_', ' ')} {value}{low_high} on"
-        f" {evaluation.examples} examples, after {time}{expected}; model and report.html are in"
+        f" {evaluation.examples} examples, after {time}{expected}; the result is in"
         f" {result.folder}"
     )
 

@@ -77,7 +77,7 @@ def test_the_card_says_where_transformers_differs():
     ("values", "message"),
     [
         ({"depth": [1, 2]}, "depth has 2 entries; expected 3, one per stage"),
-        ({"embed_dim": 64}, "embed_dim=64; expected a list of widths"),
+        ({"embed_dim": 64}, "embed_dim=64; expected a list of integers"),
         ({"num_heads": [1, 5, 6]}, "stage 2: num_heads=5 does not divide embed_dim=192"),
         (
             {"qkv_projection_method": ["dw_bn", "dw", "dw_bn"]},
