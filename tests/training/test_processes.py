@@ -134,10 +134,7 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
     again = [*shared, str(photos), "--out", str(out), "--resume", "--fsdp"]
     done = subprocess.run(again, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert (
-        "going on after step" in done.stderr
-        and done.stderr.count("the result is in") == 1
-    )
+    assert "going on after step" in done.stderr and done.stderr.count("the result is in") == 1
     losses, weights = [], []
     for folder in (tmp_path / "one", out):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
