@@ -148,45 +148,61 @@ class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
         return ops.cast(y, x.dtype)
 
 
-def classification_loss(logits: Any, labels: Any, config: PreTrainedConfig) -> Any:
-    """Loss of class scores as a scalar, its kind told by `config.problem_type` or from the labels.
+def classification_loss(
+    logits: Any, labels: Any, config: PreTrainedConfig, sample_weight: Any = None
+) -> Any:
+    """Loss of class scores as a scalar, its kind given by `config.problem_type` or the labels.
 
     Args:
         logits: (B, V).
         labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V =
             1): mean squared error.
         config: Gives `num_labels` and `problem_type`.
+        sample_weight: (B,) or (B, 1), multiplies each example's loss before the mean over B; None
+            weighs all alike.
 
     Raises:
-        InputError: Labels whose shape does not fit.
+        InputError: Labels or weights whose shape or type does not fit.
     """
-    labels = ops.convert_to_tensor(labels)
-    kind = config.problem_type
-    if kind is None:
-        integer = "int" in keras.backend.standardize_dtype(labels.dtype)
-        kind = (
-            "regression"
-            if config.num_labels == 1
-            else "single_label_classification"
-            if integer
-            else "multi_label_classification"
+    losses = example_losses(logits, ops.convert_to_tensor(labels), config)  # (B,)
+    if sample_weight is None:
+        return ops.mean(losses)
+    weight = ops.cast(ops.convert_to_tensor(sample_weight), losses.dtype)
+    if len(weight.shape) not in (1, 2) or tuple(weight.shape[1:]) not in ((), (1,)):
+        raise InputError(
+            f"sample_weight has shape {tuple(weight.shape)}; expected one weight an example,"
+            " (batch,)"
+        )
+    return ops.mean(losses * ops.reshape(weight, (-1,)))
+
+
+def example_losses(logits: Any, labels: Any, config: PreTrainedConfig) -> Any:
+    """Loss of each example (B,), as `classification_loss` describes it."""
+    kind, dtype = config.problem_type, keras.backend.standardize_dtype(labels.dtype)
+    if kind is None and config.num_labels == 1:
+        kind = "regression"
+    elif kind is None:
+        class_numbers = "int" in dtype or len(labels.shape) == 1
+        kind = "single_label_classification" if class_numbers else "multi_label_classification"
+    if kind == "single_label_classification" and "int" not in dtype:
+        raise InputError(
+            f"labels are class numbers of type {dtype}; cast to int, or give zeros and ones of"
+            " shape (batch, num_labels)"
         )
     if kind == "single_label_classification":
-        return ops.mean(
-            ops.sparse_categorical_crossentropy(
-                ops.reshape(labels, (-1,)), logits, from_logits=True
-            )
+        return ops.sparse_categorical_crossentropy(
+            ops.reshape(labels, (-1,)), logits, from_logits=True
         )
     labels = ops.cast(labels, logits.dtype)
     if kind == "regression" and config.num_labels == 1:
-        return ops.mean(ops.square(ops.reshape(logits, (-1,)) - ops.reshape(labels, (-1,))))
+        return ops.square(ops.reshape(logits, (-1,)) - ops.reshape(labels, (-1,)))
     if len(labels.shape) != len(logits.shape) or labels.shape[-1] != logits.shape[-1]:
         raise InputError(
             f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}"
         )
     if kind == "regression":
-        return ops.mean(ops.square(logits - labels))
-    return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True))
+        return ops.mean(ops.square(logits - labels), axis=-1)
+    return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True), axis=-1)
 
 
 # Variables of Keras' own layers → leaf names in our tables, which are PyTorch's.
@@ -344,7 +360,8 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             raise InputError(
                 "no labels to learn from; give y, inputs with 'labels', or compile(loss=…)"
             )
-        losses = [classification_loss(self.scores(y_pred), labels, self.config), *self.losses]
+        own = classification_loss(self.scores(y_pred), labels, self.config, sample_weight)
+        losses = [own, *self.losses]
         return losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses))
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:

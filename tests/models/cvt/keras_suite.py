@@ -321,6 +321,35 @@ def test_fit_evaluate_predict(own_loss):
         )
 
 
+def test_weights_of_examples_and_classes_count_in_the_networks_own_loss():
+    """A weight of zero moves nothing; weights multiply each example's loss, as Keras' own do."""
+    labels, x = np.array([0, 1, 2, 1]), pixels(4, 3, 32, 32)
+    model = TFCvtForImageClassification(small(1))
+    model.compile(keras.optimizers.SGD(0.1))
+    kernel = model.classifier.kernel
+    before = ops.convert_to_numpy(kernel)
+    batch = {"batch_size": 4, "verbose": 0}
+    model.fit(x, labels, sample_weight=np.zeros(4, "float32"), **batch)
+    assert np.array_equal(ops.convert_to_numpy(kernel), before)
+    model.fit(x, labels, class_weight=dict.fromkeys(range(3), 0.0), **batch)
+    assert np.array_equal(ops.convert_to_numpy(kernel), before)
+
+    weight = np.array([0.5, 0.0, 2.0, 1.0], "float32")
+    logits = ops.convert_to_numpy(run(model, x).logits)
+    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits, weight)
+    for inputs, y in ((x, labels), ({"pixel_values": x, "labels": labels}, None)):
+        found = model.compute_loss(inputs, y, logits, weight)
+        assert_close(ops.convert_to_numpy(found), ops.convert_to_numpy(expected), 1e-5)
+    with pytest.raises(InputError, match=r"sample_weight has shape \(4, 3\); .* one weight"):
+        model.compute_loss(x, labels, logits, np.ones((4, 3), "float32"))
+
+
+def test_float_class_numbers_are_refused():
+    model = TFCvtForImageClassification(small(1))
+    with pytest.raises(InputError, match=r"cast to int"):
+        model.compute_loss(None, np.array([0.0, 2.0], "float32"), np.zeros((2, 3), "float32"))
+
+
 def test_a_model_without_head_can_be_part_of_another():
     base = TFCvtModel(small())
     inputs = keras.Input((3, 32, 48))
