@@ -88,7 +88,8 @@ def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         if name not in kinds:
             continue  # Python's own error names it
         check_kind(value, kinds[name], name, ConfigError)
-        most = MOST["layers" if name in LAYERS else "image side" if name in SIDES else "other"]
+        kind = {**dict.fromkeys(LAYERS, "layers"), **dict.fromkeys(SIDES, "image side")}
+        most = MOST[kind.get(name, "other")]
         numbers = value if isinstance(value, list | tuple) else [value]
         for number in numbers:
             if isinstance(number, int) and not -most <= number <= most:

@@ -118,6 +118,26 @@ def test_wrong_requests_are_one_line(client):
     assert client.post("/predict", files={"file": png()}).status_code == 200
 
 
+def test_only_listed_formats_are_opened(client, monkeypatch):
+    """An EPS, which Pillow gives to Ghostscript, is refused before Pillow looks at it."""
+    from PIL import EpsImagePlugin
+
+    opened = []
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", lambda self: opened.append(self))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    response = client.post("/predict", files=[("file", ("photo.png", eps))])
+    assert response.status_code == 422 and not opened
+    assert "not an image that can be read" in response.text
+
+
+def test_a_body_of_nested_or_repeated_json_is_one_line(client):
+    for body in ('{"inputs": ' + "[" * 5000 + "]" * 5000 + "}", '{"inputs": [], "inputs": [1]}'):
+        response = client.post(
+            "/predict", content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 422 and "the body" in response.text
+
+
 def test_sizes_are_limited(model):
     settings = Settings(model, max_bytes=20_000, max_pixels=1000)
     with TestClient(create_app(settings), base_url="http://localhost") as client:

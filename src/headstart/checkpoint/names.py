@@ -118,7 +118,9 @@ class NameTable:
         used: set[str] = set()
         for ours in wanted:
             row = self.theirs(ours)
-            keys = self._present(row, tensors) if row else [ours] if ours in tensors else None
+            keys = [ours] if ours in tensors else None
+            if row is not None:
+                keys = self._present(row, tensors)
             if keys is None:
                 missing.append(ours)
                 continue

@@ -205,7 +205,8 @@ def check_dynamic(
     if dynamic is None:
         return default_dynamic(inputs)
     if isinstance(dynamic, bool):
-        return ("batch", "size" if "pixel_values" in inputs else "length") if dynamic else ()
+        sizes: Axis = "size" if "pixel_values" in inputs else "length"
+        return ("batch", sizes) if dynamic else ()
     words = tuple(dynamic.replace(",", " ").split()) if isinstance(dynamic, str) else tuple(dynamic)
     unknown = [word for word in words if word not in AXES]
     if unknown:

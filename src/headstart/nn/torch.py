@@ -162,14 +162,12 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     """
     kind = config.problem_type
     if kind is None:
-        integer = not labels.is_floating_point()
-        kind = (
-            "regression"
-            if config.num_labels == 1
-            else "single_label_classification"
-            if integer
-            else "multi_label_classification"
-        )
+        if config.num_labels == 1:
+            kind = "regression"
+        elif labels.is_floating_point():
+            kind = "multi_label_classification"
+        else:
+            kind = "single_label_classification"
     if kind == "single_label_classification":
         if labels.is_floating_point():
             raise InputError(

@@ -192,24 +192,16 @@ class TextClassificationPipeline(TextPipeline):
             several = config.problem_type == "multi_label_classification" or (
                 config.num_labels == 1 and config.problem_type is None
             )
-            function = (
-                "none"
-                if config.problem_type == "regression"
-                else "sigmoid"
-                if several
-                else "softmax"
-            )
+            function = "sigmoid" if several else "softmax"
+            if config.problem_type == "regression":
+                function = "none"
         if function not in ("softmax", "sigmoid", "none"):
             raise InputError(
                 f"function_to_apply={function!r}; expected 'softmax', 'sigmoid' or 'none'"
             )
-        return (
-            logits.softmax(-1)
-            if function == "softmax"
-            else logits.sigmoid()
-            if function == "sigmoid"
-            else logits
-        )
+        if function == "softmax":
+            return logits.softmax(-1)
+        return logits.sigmoid() if function == "sigmoid" else logits
 
 
 class FillMaskPipeline(TextPipeline):

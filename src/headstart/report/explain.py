@@ -99,7 +99,8 @@ def heat_map(
         pixels = pixel_values.detach().requires_grad_()
         out = model(pixel_values=pixels, output_hidden_states=True)
         scores = out.logits[0].float()  # (V,)
-        index = label if label is not None else 0 if numbers else int(scores.argmax())
+        highest = 0 if numbers else int(scores.argmax())
+        index = highest if label is None else label
         parts = [out.hidden_states[-1], *attention.weights]
         slope, *slopes = torch.autograd.grad(scores[index], parts, materialize_grads=True)
     place = as_map(slope, pixels)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.errors import ConfigError, HeadstartError, InputError
-from headstart.images.decode import load_image
+from headstart.images.decode import DAMAGE, load_image, open_image
 from headstart.pipelines.base import pipeline, task_of
 
 IMAGE_TASKS = ("image-classification",)
@@ -81,9 +81,11 @@ class Answers:
             InputError: Not an image, or one of too many pixels.
         """
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 count = image.width * image.height
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        except InputError as error:
+            raise InputError(f"the image {error}") from error
+        except DAMAGE as error:
             raise InputError("this is not an image that can be read") from error
         if count > self.max_pixels:
             raise InputError(

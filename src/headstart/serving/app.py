@@ -29,6 +29,7 @@ from starlette.datastructures import UploadFile
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from headstart._version import __version__
+from headstart.checkpoint.documents import parse_json
 from headstart.errors import ConfigError, HeadstartError, InputError
 from headstart.serving.answers import Answers
 from headstart.serving.batcher import Batcher, Busy
@@ -313,9 +314,10 @@ async def read_items(request: Request, answers: Answers, settings: Settings) -> 
                     values.append(value)
     elif kind == "application/json":
         try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
-            raise InputError("the body is not JSON") from error
+            text = (await request.body()).decode()
+        except UnicodeDecodeError as error:
+            raise InputError("the body is not UTF-8") from error
+        body = parse_json(text, "the body", InputError)
         values = body.get("inputs") if isinstance(body, dict) else None  # type: ignore[assignment]  # checked next
         if not isinstance(values, list):
             raise InputError('the body is {"inputs": [...]}')

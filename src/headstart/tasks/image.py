@@ -125,7 +125,7 @@ class ImageTask(Task):
         self.drop_bad(splits)
 
     def cache(self, split: str, file: Path | None) -> PixelCache:
-        """The pixels of a split, to be filled."""
+        """The pixels of a split, to be filled; a task that caches none overrides `prepare`."""
         raise NotImplementedError
 
     def square_side(self, recipe: Recipe, config: Any) -> Recipe:

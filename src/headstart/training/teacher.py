@@ -4,7 +4,6 @@ Letters: B images, S side of what the teacher sees, V classes, D features.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
+from headstart.checkpoint.documents import parse_json
 from headstart.errors import ConfigError, InputError, MissingExtraError
 from headstart.features.extract import inputs_of, model_key
 from headstart.tasks.image_classification import head_of, processor_side
@@ -216,11 +216,12 @@ def _of_file(
     path: Path, call: Callable[[Tensor], Answer], data: bytes, facts: dict[str, Any], side: Any
 ) -> Teacher:
     """A file's teacher with what its metadata says."""
-    try:
-        classes = json.loads(facts["labels"]) if facts.get("labels") else None
-        values = json.loads(facts["preprocessing"]) if facts.get("preprocessing") else None
-    except ValueError as error:
-        raise ConfigError(f"{path}: its metadata is not JSON ({error}); export it again") from None
+    found = {
+        name: parse_json(facts[name], f"{path}: its metadata {name!r}", ConfigError)
+        for name in ("labels", "preprocessing")
+        if facts.get(name)
+    }
+    classes, values = found.get("labels"), found.get("preprocessing")
     mean, std, size = None, None, side if isinstance(side, int) else None
     if facts.get("preprocessing.inside"):  # the program takes 0..255
         mean, std = (0.0,) * 3, (1 / 255,) * 3

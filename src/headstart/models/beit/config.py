@@ -312,13 +312,11 @@ def pair(name: str, size: Any) -> tuple[int, int]:
     Raises:
         ConfigError: Anything else.
     """
-    sizes = (
-        (size, size)
-        if isinstance(size, int)
-        else tuple(size)
-        if isinstance(size, list | tuple)
-        else ()
-    )
+    sizes: tuple[Any, ...] = ()
+    if isinstance(size, int):
+        sizes = (size, size)
+    elif isinstance(size, list | tuple):
+        sizes = tuple(size)
     if len(sizes) != 2 or not all(
         isinstance(each, int) and not isinstance(each, bool) for each in sizes
     ):

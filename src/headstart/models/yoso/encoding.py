@@ -191,6 +191,15 @@ def filled(values: list[int], length: int, value: int, side: str) -> list[int]:
     return more + list(values) if side == "left" else list(values) + more
 
 
+def listed_inputs(value: Any, single: bool) -> list[Any] | None:
+    """Inputs as a list: the one of a single call, or those of a batch; None where there are none."""
+    if value is None:
+        return None
+    if single:
+        return [value]
+    return list(value) if is_list(value) else None
+
+
 def is_list(value: Any) -> bool:
     """Whether a value holds several texts or words."""
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)

@@ -1,5 +1,6 @@
 """The part of YOSO's tokenizer that works on numbers of tokens, after or without texts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from headstart.models.yoso.encoding import BatchEncoding, choice, plain
 STRATEGIES = ("longest_first", "only_first", "only_second")
 
 
-class PreparedIds:
+class PreparedIds(ABC):
     """Frames, masks and cuts of lists of numbers, in RoBERTa's layout.
 
     `<s> A </s>`, and `<s> A </s></s> B </s>` for pairs.
@@ -21,17 +22,17 @@ class PreparedIds:
     model_max_length: int
 
     @property
+    @abstractmethod
     def all_special_ids(self) -> list[int]:
         """Numbers of the special tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens around a text, or a pair."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pad(self, encoded_inputs: Any, *args: Any, **options: Any) -> BatchEncoding:
         """One batch of examples that were encoded before."""
-        raise NotImplementedError
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None

@@ -10,7 +10,14 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headstart.errors import ConfigError, InputError, NotFoundError
-from headstart.models.yoso.encoding import BatchEncoding, choice, filled, is_list, plain
+from headstart.models.yoso.encoding import (
+    BatchEncoding,
+    choice,
+    filled,
+    is_list,
+    listed_inputs,
+    plain,
+)
 from headstart.models.yoso.prepared import STRATEGIES, PreparedIds, listed_tokens
 from headstart.models.yoso.tokenizer_files import (
     SPECIAL,
@@ -674,21 +681,13 @@ class YosoTokenizer(PreparedIds):
             and text_pair
             and not one(text_pair)
         )
-        firsts = [text] if single else list(text) if is_list(text) else None
+        firsts = listed_inputs(text, single)
         if firsts is None:
             raise InputError(
                 f"text is {type(text).__name__}; expected a text, or a list of texts"
                 + (" split into words" if split else "")
             )
-        seconds = (
-            None
-            if text_pair is None
-            else [text_pair]
-            if single
-            else list(text_pair)
-            if is_list(text_pair)
-            else None
-        )
+        seconds = listed_inputs(text_pair, single)
         if (
             text_pair is None
             and not split

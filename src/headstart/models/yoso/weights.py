@@ -167,10 +167,12 @@ def _config_from_shapes(
     words = ours["embeddings.word_embeddings.weight"]
     conv = ours.get("encoder.layer.0.attention.self.conv.weight")
     hidden = words.shape[1]
-    heads = overrides.get("num_attention_heads") or (
-        conv.shape[0] if conv is not None else hidden // 64 if hidden % 64 == 0 else None
-    )
-    if heads is None:
+    heads = overrides.get("num_attention_heads")
+    if not heads and conv is not None:
+        heads = conv.shape[0]
+    elif not heads and hidden % 64 == 0:
+        heads = hidden // 64
+    if not heads:
         raise ConfigError(
             f"{name}: the number of heads does not follow from a width of {hidden}; pass"
             " num_attention_heads"
