@@ -26,7 +26,7 @@ from headstart import (
 )
 from headstart.progress import progress_for_terminal
 
-# 8x8 patches of 4 pixels; the tokenizer sees the same pictures at 64x64, so that a code stands for
+# 8x8 patches of 4 pixels; the tokenizer sees the same images at 64x64, so that a code stands for
 # the same 4x4 pixels.
 SHAPE = {
     "hidden_size": 128,
@@ -42,8 +42,8 @@ SHAPE = {
 }
 
 
-def write_pictures(data: Path, folder: Path, count: int) -> Path:
-    """`train.npz` and `val.npz` of CIFAR-100's sheets of 1,000 pictures."""
+def write_images(data: Path, folder: Path, count: int) -> Path:
+    """`train.npz` and `val.npz` of CIFAR-100's sheets of 1,000 images."""
     if not (folder / "val.npz").exists():
         folder.mkdir(parents=True, exist_ok=True)
         sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))[
@@ -90,22 +90,22 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pictures", type=int, default=16_000)
-    parser.add_argument("--views", type=int, default=2, help="fixed views of each picture")
-    parser.add_argument("--steps", type=int, default=1200, help="of pretraining, 64 pictures each")
+    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--views", type=int, default=2, help="fixed views of each image")
+    parser.add_argument("--steps", type=int, default=1200, help="of pretraining, 64 images each")
     parser.add_argument("--shots", type=int, default=100, help="CIFAR-10 images of each class")
     parser.add_argument("--tune-steps", type=int, default=400)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     args = parser.parse_args()
 
-    pictures = write_pictures(args.data, args.out / "pictures", args.pictures)
+    images = write_images(args.data, args.out / "images", args.images)
     network = args.out / "random"
     if not network.exists():
         write_random_network(network, args.tokenizer)
     pretrained = args.out / "pretrained"
     guessed = run(
         pretrained,
-        pictures,
+        images,
         model=network,
         task="masked-image-modeling",
         recipe="finetune",

@@ -5,7 +5,7 @@ sees.
     microsoft/beit-base-patch16-224-pt22k-ft22k python examples/flax_finetune.py
     DATA/images/hymenoptera OUT --tiny --epochs 10      # a small network from random weights
 
-The folder holds `train/` and `val/`, each with one folder of pictures a class. A killed run goes on
+The folder holds `train/` and `val/`, each with one folder of images a class. A killed run goes on
 from its last checkpoint. OUT/model is read by `FlaxBeitForImageClassification`,
 `BeitForImageClassification` and transformers. Needs: pip install 'headstart[flax]' optax
 orbax-checkpoint
@@ -50,7 +50,7 @@ State = dict[str, Any]  # params, optimizer, step
 def read_folder(
     folder: Path, classes: list[str], processor: BeitImageProcessor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, 3, H, W) as the network wants them, and their classes (N,)."""
+    """Images (N, 3, H, W) as the network wants them, and their classes (N,)."""
     files = [
         (p, i)
         for i, name in enumerate(classes)

@@ -1,4 +1,4 @@
-"""Fine-tunes CvT with Keras' `fit` on a folder that has one subfolder of pictures a class.
+"""Fine-tunes CvT with Keras' `fit` on a folder that has one subfolder of images a class.
 
     KERAS_BACKEND=jax python examples/keras_finetune.py FOLDER --model microsoft/cvt-13 --out MODEL
 
@@ -30,7 +30,7 @@ TINY = {
 }
 
 
-def pictures(folder: Path, classes: list[str], processor) -> tuple[np.ndarray, np.ndarray]:
+def images(folder: Path, classes: list[str], processor) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, C, H, W) and labels (N,) of a folder of class folders."""
     files = [
         (path, i)
@@ -71,15 +71,15 @@ def main() -> None:
         )
         model = TFCvtForImageClassification.from_pretrained(args.model, id2label=id2label)
 
-    x, y = pictures(train, classes, processor)
+    x, y = images(train, classes, processor)
     if (args.folder / "val").is_dir():
-        validation = pictures(args.folder / "val", classes, processor)
+        validation = images(args.folder / "val", classes, processor)
     else:
         order = np.random.default_rng(0).permutation(len(x))
         kept, order = order[: len(x) // 5], order[len(x) // 5 :]
         validation, x, y = (x[kept], y[kept]), x[order], y[order]
     print(
-        f"{len(x)} pictures to learn from, {len(validation[0])} to validate with, classes:"
+        f"{len(x)} images to learn from, {len(validation[0])} to validate with, classes:"
         f" {', '.join(classes)}"
     )
 

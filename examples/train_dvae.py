@@ -1,4 +1,4 @@
-"""Trains a small discrete VAE, the image tokenizer that BEiT's pretraining needs, on any pictures.
+"""Trains a small discrete VAE, the image tokenizer that BEiT's pretraining needs, on any images.
 
     python examples/train_dvae.py DATA/images/cifar100/train OUT        # sheets of CIFAR-100
     python examples/train_dvae.py photos/ OUT --size 128                # any folder of photos
@@ -28,7 +28,7 @@ FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 1 / 16
 
 
 def read_pictures(folder: Path, size: int) -> list[np.ndarray]:
-    """Pictures (H, W, 3) uint8 whose shorter side is at least `size`.
+    """Images (H, W, 3) uint8 whose shorter side is at least `size`.
 
     Of CIFAR-100's sheets, or of every image file below a folder.
     """
@@ -42,38 +42,38 @@ def read_pictures(folder: Path, size: int) -> list[np.ndarray]:
             for p in sheets
         ]
         return list(np.concatenate(tiles))
-    pictures = []
+    images = []
     for path in sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
     ):
-        picture = Image.open(path).convert("RGB")
-        scale = 2 * size / min(picture.size)
-        pictures.append(
+        image = Image.open(path).convert("RGB")
+        scale = 2 * size / min(image.size)
+        images.append(
             np.asarray(
-                picture.resize(
-                    [max(size, round(side * scale)) for side in picture.size],
+                image.resize(
+                    [max(size, round(side * scale)) for side in image.size],
                     Image.Resampling.LANCZOS,
                 )
             )
         )
-    return pictures
+    return images
 
 
 def batch_of(
-    pictures: list[np.ndarray], count: int, size: int, crop: int, rng: np.random.Generator
+    images: list[np.ndarray], count: int, size: int, crop: int, rng: np.random.Generator
 ) -> Tensor:
-    """Random mirrored crops (B, 3, crop, crop) in 0..1, of pictures shown at a shorter side of
+    """Random mirrored crops (B, 3, crop, crop) in 0..1, of images shown at a shorter side of
     `size` (or at their own, if larger).
     """
     out = np.empty((count, crop, crop, 3), np.uint8)
     for i in range(count):
-        picture = pictures[rng.integers(len(pictures))]
-        if min(picture.shape[:2]) < size:
-            picture = np.asarray(
-                Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+        image = images[rng.integers(len(images))]
+        if min(image.shape[:2]) < size:
+            image = np.asarray(
+                Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
             )
-        top, left = (int(rng.integers(0, side - crop + 1)) for side in picture.shape[:2])
-        part = picture[top : top + crop, left : left + crop]
+        top, left = (int(rng.integers(0, side - crop + 1)) for side in image.shape[:2])
+        part = image[top : top + crop, left : left + crop]
         out[i] = part[:, ::-1] if rng.random() < 0.5 else part
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
@@ -120,8 +120,8 @@ def save_pictures(tokenizer: DalleImageTokenizer, images: Tensor, path: Path) ->
         back = tokenizer.decode(tokenizer.encode(images))
     rows = [torch.cat(list(each), 2) for each in (images, back)]  # 2 × (3, H, B * W)
     pixels = (torch.cat(rows, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
-    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
+    image = Image.fromarray(pixels)
+    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--size", type=int, default=64, help="shorter side that pictures are shown at"
+        "--size", type=int, default=64, help="shorter side that images are shown at"
     )
     parser.add_argument(
         "--crop",
@@ -151,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    pictures = read_pictures(args.data, args.size)
+    images = read_pictures(args.data, args.size)
     torch.manual_seed(0)
     tokenizer = DalleImageTokenizer(
         args.codes, args.hidden_size, blocks_per_group=1, decoder_init_size=args.hidden_size
@@ -159,12 +159,12 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         tokenizer.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    held_out, pictures = pictures[-200:], pictures[:-200] if len(pictures) > 400 else pictures
+    held_out, images = images[-200:], images[:-200] if len(images) > 400 else images
     shown = batch_of(
         held_out, min(200, 4 * len(held_out)), args.size, args.size, np.random.default_rng(1)
     )
     print(
-        f"{len(pictures)} pictures, {sum(p.numel() for p in tokenizer.parameters()):,} weights",
+        f"{len(images)} images, {sum(p.numel() for p in tokenizer.parameters()):,} weights",
         flush=True,
     )
     rng, generator, began, values = (
@@ -186,7 +186,7 @@ def main() -> None:
             FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** (done / 0.8),
         )
         weight = args.divergence * min(1.0, done / 0.1)
-        images = batch_of(pictures, args.batch_size, args.size, args.crop, rng)
+        images = batch_of(images, args.batch_size, args.size, args.crop, rng)
         nll, divergence, _ = losses(tokenizer, images, temperature, generator)
         optimizer.zero_grad()
         (nll + weight * divergence).backward()

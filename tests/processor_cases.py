@@ -15,7 +15,7 @@ from conftest import golden_cases, golden_dir, read_json
 # Where ours is better than the recorded numbers, and why (each has a test of its own in
 # test_images.py).
 OURS_IS_BETTER = {
-    "rgb_height3_20x3.png": "transformers takes a picture 3 pixels high for channels-first",
+    "rgb_height3_20x3.png": "transformers takes an image 3 pixels high for channels-first",
     "i16_40x60.png": "Pillow cuts 16-bit grey at 255 instead of scaling it",
 }
 GREY_LEVEL = 1.001  # one of 255, and float32's rounding after normalisation
@@ -47,7 +47,7 @@ def open_input(case: str, name: str) -> Any:
 
 
 def grey_levels_apart(processor: Any, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference in grey levels of the 8-bit picture, before rescaling and
+    """The largest difference in grey levels of the 8-bit image, before rescaling and
     normalisation.
     """
     assert ours.shape == theirs.shape

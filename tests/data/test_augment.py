@@ -72,7 +72,7 @@ def test_jitter_stays_within_its_bounds():
 def test_erasing_touches_one_rectangle(seed):
     before = IMAGE.copy()
     out = random_erase(IMAGE, 1.0, [0.5] * 3, [0.5] * 3, np.random.default_rng(seed))
-    assert np.array_equal(IMAGE, before)  # the cached picture is not written to
+    assert np.array_equal(IMAGE, before)  # the cached image is not written to
     changed = (out != IMAGE).any(axis=2)
     if changed.any():
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
@@ -84,7 +84,7 @@ def test_erasing_touches_one_rectangle(seed):
 def test_what_is_erased_is_noise_of_the_data_s_colour():
     """Every pixel and channel by itself, with the data's mean and deviation.
 
-    Where nothing is erased the picture stays.
+    Where nothing is erased the image stays.
     """
     black, mean, std = np.zeros((64, 80, 3), np.uint8), [0.3, 0.5, 0.6], [0.05, 0.1, 0.15]
     noise = []

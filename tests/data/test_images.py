@@ -48,7 +48,7 @@ def test_folders_of_splits(photos):
 
 
 def test_every_source_reads_the_same(photos, tmp_path):
-    """Folders, CSV, TSV, JSON lines, Parquet with bytes, npz and tar of the same pictures give the
+    """Folders, CSV, TSV, JSON lines, Parquet with bytes, npz and tar of the same images give the
     same examples.
     """
     import pyarrow

@@ -85,10 +85,10 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def pictures(
+def images(
     folder: Path, names: list[str], rng: np.random.Generator, count: int = 8, side: int = 64
 ) -> None:
-    """A few pictures a class, each class with a colour of its own."""
+    """A few images a class, each class with a colour of its own."""
     for number, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -143,8 +143,8 @@ def world(tmp_path_factory):
     Photos, masks, texts, small networks, and the result of one training.
     """
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
-    pictures(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be judged on
-    pictures(folder / "holiday", ["sea"], rng)
+    images(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be judged on
+    images(folder / "holiday", ["sea"], rng)
     for name in ("holiday.jpg", "photo.jpg", "cat.jpg"):
         shutil.copy(folder / "photos" / "ants" / "0.png", folder / name)
     rows = [f"photos/{name}/{i}.png,{name}" for name in ("ants", "bees") for i in range(8)]
@@ -152,7 +152,7 @@ def world(tmp_path_factory):
     texts = [f"{word} film {i},{word}" for word in ("good", "bad") for i in range(8)]
     (folder / "reviews.csv").write_text("\n".join(["text,label", *texts]) + "\n")
     for name in ("street", "more"):
-        pictures(folder / name, ["images", "masks"], rng)
+        images(folder / name, ["images", "masks"], rng)
         for i in range(8):
             Image.fromarray(rng.integers(0, 3, (64, 64), np.uint8)).save(
                 folder / name / "masks" / f"{i}.png"
@@ -316,7 +316,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_pictures_are_small():
-    found = list((DOCS / "pictures").iterdir())
+    found = list((DOCS / "images").iterdir())
     assert {"demo.svg", "train.svg", "report.png"} <= {each.name for each in found}
     for each in found:
         assert each.stat().st_size < 150_000, each.name

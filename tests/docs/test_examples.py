@@ -1,4 +1,4 @@
-"""The scripts in examples/ run, as a user would start them, on a few pictures."""
+"""The scripts in examples/ run, as a user would start them, on a few images."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def run(script, *arguments, **env):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Dark and bright pictures of two classes, 12 for training and 4 for validation of each."""
-    top = tmp_path_factory.mktemp("pictures")
+    """Dark and bright images of two classes, 12 for training and 4 for validation of each."""
+    top = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for part, count in (("train", 12), ("val", 4)):
         for name, least in (("dark", 0), ("bright", 150)):
@@ -97,7 +97,7 @@ def test_tokenizer_and_pretraining(tmp_path):
     )
     assert DalleImageTokenizer.from_pretrained(tmp_path / "dvae").vocab_size > 1
     few = (
-        "--pictures",
+        "--images",
         "64",
         "--views",
         "1",

@@ -1,6 +1,6 @@
 """Every example of the reference pages runs with only its import line changed.
 
-The checkpoints they name are replaced by small random ones of the same class, the pictures they
+The checkpoints they name are replaced by small random ones of the same class, the images they
 download by one of ours.
 """
 
@@ -100,11 +100,11 @@ def checkpoint(cls_name: str, folder: Path) -> Path:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """`datasets` and `requests`, as far as the pages use them."""
-    picture = sorted(data_dir("images", "imagenet_samples").glob("*.JPEG"))[0].read_bytes()
-    image = Image.open(io.BytesIO(picture))
+    content = sorted(data_dir("images", "imagenet_samples").glob("*.JPEG"))[0].read_bytes()
+    image = Image.open(io.BytesIO(content))
     modules = {
         "datasets": {"load_dataset": lambda *args, **kwargs: {"test": {"image": [image]}}},
-        "requests": {"get": lambda *args, **kwargs: types.SimpleNamespace(raw=io.BytesIO(picture))},
+        "requests": {"get": lambda *args, **kwargs: types.SimpleNamespace(raw=io.BytesIO(content))},
     }
     for name, values in modules.items():
         module = types.ModuleType(name)

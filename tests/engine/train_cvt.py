@@ -21,8 +21,8 @@ STEPS = 3500
 
 
 def main(data: Path, run: Path) -> None:
-    pictures, start = run / "pictures", run / "random"
-    pictures.mkdir(parents=True)
+    images, start = run / "images", run / "random"
+    images.mkdir(parents=True)
     sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))
     tiles = [
         np.asarray(Image.open(p).convert("RGB"))
@@ -32,9 +32,9 @@ def main(data: Path, run: Path) -> None:
         for p in sheets
     ]
     labels = np.load(data / "images" / "cifar100" / "train_labels.npz")["coarse_labels"]
-    np.savez(pictures / "train.npz", images=np.concatenate(tiles), labels=labels)
+    np.savez(images / "train.npz", images=np.concatenate(tiles), labels=labels)
     val = np.load(data / "images" / "cifar100" / "val.npz")
-    np.savez(pictures / "val.npz", images=val["images"], labels=val["coarse_labels"])
+    np.savez(images / "val.npz", images=val["images"], labels=val["coarse_labels"])
     config = headstart.CvtConfig(
         patch_sizes=[3, 3, 3],
         patch_stride=[2, 2, 2],
@@ -53,7 +53,7 @@ def main(data: Path, run: Path) -> None:
         size={"shortest_edge": 32}, crop_pct=1.0, **colours
     ).save_pretrained(start)
     headstart.train(
-        pictures,
+        images,
         model=str(start),
         out=run / "trained",
         recipe="finetune",

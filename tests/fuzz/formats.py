@@ -473,11 +473,9 @@ def _tables(base: Path) -> None:
     (base / "t.tsv").write_text((table / "t.csv").read_text().replace(",", "\t"))
     (base / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), base / "t.parquet")
-    pictures = np.stack([_pixels(i) for i in range(4)])
-    np.savez(base / "images.npz", images=pictures, labels=np.array([0, 1, 0, 1]))
-    np.savez_compressed(
-        base / "images2.npz", images=pictures[..., 0], labels=np.array(list("abab"))
-    )
+    images = np.stack([_pixels(i) for i in range(4)])
+    np.savez(base / "images.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    np.savez_compressed(base / "images2.npz", images=images[..., 0], labels=np.array(list("abab")))
     for name, members in (
         ("t.tar", [(f"{r['label']}/{r['image']}", r["image"]) for r in rows]),
         ("w.tar", [(f"{i}.png", r["image"]) for i, r in enumerate(rows)]),

@@ -50,7 +50,7 @@ pillow_13 = pytest.mark.skipif(
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """The hardest picture: every pixel on its own, half of them at the ends of the range."""
+    """The hardest image: every pixel on its own, half of them at the ends of the range."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (height, width, channels))
     ends = rng.integers(0, 2, pixels.shape) * 255
@@ -118,7 +118,7 @@ def slow_resize(
 ) -> np.ndarray:
     """A resize by definition, (H, W) floats.
 
-    One pass per axis, each cut to 0..255 and, for 8-bit pictures, rounded.
+    One pass per axis, each cut to 0..255 and, for 8-bit images, rounded.
     """
 
     def columns(rows: np.ndarray) -> np.ndarray:
@@ -146,25 +146,25 @@ def slow_resize(
 def test_resize_equals_its_definition(
     h: int, w: int, height: int, width: int, resample: int, seed: int
 ) -> None:
-    picture = noise(h, w, 1, seed)
-    wanted = slow_resize(picture[..., 0].astype(float), height, width, resample, rounded=True)
-    assert np.abs(resize(picture, (height, width), resample)[..., 0] - wanted).max() <= 1
-    floats = resize(picture.astype(np.float32), (height, width), resample)[..., 0]
-    wanted = slow_resize(picture[..., 0].astype(float), height, width, resample, rounded=False)
+    image = noise(h, w, 1, seed)
+    wanted = slow_resize(image[..., 0].astype(float), height, width, resample, rounded=True)
+    assert np.abs(resize(image, (height, width), resample)[..., 0] - wanted).max() <= 1
+    floats = resize(image.astype(np.float32), (height, width), resample)[..., 0]
+    wanted = slow_resize(image[..., 0].astype(float), height, width, resample, rounded=False)
     assert np.abs(floats - wanted).max() <= 0.01
 
 
 @pytest.mark.parametrize(("old", "new"), [(6, 2), (6, 3), (3, 9), (5, 10)])
 def test_box_is_a_mean_of_blocks_or_a_repeat(old: int, new: int) -> None:
-    picture = noise(old, old, 1)
+    image = noise(old, old, 1)
     if new < old:
         n = old // new
-        wanted = np.floor(picture.reshape(new, n, old).mean(1) + 0.5)
-        one_way = resize(picture, (new, old), 4)[..., 0]
+        wanted = np.floor(image.reshape(new, n, old).mean(1) + 0.5)
+        one_way = resize(image, (new, old), 4)[..., 0]
         assert np.abs(one_way - wanted).max() <= 1
     else:
         np.testing.assert_array_equal(
-            resize(picture, (new, old), 4)[..., 0], np.repeat(picture[..., 0], new // old, axis=0)
+            resize(image, (new, old), 4)[..., 0], np.repeat(image[..., 0], new // old, axis=0)
         )
 
 
@@ -194,11 +194,11 @@ def test_nearest_shows_the_pixel_under_the_centre(h: int, w: int, height: int, w
 def test_resize_equals_pillow(
     h: int, w: int, height: int, width: int, resample: int, seed: int
 ) -> None:
-    picture = noise(h, w, 3, seed)
+    image = noise(h, w, 3, seed)
     theirs = np.asarray(
-        Image.fromarray(picture).resize((width, height), Image.Resampling(resample))
+        Image.fromarray(image).resize((width, height), Image.Resampling(resample))
     ).astype(int)
-    assert np.abs(resize(picture, (height, width), resample) - theirs).max() <= 1
+    assert np.abs(resize(image, (height, width), resample) - theirs).max() <= 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -224,10 +224,10 @@ def test_a_window_is_a_part_of_the_whole(
 ) -> None:
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
-    picture = noise(h, w, channels).astype(dtype)
-    whole = resize(picture, (height, width), resample)
-    part = resize(picture, (height, width), resample, (top, left, rows, columns))
-    assert part.dtype == picture.dtype
+    image = noise(h, w, channels).astype(dtype)
+    whole = resize(image, (height, width), resample)
+    part = resize(image, (height, width), resample, (top, left, rows, columns))
+    assert part.dtype == image.dtype
     assert np.abs(part.astype(float) - whole[top : top + rows, left : left + columns]).max() <= 1
 
 
@@ -256,12 +256,12 @@ def test_a_strip_does_not_fill_the_memory() -> None:
 
 @given(SIZES, SIZES, SIZES, SIZES)
 def test_centre_crop_by_definition(h: int, w: int, rows: int, columns: int) -> None:
-    picture = noise(h, w, 1) | 1  # never the fill value
-    result = resize_and_crop(picture, None, (rows, columns))
+    image = noise(h, w, 1) | 1  # never the fill value
+    result = resize_and_crop(image, None, (rows, columns))
     for i in range(rows):
         for j in range(columns):
             y, x = i + (h - rows) // 2, j + (w - columns) // 2
-            assert result[i, j, 0] == (picture[y, x, 0] if 0 <= y < h and 0 <= x < w else 0)
+            assert result[i, j, 0] == (image[y, x, 0] if 0 <= y < h and 0 <= x < w else 0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -305,37 +305,37 @@ def test_a_picture_three_pixels_high_keeps_its_height() -> None:
     st.integers(5, 40), st.integers(5, 40), st.sampled_from(sorted(PROCESSORS)), st.integers(0, 9)
 )
 def test_every_form_of_one_picture_gives_the_same(h: int, w: int, name: str, seed: int) -> None:
-    processor, picture = PROCESSORS[name], noise(h, w, 3, seed)
+    processor, image = PROCESSORS[name], noise(h, w, 3, seed)
     png = io.BytesIO()
-    Image.fromarray(picture).save(png, "PNG")
-    wanted = processor(picture, return_tensors="np").pixel_values
-    chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    Image.fromarray(image).save(png, "PNG")
+    wanted = processor(image, return_tensors="np").pixel_values
+    chw = np.ascontiguousarray(image.transpose(2, 0, 1))
     same = [
-        Image.fromarray(picture),
+        Image.fromarray(image),
         png.getvalue(),
         io.BytesIO(png.getvalue()),
         chw,
         torch.from_numpy(chw),
-        picture[None],
-        [[picture]],
+        image[None],
+        [[image]],
     ]
     same += [
-        picture.astype(np.int64),
+        image.astype(np.int64),
         torch.from_numpy(chw)[None].long(),
-        np.asfortranarray(picture),
-        picture[::-1][::-1],
+        np.asfortranarray(image),
+        image[::-1][::-1],
     ]
     for form in same:
         np.testing.assert_array_equal(processor(form, return_tensors="np").pixel_values, wanted)
     for form in (
-        picture.astype(np.float32),
+        image.astype(np.float32),
         torch.from_numpy(chw).double(),
         torch.from_numpy(chw).bfloat16(),
     ):
         ours = processor(form, return_tensors="np").pixel_values
         # floats are not rounded between the passes
         assert np.abs(ours - wanted).max() <= 2.5 / 255 / min(processor.image_std)
-    for form in (picture / 255.0, (picture / 255.0).astype(np.float32)):
+    for form in (image / 255.0, (image / 255.0).astype(np.float32)):
         ours = processor(form, do_rescale=False, return_tensors="np").pixel_values
         assert np.abs(ours - wanted).max() <= 2.5 / 255 / min(processor.image_std)
 
@@ -350,39 +350,39 @@ def test_a_batch_is_its_pictures_one_by_one(
     sizes: list[tuple[int, int]], random: object, name: str
 ) -> None:
     processor = PROCESSORS[name]
-    pictures = [
+    images = [
         noise(h, w, seed=i) if i % 2 else Image.fromarray(noise(h, w, seed=i))
         for i, (h, w) in enumerate(sizes)
     ]
-    batch = processor(pictures, return_tensors="np").pixel_values
+    batch = processor(images, return_tensors="np").pixel_values
     assert batch.dtype == np.float32
     order = list(range(len(sizes)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    shuffled = processor([pictures[i] for i in order], return_tensors="np").pixel_values
+    shuffled = processor([images[i] for i in order], return_tensors="np").pixel_values
     for i, place in enumerate(order):
         np.testing.assert_array_equal(shuffled[i], batch[place])
         np.testing.assert_array_equal(
-            processor(pictures[place], return_tensors="np").pixel_values[0], batch[place]
+            processor(images[place], return_tensors="np").pixel_values[0], batch[place]
         )
 
 
 @given(SIZES, SIZES)
 def test_no_step_returns_the_pixels_themselves(h: int, w: int) -> None:
-    picture = noise(h, w)
+    image = noise(h, w)
     processor = BitImageProcessor(
         do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False
     )
     result = processor(
-        Image.fromarray(picture), return_tensors="np", data_format="channels_last"
+        Image.fromarray(image), return_tensors="np", data_format="channels_last"
     ).pixel_values
     assert result.dtype == np.uint8
-    np.testing.assert_array_equal(result[0], picture)
-    assert processor(Image.fromarray(picture), data_format=None).pixel_values[0].shape == (h, w, 3)
+    np.testing.assert_array_equal(result[0], image)
+    assert processor(Image.fromarray(image), data_format=None).pixel_values[0].shape == (h, w, 3)
 
 
 def test_the_callers_arrays_are_not_written_into() -> None:
-    picture = noise(30, 40)
-    for form in (picture, picture.astype(np.float32), torch.from_numpy(picture.copy())):
+    image = noise(30, 40)
+    for form in (image, image.astype(np.float32), torch.from_numpy(image.copy())):
         before = np.asarray(form).copy()
         for processor in PROCESSORS.values():
             processor(form, do_resize=False, return_tensors="np").pixel_values[:] = 7
@@ -548,15 +548,15 @@ def test_every_photo(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientations(orientation: int) -> None:
-    picture = noise(5, 7)
+    pixels = noise(5, 7)
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", exif=exif)
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
     with Image.open(file) as image:
         wanted = np.asarray(ImageOps.exif_transpose(image))
-        np.testing.assert_array_equal(decode(image)[0], picture)  # a PIL image is taken as it is
-    np.testing.assert_array_equal(orient(picture, orientation), wanted)
+        np.testing.assert_array_equal(decode(image)[0], pixels)  # a PIL image is taken as it is
+    np.testing.assert_array_equal(orient(pixels, orientation), wanted)
     np.testing.assert_array_equal(load_image(file.getvalue()), wanted)
 
 
@@ -599,12 +599,12 @@ def test_a_lazily_opened_damaged_image_is_refused() -> None:
 
 
 def test_frameworks() -> None:
-    processor, picture = PROCESSORS["bit"], noise(30, 40)
-    wanted = processor(picture, return_tensors="np").pixel_values
-    tensor = processor(picture, return_tensors="pt").pixel_values
+    processor, image = PROCESSORS["bit"], noise(30, 40)
+    wanted = processor(image, return_tensors="np").pixel_values
+    tensor = processor(image, return_tensors="pt").pixel_values
     assert tensor.dtype == torch.float32
     np.testing.assert_array_equal(tensor.numpy(), wanted)
-    listed = processor([picture, picture]).pixel_values
+    listed = processor([image, image]).pixel_values
     assert isinstance(listed, list)
     np.testing.assert_array_equal(listed[1], wanted[0])
 

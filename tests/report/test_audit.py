@@ -22,8 +22,8 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def picture(seed, width=120, height=90):
-    """Smooth blobs, as photos are: a small random picture blown up."""
+def image(seed, width=120, height=90):
+    """Smooth blobs, as photos are: a small random image blown up."""
     small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
         for n, label in enumerate(("bird", "cat")):
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(count):
-                picture(100 * n + i + (50 if split == "val" else 0)).save(
+                image(100 * n + i + (50 if split == "val" else 0)).save(
                     tmp_path / split / label / f"{i}.png"
                 )
     return tmp_path
@@ -47,8 +47,8 @@ def test_a_clean_data_set_has_nothing(folder):
 
 def test_leaks_contradictions_and_unreadable(folder):
     shutil.copy(folder / "train" / "cat" / "1.png", folder / "val" / "cat" / "copy.png")
-    picture(2, 60, 45).save(folder / "train" / "cat" / "smaller_bird.jpg", quality=70)
-    Image.eval(picture(101), lambda v: min(255, v + 8)).save(
+    image(2, 60, 45).save(folder / "train" / "cat" / "smaller_bird.jpg", quality=70)
+    Image.eval(image(101), lambda v: min(255, v + 8)).save(
         folder / "train" / "cat" / "brighter.png"
     )
     (folder / "train" / "cat" / "words.png").write_text("words")

@@ -30,10 +30,10 @@ SMALL = {"steps": 40, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "d
 
 
 def patch(colour, top=2, left=11):
-    """A patch of a colour in a grey picture."""
-    picture = np.full((20, 20, 3), 110, np.uint8)
-    picture[top : top + 7, left : left + 7] = colour
-    return picture
+    """A patch of a colour in a grey image."""
+    image = np.full((20, 20, 3), 110, np.uint8)
+    image[top : top + 7, left : left + 7] = colour
+    return image
 
 
 def tiny_beit(**values):
@@ -129,13 +129,13 @@ def test_attention_of_a_class_token_is_the_definition(values):
 
 
 def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
-    """A network tuned to tell red, green and blue is shown a red patch in a grey picture."""
+    """A network tuned to tell red, green and blue is shown a red patch in a grey image."""
     out = headstart.train(photos, model=tiny_model, out=tmp_path / "run", **SMALL).folder
-    picture = patch((230, 30, 30))
+    image = patch((230, 30, 30))
     found = explain(
         AutoModelForImageClassification.from_pretrained(out),
         AutoImageProcessor.from_pretrained(out),
-        picture,
+        image,
         "bird",
     )
     assert (
@@ -145,12 +145,12 @@ def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
         and found.heat.max() <= 1
     )
     assert found.heat[2:9, 11:18].mean() > 1.5 * found.heat[11:, :9].mean()
-    assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.seen, picture)
+    assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.seen, image)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
 def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, capsys):
-    """Pictures with one or two patches; the number is how large the red one is.
+    """Images with one or two patches; the number is how large the red one is.
 
     The report and the command show where.
     """
@@ -209,13 +209,13 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
 
 
 def test_tokens_have_places():
-    processor, picture = (
+    processor, image = (
         BeitImageProcessor(size=24, do_center_crop=False),
         Image.new("RGB", (40, 30), (200, 30, 60)),
     )
     for mean in (True, False):
         found = explain(
-            tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean), processor, picture
+            tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean), processor, image
         )
         assert (
             found.heat.shape == (24, 24)
@@ -239,8 +239,8 @@ def test_tokens_have_places():
 def test_mistakes(tiny_model):
     model = AutoModelForImageClassification.from_pretrained(tiny_model)
     processor = AutoImageProcessor.from_pretrained(tiny_model)
-    picture = np.zeros((20, 20, 3), np.uint8)
+    image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(ConfigError, match="no class 'wing'"):
-        explain(model, processor, picture, "wing")
+        explain(model, processor, image, "wing")
     torch.nn.init.zeros_(head_of(model).weight)
-    assert explain(model, processor, picture).heat.max() == 0
+    assert explain(model, processor, image).heat.max() == 0

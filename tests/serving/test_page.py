@@ -104,7 +104,7 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
 
-    def picture(self, name):
+    def image(self, name):
         import base64
 
         data = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
@@ -175,18 +175,18 @@ def test_a_person_uses_the_page(browser, address, tmp_path):
     browser.size(1100, 800)
     browser.send("Page.navigate", url=address)
     browser.until('document.getElementById("facts")?.textContent.includes("100 labels")')
-    browser.picture("serve-start")
+    browser.image("serve-start")
 
     choose(browser, photo)
     browser.until(ANSWERED)
     assert browser.run("document.activeElement.id") == "verdict"  # a screen reader reads it
     browser.run('document.getElementById("explain").click()')
     browser.until('document.getElementById("heat").naturalWidth > 0')
-    browser.picture("serve-desktop")
+    browser.image("serve-desktop")
 
     browser.size(375, 800)
     assert browser.run("document.documentElement.scrollWidth <= 375")
-    browser.picture("serve-phone")
+    browser.image("serve-phone")
 
     browser.run('document.getElementById("bars").replaceChildren()')
     browser.run(DROP)
@@ -205,7 +205,7 @@ def test_a_person_uses_the_page(browser, address, tmp_path):
     browser.until('!document.getElementById("error").hidden')
     assert "not an image" in browser.run('document.getElementById("error").textContent')
     assert browser.run('document.getElementById("error").getAttribute("role")') == "alert"
-    browser.picture("serve-error")
+    browser.image("serve-error")
 
     urls = [
         each["params"]["request"]["url"]

@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory) -> Path:
         vocab_size=12, hidden_size=8, blocks_per_group=1, decoder_init_size=8
     )
     with torch.no_grad():
-        for _ in range(3):  # spread the scores, so that different pictures have different codes
+        for _ in range(3):  # spread the scores, so that different images have different codes
             made.encoder.head.weight.mul_(5)
         made.encoder.head.bias.sub_(made(torch.rand(8, 3, 32, 32)).mean((0, 2, 3)))
     made.save_pretrained(folder)
@@ -74,8 +74,8 @@ def network(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for split, count in (("train", 9), ("val", 5)):
         (folder / split / "deep").mkdir(parents=True)
         for i in range(count):
@@ -97,8 +97,8 @@ def ready(path, tokenizer, network, folder=None, recipe=None, **extra):
     return task, model
 
 
-def test_pictures_need_no_labels(pictures, tmp_path):
-    task = task_of(pictures)
+def test_pictures_need_no_labels(images, tmp_path):
+    task = task_of(images)
     assert task.splits == {"train": 9, "validation": 5}
     facts = task.facts()
     assert (facts.examples, facts.height, facts.width, facts.task) == (
@@ -107,24 +107,24 @@ def test_pictures_need_no_labels(pictures, tmp_path):
         72,
         "masked-image-modeling",
     )
-    flat = task_of(pictures / "train", views=2)
+    flat = task_of(images / "train", views=2)
     assert flat.splits == {"train": 7, "validation": 2} and any(
         "held out" in line for line in flat.found()
     )
     with pytest.raises(DataError, match="holds no images"):
         task_of(tmp_path)
     with pytest.raises(ConfigError, match="mask_ratio=1.5"):
-        task_of(pictures, mask_ratio=1.5)
+        task_of(images, mask_ratio=1.5)
 
 
-def test_labels_are_not_looked_at(pictures, tmp_path):
+def test_labels_are_not_looked_at(images, tmp_path):
     """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do.
 
-    The same pictures are read from each.
+    The same images are read from each.
     """
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    files = {split: sorted((pictures / split / "deep").iterdir()) for split in ("train", "val")}
+    files = {split: sorted((images / split / "deep").iterdir()) for split in ("train", "val")}
     arrays = {
         split: np.stack([np.asarray(Image.open(file)) for file in found])
         for split, found in files.items()
@@ -156,7 +156,7 @@ def test_labels_are_not_looked_at(pictures, tmp_path):
     )
     saved.save_to_disk(tmp_path / "saved")
     saved["train"].to_parquet(tmp_path / "one.parquet")
-    expected = task_of(pictures)
+    expected = task_of(images)
     for name in ("table.csv", "tars", "saved"):
         assert task_of(tmp_path / name).digests_of == expected.digests_of, name
     assert task_of(tmp_path / "labelled").digests_of == task_of(tmp_path / "bare").digests_of
@@ -174,13 +174,13 @@ def test_labels_are_not_looked_at(pictures, tmp_path):
         task_of(tmp_path / "other.csv")
 
 
-def test_a_model_without_tokenizer_says_what_to_do(pictures, network):
+def test_a_model_without_tokenizer_says_what_to_do(images, network):
     with pytest.raises(ConfigError, match=r"--option tokenizer=dall-e"):
-        task_of(pictures).build(str(network), Recipe())
+        task_of(images).build(str(network), Recipe())
 
 
-def test_codes_are_those_of_the_view_that_the_network_sees(pictures, tokenizer, network):
-    task, model = ready(pictures, tokenizer, network)
+def test_codes_are_those_of_the_view_that_the_network_sees(images, tokenizer, network):
+    task, model = ready(images, tokenizer, network)
     assert model.config.vocab_size == 12 and task.codes["train"].shape == (9, 4, 6, 6)
     encode = DalleImageTokenizer.from_pretrained(tokenizer)
     for index, number in ((0, 0), (3, 2), (8, 3)):
@@ -190,14 +190,14 @@ def test_codes_are_those_of_the_view_that_the_network_sees(pictures, tokenizer, 
         assert np.array_equal(codes.numpy(), task.codes["train"][index, number])
     assert not np.array_equal(task.view("train", 0, 0), task.view("train", 0, 1))
     assert len(np.unique(task.codes["train"])) > 3
-    # validation shows whole pictures
+    # validation shows whole images
     assert task.codes["validation"].shape == (5, 1, 6, 6) and task.view(
         "validation", 0, 0
     ).shape == (60, 60, 3)
 
 
-def test_an_example_pairs_view_and_codes(pictures, tokenizer, network):
-    task, _ = ready(pictures, tokenizer, network)
+def test_an_example_pairs_view_and_codes(images, tokenizer, network):
+    task, _ = ready(images, tokenizer, network)
     seen = set()
     for seed in range(12):
         one = task.example(2, np.random.default_rng(seed))
@@ -215,8 +215,8 @@ def test_an_example_pairs_view_and_codes(pictures, tokenizer, network):
     assert len(seen) > 1
 
 
-def test_codes_are_kept_on_disk(pictures, tokenizer, network, tmp_path, monkeypatch):
-    task, _ = ready(pictures, tokenizer, network, tmp_path)
+def test_codes_are_kept_on_disk(images, tokenizer, network, tmp_path, monkeypatch):
+    task, _ = ready(images, tokenizer, network, tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert {"train-codes.npy", "train-codes.json", "validation-codes.npy"} <= files
     calls = []
@@ -226,18 +226,18 @@ def test_codes_are_kept_on_disk(pictures, tokenizer, network, tmp_path, monkeypa
         "encode",
         lambda self, images: calls.append(len(images)) or original(self, images),
     )
-    again, _ = ready(pictures, tokenizer, network, tmp_path)
+    again, _ = ready(images, tokenizer, network, tmp_path)
     assert not calls and np.array_equal(again.codes["train"], task.codes["train"])
-    ready(pictures, tokenizer, network, tmp_path, views=2)  # other views: made anew
+    ready(images, tokenizer, network, tmp_path, views=2)  # other views: made anew
     assert sum(calls) == 2 * 9  # the five of the validation data are kept
     calls.clear()
     (tmp_path / "train-codes.json").unlink()  # a run that was killed before the codes were whole
-    ready(pictures, tokenizer, network, tmp_path, views=2)
+    ready(images, tokenizer, network, tmp_path, views=2)
     assert sum(calls) == 18
 
 
-def test_the_loss_counts_hidden_patches_alone(pictures, tokenizer, network):
-    task, model = ready(pictures, tokenizer, network)
+def test_the_loss_counts_hidden_patches_alone(images, tokenizer, network):
+    task, model = ready(images, tokenizer, network)
     model.eval()
     batch = task.collate([task.example(i, np.random.default_rng(i)) for i in range(4)])
     inputs = task.micro(batch, slice(0, 4), torch.device("cpu"))
@@ -265,9 +265,9 @@ def test_the_loss_counts_hidden_patches_alone(pictures, tokenizer, network):
     assert abs(parts - float(total)) < 1e-3
 
 
-def test_hidden_pixels_are_not_seen(pictures, tokenizer, network):
+def test_hidden_pixels_are_not_seen(images, tokenizer, network):
     """What lies under the mask must not reach the network, or it would learn to copy."""
-    task, model = ready(pictures, tokenizer, network)
+    task, model = ready(images, tokenizer, network)
     model.eval()
     one = task.collate([task.example(0, np.random.default_rng(0))])
     inputs = task.micro(one, slice(0, 1), torch.device("cpu"))
@@ -280,11 +280,11 @@ def test_hidden_pixels_are_not_seen(pictures, tokenizer, network):
     assert torch.equal(a, b)
 
 
-def test_from_scratch_draws_new_weights(pictures, tokenizer, network):
-    task = task_of(pictures, tokenizer, scratch=True)
+def test_from_scratch_draws_new_weights(images, tokenizer, network):
+    task = task_of(images, tokenizer, scratch=True)
     model = task.build(str(network), Recipe(seed=3))
-    same = task_of(pictures, tokenizer, scratch=True).build(str(network), Recipe(seed=3))
-    loaded = task_of(pictures, tokenizer).build(str(network), Recipe())
+    same = task_of(images, tokenizer, scratch=True).build(str(network), Recipe(seed=3))
+    loaded = task_of(images, tokenizer).build(str(network), Recipe())
     name = "beit.encoder.layer.0.intermediate.dense.weight"
     weights = [m.state_dict()[name] for m in (model, same, loaded)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -298,25 +298,25 @@ def test_panels_show_the_guess_behind_the_mask(tokenizer):
     true = torch.randint(0, 12, (3, 4), generator=torch.Generator().manual_seed(0))
     mask = np.zeros((3, 4), bool)
     mask[1, 2] = True
-    picture = np.full((24, 32, 3), 7, np.uint8)
-    original, masked, best, codes = panels(picture, mask, true, true, tok)
+    image = np.full((24, 32, 3), 7, np.uint8)
+    original, masked, best, codes = panels(image, mask, true, true, tok)
     assert (
-        np.array_equal(original, picture)
+        np.array_equal(original, image)
         and (masked[8:16, 16:24] == 128).all()
         and (masked[:8] == 7).all()
     )
-    assert np.array_equal(best, codes) and best.shape == picture.shape  # all codes guessed
-    wrong = panels(picture, mask, true, (true + 1) % 12, tok)
+    assert np.array_equal(best, codes) and best.shape == image.shape  # all codes guessed
+    wrong = panels(image, mask, true, (true + 1) % 12, tok)
     assert not np.array_equal(wrong[2], codes) and np.array_equal(wrong[3], codes)
     tok.decoder = None
-    assert len(panels(picture, mask, true, true, tok)) == 2
+    assert len(panels(image, mask, true, true, tok)) == 2
 
 
 @pytest.fixture(scope="session")
-def result(pictures, tokenizer, network, tmp_path_factory):
+def result(images, tokenizer, network, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     return train(
-        pictures,
+        images,
         model=str(network),
         out=out,
         task="masked-image-modeling",
@@ -345,20 +345,20 @@ def test_a_run_learns_and_leaves_a_folder(result):
     )
 
 
-def test_evaluate_repeats_the_run(result, pictures):
-    _, found = evaluate(result.folder, pictures)
+def test_evaluate_repeats_the_run(result, images):
+    _, found = evaluate(result.folder, images)
     assert found.metrics == pytest.approx(result.metrics, abs=1e-6)
 
 
-def test_pipeline_paints(result, pictures, tmp_path):
+def test_pipeline_paints(result, images, tmp_path):
     imagine = MaskedImageModelingPipeline(result.folder)
-    found = imagine(pictures / "val" / "deep" / "0.png")
+    found = imagine(images / "val" / "deep" / "0.png")
     assert (
         len(found["panels"]) == 4 and found["codes"].shape == (6, 6) and 0 <= found["accuracy"] <= 1
     )
-    written = imagine.write(pictures / "val" / "deep" / "0.png", tmp_path / "x")
-    with Image.open(written["reconstruction_file"]) as picture:
-        assert picture.size == (4 * 48 + 3 * 6, 48)
+    written = imagine.write(images / "val" / "deep" / "0.png", tmp_path / "x")
+    with Image.open(written["reconstruction_file"]) as image:
+        assert image.size == (4 * 48 + 3 * 6, 48)
 
 
 def run_command(arguments: list[str]) -> None:
@@ -367,12 +367,12 @@ def run_command(arguments: list[str]) -> None:
     assert not end.value.code
 
 
-def test_command_line_round_trip(result, pictures, tmp_path, capsys):
+def test_command_line_round_trip(result, images, tmp_path, capsys):
     run_command(
         [
             "predict",
             str(result.folder),
-            str(pictures / "val"),
+            str(images / "val"),
             "--out",
             str(tmp_path / "out"),
             "--json",
@@ -380,11 +380,11 @@ def test_command_line_round_trip(result, pictures, tmp_path, capsys):
     )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 5 and all(Path(file).is_file() for line in lines for file in line["files"])
-    run_command(["evaluate", str(result.folder), str(pictures), "--json"])
+    run_command(["evaluate", str(result.folder), str(images), "--json"])
     assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(result.metrics, abs=1e-6)
 
 
-def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path, monkeypatch):
+def test_a_broken_run_goes_on_bit_for_bit(images, tokenizer, network, tmp_path, monkeypatch):
     values = {
         "recipe": "finetune",
         "steps": 8,
@@ -398,7 +398,7 @@ def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path
         "task": "masked-image-modeling",
         "task_options": {"tokenizer": tokenizer},
     }
-    whole = train(pictures, out=tmp_path / "whole", **values)
+    whole = train(images, out=tmp_path / "whole", **values)
     update = Loop.update
 
     def power_cut(self, batch):
@@ -408,9 +408,9 @@ def test_a_broken_run_goes_on_bit_for_bit(pictures, tokenizer, network, tmp_path
 
     monkeypatch.setattr(Loop, "update", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(pictures, out=tmp_path / "broken", **values)
+        train(images, out=tmp_path / "broken", **values)
     monkeypatch.setattr(Loop, "update", update)
-    resumed = train(pictures, out=tmp_path / "broken", resume=True)
+    resumed = train(images, out=tmp_path / "broken", resume=True)
     one, two = (
         load_file(folder / "model.safetensors") for folder in (whole.folder, resumed.folder)
     )

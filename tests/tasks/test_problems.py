@@ -211,7 +211,7 @@ def test_fitted_heads_learn(width):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """48 noisy pictures that are red, green, both or neither; how light they are is a number."""
+    """48 noisy images that are red, green, both or neither; how light they are is a number."""
     folder = tmp_path_factory.mktemp("colours")
     rng = np.random.default_rng(3)
     rows = []
@@ -283,7 +283,7 @@ def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
     )
     assert "light from" in capsys.readouterr().err
     # The tiny network's features were drawn at random: without training they hardly tell how light
-    # a picture is.
+    # an image is.
     assert result.metrics["r2"] > 0.5 or (tune == "head" and result.metrics["mae"] < 6)
     assert {"mae", "rmse", "pearson"} <= set(result.metrics)
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Training sets the side of every family's image processor, which then makes pictures of that
+"""Training sets the side of every family's image processor, which then makes images of that
 side.
 """
 

@@ -58,19 +58,17 @@ def scene(seed: int, height: int = 40, width: int = 56) -> tuple[np.ndarray, np.
     edges = np.sort(rng.integers(8, width - 8, 2))
     classes = np.searchsorted(edges, np.arange(width), side="right")[None].repeat(height, 0)
     classes = rng.permutation(3)[classes]
-    picture = (
-        (COLOURS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
-    )
+    image = (COLOURS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
     classes[-1] = IGNORED
-    return picture, classes.astype(np.uint8)
+    return image, classes.astype(np.uint8)
 
 
 def write_scenes(folder: Path, count: int, first: int = 0, mode: str = "L") -> Path:
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for i in range(count):
-        picture, classes = scene(first + i)
-        Image.fromarray(picture).save(folder / "images" / f"s{i}.png")
+        image, classes = scene(first + i)
+        Image.fromarray(image).save(folder / "images" / f"s{i}.png")
         if mode == "RGB":
             mask = Image.fromarray(
                 np.where(
@@ -147,8 +145,8 @@ def test_other_layouts_give_the_same_pairs(tmp_path):
     for split in ("training", "val"):  # ADE20k's layout
         for kind in ("images", "annotations"):
             (tmp_path / "b" / kind / split).mkdir(parents=True)
-        picture, classes = scene(3)
-        Image.fromarray(picture).save(tmp_path / "b" / "images" / split / "x.jpg")
+        image, classes = scene(3)
+        Image.fromarray(image).save(tmp_path / "b" / "images" / split / "x.jpg")
         Image.fromarray(classes).save(tmp_path / "b" / "annotations" / split / "x_mask.png")
     assert task_of(tmp_path / "b").splits == {"train": 1, "validation": 1}
 
@@ -179,8 +177,8 @@ def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
             "image": [str(image) for image, _ in pairs],
             "annotation": [str(mask) for _, mask in pairs],
         }
-        pictures = datasets.Features({"annotation": datasets.Image(), "image": datasets.Image()})
-        saved[split] = datasets.Dataset.from_dict(rows).cast(pictures)
+        images = datasets.Features({"annotation": datasets.Image(), "image": datasets.Image()})
+        saved[split] = datasets.Dataset.from_dict(rows).cast(images)
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     for split, rows in saved.items():
         (tmp_path / "repository" / "data").mkdir(parents=True, exist_ok=True)
@@ -295,7 +293,7 @@ def test_bad_data_is_named(tmp_path, scenes):
         task_of(tmp_path / "a")
     b = write_scenes(tmp_path / "b", 4)
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(b / "masks" / "s1.png")
-    (b / "images" / "s2.png").write_bytes(b"no picture")
+    (b / "images" / "s2.png").write_bytes(b"no image")
     task = task_of(b, val_fraction=0)
     with pytest.raises(
         DataError, match=r"(?s)2 of 4 .*s1\.png: is 56x40 pixels, its mask s1\.png 7x9.*s2\.png: "
@@ -541,9 +539,9 @@ def test_sides_are_filled_up_to_whole_patches():
 
 
 def test_overlay_leaves_unlabelled_pixels():
-    picture, classes = scene(0)
-    painted = overlay(picture, classes, COLOURS, 1.0)
-    assert np.array_equal(painted[-1], picture[-1]) and np.array_equal(
+    image, classes = scene(0)
+    painted = overlay(image, classes, COLOURS, 1.0)
+    assert np.array_equal(painted[-1], image[-1]) and np.array_equal(
         painted[:-1], COLOURS[classes[:-1]]
     )
 
@@ -637,7 +635,7 @@ def test_a_run_learns_and_leaves_a_folder(result, scenes):
     assert (
         "Against one answer for all" in page
         and "always “" in page
-        and "<h2>Pictures</h2>" in page
+        and "<h2>Images</h2>" in page
         and "gallery wide" in page
     )
 
@@ -652,8 +650,8 @@ def test_evaluate_repeats_the_run(result, scenes):
 
 def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
     predict = SemanticSegmentationPipeline(result.folder)
-    picture, classes = scene(500, 51, 77)
-    found = predict(picture)
+    image, classes = scene(500, 51, 77)
+    found = predict(image)
     assert found["mask"].shape == (51, 77) and found["classes"][0]["label"] in (
         "red",
         "green",
@@ -663,7 +661,7 @@ def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
     assert np.array_equal(predict.colours, COLOURS)  # those of the data, kept with the model
     said = found["mask"][:-1]
     assert (said == classes[:-1]).mean() > 0.6
-    Image.fromarray(picture).save(tmp_path / "p.png")
+    Image.fromarray(image).save(tmp_path / "p.png")
     written = predict.write(tmp_path / "p.png", tmp_path / "out" / "p")
     mask = Image.open(written["mask_file"])
     assert mask.mode == "P" and np.array_equal(np.asarray(mask), found["mask"])
@@ -674,10 +672,9 @@ def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
 
 def test_modes(result):
     predict = SemanticSegmentationPipeline(result.folder)
-    picture, _ = scene(501, 40, 120)
+    image, _ = scene(501, 40, 120)
     slide, whole = (
-        segment(predict.model, predict.image_processor, picture, mode)
-        for mode in ("slide", "whole")
+        segment(predict.model, predict.image_processor, image, mode) for mode in ("slide", "whole")
     )
     assert slide.shape == whole.shape == (40, 120) and (slide == whole).mean() > 0.5
 

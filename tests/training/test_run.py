@@ -297,7 +297,7 @@ def test_few_shots_and_a_test_split(photos, tiny_model, tmp_path):
 def spoilt(tmp_path):
     """Class folders with a text, an empty file, a truncated PNG and a missing file among them."""
     folder = make_class_folders(tmp_path / "spoilt", {"bird": 8, "cat": 8})
-    (folder / "bird" / "words.jpg").write_text("not a picture")
+    (folder / "bird" / "words.jpg").write_text("not an image")
     (folder / "cat" / "empty.png").write_bytes(b"")
     data = (folder / "cat" / "cat_0.png").read_bytes()
     (folder / "cat" / "half.png").write_bytes(data[: len(data) // 2])

@@ -18,7 +18,7 @@ import numpy as np
 from headstart.errors import MissingExtraError
 
 SHOTS = 10
-# HyperRule with fewer and smaller steps at a higher rate: enough for a hundred small pictures, and
+# HyperRule with fewer and smaller steps at a higher rate: enough for a hundred small images, and
 # a minute's work.
 RECIPE: dict[str, Any] = {
     "steps": 60,
@@ -106,8 +106,8 @@ def demo(
                 result = train(digits, model=model, out=target, seed=seed, **RECIPE)
                 found[kind].append(result.evaluations["validation"].metrics["accuracy"])
             say(f"{seed + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")
-        picture = sorted((Path(scratch) / "digits-0" / "val" / "7").glob("*.png"))[0]
-        best = pipeline("image-classification", out)(picture)[0]
+        image = sorted((Path(scratch) / "digits-0" / "val" / "7").glob("*.png"))[0]
+        best = pipeline("image-classification", out)(image)[0]
     means = {kind: statistics.mean(values) for kind, values in found.items()}
     say(f"mean   {means['pretrained']:>9.1%}   {means['random']:>13.1%}")
     say(f"\nPrediction for an unseen 7: {best['label']!r}, probability {best['score']:.0%}")

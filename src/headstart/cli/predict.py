@@ -294,8 +294,8 @@ def explain(
     for number, file in enumerate(files, start=1):
         found = run(classify.model, classify.image_processor, file, label, classify.temperature)
         # the number keeps files of the same name apart
-        picture = out / f"{number:04d}_{file.stem}.png"
-        Image.fromarray(found.overlay()).save(picture)
+        image = out / f"{number:04d}_{file.stem}.png"
+        Image.fromarray(found.overlay()).save(image)
         score = f"{found.score:.4g}" if classify.kind == "regression" else f"{found.score:.1%}"
-        rows.append((str(file), f"{found.label} {score}", str(picture)))
+        rows.append((str(file), f"{found.label} {score}", str(image)))
     print_table("", ("image", "prediction", "heat map"), rows)

@@ -27,18 +27,18 @@ GREY = 128
 Pixels = NDArray[np.uint8]
 
 
-def network_view(picture: Pixels, size: tuple[int, int], resample: int) -> Pixels:
+def network_view(image: Pixels, size: tuple[int, int], resample: int) -> Pixels:
     """What the network sees of an image (H, W, 3): stretched to its size."""
-    return np.ascontiguousarray(resize(picture, size, resample))
+    return np.ascontiguousarray(resize(image, size, resample))
 
 
-def tokenizer_view(picture: Pixels, grid: tuple[int, int]) -> Pixels:
+def tokenizer_view(image: Pixels, grid: tuple[int, int]) -> Pixels:
     """What the tokenizer sees of the same image.
 
     8 pixels a patch (112 for 14 patches), lanczos.
     """
     stride: int = DalleImageTokenizer.stride
-    return np.ascontiguousarray(resize(picture, (grid[0] * stride, grid[1] * stride), LANCZOS))
+    return np.ascontiguousarray(resize(image, (grid[0] * stride, grid[1] * stride), LANCZOS))
 
 
 def normalised(images: Tensor, processor: Any) -> Tensor:
@@ -51,16 +51,16 @@ def normalised(images: Tensor, processor: Any) -> Tensor:
     return (values - mean) / std if processor.do_normalize else values
 
 
-def as_tensor(pictures: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
+def as_tensor(images: Iterable[Pixels], device: torch.device | str = "cpu") -> Tensor:
     """Images (H, W, 3) of one size as uint8 (B, 3, H, W)."""
-    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).to(device)
+    return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).to(device)
 
 
 def codes_of(
-    tokenizer: Any, pictures: Iterable[Pixels], device: torch.device | str = "cpu"
+    tokenizer: Any, images: Iterable[Pixels], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Codes (B, h, w) of tokenizer views."""
-    codes: Tensor = tokenizer.encode(as_tensor(pictures, device).float() / 255)
+    codes: Tensor = tokenizer.encode(as_tensor(images, device).float() / 255)
     return codes
 
 
@@ -74,22 +74,22 @@ def guess_codes(model: nn.Module, pixel_values: Tensor, mask: Tensor) -> Tensor:
 
 
 def panels(
-    picture: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any
+    image: Pixels, mask: NDArray[np.bool_], true: Tensor, guessed: Tensor, tokenizer: Any
 ) -> list[Pixels]:
     """Images to compare: the original, what the mask leaves of it, and (where the tokenizer can
     paint) the image of visible and guessed codes, and that of the true codes.
 
     Args:
-        picture: (H, W, 3).
+        image: (H, W, 3).
         mask: (h, w).
         true: Codes (h, w).
         guessed: Codes (h, w); only those of masked patches are used.
         tokenizer: Of these codes.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     # (H, W, 1)
     hidden = resize(mask.astype(np.uint8)[..., None], (height, width), Image.Resampling.NEAREST)
-    shown = [picture, np.where(hidden.astype(bool), GREY, picture).astype(np.uint8)]
+    shown = [image, np.where(hidden.astype(bool), GREY, image).astype(np.uint8)]
     if tokenizer.decoder is None:
         return shown
     # (2, h, w)
@@ -164,10 +164,10 @@ class MaskedImageModelingPipeline:
         """As `__call__` for many images, one at a time."""
         config = self.model.config
         for number, image in enumerate(images):
-            picture = np.asarray(decode(image)[0], dtype=np.uint8)
-            view = network_view(picture, config.image, self.image_processor.resample)  # (S, S, 3)
+            pixels = np.asarray(decode(image)[0], dtype=np.uint8)
+            view = network_view(pixels, config.image, self.image_processor.resample)  # (S, S, 3)
             # (1, h, w)
-            true = codes_of(self.tokenizer, [tokenizer_view(picture, config.grid)], self.device)
+            true = codes_of(self.tokenizer, [tokenizer_view(pixels, config.grid)], self.device)
             mask = blockwise_mask(
                 config.grid[0], config.grid[1], np.random.default_rng([self.seed, number])
             )

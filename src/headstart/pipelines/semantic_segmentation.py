@@ -102,19 +102,16 @@ def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def segment(
-    model: nn.Module, processor: Any, picture: NDArray[np.uint8], mode: Mode = "slide"
+    model: nn.Module, processor: Any, image: NDArray[np.uint8], mode: Mode = "slide"
 ) -> NDArray[np.int64]:
     """The class of every pixel, (H, W), of an image (H, W, 3) uint8, at its own size."""
     if mode not in ("slide", "whole"):
         raise InputError(f"mode={mode!r}; expected 'slide' or 'whole'")
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     size = input_size(processor, height, width)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
     values = processor(
-        picture,
-        size={"height": size[0], "width": size[1]},
-        do_center_crop=False,
-        return_tensors="pt",
+        image, size={"height": size[0], "width": size[1]}, do_center_crop=False, return_tensors="pt"
     )["pixel_values"]
     scores = class_scores(
         model, values[0].to(device, dtype), window_of(processor) if mode == "slide" else None
@@ -145,7 +142,7 @@ def class_colours(config: Any) -> NDArray[np.uint8]:
 
 
 def overlay(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     classes: NDArray[Any],
     colours: NDArray[np.uint8],
     strength: float = 0.6,
@@ -157,7 +154,7 @@ def overlay(
     known = classes < len(colours)
     painted = colours[np.where(known, classes, 0)].astype(np.float32)
     share = np.where(known, strength, 0.0)[..., None].astype(np.float32)
-    mixed: NDArray[np.uint8] = np.rint(painted * share + picture * (1 - share)).astype(np.uint8)
+    mixed: NDArray[np.uint8] = np.rint(painted * share + image * (1 - share)).astype(np.uint8)
     return mixed
 
 
@@ -168,9 +165,9 @@ def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Ima
     """
     if len(colours) > 256:
         return Image.fromarray(classes.astype(np.uint16))
-    picture = Image.fromarray(classes.astype(np.uint8))
-    picture.putpalette(colours.tobytes())
-    return picture
+    image = Image.fromarray(classes.astype(np.uint8))
+    image.putpalette(colours.tobytes())
+    return image
 
 
 class SemanticSegmentationPipeline:

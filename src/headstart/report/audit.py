@@ -19,7 +19,7 @@ from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.sources.raw import Source
 from headstart.errors import InputError
-from headstart.report.page import Picture, Section, Table, picture_source, render
+from headstart.report.page import GalleryImage, Section, Table, image_source, render
 
 SHOWN = 60  # images of one kind on the page
 
@@ -69,7 +69,7 @@ class Audit:
         mislabelled: Images whose label is probably wrong, the clearest first.
         agreement: Fraction of all labels that what doubts these agrees with.
         outliers: Images unlike all others, the farthest first.
-        pictures: Where each image is, by name.
+        images: Where each image is, by name.
     """
 
     images: int
@@ -78,7 +78,7 @@ class Audit:
     mislabelled: list[Mislabelled] = field(default_factory=list)
     agreement: float | None = None
     outliers: list[Outlier] = field(default_factory=list)
-    pictures: dict[str, Source] = field(default_factory=dict, repr=False)
+    sources: dict[str, Source] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
         """What was found, in numbers."""
@@ -127,7 +127,7 @@ def audit(
     read = data if isinstance(data, ImageData) else read_images(data, options)
     every = [(split, i) for split, examples in read.splits.items() for i in range(len(examples))]
     found = Audit(len(every))
-    found.pictures = {
+    found.sources = {
         name: image
         for part in read.splits.values()
         for name, image in zip(part.names, part.images, strict=True)
@@ -196,8 +196,8 @@ def write_page(found: Audit, path: Path, data: str) -> None:
         data: What was audited.
     """
 
-    def picture(name: str, caption: str) -> Picture:
-        return Picture(picture_source(decode(found.pictures[name])), f"{caption}\n{name}")
+    def image(name: str, caption: str) -> GalleryImage:
+        return GalleryImage(image_source(decode(found.sources[name])), f"{caption}\n{name}")
 
     sections = []
     if found.unreadable:
@@ -216,32 +216,30 @@ def write_page(found: Audit, path: Path, data: str) -> None:
         ),
     ):
         shown = [
-            picture(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
+            image(name, f"{pair.kind}, {pair.splits[n]}, {pair.labels[n]}")
             for pair in pairs[:SHOWN]
             for n, name in enumerate((pair.first, pair.second))
         ]
         if shown:
-            sections.append(Section(f"{title} ({len(pairs)})", text, pictures=shown))
+            sections.append(Section(f"{title} ({len(pairs)})", text, images=shown))
     if found.mislabelled:
         text = (
             "A classifier on the features of a network, which had not seen these images, finds"
             " their labels less probable than right ones are. Look at each before you change it."
             f" It agrees with {found.agreement:.0%} of all labels."
         )
-        shown = [picture(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
+        shown = [image(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
                  for each in found.mislabelled[:SHOWN]]  # fmt: skip
         sections.append(
-            Section(f"Probably mislabelled ({len(found.mislabelled)})", text, pictures=shown)
+            Section(f"Probably mislabelled ({len(found.mislabelled)})", text, images=shown)
         )
     if found.outliers:
         shown = [
-            picture(each.name, f"{each.label}, {each.distance:.1f} deviations away")
+            image(each.name, f"{each.label}, {each.distance:.1f} deviations away")
             for each in found.outliers[:SHOWN]
         ]
         sections.append(
-            Section(
-                f"Outliers ({len(found.outliers)})", "Unlike every other image.", pictures=shown
-            )
+            Section(f"Outliers ({len(found.outliers)})", "Unlike every other image.", images=shown)
         )
     atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
 

@@ -16,12 +16,12 @@ from headstart.report.page import (
     BLUE,
     GREY,
     ORANGE,
-    Picture,
+    GalleryImage,
     Section,
     Table,
     figure_source,
+    image_source,
     new_figure,
-    picture_source,
     plain_axes,
 )
 from headstart.tasks.base import Evaluation
@@ -159,7 +159,7 @@ def gallery_sections(
     errors = errors[np.argsort(-confidence[errors], kind="stable")][:GALLERY]
     lowest = np.argsort(confidence, kind="stable")[:GALLERY]
 
-    def picture(i: int) -> Picture:
+    def image(i: int) -> GalleryImage:
         caption = f"{classes[predicted[i]]} {confidence[i]:.0%}"
         if predicted[i] != labels[i]:
             caption += f", is {classes[labels[i]]}"
@@ -170,19 +170,19 @@ def gallery_sections(
     sections = []
     if len(errors):
         text = "Wrong predictions of the highest confidence: hard images, or wrong labels." + below
-        shown = [picture(int(i)) for i in errors]
-        sections.append(Section("Highest-confidence errors", text, pictures=shown))
+        shown = [image(int(i)) for i in errors]
+        sections.append(Section("Highest-confidence errors", text, images=shown))
     text = "Images whose best class has the smallest probability, right or wrong." + below
-    shown = [picture(int(i)) for i in lowest]
-    return [*sections, Section("Lowest-confidence predictions", text, pictures=shown, folded=True)]
+    shown = [image(int(i)) for i in lowest]
+    return [*sections, Section("Lowest-confidence predictions", text, images=shown, folded=True)]
 
 
 def example_picture(
     index: int, label: str, caption: str, pixels: Pixels, looked_at: LookedAt | None
-) -> Picture:
+) -> GalleryImage:
     """The image of an example, and below it what the network looked at for a class or target."""
-    below = None if looked_at is None else picture_source(looked_at(index, label))
-    return Picture(picture_source(pixels(index)), caption, below)
+    below = None if looked_at is None else image_source(looked_at(index, label))
+    return GalleryImage(image_source(pixels(index)), caption, below)
 
 
 def file_name(name: str) -> str:

@@ -143,8 +143,7 @@ def as_map(state: Tensor, pixels: Tensor) -> Tensor:
     height = round((len(tokens) * ratio) ** 0.5)
     if height == 0 or len(tokens) % height:
         raise ConfigError(
-            f"{len(tokens)} tokens make no grid for a picture of"
-            f" {pixels.shape[3]}x{pixels.shape[2]}"
+            f"{len(tokens)} tokens make no grid for an image of {pixels.shape[3]}x{pixels.shape[2]}"
         )
     return tokens.T.reshape(tokens.shape[1], height, -1)  # (C, h, w)
 

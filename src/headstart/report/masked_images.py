@@ -10,7 +10,7 @@ import torch
 
 from headstart.pipelines.masked_image_modeling import panels
 from headstart.report.classification import file_name
-from headstart.report.page import Picture, Section, Table, picture_source
+from headstart.report.page import GalleryImage, Section, Table, image_source
 from headstart.report.segmentation import side_by_side
 from headstart.tasks.base import Evaluation
 
@@ -48,9 +48,9 @@ def masked_image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
         name = file_name(task.names(evaluation.split)[index])
         fraction = float(right.mean()) if mask.any() else 0.0
         caption = f"{name}: {fraction:.0%} of the hidden codes are right"
-        shown.append(Picture(picture_source(side_by_side(parts, gap=2), 900), caption))
+        shown.append(GalleryImage(image_source(side_by_side(parts, gap=2), 900), caption))
     text = (
         "The image, what the mask leaves of it, the reconstruction from visible and predicted"
         " codes, and that from the true codes."
     )
-    return [*sections, Section("Reconstructions", text, pictures=shown, wide=True)]
+    return [*sections, Section("Reconstructions", text, images=shown, wide=True)]

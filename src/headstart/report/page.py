@@ -30,10 +30,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """A small image with a caption, perhaps with a second one below it.
 
-    Data addresses (see `picture_source`).
+    Data addresses (see `image_source`).
     """
 
     source: str
@@ -50,7 +50,7 @@ class Section:
         text: What the reader sees there, in one or two sentences.
         figures: Data addresses of figures, see `figure_source`.
         table: A table.
-        pictures: A gallery of images.
+        images: A gallery of images.
         folded: Whether the section is closed until it is clicked.
         wide: Whether each image of the gallery takes the whole width.
     """
@@ -59,7 +59,7 @@ class Section:
     text: str = ""
     figures: Sequence[str] = ()
     table: Table | None = None
-    pictures: Sequence[Picture] = field(default_factory=list)
+    images: Sequence[GalleryImage] = field(default_factory=list)
     folded: bool = False
     wide: bool = False
 
@@ -98,19 +98,17 @@ def figure_source(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_source(pixels: Any, side: int = 180) -> str:
+def image_source(pixels: Any, side: int = 180) -> str:
     """A small JPEG of pixels as a data address."""
     from PIL import Image
 
-    picture = Image.fromarray(pixels)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = Image.fromarray(pixels)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Tiny images are shown as the squares they are, not as a blur.
-    picture = picture.resize(
-        size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    )
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=85)
+    image.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -27,12 +27,12 @@ from headstart.report.classification import (
 from headstart.report.page import (
     BLUE,
     GREY,
-    Picture,
+    GalleryImage,
     Section,
     Table,
     figure_source,
+    image_source,
     new_figure,
-    picture_source,
     plain_axes,
 )
 from headstart.tasks.base import Evaluation
@@ -104,7 +104,7 @@ def label_sections(
         if ((logits[i] > 0) != true[i]).any()
     ]
 
-    def picture(i: int) -> Picture:
+    def image(i: int) -> GalleryImage:
         label = int(surprise[i].argmax())
         chance = 1 / (1 + np.exp(-logits[i, label]))
         verdict = (
@@ -127,7 +127,7 @@ def label_sections(
             else " Below each: bright where the network saw what speaks for the label."
         )
         sections.append(
-            Section("Highest-confidence errors", text, pictures=[picture(i) for i in worst])
+            Section("Highest-confidence errors", text, images=[image(i) for i in worst])
         )
     return sections
 
@@ -171,7 +171,7 @@ def number_sections(
     if pixels is None:
         return sections
 
-    def picture(i: int) -> Picture:
+    def image(i: int) -> GalleryImage:
         farthest = columns[int(np.abs(errors[i] / spread).argmax())]
         lines = (
             f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4])
@@ -187,7 +187,7 @@ def number_sections(
         if looked_at is None
         else f" Below each: bright where the image moved {what}, up or down."
     )
-    return [*sections, Section("Largest errors", text, pictures=[picture(i) for i in worst])]
+    return [*sections, Section("Largest errors", text, images=[image(i) for i in worst])]
 
 
 def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Section:
@@ -210,18 +210,16 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
         " again, looks closer."
     )
 
-    def picture(pair: Pair) -> Picture:
-        first, second = (picture_source(decode(where[name])) for name in (pair.first, pair.second))
+    def image(pair: Pair) -> GalleryImage:
+        first, second = (image_source(decode(where[name])) for name in (pair.first, pair.second))
         same = " and ".join(
             f"{label} in {split}" for label, split in zip(pair.labels, pair.splits, strict=True)
         )
-        return Picture(
+        return GalleryImage(
             first, f"{pair.kind}: {same}\n{file_name(pair.first)}, {file_name(pair.second)}", second
         )
 
-    return Section(
-        "Duplicates and leaks", text, pictures=[picture(pair) for pair in pairs[:GALLERY]]
-    )
+    return Section("Duplicates and leaks", text, images=[image(pair) for pair in pairs[:GALLERY]])
 
 
 def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:

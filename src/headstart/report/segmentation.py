@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from headstart.metrics.segmentation import class_scores, constant_answer, mean_iou
 from headstart.pipelines.semantic_segmentation import overlay
 from headstart.report.classification import SHOWN_CLASSES
-from headstart.report.page import Picture, Section, Table, figure_source, new_figure, picture_source
+from headstart.report.page import (
+    GalleryImage,
+    Section,
+    Table,
+    figure_source,
+    image_source,
+    new_figure,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -136,21 +143,21 @@ def picture_section(
             if i < len(classes)
         }
     )
-    pictures = []
-    for name, picture, true, said, iou in shown:
-        panels = [picture, overlay(picture, true, colours), overlay(picture, said, colours)]
-        pictures.append(
-            Picture(picture_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}")
+    images = []
+    for name, image, true, said, iou in shown:
+        panels = [image, overlay(image, true, colours), overlay(image, said, colours)]
+        images.append(
+            GalleryImage(image_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}")
         )
     text = (
-        "Picture, labels and answer; unlabelled pixels keep the picture's colours. The worst"
-        " pictures first, then some others."
+        "Image, labels and answer; unlabelled pixels keep the image's colours. The worst"
+        " images first, then some others."
     )
     return Section(
-        "Pictures",
+        "Images",
         text,
         [legend_source([classes[i] for i in used], colours[used])],
-        pictures=pictures,
+        images=images,
         wide=True,
     )
 

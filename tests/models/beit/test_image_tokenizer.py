@@ -143,7 +143,7 @@ def test_a_fresh_tokenizer_learns():
     )
     shares = tokenizer(torch.rand(2, 3, 24, 16)).softmax(1)  # (2, 12, 3, 2)
     tokenizer.paint(tokenizer.expected_image(shares)).mean().backward()
-    # the log spreads (last three channels) do not appear in the picture; everything else must have
+    # the log spreads (last three channels) do not appear in the image; everything else must have
     # a gradient
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.parameters())
 
@@ -337,5 +337,5 @@ def test_the_example_trains_a_tokenizer_that_loads(tmp_path, monkeypatch, capsys
         3,
         5,
     )
-    with Image.open(tmp_path / "out" / "reconstructions.png") as picture:
-        assert picture.size == (2 * 12 * 24, 2 * 2 * 24)
+    with Image.open(tmp_path / "out" / "reconstructions.png") as image:
+        assert image.size == (2 * 12 * 24, 2 * 2 * 24)

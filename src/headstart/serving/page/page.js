@@ -140,7 +140,7 @@ function closeCamera() {
 
 function shoot() {
   const video = at("video"), canvas = document.createElement("canvas");
-  if (!video.videoWidth) return show("The camera has no picture yet; try again.");
+  if (!video.videoWidth) return show("The camera has no image yet; try again.");
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
   canvas.getContext("2d").drawImage(video, 0, 0);

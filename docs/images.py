@@ -1,10 +1,10 @@
-"""Makes the pictures of the terminal and of the report that README and the docs show, from real
+"""Makes the images of the terminal and of the report that README and the docs show, from real
 runs.
 
-    python docs/pictures.py PHOTOS        # PHOTOS: class folders, or train/ and val/ with class
+    python docs/images.py PHOTOS        # PHOTOS: class folders, or train/ and val/ with class
     folders
 
-Writes docs/pictures/demo.svg, train.svg and report.png. Needs `pip install 'headstart[docs]'`, and
+Writes docs/images/demo.svg, train.svg and report.png. Needs `pip install 'headstart[docs]'`, and
 Chromium for the last.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-HERE = Path(__file__).parent / "pictures"
+HERE = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 104, 60
 
 
@@ -54,7 +54,7 @@ def screen_of(command: list[str], folder: Path) -> pyte.Screen:
 
 
 def write_svg(screen: pyte.Screen, shown: str, path: Path) -> None:
-    """The screen as a picture, under the line that was typed."""
+    """The screen as an image, under the line that was typed."""
     lines = [Text.assemble(("$ ", "green"), (shown, "bold"))]
     for row in range(HEIGHT):
         line = Text()
