@@ -38,6 +38,8 @@ COMMON = (
     "problem_type",
     "id2label",
     "label2id",
+    "pooled_hidden_states",
+    "average_mirrored",
 )
 # Words that older code gives to `from_pretrained`: files are always mapped, checked, and never run.
 WITHOUT_EFFECT = (
@@ -106,7 +108,11 @@ class PreTrainedConfig:
     Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type`
     ("regression", "single_label_classification", "multi_label_classification" or None: told from
     the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat` ("authors"
-    or "transformers": whose arithmetic the values came from).
+    or "transformers": whose arithmetic the values came from). Those of image networks take two more,
+    which `headstart train` sets and no published network has: `pooled_hidden_states`, indices of
+    the hidden states that the image classifier reads beside its usual vector (their mean over
+    positions, and their class token where they have one), and `average_mirrored`, whether what it
+    reads is averaged over the image and its mirror image.
 
     Example:
         >>> from headstart import PreTrainedConfig
@@ -118,6 +124,7 @@ class PreTrainedConfig:
     model_type: ClassVar[str] = ""
     is_composition: ClassVar[bool] = False
     attribute_map: ClassVar[dict[str, str]] = {}
+    pools: ClassVar[bool] = False  # whether its classifier can read pooled hidden states
 
     # What v4's code reads from any configuration; written to config.json only where it was set.
     architectures: list[str] | None = None
@@ -148,6 +155,15 @@ class PreTrainedConfig:
         if self.problem_type not in kinds:
             raise ConfigError(
                 f"problem_type={self.problem_type!r}; expected one of {', '.join(map(str, kinds))}"
+            )
+        states = values.pop("pooled_hidden_states", None)
+        check_kind(states, list[int] | None, "pooled_hidden_states", ConfigError)
+        self.pooled_hidden_states: list[int] = list(states or [])
+        self.average_mirrored = bool(values.pop("average_mirrored", False))
+        if (self.pooled_hidden_states or self.average_mirrored) and not self.pools:
+            raise ConfigError(
+                f"{type(self).__name__} has no pooled_hidden_states and no average_mirrored; they"
+                " belong to image classifiers (BiT, CvT, BEiT)"
             )
         names, ids = values.pop("id2label", None), values.pop("label2id", None)
         count = values.pop("num_labels", None)
@@ -249,11 +265,13 @@ class PreTrainedConfig:
                 "id2label": {str(i): name for i, name in self.id2label.items()},
                 "label2id": self.label2id,
             }
-        flags = {
+        flags: dict[str, Any] = {
             "output_hidden_states": False,
             "output_attentions": False,
             "return_dict": True,
             "problem_type": None,
+            "pooled_hidden_states": [],
+            "average_mirrored": False,
         }
         values |= {
             key: getattr(self, key) for key, usual in flags.items() if getattr(self, key) != usual
@@ -346,7 +364,46 @@ class PreTrainedConfig:
 
         Where transformers would compute something else from the saved folder.
         """
+        out = []
+        if self.pooled_hidden_states:
+            out.append("the classifier also reads earlier stages here, which cannot be built there")
+        if self.average_mirrored:
+            out.append("features are averaged over an image and its mirror image here")
+        return out
+
+    @property
+    def hidden_widths(self) -> list[int]:
+        """Width of what is pooled of each hidden state; empty where nothing is."""
         return []
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of all that the classifier reads beside its usual vector.
+
+        Raises:
+            ConfigError: `pooled_hidden_states` names a state that the network does not have.
+        """
+        widths = self.hidden_widths
+        for index in self.pooled_hidden_states:
+            if not 0 <= index < len(widths):
+                raise ConfigError(
+                    f"pooled_hidden_states={self.pooled_hidden_states}; expected indices from 0 to"
+                    f" {len(widths) - 1}"
+                )
+        return sum(widths[index] for index in self.pooled_hidden_states)
+
+    def check_plain_head(self) -> None:
+        """Refuses a head that only the PyTorch classes compute.
+
+        Raises:
+            ConfigError: The classifier reads pooled hidden states or mirror images.
+        """
+        if self.pooled_hidden_states or self.average_mirrored:
+            raise ConfigError(
+                "this classifier reads pooled hidden states or mirror images"
+                " (pooled_hidden_states, average_mirrored), which only the PyTorch classes compute;"
+                " load it in PyTorch, or train it with --tune full"
+            )
 
     @classmethod
     def from_file_values(

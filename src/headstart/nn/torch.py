@@ -460,6 +460,21 @@ class PreTrainedModel(nn.Module):
         """An output flag of a call, or the configuration's where it is None."""
         return bool(getattr(self.config, name)) if value is None else value
 
+    def read(
+        self, see: Callable[[Tensor | None], tuple[Tensor, Any]], pixel_values: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """What the classifier reads of images, (B, D), and the other outputs of the network.
+
+        Args:
+            see: Gives both for images (B, C, H, W).
+            pixel_values: The images. Where the configuration says so, what is read is averaged
+                with that of their mirror images.
+        """
+        pooled, out = see(pixel_values)
+        if self.config.average_mirrored and pixel_values is not None:
+            pooled = (pooled + see(pixel_values.flip(3))[0]) / 2
+        return pooled, out
+
     def finish(self, output: outputs.ModelOutput, return_dict: bool | None) -> Any:
         """The output as the caller wants it: named, or a tuple (`return_dict=False`)."""
         named = self.config.use_return_dict if return_dict is None else return_dict

@@ -75,6 +75,7 @@ class BeitConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "beit"
+    pools: ClassVar[bool] = True
 
     vocab_size: int = 8192
     hidden_size: int = 768
@@ -244,9 +245,14 @@ class BeitConfig(PreTrainedConfig):
             values["norm_twice"] = True
         return values
 
+    @property
+    def hidden_widths(self) -> list[int]:
+        """Width of what is pooled of each hidden state."""
+        return [2 * self.hidden_size] * (self.num_hidden_layers + 1)
+
     def differences(self) -> list[str]:
         """What transformers computes otherwise."""
-        out = []
+        out = super().differences()
         if self.bias_resize != "bilinear" and (
             self.use_relative_position_bias or self.use_shared_relative_position_bias
         ):

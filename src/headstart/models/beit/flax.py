@@ -492,6 +492,7 @@ class BeitForImageClassificationModule(nn.Module):  # type: ignore[misc]
     def setup(self) -> None:
         """Makes the layers."""
         c = self.config
+        c.check_plain_head()
         self.beit = BeitModule(c, self.dtype, gradient_checkpointing=self.gradient_checkpointing)
         self.classifier = linear(c.num_labels, c, self.dtype)() if c.num_labels else None
 

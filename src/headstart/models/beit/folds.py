@@ -211,7 +211,12 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
         if lean:
             model.auxiliary_head = None
             trunk.encoder["layer"] = trunk.blocks[: max(model.blocks) + 1]
-    elif lean and isinstance(model, BeitForImageClassification) and len(trunk.blocks):
+    elif (
+        lean
+        and isinstance(model, BeitForImageClassification)
+        and len(trunk.blocks)
+        and not model.config.pooled_hidden_states
+    ):
         recast(trunk.blocks[-1], LastBlock, mean=bool(model.config.use_mean_pooling))
 
 

@@ -679,8 +679,9 @@ class BeitForImageClassification(BeitPreTrainedModel):
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
         self.beit = BeitModel(config)
+        width = config.hidden_size + config.pooled_width
         self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+            nn.Linear(width, config.num_labels) if config.num_labels else nn.Identity()
         )
         self.post_init()
 
@@ -713,15 +714,23 @@ class BeitForImageClassification(BeitPreTrainedModel):
         Raises:
             InputError: Labels of another shape, type or range; else as `BeitModel.forward`.
         """
-        out = self.beit(
-            pixel_values,
-            None,
-            head_mask,
-            *self.flags(output_attentions, output_hidden_states),
-            return_dict=True,
-        )
-        logits = self.classifier(out.pooler_output)  # (B, V)
+        weigh, hidden = self.flags(output_attentions, output_hidden_states)
+        pooled_states = self.config.pooled_hidden_states
+
+        def see(x: Tensor | None) -> tuple[Tensor, Any]:
+            out = self.beit(
+                x, None, head_mask, weigh, hidden or bool(pooled_states), return_dict=True
+            )
+            states = [out.hidden_states[i] for i in pooled_states]  # (B, L, D) each
+            pools = [pool for state in states for pool in (state[:, 0], state[:, 1:].mean(1))]
+            return torch.cat([*pools, out.pooler_output], 1), out
+
+        pooled, out = self.read(see, pixel_values)
+        logits = self.classifier(pooled)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return self.finish(
-            ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
+            ImageClassifierOutput(
+                loss, logits, out.hidden_states if hidden else None, out.attentions
+            ),
+            return_dict,
         )

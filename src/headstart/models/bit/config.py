@@ -53,6 +53,7 @@ class BitConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "bit"
+    pools: ClassVar[bool] = True
 
     num_channels: int = 3
     embedding_size: int = 64
@@ -186,9 +187,14 @@ class BitConfig(PreTrainedConfig):
                 values["widen_stem"] = True
         return values
 
+    @property
+    def hidden_widths(self) -> list[int]:
+        """Width of what is pooled of each hidden state."""
+        return [self.stem_channels, *self.stage_channels]
+
     def differences(self) -> list[str]:
         """What transformers computes otherwise."""
-        out = []
+        out = super().differences()
         if self.conv_eps != EPS_TRANSFORMERS:
             out.append(
                 f"filters are standardised with eps {self.conv_eps:g} here, {EPS_TRANSFORMERS:g}"

@@ -7,6 +7,7 @@ Shapes: B images, C channels, H W height and width, V classes.
 from collections import OrderedDict
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -292,7 +293,7 @@ class BitForImageClassification(BitPreTrainedModel):
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
         self.bit = BitModel(config)
-        width, labels = config.stage_channels[-1], config.num_labels
+        width, labels = config.stage_channels[-1] + config.pooled_width, config.num_labels
         head = nn.Linear(width, labels) if labels else nn.Identity()
         self.classifier = nn.Sequential(nn.Flatten(), head)
         self.post_init()
@@ -315,13 +316,24 @@ class BitForImageClassification(BitPreTrainedModel):
         Returns:
             `loss` (with labels), `logits` (B, V), `hidden_states`.
         """
-        out = self.bit(
-            pixel_values, self.wants("output_hidden_states", output_hidden_states), return_dict=True
+        hidden, states = (
+            self.wants("output_hidden_states", output_hidden_states),
+            self.config.pooled_hidden_states,
         )
-        logits = self.classifier(out.pooler_output)  # (B, V)
+
+        def see(x: Tensor | None) -> tuple[Tensor, Any]:
+            out = self.bit(x, hidden or bool(states), return_dict=True)
+            means = [out.hidden_states[i].mean((2, 3)) for i in states]
+            return torch.cat([*means, out.pooler_output.flatten(1)], 1), out  # (B, D)
+
+        pooled, out = self.read(see, pixel_values)
+        logits = self.classifier(pooled)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return self.finish(
-            ImageClassifierOutputWithNoAttention(loss, logits, out.hidden_states), return_dict
+            ImageClassifierOutputWithNoAttention(
+                loss, logits, out.hidden_states if hidden else None
+            ),
+            return_dict,
         )
 
 

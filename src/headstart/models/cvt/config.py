@@ -68,6 +68,7 @@ class CvtConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "cvt"
+    pools: ClassVar[bool] = True
 
     num_channels: int = 3
     patch_sizes: list[int] = each(7, 3, 3)
@@ -167,9 +168,14 @@ class CvtConfig(PreTrainedConfig):
         """The authors' activation or transformers', and the eps that both used."""
         return values | {"hidden_act": ACTIVATIONS[compat], "layer_norm_eps": EPS}
 
+    @property
+    def hidden_widths(self) -> list[int]:
+        """Width of what is pooled of each hidden state."""
+        return list(self.embed_dim)
+
     def differences(self) -> list[str]:
         """What transformers computes otherwise."""
-        out = []
+        out = super().differences()
         if self.hidden_act != ACTIVATIONS["transformers"]:
             out.append(f"the activation is {self.hidden_act} here, exact GELU there")
         if self.layer_norm_eps != EPS:

@@ -52,7 +52,8 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
             folded = with_norm(module.convolution, module.normalization)
             assert isinstance(folded, nn.Conv2d)
             module.convolution, module.normalization = folded, nn.Identity()
-    if lean and isinstance(model, CvtForImageClassification):
+    pooled = model.config.pooled_hidden_states  # type: ignore[union-attr]
+    if lean and isinstance(model, CvtForImageClassification) and not pooled:
         *_, last = model.cvt.encoder["stages"].children()
         if last.cls_token is not None:
             recast(last.layers[-1], ClassTokenBlock)  # type: ignore[index,arg-type]

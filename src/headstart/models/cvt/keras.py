@@ -437,6 +437,7 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
 
     def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
+        config.check_plain_head()
         D = config.embed_dim[-1]
         self.cvt = TFCvtModel(config, dtype=self.dtype_policy)
         self.layernorm = layers.LayerNormalization(

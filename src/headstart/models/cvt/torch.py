@@ -354,7 +354,8 @@ class CvtForImageClassification(CvtPreTrainedModel):
         self.cvt = CvtModel(config)
         width, labels = config.embed_dim[-1], config.num_labels
         self.layernorm = nn.LayerNorm(width, config.layer_norm_eps)
-        self.classifier = Linear(width, labels) if labels else nn.Identity()
+        wide = width + config.pooled_width
+        self.classifier = Linear(wide, labels) if labels else nn.Identity()
         self.post_init()
 
     def forward(
@@ -380,9 +381,15 @@ class CvtForImageClassification(CvtPreTrainedModel):
             for.
         """
         weigh = self.wants("output_attentions", output_attentions)
-        maps, cls, attentions = self.cvt.features(pixel_values, weigh)
-        tokens = to_tokens(maps[-1]) if cls is None else cls  # (B, L, D) or (B, 1, D)
-        logits = self.classifier(self.layernorm(tokens).mean(1))  # (B, V)
+
+        def see(x: Tensor | None) -> tuple[Tensor, Any]:
+            maps, cls, attentions = self.cvt.features(x, weigh)
+            tokens = to_tokens(maps[-1]) if cls is None else cls  # (B, L, D) or (B, 1, D)
+            means = [maps[i].mean((2, 3)) for i in self.config.pooled_hidden_states]
+            return torch.cat([*means, self.layernorm(tokens).mean(1)], 1), (maps, attentions)
+
+        pooled, (maps, attentions) = self.read(see, pixel_values)
+        logits = self.classifier(pooled)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         if weigh:
