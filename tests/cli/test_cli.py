@@ -223,6 +223,16 @@ def test_models_and_info(tuned, capsys):
         "BiT-M-R50x1",
         "BiT-M-R152x4",
     }
+    code, out, _ = call(capsys, "models", "r50x1", "--max-size", "100", "--json")
+    found = json.loads(out)
+    assert code == 0 and {each["family"] for each in found} == {"bit"} and len(found) > 2
+    assert all("R50x1" in each["name"] and each["parameters"] < 26e6 for each in found)
+    code, out, _ = call(capsys, "models", "--family", "yoso")
+    assert code == 0 and all(line.split("\t")[1] == "yoso" for line in out.splitlines())
+    code, _, err = call(capsys, "models", "--family", "resnet")
+    assert code == 2 and "bit, cvt, beit, yoso" in err
+    code, _, err = call(capsys, "models", "nothing-like-this")
+    assert code == 2 and "lists them all" in err
     code, out, _ = call(capsys, "info", tuned, "--json")
     found = json.loads(out)
     assert (

@@ -61,7 +61,7 @@ def tiny_beit(**values):
 def test_heat_is_the_definition(tiny_model, kind):
     """Against the formula with gradients taken by hand from the last map on."""
     model = AutoModelForImageClassification.from_pretrained(tiny_model, problem_type=kind).eval()
-    pixels = torch.randn(1, 3, 20, 28, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(1, 3, 56, 64, generator=torch.Generator().manual_seed(0))
     last = model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1].detach()
 
     def score(values):
@@ -75,7 +75,33 @@ def test_heat_is_the_definition(tiny_model, kind):
     heat, scores, index = heat_map(model, pixels, 2)
     np.testing.assert_allclose(heat, (expected / expected.max()).detach().numpy(), atol=1e-4)
     torch.testing.assert_close(scores, model(pixel_values=pixels).logits[0].detach())
-    assert index == 2
+    assert heat.shape == (7, 8) and index == 2
+
+
+def test_the_map_is_fine_enough_to_point(tiny_model):
+    """A small image leaves coarse last maps: an earlier one is taken, the largest if none will do.
+
+    Maps of the tiny network have a quarter, and from the last stage on an eighth, of the pixels.
+    """
+    model = AutoModelForImageClassification.from_pretrained(tiny_model).eval()
+    for sides, expected in (((56, 56), (7, 7)), ((40, 48), (10, 12)), ((20, 28), (5, 7))):
+        assert heat_map(model, torch.randn(1, 3, *sides))[0].shape == expected
+
+
+def test_heat_lies_over_the_image_itself(tiny_model):
+    """The overlay has the image's size; what the crop cut off is not lit."""
+    model = AutoModelForImageClassification.from_pretrained(tiny_model)
+    processor = AutoImageProcessor.from_pretrained(
+        tiny_model, size=24, crop_size=20, do_center_crop=True
+    )
+    found = explain(model, processor, np.full((240, 480, 3), 110, np.uint8))
+    assert found.heat.shape == (240, 480) and found.overlay().shape == (240, 480, 3)
+    assert found.seen == (20, 20) and found.shrunk == 10
+    # 20 of 24 rows and 20 of 48 columns, from the centre
+    assert found.heat[20:220, 140:340].any()
+    assert not found.heat[:19].any() and not found.heat[:, :139].any()
+    assert not found.heat[221:].any() and not found.heat[:, 341:].any()
+    assert found.overlay(60).shape == (30, 60, 3)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +171,7 @@ def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
         and found.heat.max() <= 1
     )
     assert found.heat[2:9, 11:18].mean() > 1.5 * found.heat[11:, :9].mean()
-    assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.seen, image)
+    assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.image, image)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
@@ -218,7 +244,7 @@ def test_tokens_have_places():
             tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean), processor, image
         )
         assert (
-            found.heat.shape == (24, 24)
+            found.heat.shape == (30, 40)
             and np.isfinite(found.heat).all()
             and found.heat.max() > 0.5
         )
@@ -229,11 +255,13 @@ def test_tokens_have_places():
     cvt = CvtForImageClassification(
         CvtConfig(embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 1, 2], num_labels=3)
     ).eval()
-    heat, _, _ = heat_map(
-        cvt, torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), 0
-    )
+    generator = torch.Generator().manual_seed(0)
+    heat, _, _ = heat_map(cvt, torch.randn(1, 3, 128, 192, generator=generator), 0)
     # keys of the last stage, two to each side fewer than its tokens
-    assert heat.shape == (2, 3) and heat.max() == 1
+    assert heat.shape == (4, 6) and heat.max() == 1
+    # a last map of 4x6 points at nothing: the stage before
+    heat, _, _ = heat_map(cvt, torch.randn(1, 3, 64, 96, generator=generator), 0)
+    assert heat.shape == (8, 12) and heat.max() == 1
 
 
 def test_mistakes(tiny_model):

@@ -74,7 +74,7 @@ def test_the_model_its_report_and_a_heat_map(client):
     seen = client.post("/explain", files={"file": png()}).json()
     assert seen["label"] in about["labels"]
     data = base64.b64decode(seen["image"].removeprefix("data:image/png;base64,"))
-    assert Image.open(io.BytesIO(data)).size == (64, 64)
+    assert Image.open(io.BytesIO(data)).size == (50, 40)
     assert client.post("/explain", files=[("file", png())] * 2).status_code == 422
 
 

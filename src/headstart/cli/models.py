@@ -1,69 +1,91 @@
 """Commands about checkpoints: models, info, convert."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headstart.cli.arguments import check_model
 from headstart.cli.options import ModelArgument
 from headstart.cli.terminal import print_table
-from headstart.errors import listed
+from headstart.errors import ConfigError, listed
+
+if TYPE_CHECKING:
+    from headstart.registry import Published
+
+MEGABYTE = 1 << 20
+WIDE = 120  # columns of a terminal that has room for everything about a model
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def models(
+    text: Annotated[
+        str | None, typer.Argument(help="Part of a name, such as R50x1; default every model.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Models of one family: bit, cvt, beit or yoso.")
+    ] = None,
+    max_size: Annotated[
+        float | None, typer.Option(min=0, metavar="MB", help="Files of at most this many MB.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List the published models: size, published accuracy, licence, and whether cached here.
 
-    Example: [bold]headstart models[/bold]
+    Examples: [bold]headstart models[/bold] · [bold]headstart models ft22k --family beit
+        --max-size 400[/bold]
     """
     from headstart.loading import cached_file
-    from headstart.registry import published_models
+    from headstart.registry import FAMILIES, published_models
 
-    found = published_models()
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"--family {family}: expected one of {', '.join(FAMILIES)}")
+    found = {
+        name: (kind, each)
+        for name, (kind, each) in published_models().items()
+        if (text is None or text.lower() in name.lower())
+        and family in (None, kind.model_type)
+        and (max_size is None or 0 < _file_size(each) <= max_size * MEGABYTE)
+    }
+    if not found:
+        raise ConfigError("no published model is so; `headstart models` lists them all")
     files = {name: cached_file(each) for name, (_, each) in found.items()}
     if as_json:
         keys = ("name", "parameters", "size", "licence", "image_size", "result", "hub_id", "url")
         values = [
-            {"family": family.model_type} | {key: getattr(each, key) for key in keys}
-            for family, each in found.values()
+            {"family": kind.model_type}
+            | {key: getattr(each, key) for key in keys}
+            | {"cached": files[name] and str(files[name])}
+            for name, (kind, each) in found.items()
         ]
-        print(
-            json.dumps(
-                [
-                    each | {"cached": files[each["name"]] and str(files[each["name"]])}
-                    for each in values
-                ],
-                indent=2,
-            )
-        )
+        print(json.dumps(values, indent=2))
         return
-    rows = []
-    for name, (family, each) in found.items():
-        weights = f"{each.parameters / 1e6:.1f} M" if each.parameters else ""
-        size = (
-            f"{(each.size or 4 * each.parameters) / 2**20:.0f} MB"
-            if each.size or each.parameters
-            else ""
+    rows: list[tuple[str, ...]] = [
+        (
+            name,
+            kind.model_type,
+            f"{each.parameters / 1e6:.1f} M" if each.parameters else "",
+            f"{_file_size(each) / MEGABYTE:.0f} MB" if _file_size(each) else "",
+            str(each.image_size or ""),
+            each.result,
+            each.licence,
+            "yes" if files[name] else "",
         )
-        cached = "yes" if files[name] else ""
-        rows.append(
-            (
-                name,
-                family.model_type,
-                weights,
-                size,
-                str(each.image_size or ""),
-                each.result,
-                each.licence,
-                cached,
-            )
-        )
-    print_table(
-        "",
-        ("name", "family", "weights", "file", "image", "published result", "licence", "cached"),
-        rows,
-    )
+        for name, (kind, each) in found.items()
+    ]
+    head: tuple[str, ...]
+    head = ("name", "family", "weights", "file", "image", "published result", "licence", "cached")
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
+        kept = [head.index(name) for name in ("name", "family", "file", "cached")]
+        head, rows = tuple(head[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+    print_table("", head, rows)
+
+
+def _file_size(model: "Published") -> int:
+    """Bytes of a checkpoint's file, of its float32 weights where nothing says; 0 if unknown."""
+    return model.size or 4 * (model.parameters or 0)
 
 
 def info(

@@ -14,6 +14,8 @@ from headstart.cli.options import DeviceOption, ModelArgument
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError
 
+MUCH = 8  # times that an image is shrunk before `explain` says so
+
 if TYPE_CHECKING:
     from headstart.data.predictions import Prediction
     from headstart.data.results import Kind
@@ -298,4 +300,11 @@ def explain(
         Image.fromarray(found.overlay()).save(image)
         score = f"{found.score:.4g}" if classify.kind == "regression" else f"{found.score:.1%}"
         rows.append((str(file), f"{found.label} {score}", str(image)))
+        if found.shrunk >= MUCH:
+            height, width = found.seen
+            print(
+                f"headstart: {file}: the network sees {width}x{height} pixels, {found.shrunk:.0f}"
+                " times smaller than the image; details of fewer pixels than that are lost",
+                file=sys.stderr,
+            )
     print_table("", ("image", "prediction", "heat map"), rows)

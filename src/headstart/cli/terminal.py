@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST_NAME = 45  # characters of a first column that is never folded
+
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
@@ -34,8 +36,11 @@ def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...
     from rich.table import Table
 
     table = Table(title=title or None, box=None, pad_edge=False, show_header=any(head))
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in rows:
+    cells = list(rows)
+    for column, name in enumerate(head):
+        # a name that is copied from the first column stays whole, if there is room for it
+        longest = max((len(row[column]) for row in cells), default=0)
+        table.add_column(name, overflow="fold", no_wrap=column == 0 and longest <= LONGEST_NAME)
+    for row in cells:
         table.add_row(*row)
     Console().print(table)

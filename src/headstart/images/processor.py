@@ -292,6 +292,10 @@ class BaseImageProcessor:
             (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
         )
 
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which an image is resized, before any crop."""
+        return self._geometry(height, width)[0] or (height, width)
+
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Same as `preprocess`."""
         return self.preprocess(images, **kwargs)

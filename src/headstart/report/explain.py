@@ -1,10 +1,11 @@
 """What a network looked at.
 
 Networks whose head averages maps or patch tokens: Grad-CAM (Selvaraju et al. 2017) on the last
-ones. Transformers whose head reads a class token, which has no place in the image: the attention
+ones that are fine enough to point at something. Transformers whose head reads a class token, which has no place in the image: the attention
 it paid to each patch, as far as it raised the score (Chefer et al. 2021).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,29 +21,42 @@ from headstart.data.labels import MULTI, REGRESSION
 from headstart.errors import ConfigError
 from headstart.images.decode import decode
 
-TINT = np.array([255.0, 120.0, 20.0])  # where the network looked
+TINT = np.array([255.0, 120.0, 20.0], np.float32)  # where the network looked
+FINE = 7  # rows and columns that a map must have to point at something
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was seen in an image, and where.
+    """What a network saw in an image, and where.
 
     Args:
         label: The class, or the name of the number, that is explained.
         score: Its probability, or the number.
-        heat: (H, W) from 0 to 1, of the size of what the network saw.
-        seen: (H, W, 3) uint8, what the network saw.
+        heat: (H, W) from 0 to 1, of the size of the image; 0 where a crop cut the image off.
+        image: (H, W, 3) uint8.
+        seen: Height and width of what the network saw.
+        shrunk: How many times smaller the network saw the image than it is; 1 at its own size.
     """
 
     label: str
     score: float
     heat: NDArray[np.float32]
-    seen: NDArray[np.uint8]
+    image: NDArray[np.uint8]
+    seen: tuple[int, int]
+    shrunk: float
 
-    def overlay(self) -> NDArray[np.uint8]:
-        """The image, dimmed where the network did not look and tinted where it did."""
-        heat = self.heat[..., None]  # (H, W, 1)
-        mixed = self.seen * (0.35 + 0.65 * heat) * (1 - 0.35 * heat) + 0.35 * heat * TINT
+    def overlay(self, longest: int | None = None) -> NDArray[np.uint8]:
+        """The image, dimmed where the network did not look and tinted where it did.
+
+        Args:
+            longest: Its longer side, at most; None keeps the image's own size.
+        """
+        image, large = Image.fromarray(self.image), Image.fromarray(self.heat)
+        if longest is not None:
+            image.thumbnail((longest, longest))
+            large = large.resize(image.size, Image.Resampling.BILINEAR)
+        heat = np.asarray(large)[..., None]  # (H, W, 1)
+        mixed = np.asarray(image) * ((0.35 + 0.65 * heat) * (1 - 0.35 * heat)) + 0.35 * heat * TINT
         return np.asarray(mixed.clip(0, 255), dtype=np.uint8)
 
 
@@ -101,7 +115,7 @@ def heat_map(
         scores = out.logits[0].float()  # (V,)
         highest = 0 if numbers else int(scores.argmax())
         index = highest if label is None else label
-        parts = [out.hidden_states[-1], *attention.weights]
+        parts = [_fine(out.hidden_states, pixels), *attention.weights]
         slope, *slopes = torch.autograd.grad(scores[index], parts, materialize_grads=True)
     place = as_map(slope, pixels)
     if place.any():
@@ -112,6 +126,17 @@ def heat_map(
         evidence = _seen_by_class_token(attention.weights, slopes, pixels)
     heat: NDArray[np.float32] = (evidence / evidence.max().clamp(min=1e-12)).detach().cpu().numpy()
     return heat, scores.detach(), index
+
+
+def _fine(states: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    """The last hidden state with a map of at least `FINE` rows and columns.
+
+    Where there is none, the last of the largest. A network made for large images leaves a map of
+    2x2 of a small one, which points at nothing.
+    """
+    sides = [min(as_map(state, pixels).shape[1:]) for state in states]
+    enough = min(FINE, max(sides))
+    return next(s for s, side in zip(states[::-1], sides[::-1], strict=True) if side >= enough)
 
 
 def _seen_by_class_token(weights: list[Tensor], slopes: list[Tensor], pixels: Tensor) -> Tensor:
@@ -169,16 +194,8 @@ def explain(
         raise ConfigError(
             f"the model has no class {label!r}; it has {', '.join(map(str, config.label2id))}"
         )
-    pixels, _ = decode(image)
-    device: Any = model.device
-    values = processor(pixels, return_tensors="pt")["pixel_values"].to(device)  # (1, 3, H, W)
-    seen = processor(
-        pixels,
-        do_rescale=False,
-        do_normalize=False,
-        data_format="channels_last",
-        return_tensors="np",
-    )["pixel_values"][0]
+    pixels, _ = decode(image)  # (H, W, 3)
+    values = processor(pixels, return_tensors="pt")["pixel_values"].to(model.device)
     heat, scores, index = heat_map(
         model.eval(), values, None if label is None else int(config.label2id[label])
     )
@@ -186,10 +203,30 @@ def explain(
         scores = (
             scores.sigmoid() if config.problem_type == MULTI else (scores / temperature).softmax(0)
         )
-    large = Image.fromarray(heat).resize((seen.shape[1], seen.shape[0]), Image.Resampling.BILINEAR)
+    height, width = values.shape[2:]
+    size = processor.resized_size(*pixels.shape[:2])
     return Explanation(
         config.id2label[index],
         float(scores[index]),
-        np.asarray(large),
-        np.rint(seen).clip(0, 255).astype(np.uint8),
+        _over_image(heat, (height, width), size, pixels.shape[:2]),
+        pixels,
+        (height, width),
+        max(1.0, min(pixels.shape[0] / size[0], pixels.shape[1] / size[1])),
     )
+
+
+def _over_image(
+    heat: NDArray[np.float32],
+    crop: tuple[int, int],
+    resized: tuple[int, int],
+    shape: tuple[int, int],
+) -> NDArray[np.float32]:
+    """The heat of a centre crop of the resized image, over the image itself, (H, W)."""
+    scale = [large / small for large, small in zip(shape, resized, strict=True)]
+    begin = [(r - c) // 2 * f for r, c, f in zip(resized, crop, scale, strict=True)]
+    box = [round(begin[0]), round(begin[1])]
+    size = [max(1, round(c * f)) for c, f in zip(crop, scale, strict=True)]
+    large = Image.fromarray(heat).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    canvas = Image.new("F", (shape[1], shape[0]))
+    canvas.paste(large, (box[1], box[0]))
+    return np.asarray(canvas)

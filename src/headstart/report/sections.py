@@ -46,7 +46,7 @@ def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
         return decode(examples.images[index])
 
     def explained(index: int, label: str) -> NDArray[np.uint8]:
-        return explain(model, task.processor, pixels(index), label).overlay()
+        return explain(model, task.processor, pixels(index), label).overlay(360)
 
     looked_at = None if model is None else explained
     sections = problem_sections(
