@@ -4,6 +4,7 @@ import sys
 import time
 import unicodedata
 from abc import ABC, abstractmethod
+from html import escape
 from typing import Any, Self, TextIO
 
 TITLES = {
@@ -144,6 +145,52 @@ class Bar(Progress):
     def close(self) -> None:
         """See `Progress.close`."""
         self.bar.stop()
+
+
+class Notebook(Progress):
+    """A bar below the cell of a notebook, and the lines above it; needs no widgets."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self.show = HTML
+        self.place: Any = display(HTML(""), display_id=True)
+        self.lines: list[str] = []
+        self.label, self.total, self.unit = "", 1, "img"
+        self.last = 0.0
+
+    def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
+        """See `Progress.start`."""
+        self.label, self.total, self.unit, self.last = label, total, unit, 0.0
+        self.update(done, {})
+
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """See `Progress.update`."""
+        now = time.monotonic()
+        if now - self.last < 0.2 and done < self.total:
+            return
+        self.last = now
+        speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
+        text = f"{self.label} {done}/{self.total}  {value_text(values)}{speed}"
+        self._draw(f'<progress value="{done}" max="{self.total}"></progress> {escape(text)}')
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        self.lines.append(escape(plain(text)))
+        self._draw("")
+
+    def close(self) -> None:
+        """See `Progress.close`."""
+        self._draw("")
+
+    def _draw(self, bar: str) -> None:
+        lines = "\n".join(self.lines)
+        self.place.update(self.show(f"<pre>{lines}</pre>{bar}"))
+
+
+def progress_for_python() -> Progress:
+    """A bar in a notebook; a program hears nothing that it did not ask for."""
+    return Notebook() if "ipykernel" in sys.modules else Silent()
 
 
 def progress_for_terminal() -> Progress:

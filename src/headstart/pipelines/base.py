@@ -43,6 +43,17 @@ ALIASES = {
 }
 
 
+class ShortRepr:
+    """A pipeline as one short line: its class, its model, and where it computes."""
+
+    model: Any
+
+    def __repr__(self) -> str:
+        config, model = self.model.config, type(self.model).__name__
+        where = getattr(config, "name_or_path", "") or model
+        return f"{type(self).__name__}({str(where)!r}, {model} on {self.model.device})"
+
+
 def pipeline(
     task: str,
     model: Any = None,

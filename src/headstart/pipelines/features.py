@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from headstart.pipelines.base import batched, is_one_image, load_both
+from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
 from headstart.pipelines.texts import TextPipeline
 
 
-class ImageFeatureExtractionPipeline:
+class ImageFeatureExtractionPipeline(ShortRepr):
     """Features of images: the last hidden state, or its pooled vector.
 
     Args:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from headstart.errors import InputError
-from headstart.pipelines.base import batched, is_one_image, load_both
+from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
 from headstart.pipelines.confidence import FILE, Confidence
 
 UNKNOWN = "I don't know"  # the label of a refused answer
 
 
-class ImageClassificationPipeline:
+class ImageClassificationPipeline(ShortRepr):
     """Classifies images, with probabilities; or predicts regression targets.
 
     Args:

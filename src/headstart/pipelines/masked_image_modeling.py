@@ -19,7 +19,7 @@ from headstart.errors import ConfigError, InputError
 from headstart.images.decode import LANCZOS, decode, resize
 from headstart.models.beit.image_tokenizer import DalleImageTokenizer
 from headstart.models.beit.masking import blockwise_mask
-from headstart.pipelines.base import is_one_image, load_both
+from headstart.pipelines.base import ShortRepr, is_one_image, load_both
 
 TOKENIZER_FOLDER = "image_tokenizer"  # inside the folder of a pretrained network
 GREY = 128
@@ -117,7 +117,7 @@ def load_tokenizer(folder: str | Path, config: Any) -> Any:
     return DalleImageTokenizer.from_pretrained(name)
 
 
-class MaskedImageModelingPipeline:
+class MaskedImageModelingPipeline(ShortRepr):
     """Hides blocks of an image and paints what the network expects there.
 
     Args:

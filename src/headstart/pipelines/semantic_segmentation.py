@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.images.decode import decode, shortest_edge_size
-from headstart.pipelines.base import is_one_image, load_both
+from headstart.pipelines.base import ShortRepr, is_one_image, load_both
 
 Mode = Literal["slide", "whole"]
 STRIDE = 2 / 3  # of a window, as in the authors' evaluation: 426 of 640
@@ -170,7 +170,7 @@ def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Ima
     return image
 
 
-class SemanticSegmentationPipeline:
+class SemanticSegmentationPipeline(ShortRepr):
     """Gives every pixel of an image a class.
 
     Args:

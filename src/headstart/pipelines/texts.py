@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from headstart.errors import InputError
-from headstart.pipelines.base import batched, load_both
+from headstart.pipelines.base import ShortRepr, batched, load_both
 
 logger = logging.getLogger("headstart")
 _UNSET: Any = object()
 
 
-class TextPipeline:
+class TextPipeline(ShortRepr):
     """Base of the pipelines of texts: network, tokenizer, and batches of texts.
 
     Args:

@@ -505,7 +505,7 @@ def distill(
         workers: Threads that read and decode.
         budget: Time that everything may take, such as "10m"; the recipe is shortened to fit.
         tensorboard: Also write the metrics for TensorBoard.
-        progress: Where progress is shown; None is silent.
+        progress: Where progress is shown; None shows it in notebooks and is silent elsewhere.
         **recipe_values: Any value of `headstart.recipe.Recipe`, such as `steps=20000`, `crop=128`.
 
     Returns:

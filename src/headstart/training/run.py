@@ -24,7 +24,7 @@ from headstart.features.extract import Extractor, extractor_of
 from headstart.features.head import HeadCost, head_cost, tune_head
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
-from headstart.progress import Progress, Silent, duration
+from headstart.progress import Progress, Silent, duration, progress_for_python
 from headstart.recipe import (
     LORA_RATE,
     RECIPES,
@@ -139,7 +139,7 @@ def train(
         overwrite: Replace a run that is in `out` already.
         max_error: Target error rate among answers, for which a classifier's report finds the
             confidence below which it should answer "I don't know"; None is 0.05.
-        progress: Where progress is shown; None is silent.
+        progress: Where progress is shown; None shows it in notebooks and is silent elsewhere.
         **recipe_values: Any value of `headstart.recipe.Recipe`, such as `lr=0.001`, `steps=200`,
             `seed=1`. `tune="auto"`, the default where no value of full training is given, takes
             the head alone where full training would take more than ten minutes.
@@ -162,7 +162,7 @@ def train(
     out, began = Path(out), time.perf_counter()
     deadline = None if budget is None else began + parse_budget(budget)
     world = World(device, fsdp)
-    progress = (progress or Silent()) if world.is_main else Silent()
+    progress = (progress or progress_for_python()) if world.is_main else Silent()
     if resume:
         request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
@@ -744,7 +744,7 @@ def evaluate(
         task_options: As for `train`.
         device: Where to compute.
         workers: Threads that read and decode.
-        progress: Gets lines about what is evaluated; None is silent.
+        progress: Gets lines about what is evaluated; None shows them in notebooks only.
 
     Returns:
         The task that has read the data, and the evaluation.
@@ -782,7 +782,7 @@ def evaluate(
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(task.splits)}")
     notes = _held_out(Path(model), task, chosen, split is None)
     for note in notes:
-        (progress or Silent()).say(note)
+        (progress or progress_for_python()).say(note)
     network = task.attach(model).eval()
     # an optimized model stays where it was optimized
     fixed = getattr(network, "fixed_device", None)
