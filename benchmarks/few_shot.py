@@ -1,11 +1,11 @@
-"""What is bit-mini's pretraining worth? CIFAR-10 from a few pictures of each class, beside the same
+"""What is bit-mini's pretraining worth? CIFAR-10 from a few images of each class, beside the same
 network with random weights.
 
     python benchmarks/few_shot.py DATA/images/cifar10 [--shots 10] [--seeds 3]
 
 Both start with a zero head and are tuned with the same recipe at several rates; each kind keeps its
-best rate, so that random weights are not judged at a rate that suits the other. Prints accuracies
-on 1,000 held-out pictures and writes results/few_shot.json.
+best rate, so that random weights are not evaluated at a rate that suits the other. Prints accuracies
+on 1,000 held-out images and writes results/few_shot.json.
 """
 
 import argparse

@@ -10,7 +10,7 @@
 Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers'
     network as a user would. All in one
 process, in turns, with the same weights; outputs are compared before timing, and each time is given
-as a share of the arithmetic limit, the speed of a large matrix product of the same precision in the
+as a fraction of the arithmetic limit, the speed of a large matrix product of the same precision in the
 same run. Runs add to one table, so that it can be made in parts; a model at a batch is always
 measured whole.
 
@@ -268,7 +268,7 @@ def precision_of(name: str) -> str:
 def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[str, Any]:
     """int8 on a trained network.
 
-    Share of answers that stay on photos that the calibration did not see, and times at batch 1 and
+    Fraction of answers that stay on photos that the calibration did not see, and times at batch 1 and
     8.
     """
     model = headstart.AutoModelForImageClassification.from_pretrained(name)
@@ -331,7 +331,7 @@ print(json.dumps({"load_ms": 1e3 * (loaded - begin), "first_call_ms": 1e3 * (tim
 
 
 def loading(engines: list[str], threads: int, times: int = 5) -> dict[str, Any]:
-    """Loading an optimised BiT-50 from its folder in a new process, and the first call.
+    """Loading an optimized BiT-50 from its folder in a new process, and the first call.
 
     Imports are not counted.
     """
@@ -450,12 +450,12 @@ def plot(table: dict[str, Any]) -> None:
 
     figure = Figure(figsize=(9, 1.2 + 0.24 * sum(len(rows) + 1 for rows in table["rows"].values())))
     axes = figure.subplots()
-    labels, values, colours = [], [], []
+    labels, values, colors = [], [], []
     for case, rows in table["rows"].items():
         for name, row in sorted(rows.items(), key=lambda each: each[1]["times_as_fast"]):
             labels.append(f"{case}: {name}"), values.append(row["times_as_fast"])
-            colours.append("#2a6f97" if name.startswith("headstart") else "#b8b8b8")
-    axes.barh(labels, values, color=colours)
+            colors.append("#2a6f97" if name.startswith("headstart") else "#b8b8b8")
+    axes.barh(labels, values, color=colors)
     axes.set_xlabel("times as fast as transformers, eager, float32")
     axes.tick_params(labelsize=7)
     axes.axvline(1, color="black", linewidth=0.5)

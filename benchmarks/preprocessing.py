@@ -45,14 +45,14 @@ CASES = {
 
 def photos(folder: str | None) -> list[bytes]:
     """JPEG files of 500x375: of a folder's photos, or of smooth noise."""
-    pictures = []
+    images = []
     if folder:
         paths = [
             p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")
         ][:16]
-        pictures = [Image.open(path).convert("RGB").resize((500, 375)) for path in paths]
+        images = [Image.open(path).convert("RGB").resize((500, 375)) for path in paths]
     rng = np.random.default_rng(0)
-    while len(pictures) < 16:
+    while len(images) < 16:
         octaves = [
             Image.fromarray(rng.integers(0, 256, (n * 3, n * 4, 3), dtype=np.uint8)).resize(
                 (500, 375)
@@ -60,13 +60,11 @@ def photos(folder: str | None) -> list[bytes]:
             for n in (2, 5, 12, 40, 125)
         ]
         weights = np.array([5, 3, 2, 1, 1]) / 12
-        pictures.append(
-            Image.fromarray(np.tensordot(weights, np.stack(octaves), 1).astype(np.uint8))
-        )
+        images.append(Image.fromarray(np.tensordot(weights, np.stack(octaves), 1).astype(np.uint8)))
     files = []
-    for picture in pictures:
+    for image in images:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=90)
+        image.save(file, "JPEG", quality=90)
         files.append(file.getvalue())
     return files
 
@@ -145,7 +143,7 @@ def main(folder: str | None) -> None:
                 )
                 * 255
             )
-            print(f"{case}: {each} differs from transformers with PIL by {worst:.2f} grey levels")
+            print(f"{case}: {each} differs from transformers with PIL by {worst:.2f} gray levels")
         rows[case] = interleaved(
             {each: lambda run=run: [run(data) for data in files] for each, run in runs.items()}, 6.0
         )

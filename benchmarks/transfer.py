@@ -133,7 +133,7 @@ def ask(python: str, **words: Any) -> Any:
 
 def same_weights(python: str | None, folder: Path) -> float | None:
     """Largest difference of transformers' scores from ours, of the weights that both are tuned
-    from, as a share of the largest score.
+    from, as a fraction of the largest score.
     """
     if python is None:
         return None

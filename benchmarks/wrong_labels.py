@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results" / "wrong_labels.json"
 
 
 def flipped_and_found(data: str, share: float, seed: int, model: str) -> dict[str, float]:
-    """One audit of a data set, a share of whose labels was changed to another class."""
+    """One audit of a data set, a fraction of whose labels was changed to another class."""
     read = read_images(data, DataOptions(val_fraction=0.0))
     rng, flipped = np.random.default_rng(seed), set()
     for examples in read.splits.values():

@@ -164,7 +164,7 @@ def beside_transformers() -> None:
 
 
 def accuracy() -> None:
-    """Mean relative error of a normalised row against the expectation, over two seeds and two
+    """Mean relative error of a normalized row against the expectation, over two seeds and two
     heads.
     """
     hashes = (8, 16, 32, 64, 128, 256)

@@ -10,7 +10,7 @@ attention start from the same weights, see the same batches and take the same st
 
 - ListOps: expressions of 500 to 2,000 symbols, as Tay et al. 2021 ("Long Range Arena") define them.
   Training examples are drawn by the script, short ones (10 to 200 symbols) first; the network is
-  judged on the 200 of DATA's file and on 1,000 drawn ones that are not trained on.
+  evaluated on the 200 of DATA's file and on 1,000 drawn ones that are not trained on.
 - IMDb, one review of at most 512 tokens: 500 reviews to train on, 250 to judge.
 - IMDb, as many reviews of one opinion as fit into 4,096 tokens, joined in random choices: long
   texts whose every part counts a little.

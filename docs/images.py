@@ -60,10 +60,10 @@ def write_svg(screen: pyte.Screen, shown: str, path: Path) -> None:
         line = Text()
         for column in range(WIDTH):
             cell = screen.buffer[row][column]
-            colour = {"brown": "yellow"}.get(
+            color = {"brown": "yellow"}.get(
                 cell.fg, f"#{cell.fg}" if re.fullmatch("[0-9a-f]{6}", cell.fg) else cell.fg
             )
-            line.append(cell.data, f"{'bold ' * cell.bold}{colour.replace('bright', 'bright_')}")
+            line.append(cell.data, f"{'bold ' * cell.bold}{color.replace('bright', 'bright_')}")
         line.rstrip()
         lines.append(line)
     while not lines[-1].plain:
@@ -77,7 +77,7 @@ def write_svg(screen: pyte.Screen, shown: str, path: Path) -> None:
 
 
 def photograph(page: Path, path: Path, width: int = 1000, height: int = 1250) -> None:
-    """The top of a page as Chromium shows it, in few colours."""
+    """The top of a page as Chromium shows it, in few colors."""
     chromium = next(
         name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)
     )

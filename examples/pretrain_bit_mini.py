@@ -4,7 +4,7 @@
 
 Recipe: SGD with Nesterov momentum 0.9, rate 0.1 at a batch of 128 (one cycle), weight decay 5e-4 on
     filters, MixUp 0.2, label
-smoothing 0.1, random crop, flip and light colour changes, bfloat16, an exponential average of the
+smoothing 0.1, random crop, flip and light color changes, bfloat16, an exponential average of the
 weights. Images of 32x32 are shown at 48x48 for the first part of training and at 64x64 for the
 rest, which costs a third less and ends better. A killed run goes on from its last epoch. The
 weights in the package took 20 epochs, of which the first 6 followed the schedule of a run over 26.
@@ -96,7 +96,7 @@ def loss_of(logits: Tensor, labels: Tensor, others: Tensor, share: float) -> Ten
 
 @torch.no_grad()
 def accuracy(model: BitForImageClassification, images: Tensor, labels: Tensor, size: int) -> float:
-    """Share of right answers."""
+    """Fraction of right answers."""
     model.eval()
     right = sum(
         int((model(to_input(x, size)).logits.argmax(-1) == y).sum())

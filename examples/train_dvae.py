@@ -5,7 +5,7 @@
 
 The recipe is that of DALL-E's paper (Ramesh et al. 2021, appendix A) at a small scale: codes are
 drawn softly (Gumbel-softmax) at a temperature that falls from 1 to 1/16, the decoder gives each
-colour a logit-Laplace distribution, and a growing share of the divergence from even use of all
+color a logit-Laplace distribution, and a growing fraction of the divergence from even use of all
 codes keeps codes from dying. The result folder is what `DalleImageTokenizer.from_pretrained` and
 `headstart train --task masked-image-modeling --option tokenizer=OUT` read; `reconstructions.png`
 shows what the codes keep.
@@ -27,7 +27,7 @@ from headstart import DalleImageTokenizer
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 1 / 16
 
 
-def read_pictures(folder: Path, size: int) -> list[np.ndarray]:
+def read_images(folder: Path, size: int) -> list[np.ndarray]:
     """Images (H, W, 3) uint8 whose shorter side is at least `size`.
 
     Of CIFAR-100's sheets, or of every image file below a folder.
@@ -88,8 +88,8 @@ def losses(
     noise = -torch.log(
         -torch.log(torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7))
     )
-    shares = ((logits + noise) / temperature).softmax(1)
-    scores = tokenizer.expected_image(shares).float()  # (B, 6, H, W)
+    probabilities = ((logits + noise) / temperature).softmax(1)
+    scores = tokenizer.expected_image(probabilities).float()  # (B, 6, H, W)
     pixels = torch.logit(tokenizer.map_pixels(images))  # (B, 3, H, W)
     mean, log_spread = scores[:, :3], scores[:, 3:].clamp(-6, 6)
     # without the terms that no weight changes
@@ -100,21 +100,23 @@ def losses(
 
 
 @torch.no_grad()
-def judge(tokenizer: DalleImageTokenizer, images: Tensor) -> dict[str, float]:
-    """Root mean square error of hard reconstructions in grey levels, and how many codes are in use
+def evaluate(tokenizer: DalleImageTokenizer, images: Tensor) -> dict[str, float]:
+    """Root mean square error of hard reconstructions in gray levels, and how many codes are in use
     (two to the entropy of their use).
     """
     codes = torch.cat([tokenizer.encode(part) for part in images.split(50)])
     back = torch.cat([tokenizer.decode(part) for part in codes.split(50)])
-    share = torch.bincount(codes.flatten(), minlength=tokenizer.vocab_size).float() / codes.numel()
-    entropy = -(share[share > 0] * share[share > 0].log()).sum()
+    frequency = (
+        torch.bincount(codes.flatten(), minlength=tokenizer.vocab_size).float() / codes.numel()
+    )
+    entropy = torch.special.entr(frequency).sum()
     return {
         "rmse": float(255 * ((back - images) ** 2).mean().sqrt()),
         "codes_in_use": float(entropy.exp()),
     }
 
 
-def save_pictures(tokenizer: DalleImageTokenizer, images: Tensor, path: Path) -> None:
+def save_images(tokenizer: DalleImageTokenizer, images: Tensor, path: Path) -> None:
     """Images above their reconstructions."""
     with torch.no_grad():
         back = tokenizer.decode(tokenizer.encode(images))
@@ -151,7 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    images = read_pictures(args.data, args.size)
+    images = read_images(args.data, args.size)
     torch.manual_seed(0)
     tokenizer = DalleImageTokenizer(
         args.codes, args.hidden_size, blocks_per_group=1, decoder_init_size=args.hidden_size
@@ -186,8 +188,8 @@ def main() -> None:
             FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** (done / 0.8),
         )
         weight = args.divergence * min(1.0, done / 0.1)
-        images = batch_of(images, args.batch_size, args.size, args.crop, rng)
-        nll, divergence, _ = losses(tokenizer, images, temperature, generator)
+        batch = batch_of(images, args.batch_size, args.size, args.crop, rng)
+        nll, divergence, _ = losses(tokenizer, batch, temperature, generator)
         optimizer.zero_grad()
         (nll + weight * divergence).backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
@@ -197,7 +199,7 @@ def main() -> None:
                 "step": step + 1,
                 "nll": nll.item(),
                 "divergence": divergence.item(),
-                **judge(tokenizer.eval(), shown),
+                **evaluate(tokenizer.eval(), shown),
             }
             tokenizer.train()
             print(
@@ -208,7 +210,7 @@ def main() -> None:
                 flush=True,
             )
     tokenizer.eval().save_pretrained(args.out)
-    save_pictures(tokenizer, shown[:12], args.out / "reconstructions.png")
+    save_images(tokenizer, shown[:12], args.out / "reconstructions.png")
     (args.out / "results.json").write_text(json.dumps(values, indent=2) + "\n")
 
 

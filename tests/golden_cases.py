@@ -39,7 +39,7 @@ def load_case(family: str, case: str) -> tuple[Path, dict[str, Any], Any, dict[s
 
 
 def tolerance(meta: dict[str, Any], name: str, base: float) -> float:
-    """The allowed difference as a share of max(1, max |b|).
+    """The allowed difference as a fraction of max(1, max |b|).
 
     The base, or a few times the oracle's own rounding where that is more.
     """

@@ -31,11 +31,11 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 def make_photo(
-    colour: tuple[int, int, int], seed: int, width: int = 30, height: int = 24
+    color: tuple[int, int, int], seed: int, width: int = 30, height: int = 24
 ) -> np.ndarray:
-    """Noise around a colour: classes that a tiny network tells apart."""
+    """Noise around a color: classes that a tiny network tells apart."""
     noise = np.random.default_rng(seed).normal(0, 40, (height, width, 3))
-    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+    return (np.array(color) + noise).clip(0, 255).astype(np.uint8)
 
 
 def make_class_folders(folder: Path, counts: dict[str, int], first_seed: int = 0) -> Path:

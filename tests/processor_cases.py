@@ -16,9 +16,9 @@ from conftest import golden_cases, golden_dir, read_json
 # test_images.py).
 OURS_IS_BETTER = {
     "rgb_height3_20x3.png": "transformers takes an image 3 pixels high for channels-first",
-    "i16_40x60.png": "Pillow cuts 16-bit grey at 255 instead of scaling it",
+    "i16_40x60.png": "Pillow cuts 16-bit gray at 255 instead of scaling it",
 }
-GREY_LEVEL = 1.001  # one of 255, and float32's rounding after normalisation
+GREY_LEVEL = 1.001  # one of 255, and float32's rounding after normalization
 
 
 def image_cases(processor: str) -> list[tuple[str, str]]:
@@ -47,8 +47,8 @@ def open_input(case: str, name: str) -> Any:
 
 
 def grey_levels_apart(processor: Any, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference in grey levels of the 8-bit image, before rescaling and
-    normalisation.
+    """The largest difference in gray levels of the 8-bit image, before rescaling and
+    normalization.
     """
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype

@@ -167,7 +167,7 @@ def test_a_missing_framework_says_what_to_install(missing, name, says):
     assert re.search(says, done.stderr.splitlines()[-1]), done.stderr
 
 
-def test_one_picture_is_not_counted():
+def test_one_image_is_not_counted():
     processor = AutoImageProcessor.from_pretrained("bit-mini")
     for one, many in (
         ("gone.jpg", ["gone.jpg", "gone.jpg"]),

@@ -106,7 +106,7 @@ class PreTrainedConfig:
     """Base of the configurations: the values that every family has, and their file.
 
     Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type`
-    ("regression", "single_label_classification", "multi_label_classification" or None: told from
+    ("regression", "single_label_classification", "multi_label_classification" or None: inferred from
     the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat` ("authors"
     or "transformers": whose arithmetic the values came from). Those of image networks take two more,
     which `headstart train` sets and no published network has: `pooled_hidden_states`, indices of
@@ -190,7 +190,7 @@ class PreTrainedConfig:
             setattr(self, key, value)
 
     def _set_floats(self) -> None:
-        """Whole numbers become floats where those belong.
+        """Integers become floats where those belong.
 
         Transformers 5 refuses a config.json with `0` for `0.0`.
         """
@@ -353,7 +353,7 @@ class PreTrainedConfig:
         return values
 
     def to_published(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The way back.
+        """The inverse.
 
         Values as transformers reads them (plain values that it has no word for may stay).
         """

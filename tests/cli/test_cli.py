@@ -121,7 +121,7 @@ def test_train_prints_plain_lines(photos, tiny_model, tmp_path, capsys):  # noqa
         "27 images (15 train, 12 validation)" in err
         and "validation accuracy" in err.splitlines()[-1]
     )
-    assert "\x1b[" not in err and "drawn at random" not in err
+    assert "\x1b[" not in err and "randomly initialized" not in err
     assert "ema: 0.5" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 

@@ -93,7 +93,7 @@ def test_optimize_and_predict(folder):
 
 @pytest.mark.parametrize("engine", [name for name in ("torch", "openvino") if installed(name)])
 def test_every_command_takes_the_folder(engine, folder, capsys):
-    """from_pretrained, pipeline, predict and evaluate give on the optimised folder what they give
+    """from_pretrained, pipeline, predict and evaluate give on the optimized folder what they give
     on the network's.
     """
     model, fast = folder / "model", folder / "fast"

@@ -1,4 +1,4 @@
-"""RandAugment, colour jitter, random erasing and CutMix's box."""
+"""RandAugment, color jitter, random erasing and CutMix's box."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,8 +58,8 @@ def test_only_the_generator_that_is_passed_in_decides(function, strength):
 
 
 def test_jitter_stays_within_its_bounds():
-    grey = np.full((6, 6, 3), 100, np.uint8)
-    values = [color_jitter(grey, 0.4, np.random.default_rng(i)) for i in range(50)]
+    gray = np.full((6, 6, 3), 100, np.uint8)
+    values = [color_jitter(gray, 0.4, np.random.default_rng(i)) for i in range(50)]
     assert (
         min(v.min() for v in values) >= 59
         and max(v.max() for v in values) <= 141
@@ -81,7 +81,7 @@ def test_erasing_touches_one_rectangle(seed):
     assert random_erase(IMAGE, 0.0, [0.5] * 3, [0.5] * 3, np.random.default_rng(seed)) is IMAGE
 
 
-def test_what_is_erased_is_noise_of_the_data_s_colour():
+def test_what_is_erased_is_noise_of_the_data_s_color():
     """Every pixel and channel by itself, with the data's mean and deviation.
 
     Where nothing is erased the image stays.

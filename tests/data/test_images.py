@@ -319,5 +319,5 @@ def test_classes_of_a_model_decide_when_it_is_judged(tmp_path):
         read_images(folder, DataOptions(classes=["dog", "cat"]))
 
 
-def test_photo_colours_are_what_the_other_tests_think():
+def test_photo_colors_are_what_the_other_tests_think():
     assert make_photo(CLASSES["bird"], 0).reshape(-1, 3).mean(0).argmax() == 0

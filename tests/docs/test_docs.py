@@ -88,7 +88,7 @@ def blocks(page: Path) -> list[Block]:
 def images(
     folder: Path, names: list[str], rng: np.random.Generator, count: int = 8, side: int = 64
 ) -> None:
-    """A few images a class, each class with a colour of its own."""
+    """A few images a class, each class with a color of its own."""
     for number, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -143,7 +143,7 @@ def world(tmp_path_factory):
     Photos, masks, texts, small networks, and the result of one training.
     """
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
-    images(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be judged on
+    images(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be evaluated on
     images(folder / "holiday", ["sea"], rng)
     for name in ("holiday.jpg", "photo.jpg", "cat.jpg"):
         shutil.copy(folder / "photos" / "ants" / "0.png", folder / name)
@@ -315,7 +315,7 @@ def test_every_page_is_in_the_navigation():
         assert f"{page.relative_to(DOCS)}" in listed, f"mkdocs.yml does not list {page.name}"
 
 
-def test_pictures_are_small():
+def test_images_are_small():
     found = list((DOCS / "images").iterdir())
     assert {"demo.svg", "train.svg", "report.png"} <= {each.name for each in found}
     for each in found:

@@ -48,9 +48,9 @@ def main(data: Path, run: Path) -> None:
     )
     torch.manual_seed(0)
     headstart.CvtForImageClassification(config).save_pretrained(start)
-    colours = {"image_mean": [0.507, 0.487, 0.441], "image_std": [0.267, 0.256, 0.276]}
+    colors = {"image_mean": [0.507, 0.487, 0.441], "image_std": [0.267, 0.256, 0.276]}
     headstart.ConvNextImageProcessor(
-        size={"shortest_edge": 32}, crop_pct=1.0, **colours
+        size={"shortest_edge": 32}, crop_pct=1.0, **colors
     ).save_pretrained(start)
     headstart.train(
         images,

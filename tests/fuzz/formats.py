@@ -304,7 +304,7 @@ def make_seeds(base: Path) -> Path:
     _folders(base)
     _results_files(base)
     _tables(base)
-    _pictures(base)
+    _images(base)
     return base
 
 
@@ -449,7 +449,7 @@ def _pixels(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
 
 
-def _pictures(base: Path) -> None:
+def _images(base: Path) -> None:
     for name, kind in IMAGES.items():
         Image.fromarray(_pixels(0)).save(base / f"a.{name}", kind)
     Image.fromarray(_pixels(0)[..., 0] % 3).save(base / "mask.png")

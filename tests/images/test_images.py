@@ -178,7 +178,7 @@ def test_nearest_shows_the_pixel_under_the_centre(h: int, w: int, height: int, w
     )
     for i in range(height):
         for j in range(width):
-            # on an edge, rounding decides between two neighbours
+            # on an edge, rounding decides between two neighbors
             if y[i] % 1 > 1e-9 and x[j] % 1 > 1e-9:
                 assert result[i, j] == labels[int(y[i]), int(x[j]), 0]
     theirs = Image.fromarray(labels[..., 0].astype(np.int32)).resize(
@@ -284,7 +284,7 @@ def test_layout_of_an_array(shape: tuple[int, ...], torch_like: bool, layout: st
     assert channel_axis(shape, torch_like=torch_like) == layout
 
 
-def test_a_picture_three_pixels_high_keeps_its_height() -> None:
+def test_an_image_three_pixels_high_keeps_its_height() -> None:
     low = noise(3, 20)
     wanted = BitImageProcessor(size=12, crop_size=12)(
         Image.fromarray(low), return_tensors="np"
@@ -304,7 +304,7 @@ def test_a_picture_three_pixels_high_keeps_its_height() -> None:
 @given(
     st.integers(5, 40), st.integers(5, 40), st.sampled_from(sorted(PROCESSORS)), st.integers(0, 9)
 )
-def test_every_form_of_one_picture_gives_the_same(h: int, w: int, name: str, seed: int) -> None:
+def test_every_form_of_one_image_gives_the_same(h: int, w: int, name: str, seed: int) -> None:
     processor, image = PROCESSORS[name], noise(h, w, 3, seed)
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
@@ -346,7 +346,7 @@ def test_every_form_of_one_picture_gives_the_same(h: int, w: int, name: str, see
     st.randoms(),
     st.sampled_from(sorted(PROCESSORS)),
 )
-def test_a_batch_is_its_pictures_one_by_one(
+def test_a_batch_is_its_images_one_by_one(
     sizes: list[tuple[int, int]], random: object, name: str
 ) -> None:
     processor = PROCESSORS[name]
@@ -411,21 +411,21 @@ def test_the_callers_arrays_are_not_written_into() -> None:
     ],
 )
 def test_every_mode_becomes_rgb(name: str, mode: str) -> None:
-    grey = Image.linear_gradient("L").resize((30, 24))
+    gray = Image.linear_gradient("L").resize((30, 24))
     image = (
-        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
         if mode == "I;16"
-        else _to_mode(grey, mode)
+        else _to_mode(gray, mode)
     )
     assert image.mode == mode
     pixels = decode(image)[0]
     assert pixels.shape == (24, 30, 3)
     if mode not in ("1", "CMYK", "YCbCr", "P"):
-        assert np.abs(pixels.astype(int) - np.asarray(grey)[..., None]).max() <= 1
+        assert np.abs(pixels.astype(int) - np.asarray(gray)[..., None]).max() <= 1
     assert PROCESSORS[name](image, return_tensors="np").pixel_values.shape[:2] == (1, 3)
 
 
-def _to_mode(grey: Image.Image, mode: str) -> Image.Image:
+def _to_mode(gray: Image.Image, mode: str) -> Image.Image:
     steps = {
         "PA": ("P", "PA"),
         "RGBa": ("RGBA", "RGBa"),
@@ -434,8 +434,8 @@ def _to_mode(grey: Image.Image, mode: str) -> Image.Image:
         "HSV": ("RGB", "HSV"),
     }
     for step in steps.get(mode, (mode,)):
-        grey = grey.convert(step)
-    return grey
+        gray = gray.convert(step)
+    return gray
 
 
 def test_alpha_is_dropped_and_grey_repeated() -> None:
@@ -447,7 +447,7 @@ def test_alpha_is_dropped_and_grey_repeated() -> None:
     assert decode(many, convert_rgb=False, input_data_format="channels_last")[0].shape == (8, 9, 7)
 
 
-def test_16_bit_pictures_are_scaled() -> None:
+def test_16_bit_images_are_scaled() -> None:
     values = np.array([[0, 255, 256, 30000, 65535]], np.uint16)
     wanted = [0, 0, 1, 117, 255]
     assert decode(values)[0][0, :, 0].tolist() == wanted

@@ -42,7 +42,7 @@ def test_the_temperature_of_the_others_mends_a_fold():
     assert found.temperature == pytest.approx(3.0, rel=0.05)
     assert reliability(found.crossed, found.right).error < 0.03
     assert reliability(found.raw, found.right).error > 0.15
-    # An example has no part in the temperature that it is judged with.
+    # An example has no part in the temperature that it is evaluated with.
     changed = np.where(fold == 3, 3 - labels, labels)
     again, _ = cross_fit(logits, changed)
     assert np.array_equal(again[fold == 3], crossed[fold == 3]) and not np.allclose(

@@ -214,7 +214,7 @@ PROCESSORS = {
 @pytest.mark.parametrize("values", [False, True], ids=["defaults", "values"])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_image_processors_both_ways(name, values, tmp_path):
-    """The same pixels, within one grey level before normalisation."""
+    """The same pixels, within one gray level before normalization."""
     values = PROCESSORS[name] if values else {}
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8))
     ours = getattr(headstart, name)(**values)

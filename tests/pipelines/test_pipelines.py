@@ -21,7 +21,7 @@ from headstart import (
 )
 from headstart.errors import ConfigError, InputError
 from headstart.images.decode import open_map
-from headstart.pipelines.semantic_segmentation import mask_picture
+from headstart.pipelines.semantic_segmentation import mask_image
 from photo_data import CLASSES, make_photo
 
 
@@ -43,7 +43,7 @@ def expected(tiny_model):  # noqa: F811
     return scores
 
 
-def test_every_kind_of_picture_gives_the_same(classify, expected, tmp_path):
+def test_every_kind_of_image_gives_the_same(classify, expected, tmp_path):
     pixels = make_photo(CLASSES["cat"], 1)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     buffer = io.BytesIO()
@@ -69,10 +69,10 @@ def test_every_kind_of_picture_gives_the_same(classify, expected, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_many_pictures_keep_their_order(classify, expected, batch_size):
+def test_many_images_keep_their_order(classify, expected, batch_size):
     images = [
-        make_photo(colour, i, width=20 + 7 * i, height=31)
-        for i, colour in enumerate([*CLASSES.values(), *CLASSES.values()])
+        make_photo(color, i, width=20 + 7 * i, height=31)
+        for i, color in enumerate([*CLASSES.values(), *CLASSES.values()])
     ]
     found = classify(images, top_k=1, batch_size=batch_size)
     assert len(found) == 6 and all(len(labels) == 1 for labels in found)
@@ -134,7 +134,7 @@ def test_mistakes(classify, tmp_path):
 def test_masks_hold_the_numbers_of_their_classes(count, tmp_path):
     """A palette has room for 256."""
     classes = np.array([[0, 1, count - 1]])
-    mask_picture(classes, np.zeros((count, 3), np.uint8)).save(tmp_path / "mask.png")
+    mask_image(classes, np.zeros((count, 3), np.uint8)).save(tmp_path / "mask.png")
     assert open_map(tmp_path / "mask.png").tolist() == classes.tolist()
 
 

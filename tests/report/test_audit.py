@@ -85,7 +85,7 @@ def test_unrelated_photos_are_not_near():
     assert found.images == 74 and found.unreadable == [] and len(found.pairs) <= 1
 
 
-def test_flat_pictures_are_not_near_each_other():
+def test_flat_images_are_not_near_each_other():
     assert difference_hash(np.full((20, 30, 3), 7, np.uint8)) == FLAT
     assert near_pairs(np.array([FLAT, FLAT], dtype=np.uint64), ["a", "b"]) == []
     assert near_pairs(np.array([FLAT, FLAT], dtype=np.uint64), ["a", "a"]) == [(0, 1)]

@@ -29,10 +29,10 @@ from photo_data import CLASSES
 SMALL = {"steps": 40, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}
 
 
-def patch(colour, top=2, left=11):
-    """A patch of a colour in a grey image."""
+def patch(color, top=2, left=11):
+    """A patch of a color in a gray image."""
     image = np.full((20, 20, 3), 110, np.uint8)
-    image[top : top + 7, left : left + 7] = colour
+    image[top : top + 7, left : left + 7] = color
     return image
 
 
@@ -155,7 +155,7 @@ def test_attention_of_a_class_token_is_the_definition(values):
 
 
 def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
-    """A network tuned to tell red, green and blue is shown a red patch in a grey image."""
+    """A network tuned to tell red, green and blue is shown a red patch in a gray image."""
     out = headstart.train(photos, model=tiny_model, out=tmp_path / "run", **SMALL).folder
     image = patch((230, 30, 30))
     found = explain(

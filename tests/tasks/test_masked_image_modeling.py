@@ -35,7 +35,7 @@ from headstart.training.run import evaluate, train
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Path:
-    """A tokenizer whose codes follow the colour of a square.
+    """A tokenizer whose codes follow the color of a square.
 
     Its first convolution is made so that the answer is known.
     """
@@ -97,7 +97,7 @@ def ready(path, tokenizer, network, folder=None, recipe=None, **extra):
     return task, model
 
 
-def test_pictures_need_no_labels(images, tmp_path):
+def test_images_need_no_labels(images, tmp_path):
     task = task_of(images)
     assert task.splits == {"train": 9, "validation": 5}
     facts = task.facts()
@@ -423,7 +423,7 @@ def test_classification_goes_on_from_it(result, photos, tmp_path):
     tuned = train(
         photos, model=result.folder, out=tmp_path / "classes", recipe="finetune", **values
     )
-    assert tuned.metrics["accuracy"] > 0.5  # three colours
+    assert tuned.metrics["accuracy"] > 0.5  # three colors
     name = "beit.embeddings.patch_embeddings.projection.weight"
     pretrained = BeitForMaskedImageModeling.from_pretrained(result.folder).state_dict()[name]
     from headstart import BeitForImageClassification

@@ -210,9 +210,9 @@ def test_fitted_heads_learn(width):
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colors(tmp_path_factory):
     """48 noisy images that are red, green, both or neither; how light they are is a number."""
-    folder = tmp_path_factory.mktemp("colours")
+    folder = tmp_path_factory.mktemp("colors")
     rng = np.random.default_rng(3)
     rows = []
     for i in range(48):
@@ -238,9 +238,9 @@ def colours(tmp_path_factory):
 
 
 @pytest.mark.parametrize("tune", ["full", "head"])
-def test_several_labels(colours, tiny_model, tmp_path, tune, capsys):
+def test_several_labels(colors, tiny_model, tmp_path, tune, capsys):
     result = headstart.train(
-        colours / "labels.jsonl",
+        colors / "labels.jsonl",
         model=tiny_model,
         out=tmp_path / "run",
         tune=tune,
@@ -261,20 +261,20 @@ def test_several_labels(colours, tiny_model, tmp_path, tune, capsys):
     assert config["problem_type"] == MULTI and config["id2label"] == {"0": "green", "1": "red"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Labels</h2>" in page and "average precision" in page
-    job, again = evaluate(tmp_path / "run", colours / "labels.jsonl", device="cpu")
+    job, again = evaluate(tmp_path / "run", colors / "labels.jsonl", device="cpu")
     assert again.split == "test" and again.metrics == pytest.approx(result.metrics, abs=1e-4)
     classify = pipeline("image-classification", tmp_path / "run")
-    both = {each["label"]: each["score"] for each in classify(colours / "31.png")}
+    both = {each["label"]: each["score"] for each in classify(colors / "31.png")}
     assert set(both) == {"red", "green"} and min(both.values()) >= 0.5
-    assert len(classify(colours / "31.png", top_k=1)) == 1
+    assert len(classify(colors / "31.png", top_k=1)) == 1
     sure = pipeline("image-classification", tmp_path / "run", label_threshold=0.999999)
-    assert sure(colours / "28.png") == []
+    assert sure(colors / "28.png") == []
 
 
 @pytest.mark.parametrize("tune", ["full", "head"])
-def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
+def test_numbers(colors, tiny_model, tmp_path, tune, capsys):
     result = headstart.train(
-        colours / "light.csv",
+        colors / "light.csv",
         model=tiny_model,
         out=tmp_path / "run",
         tune=tune,
@@ -282,7 +282,7 @@ def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
         **SMALL,
     )
     assert "light from" in capsys.readouterr().err
-    # The tiny network's features were drawn at random: without training they hardly tell how light
+    # The tiny network's features were randomly initialized: without training they hardly tell how light
     # an image is.
     assert result.metrics["r2"] > 0.5 or (tune == "head" and result.metrics["mae"] < 6)
     assert {"mae", "rmse", "pearson"} <= set(result.metrics)
@@ -290,23 +290,23 @@ def test_numbers(colours, tiny_model, tmp_path, tune, capsys):
     assert config["problem_type"] == REGRESSION and config["id2label"] == {"0": "light"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Predicted against true</h2>" in page and "<h2>Largest errors</h2>" in page
-    job, again = evaluate(tmp_path / "run", colours / "light.csv", device="cpu")
+    job, again = evaluate(tmp_path / "run", colors / "light.csv", device="cpu")
     assert again.metrics == pytest.approx(result.metrics, rel=1e-3)
-    (said,) = pipeline("image-classification", tmp_path / "run")(colours / "31.png")
+    (said,) = pipeline("image-classification", tmp_path / "run")(colors / "31.png")
     assert said["label"] == "light" and abs(said["score"] - 13.5) < 6
 
 
-def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
+def test_from_the_command_line(colors, tiny_model, tmp_path, capsys):
     options = ["--model", str(tiny_model), "--tune", "head", "--crop", "20", "--device", "cpu"]
     for table, out, more in (
         ("labels.jsonl", "multi", ["--class-weights", "balanced"]),
         ("light.csv", "numbers", []),
     ):
         with pytest.raises(SystemExit) as stop:
-            main(["train", str(colours / table), "--out", str(tmp_path / out), *options, *more])
+            main(["train", str(colors / table), "--out", str(tmp_path / out), *options, *more])
         assert stop.value.code == 0
         for command in (
-            ["evaluate", str(tmp_path / out), str(colours / table)],
+            ["evaluate", str(tmp_path / out), str(colors / table)],
             ["info", str(tmp_path / out)],
         ):
             with pytest.raises(SystemExit) as stop:
@@ -316,7 +316,7 @@ def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
     assert "mean average precision\t" in said.out and "RMSE\t" in said.out
     for out, expected in (("multi", ["red", "green", "%"]), ("numbers", ["light 1"])):
         with pytest.raises(SystemExit):
-            main(["predict", str(tmp_path / out), str(colours / "31.png"), "--threshold", "0.3"])
+            main(["predict", str(tmp_path / out), str(colors / "31.png"), "--threshold", "0.3"])
         line = capsys.readouterr().out
         assert all(word in line for word in expected) and ("%" in line) == (out == "multi")
     assert "balanced" in (tmp_path / "multi" / "recipe.yaml").read_text()
@@ -324,7 +324,7 @@ def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
         main(
             [
                 "train",
-                str(colours / "light.csv"),
+                str(colors / "light.csv"),
                 "--out",
                 str(tmp_path / "x"),
                 *options,
@@ -337,7 +337,7 @@ def test_from_the_command_line(colours, tiny_model, tmp_path, capsys):
         main(
             [
                 "train",
-                str(colours / "labels.jsonl"),
+                str(colors / "labels.jsonl"),
                 "--out",
                 str(tmp_path / "x"),
                 *options,
@@ -355,11 +355,11 @@ def test_class_weights_find_the_rare(tiny_model, tmp_path):
     """
     rng = np.random.default_rng(0)
     for split, counts in (("train", (48, 4)), ("val", (20, 20))):
-        for label, count, colour in (("common", counts[0], 110), ("rare", counts[1], 135)):
+        for label, count, color in (("common", counts[0], 110), ("rare", counts[1], 135)):
             (tmp_path / "d" / split / label).mkdir(parents=True)
             for i in range(count):
                 pixels = (
-                    (rng.normal(colour, 30) + rng.normal(0, 30, (20, 20, 3)))
+                    (rng.normal(color, 30) + rng.normal(0, 30, (20, 20, 3)))
                     .clip(0, 255)
                     .astype(np.uint8)
                 )
@@ -450,10 +450,10 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_draws_want_shots(photos, tiny_model, tmp_path, colours):
+def test_draws_want_shots(photos, tiny_model, tmp_path, colors):
     with pytest.raises(ConfigError, match="draws=2 are choices"):
         headstart.train(photos, model=tiny_model, out=tmp_path / "run", draws=2)
     with pytest.raises(DataError, match="these are regression targets"):
         headstart.train(
-            colours / "light.csv", model=tiny_model, out=tmp_path / "run", shots=2, draws=2
+            colors / "light.csv", model=tiny_model, out=tmp_path / "run", shots=2, draws=2
         )

@@ -12,7 +12,7 @@ from headstart.tasks.image_classification import processor_side, set_processor_s
 @pytest.mark.parametrize(
     "name", ["BitImageProcessor", "BeitImageProcessor", "ConvNextImageProcessor"]
 )
-def test_pictures_have_the_side_that_was_set(name):
+def test_images_have_the_side_that_was_set(name):
     processor = getattr(headstart, name)()
     set_processor_side(processor, 40)
     assert processor_side(processor) == 40

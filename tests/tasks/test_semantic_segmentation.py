@@ -20,7 +20,7 @@ from torch import nn
 from conftest import data_dir
 from headstart import BeitConfig, BeitForMaskedImageModeling, BeitImageProcessor
 from headstart.cli.app import main as command_line
-from headstart.data.mask_augment import largest_share, random_colours, random_crop
+from headstart.data.mask_augment import largest_fraction, random_colors, random_crop
 from headstart.data.masks import IGNORED, ClassList, read_classes
 from headstart.data.options import DataOptions
 from headstart.errors import DataError
@@ -33,7 +33,7 @@ from headstart.metrics.segmentation import (
 from headstart.pipelines.base import task_of as task_of_model
 from headstart.pipelines.semantic_segmentation import (
     SemanticSegmentationPipeline,
-    class_colours,
+    class_colors,
     class_scores,
     overlay,
     segment,
@@ -46,11 +46,11 @@ from headstart.training.loop import Loop
 from headstart.training.run import evaluate, train
 
 # of the classes of the made-up scenes
-COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 220)], np.uint8)
+COLORS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 220)], np.uint8)
 
 
 def scene(seed: int, height: int = 40, width: int = 56) -> tuple[np.ndarray, np.ndarray]:
-    """Three colours in vertical stripes of random width with noise, and their classes.
+    """Three colors in vertical stripes of random width with noise, and their classes.
 
     The last row has no class.
     """
@@ -58,7 +58,7 @@ def scene(seed: int, height: int = 40, width: int = 56) -> tuple[np.ndarray, np.
     edges = np.sort(rng.integers(8, width - 8, 2))
     classes = np.searchsorted(edges, np.arange(width), side="right")[None].repeat(height, 0)
     classes = rng.permutation(3)[classes]
-    image = (COLOURS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    image = (COLORS[classes] + rng.normal(0, 25, (height, width, 3))).clip(0, 255).astype(np.uint8)
     classes[-1] = IGNORED
     return image, classes.astype(np.uint8)
 
@@ -71,9 +71,9 @@ def write_scenes(folder: Path, count: int, first: int = 0, mode: str = "L") -> P
         Image.fromarray(image).save(folder / "images" / f"s{i}.png")
         if mode == "RGB":
             mask = Image.fromarray(
-                np.where(
-                    (classes == IGNORED)[..., None], 0, COLOURS[np.minimum(classes, 2)]
-                ).astype(np.uint8)
+                np.where((classes == IGNORED)[..., None], 0, COLORS[np.minimum(classes, 2)]).astype(
+                    np.uint8
+                )
             )
         else:
             mask = Image.fromarray(classes)
@@ -87,7 +87,7 @@ def scenes(tmp_path_factory) -> Path:
     write_scenes(folder / "train", 6)
     write_scenes(folder / "val", 5, first=100)
     (folder / "classes.json").write_text(
-        json.dumps({"classes": ["red", "green", "blue"], "palette": COLOURS.tolist()})
+        json.dumps({"classes": ["red", "green", "blue"], "palette": COLORS.tolist()})
     )
     return folder
 
@@ -236,13 +236,13 @@ def test_other_sources_that_hold_no_pairs(tmp_path, scenes):
     ]
 
 
-def test_masks_of_colours(tmp_path, scenes):
+def test_masks_of_colors(tmp_path, scenes):
     write_scenes(tmp_path / "train", 6, mode="RGB")
     write_scenes(tmp_path / "val", 5, first=100, mode="RGB")
     (tmp_path / "classes.json").write_text((scenes / "classes.json").read_text())
-    numbers, colours = task_of(scenes), task_of(tmp_path)
+    numbers, colors = task_of(scenes), task_of(tmp_path)
     for i in range(6):
-        assert np.array_equal(numbers._read("train", i)[1], colours._read("train", i)[1])
+        assert np.array_equal(numbers._read("train", i)[1], colors._read("train", i)[1])
 
 
 def test_meaning_of_mask_values():
@@ -339,7 +339,7 @@ def test_bad_class_files(tmp_path, text, message):
     st.integers(4, 60),
     st.integers(0, 999),
 )
-def test_a_crop_keeps_picture_and_labels_together(height, width, side, short, seed):
+def test_a_crop_keeps_image_and_labels_together(height, width, side, short, seed):
     rng = np.random.default_rng(seed)
     labels = (
         rng.integers(0, 3, (height // 5 + 1, width // 5 + 1))
@@ -347,7 +347,7 @@ def test_a_crop_keeps_picture_and_labels_together(height, width, side, short, se
         .repeat(5, 1)[:height, :width]
         .astype(np.uint8)
     )
-    image = COLOURS[labels]
+    image = COLORS[labels]
     out, marks = random_crop(
         image,
         labels,
@@ -360,7 +360,7 @@ def test_a_crop_keeps_picture_and_labels_together(height, width, side, short, se
     )
     assert out.shape == (side, side, 3) and marks.shape == (side, side)
     inside = marks != IGNORED
-    assert np.array_equal(out[inside], COLOURS[marks[inside]]) and (out[~inside] == (1, 2, 3)).all()
+    assert np.array_equal(out[inside], COLORS[marks[inside]]) and (out[~inside] == (1, 2, 3)).all()
     assert inside[0, 0]
 
 
@@ -369,11 +369,11 @@ def test_a_crop_avoids_a_single_class():
     labels[:, 45:] = 1
     rng = np.random.default_rng(0)
     shares = [
-        largest_share(random_crop(COLOURS[labels], labels, rng, side=20, short=60, resample=0)[1])
+        largest_fraction(random_crop(COLORS[labels], labels, rng, side=20, short=60, resample=0)[1])
         for _ in range(60)
     ]
     assert np.mean(np.array(shares) <= 0.75) > 0.85  # by chance 20 %
-    assert largest_share(np.full((3, 3), IGNORED, np.uint8)) == 0
+    assert largest_fraction(np.full((3, 3), IGNORED, np.uint8)) == 0
 
 
 def test_no_randomness_takes_the_middle():
@@ -382,16 +382,16 @@ def test_no_randomness_takes_the_middle():
     assert np.array_equal(out, image[:, 8:48]) and np.array_equal(marks, labels[:, 8:48])
 
 
-def test_colours_change_within_bounds():
+def test_colors_change_within_bounds():
     image, _ = scene(0)
-    changed = [random_colours(image, np.random.default_rng(seed)) for seed in range(40)]
+    changed = [random_colors(image, np.random.default_rng(seed)) for seed in range(40)]
     assert all(each.shape == image.shape and each.dtype == np.uint8 for each in changed)
     same = sum(np.array_equal(each, image) for each in changed)
     assert 0 < same < 12  # each of four changes is left out half of the time
-    grey = np.full((4, 4, 3), 100, np.uint8)
+    gray = np.full((4, 4, 3), 100, np.uint8)
     for seed in range(40):
-        out = random_colours(grey, np.random.default_rng(seed)).astype(int)
-        # grey has no hue: (100 ± 32) * 0.5 to 1.5
+        out = random_colors(gray, np.random.default_rng(seed)).astype(int)
+        # gray has no hue: (100 ± 32) * 0.5 to 1.5
         assert np.ptp(out, axis=2).max() <= 1 and out.min() >= 33 and out.max() <= 199
 
 
@@ -540,17 +540,17 @@ def test_sides_are_filled_up_to_whole_patches():
 
 def test_overlay_leaves_unlabelled_pixels():
     image, classes = scene(0)
-    painted = overlay(image, classes, COLOURS, 1.0)
+    painted = overlay(image, classes, COLORS, 1.0)
     assert np.array_equal(painted[-1], image[-1]) and np.array_equal(
-        painted[:-1], COLOURS[classes[:-1]]
+        painted[:-1], COLORS[classes[:-1]]
     )
 
 
-def test_made_up_colours_differ():
+def test_made_up_colors_differ():
     config = type("Config", (), {"num_labels": 150})()
-    colours = class_colours(config).astype(int)
-    assert len({tuple(c) for c in colours.tolist()}) == 150
-    near = np.abs(colours[:12, None] - colours[None, :12]).sum(-1) + 1000 * np.eye(12)
+    colors = class_colors(config).astype(int)
+    assert len({tuple(c) for c in colors.tolist()}) == 150
+    near = np.abs(colors[:12, None] - colors[None, :12]).sum(-1) + 1000 * np.eye(12)
     assert near.min() > 60
 
 
@@ -621,7 +621,7 @@ def result(scenes, tiny_beit, tmp_path_factory):
 
 
 def test_a_run_learns_and_leaves_a_folder(result, scenes):
-    assert result.metrics["mean_iou"] > 0.6  # one colour for all: at most 0.2
+    assert result.metrics["mean_iou"] > 0.6  # one color for all: at most 0.2
     names = {path.name for path in result.folder.iterdir()}
     assert {
         "config.json",
@@ -648,7 +648,7 @@ def test_evaluate_repeats_the_run(result, scenes):
     )
 
 
-def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
+def test_pipeline_answers_at_the_images_size(result, tmp_path):
     predict = SemanticSegmentationPipeline(result.folder)
     image, classes = scene(500, 51, 77)
     found = predict(image)
@@ -658,14 +658,14 @@ def test_pipeline_answers_at_the_pictures_size(result, tmp_path):
         "blue",
     )
     assert abs(sum(each["share"] for each in found["classes"]) - 1) < 1e-9
-    assert np.array_equal(predict.colours, COLOURS)  # those of the data, kept with the model
+    assert np.array_equal(predict.colors, COLORS)  # those of the data, kept with the model
     said = found["mask"][:-1]
     assert (said == classes[:-1]).mean() > 0.6
     Image.fromarray(image).save(tmp_path / "p.png")
     written = predict.write(tmp_path / "p.png", tmp_path / "out" / "p")
     mask = Image.open(written["mask_file"])
     assert mask.mode == "P" and np.array_equal(np.asarray(mask), found["mask"])
-    assert np.array_equal(np.asarray(mask.convert("RGB")), COLOURS[found["mask"]])
+    assert np.array_equal(np.asarray(mask.convert("RGB")), COLORS[found["mask"]])
     with Image.open(written["overlay_file"]) as painted:
         assert painted.size == (77, 51)
 
@@ -717,7 +717,7 @@ def test_command_line_round_trip(result, scenes, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["metrics"]["mean_iou"] > 0.4
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(result, scenes, tmp_path, capsys):
+def test_images_of_one_name_do_not_overwrite_each_other(result, scenes, tmp_path, capsys):
     folders = [str(scenes / split / "images" / "s0.png") for split in ("train", "val")]
     run_command(["predict", str(result.folder), *folders, "--out", str(tmp_path / "out")])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

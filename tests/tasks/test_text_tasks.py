@@ -358,7 +358,7 @@ def test_text_classification(moods, tiny_yoso, tmp_path):
 def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     """The last layer alone learns.
 
-    Features are computed once, and the saved network gives what was judged.
+    Features are computed once, and the saved network gives what was evaluated.
     """
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     texts = sentences(80)

@@ -384,7 +384,7 @@ def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tin
 
 
 def test_out_of_time_the_best_weights_are_kept(photos, tiny_model, tmp_path):
-    """The validation judges every step; after a step that spoils the weights time runs out."""
+    """The validation evaluates every step; after a step that spoils the weights time runs out."""
     task, model = ready(
         photos, tiny_model, dataclasses.replace(RECIPE, steps=50, lr=0.02, ema=0.5, eval_every=1)
     )

@@ -1,6 +1,6 @@
 """A whole run through `headstart.train`.
 
-The result folder, what stops a run before it starts, and judging a result again.
+The result folder, what stops a run before it starts, and evaluating a result again.
 """
 
 import json
@@ -55,7 +55,7 @@ def test_the_result_is_a_checkpoint_like_any_other(result):
 
 
 def test_it_learned(result):
-    """Three colours.
+    """Three colors.
 
     The tiny network must do better than the 12 validation images' chance, and its interval must say
     so.
@@ -162,7 +162,7 @@ def test_the_test_data_judges_once_at_the_end(
         main(arguments)
     said = capsys.readouterr().err
     assert end.value.code == 0, said
-    # a head is judged on the features
+    # a head is evaluated on the features
     assert judged == (["validation"] * 4 + ["test"] if tune == "full" else [])
     assert (
         "12 train, 12 validation, 8 test" in said
@@ -405,7 +405,7 @@ def test_a_resumed_run_must_be_the_same_run(photos, tiny_model, tmp_path):
 
 
 def test_numbers_without_pixels_on_disk(tiny_model, tmp_path):
-    """Grey arrays of 28 x 28, as data sets of digits are."""
+    """Gray arrays of 28 x 28, as data sets of digits are."""
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     images = (

@@ -28,7 +28,7 @@ class Row:
     Args:
         theirs: Their name, or several whose tensors are stacked along the first axis.
         to_ours: From their tensor (already stacked) to ours.
-        to_theirs: The way back (before it is split).
+        to_theirs: The inverse (before it is split).
         copy: Their second name of the same tensor, where files may hold it twice: read before the
             first, and written too.
     """
@@ -292,7 +292,7 @@ def concatenate(parts: list[Any]) -> Any:
 
 
 def split(value: Any, count: int) -> list[Any]:
-    """The way back: equal parts along the first axis."""
+    """The inverse: equal parts along the first axis."""
     if isinstance(value, np.ndarray):
         return np.split(value, count)
     return [part.contiguous() for part in value.chunk(count)]

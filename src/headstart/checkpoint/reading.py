@@ -1,6 +1,6 @@
 """From files to named tensors.
 
-The format is recognised by what is in the file, never by its ending.
+The format is recognized by what is in the file, never by its ending.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

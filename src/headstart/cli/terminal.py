@@ -18,7 +18,7 @@ def plain_warnings() -> Iterator[None]:
     if not logger.handlers:
         handler = logging.StreamHandler()
         # a new head is what tuning is for
-        handler.addFilter(lambda record: "drawn at random" not in record.getMessage())
+        handler.addFilter(lambda record: "randomly initialized" not in record.getMessage())
         logger.addHandler(handler)
         logger.propagate = False
     with warnings.catch_warnings():

@@ -137,7 +137,7 @@ def cutmix_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, bottom and right of the part that CutMix takes from the partner (Yun et al. 2019).
 
-    Its centre is anywhere, its area 1 - share before it is cut off at the border; the share that is
+    Its center is anywhere, its area 1 - share before it is cut off at the border; the share that is
     kept follows from the box.
     """
     rows, columns = (int(side * (1 - share) ** 0.5) for side in (height, width))

@@ -20,7 +20,7 @@ from headstart.data.sources.raw import Tables
 from headstart.data.splits import split_rows
 from headstart.errors import DataError, listed
 
-__all__ = ["ImageData", "combined_fingerprint", "read_images", "read_pictures"]
+__all__ = ["ImageData", "combined_fingerprint", "read_images", "read_unlabeled_images"]
 
 
 def read_images(path: str | Path, options: DataOptions) -> ImageData:
@@ -45,7 +45,7 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
     return data if options.classes is not None else _split(data, options)
 
 
-def read_pictures(path: str | Path, options: DataOptions) -> ImageData:
+def read_unlabeled_images(path: str | Path, options: DataOptions) -> ImageData:
     """The images of a data set that `read_images` takes, or anywhere below a folder, without their
     labels; there is one class.
     """

@@ -41,7 +41,7 @@ def random_crop(
     Args:
         image: (H, W, 3).
         labels: (H, W).
-        rng: Decides scale and place; None takes the centre.
+        rng: Decides scale and place; None takes the center.
         side: S.
         short: Shorter side of the whole image at scale 1.
         resample: Filter for the image.
@@ -65,7 +65,7 @@ def random_crop(
                 columns,
             )
             if (
-                largest_share(resize(labels[..., None], (height, width), NEAREST, window))
+                largest_fraction(resize(labels[..., None], (height, width), NEAREST, window))
                 <= MOST_OF_ONE_CLASS
             ):
                 break
@@ -76,13 +76,13 @@ def random_crop(
     return out, marks
 
 
-def largest_share(labels: Pixels) -> float:
+def largest_fraction(labels: Pixels) -> float:
     """Fraction of the most frequent class among the labelled pixels; 0 where none is."""
     counts = np.bincount(labels.ravel(), minlength=256)[:IGNORED]
     return float(counts.max() / max(1, counts.sum()))
 
 
-def random_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
+def random_colors(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Random brightness, contrast (before or after the others), saturation and hue; each or none.
 
     By kornia.

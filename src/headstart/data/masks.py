@@ -85,14 +85,14 @@ class ClassList:
     Args:
         names: Of the classes, in the order of their numbers; empty until the masks have been looked
             at.
-        colours: (V, 3) uint8 of each class for figures, and for masks that hold colors; None
+        colors: (V, 3) uint8 of each class for figures, and for masks that hold colors; None
             makes them up.
         ignored: Mask values that never count, beside 255.
         reduce: Value 0 is "none of the classes", and value n is class n - 1.
     """
 
     names: list[str] = field(default_factory=list)
-    colours: NDArray[np.uint8] | None = None
+    colors: NDArray[np.uint8] | None = None
     ignored: frozenset[int] = frozenset()
     reduce: bool = False
     foreground: bool = False  # masks of 0 and 255, where 255 is the one class beside the background
@@ -191,13 +191,13 @@ def read_classes(path: Path) -> ClassList:
         )
     return ClassList(
         names,
-        _colours(values.get("palette"), len(names), path),
+        _colors(values.get("palette"), len(names), path),
         frozenset(ignored),
         bool(values.get("reduce_labels")),
     )
 
 
-def _colours(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:  # noqa: ANN401 - what a file holds
+def _colors(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:  # noqa: ANN401 - what a file holds
     if values is None:
         return None
     if not is_kind(values, list[list[int]]) or not all(
@@ -321,7 +321,7 @@ def _paired(images: Path, masks: Path) -> Pairs:
 # Pixels -------------------------------------------------------------------------------------------
 
 
-def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+def read_values(source: Source, colors: NDArray[np.uint8] | None) -> NDArray[np.int64]:
     """The values of a mask, (H, W); a mask of colors gives the number of each color in the list.
 
     Raises:
@@ -330,10 +330,10 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
     try:
         data = source_bytes(source)
         with open_image(data) as image:
-            coloured = image.mode in ("RGB", "RGBA")
+            colored = image.mode in ("RGB", "RGBA")
     except DAMAGE as error:
         raise InputError(damage_text(error)) from None
-    if not coloured:
+    if not colored:
         try:
             values = decode_labels(data).astype(np.int64)
         except InputError as error:
@@ -344,16 +344,16 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
                 f"mask values go from {values.min()} to {values.max()}; expected class numbers"
             )
         return values
-    if colours is None:
+    if colors is None:
         raise InputError(
             "the mask holds colors; list them as 'palette' in classes.json, one for each class"
         )
     pixels = decode(data).astype(np.int64)  # (H, W, 3)
     packed = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]  # (H, W)
-    known = (colours.astype(np.int64) << [16, 8, 0]).sum(1)  # (V,)
+    known = (colors.astype(np.int64) << [16, 8, 0]).sum(1)  # (V,)
     values = np.full(packed.shape, IGNORED, dtype=np.int64)
-    for number, colour in enumerate(known.tolist()):
-        values[packed == colour] = number
+    for number, color in enumerate(known.tolist()):
+        values[packed == color] = number
     # black is "none of them" in most such data sets
     strange = np.setdiff1d(packed, np.append(known, 0))
     if len(strange):
@@ -362,7 +362,7 @@ def read_values(source: Source, colours: NDArray[np.uint8] | None) -> NDArray[np
     return values
 
 
-def scan(pairs: Pairs, colours: NDArray[np.uint8] | None, workers: int | None) -> list[Scan | str]:
+def scan(pairs: Pairs, colors: NDArray[np.uint8] | None, workers: int | None) -> list[Scan | str]:
     """Reads every mask and every image's header.
 
     What was found, or the reason why a pair cannot be used.
@@ -375,7 +375,7 @@ def scan(pairs: Pairs, colours: NDArray[np.uint8] | None, workers: int | None) -
         if isinstance(mask, str):
             return f"{pairs.mask_of(index)}: {mask}"
         try:
-            values = read_values(pairs.masks[index], colours)
+            values = read_values(pairs.masks[index], colors)
         except InputError as error:
             return f"{pairs.mask_of(index)}: {error}"
         if values.shape != image[1:]:

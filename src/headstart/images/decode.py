@@ -1,5 +1,5 @@
 """The one image pipeline under every processor: decode, orient, convert, resize, crop, rescale,
-normalise.
+normalize.
 
 Shapes: N images, H height, W width, C channels. Between decoding and the last step every image is
     one array of shape (H, W, C).
@@ -9,7 +9,7 @@ What counts as an image, and how it is read:
 - A path, bytes or an open binary file is decoded here, and turned upright by its EXIF orientation.
   A PIL image is taken as it is: whoever holds pixels has already decided
   (`PIL.ImageOps.exif_transpose` turns it).
-- Alpha is dropped, not blended; palettes become their colours; CMYK and 16-bit become 8-bit RGB;
+- Alpha is dropped, not blended; palettes become their colors; CMYK and 16-bit become 8-bit RGB;
   float images hold 0..1 or 0..255.
 - An array is uint8 or integers 0..255, or uint16 up to 65535 (a 16-bit image when any value
   exceeds 255), or bool, or float.
@@ -86,7 +86,7 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
-        convert_rgb: False keeps the file's own number of channels (1 grey, 2 grey and alpha, 3, or
+        convert_rgb: False keeps the file's own number of channels (1 gray, 2 gray and alpha, 3, or
             4).
 
     Raises:
@@ -273,7 +273,7 @@ def pil_to_array(image: Image.Image, *, convert_rgb: bool = True) -> Array:
 
 
 def _eight_bit(values: Array) -> Array:
-    """Grey values of a float, 16-bit or 32-bit image as uint8."""
+    """Gray values of a float, 16-bit or 32-bit image as uint8."""
     if values.dtype.kind == "f":
         low, high = _float_range(values)
         if low >= 0 and high <= 1:
@@ -301,7 +301,7 @@ def _float_range(values: Array) -> tuple[float, float]:
 
 
 def _channels(pixels: Array, convert_rgb: bool) -> Array:
-    """(H, W, C) with three channels if `convert_rgb`: grey is repeated, alpha is dropped."""
+    """(H, W, C) with three channels if `convert_rgb`: gray is repeated, alpha is dropped."""
     count = pixels.shape[-1]
     if not convert_rgb or count == 3:
         return pixels
@@ -437,13 +437,13 @@ def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
 
 
 def pil_to_labels(image: Image.Image) -> Array:
-    """The labels of a PIL image, shape (H, W): a palette image holds its indices, not its colours."""
+    """The labels of a PIL image, shape (H, W): a palette image holds its indices, not its colors."""
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     labels = np.asarray(image)
     if labels.ndim != 2:
         raise InputError(
-            f"a label map of mode {image.mode} holds colours; expected one label per pixel (modes"
+            f"a label map of mode {image.mode} holds colors; expected one label per pixel (modes"
             " L, P, I;16 or I)"
         )
     return labels
@@ -504,7 +504,7 @@ def resize(
     if resample == NEAREST:
         y, x = _nearest(old[0], height), _nearest(old[1], width)
         return image[y[top : top + rows, None], x[left : left + columns]]  # (rows, columns, C)
-    # The order of the passes shows, because each is rounded and cut to 0..255: on noise by 30 grey
+    # The order of the passes shows, because each is rounded and cut to 0..255: on noise by 30 gray
     # levels. This is the rule of Pillow 13.
     vertical_first = height < old[0] and old[0] - height > 2 * (old[1] - width)
     first, second = (0, 1) if vertical_first else (1, 0)
@@ -541,7 +541,7 @@ def _resize_torch(
     coefficients in 16 instead of 22 bits.
 
     That rounds one value in 300 the other way in the first pass; where bicubic's second pass meets
-    several of those, a value can end two grey levels from Pillow. Of 90 million values of
+    several of those, a value can end two gray levels from Pillow. Of 90 million values of
     photographs that shrank by less than `_EXACT_UNTIL`, 99 did; of 30 million that shrank by more,
     3. Below it the first pass is therefore exact, as products with a banded matrix, which halves
     the speed. Bilinear needs none of
@@ -674,7 +674,7 @@ def resize_and_crop(
     resample: int = BICUBIC,
     fill: int = 0,
 ) -> Array:
-    """Resizes (H, W, C) to `size`, then cuts `crop` from the centre.
+    """Resizes (H, W, C) to `size`, then cuts `crop` from the center.
 
     `fill` surrounds a smaller image. None leaves a step out.
     """

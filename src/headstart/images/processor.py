@@ -211,8 +211,8 @@ class BaseImageProcessor:
     """Base of the image processors: images of any kind in, one batch of numbers out.
 
     A processor is a dataclass whose fields are the documented arguments; `_geometry` says how
-    images are resized and cropped. The steps are always: decode, resize, crop from the centre
-    (zeros around an image that is too small), rescale, normalise.
+    images are resized and cropped. The steps are always: decode, resize, crop from the center
+    (zeros around an image that is too small), rescale, normalize.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -276,7 +276,7 @@ class BaseImageProcessor:
     def _geometry(
         self, height: int, width: int
     ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """(height, width) to resize an image to, and to crop from its centre.
+        """(height, width) to resize an image to, and to crop from its center.
 
         None leaves the step out.
         """

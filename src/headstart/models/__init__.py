@@ -1,1 +1,1 @@
-"""One room a family."""
+"""The model families, one package each."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.nn.pretrained import misfit_message, save_network
+from headstart.nn.pretrained import fresh_message, misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -327,9 +327,9 @@ class PreTrainedModel:
             local_files_only: Take only what is on disk.
             compat: Whose arithmetic: "authors" or "transformers"; None follows
                 `headstart.config.resolve_compat`.
-            ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
+            ignore_mismatched_sizes: Initialize parameters randomly whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
-            from_pt: Taken for the sake of older code: every format is recognised.
+            from_pt: Taken for the sake of older code: every format is recognized.
             _do_init: False returns the network and its parameters apart.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as
                 `num_labels=10`.
@@ -398,11 +398,7 @@ class PreTrainedModel:
         if fresh:
             initial = flatten_dict(self.init_weights(self.key))
             params |= {own[key]: initial[own[key]] for key in fresh}
-            logger.warning(
-                "%s: not in the checkpoint, drawn at random and to be trained: %s",
-                name,
-                ", ".join(fresh),
-            )
+            logger.warning("%s", fresh_message(name, fresh))
         info: dict[str, list[Any]] = {
             "missing_keys": missing,
             "unexpected_keys": unknown,

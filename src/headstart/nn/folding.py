@@ -1,6 +1,6 @@
 """What the folds of the families share.
 
-Replacing a batch norm by numbers, and a module's kind by another.
+Replacing a batch norm by its scale and shift, and a module's class by another.
 """
 
 from typing import Any, TypeVar, cast
@@ -30,7 +30,7 @@ def parameter(value: Tensor) -> nn.Parameter:
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """A batch norm of known statistics as `scale * x + shift`, (C,) each.
 
-    Worked out in float64, as it is done once.
+    Computed in float64, as it is done once.
     """
     assert (
         isinstance(norm, nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""Values worked out from weights, kept between calls while nothing can change the weights."""
+"""Values computed from weights, cached between calls while nothing can change the weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class Kept:
-    """One value, the last that was worked out; a copied or pickled module starts without it.
+    """One value, the last computed; a copied or pickled module starts without it.
 
     A module stores it as its attribute `kept`; `forget` empties those of a whole network.
     """
 
     def __init__(self, most_bytes: float = float("inf")) -> None:
-        self.most_bytes = most_bytes  # a larger value is worked out anew each time
+        self.most_bytes = most_bytes  # a larger value is computed each time
         self.entry: tuple[Any, Tensor] | None = None
 
     def __call__(
@@ -26,7 +26,7 @@ class Kept:
             return make()
         entry = self.entry  # read once: another thread may replace it
         if entry is None or entry[0] != (state, key):
-            self.entry = entry = None  # the old value is given back first
+            self.entry = entry = None  # the old value is freed first
             value = make()
             if value.numel() * value.element_size() > self.most_bytes:
                 return value
@@ -38,7 +38,7 @@ class Kept:
 
 
 def forget(network: nn.Module) -> None:
-    """Empties what the modules of a network keep: training is about to change their weights."""
+    """Empties what the modules of a network cache: training is about to change their weights."""
     for module in network.modules():
         if isinstance(kept := vars(module).get("kept"), Kept):
             kept.entry = None
@@ -52,8 +52,8 @@ def traced() -> bool:
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
     """A key of a weight's state, or None while the weight may change or is traced.
 
-    The key exists in evaluation without gradients. It sees another tensor, another version of it
-    (in-place writes), and on a CPU other values in a sample of it, since writing to `.data` leaves
+    The key exists in evaluation without gradients. It changes with the tensor, its version (in-place
+    writes) and, on a CPU, the values of a sample of it, since writing to `.data` leaves
     the version alone.
     """
     if training or torch.is_grad_enabled() or traced() or weight.is_inference():

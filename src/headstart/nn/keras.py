@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.nn.pretrained import misfit_message, save_network
+from headstart.nn.pretrained import fresh_message, misfit_message, save_network
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -283,12 +283,12 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """What `.keras` files keep: the configuration."""
+        """What `.keras` files store: the configuration."""
         return {**super().get_config(), "config": self.config.to_dict()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """The way back from `get_config`."""
+        """Inverse of `get_config`."""
         values = dict(config)
         return cls(cls.config_class.from_dict(values.pop("config")), **values)
 
@@ -409,7 +409,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             ignore_mismatched_sizes: Keep the random values of variables whose shape differs in the
                 file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
-            from_pt: Taken for the sake of older code: every format is recognised.
+            from_pt: Taken for the sake of older code: every format is recognized.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as
                 `num_labels=10`.
 
@@ -477,11 +477,7 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
                     )
                 )
         if fresh:
-            logger.warning(
-                "%s: not in the checkpoint, drawn at random and to be trained: %s",
-                name,
-                ", ".join(fresh),
-            )
+            logger.warning("%s", fresh_message(name, fresh))
         return {
             "missing_keys": missing,
             "unexpected_keys": unknown,

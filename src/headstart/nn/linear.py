@@ -14,7 +14,7 @@ _HAS_ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's matrix product may be called directly.
 
-    Plain float32 tensors on a CPU, and nobody traces or transforms the call.
+    Plain float32 tensors on a CPU, and the call is neither traced nor transformed.
     """
     return (
         not torch.compiler.is_compiling()
@@ -87,5 +87,5 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
-        """input (…, D) → (…, D'); a bias (D',) given here takes the place of the layer's own."""
+        """input (…, D) → (…, D'); a bias (D',) given here replaces the layer's own."""
         return linear(input, self.weight, self.bias if bias is None else bias)

@@ -21,8 +21,8 @@ def save_network(
     *,
     pickled: bool = False,
 ) -> None:
-    """Writes `config.json`, `model.safetensors` and, where it has something to tell, a model card,
-    each atomically.
+    """Writes `config.json`, `model.safetensors` and, where transformers would compute
+    something else, a model card, each atomically.
 
     Args:
         folder: Made if it does not exist.
@@ -73,8 +73,8 @@ def misfit_message(
         for n, theirs, ours in sorted(wrong)
     ]
     hint = (
-        "pass num_labels for a head of another size, or ignore_mismatched_sizes=True to make such"
-        " parameters anew"
+        "pass num_labels for a head of another size, or ignore_mismatched_sizes=True to leave such"
+        " parameters randomly initialized"
     )
     return "\n".join(lines + ([hint] if any("  shape" in line for line in lines) else []))
 
@@ -83,7 +83,7 @@ HUB_KEYWORDS = ("token", "private", "revision", "commit_message")
 
 
 def check_hub_keywords(hub: Mapping[str, Any]) -> None:
-    """Refuses keywords that saving does not know.
+    """Refuses unknown keywords of saving.
 
     Raises:
         TypeError: There is one.
@@ -98,7 +98,7 @@ def check_hub_keywords(hub: Mapping[str, Any]) -> None:
 def check_keywords(
     config_class: type[PreTrainedConfig], overrides: dict[str, Any], hub: dict[str, Any]
 ) -> None:
-    """Moves older names of arguments to where they belong, and refuses what nothing honors.
+    """Moves older names of arguments to where they belong, and refuses unsupported ones.
 
     Args:
         config_class: The family's configuration.
@@ -106,8 +106,8 @@ def check_keywords(
         hub: Where files come from; changed in place.
 
     Raises:
-        TypeError: A keyword that neither loading nor the configuration knows.
-        ConfigError: One that asks for what is not done here.
+        TypeError: A keyword that is neither an argument nor a configuration value.
+        ConfigError: A keyword whose effect is not supported.
     """
     if (token := overrides.pop("use_auth_token", None)) is not None:
         hub["token"] = token
@@ -129,7 +129,7 @@ def check_keywords(
         )
 
 
-# True of every load here, whatever they say.
+# These describe what every load does here, whatever their values.
 IGNORED = ("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only")
 
 
@@ -157,7 +157,12 @@ def read_config(config_class: type[PreTrainedConfig], config: Any, hub: Mapping[
     return config_class.from_pretrained(config, **hub)
 
 
+def fresh_message(name: str, fresh: Iterable[str]) -> str:
+    """One line that lists the parameters that a checkpoint lacks."""
+    return f"{name}: not in the checkpoint, randomly initialized: {', '.join(fresh)}"
+
+
 def unused_message(name: str, cls: str, unknown: Iterable[str]) -> str:
-    """What a checkpoint holds in vain, and under which prefix where all of it has one."""
+    """One line that lists the tensors of a checkpoint that a network does not use."""
     unknown = sorted(unknown)
     return f"{name}: not used by {cls}: {', '.join(unknown)}"

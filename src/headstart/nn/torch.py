@@ -23,6 +23,7 @@ from headstart.nn.kept import forget, traced
 from headstart.nn.pretrained import (
     check_hub_keywords,
     check_keywords,
+    fresh_message,
     misfit_message,
     read_config,
     save_network,
@@ -149,7 +150,7 @@ def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1, value: floa
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Loss of class scores, its kind told by `config.problem_type` or from the labels.
+    """Loss of class scores, its kind given by `config.problem_type` or inferred from the labels.
 
     Args:
         logits: (B, V).
@@ -235,7 +236,7 @@ def check_pixels(pixel_values: Tensor | None, channels: int, smallest: int = 1) 
 class PreTrainedModel(nn.Module):
     """Base of every network: loading, saving, and the methods that all networks have.
 
-    A family's base class sets the class values; a network sets `heads`, the first words of names
+    A family's base class sets the class attributes; a network sets `heads`, the prefixes of names
     that a checkpoint may lack.
 
     Args:
@@ -292,7 +293,7 @@ class PreTrainedModel(nn.Module):
         """Makes parameters that are one tensor share it again."""
 
     def post_init(self) -> None:
-        """Draws the initial values; the last line of every network's constructor."""
+        """Initializes the parameters; the last line of every network's constructor."""
         if not any(p.is_meta for p in self.parameters()):
             with torch.no_grad():
                 for module in self.modules():
@@ -302,11 +303,11 @@ class PreTrainedModel(nn.Module):
     init_weights = post_init
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training or evaluation; values kept between calls are forgotten."""
+        """Sets training or evaluation; values cached between calls are dropped."""
         forget(self)
         return super().train(mode)
 
-    # Small questions
+    # Properties
 
     @property
     def base_model(self) -> nn.Module:
@@ -390,7 +391,7 @@ class PreTrainedModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no input embeddings")
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Puts a module in the place of the input embeddings."""
+        """Replaces the module of the input embeddings."""
         old = self.get_input_embeddings()
         embeddings: Any = self.base_model.embeddings
         name = next(name for name, child in embeddings.named_children() if child is old)
@@ -403,7 +404,7 @@ class PreTrainedModel(nn.Module):
 
     def enable_input_require_grads(self) -> None:
         """Makes the outputs of the input embeddings need gradients, as adapters under gradient
-        checkpointing may ask for.
+        checkpointing require.
         """
         self.get_input_embeddings().register_forward_hook(
             lambda module, args, output: output.requires_grad_(True)
@@ -451,7 +452,7 @@ class PreTrainedModel(nn.Module):
                 module._checkpointing = {"use_reentrant": False, **kwargs}
 
     def run_block(self, block: Callable[..., Any], *args: Any) -> Any:
-        """`block(*args)`, checkpointed where that was asked for."""
+        """`block(*args)`, checkpointed if gradient checkpointing is on."""
         if self.gradient_checkpointing and self.training and block not in self._not_checkpointed:
             return checkpoint(block, *args, **self._checkpointing)
         return block(*args)
@@ -496,8 +497,8 @@ class PreTrainedModel(nn.Module):
         own = self.state_dict(keep_vars=True)
         given: dict[str, Any] = dict(state_dict)
         if not given.keys() <= own.keys():
-            spelled = self.name_table(self.config).spelled(given, own)
-            found = {name: given.pop(key) for name, key in spelled.items()}
+            renamed = self.name_table(self.config).spelled(given, own)
+            found = {name: given.pop(key) for name, key in renamed.items()}
             given = found | given
         # A shared tensor may be there under one of its names only.
         values = {id(own[name]): given[name] for name in own if name in given}
@@ -546,10 +547,10 @@ class PreTrainedModel(nn.Module):
             device: Where to put the weights; default the CPU.
             compat: Whose arithmetic: "authors" or "transformers"; None follows
                 `headstart.config.resolve_compat`.
-            ignore_mismatched_sizes: Make parameters anew whose shape differs in the file.
+            ignore_mismatched_sizes: Initialize parameters randomly whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
             optimized: False loads the network itself from a folder that `headstart.optimize` made;
-                by default its optimised form is loaded, unless something else is asked of it too.
+                by default its optimized form is loaded, unless another argument is given too.
             strict: Refuse tensors in the checkpoint that the network has no use for, which are
                 otherwise left out with a warning.
             device_map: Where accelerate puts the modules: "auto", a device, or a dictionary.
@@ -557,14 +558,14 @@ class PreTrainedModel(nn.Module):
                 `num_labels=10`.
 
         Raises:
-            TypeError: A keyword that neither loading nor the configuration knows.
+            TypeError: A keyword that is neither an argument nor a configuration value.
             HubError: The name could not be turned into files (see its subclasses).
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
         from headstart.loading import load_checkpoint
 
-        asked = (
+        others = (
             config,
             dtype,
             torch_dtype,
@@ -577,7 +578,7 @@ class PreTrainedModel(nn.Module):
             device_map,
             state_dict,
         )
-        if optimized is not False and not any(asked):
+        if optimized is not False and not any(others):
             marked = load_marked(within(pretrained_model_name_or_path or "", subfolder), cls)
             if marked is not None:
                 return marked
@@ -656,11 +657,7 @@ class PreTrainedModel(nn.Module):
         fresh = sorted({*missing, *allowed})
         self.randomly_initialized = tuple(fresh)
         if fresh:
-            logger.warning(
-                "%s: not in the checkpoint, drawn at random and to be trained: %s",
-                name,
-                ", ".join(fresh),
-            )
+            logger.warning("%s", fresh_message(name, fresh))
         return {
             "missing_keys": missing,
             "unexpected_keys": unknown,
@@ -679,7 +676,7 @@ class PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def _make_missing(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Draws what is still on the meta device; buffers that no file holds are computed again."""
+        """Initializes what is still on the meta device, and recomputes buffers that no file holds."""
         if not any(t.is_meta for t in [*self.parameters(), *self.buffers()]):
             return
         for module in self.modules():
@@ -689,7 +686,7 @@ class PreTrainedModel(nn.Module):
             absent = [n for n, t in direct.items() if t is not None and t.is_meta]
             if not absent:
                 continue
-            # what was loaded is set aside, for the initialisation to write elsewhere
+            # loaded tensors are set aside so that initialization does not overwrite them
             for n, t in direct.items():
                 kind = dtype if t.is_floating_point() else t.dtype
                 set_tensor(module, n, torch.zeros(t.shape, dtype=kind, device=device))
@@ -729,7 +726,7 @@ class PreTrainedModel(nn.Module):
         Args:
             save_directory: Made if it does not exist.
             is_main_process: False writes nothing: another process does.
-            state_dict: Tensors to write in place of the network's own, as `state_dict()` has them.
+            state_dict: Tensors to write instead of the network's own, as `state_dict()` has them.
             max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
             safe_serialization: False writes one `pytorch_model.bin` instead.
             push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
@@ -775,10 +772,7 @@ def _holds_list(module: nn.Module) -> bool:
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves tensors as they are where a module would draw its initial values.
-
-    They come from a file.
-    """
+    """Skips the random initialization of modules, whose tensors come from a file."""
 
     def __torch_function__(
         self,
@@ -788,12 +782,12 @@ class _NoInit(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DRAWS:
+        if func in _INITIALIZERS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-_DRAWS = {
+_INITIALIZERS = {
     nn.init.kaiming_uniform_,
     nn.init.kaiming_normal_,
     nn.init.uniform_,
@@ -804,7 +798,7 @@ _DRAWS = {
 
 
 def dispatched(model: nn.Module, device_map: Any) -> Any:
-    """A network whose modules accelerate puts on devices, as `device_map` says."""
+    """The network with its modules on the devices of `device_map`, by accelerate."""
     if isinstance(device_map, str) and device_map not in PLANS:
         return model.to(device_map)
     try:
@@ -812,7 +806,7 @@ def dispatched(model: nn.Module, device_map: Any) -> Any:
     except ImportError:
         raise MissingExtraError("accelerate", "train") from None
     if isinstance(device_map, str):
-        if not torch.cuda.is_available():  # one device: nothing to spread
+        if not torch.cuda.is_available():  # a single device
             return model
         device_map = infer_auto_device_map(model)
     return dispatch_model(model, device_map)
@@ -837,9 +831,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
 
 
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
-    """Puts a tensor in the place of a parameter or buffer, whose kind and `requires_grad` it
-    takes.
-    """
+    """Replaces a parameter or buffer by a tensor, with the same kind and `requires_grad`."""
     *path, leaf = name.split(".")
     owner = module.get_submodule(".".join(path))
     old = owner._parameters.get(leaf)

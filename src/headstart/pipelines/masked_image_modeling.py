@@ -22,7 +22,7 @@ from headstart.models.beit.masking import blockwise_mask
 from headstart.pipelines.base import ShortRepr, is_one_image, load_both
 
 TOKENIZER_FOLDER = "image_tokenizer"  # inside the folder of a pretrained network
-GREY = 128
+GRAY = 128
 
 Pixels = NDArray[np.uint8]
 
@@ -89,7 +89,7 @@ def panels(
     height, width = image.shape[:2]
     # (H, W, 1)
     hidden = resize(mask.astype(np.uint8)[..., None], (height, width), Image.Resampling.NEAREST)
-    shown = [image, np.where(hidden.astype(bool), GREY, image).astype(np.uint8)]
+    shown = [image, np.where(hidden.astype(bool), GRAY, image).astype(np.uint8)]
     if tokenizer.decoder is None:
         return shown
     # (2, h, w)

@@ -126,47 +126,47 @@ def segment(
 # Images -----------------------------------------------------------------------------------------
 
 
-def class_colours(config: Any) -> NDArray[np.uint8]:
+def class_colors(config: Any) -> NDArray[np.uint8]:
     """A color for each class, (V, 3): those the data came with, else different ones made up."""
     known = getattr(config, "palette", None)
     if known is not None and len(known) >= config.num_labels:
         return np.array(known, dtype=np.uint8)[: config.num_labels]
     # Steps of the golden ratio never come close to an earlier hue for long.
     hues = [(0.08 + 0.618034 * i) % 1 for i in range(config.num_labels)]
-    colours = [
+    colors = [
         colorsys.hsv_to_rgb(hue, 0.75 - 0.3 * (i % 3 == 1), 0.95 - 0.3 * (i % 3 == 2))
         for i, hue in enumerate(hues)
     ]
-    made: NDArray[np.uint8] = np.rint(np.array(colours) * 255).astype(np.uint8)
+    made: NDArray[np.uint8] = np.rint(np.array(colors) * 255).astype(np.uint8)
     return made
 
 
 def overlay(
     image: NDArray[np.uint8],
     classes: NDArray[Any],
-    colours: NDArray[np.uint8],
+    colors: NDArray[np.uint8],
     strength: float = 0.6,
 ) -> NDArray[np.uint8]:
     """The image (H, W, 3) in the colors of its classes (H, W).
 
     What has no class (255) stays as it is.
     """
-    known = classes < len(colours)
-    painted = colours[np.where(known, classes, 0)].astype(np.float32)
+    known = classes < len(colors)
+    painted = colors[np.where(known, classes, 0)].astype(np.float32)
     share = np.where(known, strength, 0.0)[..., None].astype(np.float32)
     mixed: NDArray[np.uint8] = np.rint(painted * share + image * (1 - share)).astype(np.uint8)
     return mixed
 
 
-def mask_picture(classes: NDArray[Any], colours: NDArray[np.uint8]) -> Image.Image:
+def mask_image(classes: NDArray[Any], colors: NDArray[np.uint8]) -> Image.Image:
     """Classes (H, W) as a palette image.
 
     Its values are the class numbers, its colors the classes'. Beyond 256 classes, 16-bit gray.
     """
-    if len(colours) > 256:
+    if len(colors) > 256:
         return Image.fromarray(classes.astype(np.uint16))
     image = Image.fromarray(classes.astype(np.uint8))
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     return image
 
 
@@ -195,7 +195,7 @@ class SemanticSegmentationPipeline(ShortRepr):
             model_kwargs=model_kwargs,
         )
         self.mode = mode
-        self.colours = class_colours(self.model.config)
+        self.colors = class_colors(self.model.config)
 
     def __call__(self, images: Any) -> Any:
         """Classes of one image, or a list of them for many.
@@ -225,7 +225,7 @@ class SemanticSegmentationPipeline(ShortRepr):
     def result(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         """What `__call__` gives for one decoded image."""
         mask = segment(self.model, self.image_processor, pixels, self.mode)
-        share = np.bincount(mask.ravel(), minlength=len(self.colours)) / mask.size
+        share = np.bincount(mask.ravel(), minlength=len(self.colors)) / mask.size
         names = self.model.config.id2label
         order = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0]
         return {
@@ -244,8 +244,8 @@ class SemanticSegmentationPipeline(ShortRepr):
             stem.with_name(f"{stem.name}.png"),
             stem.with_name(f"{stem.name}_overlay.jpg"),
         )
-        mask_picture(found["mask"], self.colours).save(mask_file)
-        Image.fromarray(overlay(pixels, found["mask"], self.colours)).save(overlay_file, quality=90)
+        mask_image(found["mask"], self.colors).save(mask_file)
+        Image.fromarray(overlay(pixels, found["mask"], self.colors)).save(overlay_file, quality=90)
         return found | {"mask_file": str(mask_file), "overlay_file": str(overlay_file)}
 
 

@@ -14,7 +14,7 @@ from headstart.metrics.classification import confusion_matrix, per_class, reliab
 from headstart.pipelines.confidence import Choice
 from headstart.report.page import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     GalleryImage,
     Section,
@@ -164,7 +164,7 @@ def gallery_sections(
         if predicted[i] != labels[i]:
             caption += f", is {classes[labels[i]]}"
         caption += f"\n{file_name(names[i])}"
-        return example_picture(i, classes[predicted[i]], caption, pixels, looked_at)
+        return example_image(i, classes[predicted[i]], caption, pixels, looked_at)
 
     below = "" if looked_at is None else " Below each: bright is evidence for the prediction."
     sections = []
@@ -177,7 +177,7 @@ def gallery_sections(
     return [*sections, Section("Lowest-confidence predictions", text, images=shown, folded=True)]
 
 
-def example_picture(
+def example_image(
     index: int, label: str, caption: str, pixels: Pixels, looked_at: LookedAt | None
 ) -> GalleryImage:
     """The image of an example, and below it what the network looked at for a class or target."""
@@ -202,7 +202,7 @@ def calibration_section(found: Calibration) -> Section:
         bins = reliability(confidence, found.right)
         used = bins.count > 0
         errors.append(bins.error)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
         area = 12 + 180 * bins.count[used] / bins.count.sum()
         x, y = bins.confidence[used], bins.accuracy[used]
         axes.scatter(x, y, s=area, color=BLUE, zorder=3, clip_on=False)
@@ -239,7 +239,7 @@ def refusal_sections(found: Calibration, max_error: float | None) -> list[Sectio
     figure = new_figure(4.4, 3.0)
     axes = figure.subplots()
     axes.plot(1 - count / len(order), np.cumsum(~right[order]) / count, color=BLUE)
-    axes.axhline(chosen.max_error, color=GREY, linestyle="--", linewidth=1)
+    axes.axhline(chosen.max_error, color=GRAY, linestyle="--", linewidth=1)
     if chosen.error is not None:
         axes.scatter([chosen.refused], [chosen.error], color=ORANGE, zorder=3)
     axes.set(

@@ -21,12 +21,12 @@ from headstart.report.classification import (
     LookedAt,
     Pixels,
     classification_sections,
-    example_picture,
+    example_image,
     file_name,
 )
 from headstart.report.page import (
     BLUE,
-    GREY,
+    GRAY,
     GalleryImage,
     Section,
     Table,
@@ -111,7 +111,7 @@ def label_sections(
             f"{classes[label]} {chance:.0%}, but it is {'' if true[i, label] else 'not '}there"
         )
         there = ", ".join(classes[j] for j in np.flatnonzero(true[i]).tolist()) or "no label"
-        return example_picture(
+        return example_image(
             i,
             classes[label],
             f"{verdict}\nlabels: {there}\n{file_name(names[i])}",
@@ -176,7 +176,7 @@ def number_sections(
         lines = (
             f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4])
         )
-        return example_picture(
+        return example_image(
             i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at
         )
 
@@ -226,7 +226,7 @@ def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) ->
     figure = new_figure(4.4, 3.6)
     axes = figure.subplots()
     low, high = float(min(said.min(), true.min())), float(max(said.max(), true.max()))
-    axes.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=1)
+    axes.plot([low, high], [low, high], color=GRAY, linestyle="--", linewidth=1)
     axes.scatter(true, said, s=10, color=BLUE, alpha=0.6, linewidths=0)
     axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
     plain_axes(axes)

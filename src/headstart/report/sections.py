@@ -86,7 +86,7 @@ def mask_sections(task: Any, evaluation: Evaluation) -> list[Section]:
             name = file_name(task.names(evaluation.split)[index])
             found.append((name, image, labels, predicted, mean_iou(confusions[index])))
     shown = sorted(found, key=lambda each: (each[4], each[0]))
-    return segmentation_sections(confusions.sum(0), task.classes.names, task.colours, shown)
+    return segmentation_sections(confusions.sum(0), task.classes.names, task.colors, shown)
 
 
 def word_sections(task: Any, evaluation: Evaluation) -> list[Section]:

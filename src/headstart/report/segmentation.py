@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 def segmentation_sections(
     confusion: NDArray[np.int64],
     classes: list[str],
-    colours: Pixels,
+    colors: Pixels,
     shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]],
 ) -> list[Section]:
     """The sections of one evaluation.
@@ -35,13 +35,13 @@ def segmentation_sections(
     Args:
         confusion: Pixels (V, V), rows the true classes.
         classes: Their names.
-        colours: (V, 3).
+        colors: (V, 3).
         shown: Name, image (H, W, 3), true classes (H, W), answer (H, W) and mean IoU of the
             images to show, worst first.
     """
     sections = [baseline_section(confusion, classes), class_section(confusion, classes)]
     if shown:
-        sections.append(picture_section(classes, colours, shown))
+        sections.append(image_section(classes, colors, shown))
     if len(classes) <= SHOWN_CLASSES:
         sections.append(confusion_section(confusion, classes))
     return sections
@@ -131,8 +131,8 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
     return Section("Confusion", text, [figure_source(figure)])
 
 
-def picture_section(
-    classes: list[str], colours: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]
+def image_section(
+    classes: list[str], colors: Pixels, shown: Sequence[tuple[str, Pixels, Pixels, Pixels, float]]
 ) -> Section:
     """Image, truth and answer side by side, under the colors of the classes."""
     used = sorted(
@@ -145,18 +145,18 @@ def picture_section(
     )
     images = []
     for name, image, true, said, iou in shown:
-        panels = [image, overlay(image, true, colours), overlay(image, said, colours)]
+        panels = [image, overlay(image, true, colors), overlay(image, said, colors)]
         images.append(
             GalleryImage(image_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}")
         )
     text = (
-        "Image, labels and answer; unlabelled pixels keep the image's colours. The worst"
+        "Image, labels and answer; unlabelled pixels keep the image's colors. The worst"
         " images first, then some others."
     )
     return Section(
         "Images",
         text,
-        [legend_source([classes[i] for i in used], colours[used])],
+        [legend_source([classes[i] for i in used], colors[used])],
         images=images,
         wide=True,
     )
@@ -169,7 +169,7 @@ def side_by_side(panels: Sequence[Pixels], gap: int = 6) -> Pixels:
     return np.concatenate(parts, axis=1)
 
 
-def legend_source(names: list[str], colours: Any) -> str:
+def legend_source(names: list[str], colors: Any) -> str:
     """The classes' colors as a figure."""
     from matplotlib.patches import Patch
 
@@ -177,7 +177,7 @@ def legend_source(names: list[str], colours: Any) -> str:
     figure = new_figure(8.4, 0.25 + 0.24 * -(-len(names) // columns))
     short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
     patches = [
-        Patch(color=colour / 255, label=name) for name, colour in zip(short, colours, strict=True)
+        Patch(color=color / 255, label=name) for name, color in zip(short, colors, strict=True)
     ]
     figure.legend(handles=patches, loc="center", ncols=columns, frameon=False, fontsize=8)
     return figure_source(figure)

@@ -25,7 +25,7 @@ from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import read_json
 from headstart.data.cache import PixelCache, parallel, random_part, square
 from headstart.data.examples import Examples
-from headstart.data.images import read_pictures
+from headstart.data.images import read_unlabeled_images
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError
 from headstart.metrics.classification import wilson
@@ -79,7 +79,7 @@ class MaskedImageModeling(ImageTask):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        found = read_pictures(path, options)
+        found = read_unlabeled_images(path, options)
         return cls(found.splits, found.notes, options)
 
     @property

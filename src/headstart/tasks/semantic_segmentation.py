@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from headstart.checkpoint import atomic_write
 from headstart.data.cache import Bad, check_bad, decode, parallel
-from headstart.data.mask_augment import SCALES, random_colours, random_crop
+from headstart.data.mask_augment import SCALES, random_colors, random_crop
 from headstart.data.masks import (
     IGNORED,
     Scan,
@@ -38,7 +38,7 @@ from headstart.metrics.segmentation import (
     pixel_confusion,
     segmentation_metrics,
 )
-from headstart.pipelines.semantic_segmentation import class_colours, segment
+from headstart.pipelines.semantic_segmentation import class_colors, segment
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Evaluation
 from headstart.tasks.image import ImageTask
@@ -68,7 +68,7 @@ class SemanticSegmentation(ImageTask):
         self.classes.reduce |= bool(options.extra.get("reduce_labels"))
         self.scans: dict[str, list[Scan | None]] = {}
         for split, pairs in data.splits.items():
-            results = scan(pairs, self.classes.colours, options.workers)
+            results = scan(pairs, self.classes.colors, options.workers)
             self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
             for index, each in enumerate(results):
                 if isinstance(each, str):
@@ -82,7 +82,7 @@ class SemanticSegmentation(ImageTask):
             check_bad(self.bad, False, sum(self.splits.values()))
         self.notes += name_classes(self.classes, {value for each in found for value in each.counts})
         self.decoded: dict[str, list[Pair] | None] = {}
-        self.colours: NDArray[np.uint8] = np.zeros((0, 3), np.uint8)
+        self.colors: NDArray[np.uint8] = np.zeros((0, 3), np.uint8)
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -147,9 +147,9 @@ class SemanticSegmentation(ImageTask):
             name, revision=revision, **overrides
         )
         configuration: Any = model.config
-        if self.classes.colours is not None:
-            configuration.palette = self.classes.colours.tolist()
-        self.colours = class_colours(configuration)
+        if self.classes.colors is not None:
+            configuration.palette = self.classes.colors.tolist()
+        self.colors = class_colors(configuration)
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
         processor.size = {"shortest_edge": self.recipe.resize or self.recipe.crop}
         processor.crop_size = {"height": self.recipe.crop, "width": self.recipe.crop}
@@ -162,10 +162,10 @@ class SemanticSegmentation(ImageTask):
     def save(self, folder: Path) -> None:
         """See `Task.save`: also what the mask values mean, for evaluations of other data."""
         super().save(folder)
-        colours = self.classes.colours
+        colors = self.classes.colors
         values = {
             "classes": self.classes.names,
-            "palette": None if colours is None else colours.tolist(),
+            "palette": None if colors is None else colors.tolist(),
             "ignore_index": sorted(self.classes.ignored),
             "reduce_labels": self.classes.reduce,
         }
@@ -176,7 +176,7 @@ class SemanticSegmentation(ImageTask):
         self.processor = AutoImageProcessor.from_pretrained(name)
         self.classes.reduce |= bool(getattr(self.processor, "do_reduce_labels", False))
         model: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(name)
-        self.colours = class_colours(model.config)
+        self.colors = class_colors(model.config)
         return model
 
     # Pixels ---------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class SemanticSegmentation(ImageTask):
     def _read(self, split: str, index: int) -> Pair:
         """Image (H, W, 3) and classes (H, W) of a pair, from its files."""
         pairs = self.examples[split]
-        values = read_values(pairs.masks[index], self.classes.colours)
+        values = read_values(pairs.masks[index], self.classes.colors)
         labels = self.classes.table()[values]
         if labels.min() < 0:
             strange = sorted({int(v) for v in np.unique(values[labels < 0])})
@@ -255,7 +255,7 @@ class SemanticSegmentation(ImageTask):
         if augment != "none" and rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
         if augment in ("crop-flip", "resized-crop"):
-            image = random_colours(image, rng)
+            image = random_colors(image, rng)
         return {
             "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
             "labels": torch.from_numpy(labels.copy()),

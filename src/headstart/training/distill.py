@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoModelForImageClassification
 from headstart.config import PreTrainedConfig
 from headstart.data.cache import PixelCache, decode, parallel, square
-from headstart.data.images import ImageData, read_images, read_pictures
+from headstart.data.images import ImageData, read_images, read_unlabeled_images
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
@@ -139,7 +139,7 @@ class Distillation(LabelledImages):
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`: with labels where they have a weight, else any images."""
         labelled = Settings.of(options.extra).label_weight > 0
-        return cls((read_images if labelled else read_pictures)(path, options), options)
+        return cls((read_images if labelled else read_unlabeled_images)(path, options), options)
 
     def _read_teacher(self) -> Teacher:
         settings = self.settings

@@ -533,7 +533,7 @@ def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: tor
     The tensors that the forward pass keeps for it.
     """
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        # Weights that are put together from pieces for a moment cannot be told from the rest;
+        # Weights that are put together from pieces for a moment cannot be inferred from the rest;
         # but they are no more for two examples.
         return max(
             1.0,

@@ -124,7 +124,7 @@ def test_reduce_labels_is_one_less_or_ignored(labels: list[int]) -> None:
 def test_palette_and_16_bit_masks(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 12, (30, 44)).astype(np.uint8)
     palette = Image.fromarray(labels)
-    palette.putpalette(list(range(200, 236)))  # colours that are not the indices; sets mode P
+    palette.putpalette(list(range(200, 236)))  # colors that are not the indices; sets mode P
     palette.save(tmp_path / "palette.png")
     wide = labels.astype(np.uint16) * 3000
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -149,9 +149,9 @@ def test_palette_and_16_bit_masks(tmp_path: Path) -> None:
 
 def test_bad_maps_are_refused(tmp_path: Path) -> None:
     processor, photo = BeitImageProcessor(size=8, crop_size=8), np.zeros((9, 9, 3), np.uint8)
-    Image.new("RGB", (9, 9)).save(tmp_path / "colours.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "colors.png")
     for mask, message in (
-        (tmp_path / "colours.png", "holds colours"),
+        (tmp_path / "colors.png", "holds colors"),
         (tmp_path / "none.png", "no such"),
         (np.full((9, 9), 0.5), "not integers"),
         (np.full((9, 9), np.nan), "NaN"),

@@ -54,14 +54,14 @@ def test_documented_defaults() -> None:
 
 
 def test_convert_rgb_false_keeps_the_channels() -> None:
-    grey = golden_dir("processors", "images") / "l_portrait_50x73.png"
+    gray = golden_dir("processors", "images") / "l_portrait_50x73.png"
     processor = BitImageProcessor(
         do_convert_rgb=False, image_mean=[0.5], image_std=[0.25], crop_size=16
     )
-    one = processor(grey, return_tensors="np").pixel_values
+    one = processor(gray, return_tensors="np").pixel_values
     assert one.shape == (1, 1, 16, 16)
     three = processor(
-        grey, return_tensors="np", do_convert_rgb=True, image_mean=0.5, image_std=0.25
+        gray, return_tensors="np", do_convert_rgb=True, image_mean=0.5, image_std=0.25
     ).pixel_values
     np.testing.assert_array_equal(three, np.repeat(one, 3, axis=1))
 

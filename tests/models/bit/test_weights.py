@@ -31,7 +31,7 @@ def expected():
 def test_every_format_of_the_authors(file, tmp_path):
     """TensorFlow's names, bit_jax's, and a bit_pytorch checkpoint.
 
-    The same network, told from the shapes alone.
+    The same network, inferred from the shapes alone.
     """
     path = tmp_path / file
     path.write_bytes((golden_dir(*CASE) / file).read_bytes())

@@ -28,9 +28,9 @@ from headstart.models.yoso.attention import (
 from headstart.models.yoso.exact import exact_sum, exact_sum_backward
 from headstart.models.yoso.hashing import (
     dense_projections,
-    draw_projections,
     hadamard,
     hash_codes,
+    random_projections,
     transform_size,
 )
 from headstart.models.yoso.sampled import (
@@ -191,7 +191,7 @@ def test_is_the_definition(fast, queries, keys, size, value_size, tau, num_hash)
         for n, d in [(queries, size), (keys, size), (keys, value_size), (queries, value_size)]
     )
     key[:, 0] = query[:, 0] * 3  # at least one collision in every hash
-    projections = draw_projections(
+    projections = random_projections(
         rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, generator=generator
     )
     out = sampled_sum(query, key, value, projections, tau, num_hash, True)
@@ -220,7 +220,7 @@ def test_hadamard_is_the_matrix_of_common_bits(size):
 
 
 def test_fast_projections_are_orthogonal():
-    signs = draw_projections(2, 64, hash_code_len=9, num_hash=7, seed=1)
+    signs = random_projections(2, 64, hash_code_len=9, num_hash=7, seed=1)
     dense = dense_projections(signs, 64, 9, 7)
     assert_close(dense.mT @ dense, torch.eye(63).expand(2, 63, 63))
 
@@ -252,7 +252,7 @@ def test_a_seed_repeats_and_a_generator_moves_on():
     fresh = sampled_attention(query, key, value, **options)
     torch.manual_seed(5)
     assert torch.equal(fresh, sampled_attention(query, key, value, **options))
-    projections = draw_projections(2, 8, seed=3, **options).repeat(2, 1, 1, 1)  # for each text
+    projections = random_projections(2, 8, seed=3, **options).repeat(2, 1, 1, 1)  # for each text
     assert torch.equal(
         sampled_attention(query, key, value, projections=projections, **options), again
     )
@@ -335,7 +335,7 @@ def test_exact_backward_is_the_expectation_gradient():
     query, key, value = tokens(1, 2, 12, 8)
     inputs = [normalize_rows(x).requires_grad_() for x in (query, key)] + [value.requires_grad_()]
     grad = tokens(1, 2, 12, 8, seed=1)[0]
-    projections = draw_projections(2, 8, hash_code_len=4, num_hash=3, seed=0)
+    projections = random_projections(2, 8, hash_code_len=4, num_hash=3, seed=0)
     ours = torch.autograd.grad(sampled_sum(*inputs, projections, 4, 3, False), inputs, grad)
     for a, b in zip(ours, exact_sum_backward(grad, *inputs, 4), strict=True):
         assert torch.equal(a, b)
@@ -366,7 +366,7 @@ def test_time_and_memory_are_linear_in_the_length(clusters, monkeypatch):
     def cost(length):
         query, value, grad = tokens(1, length, 8)
         query = query[:, torch.arange(length) % clusters]
-        projections = draw_projections(1, 8, hash_code_len=6, num_hash=3, seed=0)
+        projections = random_projections(1, 8, hash_code_len=6, num_hash=3, seed=0)
         with FlopCounterMode(display=False) as flops, Largest() as seen:
             definition.sum_over_buckets(query, query, value, projections, 6, 3, True)
             definition.gradients_over_buckets(grad, query, query, value, projections, 6, 3)
@@ -379,7 +379,7 @@ def test_time_and_memory_are_linear_in_the_length(clusters, monkeypatch):
 def test_value_gradient_is_a_true_gradient():
     """The sum is linear in the values for fixed codes."""
     query, key, value = tokens(2, 5, 4, dtype=torch.float64)
-    projections = draw_projections(2, 4, hash_code_len=2, num_hash=3, seed=0)
+    projections = random_projections(2, 4, hash_code_len=2, num_hash=3, seed=0)
     value.requires_grad_()
     assert torch.autograd.gradcheck(
         lambda v: sampled_sum(query, key, v, projections, 2, 3, True), (value,)
@@ -437,7 +437,7 @@ def test_compiles_and_exports_whole(seed, fast):
 def test_operators_are_well_formed():
     query, key, value = tokens(2, 5, 4)
     for fast in (True, False):
-        projections = draw_projections(
+        projections = random_projections(
             2, 4, hash_code_len=3, num_hash=2, use_fast_hash=fast, seed=0
         )
         checks = ["test_schema", "test_faketensor"]
@@ -473,7 +473,7 @@ def mean_over_seeds(query, key, value, fast, tau, num_hash):
     """The mean attention sum over `num_hash` independent hashes of unit vectors, and its standard
     error per pair of tokens.
     """
-    projections = draw_projections(
+    projections = random_projections(
         1, query.shape[-1], hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=11
     )
     return sampled_sum(query[None], key[None], value[None], projections, tau, num_hash, True)[0]
@@ -559,7 +559,7 @@ def test_gradients_converge_to_the_surrogate():
     inputs = [normalize_rows(x) for x in tokens(1, 24, 16)]
     grad = tokens(1, 24, 16, seed=1)[0]
     inputs[1] = normalize_rows(inputs[1] + inputs[0])
-    projections = draw_projections(
+    projections = random_projections(
         1, 16, hash_code_len=4, num_hash=5_000, use_fast_hash=False, seed=2
     )
     sampled = sampled_sum_backward(grad, *inputs, projections, 4, 5_000)

@@ -18,7 +18,7 @@ import torch
 
 from conftest import assert_close
 from headstart.models.yoso import exact, sampled
-from headstart.models.yoso.hashing import draw_projections
+from headstart.models.yoso.hashing import random_projections
 from headstart.models.yoso.kernels import cpu
 
 KERNELS = Path(cpu.__file__).parent
@@ -106,7 +106,7 @@ def test_results_and_memory(way, shape, entry):
     ):
         if "exact" in entry and not fast:
             continue
-        projections = draw_projections(
+        projections = random_projections(
             texts * heads, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=2
         )
         transforms = list(projections.shape[2:]) if fast else [0, 0]

@@ -17,7 +17,7 @@ from conftest import assert_close
 from headstart.errors import InputError
 from headstart.models.yoso import exact, sampled
 from headstart.models.yoso.attention import sampled_attention
-from headstart.models.yoso.hashing import draw_projections, hash_codes
+from headstart.models.yoso.hashing import hash_codes, random_projections
 from headstart.models.yoso.kernels import cpu
 
 SETS = list(cpu.INSTRUCTION_SETS)
@@ -73,7 +73,7 @@ def clear_projections(tensors, rows, size, tau, num_hash, fast):
     answers exist.
     """
     for seed in range(1000):
-        projections = draw_projections(
+        projections = random_projections(
             rows, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=seed
         )
         wide = [
@@ -169,7 +169,7 @@ def test_clustered_tokens_take_both_forms_of_a_bucket(instruction_set):
     query = torch.randn(1, 2, 400, 16, generator=generator)
     query[:, :, :300] = query[:, :, :1] + 0.01 * query[:, :, :300]
     _, _, value, grad = problem(1, 2, 400, 400, 16, 16)
-    projections = draw_projections(2, 16, hash_code_len=6, num_hash=5, seed=4)
+    projections = random_projections(2, 16, hash_code_len=6, num_hash=5, seed=4)
     args = (grad, query, query.clone(), value, projections, 6, 5)
     for ours, plain in zip(
         sampled.sampled_sum_backward(*args),
@@ -202,7 +202,7 @@ def test_rows_of_length_one(instruction_set):
     """Without gradients the kernel scales the rows itself; queries that met nobody stay zero."""
     query, key, value, _ = problem(2, 2, 700, 40, 16, 37)
     key[1] = -100 * query[1].mean(1, keepdim=True)  # one bucket, which hardly any query shares
-    args = (query, key, value, draw_projections(4, 16, hash_code_len=9, num_hash=3, seed=1), 9, 3)
+    args = (query, key, value, random_projections(4, 16, hash_code_len=9, num_hash=3, seed=1), 9, 3)
     got, sums = sampled.sampled_rows(*args), sampled.sampled_sum(*args, True)
     lengths = sums.norm(dim=-1, keepdim=True)
     assert (lengths == 0).any() and (lengths > 0).any()
@@ -220,7 +220,7 @@ def test_time_is_linear_however_tokens_cluster(instruction_set):
         generator = torch.Generator().manual_seed(0)
         query = torch.randn(1, 1, 4, 32, generator=generator).repeat(1, 1, tokens // 4, 1)
         value = torch.randn(1, 1, tokens, 32, generator=generator)
-        projections = draw_projections(1, 32, hash_code_len=8, num_hash=4, seed=0)
+        projections = random_projections(1, 32, hash_code_len=8, num_hash=4, seed=0)
         times = []
         for _ in range(3):
             start = time.process_time()
@@ -237,7 +237,7 @@ def test_strided_inputs_are_read_in_place(instruction_set):
     query, key, value, grad = (
         x.transpose(1, 2).contiguous().transpose(1, 2) for x in problem(2, 3, 40, 40, 16, 16)
     )
-    projections = draw_projections(6, 16, hash_code_len=4, num_hash=8, seed=0)
+    projections = random_projections(6, 16, hash_code_len=4, num_hash=8, seed=0)
     args = (query, key, value, projections, 4, 8)
     assert not query.is_contiguous() and cpu._rows(query).data_ptr() == query.data_ptr()
     assert_close(sampled.sampled_sum(*args, True), in_torch(sampled.sampled_sum, *args, True))
@@ -255,7 +255,7 @@ def test_strided_inputs_are_read_in_place(instruction_set):
 def test_waves_of_heads(instruction_set, monkeypatch):
     """Little room for codes: heads are worked on in several waves."""
     query, key, value, grad = problem(2, 5, 30, 30, 8, 8)
-    projections = draw_projections(10, 8, hash_code_len=4, num_hash=6, seed=0)
+    projections = random_projections(10, 8, hash_code_len=4, num_hash=6, seed=0)
     args = (grad, query, key, value, projections, 4, 6)
     at_once = sampled.sampled_sum_backward(*args)
     monkeypatch.setattr(cpu, "_CODES_LIMIT", 1)
@@ -266,7 +266,7 @@ def test_waves_of_heads(instruction_set, monkeypatch):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_half_precision(instruction_set, dtype, tolerance):
     query, key, value, grad = problem(1, 2, 40, 40, 16, 16, dtype=dtype)
-    projections = draw_projections(2, 16, hash_code_len=4, num_hash=8, seed=0)
+    projections = random_projections(2, 16, hash_code_len=4, num_hash=8, seed=0)
     args = (query, key, value, projections, 4, 8)
     out = sampled.sampled_sum(*args, True)
     assert out.dtype == dtype
@@ -296,9 +296,9 @@ def test_threads_are_pytorchs(monkeypatch):
 
 MEMORY = """
 import resource, torch
-from headstart.models.yoso.hashing import draw_projections
+from headstart.models.yoso.hashing import random_projections
 from headstart.models.yoso.kernels import cpu
-projections = draw_projections(1, 32, hash_code_len=9, num_hash=8, seed=0)
+projections = random_projections(1, 32, hash_code_len=9, num_hash=8, seed=0)
 def peak(tokens):
     x = torch.randn(1, 1, tokens, 32)
     cpu.sampled_forward(x, x, x, projections, 9, 8), cpu.sampled_backward(x, x, x, x, projections, 9, 8)
@@ -330,7 +330,7 @@ def test_callers_defaults_change_nothing():
     default type or device.
     """
     query, key, value, grad = problem(1, 2, 10, 10, 8, 8)
-    projections = draw_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
+    projections = random_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
 
     def results():
         forward, backward = (
@@ -382,7 +382,7 @@ def test_one_warning_without_the_library(monkeypatch, tmp_path):
 
 def test_wrong_sizes_never_reach_the_library():
     query, key, value, _ = problem(1, 2, 10, 10, 8, 8)
-    projections = draw_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
+    projections = random_projections(2, 8, hash_code_len=3, num_hash=4, seed=0)
     with pytest.raises(
         InputError, match=r"key has shape \(1, 2, 10, 7\), expected \(1, 2, 10, 8\)"
     ):
@@ -408,8 +408,8 @@ expected = run()
 child = os.fork()
 if child == 0:
     torch.set_num_threads(2)
-    from headstart.models.yoso.hashing import draw_projections
-    out = cpu.sampled_forward(x, x, x, draw_projections(4, 16, hash_code_len=4, num_hash=8, seed=0), 4, 8)
+    from headstart.models.yoso.hashing import random_projections
+    out = cpu.sampled_forward(x, x, x, random_projections(4, 16, hash_code_len=4, num_hash=8, seed=0), 4, 8)
     os._exit(0 if out.isfinite().all() and out.abs().sum() > 0 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from conftest import assert_close
 from headstart.models.yoso import kernels, sampled
 from headstart.models.yoso.attention import sampled_attention
-from headstart.models.yoso.hashing import draw_projections, hash_codes
+from headstart.models.yoso.hashing import hash_codes, random_projections
 from headstart.models.yoso.kernels import gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -167,7 +167,7 @@ def definition(function, *args):
 def test_forward_and_backward(shape, fast):
     heads, queries, keys, size, value_size, tau, num_hash = shape
     query, key, value, grad = problem(heads, queries, keys, size, value_size)
-    projections = draw_projections(
+    projections = random_projections(
         heads, size, hash_code_len=tau, num_hash=num_hash, use_fast_hash=fast, seed=1, device=DEVICE
     )
     args = (query, key, value, projections, tau, num_hash)
@@ -187,7 +187,7 @@ def test_forward_and_backward(shape, fast):
 def test_clustered_tokens_take_both_forms_of_a_bucket():
     query, _, value, grad = problem(1, 120, 120, 6, 6)
     query[:, :100] = query[:, :1] + 0.01 * query[:, :100]
-    projections = draw_projections(1, 6, hash_code_len=3, num_hash=2, seed=0, device=DEVICE)
+    projections = random_projections(1, 6, hash_code_len=3, num_hash=2, seed=0, device=DEVICE)
     args = (grad, query, query.clone(), value, projections, 3, 2)
     for ours, plain in zip(
         gpu.sampled_backward(*args), definition(sampled.sampled_sum_backward, *args), strict=True
@@ -200,7 +200,7 @@ def test_clustered_tokens_take_both_forms_of_a_bucket():
 def test_groups_of_heads_and_hashes(monkeypatch):
     """Little memory: one head and one hash at a time."""
     query, key, value, grad = problem(2, 20, 30, 6, 5)
-    projections = draw_projections(2, 6, hash_code_len=3, num_hash=3, seed=0, device=DEVICE)
+    projections = random_projections(2, 6, hash_code_len=3, num_hash=3, seed=0, device=DEVICE)
     args = (query, key, value, projections, 3, 3)
     at_once = [gpu.sampled_forward(*args), *gpu.sampled_backward(grad, *args)]
     monkeypatch.setattr(gpu, "_GROUP_BYTES", 1)
@@ -215,7 +215,7 @@ def test_groups_of_heads_and_hashes(monkeypatch):
 @pytest.mark.parametrize("tau", [3, 8])
 def test_codes_and_order(tau):
     query, _, _, _ = problem(2, 75, 75, 20, 1)
-    projections = draw_projections(
+    projections = random_projections(
         2, 20, hash_code_len=tau, num_hash=5, use_fast_hash=False, seed=0, device=DEVICE
     )
     side = gpu._side(query, projections, 1, 3, 5, tau)

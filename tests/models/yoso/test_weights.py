@@ -189,7 +189,7 @@ def test_new_head_is_said(tmp_path, caplog):
     assert sorted(info["missing_keys"]) == [
         f"classifier.{name}.{leaf}" for name in ("dense", "out_proj") for leaf in ("bias", "weight")
     ]
-    assert "drawn at random" in caplog.text
+    assert "randomly initialized" in caplog.text
 
 
 def test_compat_is_resolved_into_plain_values(tmp_path):

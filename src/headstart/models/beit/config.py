@@ -44,7 +44,7 @@ class BeitConfig(PreTrainedConfig):
         auxiliary_loss_weight: Weight of that head's loss.
         auxiliary_channels: Its width.
         auxiliary_num_convs: Its 3x3 convolutions.
-        auxiliary_concat_input: Whether its last one also sees its input.
+        auxiliary_concat_input: Whether its last one also reads its input.
         semantic_loss_ignore_index: Label of pixels that no loss counts.
         out_features: Stages that a backbone returns, by name ("stem", "stage1", …).
         out_indices: The same by number. Four numbers also choose the blocks that segmentation

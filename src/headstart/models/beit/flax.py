@@ -386,7 +386,7 @@ class BeitModule(nn.Module):  # type: ignore[misc]
         config: The network's shape.
         dtype: Type to compute in; parameters are float32.
         add_pooling_layer: Whether there is a pooler.
-        add_norm: Whether the tokens are normalised at the end; None follows the configuration.
+        add_norm: Whether the tokens are normalized at the end; None follows the configuration.
         gradient_checkpointing: Whether blocks are computed again in the backward pass.
     """
 

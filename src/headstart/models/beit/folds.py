@@ -1,4 +1,4 @@
-"""BEiT with everything that does not depend on the image worked out beforehand.
+"""BEiT with everything that does not depend on the image computed beforehand.
 
 Shapes: B images, h w patches from top to bottom and from left to right, L = 1 + h * w tokens, D
 hidden size, A heads, K = D // A, C channels of the decoder.
@@ -46,7 +46,7 @@ class FoldedAttention(Attention):
 
 
 class FixedBias(RelativeBias):
-    """Bias worked out for one grid of patches; other grids go the usual way."""
+    """Bias computed for one grid of patches; other grids are computed as usual."""
 
     size: tuple[int, int]
     fixed: Tensor | None
@@ -63,7 +63,7 @@ class FixedBias(RelativeBias):
 
 
 class _Fixed(Trunk):
-    """Knows the places of the tokens of one grid of patches."""
+    """Holds the positions of the tokens of one grid of patches."""
 
     size: tuple[int, int]
     rows: Tensor
@@ -76,7 +76,7 @@ class _Fixed(Trunk):
 
 
 class Spelt:
-    """`torch`, with equations solved in operators that every engine knows."""
+    """`torch`, with equations solved in operators that every engine supports."""
 
     class linalg:  # noqa: N801 - the name that torch gives it
         """The part of `torch.linalg` that is needed."""
@@ -85,7 +85,7 @@ class Spelt:
         def solve(a: Tensor, b: Tensor) -> Tensor:
             """x (N, M) with a @ x = b, of a (N, N) and b (N, M), by elimination.
 
-            No rows change places, which the matrix of a spline at its own points does not need: it
+            Rows are not exchanged (no pivoting), which the matrix of a spline at its own points does not need: it
             is totally positive (de Boor 1978).
             """
             N = a.shape[0]
@@ -101,7 +101,7 @@ class Spelt:
 
 
 class _Portable(Trunk):
-    """Fits bias tables to any grid of patches in operators that every engine knows."""
+    """Fits bias tables to any grid of patches in operators that every engine supports."""
 
     def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
         """Where the tokens of a grid are."""
@@ -121,11 +121,11 @@ class PortableBackbone(_Portable, BeitBackbone):
 
 
 class FixedModel(_Fixed, BeitModel):
-    """`BeitModel` for one grid of patches; others go the usual way."""
+    """`BeitModel` for one grid of patches; others are computed as usual."""
 
 
 class FixedBackbone(_Fixed, BeitBackbone):
-    """`BeitBackbone` for one grid of patches; others go the usual way."""
+    """`BeitBackbone` for one grid of patches; others are computed as usual."""
 
 
 class LastBlock(Block):
@@ -248,7 +248,7 @@ def fold_block(block: Block) -> None:
 
 
 def fix_positions(trunk: Trunk, size: tuple[int, int]) -> None:
-    """Works out the bias of every pair of tokens of one grid of patches."""
+    """Computes the bias of every pair of tokens of one grid of patches."""
     device = trunk.embeddings.cls_token.device
     grid = trunk.grid(*size, device)
     if grid is None:

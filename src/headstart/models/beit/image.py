@@ -47,7 +47,7 @@ class BeitImageProcessor(BaseImageProcessor):
     network.
 
     Label maps are always resized to the nearest label: any other filter would make up classes
-    between two neighbours, as transformers does with the default `resample`. Where a map is smaller
+    between two neighbors, as transformers does with the default `resample`. Where a map is smaller
     than the crop, 255 ("ignore") surrounds it.
 
     Args:
@@ -56,7 +56,7 @@ class BeitImageProcessor(BaseImageProcessor):
             proportions. Default 256.
         resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
             hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller image is surrounded
+        do_center_crop: Whether to cut `crop_size` from the center; a smaller image is surrounded
             by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         rescale_factor: 1/255 brings 8-bit values to 0..1.
@@ -234,7 +234,7 @@ class BeitImageProcessor(BaseImageProcessor):
     def for_published(cls, model: Any, **overrides: Any) -> Self:
         """The authors' own preprocessing of a published model.
 
-        Classifiers: shorter side at 8/7 of the resolution and a crop from the centre (from 384 on
+        Classifiers: shorter side at 8/7 of the resolution and a crop from the center (from 384 on
             no margin), bicubic, values in -1..1.
         Segmentation (models with ADE20k's labels): shorter side at the resolution, no crop,
             bilinear, ImageNet's mean and deviation.

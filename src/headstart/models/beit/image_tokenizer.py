@@ -168,7 +168,7 @@ class DalleImageTokenizer(nn.Module):
         self.decoder: Coder | None = None
         if decoder_init_size is not None:
             widths = tuple(hidden_size * w for w in DECODER_WIDTHS)
-            # Mean and log spread of each colour: the logit-Laplace distribution of DALL-E's paper.
+            # Mean and log spread of each color: the logit-Laplace distribution of DALL-E's paper.
             self.decoder = Coder(
                 vocab_size,
                 decoder_init_size,
@@ -277,7 +277,7 @@ class DalleImageTokenizer(nn.Module):
             probabilities: (B, V, h, w), from 0 to 1; each position sums to 1.
 
         Returns:
-            Means and log scales of each colour, (B, 6, 8h, 8w).
+            Means and log scales of each color, (B, 6, 8h, 8w).
         """
         scores: Tensor = self._decoder()(probabilities)
         return scores
@@ -352,7 +352,7 @@ class DalleImageTokenizer(nn.Module):
                 *(f"unexpected: {key}" for key in unknown),
                 *wrong,
             ]
-            raise WeightsError("\n  ".join([f"{name} is no DALL-E tokenizer:", *lines]))
+            raise WeightsError("\n  ".join([f"{name} is not a DALL-E tokenizer:", *lines]))
         model.load_state_dict({key: value.float() for key, value in found.items()}, assign=True)
         return model.eval()
 
@@ -388,7 +388,7 @@ def _sizes(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
     stem, head = tensors.get("encoder.blocks.input.w"), tensors.get("encoder.blocks.output.conv.w")
     if stem is None or head is None or stem.ndim != 4 or head.ndim != 4:
         raise WeightsError(
-            f"{name} is no DALL-E tokenizer: it has no encoder.blocks.input.w and"
+            f"{name} is not a DALL-E tokenizer: it has no encoder.blocks.input.w and"
             " encoder.blocks.output.conv.w of four axes"
         )
     blocks = [
@@ -415,7 +415,7 @@ def _with_part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     stem = tensors.get("blocks.input.w")
     if stem is None or stem.ndim != 4:
         raise WeightsError(
-            f"{name} is no DALL-E encoder or decoder: it has no blocks.input.w of four axes"
+            f"{name} is not a DALL-E encoder or decoder: it has no blocks.input.w of four axes"
         )
     part = "encoder" if stem.shape[-1] > 1 else "decoder"
     return {f"{part}.{key}": value for key, value in tensors.items()}

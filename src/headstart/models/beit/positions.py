@@ -68,10 +68,12 @@ def bicubic_matrix(xp: Any, old: int, new: int) -> Any:
         d = abs(at - first - tap)  # (new,)
         inner = ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
         outer = ((CUBIC * d - 5 * CUBIC) * d + 8 * CUBIC) * d - 4 * CUBIC
-        place = first + tap
-        place = xp.where(place < 0, 0 * place, place)  # outside the grid, the border repeats
-        place = xp.where(place > old - 1, 0 * place + (old - 1), place)
-        matrix = matrix + xp.where(d <= 1, inner, outer)[:, None] * (place[:, None] == columns)
+        position = first + tap
+        position = xp.where(
+            position < 0, 0 * position, position
+        )  # outside the grid, the border repeats
+        position = xp.where(position > old - 1, 0 * position + (old - 1), position)
+        matrix = matrix + xp.where(d <= 1, inner, outer)[:, None] * (position[:, None] == columns)
     return matrix  # (new, old)
 
 

@@ -205,7 +205,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
 
 
 def check_classes(labels: Tensor, config: BeitConfig) -> None:
-    """Refuses labels (B, H, W) that are no class.
+    """Refuses labels (B, H, W) that are not classes.
 
     Raises:
         InputError: A label that is neither a class nor the one that is ignored.
@@ -214,7 +214,7 @@ def check_classes(labels: Tensor, config: BeitConfig) -> None:
     wrong = labels[((labels < 0) | (labels >= config.num_labels)) & (labels != ignored)]
     if wrong.numel():
         raise InputError(
-            f"{wrong.numel()} pixels have labels that are no class, such as {int(wrong[0])};"
+            f"{wrong.numel()} pixels have labels that are not classes, such as {int(wrong[0])};"
             f" expected 0 to {config.num_labels - 1}, or {ignored} for pixels that are ignored"
         )
 

@@ -38,7 +38,7 @@ from headstart.nn.torch import (
 )
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
-# A larger bias is computed anew each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.
+# A larger bias is computed each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.
 KEPT_BYTES = 2**28
 
 

@@ -120,8 +120,8 @@ def read_authors(
     Args:
         tensors: As the file holds them, in the wrappers of a training checkpoint or without.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes. Without relative bias, the
-            number of heads cannot be told: it is taken as one for each 64 channels, as in every
+        config: Its configuration, or None to infer it from the shapes. Without relative bias, the
+            number of heads cannot be inferred: it is taken as one for each 64 channels, as in every
             published file; pass `num_attention_heads` for another.
         compat: Whose arithmetic.
         **overrides: Values of the configuration. With another `image_size`, tables and positions

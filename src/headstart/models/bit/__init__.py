@@ -1,4 +1,4 @@
-"""Big Transfer (Kolesnikov et al. 2020): ResNet-v2 with group norm and weight standardisation."""
+"""Big Transfer (Kolesnikov et al. 2020): ResNet-v2 with group norm and weight standardization."""
 
 from headstart.registry import Family
 

@@ -40,7 +40,7 @@ class BitConfig(PreTrainedConfig):
         width_factor: Multiplies every channel count.
         out_features: Stages that a backbone returns, by name ("stem", "stage1", …).
         out_indices: The same by number.
-        conv_eps: Added to the variance of a filter when it is standardised (authors 1e-10,
+        conv_eps: Added to the variance of a filter when it is standardized (authors 1e-10,
             transformers 1e-8).
         dilate_preactivation: Whether `output_stride` dilates the blocks of "preactivation"
             (transformers only removes the stride).
@@ -129,7 +129,7 @@ class BitConfig(PreTrainedConfig):
         stages = []
         for i, (out, depth) in enumerate(zip(self.stage_channels, self.depths, strict=True)):
             stride = 1 if i == 0 else 2
-            before = dilation  # the first block still sees the map that the stage before dilated
+            before = dilation  # the first block still reads the map that the stage before dilated
             if reached >= self.output_stride:
                 stride, dilation = 1, dilation * stride
             reached *= stride

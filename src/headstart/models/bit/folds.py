@@ -1,4 +1,4 @@
-"""BiT with everything that does not depend on the image worked out beforehand."""
+"""BiT with everything that does not depend on the image computed beforehand."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""BiT's image processor: shortest edge, then a crop from the centre."""
+"""BiT's image processor: shortest edge, then a crop from the center."""
 
 from typing import Any, ClassVar, Self
 
@@ -25,7 +25,7 @@ class BitImageProcessor(BaseImageProcessor):
             an int is a shortest edge. Default 224.
         resample: Filter by Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5
             hamming.
-        do_center_crop: Whether to cut `crop_size` from the centre; a smaller image is surrounded
+        do_center_crop: Whether to cut `crop_size` from the center; a smaller image is surrounded
             by zeros.
         crop_size: `{"height": int, "width": int}` or an int for both. Default 224.
         do_rescale: Whether to multiply by `rescale_factor`.

@@ -378,7 +378,7 @@ class BitBackbone(BitPreTrainedModel):
         Returns:
             `feature_maps`: one (B, channels, height, width) for each of `config.out_features`, in
             their order; `channels` lists their channels. `hidden_states`: the maps of the stem and
-            of every stage, where asked for.
+            of every stage, if requested.
         """
         maps = self.bit.features(pixel_values)
         chosen = tuple(

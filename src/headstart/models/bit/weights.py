@@ -14,7 +14,7 @@ from headstart.models.bit.config import EPS_AUTHORS, EPS_TRANSFORMERS, BitConfig
 
 PUBLISHED_NAMES = PublishedNames("bit", base=("embedder", "encoder", "norm"), extra=("classifier",))
 
-# Words of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's.
+# Name parts of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's.
 # Blocks and units count from 1.
 _WORDS = [
     (r"^(module/|params/|resnet/)+", ""),
@@ -60,7 +60,7 @@ def read_authors(
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes (norms then have 32 groups, as
+        config: Its configuration, or None to infer it from the shapes (norms then have 32 groups, as
             in every published file).
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
@@ -147,7 +147,7 @@ def save_npz(model: Any, path: str | Path) -> None:
 
     if model.config.layer_type != "preactivation":
         raise WeightsError(
-            f"layer_type={model.config.layer_type!r} has no place in the authors' format; only"
+            f"layer_type={model.config.layer_type!r} cannot be written in the authors' format; only"
             " 'preactivation' has"
         )
     state = {key: value.detach().cpu().float() for key, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""CvT with everything that does not depend on the image worked out beforehand.
+"""CvT with everything that does not depend on the image computed beforehand.
 
 Shapes: B images, L tokens, D hidden size, A heads, K = D // A.
 """

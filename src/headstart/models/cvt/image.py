@@ -27,7 +27,7 @@ class ConvNextImageProcessor(BaseImageProcessor):
     """Turns images into the `pixel_values` of a CvT network.
 
     Below a resolution of 384 the shorter side is resized to `shortest_edge / crop_pct` and a square
-    of `shortest_edge` is cut from the centre; from 384 on, the image is resized to that square,
+    of `shortest_edge` is cut from the center; from 384 on, the image is resized to that square,
     and `crop_pct` is not used.
 
     Args:

@@ -214,7 +214,7 @@ class Attention(Part):
 
     def project(self, name: str, grid: Any, cls: Any, training: bool) -> Any:
         """Queries, keys or values (B, A, L, K) of a map (B, H, W, D) and its class token (B, 1, D),
-        which sees the linear map alone.
+        which goes through the linear map alone.
         """
         convolve = getattr(self.attention, f"convolution_projection_{name}").convolution_projection
         y = to_tokens(convolve(grid, training=training))  # (B, H' * W', D)
@@ -339,7 +339,7 @@ class TFCvtModel(CvtPreTrainedModel):
 
     Args:
         config: What the network is.
-        *inputs: Taken for the sake of older code.
+        *inputs: Accepted for older code.
         **kwargs: Of `keras.Model`: `name`, `dtype`, `trainable`.
 
     Example:
@@ -422,7 +422,7 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
 
     Args:
         config: What the network is.
-        *inputs: Taken for the sake of older code.
+        *inputs: Accepted for older code.
         **kwargs: Of `keras.Model`: `name`, `dtype`, `trainable`.
 
     Example:

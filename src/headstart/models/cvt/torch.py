@@ -85,8 +85,8 @@ class DepthwiseConvolution(nn.Module):
         conv, norm = self.convolution, self.normalization
         if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None:
             return norm(conv(x))  # type: ignore[no-any-return]
-        # norm(conv(x)) with known statistics is one convolution. Folding costs less than asking
-        # whether a kept result is still right.
+        # norm(conv(x)) with known statistics is one convolution. Folding costs less than checking
+        # whether a cached result is still valid.
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (D,)
         weight = conv.weight * scale[:, None, None, None]
@@ -130,7 +130,7 @@ class Attention(nn.Module):
 
     def project(self, name: str, grid: Tensor, cls: Tensor | None) -> Tensor:
         """Queries, keys or values (B, A, L, K) of a map (B, D, H, W) and its class token (B, 1, D),
-        which sees the linear map alone.
+        which goes through the linear map alone.
         """
         convolve = self.attention[f"convolution_projection_{name}"]["convolution_projection"]  # type: ignore[index]
         y = to_tokens(convolve(grid))  # (B, H' * W', D)
@@ -188,7 +188,7 @@ class Block(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         """x (B, L, D), the same shape."""
         x = self.intermediate["dense"](x)  # (B, L, mlp_ratio * D)
-        # Without gradients nobody else reads x: writing over it spares the time to get fresh memory
+        # Without gradients x is not read again: writing in place saves an allocation
         overwrite = self.act is quick_gelu and not torch.is_grad_enabled()
         x = quick_gelu_(x) if overwrite else self.act(x)
         return self.output["dense"](self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
@@ -263,7 +263,7 @@ class CvtModel(CvtPreTrainedModel):
 
     Args:
         config: What the network is.
-        add_pooling_layer: Taken for the sake of older code; CvT has no pooling layer.
+        add_pooling_layer: Accepted for older code; CvT has no pooling layer.
 
     Example:
         >>> import torch
@@ -377,8 +377,8 @@ class CvtForImageClassification(CvtPreTrainedModel):
             output_attentions: Also return each block's attention weights (B, A, L, L').
 
         Returns:
-            `loss` (with labels), `logits` (B, V), `hidden_states`, and `attentions` where asked
-            for.
+            `loss` (with labels), `logits` (B, V), `hidden_states`, and `attentions` if
+            requested.
         """
         weigh = self.wants("output_attentions", output_attentions)
 
@@ -442,7 +442,7 @@ class CvtBackbone(CvtPreTrainedModel):
 
         Returns:
             `feature_maps`: one (B, channels, height, width) for each of `config.out_features`,
-            without class tokens; `hidden_states` and `attentions` where asked for.
+            without class tokens; `hidden_states` and `attentions` if requested.
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, _, attentions = self.cvt.features(pixel_values, weigh)

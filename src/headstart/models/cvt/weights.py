@@ -46,7 +46,7 @@ _AUTHORS = {
 FROM_AUTHORS = NameTable(_AUTHORS)
 TO_AUTHORS = NameTable({hub: theirs for theirs, hub in _AUTHORS.items()})
 
-# Last words of the TensorFlow classes' names → the Hub's.
+# Last parts of the TensorFlow classes' names → the Hub's.
 _TF_WORDS = {
     "kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias", "cls_token": "cls_token",
     "moving_mean": "running_mean", "moving_variance": "running_var",
@@ -92,7 +92,7 @@ def read_authors(
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to tell it from the shapes: heads are then 64 wide,
+        config: Its configuration, or None to infer it from the shapes: heads are then 64 wide,
             strides and paddings the published ones.
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
@@ -116,7 +116,7 @@ def read_authors(
         strange = sorted(key for key in tensors if FROM_AUTHORS.theirs(key) is None)
         if strange or not tensors:
             raise WeightsError(
-                f"{name} is no CvT checkpoint of the authors: it holds"
+                f"{name} is not a CvT checkpoint of the authors: it holds"
                 f" {', '.join(strange[:5]) or 'nothing'}"
             )
         hub = FROM_AUTHORS.to_theirs(tensors)
@@ -143,7 +143,7 @@ def _long() -> Any:
 def config_from_shapes(
     hub: Mapping[str, Any], name: str, compat: Compat, overrides: Mapping[str, Any]
 ) -> CvtConfig:
-    """The configuration of a network in the published arrangement, told from the shapes of its
+    """The configuration of a network in the published arrangement, inferred from the shapes of its
     tensors.
     """
     count = 1 + max(

@@ -2,7 +2,7 @@
 text's length.
 
 Legend: B texts, A heads, L tokens, K head size, M hashes. Masks are (B, L) and 1 keeps: a masked
-    key is met by nobody, a masked
+    key is met by no query, a masked
 query gets zeros.
 
 Both kinds compare unit queries and keys, sum the values by the chance of (or by actual) hash
@@ -28,7 +28,7 @@ from headstart.models.yoso.exact import (
     no_autocast,
     with_surrogate,
 )
-from headstart.models.yoso.hashing import check_hash, check_projections, draw_projections
+from headstart.models.yoso.hashing import check_hash, check_projections, random_projections
 from headstart.models.yoso.operators import transformed
 from headstart.models.yoso.rows import normalize_rows, row_scale
 from headstart.models.yoso.sampled import collisions, sampled_rows, sampled_sum
@@ -36,7 +36,7 @@ from headstart.models.yoso.sampled import collisions, sampled_rows, sampled_sum
 __all__ = [
     "SAMPLING_PAYS_FROM",
     "choose_num_hash",
-    "draw_projections",
+    "random_projections",
     "exact_attention",
     "exact_attention_plain",
     "exact_weights",
@@ -108,7 +108,7 @@ def sampled_weights(
     """
     sizes: dict[str, Any] = {"hash_code_len": hash_code_len, "num_hash": num_hash}
     if projections is None:
-        projections = _draw(query, use_fast_hash=use_fast_hash, seed=seed, **sizes)
+        projections = _random(query, use_fast_hash=use_fast_hash, seed=seed, **sizes)
     cosine = _similarity(query, key)  # (B, A, L, L)
     met = collisions(_wide(query), _wide(key), projections, hash_code_len, num_hash)
     if lsh_backward:
@@ -140,7 +140,7 @@ def exact_attention_plain(
     query: Tensor, key: Tensor, value: Tensor, *, hash_code_len: int, mask: Tensor | None = None
 ) -> Tensor:
     """The definition of `exact_attention`, with all L × L weights in memory and the surrogate
-    gradient spelled out.
+    gradient written out.
 
     Its operations are ordinary ones, so it can be exported to formats that know nothing of ours.
     `exact_attention` and `sampled_attention` run as such definitions under `torch.func`, in
@@ -161,21 +161,21 @@ def _similarity(query: Tensor, key: Tensor) -> Tensor:
         return normalize_rows(_wide(query)) @ normalize_rows(_wide(key)).transpose(2, 3)
 
 
-def _draw(
+def _random(
     query: Tensor, seed: int | None, generator: torch.Generator | None = None, **sizes: Any
 ) -> Tensor:
     """Projections for the heads of `query`; with a seed the same for every text, so that a text's
-    result does not depend on its place in a batch.
+    result does not depend on its position in a batch.
     """
     texts, heads, _, size = query.shape
     if seed is None:
-        return draw_projections(
+        return random_projections(
             texts * heads, size, generator=generator, device=query.device, **sizes
         )
-    drawn = draw_projections(
+    projections = random_projections(
         heads, size, generator=generator, seed=seed, device=query.device, **sizes
     )
-    return drawn.repeat(texts, *[1] * (drawn.dim() - 1))
+    return projections.repeat(texts, *[1] * (projections.dim() - 1))
 
 
 def _only_seen(weights: Tensor, mask: Tensor | None) -> Tensor:
@@ -243,8 +243,8 @@ def sampled_attention(
             quadratic in time, linear in memory.
         mask: (B, L), 1 keeps.
         generator: Source of the projections, on the queries' device.
-        seed: Draws the same projections on every device, at each call and for every text.
-        projections: Ready-made ones from `draw_projections(B * A, …)`, row `b * A + a` for head a
+        seed: Gives the same projections on every device, at each call and for every text.
+        projections: Ready-made ones from `random_projections(B * A, …)`, row `b * A + a` for head a
             of text b. They decide the hash kind.
         normalize: Scales queries and keys to length one. Codes depend on directions only, so this
             is about gradients: without it they are those for the queries and keys as given.
@@ -257,7 +257,7 @@ def sampled_attention(
     query, key, value = _one_dtype(query, key, value)
     sizes: dict[str, Any] = {"hash_code_len": hash_code_len, "num_hash": num_hash}
     if projections is None:
-        projections = _draw(
+        projections = _random(
             query, seed=seed, generator=generator, use_fast_hash=use_fast_hash, **sizes
         )
     elif generator is not None or seed is not None:
@@ -372,7 +372,7 @@ def measure_num_hash(
 def _hide(mask: Tensor | None, value: Tensor) -> tuple[Tensor | None, Tensor]:
     """The mask as (B, 1, L, 1), and the values with masked tokens zeroed.
 
-    Then nobody notices their keys, forward or backward.
+    Their keys then have no effect, forward or backward.
     """
     if mask is None:
         return None, value

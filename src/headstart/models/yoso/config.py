@@ -30,7 +30,7 @@ class YosoConfig(PreTrainedConfig):
         hidden_act: Activation of the MLPs: "gelu", "relu", "selu", "gelu_new", …
         hidden_dropout_prob: Dropout after the embeddings, after each branch and in the heads.
         attention_probs_dropout_prob: Kept for files; no weights exist that could be dropped, and
-            nobody's YOSO drops any.
+            no published YOSO drops any.
         max_position_embeddings: Longest text, in tokens.
         type_vocab_size: Kinds of segments.
         initializer_range: Standard deviation of the initial weights.
@@ -53,13 +53,13 @@ class YosoConfig(PreTrainedConfig):
         bos_token_id: Token that begins a text.
         eos_token_id: Token that ends a text.
         tie_word_embeddings: Whether the masked-language head scores with the word embeddings.
-        attend_padding: Whether attention sees padding, as in transformers. The convolution never
+        attend_padding: Whether attention includes padding, as in transformers. The convolution never
             does.
         head_act: Activation of the text classifier (the authors' is "tanh", transformers' is
             `hidden_act`).
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
         hash_seed: Seed of the hashes in evaluation mode. Every text then meets the same hashes,
-            which differ between heads and layers: its result does not depend on its place in a
+            which differ between heads and layers: its result does not depend on its position in a
             batch, nor on the other texts, unless they pad it to a length for which `hash_error` or
             `sample_from` decide otherwise. None takes new hashes for every text and call from
             PyTorch's generator, as training always does.
@@ -132,7 +132,7 @@ class YosoConfig(PreTrainedConfig):
             ("absolute", "relative_key", "relative_key_query"),
         )
         if self.position_embedding_type != "absolute":
-            logger.warning("position_embedding_type=%r gives the network no positions; conv_window alone sees the order of tokens",
+            logger.warning("position_embedding_type=%r gives the network no positions; only conv_window depends on the order of tokens",
                            self.position_embedding_type)  # fmt: skip
         if not self.use_expectation and self.hash_code_len > 16:
             raise ConfigError(

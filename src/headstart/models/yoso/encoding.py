@@ -206,7 +206,7 @@ def is_list(value: Any) -> bool:
 
 
 def choice(name: str, value: Any, words: Mapping[Any, str], allowed: tuple[str, ...]) -> str:
-    """An option that is a switch or a word; "" is off."""
+    """An option that is a boolean or a string; "" is off."""
     if not isinstance(value, str) or value in words:
         if isinstance(value, bool | str | None):
             return words[value]

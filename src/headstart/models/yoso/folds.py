@@ -1,4 +1,4 @@
-"""YOSO without what nobody reads, and in operators that every engine knows.
+"""YOSO without unused outputs, in operators that every engine supports.
 
 Shapes: B texts, L tokens, D hidden size, A heads, K = D // A.
 """
@@ -16,7 +16,7 @@ from headstart.nn.folding import recast
 
 
 class PortableAttention(SelfAttention):
-    """Exact attention spelled out, for formats that know nothing of our kernels."""
+    """Exact attention written out, for formats that do not have our kernels."""
 
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query collides with, in expectation."""
@@ -28,9 +28,9 @@ class PortableAttention(SelfAttention):
 
 
 def collide(q: Tensor, k: Tensor, v: Tensor, hash_code_len: int) -> Tensor:
-    """Sums of the values by the expected collisions, in operators that every engine knows.
+    """Sums of the values by the expected collisions, in operators that every engine supports.
 
-    `exact_sum` spelled out.
+    `exact_sum` written out.
     """
     # (B, A, L, L); tracing has no `.mT`
     similarity = normalize_rows(q) @ normalize_rows(k).transpose(2, 3)
@@ -64,7 +64,7 @@ class FirstTokenLayer(Layer):
             y = exact_sum(normalize_rows(q), normalize_rows(k), seen, config.hash_code_len)
         y = normalize_rows(y if keep is None else y.masked_fill(~keep[:, :, :1], 0.0))
         if attention.conv is not None:
-            reach = int(attention.conv.padding[0]) + 1  # tokens that the first one's window sees
+            reach = int(attention.conv.padding[0]) + 1  # tokens in the first one's window
             near = v if mask is None else v * mask[:, None, :, None].to(v.dtype)
             y = y + attention.conv(near[:, :, :reach])[:, :, :1]
         if head_mask is not None:
@@ -75,11 +75,11 @@ class FirstTokenLayer(Layer):
 
 
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
-    """Drops the last block's work on tokens that no head reads; spells the attention out. See
+    """Drops the last block's work on tokens that no head reads; writes the attention out. See
     `headstart.engine.folds.fold`.
 
     Raises:
-        ConfigError: Sampled attention, which draws random numbers and has no portable form.
+        ConfigError: Sampled attention, which is random and has no portable form.
     """
     config = cast(YosoPreTrainedModel, model).config
     if portable:

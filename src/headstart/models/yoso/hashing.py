@@ -20,7 +20,7 @@ from headstart.errors import InputError
 from headstart.models.yoso.operators import operator
 
 MAX_HASH_CODE_LEN = 16  # a code fits into 16 bits
-_MIN_TRANSFORM = 32  # shorter heads are padded to this, as in the authors' published behaviour
+_MIN_TRANSFORM = 32  # shorter heads are padded to this, as in the authors' published behavior
 _TOKENS_AT_ONCE = 4096  # bounds the projections that are alive while codes are computed
 
 
@@ -47,7 +47,7 @@ def _shape(
     return rows, 3, num_transforms(size, hash_code_len, num_hash), size
 
 
-def _draw(
+def _random(
     shape: tuple[int, ...], fast: bool, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     if not fast:
@@ -63,13 +63,13 @@ def _seeded(
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
-    return _draw(shape, use_fast_hash, torch.device("cpu"), generator)
+    return _random(shape, use_fast_hash, torch.device("cpu"), generator)
 
 
 def _fake_seeded(
     rows: int, head_size: int, hash_code_len: int, num_hash: int, use_fast_hash: bool, seed: int
 ) -> Tensor:
-    # nothing may be drawn here: `rows` is a symbol where the number of texts is left open
+    # no random numbers here: `rows` is a symbol where the number of texts is left open
     shape = _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash)
     return torch.empty(shape, dtype=torch.int8 if use_fast_hash else torch.float32)
 
@@ -77,7 +77,7 @@ def _fake_seeded(
 _seeded_projections = operator("yoso_projections", _fake_seeded)(_seeded)
 
 
-def draw_projections(
+def random_projections(
     rows: int,
     head_size: int,
     *,
@@ -91,8 +91,8 @@ def draw_projections(
     """Fresh projections for `rows` = texts × heads, see the head of this file for their two forms.
 
     Args:
-        generator: Draws from this generator; it has to live on `device`.
-        seed: Draws the same projections on every device, also inside `torch.compile`. Neither:
+        generator: Source of random numbers, on `device`.
+        seed: Gives the same projections on every device, also inside `torch.compile`. Neither:
             PyTorch's own generator.
 
     Returns:
@@ -103,11 +103,11 @@ def draw_projections(
     if generator is not None and seed is not None:
         raise InputError(f"both a generator and seed={seed} were given; give one of them")
     if seed is not None:
-        drawn: Tensor = _seeded_projections(
+        projections: Tensor = _seeded_projections(
             rows, head_size, hash_code_len, num_hash, use_fast_hash, seed
         )
-        return drawn.to(device)
-    return _draw(
+        return projections.to(device)
+    return _random(
         _shape(rows, head_size, hash_code_len, num_hash, use_fast_hash),
         use_fast_hash,
         torch.device(device),
@@ -194,7 +194,7 @@ def hash_codes(x: Tensor, projections: Tensor, *, hash_code_len: int, num_hash: 
 
     Args:
         x: (N, L, K), of any length: only the direction of a vector counts.
-        projections: From `draw_projections`, either form.
+        projections: From `random_projections`, either form.
 
     Returns:
         int32 of shape (N, L, num_hash).

@@ -123,7 +123,7 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         return self._head.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Puts another linear map in its place."""
+        """Replaces the linear map."""
         self._head.decoder, self._head.bias = value, value.bias
 
     def resize_token_embeddings(

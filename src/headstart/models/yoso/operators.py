@@ -43,7 +43,7 @@ def operator(
 def transformed() -> bool:
     """Whether `torch.func` or forward-mode differentiation look at a call, or a trace records it.
 
-    They know ordinary operations, but not our operators: the definitions run in their place.
+    They support ordinary operations, but not our operators: the definitions run instead.
     """
     return not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active()

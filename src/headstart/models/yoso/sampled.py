@@ -64,9 +64,9 @@ def _gather_sums(to_codes: Tensor, from_codes: Tensor, values: Tensor) -> Tensor
         in_order, order = from_code.sort(stable=True)
         buckets, counts = torch.unique_consecutive(in_order, return_counts=True)
         table = F.embedding_bag(order, rows, counts.cumsum(0) - counts, mode="sum")  # (buckets, V)
-        place = torch.searchsorted(buckets, to_code).clamp_(max=len(buckets) - 1)  # (N * L,)
-        hit = buckets[place] == to_code
-        out += table[place].mul_(hit[:, None])
+        position = torch.searchsorted(buckets, to_code).clamp_(max=len(buckets) - 1)  # (N * L,)
+        hit = buckets[position] == to_code
+        out += table[position].mul_(hit[:, None])
     return out.view(*to_codes.shape[1:], values.shape[-1])
 
 
@@ -84,9 +84,9 @@ def _in_tiles(bucket: Tensor, num_buckets: int, size: int) -> tuple[Tensor, Tens
     return (tiles.cumsum(0) - tiles)[bucket] * size + in_bucket, torch.repeat_interleave(tiles)
 
 
-def _pack(rows: Tensor, places: Tensor, num_tiles: int, size: int) -> Tensor:
+def _pack(rows: Tensor, positions: Tensor, num_tiles: int, size: int) -> Tensor:
     """Rows (R, D) laid into tiles (num_tiles, size, D), zero where a tile has no row."""
-    tiles = rows.new_zeros(num_tiles * size, rows.shape[-1]).index_copy_(0, places, rows)
+    tiles = rows.new_zeros(num_tiles * size, rows.shape[-1]).index_copy_(0, positions, rows)
     return tiles.view(num_tiles, size, rows.shape[-1])
 
 
@@ -117,16 +117,16 @@ def _through_buckets(to_code: Tensor, x: Tensor, from_code: Tensor, y: Tensor, z
         from_part, to_part = (
             slice(*torch.searchsorted(rows, some).tolist()) for rows in (from_sorted, to_sorted)
         )
-        places, tiles = _in_tiles(from_sorted[from_part] - low, number, size)
+        positions, tiles = _in_tiles(from_sorted[from_part] - low, number, size)
         y_tiles, z_tiles = (
-            _pack(rows[from_order[from_part]], places, len(tiles), size) for rows in (y, z)
+            _pack(rows[from_order[from_part]], positions, len(tiles), size) for rows in (y, z)
         )
         matrices = x.new_zeros(number, y.shape[1], z.shape[1]).index_add_(
             0, tiles, y_tiles.mT @ z_tiles
         )  # (number, V, K)
-        places, tiles = _in_tiles(to_sorted[to_part] - low, number, size)
-        x_tiles = _pack(x[to_order[to_part]], places, len(tiles), size)
-        out[to_order[to_part]] = (x_tiles @ matrices[tiles]).flatten(0, 1)[places]
+        positions, tiles = _in_tiles(to_sorted[to_part] - low, number, size)
+        x_tiles = _pack(x[to_order[to_part]], positions, len(tiles), size)
+        out[to_order[to_part]] = (x_tiles @ matrices[tiles]).flatten(0, 1)[positions]
     return out
 
 

@@ -45,7 +45,7 @@ class YosoTokenizer(PreparedIds):
     Args:
         vocab: `vocab.json`, or its contents: token → number.
         merges: `merges.txt`, or its contents: pairs of tokens, the first merged first.
-        tokenizer: A ready `tokenizers.Tokenizer` in place of the two.
+        tokenizer: A ready `tokenizers.Tokenizer` instead of the two.
         model_max_length: Tokens of the longest text, for `truncation=True` without `max_length`.
         padding_side: "right" or "left".
         truncation_side: "right" or "left".
@@ -397,7 +397,7 @@ class YosoTokenizer(PreparedIds):
         Args:
             special_tokens_dict: Role ("pad_token") → token, and "additional_special_tokens" →
                 a list of tokens.
-            replace_additional_special_tokens: Whether the list takes the place of the old one.
+            replace_additional_special_tokens: Whether the list replaces the old one.
 
         Raises:
             ConfigError: A role that does not exist.

@@ -250,7 +250,7 @@ class YosoPreTrainedModel(PreTrainedModel):
         return self._base_embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Puts another table in its place."""
+        """Replaces the table."""
         self._base_embeddings.word_embeddings = value
 
     def resize_token_embeddings(
@@ -381,7 +381,7 @@ class YosoModel(YosoPreTrainedModel):
             token_type_ids: (B, L) segments; default 0.
             position_ids: (B, L) rows of the position table; a text's first token is at 2.
             head_mask: (A,) or (layers, A), 1 keeps.
-            inputs_embeds: (B, L, D) the tokens' vectors, in place of `input_ids`.
+            inputs_embeds: (B, L, D) the tokens' vectors, instead of `input_ids`.
             output_attentions: Also return each layer's attention weights. They are collision
                 probabilities, or with sampling fractions of collisions: rows do not add up to one.
             output_hidden_states: Also return the embeddings and each layer's vectors.

@@ -147,9 +147,7 @@ def read_authors(
     wanted = [name.format(i) for name in AUTHORS.rows for i in (layers if "{}" in name else [0])]
     ours, _, unknown = AUTHORS.to_ours(theirs, wanted)
     if unknown:
-        raise WeightsError(
-            f"{name} has tensors that no YOSO class has a place for: {', '.join(unknown)}"
-        )
+        raise WeightsError(f"{name} has tensors that no YOSO class uses: {', '.join(unknown)}")
     if "model.pooler.weight" in theirs:  # the BERT kind counts positions from the table's first row
         table = ours[POSITIONS]
         padded = concatenate([table[:1] * 0] * FIRST_POSITION + [table])
@@ -207,7 +205,7 @@ def save_authors(model: Any, path: str | Path, released: bool = True) -> None:
         released: Names as in the released files; False as their training code writes them.
 
     Raises:
-        WeightsError: A tensor has no place there.
+        WeightsError: A tensor that the format cannot hold.
     """
     import torch
 

@@ -17,7 +17,7 @@ from headstart.models.yoso.hashing import dense_projections
 
 _GROUP_BYTES = 2**28  # tables, codes and orders that are alive at once
 _BLOCK_TOKENS = 512  # tokens that one program sorts
-# a bucket's matrix of wider heads has no room in a processor's shared memory (64 KiB on AMD's, 99
+# a bucket's matrix of wider heads does not fit a processor's shared memory (64 KiB on AMD's, 99
 # KiB and more on NVIDIA's)
 WIDEST = 128
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

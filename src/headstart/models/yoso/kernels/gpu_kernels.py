@@ -53,8 +53,10 @@ def codes_kernel(
         planes = tl.load(directions + column + bit, mask=inside, other=0.0)
         side = tl.dot(rows, planes, input_precision="ieee")  # (BLOCK_TOKENS, BLOCK_HASHES)
         code += (side > 0.0).to(tl.int32) << bit
-    place = (row.to(tl.int64) * some_hashes + hashes[None, :]) * tokens + token[:, None]
-    tl.store(codes + place, code, mask=(token[:, None] < tokens) & (hashes[None, :] < some_hashes))
+    position = (row.to(tl.int64) * some_hashes + hashes[None, :]) * tokens + token[:, None]
+    tl.store(
+        codes + position, code, mask=(token[:, None] < tokens) & (hashes[None, :] < some_hashes)
+    )
 
 
 @triton.jit
@@ -76,8 +78,8 @@ def count_kernel(
         token = block * BLOCK_TOKENS + start + tl.arange(0, STEP)
         code = tl.load(codes + pair.to(tl.int64) * tokens + token, mask=token < tokens, other=-1)
         count += tl.sum((code[None, :] == bucket[:, None]).to(tl.int32), axis=1)
-    place = (pair.to(tl.int64) * buckets + bucket) * num_blocks + block
-    tl.store(counts + place, count, mask=bucket < buckets)
+    position = (pair.to(tl.int64) * buckets + bucket) * num_blocks + block
+    tl.store(counts + position, count, mask=bucket < buckets)
 
 
 @triton.jit
@@ -93,7 +95,7 @@ def order_kernel(
 ):
     """order (R, L).
 
-    Tokens by bucket, each at its bucket's and block's first place (R, C, T) plus its rank among the
+    Tokens by bucket, each at its bucket's and block's first position (R, C, T) plus its rank among the
     block's equals.
     """
     pair, block = tl.program_id(0), tl.program_id(1)
@@ -128,9 +130,9 @@ def bucket_sums_kernel(values, order, starts, tables, some_hashes, tokens, size,
     end = tl.load(starts + pair * (buckets + 1) + bucket + 1)
     total = tl.zeros((BLOCK_SIZE,), tl.float32)
     for at in range(start, end, BLOCK_ROWS):
-        place = at + tl.arange(0, BLOCK_ROWS)
-        token = tl.load(order + pair * tokens + place, mask=place < end, other=0)
-        inside = (place[:, None] < end) & (element[None, :] < size)
+        position = at + tl.arange(0, BLOCK_ROWS)
+        token = tl.load(order + pair * tokens + position, mask=position < end, other=0)
+        inside = (position[:, None] < end) & (element[None, :] < size)
         total += tl.sum(
             tl.load(
                 values + (row * tokens + token[:, None]) * size + element[None, :],
@@ -172,18 +174,18 @@ def gather_kernel(
             mask=inside,
             other=0.0,
         )
-    place = out + (row * tokens + token[:, None]) * size + element[None, :]
-    tl.store(place, tl.load(place, mask=inside, other=0.0) + total * scale, mask=inside)
+    position = out + (row * tokens + token[:, None]) * size + element[None, :]
+    tl.store(position, tl.load(position, mask=inside, other=0.0) + total * scale, mask=inside)
 
 
 @triton.jit
-def _rows(x, row, order, place, end, tokens, size, BLOCK_SIZE: tl.constexpr):
-    """Rows (BLOCK_ROWS, BLOCK_SIZE) of x (N, tokens, size) at places of the sorted order, and their
+def _rows(x, row, order, position, end, tokens, size, BLOCK_SIZE: tl.constexpr):
+    """Rows (BLOCK_ROWS, BLOCK_SIZE) of x (N, tokens, size) at positions of the sorted order, and their
     addresses' offsets and mask.
     """
     element = tl.arange(0, BLOCK_SIZE)
-    token = tl.load(order + place, mask=place < end, other=0)
-    inside = (place[:, None] < end) & (element[None, :] < size)
+    token = tl.load(order + position, mask=position < end, other=0)
+    inside = (position[:, None] < end) & (element[None, :] < size)
     offsets = (row * tokens + token[:, None]) * size + element[None, :]
     return tl.load(x + offsets, mask=inside, other=0.0), offsets, inside
 
@@ -237,10 +239,10 @@ def through_buckets_kernel(
                 onto, _, _ = _rows(z, row, y_order, j + lane, y_end, y_tokens, out_size, BLOCK_OUT)
                 dots = tl.dot(left, tl.trans(right), input_precision="ieee")
                 total += tl.dot(dots, onto, input_precision="ieee")
-            before, place, inside = _rows(
+            before, position, inside = _rows(
                 out, row, x_order, i + lane, x_end, x_tokens, out_size, BLOCK_OUT
             )
-            tl.store(out + place, before + total * scale, mask=inside)
+            tl.store(out + position, before + total * scale, mask=inside)
     else:
         matrix = tl.zeros((BLOCK_DOT, BLOCK_OUT), tl.float32)
         for j in range(y_start, y_end, BLOCK_ROWS):
@@ -249,11 +251,11 @@ def through_buckets_kernel(
             matrix += tl.dot(tl.trans(right), onto, input_precision="ieee")
         for i in range(x_start, x_end, BLOCK_ROWS):
             left, _, _ = _rows(x, row, x_order, i + lane, x_end, x_tokens, dot_size, BLOCK_DOT)
-            before, place, inside = _rows(
+            before, position, inside = _rows(
                 out, row, x_order, i + lane, x_end, x_tokens, out_size, BLOCK_OUT
             )
             tl.store(
-                out + place,
+                out + position,
                 before + tl.dot(left, matrix, input_precision="ieee") * scale,
                 mask=inside,
             )
