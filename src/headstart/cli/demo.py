@@ -1,13 +1,14 @@
-"""`headstart demo`: the main job on data that comes with scikit-learn, in about a minute and
+"""`headstart demo`: the main job on images that come with the package, in about a minute and
 without a network.
 
-`bit-mini`, pretrained on photos of a hundred kinds of things, is transferred to handwritten digits,
-ten of each, and so is the same network with random weights: what the pretraining is worth is the
-difference.
+`bit-mini`, pretrained on photos of a hundred kinds of things, is transferred to satellite images of
+ten kinds of land, ten of each, and so is the same network with random weights: what the pretraining
+is worth is the difference. `--digits` takes scikit-learn's handwritten digits.
 """
 
 import itertools
 import statistics
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from headstart.errors import MissingExtraError
+from headstart.package_data import embedded_folder
 
 SHOTS = 10
+EXAMPLES = ("forest", "highway", "residential", "river")
 # HyperRule with fewer and smaller steps at a higher rate: enough for a hundred small images, and
 # a minute's work.
 RECIPE: dict[str, Any] = {
@@ -31,10 +34,28 @@ RECIPE: dict[str, Any] = {
 }
 
 
+def write_photos(folder: Path, seed: int) -> None:
+    """Writes the embedded part of EuroSAT (64x64, ten classes of 20 images) as class folders.
+
+    Ten of each to train, ten to evaluate.
+    """
+    with tarfile.open(embedded_folder("eurosat-mini") / "images.tar") as tar:
+        names = sorted(tar.getnames())
+        rng = np.random.default_rng(seed)
+        for label in sorted({Path(name).parent.name for name in names}):
+            own = [name for name in names if Path(name).parent.name == label]
+            for place, i in enumerate(rng.permutation(len(own))):
+                path = folder / ("train" if place < SHOTS else "val") / own[i]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = tar.extractfile(own[i])
+                assert file is not None  # the archive holds files only
+                path.write_bytes(file.read())
+
+
 def write_digits(folder: Path, seed: int) -> None:
     """Writes scikit-learn's 1,797 digits (8x8 gray) as class folders.
 
-    Ten of each to train, the others to judge.
+    Ten of each to train, the others to evaluate.
     """
     try:
         from sklearn.datasets import load_digits
@@ -67,50 +88,54 @@ def write_random(folder: Path, seed: int) -> None:
 
 
 def demo(
-    out: str | Path = "runs/demo", seeds: int = 5, say: Callable[[str], None] = print
+    out: str | Path = "runs/demo",
+    draws: int = 3,
+    digits: bool = False,
+    say: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
-    """Fine-tunes bit-mini, and the same network from random weights, on digits, once for each seed.
+    """Fine-tunes bit-mini, and the same network from random weights, once for each draw.
 
     Args:
-        out: Result folder of the first seed's pretrained run; a number is added where it exists.
-        seeds: Random subsets of ten images of each digit.
+        out: Result folder of the first draw's pretrained run; a number is added where it exists.
+        draws: Random choices of ten images of each class to train on; the others are evaluated.
+        digits: Handwritten digits in place of satellite images.
         say: Called with each line of output.
 
     Returns:
-        Accuracies on the other 1,697 digits: "pretrained" and "random", one for each seed.
+        Accuracies on images that were not trained on: "pretrained" and "random", one for each draw.
     """
     from headstart.pipelines.base import pipeline
     from headstart.training.run import train
 
     out = _unused(Path(out))
-    say(
-        "Fine-tunes the embedded network, pretrained on photos, on 10 images of each handwritten"
-        " digit; evaluates it on 1,697 others.\n"
-    )
+    write = write_digits if digits else write_photos
+    what = "handwritten digit" if digits else "kind of land, seen from a satellite"
+    held_out = "1,697" if digits else "100"
+    say(f"Fine-tunes the embedded network, pretrained on photos, on 10 images of each {what};")
+    say(f"evaluates it on {held_out} other images.\n")
     say("draw   pretrained   random weights")
     found: dict[str, list[float]] = {"pretrained": [], "random": []}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in range(seeds):
-            digits = Path(scratch) / f"digits-{seed}"
-            write_digits(digits, seed)
-            write_random(Path(scratch) / f"random-{seed}", seed)
-            for kind, model in (
-                ("pretrained", "bit-mini"),
-                ("random", str(Path(scratch) / f"random-{seed}")),
-            ):
-                target = (
-                    out
-                    if seed == 0 and kind == "pretrained"
-                    else Path(scratch) / f"{kind}-{seed}-tuned"
-                )
-                result = train(digits, model=model, out=target, seed=seed, **RECIPE)
+        for draw in range(draws):
+            images, random = (Path(scratch) / f"{name}-{draw}" for name in ("images", "random"))
+            write(images, draw)
+            write_random(random, draw)
+            for kind, model in (("pretrained", "bit-mini"), ("random", str(random))):
+                first = draw == 0 and kind == "pretrained"
+                target = out if first else Path(scratch) / f"{kind}-{draw}-tuned"
+                result = train(images, model=model, out=target, seed=draw, **RECIPE)
                 found[kind].append(result.evaluations["validation"].metrics["accuracy"])
-            say(f"{seed + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")
-        image = sorted((Path(scratch) / "digits-0" / "val" / "7").glob("*.png"))[0]
-        best = pipeline("image-classification", out)(image)[0]
+            say(f"{draw + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")
+        classify = pipeline("image-classification", out, top_k=1)
+        answers = {
+            label: classify(min((Path(scratch) / "images-0" / "val" / label).iterdir()))[0]
+            for label in (("1", "3", "7", "8") if digits else EXAMPLES)
+        }
     means = {kind: statistics.mean(values) for kind, values in found.items()}
     say(f"mean   {means['pretrained']:>9.1%}   {means['random']:>13.1%}")
-    say(f"\nPrediction for an unseen 7: {best['label']!r}, probability {best['score']:.0%}")
+    say("\nFour images that it has not seen:")
+    for label, best in answers.items():
+        say(f"  {label:<12} it says {best['label']}, probability {best['score']:.0%}")
     say(f"The model and its report are in {out}: open {out / 'report.html'}")
     say("Your own photos: headstart train PHOTOS --model bit-mini --out runs/photos")
     return found

@@ -356,13 +356,16 @@ def demo(
         Path, typer.Option(help="Result folder; a number is appended where it exists.")
     ] = Path("runs/demo"),
     draws: Annotated[
-        int, typer.Option(min=1, help="Random subsets of ten images of each digit.")
-    ] = 5,
+        int, typer.Option(min=1, help="Random choices of ten training images of each class.")
+    ] = 3,
+    digits: Annotated[
+        bool, typer.Option("--digits", help="Handwritten digits in place of satellite images.")
+    ] = False,
 ) -> None:
-    """Fine-tune the embedded network on handwritten digits (a minute, offline).
+    """Fine-tune the embedded network on ten images of each class (a minute, offline).
 
     Example: [bold]headstart demo[/bold]
     """
     from headstart.cli.demo import demo as run
 
-    run(out, draws)
+    run(out, draws, digits)
