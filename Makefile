@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml constraints.txt setup.py
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) -e ".[train,dev,keras,flax,onnx,openvino,serve]"
+	$(PIP) -e ".[train,dev,keras,flax,onnx,openvino,serve,search]"
 	touch $@
 
 demo: $(VENV)/core

@@ -19,6 +19,7 @@ from headstart.config import PretrainedConfig as PretrainedConfig
 from headstart.engine import export as export
 from headstart.engine import optimize as optimize
 from headstart import errors as errors
+from headstart.features.embed import embed as embed
 from headstart.images.processor import BatchFeature as BatchFeature
 from headstart.models.beit.config import BeitConfig as BeitConfig
 from headstart.models.beit.flax import FlaxBeitForImageClassification as FlaxBeitForImageClassification
@@ -177,6 +178,7 @@ __all__ = [
     "blockwise_mask",
     "choose_num_hash",
     "distill",
+    "embed",
     "errors",
     "evaluate",
     "export",

@@ -18,7 +18,7 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import cache, data, distill, engine, models, predict, serve, train, verify
+from headstart.cli import cache, data, distill, embed, engine, models, predict, serve, train, verify
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError, TrainingInterrupted
 
@@ -27,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
 COMMANDS = {
     "Train": (train.train, train.evaluate, distill.distill, train.demo),
     "Data": (data.audit,),
-    "Use a model": (predict.predict, predict.explain),
+    "Use a model": (predict.predict, embed.embed, embed.search, predict.explain),
     "Deploy": (engine.optimize, engine.export, serve.serve),
     "Checkpoints": (models.models, models.info, models.convert, verify.verify),
 }

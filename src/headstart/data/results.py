@@ -4,19 +4,29 @@ import csv
 import io
 import json
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headstart.checkpoint.documents import parse_json
-from headstart.errors import InputError, MissingExtraError
+from headstart.errors import FileFormatError, InputError, MissingExtraError
 
 RESULT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+EMBEDDING_SUFFIXES = (".parquet", ".npz")
+GATHERED = (".parquet", ".npz")  # rows are gathered beside the file, which is written at the end
 ROW_GROUP = 10_000  # rows of Parquet that are in memory together
-# "scores" are lists of {"label", "score"}; "json" is any other list
-Kind = Literal["text", "number", "integer", "flag", "scores", "json"]
+# "scores" are lists of {"label", "score"}; "json" is any other list; "vector" is base64 of float32
+Kind = Literal["text", "number", "integer", "flag", "scores", "json", "vector"]
 Row = Mapping[str, Any]
+FACTS = b"headstart"  # key of the facts of a table in the metadata of Parquet
 
 
 def is_table(path: Path | None) -> bool:
@@ -27,19 +37,23 @@ def is_table(path: Path | None) -> bool:
 class ResultTable:
     """Appends rows to a table, each of them whole on disk before the next is computed.
 
-    Parquet files are readable only once they are complete: rows are gathered in
-    `NAME.parquet.jsonl` beside the table, which `finish` turns into row groups and removes.
+    Parquet and NumPy files are readable only once they are complete: rows are gathered in
+    `NAME.parquet.jsonl` beside the table, which `finish` turns into the file and removes.
 
     Args:
-        path: The table; its suffix is one of `RESULT_SUFFIXES`.
+        path: The table; its suffix is one of `suffixes`.
         columns: Kind by column; the first column names the row.
         resume: Continue a table that is there; else one that is there is refused.
+        facts: What is true of all rows, such as the model: it is written into Parquet and NumPy
+            files, and a table with other facts is not continued.
+        suffixes: Formats of this kind of table.
 
     Attributes:
         names: First cells of the rows that were there.
 
     Raises:
         InputError: A table that is there, without `resume`; or one that cannot be continued.
+        MissingExtraError: pyarrow is not installed, and the table is a Parquet file.
 
     Example:
         >>> import tempfile
@@ -51,20 +65,29 @@ class ResultTable:
         ['path,probability', 'a.jpg,0.5']
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, Kind], *, resume: bool = False) -> None:
-        self.path, self.columns = path, dict(columns)
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, Kind],
+        *,
+        resume: bool = False,
+        facts: Mapping[str, str] | None = None,
+        suffixes: Sequence[str] = RESULT_SUFFIXES,
+    ) -> None:
+        self.path, self.columns, self.facts = path, dict(columns), dict(facts or {})
         self.kind = path.suffix.lower()
-        if self.kind not in RESULT_SUFFIXES:
-            raise InputError(f"{path}: expected a name that ends in {', '.join(RESULT_SUFFIXES)}")
+        if self.kind not in suffixes:
+            raise InputError(f"{path}: expected a name that ends in {', '.join(suffixes)}")
         if self.kind == ".parquet":
-            _pyarrow()
-        self.file = path.with_name(f"{path.name}.jsonl") if self.kind == ".parquet" else path
+            pyarrow_parquet()
+        gathers = self.kind in GATHERED
+        self.file = path.with_name(f"{path.name}.jsonl") if gathers else path
         for each in {path, self.file}:
             if each.exists() and not resume:
                 raise InputError(
                     f"{each} exists; continue it with --resume, or remove it or choose another name"
                 )
-        self.complete = self.kind == ".parquet" and path.exists()
+        self.complete = gathers and path.exists()
         self.names = list(self._names())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.out: BinaryIO | None = None
@@ -73,8 +96,11 @@ class ResultTable:
         if not self.complete:
             # unbuffered: a row is one write, and a killed process loses at most a part of one
             self.out = self.file.open("ab", buffering=0)
-            if self.kind == ".csv" and not self.file.stat().st_size:
-                self.out.write(_csv_line(list(self.columns)))
+            if not self.file.stat().st_size:
+                if self.kind == ".csv":
+                    self.out.write(_csv_line(list(self.columns)))
+                if self.facts:
+                    self.out.write(f"{json.dumps(self.facts)}\n".encode())
         return self
 
     def __exit__(
@@ -97,16 +123,20 @@ class ResultTable:
 
     def finish(self) -> None:
         """Ends the table: all rows are written."""
-        if self.out is not None and self.kind == ".parquet":
+        if self.out is not None and self.kind in GATHERED:
             self.out.close()
-            self._to_parquet()
+            part = self.path.with_name(f"{self.path.name}.part")
+            if self.kind == ".parquet":
+                self._to_parquet(part)
+            else:
+                self._to_numpy(part)
+            part.replace(self.path)
+            self.file.unlink()
 
     def _names(self) -> Iterator[str]:
         """Names of the rows that are there; the rest of a row that was cut off is removed."""
         if self.complete:
-            table = _pyarrow().parquet.read_table(self.path)
-            self._check(table.column_names)
-            yield from table.column(0).to_pylist()
+            yield from self._complete_names()
             return
         if not self.file.exists():
             return
@@ -117,8 +147,35 @@ class ResultTable:
                 return
             for number, line in enumerate(file, start=1):
                 row = parse_json(line, f"{self.file} line {number}", InputError)
+                if number == 1 and self.facts:
+                    self._check_facts(row)
+                    continue
                 self._check(list(row) if isinstance(row, dict) else [])
                 yield row[next(iter(self.columns))]
+
+    def _complete_names(self) -> list[str]:
+        """Names of the rows of a Parquet or NumPy file."""
+        first = next(iter(self.columns))
+        if self.kind == ".npz":
+            with open_numpy(self.path) as arrays:
+                self._check([name for name in arrays.files if name not in self.facts])
+                self._check_facts({name: str(arrays[name]) for name in self.facts})
+                return [str(name) for name in arrays[first]]
+        file = pyarrow_parquet().ParquetFile(self.path)
+        self._check(file.schema_arrow.names)
+        if self.facts:
+            self._check_facts(json.loads((file.schema_arrow.metadata or {}).get(FACTS, b"{}")))
+        names: list[str] = file.read(columns=[first]).column(0).to_pylist()
+        return names
+
+    def _check_facts(self, found: Any) -> None:  # noqa: ANN401 - any JSON value
+        for name, value in self.facts.items():
+            other = found.get(name) if isinstance(found, dict) else None
+            if other != value:
+                raise InputError(
+                    f"{self.path} cannot be continued: its {name} is {other}, and this run's is"
+                    f" {value}; give the same model, or another --out"
+                )
 
     def _csv_names(self, reader: Any) -> Iterator[str]:  # noqa: ANN401 - a csv.reader
         try:
@@ -139,31 +196,66 @@ class ResultTable:
                 f" gives {', '.join(self.columns)}"
             )
 
-    def _to_parquet(self) -> None:
-        """Writes the gathered rows as row groups, and then removes them."""
-        pyarrow = _pyarrow()
-        schema = pyarrow.schema(
-            [(name, _arrow_type(kind, pyarrow)) for name, kind in self.columns.items()]
-        )
-        part = self.path.with_name(f"{self.path.name}.part")
-        with (
-            self.file.open(encoding="utf-8", errors="surrogateescape") as lines,
-            pyarrow.parquet.ParquetWriter(part, schema) as writer,
-        ):
-            rows: list[dict[str, Any]] = []
+    def _gathered(self) -> Iterator[dict[str, Any]]:
+        """The gathered rows."""
+        with self.file.open(encoding="utf-8", errors="surrogateescape") as lines:
+            if self.facts:
+                next(lines)
             for line in lines:
-                row = json.loads(line)
+                row: dict[str, Any] = json.loads(line)
                 for name, kind in self.columns.items():
-                    if kind == "json" and row[name] is not None:
+                    if row[name] is None:
+                        continue
+                    if kind == "json":
                         row[name] = _cell(row[name])
-                rows.append(row)
-                if len(rows) == ROW_GROUP:
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-                    rows = []
-            if rows:
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-        part.replace(self.path)
-        self.file.unlink()
+                    elif kind == "vector":
+                        row[name] = vector_of(row[name])
+                yield row
+
+    def _to_parquet(self, part: Path) -> None:
+        """Writes the gathered rows as row groups."""
+        parquet, pyarrow = pyarrow_parquet(), import_module("pyarrow")
+        fields = [(name, _arrow_type(kind, pyarrow)) for name, kind in self.columns.items()]
+        metadata = {FACTS: json.dumps(self.facts).encode()} if self.facts else None
+        schema = pyarrow.schema(fields, metadata)
+        texts = [name for name, kind in self.columns.items() if kind == "text"]
+        rows = self._gathered()
+        with parquet.ParquetWriter(part, schema) as writer:
+            while group := list(islice(rows, ROW_GROUP)):
+                for row in group:  # names of files need not be UTF-8, texts of Parquet must
+                    row |= {name: _utf8(row[name]) for name in texts}
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+    def _to_numpy(self, part: Path) -> None:
+        """Writes the gathered rows as one array a column: vectors (N, D), the rest texts (N,)."""
+        from numpy.lib.format import write_array, write_array_header_1_0
+
+        texts: dict[str, list[str]] = {
+            name: [] for name, kind in self.columns.items() if kind != "vector"
+        }
+        width = 0
+        for row in self._gathered():
+            for name, column in texts.items():
+                column.append(_cell(row[name]))
+            width = max(width, *(len(row[n]) for n in self._vectors() if row[n] is not None), 0)
+        count = len(next(iter(texts.values())))
+        arrays = {name: np.array(column, dtype=np.str_) for name, column in texts.items()}
+        arrays |= {name: np.array(value) for name, value in self.facts.items()}
+        missing = np.full(width, np.nan, dtype=np.float32)
+        with ZipFile(part, "w") as file:
+            for name in [*self.columns, *self.facts]:
+                with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    if name in arrays:
+                        write_array(member, arrays[name], allow_pickle=False)
+                        continue
+                    shape = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+                    write_array_header_1_0(member, shape)
+                    for row in self._gathered():
+                        vector = missing if row[name] is None else row[name]
+                        member.write(vector.tobytes())
+
+    def _vectors(self) -> list[str]:
+        return [name for name, kind in self.columns.items() if kind == "vector"]
 
 
 def remaining(table: ResultTable, names: Sequence[str]) -> int:
@@ -206,19 +298,48 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _utf8(text: str | None) -> str | None:
+    """A text whose bytes that are not UTF-8 are shown as �."""
+    return text and text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _csv_line(values: Sequence[str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue().encode(errors="surrogateescape")
 
 
-def _pyarrow() -> Any:  # noqa: ANN401 - a module
+def vector_text(vector: NDArray[np.float32]) -> str:
+    """A vector as a cell of a table that is gathered."""
+    return b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def vector_of(text: str) -> NDArray[np.float32]:
+    """Inverse of `vector_text`."""
+    return np.frombuffer(b64decode(text), dtype="<f4").astype(np.float32)
+
+
+def open_numpy(path: Path) -> Any:  # noqa: ANN401 - an NpzFile, which has no public name
+    """The arrays of an .npz file, none of which is compressed or pickled.
+
+    Raises:
+        FileFormatError: It is not such a file.
+    """
     try:
-        import pyarrow
-        import pyarrow.parquet
+        with ZipFile(path) as file:
+            if any(each.compress_type for each in file.infolist()):
+                raise FileFormatError(f"{path}: expected arrays that are not compressed")
+        return np.load(path, allow_pickle=False)
+    except (BadZipFile, ValueError, EOFError) as error:
+        raise FileFormatError(f"{path} cannot be read as .npz: {error}") from None
+
+
+def pyarrow_parquet() -> Any:  # noqa: ANN401 - a module
+    """The module `pyarrow.parquet`."""
+    try:
+        return import_module("pyarrow.parquet")
     except ImportError:
         raise MissingExtraError("pyarrow", "train") from None
-    return pyarrow
 
 
 def _arrow_type(kind: Kind, pyarrow: Any) -> Any:  # noqa: ANN401 - of a library without types
@@ -230,5 +351,6 @@ def _arrow_type(kind: Kind, pyarrow: Any) -> Any:  # noqa: ANN401 - of a library
         "flag": pyarrow.bool_(),
         "scores": pyarrow.list_(scores),
         "json": pyarrow.string(),
+        "vector": pyarrow.list_(pyarrow.float32()),
     }
     return types[kind]

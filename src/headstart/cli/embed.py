@@ -1,0 +1,166 @@
+"""Commands on vectors of images and texts: embed, search."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headstart.cli.arguments import check_model
+from headstart.cli.options import DeviceOption, ModelArgument, WorkersOption
+from headstart.cli.terminal import print_table
+from headstart.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headstart.features.search import Neighbor
+
+SHOWN = 120  # characters of a text in a line
+
+
+def embed(
+    model: ModelArgument,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
+            " standard input; text files or tables for a text model."
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Treat each line of a text file as one text.")
+    ] = False,
+    long: Annotated[
+        str,
+        typer.Option(
+            help="Texts above the maximum length: refuse, cut or extend (sampled attention)."
+        ),
+    ] = "refuse",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images or texts in one forward pass.")
+    ] = 8,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the file of a run that was cut off.")
+    ] = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Write the vector that a model gives each image or text, to search or classify with.
+
+    Unreadable images are named and have an empty row; the exit code is then 1.
+
+    Example: [bold]headstart embed bit-mini photos/ --out features.parquet[/bold]
+    """
+    from headstart.features.embed import Embedder, inputs_for, write_embeddings
+    from headstart.progress import progress_for_terminal
+    from headstart.training.world import best_device
+
+    check_model(model)
+    embedder = Embedder(model, best_device(device), long)
+    inputs = inputs_for(embedder, files or [], text or [], lines)
+    with progress_for_terminal() as progress:
+        lost = write_embeddings(
+            embedder,
+            inputs,
+            out,
+            batch_size=batch_size,
+            workers=workers,
+            resume=resume,
+            progress=progress,
+        )
+    note = f", {lost} without a vector" if lost else ""
+    print(f"{out}: {len(inputs)} rows of {embedder.width} features{note}")
+    if lost:
+        raise typer.Exit(1)
+
+
+def search(
+    query: Annotated[
+        str | None,
+        typer.Argument(help="Image, text, or the number of a row of --in (the first is 0)."),
+    ] = None,
+    *,
+    source: Annotated[Path, typer.Option("--in", help="What `headstart embed` wrote.")],
+    top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Print groups of near duplicates; no query.")
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=-1.0, max=1.0, help="With --duplicates: smallest cosine similarity in a group."
+        ),
+    ] = 0.95,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with the images found.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model of the query, if it was moved; default the one that --in names."),
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Compare all rows, where above 100,000 an index is used."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Find the images or texts that are most similar to one, or near duplicates.
+
+    Example: [bold]headstart search bee.jpg --in features.parquet --html found.html[/bold]
+    """
+    if duplicates == (query is not None):
+        raise ConfigError("search takes a query, or --duplicates without one")
+    if duplicates:
+        _print_duplicates(source, threshold, html, as_json)
+        return
+    from headstart.features.search import nearest, query_vector
+    from headstart.report.contact_sheet import search_sheet
+    from headstart.training.world import best_device
+
+    words = query or ""
+    vector, row = query_vector(source, words, model, best_device(device))
+    # a row is most similar to itself
+    found = nearest(source, vector, top if row is None else top + 1, exact=exact)
+    found = [each for each in found if each.row != row][:top]
+    for each in found if as_json else ():
+        print(json.dumps(_values(each), ensure_ascii=False), flush=True)
+    if not as_json:
+        print_table("", ("similarity", "row", "name"), map(_line, found))
+    if html is not None:
+        image = Path(words) if row is None and Path(words).is_file() else None
+        search_sheet(html, words if row is None else f"row {row}", found, source, image)
+        print(f"written: {html}", file=sys.stderr)
+
+
+def _print_duplicates(source: Path, threshold: float, html: Path | None, as_json: bool) -> None:
+    from headstart.data.embeddings import read_embeddings
+    from headstart.features.search import duplicates
+    from headstart.report.contact_sheet import duplicates_sheet
+
+    groups = duplicates(read_embeddings(source), threshold)
+    for number, group in enumerate(groups, start=1):
+        rows = [group.first, *group.others]
+        if as_json:
+            print(json.dumps({"group": number, "rows": [_values(each) for each in rows]}))
+        else:
+            print_table("", ("similarity", "row", "name"), map(_line, rows))
+            print()
+    if html is not None:
+        duplicates_sheet(html, groups, threshold, source)
+        print(f"written: {html}", file=sys.stderr)
+
+
+def _values(each: "Neighbor") -> dict[str, Any]:
+    """A row that was found as JSON."""
+    values = {"row": each.row, "name": each.name, "similarity": round(each.similarity, 6)}
+    return values | ({"content": each.content} if each.content else {})
+
+
+def _line(each: "Neighbor") -> tuple[str, ...]:
+    words = each.content if len(each.content) <= SHOWN else f"{each.content[:SHOWN]}…"
+    name = f"{each.name}  {' '.join(words.split())}" if words else each.name
+    return f"{each.similarity:.3f}", str(each.row), name
