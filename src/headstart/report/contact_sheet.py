@@ -44,9 +44,9 @@ def duplicates_sheet(
     """Writes the page of near duplicates; see `search_sheet`."""
     sections, shown = list[Section](), 0
     for number, group in enumerate(groups, start=1):
-        shown += 1 + len(group.others)
-        if shown > SHOWN:
+        if shown >= SHOWN:
             break
+        shown += 1 + len(group.others)
         sections.append(_section(f"Group {number}", [group.first, *group.others], source))
     rest = len(groups) - len(sections)
     facts = [f"{len(groups)} groups of rows of {source} with a similarity of {threshold:g} or more"]
