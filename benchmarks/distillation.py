@@ -2,8 +2,8 @@
 
     python benchmarks/distillation.py DATA/images [--seeds 3] [--steps 300]
 
-CIFAR-10 with 10 labelled images of each class. The teacher is bit-mini with a head tuned on them. The
-student, a BiT of 115,000 weights, is trained from random weights on the labels alone, and
+CIFAR-10 with 10 labelled images of each class. The teacher is bit-mini with a head tuned on them.
+The student, a BiT of 115,000 weights, is trained from random weights on the labels alone, and
 distilled (`headstart distill`) on 1,000 training images without labels; both with the same recipe,
 steps and images per step, evaluated on 1,000 other images, for several seeds (which also choose the
 labelled images). Prints a table and writes results/distillation.json.

@@ -4,8 +4,8 @@ network with random weights.
     python benchmarks/few_shot.py DATA/images/cifar10 [--shots 10] [--seeds 3]
 
 Both start with a zero head and are tuned with the same recipe at several rates; each kind keeps its
-best rate, so that random weights are not evaluated at a rate that suits the other. Prints accuracies
-on 1,000 held-out images and writes results/few_shot.json.
+best rate, so that random weights are not evaluated at a rate that suits the other. Prints
+accuracies on 1,000 held-out images and writes results/few_shot.json.
 """
 
 import argparse

@@ -64,7 +64,8 @@ def main() -> None:
     rows_of = parser.parse_args().rows
     context = multiprocessing.get_context("spawn")
     print(
-        f"{'table':8}{'rows':>10}{'read s':>9}{'CPU s':>8}{'peak MB':>9}{'import MB':>11}{'ms/step':>9}"
+        f"{'table':8}{'rows':>10}{'read s':>9}{'CPU s':>8}{'peak MB':>9}{'import MB':>11}"
+        f"{'ms/step':>9}"
     )
     for kind in ("same", "own", "parquet"):
         for rows in rows_of:

@@ -10,8 +10,8 @@
 Peers: transformers eager and compiled, timm, and OpenVINO and ONNX Runtime applied to transformers'
     network as a user would. All in one
 process, in turns, with the same weights; outputs are compared before timing, and each time is given
-as a fraction of the arithmetic limit, the speed of a large matrix product of the same precision in the
-same run. Runs add to one table, so that it can be made in parts; a model at a batch is always
+as a fraction of the arithmetic limit, the speed of a large matrix product of the same precision in
+the same run. Runs add to one table, so that it can be made in parts; a model at a batch is always
 measured whole.
 
 The weights are random, so int8 is timed with every layer in int8 and its answers mean nothing.
@@ -268,8 +268,8 @@ def precision_of(name: str) -> str:
 def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[str, Any]:
     """int8 on a trained network.
 
-    Fraction of answers that stay on photos that the calibration did not see, and times at batch 1 and
-    8.
+    Fraction of answers that stay on photos that the calibration did not see, and times at batch 1
+    and 8.
     """
     model = headstart.AutoModelForImageClassification.from_pretrained(name)
     processor = headstart.AutoImageProcessor.from_pretrained(name)
@@ -326,7 +326,8 @@ begin = time.perf_counter()
 fast = load(sys.argv[1], threads=int(sys.argv[3]))
 loaded = time.perf_counter()
 fast(torch.zeros(1, 3, 224, 224))
-print(json.dumps({"load_ms": 1e3 * (loaded - begin), "first_call_ms": 1e3 * (time.perf_counter() - loaded)}))
+called = time.perf_counter()
+print(json.dumps({"load_ms": 1e3 * (loaded - begin), "first_call_ms": 1e3 * (called - loaded)}))
 """
 
 

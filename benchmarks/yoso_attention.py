@@ -88,7 +88,8 @@ def forward(lengths: list[int]) -> None:
                 contenders["exact"] = lambda t=tokens: exact(*t)
             if length <= 4096:
                 rows[f"{length} tokens"] = timed(contenders)
-            else:  # softmax takes seconds: in turns with it there would be a single time of the others
+            else:
+                # softmax takes seconds: interleaved with it, the others would be timed only once
                 least = {"softmax": 1, "sampled": 7}
                 rows[f"{length} tokens"] = {
                     name: timed({name: run}, least[name])[name] for name, run in contenders.items()

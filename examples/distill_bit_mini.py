@@ -67,7 +67,7 @@ def read_square(path: Any, side: int) -> Bytes:
 
 
 def pack(raw: Path, shared: Path, packed: Path) -> None:
-    """Writes every set as NAME.npy (N, S, S, 3) and NAME-labels.npy (N,): ImageNet's index or -1."""
+    """Writes each set as NAME.npy (N, S, S, 3) and NAME-labels.npy (N,), ImageNet's index or -1."""
     packed.mkdir(parents=True, exist_ok=True)
     wnids = json.loads((shared / "labels/imagenet-1k-wnids.json").read_text())
     index = {wnid: i for i, wnid in enumerate(wnids)}
@@ -352,7 +352,15 @@ def make_model(name: str) -> nn.Module:
 
 # ---- The run ----------------------------------------------------------------------------------
 
-WEIGHTS = {"tiny": 40, "tiny-test": 4, "mini": 36, "imagenette": 8, "scenes": 6, "samples": 1, "cifar100": 5}  # fmt: skip
+WEIGHTS = {
+    "tiny": 40,
+    "tiny-test": 4,
+    "mini": 36,
+    "imagenette": 8,
+    "scenes": 6,
+    "samples": 1,
+    "cifar100": 5,
+}
 
 
 @dataclass
@@ -504,7 +512,8 @@ class Run:
 
     @torch.no_grad()
     def evaluate(self, size: int, teacher_size: int) -> dict[str, float]:
-        """Held-out KL, agreement and accuracy, and frozen features on training rows, of the average.
+        """Held-out KL, agreement and accuracy, and frozen features on training rows, of
+        the average.
 
         Only the first process computes them.
         """

@@ -34,7 +34,8 @@ def test_a_notebook_shows_one_bar_and_the_lines_above_it(cell):
     progress.update(40, {"accuracy": 0.5}, 12.4)
     assert cell[-1] == (
         "<pre>classes: &lt;b&gt;cat&lt;/b&gt;[31m &amp; dog</pre>"
-        '<progress value="40" max="40"></progress> features &lt;i&gt; 40/40  accuracy 50.0%  12 img/s'
+        '<progress value="40" max="40"></progress>'
+        " features &lt;i&gt; 40/40  accuracy 50.0%  12 img/s"
     )
     shown = len(cell)
     progress.start("train", 1000)

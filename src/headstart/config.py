@@ -106,13 +106,13 @@ class PreTrainedConfig:
     """Base of the configurations: the values that every family has, and their file.
 
     Every configuration also takes `num_labels` (default 2), `id2label`, `label2id`, `problem_type`
-    ("regression", "single_label_classification", "multi_label_classification" or None: inferred from
-    the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat` ("authors"
-    or "transformers": whose arithmetic the values came from). Those of image networks take two more,
-    which `headstart train` sets and no published network has: `pooled_hidden_states`, indices of
-    the hidden states that the image classifier reads beside its usual vector (their mean over
-    positions, and their class token where they have one), and `average_mirrored`, whether what it
-    reads is averaged over the image and its mirror image.
+    ("regression", "single_label_classification", "multi_label_classification" or None: inferred
+    from the labels), `output_hidden_states`, `output_attentions`, `return_dict`, and `compat`
+    ("authors" or "transformers": whose arithmetic the values came from). Those of image networks
+    take two more, which `headstart train` sets and no published network has:
+    `pooled_hidden_states`, indices of the hidden states that the image classifier reads beside its
+    usual vector (their mean over positions, and their class token where they have one), and
+    `average_mirrored`, whether what it reads is averaged over the image and its mirror image.
 
     Example:
         >>> from headstart import PreTrainedConfig

@@ -28,8 +28,10 @@ SLOW = 5.0  # seconds of processor time
 LONG = 4000  # characters of a message
 # What no file may cause. Files may be opened for writing below the folder of the input only.
 FORBIDDEN = (
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "socket.connect",
-    "socket.bind", "pickle.find_class", "ctypes.dlopen", "os.kill", "os.symlink", "os.link", "os.chmod", "os.chown", "shutil.rmtree",
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+    "os.forkpty", "pty.spawn", "socket.connect",
+    "socket.bind", "pickle.find_class", "ctypes.dlopen", "os.kill", "os.symlink", "os.link",
+    "os.chmod", "os.chown", "shutil.rmtree",
 )  # fmt: skip
 
 

@@ -282,8 +282,8 @@ def test_numbers(colors, tiny_model, tmp_path, tune, capsys):
         **SMALL,
     )
     assert "light from" in capsys.readouterr().err
-    # The tiny network's features were randomly initialized: without training they hardly tell how light
-    # an image is.
+    # The tiny network's features were randomly initialized: without training they hardly tell how
+    # light an image is.
     assert result.metrics["r2"] > 0.5 or (tune == "head" and result.metrics["mae"] < 6)
     assert {"mae", "rmse", "pearson"} <= set(result.metrics)
     config = json.loads((tmp_path / "run" / "config.json").read_text())

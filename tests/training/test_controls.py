@@ -234,7 +234,8 @@ def test_freeze_and_unfreeze_by_stage(photos, tiny_model, tmp_path):
     ) == {"bit.encoder.stages.1"}
     with pytest.raises(
         ConfigError,
-        match="unfreeze: no parameter begins with 'bit.encoder.stages.7'; beginnings are bit.embedder",
+        match="unfreeze: no parameter begins with 'bit.encoder.stages.7'; beginnings are"
+        " bit.embedder",
     ):
         changed_parts(photos, tiny_model, tmp_path / "e", unfreeze=("bit.encoder.stages.7",))
 
@@ -257,7 +258,9 @@ def test_gradient_checkpointing_changes_no_number(photos, tiny_model, tmp_path):
 
 
 def test_clipping_bounds_the_step(photos, tiny_model, tmp_path):
-    """One step of the head alone, which starts at zero: its length is what the gradient was cut to."""
+    """One step of the head alone, which starts at zero: its length is the clipping
+    threshold of the gradient.
+    """
     values = {
         "steps": 1,
         "optimizer": "sgd",

@@ -361,7 +361,7 @@ def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatEr
 def check_names(
     cls: type, names: Iterable[str], where: str, error: Error = FileFormatError
 ) -> None:
-    """Raises `error` for a key that cannot become an attribute, because it would replace a method."""
+    """Raises `error` for a key that would replace a method if it became an attribute."""
     for name in names:
         found = getattr(cls, name, None)
         fixed = isinstance(found, property) and found.fset is None

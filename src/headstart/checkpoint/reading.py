@@ -33,8 +33,10 @@ MAX_INDEX_BYTES = 100_000_000
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # Parts of a training checkpoint beside the model.
 TRAINING_STATE = (
-    "optim", "optimizer", "optimizer_state_dict", "opt", "scaler", "loss_scaler", "amp", "scheduler", "lr_scheduler",
-    "scheduler_state_dict", "rng_state", "cuda_rng_state", "model_ema", "ema", "state_dict_ema", "meta", "args", "epoch", "step",
+    "optim", "optimizer", "optimizer_state_dict", "opt", "scaler", "loss_scaler", "amp",
+    "scheduler", "lr_scheduler",
+    "scheduler_state_dict", "rng_state", "cuda_rng_state", "model_ema", "ema", "state_dict_ema",
+    "meta", "args", "epoch", "step",
 )  # fmt: skip
 
 Framework = Literal["torch", "numpy"]

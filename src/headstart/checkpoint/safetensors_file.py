@@ -18,7 +18,8 @@ from headstart.errors import FileFormatError
 
 MAX_HEADER = 100_000_000
 DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
     "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16",
     "U32": "uint32", "I32": "int32", "F32": "float32",
     "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
@@ -54,7 +55,7 @@ def _notes(header: Mapping[str, Any], path: Path | str) -> dict[str, str]:
 
 
 def read(path: Path) -> dict[str, Raw]:
-    """Every tensor of the file, and those that a note says are the same tensor under another name."""
+    """Every tensor of the file, and the other names of shared ones, given in its metadata."""
     data = map_file(path)
     header, start = read_header(path, data)
     notes = _notes(header, path)
@@ -105,7 +106,7 @@ def _check_spans(
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Writes torch tensors or arrays, one at a time: no second copy of the whole model in memory."""
+    """Writes torch tensors or arrays, one at a time, without a second copy of the model."""
     # The largest values first, so that each begins at a multiple of its size.
     order = sorted(tensors, key=lambda name: (-item_size(tensors[name]), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -34,8 +34,10 @@ OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_PROTOCOL = 1001
 MAX_DEPTH = 200
 STORAGES = {
-    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16",
-    "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128",
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
+    "Long": "int64", "Int": "int32", "Short": "int16",
+    "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
 }  # fmt: skip
 
 
@@ -200,13 +202,17 @@ BESIDE: dict[str, Callable[..., Any]] = {
     "copy_reg._reconstructor": _object,
     "copyreg._reconstructor": _object,
     "_codecs.encode": _encode,
-    **{f"{module}.{kind}": make for module in ("builtins", "__builtin__") for kind, make in BUILTINS.items()},
-    **{f"{module}.multiarray._reconstruct": PickledArray for module in ("numpy.core", "numpy._core")},
-    **{f"{module}.multiarray.scalar": _ignored("numpy scalar") for module in ("numpy.core", "numpy._core")},
+    **{f"builtins.{kind}": make for kind, make in BUILTINS.items()},
+    **{f"__builtin__.{kind}": make for kind, make in BUILTINS.items()},
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
+    "numpy.core.multiarray.scalar": _ignored("numpy scalar"),
+    "numpy._core.multiarray.scalar": _ignored("numpy scalar"),
     "numpy.dtype": PickledDtype,
     **{name: _ignored(name) for name in (
         "torch.device", "datetime.datetime", "datetime.date", "datetime.timedelta",
-        "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
+        "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
+        "pathlib.PureWindowsPath",
         "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
     )},
 }  # fmt: skip

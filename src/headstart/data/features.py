@@ -1,8 +1,8 @@
 """Features that a network has computed, stored on disk between runs.
 
 Every network has a folder of safetensors shards. A shard holds `digests` (N, L) uint8, the hashes
-of the examples, and `features` (N, D) float32, which are mapped: only the rows that are asked for are
-read. Folders are removed, the least recently used first, when all of them exceed `limit()`.
+of the examples, and `features` (N, D) float32, which are mapped: only the rows that are asked for
+are read. Folders are removed, the least recently used first, when all of them exceed `limit()`.
 """
 
 import hashlib

@@ -17,8 +17,8 @@ class DataOptions:
         seed: Decides the split and the choice of `shots`.
         shots: Training examples taken of each class; None takes all.
         draw: Which of many choices of the `shots`, from 0.
-        val_fraction: Fraction of the training data held out where the data has no validation split of
-            its own.
+        val_fraction: Fraction of the training data held out where the data has no validation split
+            of its own.
         skip_bad: Leave out unreadable examples instead of stopping.
         columns: Column of a table by role, for example {"image": "file", "label": "species"}; roles
             left out are found by name.

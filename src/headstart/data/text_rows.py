@@ -191,8 +191,8 @@ def _choice_index(value: Any, count: int, bad: list[str]) -> int:  # noqa: ANN40
         index = int(text)
     if not 0 <= index < max(1, count):
         bad.append(
-            f"the label is {value!r:.80}; expected the number of a choice, from 0 to {count - 1}, or a"
-            " letter"
+            f"the label is {value!r:.80}; expected the number of a choice, from 0 to {count - 1},"
+            " or a letter"
         )
     return index
 

@@ -437,7 +437,7 @@ def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
 
 
 def pil_to_labels(image: Image.Image) -> Array:
-    """The labels of a PIL image, shape (H, W): a palette image holds its indices, not its colors."""
+    """The labels of a PIL image, shape (H, W); of a palette image its indices, not its colors."""
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     labels = np.asarray(image)

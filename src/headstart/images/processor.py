@@ -153,8 +153,8 @@ def size_dict(size: Any, *, square: bool = True, what: str = "size") -> dict[str
     ):
         edge = ', {"shortest_edge": int}' if what == "size" else ""
         raise InputError(
-            f'{what}={size!r:.80}: expected {{"height": int, "width": int}}{edge} or an int, all above 0'
-            f" and at most {MAX_SIDE:,}"
+            f'{what}={size!r:.80}: expected {{"height": int, "width": int}}{edge} or an int, all'
+            f" above 0 and at most {MAX_SIDE:,}"
         )
     return {key: int(value) for key, value in size.items()}
 

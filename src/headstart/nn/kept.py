@@ -52,8 +52,8 @@ def traced() -> bool:
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:
     """A key of a weight's state, or None while the weight may change or is traced.
 
-    The key exists in evaluation without gradients. It changes with the tensor, its version (in-place
-    writes) and, on a CPU, the values of a sample of it, since writing to `.data` leaves
+    The key exists in evaluation without gradients. It changes with the tensor, its version
+    (in-place writes) and, on a CPU, the values of a sample of it, since writing to `.data` leaves
     the version alone.
     """
     if training or torch.is_grad_enabled() or traced() or weight.is_inference():

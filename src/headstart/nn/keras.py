@@ -207,7 +207,8 @@ def example_losses(logits: Any, labels: Any, config: PreTrainedConfig) -> Any:
 
 # Variables of Keras' own layers → leaf names in our tables, which are PyTorch's.
 LEAVES = {
-    "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var",
+    "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias",
+    "moving_mean": "running_mean", "moving_variance": "running_var",
     "cls_token": "cls_token",
 }  # fmt: skip
 # Kind of layer → axes of PyTorch's weight that give Keras' kernel. Depthwise comes first: it may be

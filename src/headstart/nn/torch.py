@@ -676,7 +676,7 @@ class PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def _make_missing(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Initializes what is still on the meta device, and recomputes buffers that no file holds."""
+        """Initializes what is still on the meta device; recomputes buffers that no file holds."""
         if not any(t.is_meta for t in [*self.parameters(), *self.buffers()]):
             return
         for module in self.modules():

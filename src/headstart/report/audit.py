@@ -228,8 +228,14 @@ def write_page(found: Audit, path: Path, data: str) -> None:
             " their labels less probable than right ones are. Look at each before you change it."
             f" It agrees with {found.agreement:.0%} of all labels."
         )
-        shown = [image(each.name, f"is {each.label} ({each.probability:.0%}), looks like {each.likely} ({each.likely_probability:.0%})")
-                 for each in found.mislabelled[:SHOWN]]  # fmt: skip
+        shown = [
+            image(
+                each.name,
+                f"is {each.label} ({each.probability:.0%}), looks like {each.likely}"
+                f" ({each.likely_probability:.0%})",
+            )
+            for each in found.mislabelled[:SHOWN]
+        ]
         sections.append(
             Section(f"Probably mislabelled ({len(found.mislabelled)})", text, images=shown)
         )

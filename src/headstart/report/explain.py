@@ -1,8 +1,9 @@
 """What a network looked at.
 
 Networks whose head averages maps or patch tokens: Grad-CAM (Selvaraju et al. 2017) on the last
-ones that are fine enough to point at something. Transformers whose head reads a class token, which has no place in the image: the attention
-it paid to each patch, as far as it raised the score (Chefer et al. 2021).
+ones that are fine enough to point at something. Transformers whose head reads a class token, which
+has no place in the image: the attention it paid to each patch, as far as it raised the score
+(Chefer et al. 2021).
 """
 
 from collections.abc import Sequence

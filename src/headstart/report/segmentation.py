@@ -95,8 +95,8 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     ]
     text = (
         "IoU: pixels that are and were called the class, divided by those that are or were."
-        " Accuracy: fraction of the class that was found. Precision: fraction of what was called the"
-        " class that is. Weakest class first; ignored pixels are not counted."
+        " Accuracy: fraction of the class that was found. Precision: fraction of what was called"
+        " the class that is. Weakest class first; ignored pixels are not counted."
     )
     table = Table(("class", "fraction of pixels", "IoU", "accuracy", "precision"), rows)
     return Section("Classes", text, table=table, folded=len(classes) > 30)

@@ -547,11 +547,17 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from headstart import BeitConfig, FlaxBeitForImageClassification
 
-config = BeitConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=[24, 40], patch_size=8,
-                    num_labels=5, use_relative_position_bias=True, use_shared_relative_position_bias=True, hidden_dropout_prob=0.3)
+config = BeitConfig(
+    hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+    image_size=[24, 40], patch_size=8, num_labels=5, use_relative_position_bias=True,
+    use_shared_relative_position_bias=True, hidden_dropout_prob=0.3,
+)
 model = FlaxBeitForImageClassification(config, _do_init=False)
 random = np.random.default_rng(0)
-params = jax.tree.map(lambda a: jnp.asarray(random.normal(0, 0.3, a.shape), jnp.float32), model.params_shape_tree)
+def normal(a):
+    return jnp.asarray(random.normal(0, 0.3, a.shape), jnp.float32)
+
+params = jax.tree.map(normal, model.params_shape_tree)
 pixels = np.random.default_rng(0).standard_normal((4, 3, 24, 40)).astype(np.float32)
 
 def loss(params, pixels):
@@ -561,17 +567,25 @@ def loss(params, pixels):
 step = jax.jit(jax.value_and_grad(loss, has_aux=True))
 (_, expected), wanted = step(params, pixels)
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-spread = jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), params, model.partition_specs("model"))
+def put(a, spec):
+    return jax.device_put(a, NamedSharding(mesh, spec))
+
+spread = jax.tree.map(put, params, model.partition_specs("model"))
 batch = jax.device_put(pixels, NamedSharding(mesh, P("data")))
 (_, logits), grads = step(spread, batch)
-query = spread["beit"]["encoder"]["layer"]["0"]["attention"]["attention"]["query"]["kernel"]
-assert len(query.sharding.device_set) == 8 and {s.data.shape for s in query.addressable_shards} == {(32, 8)}
+def query_of(tree):
+    return tree["beit"]["encoder"]["layer"]["0"]["attention"]["attention"]["query"]["kernel"]
+
+query = query_of(spread)
+assert len(query.sharding.device_set) == 8
+assert {s.data.shape for s in query.addressable_shards} == {(32, 8)}
 assert {s.data.shape for s in batch.addressable_shards} == {(2, 3, 24, 40)}
 def worst(a, b):
-    return float(np.abs(np.asarray(a) - np.asarray(b)).max() / max(1.0, np.abs(np.asarray(b)).max()))
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
 assert worst(logits, expected) < 1e-5, worst(logits, expected)
 assert max(map(worst, jax.tree.leaves(grads), jax.tree.leaves(wanted))) < 1e-5
-assert grads["beit"]["encoder"]["layer"]["0"]["attention"]["attention"]["query"]["kernel"].sharding.spec == query.sharding.spec
+assert query_of(grads).sharding.spec == query.sharding.spec
 print("equal")
 """
 

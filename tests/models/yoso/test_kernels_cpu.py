@@ -301,7 +301,8 @@ from headstart.models.yoso.kernels import cpu
 projections = random_projections(1, 32, hash_code_len=9, num_hash=8, seed=0)
 def peak(tokens):
     x = torch.randn(1, 1, tokens, 32)
-    cpu.sampled_forward(x, x, x, projections, 9, 8), cpu.sampled_backward(x, x, x, x, projections, 9, 8)
+    cpu.sampled_forward(x, x, x, projections, 9, 8)
+    cpu.sampled_backward(x, x, x, x, projections, 9, 8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak(100)
 print(peak(120_000) - before)
@@ -403,13 +404,16 @@ torch.set_num_threads(2)
 cpu._WORK_OF_A_THREAD = 1
 x = torch.randn(1, 4, 300, 16)
 (x @ x.mT).sum()  # wakes PyTorch's threads
-run = lambda: sampled_attention(x, x, x, hash_code_len=4, num_hash=8, seed=0).sum() + exact_attention(x, x, x, hash_code_len=4).sum()
+def run():
+    sampled = sampled_attention(x, x, x, hash_code_len=4, num_hash=8, seed=0)
+    return sampled.sum() + exact_attention(x, x, x, hash_code_len=4).sum()
 expected = run()
 child = os.fork()
 if child == 0:
     torch.set_num_threads(2)
     from headstart.models.yoso.hashing import random_projections
-    out = cpu.sampled_forward(x, x, x, random_projections(4, 16, hash_code_len=4, num_hash=8, seed=0), 4, 8)
+    projections = random_projections(4, 16, hash_code_len=4, num_hash=8, seed=0)
+    out = cpu.sampled_forward(x, x, x, projections, 4, 8)
     os._exit(0 if out.isfinite().all() and out.abs().sum() > 0 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

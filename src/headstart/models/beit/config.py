@@ -218,7 +218,7 @@ class BeitConfig(PreTrainedConfig):
 
     @property
     def saved_grid(self) -> tuple[int, int] | None:
-        """The grid that a checkpoint's positions are made for, where it is known not to be `grid`."""
+        """The grid that a checkpoint's positions are made for, if known to differ from `grid`."""
         return getattr(self, "_saved", None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -355,7 +355,8 @@ ADDRESS = "https://github.com/addf400/files/releases/download/v1.0/"
 SIZES: dict[str, dict[str, Any]] = {
     "base": {},
     "large": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "layer_scale_init_value": 1e-5,
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "intermediate_size": 4096, "layer_scale_init_value": 1e-5,
     },
 }  # fmt: skip
 FINETUNED = {"use_relative_position_bias": True}
@@ -418,7 +419,8 @@ def _published() -> dict[str, Published]:
         config = BeitConfig.from_dict(plain, num_labels=labels[1] if labels else 2)
         image = config.image[0]
         table[name] = Published(
-            name, plain, f"{ADDRESS}{name}.pth", hub and f"microsoft/{hub}", "MIT", count_parameters(config, task), image, result,
+            name, plain, f"{ADDRESS}{name}.pth", hub and f"microsoft/{hub}", "MIT",
+            count_parameters(config, task), image, result,
             labels[0] if labels else None,
         )  # fmt: skip
 
@@ -436,8 +438,10 @@ def _published() -> dict[str, Published]:
             in_22k,
         )
     for size, pixels, kind, top1, top5 in [
-        ("base", 224, "ft1k", 83.7, 96.6), ("base", 224, "ft22kto1k", 85.2, 97.6), ("base", 384, "ft22kto1k", 86.8, 98.1),
-        ("large", 224, "ft1k", 86.0, 97.6), ("large", 224, "ft22kto1k", 87.4, 98.3), ("large", 384, "ft22kto1k", 88.4, 98.6),
+        ("base", 224, "ft1k", 83.7, 96.6), ("base", 224, "ft22kto1k", 85.2, 97.6),
+        ("base", 384, "ft22kto1k", 86.8, 98.1),
+        ("large", 224, "ft1k", 86.0, 97.6), ("large", 224, "ft22kto1k", 87.4, 98.3),
+        ("large", 384, "ft22kto1k", 88.4, 98.6),
         ("large", 512, "ft22kto1k", 88.60, 98.66),
     ]:  # fmt: skip
         result = f"ImageNet top-1 {top1} %, top-5 {top5} %"

@@ -476,7 +476,7 @@ class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
     def __call__(
         self, pixel_values: Any, bool_masked_pos: Any = None, *args: Any, **kwargs: Any
     ) -> FlaxMaskedLMOutput:
-        """Scores of the visual codes of every patch; see `BeitModule.__call__` for the arguments."""
+        """Scores of the visual codes of every patch; arguments as of `BeitModule.__call__`."""
         out = self.beit(pixel_values, bool_masked_pos, *args, **kwargs)
         logits = self.lm_head(self.layernorm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
         return FlaxMaskedLMOutput(None, logits, out.hidden_states, out.attentions)

@@ -35,7 +35,7 @@ EXPANDED_BYTES = 2**25
 
 
 class FoldedAttention(Attention):
-    """Attention with one matrix for queries, keys and values, and the layer scale in its last one."""
+    """Attention with one matrix for queries, keys and values, and layer scale in the last."""
 
     qkv: nn.Linear
 
@@ -85,8 +85,8 @@ class Spelt:
         def solve(a: Tensor, b: Tensor) -> Tensor:
             """x (N, M) with a @ x = b, of a (N, N) and b (N, M), by elimination.
 
-            Rows are not exchanged (no pivoting), which the matrix of a spline at its own points does not need: it
-            is totally positive (de Boor 1978).
+            Rows are not exchanged (no pivoting), which the matrix of a spline at its own points
+            does not need: it is totally positive (de Boor 1978).
             """
             N = a.shape[0]
             # (N, N + M), (N, N)

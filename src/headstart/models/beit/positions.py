@@ -146,7 +146,7 @@ def as_type(matrix: Any, like: Any) -> Any:
 
 
 def resize_grid(xp: Any, grid: Any, rows: Any, columns: Any) -> Any:
-    """Values (h, w, C) on another grid, (H, W, C), by the matrices of its axes, (H, h) and (W, w)."""
+    """Values (h, w, C) on another grid, (H, W, C), by the axes' matrices, (H, h) and (W, w)."""
     return xp.einsum(
         "xw,ywc->yxc", as_type(columns, grid), xp.einsum("yh,hwc->ywc", as_type(rows, grid), grid)
     )

@@ -47,19 +47,23 @@ class Paper:
 
 
 STRONG: dict[str, Any] = {
-    "weight_decay": 0.05, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "rand_augment": 9.0, "erasing": 0.25, "color_jitter": 0.4,
+    "weight_decay": 0.05, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "rand_augment": 9.0,
+    "erasing": 0.25, "color_jitter": 0.4,
     "augment": "resized-crop", "warmup_lr": 1e-6, "final_lr": 1e-6,
 }  # fmt: skip
 GENTLE: dict[str, Any] = {
-    "weight_decay": 1e-8, "label_smoothing": 0.1, "rand_augment": 9.0, "erasing": 0.25, "color_jitter": 0.4, "augment": "resized-crop",
+    "weight_decay": 1e-8, "label_smoothing": 0.1, "rand_augment": 9.0, "erasing": 0.25,
+    "color_jitter": 0.4, "augment": "resized-crop",
     "warmup_lr": 1e-6, "final_lr": 1e-6,
 }  # fmt: skip
 MASKED: dict[str, Any] = {
-    "weight_decay": 0.05, "clip_grad": 3.0, "drop_path": 0.1, "label_smoothing": 0.0, "augment": "resized-crop", "warmup_lr": 1e-6,
+    "weight_decay": 0.05, "clip_grad": 3.0, "drop_path": 0.1, "label_smoothing": 0.0,
+    "augment": "resized-crop", "warmup_lr": 1e-6,
     "final_lr": 1e-5,
 }  # fmt: skip
 PIXELS: dict[str, Any] = {
-    "weight_decay": 0.05, "schedule": "poly", "power": 1.0, "warmup_lr": 1e-6, "augment": "crop-flip", "label_smoothing": 0.0,
+    "weight_decay": 0.05, "schedule": "poly", "power": 1.0, "warmup_lr": 1e-6,
+    "augment": "crop-flip", "label_smoothing": 0.0,
 }  # fmt: skip
 
 # From a network that only masked image modelling trained, and from one that was tuned to
@@ -144,7 +148,8 @@ def recipe(facts: Facts) -> Recipe:
             steps * max(paper.warmup_steps / paper.steps, 0.0 if steps == paper.steps else 0.05)
         )
     base = Recipe(
-        name=f"beit-{task}-{start}-{size}", optimizer="adamw", schedule="cosine", betas=(0.9, 0.999), batch_size=batch, lr=lr, steps=steps,
+        name=f"beit-{task}-{start}-{size}", optimizer="adamw", schedule="cosine",
+        betas=(0.9, 0.999), batch_size=batch, lr=lr, steps=steps,
         warmup_steps=warmup,
     )  # fmt: skip
     return replace(base, **paper.values)

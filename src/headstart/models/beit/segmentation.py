@@ -84,7 +84,7 @@ class ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
     def fuse(self, maps: Sequence[Tensor]) -> Tensor:
-        """The layer on the concatenation of maps resized to the first one's size, (B, C_out, H, W)."""
+        """The layer on the concatenated maps, resized to the first one's size, (B, C_out, H, W)."""
         first, *others = maps
         weights = torch.split(self.conv.weight, [each.shape[1] for each in maps], 1)
         y = F.conv2d(first, weights[0], padding=1)  # (B, C_out, H, W)

@@ -232,9 +232,12 @@ ARCHITECTURES: dict[str, tuple[list[int], int, str]] = {
 }
 # Classes of the 19 VTAB-1k tasks.
 VTAB = {
-    "caltech101": 102, "diabetic_retinopathy": 5, "dtd": 47, "oxford_flowers102": 102, "oxford_iiit_pet": 37, "resisc45": 45, "sun397": 397,
-    "cifar100": 100, "eurosat": 10, "patch_camelyon": 2, "smallnorb-elevation": 9, "svhn": 10, "dsprites-orientation": 16,
-    "smallnorb-azimuth": 18, "clevr-distance": 6, "clevr-count": 8, "dmlab": 6, "kitti-distance": 4, "dsprites-xpos": 16,
+    "caltech101": 102, "diabetic_retinopathy": 5, "dtd": 47, "oxford_flowers102": 102,
+    "oxford_iiit_pet": 37, "resisc45": 45, "sun397": 397,
+    "cifar100": 100, "eurosat": 10, "patch_camelyon": 2, "smallnorb-elevation": 9, "svhn": 10,
+    "dsprites-orientation": 16,
+    "smallnorb-azimuth": 18, "clevr-distance": 6, "clevr-count": 8, "dmlab": 6,
+    "kitti-distance": 4, "dsprites-xpos": 16,
 }  # fmt: skip
 
 

@@ -347,7 +347,8 @@ class BitBackbone(BitPreTrainedModel):
         >>> import torch
         >>> from headstart import BitBackbone, BitConfig
         >>> config = BitConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4)
-        >>> [tuple(each.shape) for each in BitBackbone(config)(torch.zeros(1, 3, 64, 64)).feature_maps]
+        >>> out = BitBackbone(config)(torch.zeros(1, 3, 64, 64))
+        >>> [tuple(each.shape) for each in out.feature_maps]
         [(1, 24, 8, 8)]
     """
 

@@ -14,8 +14,8 @@ from headstart.models.bit.config import EPS_AUTHORS, EPS_TRANSFORMERS, BitConfig
 
 PUBLISHED_NAMES = PublishedNames("bit", base=("embedder", "encoder", "norm"), extra=("classifier",))
 
-# Name parts of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the Hub's.
-# Blocks and units count from 1.
+# Name parts of the official .npz and .h5 files (TensorFlow), of bit_jax and of bit_pytorch → the
+# Hub's. Blocks and units count from 1.
 _WORDS = [
     (r"^(module/|params/|resnet/)+", ""),
     (r"/standardized_conv2d/kernel$|/conv2d/kernel$|/conv/weight$", "/weight"),
@@ -60,8 +60,8 @@ def read_authors(
     Args:
         tensors: As the file holds them.
         name: The file's name, for messages.
-        config: Its configuration, or None to infer it from the shapes (norms then have 32 groups, as
-            in every published file).
+        config: Its configuration, or None to infer it from the shapes (norms then have 32 groups,
+            as in every published file).
         compat: Whose arithmetic.
         **overrides: Values of the configuration.
 

@@ -13,8 +13,10 @@ from headstart.registry import Published
 EPS = 1e-5
 ACTIVATIONS = {"authors": "quick_gelu", "transformers": "gelu"}
 PER_STAGE = (
-    "patch_sizes", "patch_stride", "patch_padding", "num_heads", "depth", "mlp_ratio", "attention_drop_rate", "drop_rate",
-    "drop_path_rate", "qkv_bias", "cls_token", "qkv_projection_method", "kernel_qkv", "padding_kv", "stride_kv", "padding_q", "stride_q",
+    "patch_sizes", "patch_stride", "patch_padding", "num_heads", "depth", "mlp_ratio",
+    "attention_drop_rate", "drop_rate",
+    "drop_path_rate", "qkv_bias", "cls_token", "qkv_projection_method", "kernel_qkv", "padding_kv",
+    "stride_kv", "padding_q", "stride_q",
 )  # fmt: skip
 
 
@@ -219,7 +221,8 @@ def _published() -> dict[str, Published]:
     small: dict[str, Any] = {"layer_norm_eps": EPS}
     medium = small | {"depth": [1, 4, 16]}
     wide = small | {
-        "depth": [2, 2, 20], "embed_dim": [192, 768, 1024], "num_heads": [3, 12, 16], "drop_path_rate": [0.0, 0.0, 0.3],
+        "depth": [2, 2, 20], "embed_dim": [192, 768, 1024], "num_heads": [3, 12, 16],
+        "drop_path_rate": [0.0, 0.0, 0.3],
     }  # fmt: skip
     rows = [
         ("CvT-13-224x224-IN-1k", "cvt-13", small, 224, "81.6"),

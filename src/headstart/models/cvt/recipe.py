@@ -16,7 +16,8 @@ from headstart.recipe import Facts, Recipe, hyper_rule
 SIDE = 384  # pixels the paper tunes at, also networks that were pretrained at 224
 RATES = (0.001, 0.003, 0.01, 0.03)  # what ViT's authors try for a data set; CvT's name none
 PAPER: dict[str, Any] = {
-    "optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "schedule": "cosine", "batch_size": 512, "clip_grad": 1.0, "weight_decay": 0.0,
+    "optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "schedule": "cosine", "batch_size": 512,
+    "clip_grad": 1.0, "weight_decay": 0.0,
 }  # fmt: skip
 
 

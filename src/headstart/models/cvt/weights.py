@@ -25,20 +25,26 @@ PUBLISHED_NAMES = PublishedNames(
 )
 
 # The authors' names → the Hub's, of a classifier.
+_EMBEDDING = "cvt.encoder.stages.{}.embedding.convolution_embeddings."
 _LAYER = "cvt.encoder.stages.{}.layers.{}."
 _CONV = "attention.attention.convolution_projection_{}.convolution_projection."
+_CONV_PROJ = "stage{}.blocks.{}.attn.conv_proj_"
 _AUTHORS = {
-    **{f"stage{{}}.patch_embed.proj.{p}": f"cvt.encoder.stages.{{}}.embedding.convolution_embeddings.projection.{p}" for p in _NORM},
-    **{f"stage{{}}.patch_embed.norm.{p}": f"cvt.encoder.stages.{{}}.embedding.convolution_embeddings.normalization.{p}" for p in _NORM},
+    **{f"stage{{}}.patch_embed.proj.{p}": f"{_EMBEDDING}projection.{p}" for p in _NORM},
+    **{f"stage{{}}.patch_embed.norm.{p}": f"{_EMBEDDING}normalization.{p}" for p in _NORM},
     "stage{}.cls_token": "cvt.encoder.stages.{}.cls_token",
     **{f"stage{{}}.blocks.{{}}.{theirs}.{p}": f"{_LAYER}{hub}.{p}"
        for theirs, hub in [
-           ("norm1", "layernorm_before"), ("norm2", "layernorm_after"), ("attn.proj", "attention.output.dense"),
-           ("attn.proj_q", "attention.attention.projection_query"), ("attn.proj_k", "attention.attention.projection_key"),
-           ("attn.proj_v", "attention.attention.projection_value"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"),
+           ("norm1", "layernorm_before"), ("norm2", "layernorm_after"),
+           ("attn.proj", "attention.output.dense"),
+           ("attn.proj_q", "attention.attention.projection_query"),
+           ("attn.proj_k", "attention.attention.projection_key"),
+           ("attn.proj_v", "attention.attention.projection_value"),
+           ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"),
        ] for p in _NORM},
-    **{f"stage{{}}.blocks.{{}}.attn.conv_proj_{q[0]}.conv.weight": f"{_LAYER}{_CONV.format(q)}convolution.weight" for q in _QKV},
-    **{f"stage{{}}.blocks.{{}}.attn.conv_proj_{q[0]}.bn.{p}": f"{_LAYER}{_CONV.format(q)}normalization.{p}"
+    **{f"{_CONV_PROJ}{q[0]}.conv.weight": f"{_LAYER}{_CONV.format(q)}convolution.weight"
+       for q in _QKV},
+    **{f"{_CONV_PROJ}{q[0]}.bn.{p}": f"{_LAYER}{_CONV.format(q)}normalization.{p}"
        for q in _QKV for p in _BATCH_NORM},
     **{f"norm.{p}": f"layernorm.{p}" for p in _NORM},
     **{f"head.{p}": f"classifier.{p}" for p in _NORM},
@@ -176,11 +182,16 @@ def config_from_shapes(
                 " num_heads= and qkv_projection_method="
             )
         row = {
-            "patch_sizes": patches.shape[-1], "patch_stride": 2 if i else 4, "patch_padding": 1 if i else 2, "embed_dim": width,
-            "num_heads": max(1, width // 64), "depth": len({k.split(".")[5] for k in hub if k.startswith(f"{stage}layers.")}),
-            "mlp_ratio": inside.shape[0] / width, "attention_drop_rate": 0.0, "drop_rate": 0.0, "drop_path_rate": 0.0,
-            "qkv_bias": f"{layer}attention.attention.projection_query.bias" in hub, "cls_token": f"{stage}cls_token" in hub,
-            "qkv_projection_method": "dw_bn", "kernel_qkv": kernel, "padding_kv": kernel // 2, "stride_kv": 2,
+            "patch_sizes": patches.shape[-1], "patch_stride": 2 if i else 4,
+            "patch_padding": 1 if i else 2, "embed_dim": width,
+            "num_heads": max(1, width // 64),
+            "depth": len({k.split(".")[5] for k in hub if k.startswith(f"{stage}layers.")}),
+            "mlp_ratio": inside.shape[0] / width, "attention_drop_rate": 0.0, "drop_rate": 0.0,
+            "drop_path_rate": 0.0,
+            "qkv_bias": f"{layer}attention.attention.projection_query.bias" in hub,
+            "cls_token": f"{stage}cls_token" in hub,
+            "qkv_projection_method": "dw_bn", "kernel_qkv": kernel, "padding_kv": kernel // 2,
+            "stride_kv": 2,
             "padding_q": kernel // 2, "stride_q": 1,
         }  # fmt: skip
         for key, value in row.items():

@@ -53,8 +53,8 @@ class YosoConfig(PreTrainedConfig):
         bos_token_id: Token that begins a text.
         eos_token_id: Token that ends a text.
         tie_word_embeddings: Whether the masked-language head scores with the word embeddings.
-        attend_padding: Whether attention includes padding, as in transformers. The convolution never
-            does.
+        attend_padding: Whether attention includes padding, as in transformers. The convolution
+            never does.
         head_act: Activation of the text classifier (the authors' is "tanh", transformers' is
             `hidden_act`).
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
@@ -132,8 +132,11 @@ class YosoConfig(PreTrainedConfig):
             ("absolute", "relative_key", "relative_key_query"),
         )
         if self.position_embedding_type != "absolute":
-            logger.warning("position_embedding_type=%r gives the network no positions; only conv_window depends on the order of tokens",
-                           self.position_embedding_type)  # fmt: skip
+            logger.warning(
+                "position_embedding_type=%r gives the network no positions; only conv_window"
+                " depends on the order of tokens",
+                self.position_embedding_type,
+            )
         if not self.use_expectation and self.hash_code_len > 16:
             raise ConfigError(
                 f"hash_code_len={self.hash_code_len}; sampled attention (use_expectation=False)"

@@ -192,7 +192,7 @@ def filled(values: list[int], length: int, value: int, side: str) -> list[int]:
 
 
 def listed_inputs(value: Any, single: bool) -> list[Any] | None:
-    """Inputs as a list: the one of a single call, or those of a batch; None where there are none."""
+    """Inputs as a list: the one of a single call or those of a batch; None if not given."""
     if value is None:
         return None
     if single:

@@ -95,8 +95,8 @@ def order_kernel(
 ):
     """order (R, L).
 
-    Tokens by bucket, each at its bucket's and block's first position (R, C, T) plus its rank among the
-    block's equals.
+    Tokens by bucket, each at its bucket's and block's first position (R, C, T) plus its rank among
+    the block's equals.
     """
     pair, block = tl.program_id(0), tl.program_id(1)
     token = block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -180,8 +180,8 @@ def gather_kernel(
 
 @triton.jit
 def _rows(x, row, order, position, end, tokens, size, BLOCK_SIZE: tl.constexpr):
-    """Rows (BLOCK_ROWS, BLOCK_SIZE) of x (N, tokens, size) at positions of the sorted order, and their
-    addresses' offsets and mask.
+    """Rows (BLOCK_ROWS, BLOCK_SIZE) of x (N, tokens, size) at positions of the sorted order, and
+    their addresses' offsets and mask.
     """
     element = tl.arange(0, BLOCK_SIZE)
     token = tl.load(order + position, mask=position < end, other=0)
