@@ -311,7 +311,9 @@ def test_clear_errors():
         model.train()(images(batch=1))
     labels = torch.zeros(2, 64, 96, dtype=torch.long)
     labels[1, 3, 4], labels[0, 0, 0] = 9, 255
-    with pytest.raises(InputError, match=r"1 pixels have labels that are no class, such as 9;.*5"):
+    with pytest.raises(
+        InputError, match=r"1 pixels have labels that are not classes, such as 9;.*5"
+    ):
         model(images(), labels=labels)
     with pytest.raises(InputError, match="num_labels=1"):
         build(num_labels=1)(images(), labels=torch.zeros(2, 64, 96, dtype=torch.long))

@@ -188,7 +188,7 @@ def test_files_that_do_not_fit_say_so(tmp_path):
         CvtForImageClassification.from_pretrained(tmp_path / "model.pth")
     torch.save({"layer1.0.conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(
-        WeightsError, match=r"no CvT checkpoint of the authors: it holds layer1\.0\.conv\.weight"
+        WeightsError, match=r"not a CvT checkpoint of the authors: it holds layer1\.0\.conv\.weight"
     ):
         CvtForImageClassification.from_pretrained(tmp_path / "other.pth")
 
