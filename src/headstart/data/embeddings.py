@@ -1,4 +1,4 @@
-"""Files of embeddings: one row an image or text, its vector, and the model that made all of them."""
+"""Files of embeddings: one row an image or text, its vector, and the model that made them."""
 
 import re
 from collections.abc import Iterator
