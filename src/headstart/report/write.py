@@ -7,6 +7,7 @@ from typing import Any
 from headstart.checkpoint import atomic_write
 from headstart.progress import duration, metric_text, metric_title
 from headstart.recipe import Recipe
+from headstart.report.enough import enough_sections
 from headstart.report.page import (
     BLUE,
     Section,
@@ -35,8 +36,10 @@ def write_pages(
     """
     assert result.folder is not None
     write_card(result.folder, task, results, result.recipe)
-    spread = None if result.spread is None else spread_section(result.spread, task.headline)
-    write_report(result.folder, task, result.evaluations, results, result.recipe, metrics, spread)
+    first = [] if result.spread is None else [spread_section(result.spread, task.headline)]
+    if result.forecast is not None:
+        first += enough_sections(result.forecast)
+    write_report(result.folder, task, result.evaluations, results, result.recipe, metrics, first)
 
 
 def spread_section(spread: Spread, headline: str) -> Section:
@@ -71,15 +74,22 @@ def write_report(
     results: Mapping[str, Any],
     recipe: Recipe,
     metrics: Sequence[Mapping[str, Any]],
-    draws: Section | None = None,
+    first: Sequence[Section] = (),
 ) -> None:
-    """Writes `report.html`."""
+    """Writes `report.html`.
+
+    Args:
+        folder: The result folder.
+        task: The evaluated task.
+        evaluations: By split.
+        results: What `results.json` holds.
+        recipe: The resolved recipe.
+        metrics: What `metrics.jsonl` holds.
+        first: Sections before those of the evaluation.
+    """
     evaluated = evaluations.get("test") or evaluations.get("validation")
-    sections = [
-        section
-        for section in [draws, learning_curves(metrics, task.headline)]
-        if section is not None
-    ]
+    curves = learning_curves(metrics, task.headline)
+    sections = [*first, *([] if curves is None else [curves])]
     if evaluated is not None:
         sections += sections_of(task, evaluated)
     page = render(

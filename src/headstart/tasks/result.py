@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from headstart.metrics.learning_curve import Forecast
 from headstart.metrics.optional import scipy
 from headstart.progress import metric_text, metric_title
 from headstart.recipe import Recipe
@@ -73,6 +74,7 @@ class Result:
         estimated: Time that was expected before training began.
         given_up: What a budget of time cost.
         spread: Results of all draws, where there were several.
+        forecast: What more training examples should bring, where a head was fitted.
     """
 
     folder: Path | None
@@ -82,6 +84,7 @@ class Result:
     estimated: float | None = None
     given_up: list[str] = field(default_factory=list)
     spread: Spread | None = None
+    forecast: Forecast | None = None
 
     @property
     def evaluation(self) -> Evaluation | None:

@@ -20,6 +20,7 @@ from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.features.enough import forecast
 from headstart.features.extract import Extractor, extractor_of
 from headstart.features.head import HeadCost, head_cost, tune_head
 from headstart.loading import family_of
@@ -611,6 +612,8 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
         log.write({"step": 0, "validation": evaluations["validation"].metrics})
         log.close()
     result = Result(run.out, run.recipe, evaluations, 0.0, cost.seconds, given_up)
+    if run.world.is_main:
+        result.forecast = forecast(task, extractor, run.recipe.seed)
     return _finish(run, extractor.model, result)
 
 
@@ -644,6 +647,8 @@ def _finish(run: Run, network: nn.Module, result: Result) -> Result:
         run.progress.say(summary(run.task, result))
         if result.spread is not None:
             run.progress.say(result.spread.text(run.task.headline))
+        if result.forecast is not None:
+            run.progress.say(result.forecast.text())
     run.world.barrier()
     return result
 
