@@ -3,7 +3,7 @@
 from headstart.metrics.learning_curve import Estimate, Forecast
 from headstart.report.page import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     Section,
     Table,
@@ -47,7 +47,7 @@ def curve_section(found: Forecast) -> Section:
         capsize=2,
         label="measured",
     )
-    axes.axvline(count, color=GREY, linestyle="--", linewidth=1)
+    axes.axvline(count, color=GRAY, linestyle="--", linewidth=1)
     axes.annotate(
         "now",
         (count, 0.02),
@@ -56,7 +56,7 @@ def curve_section(found: Forecast) -> Section:
         textcoords="offset points",
         ha="right",
         fontsize=8,
-        color=GREY,
+        color=GRAY,
     )
     axes.set_xscale("log")
     ticks = sorted({int(curve.sizes[0]), count // 4, count, 2 * count, AHEAD * count})
