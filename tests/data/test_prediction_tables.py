@@ -1,4 +1,4 @@
-"""`predict --out` for models of every task, and from every kind of input: what the pipelines answer."""
+"""`predict --out` for models of every task and every kind of input: what the pipelines answer."""
 
 import io
 import json
