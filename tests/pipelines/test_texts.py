@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from headstart import (
 from headstart.cli.app import main
 from headstart.errors import ConfigError, HeadstartError, InputError
 from headstart.pipelines.base import task_of
+from headstart.pipelines.confidence import UNKNOWN, Choice, Confidence
 from headstart.pipelines.texts import _best_spans
 
 SMALL = {
@@ -456,3 +458,28 @@ def test_wrong_arguments(moods, tokenizer):
     ):
         with pytest.raises(HeadstartError):
             call()
+
+
+def test_classes_are_scaled_and_refused_as_training_found(moods, tmp_path):
+    """The temperature changes every probability; below the threshold there is no answer."""
+    run = tmp_path / "run"
+    shutil.copytree(moods, run)
+    cold = pipeline("text-classification", run, top_k=None)(TEXTS)
+    chances = [sorted((each["score"] for each in row), reverse=True) for row in cold]
+    scaled = [np.sqrt(row) / np.sqrt(row).sum() for row in chances]
+    threshold = float(np.median([row[0] for row in scaled])) - 1e-6
+    choice = Choice(max_error=0.05, threshold=threshold, refused=0.3, error=0.02)
+    Confidence(2.0, 99, [choice], 0.05, 0.9).write(run)
+    found = pipeline("text-classification", run, top_k=None)(TEXTS)
+    for row, expected in zip(found, scaled, strict=True):
+        assert [each["score"] for each in row] == pytest.approx(expected, abs=1e-5)
+    careful = pipeline("text-classification", run, refuse=True)(TEXTS)
+    assert [each["label"] == UNKNOWN for each in careful] == [
+        bool(row[0] < threshold) for row in scaled
+    ]
+    assert sum(each["label"] == UNKNOWN for each in careful) == 1
+
+
+def test_what_does_not_classify_cannot_refuse(fill, capsys):
+    code, _, error = predict(capsys, fill, "--text", "I am <mask>.", "--refuse")
+    assert code == 2 and "--refuse is for models that classify" in error

@@ -113,6 +113,7 @@ def predict(
         )
     if table is None and resume:
         raise ConfigError("--resume continues a table: give its name with --out results.csv")
+    how: bool | float = refuse if max_error is None else max_error
     if task in text_files.TASKS:
         inputs = text_files.read_inputs(task, files or [], text or [], question, lines)
         values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
@@ -128,6 +129,7 @@ def predict(
                 hash_error=hash_error,
                 settings=values,
                 device=device,
+                refuse=how,
             )
 
         if table is not None:
@@ -162,11 +164,12 @@ def predict(
 
     images = image_inputs(files or [])
     if paints:
+        if how is not False:
+            raise ConfigError(f"--refuse is for models that classify; {model} is one of {task}")
         pipe = pipeline(task, model, device=device)
         kind, folder = None, table.with_suffix("") if table else out
         stems = predictions.unique_stems(images, folder or Path("predictions"))
     else:
-        how: bool | float = refuse if max_error is None else max_error
         pipe = pipeline(
             "image-classification", model, device=device, refuse=how, label_threshold=threshold
         )

@@ -12,7 +12,7 @@ from headstart.data.inputs import ImageInput
 from headstart.data.results import Kind
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import batched
-from headstart.pipelines.image_classification import UNKNOWN
+from headstart.pipelines.confidence import UNKNOWN
 
 T = TypeVar("T")
 

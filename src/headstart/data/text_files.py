@@ -12,6 +12,7 @@ from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
 from headstart.data.text_rows import text_cell, text_columns
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import pipeline
+from headstart.pipelines.confidence import UNKNOWN
 
 TASKS = ("text-classification", "fill-mask", "token-classification", "question-answering")
 Named = tuple[str, Any]  # how a text is named to the user, and what its pipeline takes
@@ -114,6 +115,7 @@ def predict_texts(
     hash_error: float | None = None,
     settings: dict[str, Any] | None = None,
     device: str | None = None,
+    refuse: bool | float = False,
 ) -> Iterator[tuple[str, list[Any]]]:
     """The name of each text, and what the model predicts for it.
 
@@ -128,9 +130,15 @@ def predict_texts(
         hash_error: Sample attention with as many hashes as keep its error to this fraction.
         settings: Values of the configuration.
         device: Where to compute.
+        refuse: See `TextClassificationPipeline`.
+
+    Raises:
+        ConfigError: A task that cannot refuse, or an option that it does not have.
     """
     if long not in ("refuse", "cut", "extend"):
         raise ConfigError(f"--long {long}; expected refuse, cut or extend")
+    if refuse is not False and task != "text-classification":
+        raise ConfigError(f"--refuse is for models that classify; {model} is one of {task}")
     values = dict(settings or {})
     if hash_error is not None:
         values |= {"use_expectation": False, "hash_error": hash_error}
@@ -139,6 +147,8 @@ def predict_texts(
         "extend_positions": long == "extend",
         "model_kwargs": values,
     }
+    if refuse is not False:
+        options["refuse"] = refuse
     run = pipeline(task, model, device=device, batch_size=batch_size, **options)
     run.ways_out = ("--long cut", "--long extend")
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]
@@ -210,7 +220,13 @@ def text_columns_of(task: str, kind: str | None) -> dict[str, Kind]:
         return {"text": "text", "values": "scores"}
     if kind == "multi_label_classification":
         return {"text": "text", "labels": "scores"}
-    return {"text": "text", "label": "text", "probability": "number", "top_k": "scores"}
+    return {
+        "text": "text",
+        "label": "text",
+        "probability": "number",
+        "top_k": "scores",
+        "refused": "flag",
+    }
 
 
 def text_row(task: str, name: str, found: list[Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
@@ -233,6 +249,11 @@ def text_row(task: str, name: str, found: list[Any], columns: Mapping[str, Kind]
         return {"text": name, **row, "probability": best["score"], "spans": found}
     if task == "fill-mask":
         return {"text": name, "masks": found}
-    row = {"label": best.get("label"), "probability": best.get("score")}
+    refused = best.get("label") == UNKNOWN
+    row = {
+        "label": None if refused else best.get("label"),
+        "probability": best.get("score"),
+        "refused": refused,
+    }
     row |= dict.fromkeys(("top_k", "labels", "values"), found)
     return {"text": name} | {key: value for key, value in row.items() if key in columns}

@@ -1,7 +1,7 @@
 """How far a classifier's confidence can be believed: its temperature, and thresholds of confidence.
 
-Whatever is reported of a tenth of the examples was chosen on the other nine; what is saved is
-chosen on all.
+A temperature is evaluated on the tenth of the examples that it was not fitted on; the one that is
+saved is fitted on all. Thresholds carry a promise for new examples, see `selective`.
 
 Letters: N examples, C classes.
 """
@@ -22,6 +22,7 @@ from headstart.metrics.classification import (
     reliability,
     top_confidence,
 )
+from headstart.metrics.selective import LEVEL, promised_threshold
 from headstart.pipelines.confidence import FEWEST, Choice, Confidence
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -79,25 +80,6 @@ def calibrate(logits: NDArray[np.floating[Any]], labels: Ints) -> Calibration:
     return Calibration(temperature, raw, top_confidence(logits, temperature), crossed, right, fold)
 
 
-def threshold_for(confidence: Floats, right: NDArray[np.bool_], max_error: float) -> float:
-    """The lowest confidence (N,) from which on at most this fraction of the answers is wrong.
-
-    An error rate of 1 in 20 cannot be seen in fewer than 20 answers.
-
-    Returns:
-        0 where everything may be answered, 2 where nothing may.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    error = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
-    # equal confidences are answered together
-    ends = np.append(confidence[order][1:] < confidence[order][:-1], True)
-    seen = np.arange(1, len(order) + 1) * max_error > 1 - 1e-9
-    good = np.flatnonzero((error <= max_error) & ends & seen)
-    if not len(good):
-        return 2.0
-    return 0.0 if good[-1] == len(order) - 1 else float(confidence[order[good[-1]]])
-
-
 def confidence_of(found: Calibration, max_error: float | None = None) -> Confidence | None:
     """What `confidence.json` holds; None where there are fewer than 20 examples.
 
@@ -111,12 +93,8 @@ def confidence_of(found: Calibration, max_error: float | None = None) -> Confide
         return None
     choices = []
     for rate in sorted({*RATES, asked}):
-        answered = np.zeros(len(found.right), dtype=bool)
-        for number in range(FOLDS):
-            held, others = found.fold == number, found.fold != number
-            threshold = threshold_for(found.crossed[others], found.right[others], rate)
-            answered[held] = found.crossed[held] >= threshold
+        threshold = promised_threshold(found.fitted, found.right, rate)
+        answered = found.fitted >= threshold
         error = float((~found.right[answered]).mean()) if answered.any() else None
-        threshold = threshold_for(found.fitted, found.right, rate)
         choices.append(Choice(rate, threshold, float(1 - answered.mean()), error))
-    return Confidence(found.temperature, len(found.right), choices, asked)
+    return Confidence(found.temperature, len(found.right), choices, asked, LEVEL)

@@ -13,6 +13,7 @@ from headstart.checkpoint.documents import as_dataclass, read_object, value_of
 from headstart.errors import ConfigError
 
 FILE = "confidence.json"
+UNKNOWN = "I don't know"  # the label of a refused answer
 FEWEST = 20  # examples below which nothing is measured
 
 
@@ -21,11 +22,11 @@ class Choice:
     """A target error rate and what it costs.
 
     Args:
-        max_error: Fraction of the answers that may be wrong.
+        max_error: Fraction of the answers that may be wrong on new examples.
         threshold: Confidence, after temperature scaling, below which the model does not answer;
-            above 1 where no threshold is enough.
-        refused: Fraction of examples without an answer, each by a threshold chosen without it.
-        error: Fraction of wrong answers, likewise; None where nothing was answered.
+            above 1 where no threshold can be promised to be enough.
+        refused: Fraction of the evaluated examples below this threshold.
+        error: Fraction of wrong answers among the others; None where nothing was answered.
     """
 
     max_error: float
@@ -44,12 +45,15 @@ class Confidence:
         examples: Number of examples that the values were found on.
         choices: By target error rate.
         max_error: The target that was asked for.
+        level: Probability, over random sets of as many examples, that the answers to new ones keep
+            the target error rate; None of a file of earlier versions, which promised nothing.
     """
 
     temperature: float
     examples: int
     choices: list[Choice]
     max_error: float
+    level: float | None = None
 
     def choice(self, max_error: float | None = None) -> Choice:
         """The choice for a target error rate; None is the one that was asked for.
@@ -73,6 +77,7 @@ class Confidence:
             "temperature": self.temperature,
             "examples": self.examples,
             "max_error": self.max_error,
+            "level": self.level,
             "choices": [vars(each) for each in self.choices],
         }
         atomic_write(folder / FILE, json.dumps(values, indent=2) + "\n")
@@ -97,3 +102,26 @@ class Confidence:
         if not 0 < found.temperature < float("inf"):
             raise ConfigError(f"{path}: temperature is {found.temperature}; expected one above 0")
         return found
+
+
+def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
+    """Temperature of a classifier, and the confidence below which it does not answer.
+
+    Args:
+        model: A folder, a name, or a network.
+        refuse: Whether to refuse; a number is a target error rate other than the one asked for.
+
+    Returns:
+        1 and 0 where training has found nothing, and nothing is to be refused.
+
+    Raises:
+        ConfigError: Training has not found when to refuse.
+    """
+    named = isinstance(model, str | Path)
+    folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")
+    if refuse is False and not (folder.name and (folder / FILE).is_file()):
+        return 1.0, 0.0
+    found = Confidence.read(folder)
+    if refuse is False:
+        return found.temperature, 0.0
+    return found.temperature, found.choice(None if refuse is True else refuse).threshold

@@ -1,7 +1,6 @@
 """Images → classes, several classes, or regression targets."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +8,7 @@ from torch import Tensor
 
 from headstart.errors import InputError
 from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
-from headstart.pipelines.confidence import FILE, Confidence
-
-UNKNOWN = "I don't know"  # the label of a refused answer
+from headstart.pipelines.confidence import UNKNOWN, believed
 
 
 class ImageClassificationPipeline(ShortRepr):
@@ -48,14 +45,7 @@ class ImageClassificationPipeline(ShortRepr):
         label_threshold: float = 0.5,
         refuse: bool | float = False,
     ) -> None:
-        self.temperature, self.threshold = 1.0, 0.0
-        named = isinstance(model, str | Path)
-        folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")
-        if refuse is not False or (folder.name and (folder / FILE).is_file()):
-            found = Confidence.read(folder)
-            self.temperature = found.temperature
-            if refuse is not False:
-                self.threshold = found.choice(None if refuse is True else refuse).threshold
+        self.temperature, self.threshold = believed(model, refuse)
         self.model, self.image_processor = load_both(
             model,
             "AutoModelForImageClassification",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headstart.errors import InputError
 from headstart.pipelines.base import ShortRepr, batched, load_both
+from headstart.pipelines.confidence import UNKNOWN, believed
 
 logger = logging.getLogger("headstart")
 _UNSET: Any = object()
@@ -122,7 +123,11 @@ class TextClassificationPipeline(TextPipeline):
         model: A folder, a Hub id, an authors' name, or a model object.
         top_k: Labels of each text where a call gives no `top_k`; None for all.
         return_all_scores: Older form: True is `top_k=None`, False is `top_k=1`.
+        refuse: Whether to answer "I don't know" below the confidence that training found for its
+            target error rate; a number is another rate, such as 0.01.
         **options: Arguments of `TextPipeline`.
+
+    Probabilities are those after the temperature scaling that training found to help, if any.
     """
 
     task: ClassVar[str] = "text-classification"
@@ -134,8 +139,10 @@ class TextClassificationPipeline(TextPipeline):
         *,
         top_k: int | None = _UNSET,
         return_all_scores: bool | None = None,
+        refuse: bool | float = False,
         **options: Any,
     ) -> None:
+        self.temperature, self.threshold = believed(model, refuse)
         super().__init__(model, **options)
         if return_all_scores is not None and top_k is _UNSET:
             top_k = None if return_all_scores else _UNSET
@@ -183,6 +190,9 @@ class TextClassificationPipeline(TextPipeline):
             done += len(some)
             for row in self.scores(logits, function_to_apply):
                 best = row.argsort(descending=True, stable=True)[:top_k].tolist()
+                if self.threshold and row[best[0]] < self.threshold:
+                    yield [{"label": UNKNOWN, "score": float(row[best[0]])}]
+                    continue
                 yield [{"label": labels[i], "score": float(row[i])} for i in best]
 
     def scores(self, logits: Tensor, function: str | None = None) -> Tensor:
@@ -200,7 +210,7 @@ class TextClassificationPipeline(TextPipeline):
                 f"function_to_apply={function!r}; expected 'softmax', 'sigmoid' or 'none'"
             )
         if function == "softmax":
-            return logits.softmax(-1)
+            return (logits / self.temperature).softmax(-1)
         return logits.sigmoid() if function == "sigmoid" else logits
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.metrics.calibration import Calibration, confidence_of
+from headstart.metrics.calibration import Calibration
 from headstart.metrics.classification import confusion_matrix, per_class, reliability, softmax
-from headstart.pipelines.confidence import Choice
 from headstart.report.page import (
     BLUE,
     GRAY,
@@ -24,6 +23,7 @@ from headstart.report.page import (
     new_figure,
     plain_axes,
 )
+from headstart.report.refusals import refusal_sections
 from headstart.tasks.base import Evaluation
 
 SHOWN_CLASSES = 40  # a larger matrix cannot be read; its worst pairs are listed instead
@@ -50,7 +50,8 @@ def classification_sections(
         looked_at: Gives the image with what the network looked at.
     """
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
-    probabilities = softmax(logits)
+    calibration = evaluation.calibration
+    probabilities = softmax(logits, 1.0 if calibration is None else calibration.temperature)
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(classes))
     sections = [
         baseline_section(confusion, classes),
@@ -59,7 +60,6 @@ def classification_sections(
     ]
     if pixels is not None:
         sections += gallery_sections(probabilities, labels, classes, names, pixels, looked_at)
-    calibration = evaluation.calibration
     if calibration is None:
         return sections
     refusals = refusal_sections(calibration, evaluation.max_error)
@@ -223,67 +223,3 @@ def calibration_section(found: Calibration) -> Section:
             " of the examples with the temperature that was fitted on the others)."
         )
     return Section("Can its confidence be believed?", text, figures)
-
-
-def refusal_sections(found: Calibration, max_error: float | None) -> list[Section]:
-    """When the model should rather answer "I don't know": error rate against fraction refused.
-
-    None where there are too few examples.
-    """
-    confidence = confidence_of(found, max_error)
-    if confidence is None:
-        return []
-    chosen = confidence.choice()
-    order = np.argsort(-found.crossed, kind="stable")
-    right, count = found.right, np.arange(1, len(order) + 1)
-    figure = new_figure(4.4, 3.0)
-    axes = figure.subplots()
-    axes.plot(1 - count / len(order), np.cumsum(~right[order]) / count, color=BLUE)
-    axes.axhline(chosen.max_error, color=GRAY, linestyle="--", linewidth=1)
-    if chosen.error is not None:
-        axes.scatter([chosen.refused], [chosen.error], color=ORANGE, zorder=3)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, None),
-        xlabel="fraction refused, lowest confidence first",
-        ylabel="errors among answers",
-    )
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    plain_axes(axes)
-
-    def cells(each: Choice) -> list[str]:
-        error = "" if each.error is None else f"{each.error:.1%}"
-        return [
-            f"{each.max_error:.0%}",
-            f"{each.threshold:.1%}" if each.threshold <= 1 else "never confident enough",
-            f"{each.refused:.1%}",
-            error,
-        ]
-
-    if chosen.error is None:
-        text = (
-            f"No threshold keeps the error rate at {chosen.max_error:.0%}: the model would have to"
-            " refuse every example."
-        )
-    elif chosen.threshold > 1:
-        text = (
-            f"No threshold keeps the error rate at {chosen.max_error:.0%} on all examples together."
-        )
-    elif not chosen.threshold:
-        text = f"For an error rate of at most {chosen.max_error:.0%} it may answer everything."
-    else:
-        text = (
-            f"To be wrong in at most {chosen.max_error:.0%} of its answers it should not answer"
-            f" below {chosen.threshold:.1%} confidence: it would then refuse {chosen.refused:.1%}"
-            f" of images like these, and {chosen.error:.1%} of its answers would be wrong."
-        )
-    text += (
-        " Each tenth of the examples was evaluated with a threshold chosen on the others;"
-        " headstart predict --refuse uses it."
-    )
-    table = Table(
-        ("target error rate", "threshold", "refused", "error rate"),
-        [cells(each) for each in confidence.choices],
-    )
-    return [Section("When it should say “I don’t know”", text, [figure_source(figure)], table)]

@@ -39,6 +39,7 @@ def sections_of(task: Task, evaluation: Evaluation) -> list[Section]:
 def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
     """Sections of an image classifier: classes, errors with explanations, duplicates."""
     examples, model = task.examples[evaluation.split], task.model
+    heat = 1.0 if evaluation.calibration is None else evaluation.calibration.temperature
 
     # an image and its explanation are made one after the other
     @lru_cache(maxsize=1)
@@ -46,7 +47,7 @@ def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
         return decode(examples.images[index])
 
     def explained(index: int, label: str) -> NDArray[np.uint8]:
-        return explain(model, task.processor, pixels(index), label).overlay(360)
+        return explain(model, task.processor, pixels(index), label, heat).overlay(360)
 
     looked_at = None if model is None else explained
     sections = problem_sections(

@@ -25,7 +25,9 @@ def text_sections(task: Any, evaluation: Evaluation) -> list[Section]:
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     rows = task.data.splits[evaluation.split]
     if task.kind == SINGLE:
-        sections += _errors(logits, labels, rows, task.classes)
+        calibration = evaluation.calibration
+        scaled = logits if calibration is None else logits / calibration.temperature
+        sections += _errors(scaled, labels, rows, task.classes)
     elif task.kind == REGRESSION:
         worst = np.argsort(-np.abs(logits[:, 0] - labels), kind="stable")[:SHOWN]
         table = [

@@ -171,6 +171,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
             lines += [
                 "",
                 f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}.",
+                "It is for this choice of training examples: others would give another model.",
             ]
         if results["draws"]:
             mean = results["draws"]["metrics"][task.headline]

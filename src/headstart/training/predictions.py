@@ -56,7 +56,8 @@ def prediction_rows(task: HeadTask, evaluation: Evaluation) -> list[tuple[str, .
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     names, classes = task.names(evaluation.split), task.classes
     if task.problem.kind == SINGLE:
-        chances = softmax(logits)
+        calibration = evaluation.calibration
+        chances = softmax(logits, 1.0 if calibration is None else calibration.temperature)
         best = chances.argmax(1)
         return [
             (name, classes[label], classes[i], f"{row[i]:.6g}")
