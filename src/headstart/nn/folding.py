@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", nn.Conv2d, nn.ConvTranspose2d)
 
 
 def recast(module: nn.Module, kind: type[M], **values: Any) -> M:
@@ -41,36 +42,25 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
-def convolution(
-    old: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor
-) -> nn.Conv2d | nn.ConvTranspose2d:
+def convolution(old: C, weight: Tensor, bias: Tensor) -> C:
     """A convolution like another one, with other filters and a bias."""
     transposed = isinstance(old, nn.ConvTranspose2d)
-    in_channels, out_channels = (
-        (weight.shape[0], weight.shape[1]) if transposed else (old.in_channels, weight.shape[0])
-    )
-    make: Any = nn.ConvTranspose2d if transposed else nn.Conv2d
     with torch.device("meta"):
-        new = make(
-            in_channels,
-            out_channels,
-            old.kernel_size,
-            old.stride,
-            old.padding,
+        new = type(old)(
+            weight.shape[0] if transposed else old.in_channels,
+            weight.shape[1] if transposed else weight.shape[0],
+            old.kernel_size,  # type: ignore[arg-type]  # a tuple of two, typed as of any length
+            old.stride,  # type: ignore[arg-type]
+            old.padding,  # type: ignore[arg-type]
             groups=old.groups,
-            dilation=old.dilation,
+            dilation=old.dilation,  # type: ignore[arg-type]
         )
-    new.weight, new.bias = (
-        parameter(weight.to(old.weight.dtype)),
-        parameter(bias.to(old.weight.dtype)),
-    )
-    new.training = old.training
-    return cast(nn.Conv2d, new)
+    new.weight = parameter(weight.to(old.weight.dtype))
+    new.bias = parameter(bias.to(old.weight.dtype))
+    return new.train(old.training)
 
 
-def with_norm(
-    conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.Module
-) -> nn.Conv2d | nn.ConvTranspose2d:
+def with_norm(conv: C, norm: nn.Module) -> C:
     """The convolution that does what a convolution and the batch norm after it do."""
     scale, shift = scale_and_shift(norm)
     axis = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)

@@ -11,7 +11,7 @@ from golden_cases import check_case
 from headstart import BitBackbone, BitConfig, BitForImageClassification, BitModel
 from headstart.errors import ConfigError, InputError
 from headstart.models.bit.torch import StandardizedConv2d, standardize
-from headstart.nn.torch import pad_same
+from headstart.nn.layers import pad_same
 
 SMALL = {
     "embedding_size": 16,

@@ -26,7 +26,7 @@ from headstart.models.beit.torch import (
     RelativeBias,
     Trunk,
 )
-from headstart.nn.folding import convolution, parameter, recast, scale_and_shift, with_norm
+from headstart.nn.folding import convolution, parameter, recast, with_norm
 from headstart.nn.linear import Linear
 
 # a block's bias that is larger is gathered at each call: BEiT-base at 640 pixels has 1.2e8 bytes a
@@ -171,27 +171,6 @@ class LastBlock(Block):
         return torch.cat([x, x], 1) if self.mean else x, None
 
 
-class Shift(nn.Module):
-    """Adds a number to each channel."""
-
-    def __init__(self, shift: Tensor) -> None:
-        super().__init__()
-        self.shift = parameter(shift.view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W), the same shape."""
-        return x + self.shift
-
-
-class FoldedConvNorm(ConvNorm):
-    """Convolution and ReLU; the batch norm is in the filters and in a shift."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C_in, H, W) → (B, C_out, H, W)."""
-        conv, shift = self.conv, cast(Tensor, self.bn.shift)
-        return F.relu(F.conv2d(x, conv.weight, shift.flatten(), padding=conv.padding))  # type: ignore[arg-type]
-
-
 def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable: bool) -> None:
     """Folds biases, layer scales, tables and batch norms. See `headstart.engine.folds.fold`."""
     for module in list(model.modules()):
@@ -279,19 +258,14 @@ def fold_pyramid(network: Pyramid) -> None:
 def fold_decoder(model: BeitForSemanticSegmentation) -> None:
     """Folds batch norms, and the lateral convolutions into the transposed ones before them."""
     for module in model.modules():
-        if type(module) is ConvNorm:
-            scale, shift = scale_and_shift(module.bn)
-            weight = module.conv.weight.double() * scale[:, None, None, None]
-            dtype = module.conv.weight.dtype
-            module.conv.weight = parameter(weight.to(dtype))
-            recast(module, FoldedConvNorm, bn=Shift(shift.to(dtype)))
+        if isinstance(module, ConvNorm):
+            module.conv, module.bn = with_norm(module.conv, module.bn), nn.Identity()
     laterals = model.decode_head.lateral_convs
     for i, level in enumerate((model.fpn1, model.fpn2)):
         if not isinstance(level, nn.Sequential):
             continue
-        up, lateral = cast(nn.ConvTranspose2d, level[-1]), cast(FoldedConvNorm, laterals[i])
-        matrix = lateral.conv.weight[:, :, 0, 0].double()  # (C, D)
+        up, lateral = cast(nn.ConvTranspose2d, level[-1]), cast(ConvNorm, laterals[i]).conv
+        matrix = lateral.weight[:, :, 0, 0].double()  # (C, D)
         weight = torch.einsum("idyx,cd->icyx", up.weight.double(), matrix)
-        shift = cast(Tensor, lateral.bn.shift).double().flatten()
-        bias = matrix @ cast(Tensor, up.bias).double() + shift
+        bias = matrix @ cast(Tensor, up.bias).double() + cast(Tensor, lateral.bias).double()
         level[-1], laterals[i] = convolution(up, weight, bias), nn.ReLU()

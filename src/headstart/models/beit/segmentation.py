@@ -77,7 +77,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H, W)."""
@@ -87,7 +87,7 @@ class ConvNorm(nn.Module):
         """The layer on the concatenated maps, resized to the first one's size, (B, C_out, H, W)."""
         first, *others = maps
         weights = torch.split(self.conv.weight, [each.shape[1] for each in maps], 1)
-        y = F.conv2d(first, weights[0], padding=1)  # (B, C_out, H, W)
+        y = F.conv2d(first, weights[0], self.conv.bias, padding=1)  # (B, C_out, H, W)
         for x, weight in zip(others, weights[1:], strict=True):
             y = y + convolve_resized(x, weight, first.shape[2:])
         return F.relu(self.bn(y))

@@ -27,24 +27,13 @@ from headstart.models.beit.positions import (
 )
 from headstart.models.beit.weights import INDEX_BUFFER, PUBLISHED_NAMES, fit_positions
 from headstart.nn.kept import Kept
+from headstart.nn.layers import DropPath, activation, drop_path_rates, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import (
-    DropPath,
-    PreTrainedModel,
-    activation,
-    check_pixels,
-    classification_loss,
-    drop_path_rates,
-)
+from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
 # A larger bias is computed each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.
 KEPT_BYTES = 2**28
-
-
-def named(**modules: nn.Module) -> nn.ModuleDict:
-    """Modules under the names that the published checkpoints give them."""
-    return nn.ModuleDict(modules)
 
 
 class Grid(NamedTuple):

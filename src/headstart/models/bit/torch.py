@@ -15,18 +15,16 @@ from headstart.checkpoint.names import PublishedNames
 from headstart.models.bit.config import BitConfig, BlockPlan, round_channels
 from headstart.models.bit.weights import PUBLISHED_NAMES
 from headstart.nn.kept import Kept
-from headstart.nn.torch import (
+from headstart.nn.layers import (
     DropPath,
     GroupNorm,
-    PreTrainedModel,
     activation,
     batch_as_channels_last,
-    check_pixels,
-    classification_loss,
     drop_path_rates,
     named,
     pad_same,
 )
+from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithPoolingAndNoAttention,

@@ -49,9 +49,8 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
     """
     for module in model.modules():
         if isinstance(module, DepthwiseConvolution):
-            folded = with_norm(module.convolution, module.normalization)
-            assert isinstance(folded, nn.Conv2d)
-            module.convolution, module.normalization = folded, nn.Identity()
+            module.convolution = with_norm(module.convolution, module.normalization)
+            module.normalization = nn.Identity()
     pooled = model.config.pooled_hidden_states  # type: ignore[union-attr]
     if lean and isinstance(model, CvtForImageClassification) and not pooled:
         *_, last = model.cvt.encoder["stages"].children()

@@ -15,17 +15,9 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import PUBLISHED_NAMES
+from headstart.nn.layers import DropPath, activation, drop_path_rates, named, quick_gelu
 from headstart.nn.linear import Linear
-from headstart.nn.torch import (
-    DropPath,
-    PreTrainedModel,
-    activation,
-    check_pixels,
-    classification_loss,
-    drop_path_rates,
-    named,
-    quick_gelu,
-)
+from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithCLSToken,

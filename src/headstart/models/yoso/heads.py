@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from headstart.errors import InputError
 from headstart.models.yoso.config import YosoConfig
 from headstart.models.yoso.inputs import check_mask
-from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel, named
+from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
+from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import activation, classification_loss
+from headstart.nn.torch import classification_loss
 from headstart.outputs import (
     MaskedLMOutput,
     MultipleChoiceModelOutput,

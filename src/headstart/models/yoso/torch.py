@@ -30,18 +30,14 @@ from headstart.models.yoso.attention import (
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.inputs import check_heads, check_mask, check_tokens, look_up
 from headstart.models.yoso.weights import NAMES, POSITIONS, UNTIED
+from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import PreTrainedModel, activation
+from headstart.nn.torch import PreTrainedModel
 from headstart.outputs import BaseModelOutputWithCrossAttentions
 
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
 
 logger = logging.getLogger("headstart")
-
-
-def named(**modules: nn.Module) -> nn.ModuleDict:
-    """Modules under the names that the published checkpoints give them."""
-    return nn.ModuleDict(modules)
 
 
 class Embeddings(nn.Module):
