@@ -205,3 +205,21 @@ def test_an_audit_finds_wrong_labels_and_shows_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["audit", str(folder), "--quick"])
     assert "42 images: 0 unreadable" in capsys.readouterr().err
+
+
+def test_bad_photos_are_named_counted_and_shown(folder, tmp_path, capsys):
+    """In the lines, the JSON and the page, with their class; they do not fail the command."""
+    dark = Image.eval(image(7), lambda value: value // 12)
+    dark.save(folder / "train" / "bird" / "night.png")
+    image(8, 900, 90).save(folder / "train" / "cat" / "strip.png")
+    page = tmp_path / "audit.html"
+    with pytest.raises(SystemExit, match="0"):
+        main(["audit", str(folder), "--quick", "--json", "--html", str(page)])
+    found = json.loads(capsys.readouterr().out)["bad_photos"]
+    assert [(each["name"].rpartition("/")[2], each["label"], each["kind"]) for each in found] == [
+        ("night.png", "bird", "dark"),
+        ("strip.png", "cat", "odd-shaped"),
+    ]
+    text = page.read_text()
+    assert "Dark (1)" in text and "Odd-shaped (1)" in text and "900x90" in text
+    assert "2 bad photos (1 dark, 1 odd-shaped)" in text

@@ -28,10 +28,10 @@ def audit(
     column: ColumnOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Check data: unreadable images, duplicates, leaks between splits, wrong labels, outliers.
+    """Check data: unreadable images, duplicates, leaks, bad photos, wrong labels, outliers.
 
-    The exit code is 1 if images are unreadable or duplicated; probable label errors and outliers
-    are estimates and do not change it.
+    The exit code is 1 if images are unreadable or duplicated; bad photos, probable label errors and
+    outliers are estimates and do not change it.
 
     Examples: [bold]headstart audit photos/[/bold]
 
@@ -61,6 +61,7 @@ def audit(
             "outliers": [vars(each) for each in found.outliers],
         }
         values["agreement"] = found.agreement
+        values["bad_photos"] = [vars(each) for each in found.bad_photos]
         print(json.dumps(values, indent=2))
     else:
         rows = [("unreadable", name, reason) for name, reason in found.unreadable]
@@ -68,6 +69,7 @@ def audit(
             words = [f"{pair.kind} duplicate"] + ["leak: " + " and ".join(pair.splits)] * pair.leaks
             words += ["classes: " + " and ".join(pair.labels)] * pair.contradicts
             rows.append((", ".join(words), pair.first, pair.second))
+        rows += [(each.kind, each.name, each.reason) for each in found.bad_photos]
         for doubt in found.mislabelled:
             said = (
                 f"is {doubt.label} ({doubt.probability:.0%}), looks like {doubt.likely}"

@@ -2,10 +2,12 @@
 
 Exact duplicates have the same bytes. Near duplicates have almost the same difference hash: 64
 comparisons of neighboring pixels of an image shrunk to 9 x 8 gray values, which scaling, mild
-compression and small changes of brightness leave alone. Outliers and labels that are probably wrong
+compression and small changes of brightness leave alone. Bad photos (blurred, dark, of an odd size…)
+are found by their pixels, see `quality`. Outliers and labels that are probably wrong
 are found in the features of a network, see `suspects`; they are worth a look, not certain.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,10 +19,20 @@ from headstart.data.duplicates import Pair, difference_hash, label_of, pairs_in
 from headstart.data.images import ImageData, read_images
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
+from headstart.data.quality import KINDS, Look, bad_photos, look
 from headstart.data.sources.raw import Source
 from headstart.errors import InputError
 from headstart.report.page import GalleryImage, Section, Table, image_source, render
 
+TEXTS = {
+    "blurred": "Without fine detail, as out of focus or moved. Others of this data are sharper.",
+    "dark": "Hardly any pixel is bright. Others of this data are brighter.",
+    "over-exposed": "Nearly all pixels are white or close to it.",
+    "nearly uniform": "One brightness nearly everywhere: nothing can be seen.",
+    "odd-sized": "Much smaller or larger than the others.",
+    "odd-shaped": "Much wider or taller than the others: resizing to a square distorts them.",
+    "grayscale": "Without color where most others have some: the color may give the class away.",
+}
 SHOWN = 60  # images of one kind on the page
 
 
@@ -58,6 +70,17 @@ class Outlier:
     distance: float
 
 
+@dataclass(frozen=True)
+class BadPhoto:
+    """An image that will hardly help: what is bad about it, and what was measured."""
+
+    name: str
+    split: str
+    label: str
+    kind: str
+    reason: str
+
+
 @dataclass
 class Audit:
     """What was found.
@@ -66,6 +89,7 @@ class Audit:
         images: How many images there are.
         unreadable: Name and reason of each that cannot be read.
         pairs: Duplicates.
+        bad_photos: Images that will hardly help, by kind.
         mislabelled: Images whose label is probably wrong, the clearest first.
         agreement: Fraction of all labels that what doubts these agrees with.
         outliers: Images unlike all others, the farthest first.
@@ -75,6 +99,7 @@ class Audit:
     images: int
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    bad_photos: list[BadPhoto] = field(default_factory=list)
     mislabelled: list[Mislabelled] = field(default_factory=list)
     agreement: float | None = None
     outliers: list[Outlier] = field(default_factory=list)
@@ -86,6 +111,9 @@ class Audit:
             f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)}"
             " contradictions"
         )
+        kinds = Counter(each.kind for each in self.bad_photos)
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+        bad = f"{len({each.name for each in self.bad_photos})} bad photos"
         suspects = [
             f"{len(self.mislabelled)} probably mislabelled",
             f"{len(self.outliers)} outliers",
@@ -96,6 +124,7 @@ class Audit:
             f"{self.images} images",
             f"{len(self.unreadable)} unreadable",
             pairs,
+            bad + (f" ({counts})" if counts else ""),
             ", ".join(suspects),
         ]
 
@@ -115,8 +144,8 @@ def audit(
     options: DataOptions | None = None,
     model: str | Path | None = "bit-mini",
 ) -> Audit:
-    """Looks for unreadable images, duplicates, leaks between splits, contradicting and probably
-    wrong labels, and outliers.
+    """Looks for unreadable images, duplicates, leaks between splits, bad photos, contradicting and
+    probably wrong labels, and outliers.
 
     Args:
         data: A data set as `headstart.train` takes it, or one that was read.
@@ -136,11 +165,16 @@ def audit(
         parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers)
     )
     good = [n for n, result in enumerate(results) if not isinstance(result, str)]
+    looks = [result[2] for result in results if not isinstance(result, str)]
     found.unreadable = [
         (read.splits[every[n][0]].names[every[n][1]], r)
         for n, r in enumerate(results)
         if isinstance(r, str)
     ]
+    for bad in bad_photos(looks):
+        split, i = every[good[bad.index]]
+        where = read.splits[split].names[i], split, label_of(read, split, i)
+        found.bad_photos.append(BadPhoto(*where, bad.kind, bad.reason))
     digests = [results[n][0] for n in good]
     hashes = np.array([results[n][1] for n in good], dtype=np.uint64)
     found.pairs = pairs_in(read, [every[n] for n in good], digests, hashes)
@@ -222,6 +256,12 @@ def write_page(found: Audit, path: Path, data: str) -> None:
         ]
         if shown:
             sections.append(Section(f"{title} ({len(pairs)})", text, images=shown))
+    for kind in KINDS:
+        bad = [each for each in found.bad_photos if each.kind == kind]
+        shown = [image(each.name, f"{each.label}: {each.reason}") for each in bad[:SHOWN]]
+        if bad:
+            title = f"{kind.capitalize()} ({len(bad)})"
+            sections.append(Section(title, TEXTS[kind], images=shown))
     if found.mislabelled:
         text = (
             "A classifier on the features of a network, which had not seen these images, finds"
@@ -250,12 +290,13 @@ def write_page(found: Audit, path: Path, data: str) -> None:
     atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
 
 
-def _look(source: Source) -> tuple[str, int] | str:
-    """Content hash and difference hash of an image, or why it cannot be read."""
+def _look(source: Source) -> tuple[str, int, Look] | str:
+    """Content hash, difference hash and qualities of an image, or why it cannot be read."""
     seen = inspect(source)
     if isinstance(seen, str):
         return seen
     try:
-        return seen[0], difference_hash(decode(source))
+        pixels = decode(source)
+        return seen[0], difference_hash(pixels), look(pixels)
     except InputError as error:
         return str(error)
