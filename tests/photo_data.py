@@ -17,7 +17,11 @@ CLASSES = {"bird": (220, 40, 40), "cat": (40, 200, 60), "dog": (50, 60, 220)}
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A BiT of a few thousand weights with its processor: something to tune."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Writes the tiny BiT, with random weights."""
     torch.manual_seed(0)
     config = BitConfig(
         embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4, num_labels=5

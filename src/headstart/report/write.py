@@ -22,6 +22,8 @@ from headstart.report.sections import sections_of
 from headstart.tasks.base import Evaluation, Task
 from headstart.tasks.result import Result, Spread
 
+PAGES = ("report.html", "README.md")
+
 
 def write_pages(
     task: Task, result: Result, results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
@@ -122,7 +124,7 @@ def write_report(
         recipe=recipe.relevant(),
         use=task.card().replace("FOLDER", str(folder)),
     )
-    atomic_write(folder / "report.html", page)
+    atomic_write(folder / PAGES[0], page)
 
 
 def describe_training(recipe: Recipe) -> str:
@@ -211,4 +213,4 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
     if results["differences"]:
         lines += ["## In transformers", "", "This folder computes something else there:", ""]
         lines += [*(f"- {each}" for each in results["differences"]), ""]
-    atomic_write(folder / "README.md", "\n".join(lines))
+    atomic_write(folder / PAGES[1], "\n".join(lines))

@@ -35,7 +35,7 @@ from headstart.recipe import (
     resolve_recipe,
 )
 from headstart.registry import locate
-from headstart.report.write import write_pages
+from headstart.report.write import PAGES, write_pages
 from headstart.tasks import Evaluation, HeadTask, Task, task_class
 from headstart.tasks.image_classification import processor_side
 from headstart.tasks.result import Result
@@ -167,9 +167,7 @@ def train(
     if resume:
         request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
-            progress.say(f"the run in {out} is finished: nothing to do")
-            recipe_was = Recipe.from_dict(request.recipe)
-            return Result(out, recipe_was, saved_evaluations(out), spread=read_spread(out))
+            return _finished(request, out, world, progress)
         _check_same(request, model, recipe_values, out)
         task_found = _read(request, workers)
         resolved, automatic = Recipe.from_dict(request.recipe), False
@@ -389,6 +387,41 @@ def _clear(out: Path) -> None:
         for path in out.iterdir():
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _finished(request: Request, out: Path, world: World, progress: Progress) -> Result:
+    """The result of a run that is finished.
+
+    Its report is made now if the process was killed after the results and before it.
+    """
+    recipe = Recipe.from_dict(request.recipe)
+    result = Result(out, recipe, saved_evaluations(out), spread=read_spread(out))
+    whole = all((out / name).is_file() for name in PAGES)
+    what = "nothing to do" if whole else "its report is written now"
+    progress.say(f"the run in {out} is finished: {what}")
+    if not world.is_main:
+        return result
+    with locked(out):
+        _remove_drafts(out)
+        if not whole:
+            task = _read(request, None)
+            network = task.attach(str(out)).eval().to(world.device)
+            task.prepare(None, tuple(result.evaluations))
+            run = Run(task, request, recipe, out, world, progress, time.perf_counter())
+            result.evaluations = {
+                split: task.evaluate(network, split, world.device) for split in result.evaluations
+            }
+            for each in result.evaluations.values():
+                each.max_error = request.options["extra"].get("max_error")
+            _write_pages(run, result, read_results(out))
+        _remove_working_files(out)
+    return result
+
+
+def _remove_working_files(out: Path) -> None:
+    """Removes what only a run that goes on needs."""
+    for name in ("cache", "checkpoints", FOLDER):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _remove_drafts(out: Path) -> None:
@@ -641,8 +674,7 @@ def _finish(run: Run, network: nn.Module, result: Result) -> Result:
         result.seconds = time.perf_counter() - run.began
         values = write_result(run.task, network, result, run.request, run.world.device)
         _write_pages(run, result, values)
-        for leftover in ("cache", "checkpoints", FOLDER):
-            shutil.rmtree(run.out / leftover, ignore_errors=True)
+        _remove_working_files(run.out)
         result.seconds = time.perf_counter() - run.began
         run.progress.say(summary(run.task, result))
         if result.spread is not None:
