@@ -55,6 +55,8 @@ def register_outputs() -> None:
             cls.__tf_flatten__ = lambda self: (tuple(self.keys()), tuple(self.values()))  # type: ignore[attr-defined]
             rebuild = classmethod(lambda c, keys, values: c(**dict(zip(keys, values, strict=True))))
             cls.__tf_unflatten__ = rebuild  # type: ignore[attr-defined]
+    if keras.backend.backend() == "torch":
+        import headstart.nn.torch  # noqa: F401 - registers the classes with PyTorch
 
 
 register_outputs()
@@ -279,9 +281,21 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         """The family's table of published names."""
         return PublishedNames(cls.base_model_prefix)
 
+    def made(self) -> None:
+        """Called at the end of a constructor: every variable exists, and inputs may have any size.
+
+        `tf.saved_model.save` and TensorFlow Lite's converter read the shape from where Keras notes
+        it when it builds a layer.
+        """
+        self._build_shapes_dict = {"input_shape": (None, self.config.num_channels, None, None)}
+        self.built = True
+
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: the constructor made every variable."""
         self.built = True
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Nothing is left to build when a `.keras` file is read either."""
 
     def get_config(self) -> dict[str, Any]:
         """What `.keras` files store: the configuration."""
@@ -375,7 +389,79 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             return y
         return self.unpack(x).get("labels")
 
+    def predict_step(self, *arguments: Any) -> Any:
+        """One batch of `predict`: the outputs without a loss, which has no row for each example."""
+        *state, batch = arguments  # JAX passes the variables' values first
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        inputs = {name: value for name, value in self.unpack(x).items() if name != "labels"}
+        return super().predict_step(*state, (inputs,))
+
+    def _get_jax_state(self, *arguments: Any, **flags: Any) -> Any:
+        """The variables' values for a step on JAX.
+
+        Keras empties the variables before the first step, so that an error in it (labels of a wrong
+        type) would leave a network without weights. The step donates the values, so keeping them
+        takes no memory.
+        """
+        return super()._get_jax_state(*arguments, **(flags | {"purge_model_variables": False}))
+
     # Loading and saving
+
+    def export(
+        self,
+        filepath: str | Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the network for inference alone, as `keras.Model.export` does.
+
+        Args:
+            filepath: Folder of a SavedModel, or the file of another format.
+            format: "tf_saved_model", or another that Keras writes, such as "onnx".
+            verbose: Whether Keras prints a summary.
+            input_signature: `keras.InputSpec`s of the inputs; default any number of images of any
+                size, (None, C, None, None).
+            **kwargs: Of `keras.Model.export`.
+
+        Raises:
+            InputError: No signature on the PyTorch backend, which needs one size.
+        """
+        if keras.backend.backend() == "torch" and input_signature is None:
+            raise InputError(
+                "on its PyTorch backend Keras exports no network for images of any size; set"
+                " KERAS_BACKEND=tensorflow or jax, give an input_signature of one size, or use"
+                " headstart.export with the PyTorch class"
+            )
+        if input_signature is None:
+            shape = (None, self.config.num_channels, None, None)
+            input_signature = [keras.InputSpec(shape=shape, dtype="float32")]
+        if keras.backend.backend() == "jax" and format == "tf_saved_model":
+            # Gradients of convolutions with strides have no form for images of any size.
+            kwargs.setdefault("jax2tf_kwargs", {"with_gradient": False})
+        super().export(
+            str(filepath), format, verbose=verbose, input_signature=input_signature, **kwargs
+        )
+
+    def save(self, filepath: str | Path, *arguments: Any, **kwargs: Any) -> None:
+        """Writes a `.keras` file, as `keras.Model.save` does.
+
+        Args:
+            filepath: The file; its name ends in ".keras".
+            *arguments: Of `keras.Model.save`.
+            **kwargs: Of `keras.Model.save`.
+
+        Raises:
+            InputError: The name ends in ".h5": Keras reads no network of a class from there.
+        """
+        if Path(filepath).suffix in (".h5", ".hdf5"):
+            raise InputError(
+                f"{filepath}: Keras cannot read a subclassed network from an .h5 file again; save"
+                " to a name that ends in .keras, or use save_weights('….weights.h5') or"
+                " save_pretrained(folder)"
+            )
+        super().save(filepath, *arguments, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -350,6 +350,176 @@ def test_float_class_numbers_are_refused():
         model.compute_loss(None, np.array([0.0, 2.0], "float32"), np.zeros((2, 3), "float32"))
 
 
+def test_an_error_in_the_first_step_leaves_the_weights():
+    """On JAX, Keras empties the variables before a step, which may never come to its end."""
+    model = TFCvtForImageClassification(small(1))
+    x, labels = pixels(2, 3, 32, 32), np.array([0.0, 2.0], "float32")
+    before = ops.convert_to_numpy(model.classifier.kernel)
+    model.compile("sgd")
+    with pytest.raises(InputError, match=r"cast to int"):
+        model.fit(x, labels, verbose=0)
+    assert np.array_equal(ops.convert_to_numpy(model.classifier.kernel), before)
+    assert np.isfinite(ops.convert_to_numpy(run(model, x).logits)).all()
+    model.fit(x, labels.astype(int), verbose=0)
+    assert not np.array_equal(ops.convert_to_numpy(model.classifier.kernel), before)
+
+
+def test_predict_leaves_out_the_loss():
+    model = TFCvtForImageClassification(small(1))
+    x, labels = pixels(5, 3, 32, 32), np.arange(5) % 3
+    expected = model.predict(x, batch_size=2, verbose=0)
+    assert list(expected) == ["logits"] and expected.logits.shape == (5, 3)
+    found = model.predict({"pixel_values": x, "labels": labels}, batch_size=2, verbose=0)
+    assert list(found) == ["logits"]
+    assert_close(found.logits, expected.logits, 1e-6)
+
+
+def test_names_of_layers_and_variables_are_the_published_ones():
+    """Equal in every network of a process; each variable has a path of its own."""
+    first, second = (TFCvtForImageClassification(small()) for _ in range(2))
+    assert [layer.name for layer in first.layers] == ["cvt", "layernorm", "classifier"]
+    assert second.get_layer("classifier") is second.classifier
+    for model in (first, second):
+        for name, variable, _ in named_variables(model):
+            layer, _, leaf = variable.path.rpartition("/")
+            module, _, token = name.rpartition(".")
+            if token == "cls_token":  # a variable of its stage
+                assert leaf == "cls_token"
+            assert layer == module.replace(".", "_"), variable.path
+    paths = [variable.path for variable in first.variables]
+    assert len(set(paths)) == len(paths)
+    printed = []
+    first.summary(print_fn=lambda line, **_: printed.append(line), expand_nested=True)
+    assert "classifier" in "".join(printed) and "named_" not in "".join(printed)
+
+
+def test_h5_files_of_whole_networks_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"name that ends in \.keras"):
+        TFCvtForImageClassification(small(1)).save(tmp_path / "model.h5")
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras needs torch_xla there; refused below")
+@pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
+def test_exported_models_take_images_of_any_size(tmp_path):
+    import tensorflow as tf
+
+    model = TFCvtForImageClassification(small(1))
+    any_size = [keras.InputSpec(shape=(None, 3, None, None), dtype="float32")]
+    one_size = [keras.InputSpec(shape=(None, 3, 32, 48), dtype="float32")]
+    for number, signature in enumerate([None, any_size, one_size]):
+        folder = tmp_path / str(number)
+        model.export(folder, verbose=False, input_signature=signature)
+        loaded = tf.saved_model.load(str(folder))
+        for shape in [(2, 3, 32, 48), *([(1, 3, 61, 45)] if signature is not one_size else [])]:
+            found = loaded.serve(tf.constant(pixels(*shape)))
+            assert list(found) == ["logits"]
+            expected = ops.convert_to_numpy(run(model, pixels(*shape)).logits)
+            assert_close(found["logits"].numpy(), expected, 1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the other backends export")
+def test_export_on_pytorch_is_refused(tmp_path):
+    with pytest.raises(InputError, match="KERAS_BACKEND=tensorflow or jax"):
+        TFCvtForImageClassification(small(1)).export(tmp_path / "model")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's own savers")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_tensorflows_own_savers(tmp_path):
+    import tensorflow as tf
+
+    model = TFCvtForImageClassification(small(1))
+    x = pixels(2, 3, 32, 48)
+    expected = ops.convert_to_numpy(model(x).logits)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    found = loaded.signatures["serving_default"](tf.constant(x))
+    assert_close(found["logits"].numpy(), expected, 1e-5)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    [given], [answer] = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(given["index"], x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(given["index"], x)
+    interpreter.invoke()
+    assert_close(interpreter.get_tensor(answer["index"]), expected, 1e-4)
+
+
+class Batches(keras.utils.PyDataset):
+    """Two batches of images with labels."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return pixels(2, 3, 32, 32, seed=index), np.array([0, 1 + index])
+
+
+def steady():
+    """A small configuration in whose training nothing is random."""
+    return small(1, drop_path_rate=[0.0])
+
+
+def loader():
+    """The same batches, from PyTorch."""
+    batches = [Batches()[i] for i in range(2)]
+    x, y = (torch.tensor(np.concatenate(each)) for each in zip(*batches, strict=True))
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2)
+
+
+def test_fit_on_every_source_of_batches():
+    """The same two batches give the same weights, whatever brings them."""
+    sources = {
+        "dataset": lambda: Batches(),
+        "generator": lambda: (Batches()[i] for i in range(2)),
+        "loader": loader,
+    }
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x, y = (
+            np.concatenate(each) for each in zip(*(Batches()[i] for i in range(2)), strict=True)
+        )
+        sources["tf.data"] = lambda: tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
+    start = TFCvtForImageClassification(steady()).get_weights()
+    found = {}
+    for name, source in sources.items():
+        model = TFCvtForImageClassification(steady())
+        model.set_weights(start)
+        model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
+        model.fit(source(), shuffle=False, verbose=0, steps_per_epoch=2)
+        found[name] = ops.convert_to_numpy(model.classifier.kernel)
+    for name, kernel in found.items():
+        assert_close(kernel, found["dataset"], 1e-5, name)
+    assert not np.allclose(found["dataset"], start[-2])
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras takes one step a time there")
+def test_several_steps_in_one_execution():
+    start = TFCvtForImageClassification(steady()).get_weights()
+    found = []
+    for steps in (1, 2):
+        model = TFCvtForImageClassification(steady())
+        model.set_weights(start)
+        model.compile(keras.optimizers.SGD(0.1), steps_per_execution=steps)
+        model.fit(Batches(), shuffle=False, verbose=0)
+        found.append(ops.convert_to_numpy(model.classifier.kernel))
+    assert_close(found[1], found[0], 1e-5)
+
+
+def test_a_loop_of_ones_own():
+    """`train_on_batch`, and a step by the backend's own gradients, do what `fit` does."""
+    x, labels = Batches()[0]
+    model = TFCvtForImageClassification(steady())
+    start = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.train_on_batch(x, labels)
+    expected = ops.convert_to_numpy(model.classifier.kernel)
+    model.set_weights(start)
+    step = gradients(model, x, labels, training=True)["classifier.weight"].T
+    assert_close(ops.convert_to_numpy(model.classifier.kernel) - 0.1 * step, expected, 1e-5)
+
+
 def test_a_model_without_head_can_be_part_of_another():
     base = TFCvtModel(small())
     inputs = keras.Input((3, 32, 48))

@@ -70,30 +70,37 @@ class Part(layers.Layer):  # type: ignore[misc]
         """Initial values of weights."""
         return weight_init(self.config.initializer_range)
 
-    def dense(self, inputs: int, outputs: int, bias: bool = True) -> Any:
+    def part(self, name: str) -> dict[str, Any]:
+        """Arguments of a layer inside: its published name below this one's, and the dtype."""
+        return {"name": f"{self.name}_{name}", "dtype": self.dtype_policy}
+
+    def dense(self, name: str, inputs: int, outputs: int, bias: bool = True) -> Any:
         """A linear map."""
         layer = layers.Dense(
-            outputs, use_bias=bias, kernel_initializer=self.init, dtype=self.dtype_policy
+            outputs, use_bias=bias, kernel_initializer=self.init, **self.part(name)
         )
         layer.build((None, inputs))
         return layer
 
-    def layer_norm(self, size: int) -> Any:
+    def layer_norm(self, name: str, size: int) -> Any:
         """A layer norm."""
-        layer = layers.LayerNormalization(
-            epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy
-        )
+        layer = layers.LayerNormalization(epsilon=self.config.layer_norm_eps, **self.part(name))
         layer.build((None, None, size))
         return layer
 
 
 class Named(layers.Layer):  # type: ignore[misc]
-    """Layers under the names that the published checkpoints give them."""
+    """Layers under the names that the published checkpoints give them.
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
+    Args:
+        name: Name of this layer.
+        **parts: The layers by their attribute.
+    """
+
+    def __init__(self, name: str, **parts: Any) -> None:
+        super().__init__(name=name)
+        for attribute, part in parts.items():
+            setattr(self, attribute, part)
         self.built = True
 
 
@@ -112,10 +119,10 @@ class Embedding(Part):
             config.patch_stride[stage],
             data_format="channels_last",
             kernel_initializer=self.init,
-            dtype=self.dtype_policy,
+            **self.part("projection"),
         )
         self.projection.build((None, None, None, before))
-        self.normalization = self.layer_norm(config.embed_dim[stage])
+        self.normalization = self.layer_norm("normalization", config.embed_dim[stage])
 
     def call(self, x: Any) -> Any:
         """x (B, H', W', C) → (B, H, W, D)."""
@@ -164,10 +171,10 @@ class DepthwiseConvolution(Part):
             use_bias=False,
             data_format="channels_last",
             depthwise_initializer=self.init,
-            dtype=self.dtype_policy,
+            **self.part("convolution"),
         )
         self.convolution.build((None, None, None, D))
-        self.normalization = BatchNorm(dtype=self.dtype_policy)
+        self.normalization = BatchNorm(**self.part("normalization"))
         self.normalization.build((None, None, None, D))
 
     def get_config(self) -> dict[str, Any]:
@@ -192,25 +199,30 @@ class Attention(Part):
         self.scale = D**-0.5
         parts: dict[str, Any] = {}
         for name in ("query", "key", "value"):
-            convolution = self.convolutional_projection(name == "query")
-            parts[f"convolution_projection_{name}"] = Named(convolution_projection=convolution)
-            parts[f"projection_{name}"] = self.dense(D, D, config.qkv_bias[stage])
-        self.attention = Named(**parts)
-        self.output_ = Named(dense=self.dense(D, D))
-        self.dropout = layers.Dropout(config.attention_drop_rate[stage], dtype=self.dtype_policy)
+            convolution, linear = f"convolution_projection_{name}", f"projection_{name}"
+            parts[convolution] = Named(
+                f"{self.name}_attention_{convolution}",
+                convolution_projection=self.convolutional_projection(name),
+            )
+            parts[linear] = self.dense(f"attention_{linear}", D, D, config.qkv_bias[stage])
+        self.attention = Named(f"{self.name}_attention", **parts)
+        self.output_ = Named(f"{self.name}_output", dense=self.dense("output_dense", D, D))
+        self.dropout = layers.Dropout(config.attention_drop_rate[stage], **self.part("dropout"))
 
-    def convolutional_projection(self, query: bool) -> Any:
+    def convolutional_projection(self, name: str) -> Any:
         """What maps of the stage's tokens go through before they become queries, keys or values
         (section 3.2).
         """
+        query = name == "query"
+        part = self.part(f"attention_convolution_projection_{name}_convolution_projection")
         config, stage = self.config, self.stage
         method = config.qkv_projection_method[stage]
         if method == "dw_bn":
-            return DepthwiseConvolution(config, stage, query=query, dtype=self.dtype_policy)
+            return DepthwiseConvolution(config, stage, query=query, **part)
         if method == "avg" and not query:
             kernel, stride = config.kernel_qkv[stage], config.stride_kv[stage]
-            return AvgPool(kernel, stride, config.padding_kv[stage], dtype=self.dtype_policy)
-        return layers.Identity(dtype=self.dtype_policy)
+            return AvgPool(kernel, stride, config.padding_kv[stage], **part)
+        return layers.Identity(**part)
 
     def project(self, name: str, grid: Any, cls: Any, training: bool) -> Any:
         """Queries, keys or values (B, A, L, K) of a map (B, H, W, D) and its class token (B, 1, D),
@@ -253,14 +265,16 @@ class Block(Part):
         self.rate = drop_path
         D = config.embed_dim[stage]
         inside = int(D * config.mlp_ratio[stage])
-        self.layernorm_before = self.layer_norm(D)
-        self.attention = Attention(config, stage, dtype=self.dtype_policy)
-        self.layernorm_after = self.layer_norm(D)
-        self.intermediate = Named(dense=self.dense(D, inside))
-        self.output_ = Named(dense=self.dense(inside, D))
+        self.layernorm_before = self.layer_norm("layernorm_before", D)
+        self.attention = Attention(config, stage, **self.part("attention"))
+        self.layernorm_after = self.layer_norm("layernorm_after", D)
+        widen = self.dense("intermediate_dense", D, inside)
+        narrow = self.dense("output_dense", inside, D)
+        self.intermediate = Named(f"{self.name}_intermediate", dense=widen)
+        self.output_ = Named(f"{self.name}_output", dense=narrow)
         self.act = activation(config.hidden_act)
-        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
-        self.drop_path = DropPath(drop_path, dtype=self.dtype_policy)
+        self.dropout = layers.Dropout(config.drop_rate[stage], **self.part("dropout"))
+        self.drop_path = DropPath(drop_path, **self.part("drop_path"))
 
     def get_config(self) -> dict[str, Any]:
         """The configuration, the stage, and the rate of stochastic depth."""
@@ -286,17 +300,19 @@ class Stage(Part):
 
     def __init__(self, config: CvtConfig, stage: int, **kwargs: Any) -> None:
         super().__init__(config, stage, **kwargs)
-        embedding = Embedding(config, stage, dtype=self.dtype_policy)
-        self.embedding = Named(convolution_embeddings=embedding)
+        embedding = Embedding(config, stage, **self.part("embedding_convolution_embeddings"))
+        self.embedding = Named(f"{self.name}_embedding", convolution_embeddings=embedding)
         self.cls_token = None
         if config.cls_token[stage]:
             self.cls_token = self.add_weight(
                 shape=(1, 1, config.embed_dim[stage]), initializer=self.init, name="cls_token"
             )
-        self.dropout = layers.Dropout(config.drop_rate[stage], dtype=self.dtype_policy)
+        self.dropout = layers.Dropout(config.drop_rate[stage], **self.part("dropout"))
         depth = config.depth[stage]
         rates = [config.drop_path_rate[stage] * i / max(1, depth - 1) for i in range(depth)]
-        self.layers = [Block(config, stage, rate, dtype=self.dtype_policy) for rate in rates]
+        self.layers = [
+            Block(config, stage, rate, **self.part(f"layers_{i}")) for i, rate in enumerate(rates)
+        ]
 
     def call(self, x: Any, training: bool = False) -> Any:
         """The map before (B, H', W', C) → this stage's map (B, H, W, D), class token (B, 1, D) or
@@ -354,9 +370,13 @@ class TFCvtModel(CvtPreTrainedModel):
 
     def __init__(self, config: CvtConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        stages = [Stage(config, i, dtype=self.dtype_policy) for i in range(len(config.embed_dim))]
-        self.encoder = Named(stages=stages)
-        self.built = True
+        name = f"{self.name}_encoder"
+        stages = [
+            Stage(config, i, name=f"{name}_stages_{i}", dtype=self.dtype_policy)
+            for i in range(len(config.embed_dim))
+        ]
+        self.encoder = Named(name, stages=stages)
+        self.made()
 
     def features(self, pixel_values: Any, training: bool) -> tuple[list[Any], Any, list[Any]]:
         """The map of every stage (B, D, H, W), the last stage's class token (B, 1, D), and every
@@ -439,19 +459,20 @@ class TFCvtForImageClassification(CvtPreTrainedModel):
         super().__init__(config, **kwargs)
         config.check_plain_head()
         D = config.embed_dim[-1]
-        self.cvt = TFCvtModel(config, dtype=self.dtype_policy)
+        self.cvt = TFCvtModel(config, name="cvt", dtype=self.dtype_policy)
         self.layernorm = layers.LayerNormalization(
-            epsilon=config.layer_norm_eps, dtype=self.dtype_policy
+            epsilon=config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy
         )
         self.layernorm.build((None, None, D))
         # Scores are float32 under mixed precision too.
         self.classifier = layers.Dense(
             config.num_labels,
             kernel_initializer=weight_init(config.initializer_range),
+            name="classifier",
             dtype=self.dtype_policy.variable_dtype,
         )
         self.classifier.build((None, D))
-        self.built = True
+        self.made()
 
     def call(
         self,
