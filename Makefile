@@ -39,7 +39,7 @@ check: $(VENV)/dev lint types
 stubs: $(VENV)/dev
 	$(BIN)/python scripts/stubs.py
 
-docs: $(VENV)/core
+docs: $(VENV)/dev
 	$(PIP) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

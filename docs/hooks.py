@@ -1,9 +1,10 @@
-"""Fills `<!-- options of COMMAND -->` in the pages with the command's own options, so that no page
-can lag behind `--help`.
+"""Fills `<!-- options of COMMAND -->` in the pages with the command's own options, and
+`<!-- reference of NAMES -->` with the objects of those names, so that no page can lag behind.
 """
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -12,22 +13,28 @@ from typing import Any
 
 from typer.models import ArgumentInfo
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import reference  # noqa: E402 - beside this file, which mkdocs loads alone
+
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def functions() -> dict[str, Callable[..., None]]:
-    """The commands by name."""
+    """The commands by name; those of a group as "group command"."""
     from headstart.cli.app import app
 
+    groups = {"": app} | {f"{each.name} ": each.typer_instance for each in app.registered_groups}
     return {
-        (each.name or each.callback.__name__): each.callback
-        for each in app.registered_commands
+        prefix + (each.name or each.callback.__name__): each.callback
+        for prefix, group in groups.items()
+        for each in group.registered_commands
         if each.callback
     }
 
 
 def options(name: str) -> str:
-    """The arguments and options of a command as Markdown tables."""
+    """The arguments and options of a command as Markdown tables, one a group of `--help`."""
     rows: dict[str, list[str]] = {"Argument": [], "Option": []}
     for key, parameter in inspect.signature(functions()[name]).parameters.items():
         kind, info = typing.get_args(parameter.annotation)[:2]
@@ -57,12 +64,93 @@ def options(name: str) -> str:
             if kinds[0] is bool
             else f" {info.metavar or WORDS.get((typing.get_args(kinds[0]) or kinds)[0], 'TEXT')}"
         )
-        rows["Option"].append(f"| `{flag}{value}` | {text} |")
+        group = info.rich_help_panel or "Option"
+        rows.setdefault(group, []).append(f"| `{flag}{value}` | {text} |")
     return "\n\n".join(
         f"| {head} | |\n|---|---|\n" + "\n".join(each) for head, each in rows.items() if each
     )
 
 
+def described(folder: Path) -> dict[str, str]:
+    """Name → page of the reference that describes it."""
+    return {
+        name: page.name
+        for page in sorted(folder.glob("*.md"))
+        for name in reference.names(page.read_text(encoding="utf-8"))
+    }
+
+
+PRETRAINED = (  # pattern at the begin of a name → what the weights were trained on first
+    ("bit-mini", "CIFAR-100"),
+    ("BiT-S", "ImageNet-1k"),
+    ("BiT-M", "ImageNet-21k"),
+    ("BiT-distill", "ImageNet-21k teacher"),
+    ("vtab/", "ImageNet-21k"),
+    ("CvT-.*22k", "ImageNet-22k"),
+    ("CvT", "ImageNet-1k"),
+    ("beit_base_patch16_224_pt1k", "ImageNet-1k, masked"),
+    ("beit", "ImageNet-22k, masked"),
+    ("", "English text"),
+)
+
+
+def zoo() -> str:
+    """The published models as Markdown tables, one a family."""
+    from headstart.registry import families
+
+    parts = []
+    for family in families().values():
+        rows, tasks = [], []
+        for each in family.published.values():
+            if each.name.startswith("vtab/"):
+                tasks.append(each.name)
+                continue
+            data = next(data for begin, data in PRETRAINED if re.match(begin, each.name))
+            hub = f"<br>`{each.hub_id}`" if each.hub_id and each.hub_id != each.name else ""
+            size = each.image_size or "4,096 tokens"
+            rows.append(
+                f"| `{each.name}`{hub} | {each.parameters / 1e6:,.1f} M | {size} | {data} |"
+                f" {each.result or '–'} | {each.licence} |"
+            )
+        head = "| name | parameters | input | pretrained on | published | licence |\n"
+        parts.append(
+            f"## {family.model_type}\n\n{head}|---|---|---|---|---|---|\n" + "\n".join(rows)
+        )
+        if tasks:
+            parts.append(
+                f"And {len(tasks)} networks that the authors fine-tuned to the 19 tasks of VTAB-1k,"
+                f" such as `{tasks[0]}`."
+            )
+    return "\n\n".join(parts)
+
+
+def equations(markdown: str) -> str:
+    """The text with `$$…$$` and `$…$` as MathML, which browsers show without a script."""
+    from latex2mathml.converter import convert
+
+    def block(found: re.Match[str]) -> str:
+        return f'<div class="equation">{convert(found[1].strip(), display="block")}</div>'
+
+    markdown = re.sub(r"^\$\$\n(.*?)\n\$\$$", block, markdown, flags=re.S | re.M)
+    return re.sub(r"(?<![\\$`\w])\$([^$`\n]+)\$(?![\w`])", lambda each: convert(each[1]), markdown)
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs first: the footer names version and licence."""
+    from headstart import __version__
+
+    config["copyright"] = f"headstart {__version__} · Apache-2.0"
+    return config
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with each page's text."""
-    return re.sub(r"<!-- options of (\w+) -->", lambda found: options(found[1]), markdown)
+    markdown = re.sub(r"<!-- options of ([\w ]+) -->", lambda found: options(found[1]), markdown)
+    if "<!-- changelog -->" in markdown:
+        text = (HERE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+        markdown = re.sub(r"\]\(docs/", "](", text)
+    if "<!-- zoo -->" in markdown:
+        markdown = markdown.replace("<!-- zoo -->", zoo())
+    if reference.DIRECTIVE.search(markdown):
+        markdown = reference.fill(markdown, described(HERE / "reference"))
+    return equations(markdown) if "<!-- equations -->" in markdown else markdown
