@@ -111,8 +111,9 @@ class PreTrainedConfig:
     ("authors" or "transformers": whose arithmetic the values came from). Those of image networks
     take two more, which `headstart train` sets and no published network has:
     `pooled_hidden_states`, indices of the hidden states that the image classifier reads beside its
-    usual vector (their mean over positions, and their class token where they have one), and
-    `average_mirrored`, whether what it reads is averaged over the image and its mirror image.
+    usual vector (their mean over positions, of BiT after the activation, and their class token
+    where they have one), and `average_mirrored`, whether what it reads is averaged over the image
+    and its mirror image.
 
     Example:
         >>> from headstart import PreTrainedConfig

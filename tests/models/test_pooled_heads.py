@@ -61,6 +61,8 @@ def definition(model, x):
         state = plain.hidden_states[index]
         if state.ndim == 3:
             parts += [state[:, 0], state[:, 1:].mean(1)]
+        elif isinstance(model, headstart.BitForImageClassification):
+            parts.append(state.relu().mean((2, 3)))
         else:
             parts.append(state.mean((2, 3)))
     if isinstance(model, headstart.CvtForImageClassification):

@@ -51,7 +51,8 @@ def train(  # noqa: PLR0913 - one parameter for each option
     tune: Annotated[
         str | None,
         typer.Option(
-            help="full: every weight. head: only the last layer, on features computed once."
+            help="full: every weight. head: only the last layer, on features computed once; kind,"
+            " stages and image size are chosen by cross-validation."
             " auto: head where full training would take more than ten minutes.",
             rich_help_panel="Recipe",
         ),

@@ -25,7 +25,7 @@ from headstart.errors import ConfigError
 from headstart.features.extract import Extractor
 from headstart.metrics.optional import scikit_learn, scipy
 from headstart.progress import Progress, Silent, duration
-from headstart.tasks.base import Evaluation, HeadTask
+from headstart.tasks.base import HeadTask
 
 
 @dataclass(frozen=True)
@@ -338,18 +338,19 @@ def logistic(
     *,
     progress: Progress | None = None,
     iterations: int = ITERATIONS,
+    exact: bool = True,
 ) -> Solution:
     """Logistic regression with an L2 penalty of 1 / strength on the weights.
 
     Minimizes `sum of cross-entropies + |W|² / (2 strength)` by L-BFGS, as scikit-learn does; with
     labels (N, V) each label is a problem of its own. Large problems are evaluated in float32 by all
-    threads, or on the accelerator where there is one.
+    threads, or on the accelerator where there is one; others in float32 too unless `exact`.
     """
     N, D = problem.x.shape
     V = problem.classes
     large = N * D * V > LARGE
     device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if large else torch.float64
+    dtype = torch.float64 if exact and not large else torch.float32
     x = torch.as_tensor(problem.x, dtype=dtype, device=device)
     labels = torch.as_tensor(problem.labels, device=device)
     labels = labels if labels.ndim == 1 else labels.to(dtype)
@@ -397,7 +398,7 @@ def logistic(
                 "maxfun": 10 * iterations,
                 "maxcor": 20,
                 "gtol": tolerance,
-                "ftol": 1e-9 if large else tolerance / 100,
+                "ftol": tolerance / 100 if dtype == torch.float64 else max(1e-9, tolerance / 100),
             },
         )
     found = result.x.reshape(V, D + 1)
@@ -454,36 +455,3 @@ def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadC
     memory = base_memory + 4 * total * D + 2 * size * N * D + 3 * size * N * V + 24 * V * D * 8
     seconds = extractor.seconds(missing, task.feature_sizes(missing))
     return HeadCost(seconds, fitting_seconds(N, D, V), memory)
-
-
-def tune_head(
-    task: HeadTask, extractor: Extractor, seed: int, progress: Progress
-) -> tuple[dict[str, Evaluation], list[str]]:
-    """Fits the last layer of a network, and evaluates it on every split that was held out.
-
-    Returns:
-        The evaluations by split, and what the user should know about the fit.
-    """
-    every = [digest for split in task.feature_digests().values() for digest in split]
-    store = extractor.fill(every, progress)
-    task.drop_unread()
-    digests = task.feature_digests()
-    labels, problem = task.targets("train"), task.problem
-    problem.use_units()
-    progress.start("fitting the head", ITERATIONS, unit="iterations")
-    fit = fit_head(
-        store[digests["train"]],
-        labels,
-        len(task.classes),
-        seed,
-        kind=problem.kind,
-        weights=problem.weights_of(labels),
-        progress=progress,
-    )
-    install(task.head(extractor.model), fit)
-    evaluations = {
-        split: task.evaluate_scores(split, store[names] @ fit.weight.T + fit.bias)
-        for split, names in digests.items()
-        if split != "train"
-    }
-    return evaluations, fit.notes()

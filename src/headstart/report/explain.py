@@ -113,6 +113,8 @@ def heat_map(
         # so that a graph is built even if every weight is frozen
         pixels = pixel_values.detach().requires_grad_()
         out = model(pixel_values=pixels, output_hidden_states=True)
+        if config.average_mirrored:  # the second half of the blocks saw the mirror image
+            attention.weights = attention.weights[: len(attention.weights) // 2]
         scores = out.logits[0].float()  # (V,)
         highest = 0 if numbers else int(scores.argmax())
         index = highest if label is None else label

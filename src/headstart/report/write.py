@@ -41,6 +41,7 @@ def write_pages(
     first = [] if result.spread is None else [spread_section(result.spread, task.headline)]
     if result.forecast is not None:
         first += enough_sections(result.forecast)
+    first += heads_sections(result.trials)
     write_report(result.folder, task, result.evaluations, results, result.recipe, metrics, first)
 
 
@@ -67,6 +68,28 @@ def spread_section(spread: Spread, headline: str) -> Section:
     )
     table = Table(("metric", "mean", "95 % interval", "draws"), rows)
     return Section("Other draws", text, [figure_source(figure)], table)
+
+
+def heads_sections(trials: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The heads that were compared on the frozen features; none where there was one."""
+    if len(trials) < 2:
+        return []
+    rows = [
+        [
+            ("→ " if each["chosen"] else "") + each["name"],
+            f"{each['loss']:.3f}",
+            f"{each['gain']:+.3f} ± {each['error']:.3f}" if i else "",
+            f"{100 * each['accuracy']:.1f} %" if "accuracy" in each else "",
+        ]
+        for i, each in enumerate(trials)
+    ]
+    text = (
+        "Cross-validated on the training examples, with near duplicates in one fold. The gain is"
+        " that of the loss over the first row, with its standard error; a head takes the place of"
+        " a simpler one only where the gain exceeds that error. The chosen head is marked."
+    )
+    head = ("head", "held-out loss", "gain", "held-out accuracy")
+    return [Section("Heads that were compared", text, table=Table(head, rows), folded=True)]
 
 
 def write_report(
@@ -131,8 +154,8 @@ def describe_training(recipe: Recipe) -> str:
     """What was trained, in one or two sentences."""
     if recipe.tune == "head":
         return (
-            "A linear head was fitted to convergence on the features of the pretrained network;"
-            f" every other weight is the pretrained one. Seed {recipe.seed}."
+            "A linear head, chosen by cross-validation, was fitted on the features of the"
+            f" pretrained network; every other weight is the pretrained one. Seed {recipe.seed}."
         )
     return (
         f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"

@@ -230,6 +230,29 @@ class HeadTask(Task):
     def drop_unread(self) -> None:  # noqa: B027 - texts can always be read
         """Raises for examples that `feature_inputs` could not read, or leaves them out."""
 
+    def sides(self) -> list[int]:
+        """Sides of images in pixels that a head may be fitted at, the usual one first; none for
+        texts.
+        """
+        return []
+
+    @property
+    def side(self) -> int | None:
+        """Side in pixels of the images that `feature_inputs` gives; None for texts."""
+        return None
+
+    def set_side(self, side: int | None) -> None:  # noqa: B027 - texts have none
+        """Makes `feature_inputs` give images of this side; None leaves it as it is."""
+
+    def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Group of each of these training examples, (N,): those that are nearly the same share one.
+
+        Here those of the same content.
+        """
+        digests = self.feature_digests()["train"]
+        _, inverse = np.unique([digests[row] for row in rows], return_inverse=True)
+        return np.asarray(inverse)
+
     @abstractmethod
     def targets(self, split: str) -> NDArray[Any]:
         """Classes (N,), or labels and regression targets (N, V), of a split."""

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from headstart.data.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.data.cache import Bad, PixelCache, decode, parallel, random_part, square
+from headstart.data.duplicates import difference_hash, near_pairs
+from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import SPLITS, DataOptions
@@ -34,6 +36,8 @@ from headstart.tasks.problems import problem_of
 FEATURES_BATCH = 16
 READ_TOGETHER = 512  # images that threads read ahead of the network
 EVALUATED_TOGETHER = 32
+LARGER_SIDES = (1.5, 2.0)  # times the usual side: tried for a fitted head
+HASHES = "difference-hashes"  # where they are cached, one bit a feature
 
 
 class LabelledImages(ImageTask):
@@ -45,6 +49,7 @@ class LabelledImages(ImageTask):
         self.problem = problem_of(data.kind)
         self.model: nn.Module | None = None
         self.unread: dict[str, str] = {}  # digest → reason, of images without features
+        self.hashes: dict[str, int] = {}  # difference hashes of images that were decoded
         self.inspect()
         others = {d for split in self.splits if split != "train" for d in self.digests(split) if d}
         leaked = sum(digest in others for digest in self.digests_of.get("train", []))
@@ -333,19 +338,64 @@ class ImageClassification(LabelledImages, HeadTask):
         }
         size = FEATURES_BATCH if processor_side(self.processor) else 1
         for part in batched(digests, READ_TOGETHER):
-            images = parallel(self._pixels, [sources[d] for d in part], self.options.workers)
+            images = parallel(lambda d: self._pixels(sources[d], d), part, self.options.workers)
             for batch in batched(zip(part, images, strict=True), size):
                 self.unread |= {d: each for d, each in batch if isinstance(each, str)}
                 read = {d: each for d, each in batch if not isinstance(each, str)}
                 yield list(read), {"pixel_values": torch.cat(list(read.values()))} if read else {}
 
-    def _pixels(self, source: Source) -> Tensor | str:
+    def _pixels(self, source: Source, digest: str) -> Tensor | str:
         """What the processor makes of an image, (1, 3, H, W), or why it cannot be read."""
         try:
-            pixels: Tensor = self.processor(decode(source), return_tensors="pt")["pixel_values"]
+            decoded = decode(source)
+            pixels: Tensor = self.processor(decoded, return_tensors="pt")["pixel_values"]
         except InputError as error:
             return str(error)
+        if digest not in self.hashes:
+            self.hashes[digest] = small_hash(decoded)
         return pixels
+
+    def sides(self) -> list[int]:
+        """See `HeadTask.sides`: up to twice the usual side and twice the images' short side."""
+        usual = processor_side(self.processor)
+        if usual is None:
+            return []
+        facts = self.facts()
+        most = 2 * min(facts.height, facts.width)
+        larger = [8 * round(usual * factor / 8) for factor in LARGER_SIDES]
+        return [usual, *(side for side in larger if usual < side <= most)]
+
+    @property
+    def side(self) -> int | None:
+        """See `HeadTask.side`."""
+        return self.recipe.crop
+
+    def set_side(self, side: int | None) -> None:
+        """See `HeadTask.set_side`."""
+        if side is not None:
+            set_processor_side(self.processor, side)
+            self.recipe = replace(self.recipe, crop=side)
+
+    def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `HeadTask.groups`: images whose difference hashes are nearly the same."""
+        digests = [self.digests_of["train"][row] for row in rows]
+        images = self.examples["train"].images
+        sources = {digest: images[row] for digest, row in zip(digests, rows.tolist(), strict=True)}
+        store = FeatureStore(HASHES)
+        missing = [digest for digest in sources if digest not in store]
+        if missing:
+            unseen = [digest for digest in missing if digest not in self.hashes]
+            found = parallel(lambda d: small_hash(decode(sources[d])), unseen, self.options.workers)
+            self.hashes |= dict(zip(unseen, found, strict=True))
+            bits = np.array([self.hashes[digest] for digest in missing], dtype=">u8")
+            table = np.unpackbits(bits.view(np.uint8).reshape(-1, 8), axis=1)  # (N, 64)
+            store.add(missing, table.astype(np.float32))
+        packed = np.packbits(store[digests].astype(np.uint8), axis=1)  # (N, 8)
+        hashes = np.ascontiguousarray(packed).view(">u8").ravel().astype(np.uint64)
+        group = np.arange(len(digests))
+        for first, later in sorted(near_pairs(hashes, digests), key=lambda pair: pair[1]):
+            group[later] = group[first]
+        return group
 
     def drop_unread(self) -> None:
         """See `HeadTask.drop_unread`."""
@@ -379,6 +429,12 @@ class ImageClassification(LabelledImages, HeadTask):
         metrics, interval = self.problem.measure(scores, labels)
         details = {"logits": scores, "labels": labels}
         return Evaluation(split, len(labels), metrics, interval, details)
+
+
+def small_hash(pixels: NDArray[np.uint8]) -> int:
+    """The difference hash of every k-th pixel, which takes as long for any size of image."""
+    step = max(1, min(pixels.shape[:2]) // 128)
+    return difference_hash(pixels[::step, ::step])
 
 
 def head_of(model: nn.Module) -> nn.Linear:

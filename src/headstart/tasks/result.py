@@ -75,6 +75,7 @@ class Result:
         given_up: What a budget of time cost.
         spread: Results of all draws, where there were several.
         forecast: What more training examples should bring, where a head was fitted.
+        trials: Heads that were compared, where one was fitted on frozen features.
     """
 
     folder: Path | None
@@ -85,6 +86,7 @@ class Result:
     given_up: list[str] = field(default_factory=list)
     spread: Spread | None = None
     forecast: Forecast | None = None
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def evaluation(self) -> Evaluation | None:

@@ -104,6 +104,7 @@ def write_result(
         "evaluations": {s: figures_of(task, each) for s, each in result.evaluations.items()},
         "draws": result.spread and result.spread.to_dict(),
         "enough": result.forecast and result.forecast.to_dict(),
+        "heads": result.trials,
         "splits": task.splits,
         "notes": task.found()[1:] + [f"to keep the budget: {each}" for each in result.given_up],
         "seed": result.recipe.seed,

@@ -20,9 +20,11 @@ from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.features.choice import Views, read_states, states_of, tune_head
 from headstart.features.enough import forecast
-from headstart.features.extract import Extractor, extractor_of
-from headstart.features.head import HeadCost, head_cost, tune_head
+from headstart.features.extract import extractor_of
+from headstart.features.head import HeadCost, head_cost
+from headstart.features.portfolio import View
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent, duration, progress_for_python
@@ -170,7 +172,7 @@ def train(
             return _finished(request, out, world, progress)
         _check_same(request, model, recipe_values, out)
         task_found = _read(request, workers)
-        resolved, automatic = Recipe.from_dict(request.recipe), False
+        resolved, automatic, free_side = Recipe.from_dict(request.recipe), False, False
     else:
         if model is None:
             raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
@@ -192,6 +194,7 @@ def train(
         name = str(_absolute({"model": model})["model"])
         request = Request(str(data), name, task_class(task).name, revision, options, {}, draws)
         task_found = _read(request, workers)
+        free_side = recipe_values.get("crop") is None and file.get("crop") is None
         automatic = _is_automatic(recipe_values, bool(config or recipe or epochs or fsdp))
         values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
         resolved = _resolve(name, task_found, config, recipe, values, revision, epochs)
@@ -207,12 +210,9 @@ def train(
             " and keeps float32's range"
         )
     run = Run(task_found, request, resolved, out, world, progress, began)
-    run.workers, run.deadline, run.tensorboard, run.automatic = (
-        workers,
-        deadline,
-        tensorboard,
-        automatic and isinstance(task_found, HeadTask),
-    )
+    run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
+    run.automatic = automatic and isinstance(task_found, HeadTask)
+    run.free_side = free_side
     if dry_run:
         return _estimate(run)
     with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
@@ -239,6 +239,7 @@ class Run:
         deadline: `time.perf_counter()` at which training has to end; None is never.
         tensorboard: Whether the metrics also go to `tensorboard/`.
         automatic: Whether the head alone is taken where full training takes long.
+        free_side: Whether a fitted head may take images of another side than the recipe's.
         others: Results of the other draws.
     """
 
@@ -253,6 +254,7 @@ class Run:
     deadline: float | None = None
     tensorboard: bool = False
     automatic: bool = False
+    free_side: bool = False
     others: list[Result] = dataclasses.field(default_factory=list)
 
     @property
@@ -599,24 +601,29 @@ def _restore(run: Run, loop: Loop) -> None:
     run.progress.say(f"going on after step {loop.step} of {loop.recipe.steps}")
 
 
-def _head_parts(run: Run) -> tuple[Extractor, HeadCost]:
-    """The network whose head is fitted, and what that will cost."""
+def _head_parts(run: Run) -> tuple[Views, HeadCost]:
+    """The network whose head is fitted, reading all its stages, and what that will cost."""
     task, device = run.task, run.world.device
     assert isinstance(task, HeadTask)
     network = task.build(run.request.model, run.recipe, revision=run.request.revision)
-    extractor = extractor_of(task, network.to(device).eval(), device)
-    return extractor, run.world.broadcast(head_cost(task, extractor, peak_memory(device)))
+    network.to(device).eval()
+    usual = task.head(network).in_features
+    if states := states_of(network):
+        read_states(network, task.head(network), states)
+    extractor = extractor_of(task, network, device)
+    cost = run.world.broadcast(head_cost(task, extractor, peak_memory(device)))
+    return Views(task, extractor, usual, run.progress), cost
 
 
 def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
     """Fits the last layer on features that are computed once."""
     task, given_up = run.task, given_up or []
     assert isinstance(task, HeadTask)
-    extractor, cost = _head_parts(run)
+    views, cost = _head_parts(run)
     for side in smaller_sides(run.recipe):
         if cost.seconds > RESERVE * run.left:
             run.recipe = dataclasses.replace(run.recipe, crop=side)
-            extractor, cost = _head_parts(run)
+            views, cost = _head_parts(run)
             run.progress.say(f"to keep the budget: images of {side} pixels")
             given_up.append(f"images of {side} pixels")
     run.progress.say(cost.text())
@@ -632,11 +639,27 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             "that is more than the budget, and nothing is left to give up; a smaller model"
             " takes less"
         )
+    sides = task.sides()
+
+    def afford(view: View) -> bool:
+        """Whether the features of all examples fit into the budget, or into ten minutes."""
+        every = [digest for split in task.feature_digests().values() for digest in split]
+        return views.seconds(view, every) < min(RESERVE * run.left, AUTO_SECONDS)
+
+    model = views.extractor.model
     with run.progress:
-        evaluations, notes = tune_head(task, extractor, run.recipe.seed, run.progress)
-    for note in notes:
+        found = tune_head(
+            views,
+            model,
+            run.recipe.seed,
+            sides=sides if run.free_side else sides[:1],
+            afford=lambda view: run.world.broadcast(afford(view)),
+        )
+    for note in found.notes:
         run.progress.say(note)
-    task.notes += notes
+    task.notes += found.notes
+    run.recipe = dataclasses.replace(run.recipe, crop=task.side)
+    evaluations = found.evaluations
     _begin(run)
     if run.world.is_main and "validation" in evaluations:
         log = MetricsLog(
@@ -645,9 +668,11 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
         log.write({"step": 0, "validation": evaluations["validation"].metrics})
         log.close()
     result = Result(run.out, run.recipe, evaluations, 0.0, cost.seconds, given_up)
+    result.trials = found.trials
     if run.world.is_main:
-        result.forecast = forecast(task, extractor, run.recipe.seed)
-    return _finish(run, extractor.model, result)
+        finished = extractor_of(task, model, run.world.device)
+        result.forecast = forecast(task, finished, run.recipe.seed)
+    return _finish(run, model, result)
 
 
 def _begin(run: Run) -> None:

@@ -294,6 +294,7 @@ class BitForImageClassification(BitPreTrainedModel):
         width, labels = config.stage_channels[-1] + config.pooled_width, config.num_labels
         head = nn.Linear(width, labels) if labels else nn.Identity()
         self.classifier = nn.Sequential(nn.Flatten(), head)
+        self.act = activation(config.hidden_act)
         self.post_init()
 
     def forward(
@@ -321,7 +322,7 @@ class BitForImageClassification(BitPreTrainedModel):
 
         def see(x: Tensor | None) -> tuple[Tensor, Any]:
             out = self.bit(x, hidden or bool(states), return_dict=True)
-            means = [out.hidden_states[i].mean((2, 3)) for i in states]
+            means = [self.act(out.hidden_states[i]).mean((2, 3)) for i in states]
             return torch.cat([*means, out.pooler_output.flatten(1)], 1), out  # (B, D)
 
         pooled, out = self.read(see, pixel_values)

@@ -1,0 +1,293 @@
+"""The choice of a head: folds, gains, folding into one layer; and whole runs with it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import headstart
+from headstart.data.labels import MULTI, REGRESSION
+from headstart.features.choice import search
+from headstart.features.discriminant import Discriminant, Statistics
+from headstart.features.head import Problem, logistic
+from headstart.features.portfolio import (
+    Candidate,
+    Comparison,
+    View,
+    climb,
+    fit_trial,
+    grouped_folds,
+    scaled,
+)
+from headstart.progress import Silent
+from headstart.tasks.image_classification import ImageClassification
+
+LAST, USUAL = 6, View(32)
+
+
+def blobs(examples, classes, seed=0, noise=1.5):
+    """Features whose last columns say little and whose first ones say more."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(examples) % classes
+    early = rng.normal(size=(classes, 10))[labels] + noise * rng.normal(size=(examples, 10))
+    late = 0.3 * rng.normal(size=(classes, LAST))[labels] + rng.normal(size=(examples, LAST))
+    return np.concatenate([40 * early + 5, late], axis=1).astype(np.float32), labels
+
+
+def candidate(stages="last", head="logistic", view=USUAL):
+    return Candidate(view, stages, head)
+
+
+def reads(features, stages):
+    return features[:, -LAST:] if stages == "last" else features
+
+
+def compared(features, labels, *candidates, **options):
+    comparison = Comparison(labels, int(labels.max()) + 1, **options)
+    for each in candidates:
+        comparison.try_candidate(each, reads(features, each.stages)[comparison.rows])
+    return comparison
+
+
+def test_members_of_a_group_share_a_fold():
+    labels = np.repeat([0, 1, 2], 12)
+    groups = np.arange(36) // 3
+    fold = grouped_folds(labels, groups, np.random.default_rng(0))
+    assert all(len(set(fold[groups == each])) == 1 for each in range(12))
+    assert set(fold) == {0, 1, 2, 3}  # four groups of each class
+    for each in range(3):
+        assert set(fold[labels == each]) == {0, 1, 2, 3}
+
+
+def test_a_class_within_one_group_is_not_compared():
+    labels = np.repeat([0, 1], 6)
+    groups = np.array([0, 1, 2, 3, 4, 5, *[6] * 6])
+    assert grouped_folds(labels, groups, np.random.default_rng(0)) is None
+    alone = Comparison(labels, 2, groups=lambda rows: groups[rows])
+    assert alone.groups is None and alone.count == 5  # all count as different then
+    assert not Comparison(np.arange(4), 4).possible
+
+
+def test_near_duplicates_flatter_unless_they_are_grouped():
+    """Noise that is repeated looks learnable; with groups it does not."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(30, 16)).astype(np.float32), 4, axis=0)
+    labels, groups = np.repeat(np.arange(30) % 2, 4), np.repeat(np.arange(30), 4)
+    alone = compared(features, labels, candidate("all"))
+    together = compared(features, labels, candidate("all"), groups=lambda rows: groups[rows])
+    assert alone.plain.loss < 0.4 < 0.6 < together.plain.loss
+
+
+def test_gains_and_errors_are_those_of_pairs():
+    features, labels = blobs(90, 3)
+    comparison = compared(features, labels, candidate(), candidate("all"))
+    plain, other = comparison.trials
+    gains = plain.losses - other.losses
+    assert other.gain == pytest.approx(gains.mean()) and other.gain > other.error
+    assert other.error == pytest.approx(gains.std(ddof=1) / np.sqrt(len(gains)))
+    assert comparison.better(other, plain) and not comparison.better(plain, other)
+
+
+def test_the_plain_head_stays_where_nothing_gains():
+    """Of features in which the other stages are noise."""
+    rng = np.random.default_rng(1)
+    features, labels = blobs(120, 3)
+    features[:, -LAST:] = features[:, 4:10]
+    features[:, :-LAST] = rng.normal(size=(120, 10))
+    comparison = compared(features, labels, candidate(), candidate("all"))
+    assert not comparison.better(comparison.trials[1], comparison.plain)
+
+
+@pytest.mark.parametrize("head", ["logistic", "discriminant"])
+@pytest.mark.parametrize("stages", ["last", "all"])
+def test_the_layer_is_the_head_on_standardized_features(head, stages):
+    features, labels = blobs(60, 3)
+    trial = compared(features, labels, candidate(stages, head)).plain
+    fit = fit_trial(trial, lambda each: reads(features, each.stages), labels, 3, None)
+    x, _, _ = scaled(reads(features, stages), stages)
+    if head == "logistic":
+        inner = logistic(Problem(x, labels, 3), trial.settings[0])
+    else:
+        inner = Discriminant.from_statistics(Statistics.of(x, labels, 3), trial.settings[0])
+    expected = trial.scales[0] * (x @ inner.weight.T + inner.bias)
+    found = reads(features, stages) @ fit.weight.T + fit.bias
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_average_folds_into_one_layer():
+    features, labels = blobs(90, 3)
+    candidates = [candidate(s, h) for s in ("last", "all") for h in ("logistic", "discriminant")]
+    comparison = compared(features, labels, *candidates)
+    average = comparison.average_best(USUAL)
+    assert len(average.candidates) == 3
+    fit = fit_trial(average, lambda each: reads(features, each.stages), labels, 3, None)
+    total = np.zeros((90, 3))
+    for single, factor in zip(average.candidates, average.scales, strict=True):
+        trial = next(t for t in comparison.trials if t.candidates == (single,))
+        layer = fit_trial(trial, lambda each: reads(features, each.stages), labels, 3, None)
+        x = reads(features, single.stages)
+        total += factor * (x @ layer.weight.T + layer.bias) / trial.scales[0]
+    np.testing.assert_allclose(features @ fit.weight.T + fit.bias, total, rtol=1e-3, atol=1e-3)
+
+
+def test_a_discriminant_in_cross_validation_is_fitted_to_the_other_folds():
+    features, labels = blobs(45, 3)
+    comparison = Comparison(labels, 3)
+    x, _, _ = scaled(features, "all")
+    found = comparison.held_out("discriminant", x, 0.5, [])
+    fold = comparison.folds[1]
+    head = Discriminant.from_statistics(Statistics.of(x[fold != 2], labels[fold != 2], 3), 0.5)
+    expected = x[fold == 2] @ head.weight.T + head.bias
+    np.testing.assert_allclose(found[1][fold == 2], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_scores_of_a_discriminant_are_scaled_to_probabilities():
+    features, labels = blobs(60, 3, noise=4.0)
+    trial = compared(features, labels, candidate("all", "discriminant")).plain
+    comparison = Comparison(labels, 3)
+    raw = np.mean([comparison.loss(each) for each in trial.scores[0]])
+    assert trial.scales[0] < 1 and trial.loss < raw
+
+
+def test_several_labels_and_numbers():
+    features, labels = blobs(80, 3)
+    several = np.eye(3)[labels]
+    comparison = Comparison(several, 3, MULTI)
+    trial = comparison.try_candidate(candidate("all"), features)
+    fit = fit_trial(trial, lambda each: features, several, 3, None)
+    assert ((features @ fit.weight.T + fit.bias > 0) == (several > 0.5)).mean() > 0.9
+    numbers = features[:, :2] * 3 - 1
+    comparison = Comparison(numbers, 2, REGRESSION)
+    trial = comparison.try_candidate(candidate("all", "ridge"), features)
+    fit = fit_trial(trial, lambda each: features, numbers, 2, None)
+    np.testing.assert_allclose(features @ fit.weight.T + fit.bias, numbers, rtol=0.05, atol=2)
+    assert trial.loss < 0.01
+
+
+def test_a_seed_repeats_the_comparison():
+    features, labels = blobs(60, 3)
+    first, again, other = (
+        compared(features, labels, candidate("all", "discriminant"), seed=seed).plain.losses
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_settings_are_climbed_to_the_least_loss():
+    tried = []
+
+    def held_out(setting, starts):
+        tried.append(setting)
+        return np.array([setting])
+
+    found, setting = climb((1, 2, 3, 4, 5, 6, 7), None, held_out, lambda scores: abs(scores[0] - 2))
+    assert setting == 2 and found[0] == 2 and tried == [4, 5, 3, 2, 1]
+    tried.clear()
+    assert climb((1, 10, 100), 9, held_out, lambda scores: -scores[0])[1] == 100
+    assert tried == [10, 100]
+
+
+class Pages:
+    """Features of examples by view."""
+
+    def __init__(self, features):
+        self.by_view, self.usual, self.wide, self.progress = features, LAST, True, Silent()
+
+    def features(self, view, digests):
+        return self.by_view[view]
+
+    def of(self, candidate, features):
+        return reads(features, candidate.stages)
+
+
+def sharper(features, factor):
+    """Features with less noise: what larger images may give."""
+    rng = np.random.default_rng(7)
+    noise = rng.normal(size=features.shape).astype(np.float32)
+    return features + factor * noise * features.std(axis=0)
+
+
+def choose(features, labels, sides, afford=lambda view: True):
+    comparison = Comparison(labels, int(labels.max()) + 1)
+    choice, notes = search(Pages(features), comparison, list(labels), sides, afford)
+    return choice, comparison, notes
+
+
+def test_larger_images_are_taken_while_they_gain():
+    best, labels = blobs(150, 3, noise=0.5)
+    views = {
+        View(32): sharper(best, 3.0),
+        View(48): sharper(best, 1.5),
+        View(64): sharper(best, 1.5),
+        View(96): best,  # never reached: 64 pixels gain nothing over 48
+        View(48, True): sharper(best, 1.5),
+    }
+    choice, comparison, _ = choose(views, labels, [32, 48, 64, 96])
+    tried = {each.view for trial in comparison.trials for each in trial.candidates}
+    assert choice.candidates[0].view == View(48) and View(96) not in tried
+    assert choice.gain > choice.error
+
+
+def test_mirror_images_are_taken_where_they_gain():
+    best, labels = blobs(150, 3, noise=0.5)
+    views = {View(32): sharper(best, 2.0), View(32, True): best}
+    choice, _, _ = choose(views, labels, [32])
+    assert choice.candidates[0].view == View(32, True)
+
+
+def test_what_there_is_no_time_for_is_not_tried():
+    best, labels = blobs(150, 3)
+    views = {View(32): sharper(best, 2.0)}
+    choice, _, notes = choose(views, labels, [32, 48], lambda view: False)
+    assert choice.candidates[0].view == View(32)
+    assert notes == [
+        "not tried for lack of time: 48 pixels",
+        "not tried for lack of time: 32 pixels, mirror images",
+    ]
+
+
+def test_a_perfect_plain_head_ends_the_search():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = 20 * np.eye(16, dtype=np.float32)[labels + 10]
+    features += 0.01 * rng.normal(size=features.shape).astype(np.float32)
+    choice, comparison, notes = choose({View(32): features}, labels, [32, 48])
+    assert len(comparison.trials) == 1 and choice is comparison.plain
+    assert notes == ["nothing is left to gain: no other head was tried"]
+
+
+def test_a_run_with_larger_and_mirror_images(tmp_path, monkeypatch, tiny_model, photos):
+    """The saved folder answers as the search evaluated it, whatever was chosen."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ImageClassification, "sides", lambda self: [20, 28])
+    monkeypatch.setattr("headstart.features.choice.PERFECT", 0.0)
+    monkeypatch.setattr(Comparison, "better", lambda self, trial, other: trial is not other)
+    options = {"model": tiny_model, "tune": "head", "device": "cpu"}
+    found = headstart.train(photos, out=tmp_path / "a", **options)
+    model = headstart.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
+    assert model.config.pooled_hidden_states and model.config.average_mirrored
+    assert found.recipe.crop == 28
+    _, again = headstart.evaluate(tmp_path / "a", photos, device="cpu")
+    for name, value in again.metrics.items():
+        assert value == pytest.approx(found.metrics[name], abs=1e-4), name
+    optimized = headstart.optimize(model.eval(), engine="torch")
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            optimized(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4
+        )
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())["heads"]
+    assert sum(row["chosen"] for row in rows) == 1 and len(rows) >= 6
+    assert "Heads that were compared" in (tmp_path / "a" / "report.html").read_text()
+    monkeypatch.undo()
+
+
+def test_a_given_size_is_kept(tmp_path, monkeypatch, tiny_model, photos):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("headstart.features.choice.PERFECT", 0.0)
+    options = {"model": tiny_model, "tune": "head", "device": "cpu", "crop": 20}
+    found = headstart.train(photos, out=tmp_path / "a", **options)
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())["heads"]
+    assert found.recipe.crop == 20 and all("20 pixels" in row["name"] for row in rows)
