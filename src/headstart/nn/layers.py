@@ -20,6 +20,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def quick_gelu_(x: Tensor) -> Tensor:
+    """`quick_gelu`, written over x."""
+    return x.mul_((1.702 * x).sigmoid_())
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,

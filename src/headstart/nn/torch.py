@@ -88,6 +88,34 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     )
 
 
+def mean_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean cross-entropy over the labels that count; 0, not NaN, where none does.
+
+    Args:
+        logits: (N, V) or (B, V, H, W).
+        labels: (N,) or (B, H, W) integers.
+        ignore_index: The label that does not count.
+    """
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def expand_head_mask(mask: Tensor | None, layers: int, heads: int) -> Tensor | None:
+    """A mask of every layer's heads (layers, A) from (A,) or (layers, A); None stays.
+
+    Raises:
+        InputError: Another shape.
+    """
+    if mask is None:
+        return None
+    if mask.shape not in ((heads,), (layers, heads)):
+        raise InputError(
+            f"head_mask has shape {tuple(mask.shape)}; expected ({heads},) or ({layers}, {heads}):"
+            " one number a head, 1 keeps"
+        )
+    return mask.expand(layers, heads)
+
+
 def check_pixels(pixel_values: Tensor | None, channels: int, smallest: int = 1) -> Tensor:
     """The images (B, C, H, W) of a call.
 

@@ -22,6 +22,7 @@ from headstart import (
     YosoModel,
 )
 from headstart.errors import ConfigError, InputError
+from headstart.models.yoso import resizing
 from headstart.models.yoso import torch as networks
 from headstart.models.yoso.config import PUBLISHED, count_parameters
 from headstart.models.yoso.weights import AUTHORS, _released
@@ -384,7 +385,7 @@ def test_short_texts_stay_exact_where_we_choose(monkeypatch):
 
     `read_long_texts` samples from the length on where that pays.
     """
-    monkeypatch.setattr(networks, "SAMPLING_PAYS_FROM", 8)
+    monkeypatch.setattr(resizing, "SAMPLING_PAYS_FROM", 8)
     model = small(num_hash=2)
     exact = [model(ids(1, length)).last_hidden_state for length in (7, 8)]
     model.read_long_texts(20)

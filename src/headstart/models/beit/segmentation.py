@@ -16,6 +16,7 @@ from headstart.errors import ConfigError, InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import bilinear_matrix
 from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Trunk
+from headstart.nn.torch import mean_cross_entropy
 from headstart.outputs import BackboneOutput, SemanticSegmenterOutput
 
 
@@ -72,12 +73,10 @@ def tap_matrices(old: int, new: int, like: Tensor) -> Tensor:
 class ConvNorm(nn.Module):
     """Convolution, batch norm and ReLU."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, config: BeitConfig
-    ) -> None:
+    def __init__(self, before: int, after: int, kernel: int, config: BeitConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.bn: nn.Module = nn.BatchNorm2d(out_channels, config.batch_norm_eps)
+        self.conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(after, config.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) → (B, C_out, H, W)."""
@@ -150,10 +149,7 @@ class UPerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps of falling size, the first (B, D, H, W) → (B, V, H, W)."""
         if self.training and maps[0].shape[0] == 1 and 1 in self.scales:
-            raise InputError(
-                "batch norm cannot train on one image: it pools to one number a channel; give a"
-                " batch of two or more"
-            )
+            raise InputError("batch norm cannot train on one image; give a batch of two or more")
         pooled = [pool(maps[3]) for pool in self.psp_modules]  # (B, C, scale, scale) each
         levels = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=False)]
         levels.append(self.bottleneck.fuse([maps[3], *pooled]))  # (B, C, H / 8, W / 8)
@@ -195,13 +191,10 @@ def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
     See `BeitConfig.semantic_loss_mean`.
     """
     scores, ignored = resize(logits, labels.shape[1:]), config.semantic_loss_ignore_index
-    loss = F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum")
-    # A batch without a label to learn from has loss 0, not NaN.
-    return loss / (
-        labels.numel()
-        if config.semantic_loss_mean == "all"
-        else (labels != ignored).sum().clamp(min=1)
-    )
+    if config.semantic_loss_mean == "all":
+        total = F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum")
+        return total / labels.numel()
+    return mean_cross_entropy(scores, labels, ignored)
 
 
 def check_classes(labels: Tensor, config: BeitConfig) -> None:
@@ -298,10 +291,8 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
         logits = self.decode_head(maps)  # (B, V, H / 4, W / 4)
         loss = None if labels is None else self.loss(logits, maps[2], labels)
         hidden = tuple(states.values()) if all_states else None
-        return self.finish(
-            SemanticSegmenterOutput(loss, logits, hidden, attentions if weights else None),
-            return_dict,
-        )
+        seen = attentions if weights else None
+        return self.finish(SemanticSegmenterOutput(loss, logits, hidden, seen), return_dict)
 
     def loss(self, logits: Tensor, third: Tensor, labels: Tensor) -> Tensor:
         """The decoder's loss, and the weighted one of the auxiliary head on the pyramid's third
@@ -311,10 +302,7 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
             InputError: Labels of another shape, type or range, or a network of one class.
         """
         if self.config.num_labels < 2:
-            raise InputError(
-                "segmentation is trained with two classes or more; the configuration has"
-                " num_labels=1"
-            )
+            raise InputError("num_labels=1; segmentation is trained with two classes or more")
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
             raise InputError(
                 f"labels are {labels.dtype} {tuple(labels.shape)}; expected integers"
@@ -395,13 +383,11 @@ class BeitBackbone(Pyramid, Trunk):
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if weights or all_states else self.stages
         states, attentions, grid = self.encode(pixel_values, keep=keep, with_attentions=weights)
-        maps = [
-            as_map(states[i], *grid) if self.config.reshape_hidden_states else states[i]
-            for i in self.stages
-        ]
+        maps = [states[i] for i in self.stages]
+        if self.config.reshape_hidden_states:
+            maps = [as_map(tokens, *grid) for tokens in maps]
         if self.config.add_fpn:
             maps = self.pyramid(maps)
         hidden = tuple(states.values()) if all_states else None
-        return self.finish(
-            BackboneOutput(tuple(maps), hidden, attentions if weights else None), return_dict
-        )
+        seen = attentions if weights else None
+        return self.finish(BackboneOutput(tuple(maps), hidden, seen), return_dict)

@@ -29,7 +29,13 @@ from headstart.models.beit.weights import INDEX_BUFFER, PUBLISHED_NAMES, fit_pos
 from headstart.nn.kept import Kept
 from headstart.nn.layers import DropPath, activation, drop_path_rates, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
+from headstart.nn.torch import (
+    PreTrainedModel,
+    check_pixels,
+    classification_loss,
+    expand_head_mask,
+    mean_cross_entropy,
+)
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
 # A larger bias is computed each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.
@@ -220,9 +226,8 @@ class Embeddings(nn.Module):
         absolute = config.use_absolute_position_embeddings
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.register_parameter("mask_token", mask)
-        self.patch_embeddings = named(
-            projection=nn.Conv2d(config.num_channels, D, config.patch, config.patch)
-        )
+        projection = nn.Conv2d(config.num_channels, D, config.patch, config.patch)
+        self.patch_embeddings = named(projection=projection)
         positions = nn.Parameter(torch.zeros(1, tokens, D)) if absolute else None
         self.register_parameter("position_embeddings", positions)
 
@@ -260,10 +265,8 @@ class Embeddings(nn.Module):
         patch, projection = self.config.patch, self.patch_embeddings["projection"]
         height, width = pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]
         if height < 1 or width < 1:
-            raise InputError(
-                f"images of {tuple(pixel_values.shape[2:])} are smaller than one patch of {patch};"
-                " give larger ones"
-            )
+            size = tuple(pixel_values.shape[2:])
+            raise InputError(f"images of {size} are smaller than one patch of {patch}")
         x = projection(pixel_values.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             x = self.masked(x, bool_masked_pos)  # (B, h * w, D)
@@ -355,7 +358,7 @@ class Trunk(BeitPreTrainedModel):
     def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
         """What relative bias needs to know of a grid of patches; None without it.
 
-        The last one is kept.
+        The last one is cached.
         """
         c = self.config
         if not (c.use_relative_position_bias or c.use_shared_relative_position_bias):
@@ -365,12 +368,12 @@ class Trunk(BeitPreTrainedModel):
         key = (height, width, device)
         kept = self._grid  # read once: another thread may replace it
         if kept is None or kept[0] != key:
-            with torch.inference_mode(False):  # what is kept must serve training too
+            with torch.inference_mode(False):  # training uses what is cached, too
                 self._grid = kept = (key, self.make_grid(height, width, device))
         return kept[1]
 
     def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
-        """The same, made anew."""
+        """What `grid` caches."""
         c, fit = self.config, None
         if c.bias_by_width or not self.embeddings.is_own_grid(height, width):
             fit = table_matrices(torch, c.grid, (height, width), c.bias_resize, c.bias_by_width)
@@ -408,10 +411,14 @@ class Trunk(BeitPreTrainedModel):
         grid, shared = self.grid(height, width, x.device), None
         if grid is not None and "relative_position_bias" in self.encoder:
             shared = self.encoder["relative_position_bias"](grid, x.dtype)  # (1, A, L, L)
-        masks = expand_head_mask(head_mask, self.config, x)
+        c = self.config
+        heads = expand_head_mask(head_mask, c.num_hidden_layers, c.num_attention_heads)
+        if heads is not None:
+            heads = heads.to(x.device, x.dtype)[..., None, None]  # (blocks, A, 1, 1)
         states, attentions = {0: x} if 0 in keep else {}, []
         for i, block in enumerate(self.blocks[: max(keep)], 1):
-            x, weights = self.run_block(block, x, grid, shared, masks[i - 1], with_attentions)
+            mask = None if heads is None else heads[i - 1]  # (A, 1, 1)
+            x, weights = self.run_block(block, x, grid, shared, mask, with_attentions)
             attentions.append(weights)
             if i in keep:
                 states[i] = x
@@ -425,23 +432,6 @@ class Trunk(BeitPreTrainedModel):
     def all_states(self) -> range:
         """What to `keep` for every hidden state."""
         return range(len(self.blocks) + 1)
-
-
-def expand_head_mask(mask: Tensor | None, config: BeitConfig, x: Tensor) -> list[Tensor | None]:
-    """A mask (A, 1, 1) for each block, from (A,) or (blocks, A).
-
-    Raises:
-        InputError: Another shape.
-    """
-    depth, A = config.num_hidden_layers, config.num_attention_heads
-    if mask is None:
-        return [None] * depth
-    if mask.shape not in ((A,), (depth, A)):
-        raise InputError(
-            f"head_mask has shape {tuple(mask.shape)}; expected ({A},) or ({depth}, {A}): one"
-            " number a head"
-        )
-    return list(mask.to(x.device, x.dtype).expand(depth, A)[..., None, None].unbind())
 
 
 class Pooler(nn.Module):
@@ -527,10 +517,8 @@ class BeitModel(Trunk):
         last = self.layernorm(states[len(self.blocks)])  # (B, L, D)
         pooled = None if self.pooler is None else self.pooler(last)  # (B, D)
         hidden = tuple(states.values()) if all_states else None
-        return self.finish(
-            BeitModelOutputWithPooling(last, pooled, hidden, attentions if weights else None),
-            return_dict,
-        )
+        seen = attentions if weights else None
+        return self.finish(BeitModelOutputWithPooling(last, pooled, hidden, seen), return_dict)
 
 
 class BeitForMaskedImageModeling(BeitPreTrainedModel):
@@ -601,13 +589,8 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
             InputError: Labels that are neither one per masked patch nor one per patch; else as
                 `BeitModel.forward`.
         """
-        out = self.beit(
-            pixel_values,
-            bool_masked_pos,
-            head_mask,
-            *self.flags(output_attentions, output_hidden_states),
-            return_dict=True,
-        )
+        flags = self.flags(output_attentions, output_hidden_states)
+        out = self.beit(pixel_values, bool_masked_pos, head_mask, *flags, return_dict=True)
         logits = self.lm_head(self.layernorm(out.last_hidden_state[:, 1:]))  # (B, patches, V)
         loss = None if labels is None else masked_loss(logits, labels, bool_masked_pos)
         return self.finish(
@@ -626,20 +609,14 @@ def masked_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     mask = None if mask is None else mask.flatten(1).to(logits.device).bool()  # (B, N)
     if labels.shape == (B, N):
         labels = labels if mask is None else labels.masked_fill(~mask, -100)
-        return mean_loss(logits.flatten(0, 1), labels.flatten())
+        return mean_cross_entropy(logits.flatten(0, 1), labels.flatten())
     chosen = logits.flatten(0, 1) if mask is None else logits[mask]  # (masked, V)
     if labels.numel() != chosen.shape[0]:
         raise InputError(
             f"labels have shape {tuple(labels.shape)}; expected ({chosen.shape[0]},), one a masked"
             f" patch, or {(B, N)}"
         )
-    return mean_loss(chosen, labels.flatten())
-
-
-def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of scores (N, V), 0 where no label (N,) counts: no patch is masked."""
-    total = F.cross_entropy(logits, labels, reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
+    return mean_cross_entropy(chosen, labels.flatten())
 
 
 class BeitForImageClassification(BeitPreTrainedModel):
@@ -668,10 +645,8 @@ class BeitForImageClassification(BeitPreTrainedModel):
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
         self.beit = BeitModel(config)
-        width = config.hidden_size + config.pooled_width
-        self.classifier = (
-            nn.Linear(width, config.num_labels) if config.num_labels else nn.Identity()
-        )
+        width, labels = config.hidden_size + config.pooled_width, config.num_labels
+        self.classifier = nn.Linear(width, labels) if labels else nn.Identity()
         self.post_init()
 
     def forward(
@@ -707,9 +682,8 @@ class BeitForImageClassification(BeitPreTrainedModel):
         pooled_states = self.config.pooled_hidden_states
 
         def see(x: Tensor | None) -> tuple[Tensor, Any]:
-            out = self.beit(
-                x, None, head_mask, weigh, hidden or bool(pooled_states), return_dict=True
-            )
+            keep = hidden or bool(pooled_states)
+            out = self.beit(x, None, head_mask, weigh, keep, return_dict=True)
             states = [out.hidden_states[i] for i in pooled_states]  # (B, L, D) each
             pools = [pool for state in states for pool in (state[:, 0], state[:, 1:].mean(1))]
             return torch.cat([*pools, out.pooler_output], 1), out
@@ -717,9 +691,5 @@ class BeitForImageClassification(BeitPreTrainedModel):
         pooled, out = self.read(see, pixel_values)
         logits = self.classifier(pooled)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return self.finish(
-            ImageClassifierOutput(
-                loss, logits, out.hidden_states if hidden else None, out.attentions
-            ),
-            return_dict,
-        )
+        states = out.hidden_states if hidden else None
+        return self.finish(ImageClassifierOutput(loss, logits, states, out.attentions), return_dict)

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import PUBLISHED_NAMES
-from headstart.nn.layers import DropPath, activation, drop_path_rates, named, quick_gelu
+from headstart.nn.layers import (
+    DropPath,
+    activation,
+    drop_path_rates,
+    named,
+    quick_gelu,
+    quick_gelu_,
+)
 from headstart.nn.linear import Linear
 from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import (
@@ -23,6 +30,7 @@ from headstart.outputs import (
     BaseModelOutputWithCLSToken,
     ImageClassifierOutput,
     ImageClassifierOutputWithNoAttention,
+    ModelOutput,
 )
 
 
@@ -46,15 +54,10 @@ class Embedding(nn.Module):
 
     def __init__(self, config: CvtConfig, stage: int) -> None:
         super().__init__()
-        before = config.embed_dim[stage - 1] if stage else config.num_channels
-        self.projection = nn.Conv2d(
-            before,
-            config.embed_dim[stage],
-            config.patch_sizes[stage],
-            config.patch_stride[stage],
-            config.patch_padding[stage],
-        )
-        self.normalization = nn.LayerNorm(config.embed_dim[stage], config.layer_norm_eps)
+        before, D = [config.num_channels, *config.embed_dim][stage : stage + 2]
+        kernel, stride = config.patch_sizes[stage], config.patch_stride[stage]
+        self.projection = nn.Conv2d(before, D, kernel, stride, config.patch_padding[stage])
+        self.normalization = nn.LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
         """x (B, C, H', W') → tokens (B, H * W, D), H, W."""
@@ -65,12 +68,10 @@ class Embedding(nn.Module):
 class DepthwiseConvolution(nn.Module):
     """Depthwise convolution and batch norm, before the linear map to queries, keys or values."""
 
-    def __init__(self, width: int, kernel: int, stride: int, padding: int) -> None:
+    def __init__(self, D: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            width, width, kernel, stride, padding, groups=width, bias=False
-        )
-        self.normalization: nn.Module = nn.BatchNorm2d(width)
+        self.convolution = nn.Conv2d(D, D, kernel, stride, padding, groups=D, bias=False)
+        self.normalization: nn.Module = nn.BatchNorm2d(D)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, D, H, W) → (B, D, H', W')."""
@@ -154,11 +155,6 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, L, D)
         return self.output["dense"](y), weights  # (B, L, D)
-
-
-def quick_gelu_(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 * x), written over x."""
-    return x.mul_((1.702 * x).sigmoid_())
 
 
 class Block(nn.Module):
@@ -317,12 +313,8 @@ class CvtModel(CvtPreTrainedModel):
         weigh = self.wants("output_attentions", output_attentions)
         maps, cls, attentions = self.features(pixel_values, weigh)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
-        return self.finish(
-            BaseModelOutputWithCLSToken(
-                maps[-1], cls, hidden, tuple(attentions) if weigh else None
-            ),
-            return_dict,
-        )
+        seen = tuple(attentions) if weigh else None
+        return self.finish(BaseModelOutputWithCLSToken(maps[-1], cls, hidden, seen), return_dict)
 
 
 class CvtForImageClassification(CvtPreTrainedModel):
@@ -344,10 +336,9 @@ class CvtForImageClassification(CvtPreTrainedModel):
     def __init__(self, config: CvtConfig) -> None:
         super().__init__(config)
         self.cvt = CvtModel(config)
-        width, labels = config.embed_dim[-1], config.num_labels
-        self.layernorm = nn.LayerNorm(width, config.layer_norm_eps)
-        wide = width + config.pooled_width
-        self.classifier = Linear(wide, labels) if labels else nn.Identity()
+        D, labels = config.embed_dim[-1], config.num_labels
+        self.layernorm = nn.LayerNorm(D, config.layer_norm_eps)
+        self.classifier = Linear(D + config.pooled_width, labels) if labels else nn.Identity()
         self.post_init()
 
     def forward(
@@ -384,11 +375,10 @@ class CvtForImageClassification(CvtPreTrainedModel):
         logits = self.classifier(pooled)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
+        out: ModelOutput = ImageClassifierOutputWithNoAttention(loss, logits, hidden)
         if weigh:
-            return self.finish(
-                ImageClassifierOutput(loss, logits, hidden, tuple(attentions)), return_dict
-            )
-        return self.finish(ImageClassifierOutputWithNoAttention(loss, logits, hidden), return_dict)
+            out = ImageClassifierOutput(loss, logits, hidden, tuple(attentions))
+        return self.finish(out, return_dict)
 
 
 class CvtBackbone(CvtPreTrainedModel):
@@ -409,9 +399,8 @@ class CvtBackbone(CvtPreTrainedModel):
         super().__init__(config)
         self.cvt = CvtModel(config)
         self.num_features = list(config.embed_dim)
-        self.channels = [
-            config.embed_dim[config.stage_names.index(name)] for name in config.out_features or []
-        ]
+        self.stages = [config.stage_names.index(name) for name in config.out_features or []]
+        self.channels = [config.embed_dim[i] for i in self.stages]
         self.post_init()
 
     def forward(
@@ -438,10 +427,7 @@ class CvtBackbone(CvtPreTrainedModel):
         """
         weigh = self.wants("output_attentions", output_attentions)
         maps, _, attentions = self.cvt.features(pixel_values, weigh)
-        chosen = tuple(
-            maps[self.config.stage_names.index(name)] for name in self.config.out_features or []
-        )
+        chosen = tuple(maps[i] for i in self.stages)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
-        return self.finish(
-            BackboneOutput(chosen, hidden, tuple(attentions) if weigh else None), return_dict
-        )
+        seen = tuple(attentions) if weigh else None
+        return self.finish(BackboneOutput(chosen, hidden, seen), return_dict)

@@ -16,7 +16,7 @@ from headstart.models.yoso.inputs import check_mask
 from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import classification_loss
+from headstart.nn.torch import classification_loss, mean_cross_entropy
 from headstart.outputs import (
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -73,10 +73,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tens
             f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}"
         )
     labels = labels.to(logits.device).reshape(-1)
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels, ignore_index=ignore_index, reduction="sum"
-    )
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    return mean_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index)
 
 
 class YosoForMaskedLM(YosoPreTrainedModel):

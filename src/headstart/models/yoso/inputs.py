@@ -99,20 +99,3 @@ def check_mask(given: Any, x: Tensor) -> Tensor | None:
             " scores; expected 1 for tokens and 0 for padding: pass attention_mask >= 0"
         )
     return mask
-
-
-def check_heads(head_mask: Tensor | None, config: YosoConfig) -> Tensor | None:
-    """The heads to keep (layers, A), or None for all.
-
-    Raises:
-        InputError: Another shape.
-    """
-    if head_mask is None or config.ignore_head_mask:
-        return None
-    shape = (config.num_hidden_layers, config.num_attention_heads)
-    if tuple(head_mask.shape) not in (shape, shape[1:]):
-        raise InputError(
-            f"head_mask has shape {tuple(head_mask.shape)}; expected {shape[1:]} or {shape}:"
-            " (layers, heads), 1 keeps"
-        )
-    return head_mask.expand(shape)

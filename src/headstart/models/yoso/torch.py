@@ -9,17 +9,13 @@ Self-Attention Via Bernoulli Sampling", ICML 2021. The frame around the attentio
 et al. 2019): norms after each branch, positions counted from 2.
 """
 
-import logging
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from headstart.checkpoint.names import PublishedNames
-from headstart.errors import InputError
 from headstart.models.yoso.attention import (
-    SAMPLING_PAYS_FROM,
     choose_num_hash,
     exact_attention,
     exact_weights,
@@ -28,16 +24,15 @@ from headstart.models.yoso.attention import (
     weighted_values,
 )
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
-from headstart.models.yoso.inputs import check_heads, check_mask, check_tokens, look_up
-from headstart.models.yoso.weights import NAMES, POSITIONS, UNTIED
+from headstart.models.yoso.inputs import check_mask, check_tokens, look_up
+from headstart.models.yoso.resizing import Resizable
+from headstart.models.yoso.weights import NAMES, UNTIED
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import PreTrainedModel
+from headstart.nn.torch import expand_head_mask
 from headstart.outputs import BaseModelOutputWithCrossAttentions
 
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
-
-logger = logging.getLogger("headstart")
 
 
 class Embeddings(nn.Module):
@@ -177,7 +172,7 @@ class Layer(nn.Module):
         return self.output["LayerNorm"](x + self.dropout(self.mlp(x))), weights
 
 
-class YosoPreTrainedModel(PreTrainedModel):
+class YosoPreTrainedModel(Resizable):
     """Base of the YOSO networks: initial values, vocabularies and positions of other sizes.
 
     Example:
@@ -202,11 +197,6 @@ class YosoPreTrainedModel(PreTrainedModel):
         """Names of published files."""
         return NAMES if config.tie_word_embeddings else UNTIED
 
-    @property
-    def _base_embeddings(self) -> Embeddings:
-        """The embeddings of the network without its head."""
-        return cast(YosoModel, self.base_model).embeddings
-
     def init_module(self, module: nn.Module) -> None:
         """Normal weights of `initializer_range`, biases 0; norms 1 and 0.
 
@@ -220,119 +210,6 @@ class YosoPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(cast(Tensor, module.bias))
         else:
             super().init_module(module)
-
-    def _assign(self, tensors: Mapping[str, Tensor], *args: Any) -> dict[str, list[Any]]:
-        """Repeats positions for a configuration of longer texts, before they are assigned."""
-        key = (
-            f"{NAMES.prefix}.{POSITIONS}" if f"{NAMES.prefix}.{POSITIONS}" in tensors else POSITIONS
-        )
-        table, length = tensors.get(key), self.config.max_position_embeddings
-        if (
-            table is not None
-            and len(table) > FIRST_POSITION
-            and len(table) != length + FIRST_POSITION
-        ):
-            logger.warning(
-                "positions for %d tokens are made to serve %d (max_position_embeddings); a network"
-                " should be fine-tuned on texts longer than it has seen",
-                len(table) - FIRST_POSITION,
-                length,
-            )
-            tensors = {**tensors, key: resize_positions(table, length)}
-        return super()._assign(tensors, *args)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The table of the tokens' vectors."""
-        return self._base_embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the table."""
-        self._base_embeddings.word_embeddings = value
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
-    ) -> nn.Embedding:
-        """Makes the vocabulary longer or shorter; new tokens get random vectors.
-
-        Args:
-            new_num_tokens: Its new size; None keeps it.
-            pad_to_multiple_of: Round the size up.
-
-        Returns:
-            The table of the tokens' vectors.
-
-        Raises:
-            InputError: The padding token would be lost.
-        """
-        old = self.get_input_embeddings()
-        size = old.num_embeddings if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of:
-            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-        if size <= (old.padding_idx or 0):
-            raise InputError(
-                f"new_num_tokens={size} would drop the padding token {old.padding_idx}"
-            )
-        if size != old.num_embeddings:
-            rows = self.longer(old.weight, size)
-            table = nn.Embedding(size, rows.shape[1], padding_idx=old.padding_idx, _weight=rows)
-            self.set_input_embeddings(table)
-            self.config.vocab_size = size
-        return self.get_input_embeddings()
-
-    @torch.no_grad()
-    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Makes the longest text longer or shorter.
-
-        Positions beyond the old last one repeat the old ones in order, so that neighbors stay
-        neighbors (Beltagy et al. 2020, "Longformer", began so). A network that has never seen so
-        long texts should be fine-tuned on some.
-
-        Args:
-            new_num_position_embeddings: Tokens of the longest text.
-
-        Raises:
-            InputError: Less than one token.
-        """
-        old = self._base_embeddings.position_embeddings.weight
-        rows = resize_positions(old, new_num_position_embeddings)
-        table = nn.Embedding(len(rows), rows.shape[1], _weight=rows)
-        table.requires_grad_(old.requires_grad)
-        self._base_embeddings.position_embeddings = table
-        self.config.max_position_embeddings = new_num_position_embeddings
-
-    def read_long_texts(self, length: int, *, sample: bool = True) -> None:
-        """Makes ready for texts of `length` tokens: positions are repeated where there are too few,
-        and attention is sampled.
-
-        Args:
-            length: Tokens of the longest text.
-            sample: Whether exact attention, whose time is quadratic, is replaced by the sampled one
-                where that is faster: for texts of at least `SAMPLING_PAYS_FROM` tokens.
-        """
-        if length > self.config.max_position_embeddings:
-            self.resize_position_embeddings(length)
-        if sample and self.config.use_expectation:
-            self.config.use_expectation, self.config.sample_from = False, SAMPLING_PAYS_FROM
-
-    @torch.no_grad()
-    def longer(self, old: Tensor, size: int, std: float | None = None) -> Tensor:
-        """The first rows of a table, and new ones."""
-        new = old.new_empty((size, *old.shape[1:]))
-        nn.init.normal_(new, std=self.config.initializer_range if std is None else std)
-        new[: len(old)] = old[:size]
-        return new
-
-
-def resize_positions(table: Tensor, length: int) -> Tensor:
-    """A table of positions (FIRST_POSITION + old length, D) for texts of `length` tokens.
-
-    Raises:
-        InputError: Less than one token.
-    """
-    if length < 1:
-        raise InputError(f"max_position_embeddings={length}; expected at least 1")
-    repeated = torch.arange(length, device=table.device) % (len(table) - FIRST_POSITION)
-    return torch.cat([table[:FIRST_POSITION], table[FIRST_POSITION + repeated]])
 
 
 class YosoModel(YosoPreTrainedModel):
@@ -391,7 +268,9 @@ class YosoModel(YosoPreTrainedModel):
         if inputs_embeds is None:
             x = look_up(self.embeddings.word_embeddings, x, "input_ids")  # (B, L, D)
         mask = check_mask(attention_mask, x)
-        heads = check_heads(head_mask, self.config)
+        c = self.config
+        given = None if c.ignore_head_mask else head_mask
+        heads = expand_head_mask(given, c.num_hidden_layers, c.num_attention_heads)
         want_weights = self.wants("output_attentions", output_attentions)
         x = self.embeddings(x, token_type_ids, position_ids)  # (B, L, D)
         want_hidden = self.wants("output_hidden_states", output_hidden_states)
