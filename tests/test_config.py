@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from headstart import BitConfig, CvtConfig, PreTrainedConfig
+from headstart import BeitConfig, BitConfig, CvtConfig, PreTrainedConfig
 from headstart.config import align_outputs
 from headstart.errors import ConfigError
 
@@ -37,11 +37,16 @@ def test_misspelled_values_are_refused_and_words_of_older_code_are_not_kept(tmp_
     with pytest.raises(ConfigError, match="no value 'num_label'; did you mean num_labels?"):
         BitConfig.from_pretrained(tmp_path, num_label=3)
     config = BitConfig.from_pretrained(
-        tmp_path, trust_remote_code=True, attn_implementation="eager", palette=[[0, 0, 0]]
+        tmp_path,
+        trust_remote_code=False,
+        low_cpu_mem_usage=True,
+        attn_implementation="eager",
+        palette=[[0, 0, 0]],
     )
     assert (
         config.palette
-        and not {"trust_remote_code", "attn_implementation"} & config.to_dict().keys()
+        and not {"trust_remote_code", "low_cpu_mem_usage", "attn_implementation"}
+        & config.to_dict().keys()
     )
 
 
@@ -204,3 +209,45 @@ def test_a_plain_subclass_in_v4s_style_is_a_configuration(tmp_path):
     config.save_pretrained(tmp_path)
     again = ToyConfig.from_pretrained(tmp_path, width=5)
     assert (again.width, again.num_labels, again.extra) == (5, 3, "kept")
+
+
+@pytest.mark.parametrize(
+    "config", [BitConfig(), CvtConfig(), BeitConfig()], ids=["bit", "cvt", "beit"]
+)
+def test_stages_set_later_have_name_and_number(config):
+    names = config.stage_names
+    config.out_features = names[:2]
+    assert config.out_indices == [0, 1]
+    config.out_indices = [-2, len(names) - 1]
+    assert config.out_features == names[-2:]
+    for name in ("out_features", "out_indices"):
+        setattr(config, name, None)
+        assert config.out_features == names[-1:]
+        assert config.out_indices == [len(names) - 1]
+    with pytest.raises(ConfigError, match="out_indices=\\[99\\]"):
+        config.out_indices = [99]
+    with pytest.raises(ConfigError, match="'stage99'"):
+        config.out_features = ["stage99"]
+    assert config.out_features == names[-1:]
+
+
+def test_four_named_stages_are_the_blocks_that_segmentation_reads(tmp_path):
+    names = ["stage4", "stage6", "stage8", "stage12"]
+    for given in ({"out_features": names}, {"out_features": names, "out_indices": [4, 6, 8, 12]}):
+        config = BeitConfig(**given)
+        assert config.segmentation_blocks() == [3, 5, 7, 11]
+        config.save_pretrained(tmp_path)
+        again = BeitConfig.from_pretrained(tmp_path)
+        assert again == config
+        assert again.segmentation_blocks() == [3, 5, 7, 11]
+    config.out_indices = [2, 3, 4, 5]  # numbers are counted as the authors do
+    assert config.segmentation_blocks() == [2, 3, 4, 5]
+    config.save_pretrained(tmp_path)
+    again = BeitConfig.from_pretrained(tmp_path)
+    assert again.segmentation_blocks() == [2, 3, 4, 5]
+    config.out_features = names
+    assert config.segmentation_blocks() == [3, 5, 7, 11]
+    other = BeitConfig.from_dict(config.to_dict(), out_features=["stem", *names[:3]])
+    assert other.segmentation_blocks() == [-1, 3, 5, 7]
+    theirs = BeitConfig.from_dict(config.to_dict(), compat="transformers", out_features=names)
+    assert theirs.segmentation_blocks() == [2, 4, 6, 10]

@@ -1,12 +1,13 @@
 """Auto classes: the class of a family that fits a checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from headstart.checkpoint.documents import check_kind, read_object
 from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, NotFoundError
-from headstart.hub.resolve import resolve_file, split_hub
+from headstart.hub.resolve import resolve_file, split_hub, within
 from headstart.loading import family_of
 from headstart.registry import FAMILIES, Family, families, find_published, register, suggesting
 
@@ -35,13 +36,13 @@ class AutoConfig:
     """
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """The configuration of a folder, a config.json, a Hub id or an authors' name.
 
         See `PreTrainedConfig.from_pretrained`.
         """
-        family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
-        return family.config.from_pretrained(name_or_path, **kwargs)
+        family = family_within(pretrained_model_name_or_path, kwargs)
+        return family.config.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def for_model(cls, model_type: str, **values: Any) -> Any:
@@ -64,6 +65,12 @@ class AutoConfig:
                 f"{config.__name__}.model_type is {config.model_type!r}; expected {model_type!r}"
             )
         register(model_type, config, exist_ok=exist_ok)
+
+
+def family_within(name: str | Path, kwargs: Mapping[str, Any]) -> Family:
+    """The family of the checkpoint that `from_pretrained(name, **kwargs)` loads."""
+    hub, others = split_hub(kwargs)
+    return family_of(within(name, others.get("subfolder")), **hub)[0]
 
 
 def check_task(family: Family, task: str) -> None:
@@ -93,14 +100,16 @@ class _AutoModel:
         return family.load(family.tasks[cls.task])
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """A network with the weights of a checkpoint; see `PreTrainedModel.from_pretrained`."""
         config = kwargs.get("config")
-        if config is not None:
+        if isinstance(config, PreTrainedConfig):
             family = families()[config.model_type]
+        elif config is not None:
+            family, _ = family_of(config, **split_hub(kwargs)[0])
         else:
-            family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
-        return cls.model_class(family).from_pretrained(name_or_path, **kwargs)
+            family = family_within(pretrained_model_name_or_path, kwargs)
+        return cls.model_class(family).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> Any:
@@ -256,7 +265,7 @@ class AutoImageProcessor:
     """
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """See `BaseImageProcessor.from_pretrained`.
 
         Raises:
@@ -264,6 +273,7 @@ class AutoImageProcessor:
             ConfigError: The checkpoint's processor is none of the families'.
         """
         hub, options = split_hub(kwargs)
+        name_or_path = within(pretrained_model_name_or_path, options.pop("subfolder", ""))
         found = find_published(str(name_or_path))
         if found is not None:
             return processor_class(found[0], name_or_path, text=False).for_published(
@@ -316,18 +326,17 @@ class AutoTokenizer:
     """
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """See `YosoTokenizer.from_pretrained`.
 
         A folder or Hub id with tokenizer.json, or vocab.json and merges.txt.
         """
         try:
-            family, _ = family_of(name_or_path, **split_hub(kwargs)[0])
+            family = family_within(pretrained_model_name_or_path, kwargs)
         except NotFoundError:  # a folder that holds a tokenizer alone
             family = next(each for each in families().values() if each.reads_text)
-        return processor_class(family, name_or_path, text=True).from_pretrained(
-            name_or_path, **kwargs
-        )
+        name = pretrained_model_name_or_path
+        return processor_class(family, name, text=True).from_pretrained(name, **kwargs)
 
     @classmethod
     def register(

@@ -14,14 +14,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, dataclass_transform
 
 from headstart._version import __version__
 from headstart.checkpoint.documents import check_kind, check_names, read_object
 from headstart.checkpoint.writing import atomic_write
 from headstart.errors import ConfigError, NotFoundError
-from headstart.hub.resolve import resolve_file, split_hub
-from headstart.registry import find_published, read_labels, suggesting
+from headstart.hub.resolve import (
+    check_upload,
+    push_saved,
+    resolve_file,
+    split_hub,
+    upload_saved,
+    within,
+)
+from headstart.registry import find_published, read_labels, refuse_saved_code, suggesting
 
 Compat = Literal["authors", "transformers"]
 COMPATS = ("authors", "transformers")
@@ -41,17 +48,6 @@ COMMON = (
     "pooled_hidden_states",
     "average_mirrored",
 )
-# Words that older code gives to `from_pretrained`: files are always mapped, checked, and never run.
-WITHOUT_EFFECT = (
-    "low_cpu_mem_usage",
-    "trust_remote_code",
-    "use_safetensors",
-    "attn_implementation",
-    "from_tf",
-    "from_flax",
-    "from_pt",
-)
-
 logger = logging.getLogger("headstart")
 C = TypeVar("C", bound="PreTrainedConfig")
 
@@ -126,6 +122,7 @@ class PreTrainedConfig:
     is_composition: ClassVar[bool] = False
     attribute_map: ClassVar[dict[str, str]] = {}
     pools: ClassVar[bool] = False  # whether its classifier can read pooled hidden states
+    sub_configs: ClassVar[dict[str, Any]] = {}
 
     # What v4's code reads from any configuration; written to config.json only where it was set.
     architectures: list[str] | None = None
@@ -260,7 +257,8 @@ class PreTrainedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as plain data; `from_dict` gives an equal configuration."""
-        values = {key: value for key, value in vars(self).items() if key not in COMMON}
+        left_out = (*COMMON, "_name_or_path")
+        values = {key: value for key, value in vars(self).items() if key not in left_out}
         if self.id2label != {0: "LABEL_0", 1: "LABEL_1"}:
             values |= {
                 "id2label": {str(i): name for i, name in self.id2label.items()},
@@ -308,7 +306,21 @@ class PreTrainedConfig:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values of a checkpoint's config.json, and the keywords that do not say where it is."""
         hub, others = split_hub(kwargs)
-        return read_config_file(pretrained_model_name_or_path, **hub), others
+        name = within(pretrained_model_name_or_path, others.pop("subfolder", ""))
+        return read_config_file(name, **hub), others
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> NoReturn:
+        """Refuses: no code is saved with a checkpoint.
+
+        Raises:
+            ConfigError: Always; `AutoConfig.register` is the alternative.
+        """
+        refuse_saved_code(cls.__name__, auto_class)
+
+    def get_text_config(self, decoder: bool = False) -> Self:
+        """Itself: no configuration here has parts of its own."""
+        return self
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets every value of a mapping as an attribute."""
@@ -323,7 +335,6 @@ class PreTrainedConfig:
             ConfigError: The values are of another family, or describe no working network; a keyword
                 looks like a misspelled one.
         """
-        overrides = {name: value for name, value in overrides.items() if name not in WITHOUT_EFFECT}
         if "self" in values:
             raise ConfigError("a configuration cannot have a value named 'self'")
         known = cls.value_names()
@@ -427,13 +438,16 @@ class PreTrainedConfig:
                 {k: v for k, v in values.items() if k != "headstart_version"}, chosen
             )
         values.pop("headstart_version", None), values.pop("transformers_version", None)
-        return cls.from_dict(values | {"compat": chosen, "_name_or_path": name}, **overrides)
+        config = cls.from_dict(values | {"compat": chosen}, **overrides)
+        vars(config)["_name_or_path"] = name
+        return config
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
+        subfolder: str = "",
         compat: Compat | None = None,
         return_unused_kwargs: bool = False,
         **kwargs: Any,
@@ -441,9 +455,11 @@ class PreTrainedConfig:
         """The configuration of a checkpoint.
 
         Args:
-            name_or_path: A folder, a config.json, a Hub id, or an authors' name.
+            pretrained_model_name_or_path: A folder, a config.json, a Hub id, or an authors' name.
+            subfolder: Where in a local folder config.json lies.
             compat: See `from_file_values`.
-            return_unused_kwargs: Also return the keywords that are no values of the configuration.
+            return_unused_kwargs: Return the keywords that are no values of the configuration,
+                rather than keep them in it.
             **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, and values that win over
                 the file's.
 
@@ -452,54 +468,52 @@ class PreTrainedConfig:
             ConfigError: The file does not describe this family, or not a working network.
         """
         hub, kwargs = split_hub(kwargs)
-        config = published_config(str(name_or_path), cls.model_type, compat)
+        name = within(pretrained_model_name_or_path, subfolder)
+        unused = {}
+        if return_unused_kwargs:
+            unused = {k: kwargs.pop(k) for k in [*kwargs] if k not in cls.value_names()}
+        config = published_config(str(name), cls.model_type, compat)
         if config is not None:
             config = cls.from_dict(config.to_dict(), **kwargs)
         else:
-            config = cls.from_file_values(
-                read_config_file(name_or_path, **hub), str(name_or_path), compat, **kwargs
-            )
-        return (
-            (config, {k: v for k, v in kwargs.items() if k not in cls.value_names()})
-            if return_unused_kwargs
-            else config
-        )
+            values = read_config_file(name, **hub)
+            config = cls.from_file_values(values, str(name), compat, **kwargs)
+        return (config, unused) if return_unused_kwargs else config
 
     def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
     ) -> None:
         """Writes `config.json` into the folder (made if needed), atomically.
 
         `push_to_hub` also uploads the folder, to `repo_id`.
-        """
-        values = self.to_published(self.to_dict()) | {"headstart_version": __version__}
-        for key in ("_name_or_path", "transformers_version"):
-            values.pop(key, None)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        atomic_write(
-            Path(folder) / "config.json",
-            (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
-        )
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
 
-            push(folder, repo_id or Path(folder).name, **hub)
+        Raises:
+            TypeError: Another keyword than `token`, `private`, `revision` and `commit_message`.
+        """
+        check_upload(hub)
+        folder = Path(save_directory)
+        values = self.to_published(self.to_dict()) | {"headstart_version": __version__}
+        values.pop("transformers_version", None)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        atomic_write(folder / "config.json", text.encode())
+        upload_saved(folder, push_to_hub, repo_id, hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads `config.json` to "owner/name" and returns its address.
 
         `hub` holds `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
-
         return push_saved(self, repo_id, hub)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PreTrainedConfig):
             return NotImplemented
-        mine, theirs = self.to_dict(), other.to_dict()
-        mine.pop("_name_or_path", None), theirs.pop("_name_or_path", None)
-        return mine == theirs
+        return self.to_dict() == other.to_dict()
 
     __hash__ = object.__hash__
 
@@ -508,6 +522,35 @@ class PreTrainedConfig:
 
 
 PretrainedConfig = PreTrainedConfig  # the name in transformers v4
+
+
+class BackboneConfig(PreTrainedConfig):
+    """Base of configurations whose networks give feature maps: `out_features` and `out_indices`
+    select the same stages, by name and by number, whichever of them is set.
+    """
+
+    out_features: list[str] | None
+    out_indices: list[int] | None
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names that `out_features` may use."""
+        raise NotImplementedError(f"{type(self).__name__} names no stages")
+
+    def align_stages(self, features: list[str] | None, indices: list[int] | None) -> None:
+        """Sets both values from either; the last stage where both are None."""
+        vars(self)["out_features"], vars(self)["out_indices"] = align_outputs(
+            features, indices, self.stage_names
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        made = {"out_features", "out_indices"} <= vars(self).keys()
+        if made and name == "out_features":
+            self.align_stages(value, None)
+        elif made and name == "out_indices":
+            self.align_stages(None, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def resolve_compat(

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from headstart.errors import ConfigError, NotFoundError, OfflineError
 from headstart.package_data import EMBEDDED
@@ -170,6 +170,18 @@ def register(model_type: str, cls: Any, *, task: str | None = None, exist_ok: bo
             f"{model_type} has a class for {task or name} already; pass exist_ok=True to replace it"
         )
     families()[model_type] = replace(family, classes={**family.classes, name: cls})
+
+
+def refuse_saved_code(name: str, auto_class: str) -> NoReturn:
+    """Refuses `register_for_auto_class`, which would save a class's code with its checkpoints.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        f"{name}.register_for_auto_class({auto_class!r}) is not supported: no code is saved with a"
+        f" checkpoint or run from one; call {auto_class}.register where {name} is defined"
+    )
 
 
 def exports() -> dict[str, str]:

@@ -268,3 +268,205 @@ def test_traced_after_a_call_and_other_images_follow(cls):
         expected = model(y)[0]
         traced = torch.jit.trace(model, x)
         assert_close(traced(y)[0], expected, 1e-5)
+
+
+IGNORED = {
+    "use_auth_token": False,
+    "force_download": False,
+    "resume_download": True,
+    "proxies": None,
+    "local_files_only": True,
+    "cache_dir": None,
+    "token": None,
+    "low_cpu_mem_usage": True,
+    "trust_remote_code": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with an image model in "bit", and one with a tokenizer in "yoso"."""
+    root = tmp_path_factory.mktemp("hub")
+    made().save_pretrained(root / "bit")
+    headstart.BitImageProcessor(size={"shortest_edge": 40}).save_pretrained(root / "bit")
+    headstart.YosoTokenizer.train(["a cat"] * 3, vocab_size=265).save_pretrained(root / "yoso")
+    return root
+
+
+CLASSES = [
+    *(("BitConfig", "bit"), ("AutoConfig", "bit"), ("BitImageProcessor", "bit")),
+    *(("AutoImageProcessor", "bit"), ("AutoModel", "bit"), ("AutoFeatureExtractor", "bit")),
+    *(("YosoTokenizer", "yoso"), ("AutoTokenizer", "yoso")),
+]
+
+
+@pytest.mark.parametrize("name, subfolder", CLASSES)
+def test_documented_arguments_of_every_class(name, subfolder, folders, tmp_path):
+    made = getattr(headstart, name).from_pretrained(
+        pretrained_model_name_or_path=folders, subfolder=subfolder, **IGNORED
+    )
+    made.save_pretrained(save_directory=tmp_path, push_to_hub=False, token=None)
+    for file in tmp_path.glob("*config.json"):
+        values = json.loads(file.read_text())
+        assert not {*IGNORED, "subfolder", "revision", "push_to_hub"} & set(values), file.name
+    again = getattr(headstart, name).from_pretrained(tmp_path)
+    assert type(again) is type(made)
+
+
+@pytest.mark.parametrize("name, subfolder", CLASSES)
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"force_download": True}, "remove the model from the cache"),
+        ({"trust_remote_code": True}, "never runs"),
+        ({"proxies": {"https": "localhost:1"}}, "HTTPS_PROXY"),
+        ({"subfolder": "../other"}, "not inside a local folder"),
+        ({"attn_implementation": "flash_attention_2"}, "attn_implementation='flash_attention_2'"),
+    ],
+)
+def test_what_no_class_honors_is_refused(name, subfolder, keywords, message, folders):
+    with pytest.raises(ConfigError, match=message):
+        getattr(headstart, name).from_pretrained(folders / subfolder, **keywords)
+
+
+@pytest.mark.parametrize("name, subfolder", CLASSES)
+def test_saving_and_uploading_refuse_what_they_do_not_know(name, subfolder, folders, tmp_path):
+    made = getattr(headstart, name).from_pretrained(folders / subfolder)
+    with pytest.raises(TypeError, match=r"save_pretrained\(\) got .*'nonsense'"):
+        made.save_pretrained(tmp_path / "new", nonsense=1)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(TypeError, match=r"push_to_hub\(\) got .*'nonsense'"):
+        made.push_to_hub("owner/name", nonsense=1)
+
+
+def test_keywords_that_are_not_used_are_returned(folders):
+    config, unused = BitConfig.from_pretrained(
+        folders / "bit", return_unused_kwargs=True, other=1, num_groups=1
+    )
+    assert unused == {"other": 1} and config.num_groups == 1 and not hasattr(config, "other")
+    processor, unused = headstart.BitImageProcessor.from_pretrained(
+        folders / "bit", return_unused_kwargs=True, other=1, do_resize=False
+    )
+    assert unused == {"other": 1} and not processor.do_resize and not hasattr(processor, "other")
+
+
+def test_an_auto_class_takes_the_configuration_as_a_folder(folders, tmp_path):
+    torch.save(made().state_dict(), tmp_path / "pytorch_model.bin")
+    for config in (folders / "bit", str(folders / "bit" / "config.json"), BIT):
+        model = headstart.AutoModelForImageClassification.from_pretrained(tmp_path, config=config)
+        assert torch.equal(model.classifier[1].weight, made().classifier[1].weight)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+TRACED = {
+    "BitForImageClassification": copy.deepcopy(BIT),
+    "CvtForImageClassification": headstart.CvtConfig(
+        embed_dim=[8, 16, 24], num_heads=[1, 2, 3], depth=[1, 1, 1]
+    ),
+    "BeitForImageClassification": headstart.BeitConfig(
+        **SMALL, intermediate_size=32, image_size=64, use_relative_position_bias=True
+    ),
+    "YosoForSequenceClassification": headstart.YosoConfig(
+        **SMALL, intermediate_size=32, vocab_size=20, max_position_embeddings=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("side", [64, 96], ids=["own", "other"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Constant folding")  # of the exporter, with no effect
+def test_traced_and_exported_by_tracing(name, side, tmp_path):
+    """Whatever was kept by a call before, and with or without gradients."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = getattr(headstart, name)(TRACED[name]).eval()
+    texts = name.startswith("Yoso")
+    x, y = (
+        torch.randint(2, 20, (2, 8)) if texts else torch.randn(2, 3, 64, side) for _ in range(2)
+    )
+    axes, graphs = {model.main_input_name: {0: "batch"}}, []
+    for _ in range(2):
+        torch.onnx.export(
+            model, (x,), tmp_path / "a.onnx", dynamo=False, input_names=list(axes),
+            output_names=["logits"], dynamic_axes=axes,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+        graphs.append((tmp_path / "a.onnx").read_bytes())
+        with torch.no_grad():  # what this call keeps must not change the next graph
+            expected = model(torch.cat([x, y])).logits
+        (logits,) = session.run(["logits"], {model.main_input_name: torch.cat([x, y]).numpy()})
+        assert_close(torch.from_numpy(logits), expected, 1e-4)
+        traced = torch.jit.trace(model, x, strict=False)  # compares two graphs itself
+        assert_close(traced(y)["logits"], expected[2:], 1e-4)
+    assert graphs[0] == graphs[1]
+
+
+def test_initial_values_follow_a_subclass_of_older_code():
+    class Constant(BitModel):
+        def _init_weights(self, module):
+            super()._init_weights(module)
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.constant_(module.weight, 0.5)
+
+    model = Constant(BIT)
+    filters = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert filters and all((each == 0.5).all() for each in filters)
+    plain = BitModel(BIT)
+    plain.apply(lambda m: torch.nn.init.zeros_(m.weight) if hasattr(m, "weight") else None)
+    plain.apply(plain._init_weights)
+    assert all(m.weight.any() for m in plain.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def test_embeddings_are_replaced():
+    model = headstart.YosoForMaskedLM(TRACED["YosoForSequenceClassification"])
+    table = torch.nn.Embedding(20, 16)
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is table
+    assert model.get_output_embeddings().weight is table.weight  # tied
+    matrix = torch.nn.Linear(16, 20)
+    model.set_output_embeddings(matrix)
+    assert model.get_output_embeddings() is matrix
+    beit = headstart.BeitModel(TRACED["BeitForImageClassification"])
+    patches = torch.nn.ModuleDict({"projection": torch.nn.Conv2d(3, 16, 16, 16)})
+    beit.set_input_embeddings(patches)
+    assert beit.get_input_embeddings() is patches
+    assert beit.get_output_embeddings() is None
+    with pytest.raises(NotImplementedError, match="BeitModel has no output embeddings"):
+        beit.set_output_embeddings(matrix)
+
+
+def test_heads_are_not_removed():
+    beit = headstart.BeitModel(TRACED["BeitForImageClassification"])
+    beit.prune_heads({})
+    with pytest.raises(ConfigError, match=r"prune_heads\(\{0: \[1\]\}\).*head_mask"):
+        beit.prune_heads({0: [1]})
+
+
+@pytest.mark.parametrize(
+    "name, auto",
+    [
+        ("BitModel", "AutoModel"),
+        ("BitConfig", "AutoConfig"),
+        ("BitImageProcessor", "AutoImageProcessor"),
+        ("YosoTokenizer", "AutoTokenizer"),
+    ],
+)
+def test_no_code_is_saved(name, auto):
+    with pytest.raises(ConfigError, match=f"no code is saved.*{auto}.register where {name}"):
+        getattr(headstart, name).register_for_auto_class()
+
+
+def test_processor_in_a_json_file(tmp_path):
+    processor = headstart.BitImageProcessor(size=40)
+    processor.to_json_file(tmp_path / "p.json")
+    assert headstart.BitImageProcessor.from_json_file(tmp_path / "p.json") == processor
+
+
+def test_four_channels_stay_where_their_statistics_are_given():
+    pixels = torch.randint(0, 256, (40, 50, 4), dtype=torch.uint8).numpy()
+    processor = headstart.BitImageProcessor(size=40, crop_size=40)
+    values = {"image_mean": [0.0] * 4, "image_std": [1.0] * 4}
+    assert processor(pixels, return_tensors="pt", **values).pixel_values.shape == (1, 4, 40, 40)
+    assert processor(pixels, return_tensors="pt").pixel_values.shape == (1, 3, 40, 40)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from headstart.errors import (
     AuthError,
+    ConfigError,
     DownloadError,
     HubError,
     InputError,
@@ -585,21 +586,95 @@ def push_to_hub(
     return str(done.commit_url)
 
 
+UPLOAD_KEYS = ("token", "private", "revision", "commit_message")
+
+
+def check_upload(hub: Mapping[str, Any], method: str = "save_pretrained") -> None:
+    """Refuses keywords that uploading does not know.
+
+    Raises:
+        TypeError: There is one.
+    """
+    if unknown := sorted(set(hub) - set(UPLOAD_KEYS)):
+        raise TypeError(
+            f"{method}() got an unexpected keyword {unknown[0]!r}; expected some of"
+            f" {', '.join(UPLOAD_KEYS)}"
+        )
+
+
+def upload_saved(
+    folder: str | Path, wanted: bool, repo_id: str | None, hub: Mapping[str, Any]
+) -> None:
+    """Uploads what `save_pretrained(push_to_hub=True)` wrote, to `repo_id` or the folder's name."""
+    if wanted:
+        push_to_hub(folder, repo_id or Path(folder).name, **hub)
+
+
 def push_saved(thing: Any, repo_id: str, hub: Mapping[str, Any], *arguments: Any) -> str:
     """Uploads what `thing.save_pretrained(folder, *arguments)` writes.
 
     `hub` holds `push_to_hub`'s options. Returns the address.
+
+    Raises:
+        TypeError: An option that is not one of them.
     """
+    check_upload(hub, "push_to_hub")
     with tempfile.TemporaryDirectory() as folder:
         thing.save_pretrained(folder, *arguments)
         return push_to_hub(folder, repo_id, **hub)
 
 
 HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
+# True of every load here, whatever they say: files are mapped, resumed and recognised.
+IGNORED = (
+    *("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only", "mirror"),
+    *("low_cpu_mem_usage", "use_safetensors", "from_tf", "from_flax", "from_pt"),
+)
+# Keyword of older code → what to do instead, where it asks for something.
+REFUSED = {
+    "force_download": "remove the model from the cache, or pass another cache_dir",
+    "trust_remote_code": "code that comes with a checkpoint never runs",
+    "proxies": "set the environment variable HTTPS_PROXY",
+    "adapter_kwargs": "load adapters with peft",
+    "use_flash_attention_2": "attention goes through scaled_dot_product_attention",
+}
 
 
 def split_hub(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords that say where files come from, and the others."""
-    return {k: v for k, v in kwargs.items() if k in HUB_KEYS}, {
-        k: v for k, v in kwargs.items() if k not in HUB_KEYS
+    """Keywords that say where files come from, and the others; older names are translated.
+
+    Raises:
+        ConfigError: A keyword that asks for what is not done here.
+    """
+    given = {key: value for key, value in kwargs.items() if key not in IGNORED}
+    if (token := given.pop("use_auth_token", None)) is not None:
+        given["token"] = token
+    for key, advice in REFUSED.items():
+        if value := given.pop(key, None):
+            raise ConfigError(f"{key}={value!r:.80} is not supported; {advice}")
+    kernel = given.pop("attn_implementation", None)
+    if kernel not in (None, "eager", "sdpa"):
+        raise ConfigError(
+            f"attn_implementation={kernel!r:.80} is not supported; leave it out:"
+            " scaled_dot_product_attention chooses the kernel"
+        )
+    return {k: v for k, v in given.items() if k in HUB_KEYS}, {
+        k: v for k, v in given.items() if k not in HUB_KEYS
     }
+
+
+def within(name: str | Path, subfolder: str | None) -> str | Path:
+    """The checkpoint in a subfolder of a local folder.
+
+    Raises:
+        ConfigError: Not a local folder, or the subfolder lies outside of it.
+    """
+    if not subfolder:
+        return name
+    folder = Path(name) / subfolder
+    if not Path(name).is_dir() or not folder.resolve().is_relative_to(Path(name).resolve()):
+        raise ConfigError(
+            f"subfolder={subfolder!r} is not inside a local folder {name}; download the model and"
+            " pass the path of its subfolder"
+        )
+    return folder

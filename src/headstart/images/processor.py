@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -216,6 +216,7 @@ class BaseImageProcessor:
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    is_fast: ClassVar[bool] = False  # of transformers' second kind, which takes and gives tensors
     image_processor_type: ClassVar[str] = ""  # the name in preprocessor_config.json
     int_is_square: ClassVar[bool] = True  # what an int as `size` means
     aliases: ClassVar[dict[str, str]] = {}  # older names of fields in files
@@ -368,11 +369,11 @@ class BaseImageProcessor:
         if not single:
             raise InputError("no images: the list is empty")
         ready = []
+        # Statistics of four channels are of arrays whose fourth channel is no transparency.
+        convert = self.do_convert_rgb and np.size(self.image_mean) != 4
         for i, image in enumerate(single):
             try:
-                pixels, layout = decode(
-                    image, convert_rgb=self.do_convert_rgb, input_data_format=layout_in
-                )
+                pixels, layout = decode(image, convert_rgb=convert, input_data_format=layout_in)
                 ready.append(
                     (
                         resize_and_crop(pixels, *self._geometry(*pixels.shape[:2]), self.resample),
@@ -503,49 +504,78 @@ class BaseImageProcessor:
             cls.aliases.get(key, key): value for key, value in (*values.items(), *overrides.items())
         }
         # there is one pipeline, and it is fast
-        for key in ("image_processor_type", "feature_extractor_type", "use_fast"):
+        loading = ("_from_auto", "_commit_hash", "_processor_class")
+        for key in ("image_processor_type", "feature_extractor_type", "use_fast", *loading):
             merged.pop(key, None)
         return cls(**merged)
 
     @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """A processor from a file that `to_json_file` wrote."""
+        return cls.from_dict(read_object(Path(json_file)))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoImageProcessor") -> NoReturn:
+        """Refuses: no code is saved with a processor.
+
+        Raises:
+            ConfigError: Always; `AutoImageProcessor.register` is the alternative.
+        """
+        from headstart.registry import refuse_saved_code
+
+        refuse_saved_code(cls.__name__, auto_class)
+
+    @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        return_unused_kwargs: bool = False,
         **overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """A processor from what `save_pretrained`, here or in transformers, has written.
 
         Args:
-            name_or_path: A folder with `preprocessor_config.json`, that file, or a Hub id.
+            pretrained_model_name_or_path: A folder with `preprocessor_config.json`, that file, or a
+                Hub id.
             revision: Branch, tag or commit on the Hub.
+            subfolder: Where in a local folder the file lies.
             cache_dir: Where downloads are kept.
             token: Token of the Hub.
             local_files_only: Take only what is on disk.
+            return_unused_kwargs: Return the keywords that are no fields beside the processor.
             **overrides: Fields that win over the file's.
 
         Raises:
             NotFoundError: No such model or file.
             FileFormatError: The file is no JSON, or holds no values.
         """
-        path = Path(name_or_path)
-        if not path.is_file():
-            from headstart.hub.resolve import resolve_file
+        from headstart.hub.resolve import resolve_file, split_hub, within
 
+        older, overrides = split_hub(overrides)
+        unused = {}
+        if return_unused_kwargs:
+            known = {field.name for field in fields(cls)} | KNOWN_OTHERS | {*cls.aliases}  # type: ignore[arg-type]
+            unused = {key: overrides.pop(key) for key in [*overrides] if key not in known}
+        path = Path(within(Path(pretrained_model_name_or_path), subfolder))
+        if not path.is_file():
             hub: dict[str, Any] = {
                 "revision": revision,
                 "token": token,
                 "local_files_only": local_files_only,
             }
             hub["cache_dir"] = None if cache_dir is None else Path(cache_dir)
-            found = resolve_file(str(name_or_path), "preprocessor_config.json", **hub)
+            name = str(path) if subfolder else str(pretrained_model_name_or_path)
+            found = resolve_file(name, "preprocessor_config.json", **(hub | older))
             assert found is not None  # only an optional file can be missing
             path = found
-        return cls.from_dict(read_object(path), **overrides)
+        made = cls.from_dict(read_object(path), **overrides)
+        return (made, unused) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:
         """Every value as plain data, as preprocessor_config.json holds it."""
@@ -565,7 +595,7 @@ class BaseImageProcessor:
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **hub: Any,
@@ -575,16 +605,19 @@ class BaseImageProcessor:
 
         `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as
         for the method of that name.
+
+        Raises:
+            TypeError: Another keyword.
         """
         from headstart.checkpoint import atomic_write
+        from headstart.hub.resolve import check_upload, upload_saved
 
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "preprocessor_config.json"
+        check_upload(hub)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "preprocessor_config.json"
         atomic_write(path, self.to_json_string().encode())
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
-
-            push(Path(folder), repo_id or Path(folder).name, **hub)
+        upload_saved(folder, push_to_hub, repo_id, hub)
         return [str(path)]
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:

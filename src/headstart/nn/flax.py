@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.nn.pretrained import fresh_message, misfit_message, save_network
+from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
+from headstart.nn.pretrained import (
+    check_format,
+    check_keywords,
+    fresh_message,
+    misfit_message,
+    read_config,
+    save_network,
+)
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -141,8 +149,8 @@ class PreTrainedModel:
     """Base of the wrappers: a `flax.linen` module (`module`), its parameters (`params`), loading
     and saving.
 
-    Parameters are a nested dict of float32 arrays. `dtype` is the type that the network computes
-    in.
+    Parameters are a nested dict of arrays: float32, or what a loaded file holds. `dtype` is the
+    type that the network computes in.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
@@ -166,9 +174,9 @@ class PreTrainedModel:
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not a"
                 f" {type(config).__name__}"
             )
-        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.config, self.dtype = config, as_dtype(dtype)
         self.input_shape = self.default_shape() if input_shape is None else tuple(input_shape)
-        self.module = self.module_class(config=config, dtype=dtype, **module_options)
+        self.module = self.module_class(config=config, dtype=self.dtype, **module_options)
         self.key = jax.random.key(seed)
         self._held = _do_init
         self._params: Params | None = self.init_weights(self.key) if _do_init else None
@@ -295,20 +303,20 @@ class PreTrainedModel:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         dtype: Any = jnp.float32,
         *,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | str | Path | None = None,
         input_shape: tuple[int, ...] | None = None,
         seed: int = 0,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
         compat: Compat | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        from_pt: bool = False,
         _do_init: bool = True,
         **config_overrides: Any,
     ) -> Any:
@@ -316,12 +324,16 @@ class PreTrainedModel:
         `flax_model.msgpack`.
 
         Args:
-            name_or_path: A folder, a file of any format, a Hub id, or an authors' name.
-            dtype: Type to compute in. Parameters are float32; see `to_bf16`.
-            config: A configuration to use instead of the checkpoint's.
+            pretrained_model_name_or_path: A folder, a file of any format, a Hub id, or an authors'
+                name.
+            dtype: Type to compute in, itself or its name. Parameters have the file's; `to_bf16`
+                changes it.
+            config: A configuration to use instead of the checkpoint's: itself, its file or
+                folder.
             input_shape: See `init_weights`.
             seed: For what the checkpoint lacks.
             revision: Branch, tag or commit on the Hub.
+            subfolder: Where in a local folder the checkpoint lies.
             cache_dir: Where downloads are kept; default the Hub's cache.
             token: Token of the Hub; default the one stored or in `HF_TOKEN`.
             local_files_only: Take only what is on disk.
@@ -329,33 +341,38 @@ class PreTrainedModel:
                 `headstart.config.resolve_compat`.
             ignore_mismatched_sizes: Initialize parameters randomly whose shape differs in the file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
-            from_pt: Taken for the sake of older code: every format is recognized.
             _do_init: False returns the network and its parameters apart.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as
                 `num_labels=10`.
 
         Raises:
+            TypeError: A keyword that neither loading nor the configuration knows.
             HubError: The name could not be turned into files (see its subclasses).
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
         from headstart.loading import load_checkpoint
 
-        hub = {
+        hub: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
             "token": token,
             "local_files_only": local_files_only,
         }
+        older, config_overrides = split_hub(config_overrides)
+        hub |= older
+        check_keywords(cls.config_class, config_overrides)
+        name = within(pretrained_model_name_or_path, subfolder)
+        given = read_config(cls.config_class, config, hub)
         formats = ("safetensors", "msgpack", "bin")
-        config, tensors = load_checkpoint(
-            name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats
+        made, tensors = load_checkpoint(
+            name, cls.config_class, given, compat, config_overrides, hub, "numpy", formats
         )
-        model = cls(config, input_shape, seed, dtype, _do_init=False)
+        model = cls(made, input_shape, seed, dtype, _do_init=False)
         resized = ignore_mismatched_sizes or bool(
             {"num_labels", "id2label"} & set(config_overrides)
         )
-        params, info = model.take(tensors, str(name_or_path), ignore_mismatched_sizes, resized)
+        params, info = model.take(tensors, str(name), ignore_mismatched_sizes, resized)
         if _do_init:
             model._held, model._params = True, params
         found = [model, *([] if _do_init else [params]), *([info] if output_loading_info else [])]
@@ -392,8 +409,7 @@ class PreTrainedModel:
         # A copy: a parameter must stay as it is when the file changes, and may be donated to a
         # training step.
         params = {
-            path: jnp.array(flax_layout(path, np.asarray(value, np.float32)))
-            for path, value in flat.items()
+            path: jnp.array(flax_layout(path, np.asarray(value))) for path, value in flat.items()
         }
         if fresh:
             initial = flatten_dict(self.init_weights(self.key))
@@ -412,10 +428,12 @@ class PreTrainedModel:
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
         params: Mapping[str, Any] | None = None,
-        max_shard_size: str | int = "5GB",
         push_to_hub: bool = False,
+        max_shard_size: str | int = "5GB",
+        *,
+        safe_serialization: bool = True,
         repo_id: str | None = None,
         **hub: Any,
     ) -> None:
@@ -423,26 +441,29 @@ class PreTrainedModel:
         `config.json`, `model.safetensors`.
 
         Args:
-            folder: Made if it does not exist.
+            save_directory: Made if it does not exist.
             params: The parameters to save; default those that the network holds.
-            max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
             push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
+            max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+            safe_serialization: Must be true: weights are written as safetensors.
             repo_id: Where to upload.
             **hub: `token`, `private`, `revision`, `commit_message`.
+
+        Raises:
+            TypeError: Another keyword.
+            ConfigError: `safe_serialization=False`.
         """
+        check_upload(hub)
+        check_format(safe_serialization)
         flat = flatten_dict(self.params if params is None else params)
         arrays = {
             torch_name(path): np.ascontiguousarray(torch_layout(path, np.asarray(value)))
             for path, value in flat.items()
         }
         published = self.name_table(self.config).to_theirs(arrays)
-        save_network(
-            folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size
-        )
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
-
-            push(folder, repo_id or Path(folder).name, **hub)
+        name = self.torch_class or type(self).__name__
+        save_network(save_directory, self.config, published, name, max_shard_size)
+        upload_saved(save_directory, push_to_hub, repo_id, hub)
 
     def push_to_hub(self, repo_id: str, params: Mapping[str, Any] | None = None, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -452,9 +473,25 @@ class PreTrainedModel:
             params: The parameters; default those that the network holds.
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
-
         return push_saved(self, repo_id, hub, params)
+
+
+def as_dtype(dtype: Any) -> Any:
+    """A floating-point type, given as itself or by its name.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ConfigError(
+            f"dtype={dtype!r:.80}; expected a floating-point type such as jnp.float32, 'bfloat16'"
+            " or 'float16'"
+        )
+    return found
 
 
 def cast(params: Mapping[str, Any], dtype: Any, mask: Any = None) -> Any:

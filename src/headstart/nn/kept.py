@@ -46,7 +46,12 @@ def forget(network: nn.Module) -> None:
 
 def traced() -> bool:
     """Whether a graph is being made of the call, by torch.compile, torch.export or torch.jit."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+    return torch.compiler.is_compiling() or jit_traced()
+
+
+def jit_traced() -> bool:
+    """Whether torch.jit records the call, as `torch.onnx.export(dynamo=False)` has it do."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:

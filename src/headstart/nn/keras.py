@@ -14,7 +14,15 @@ from typing import Any, ClassVar
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.nn.pretrained import fresh_message, misfit_message, save_network
+from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
+from headstart.nn.pretrained import (
+    check_format,
+    check_keywords,
+    fresh_message,
+    misfit_message,
+    read_config,
+    save_network,
+)
 from headstart.outputs import ModelOutput, output_classes
 
 try:
@@ -466,10 +474,11 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | str | Path | None = None,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -477,16 +486,18 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         compat: Compat | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        from_pt: bool = False,
         **config_overrides: Any,
     ) -> Any:
         """A network with the weights of a checkpoint: safetensors as PyTorch's, or an old
         `tf_model.h5`.
 
         Args:
-            name_or_path: A folder, a file of any format, a Hub id, or an authors' name.
-            config: A configuration to use instead of the checkpoint's.
+            pretrained_model_name_or_path: A folder, a file of any format, a Hub id, or an authors'
+                name.
+            config: A configuration to use instead of the checkpoint's: itself, its file or
+                folder.
             revision: Branch, tag or commit on the Hub.
+            subfolder: Where in a local folder the checkpoint lies.
             cache_dir: Where downloads are kept; default the Hub's cache.
             token: Token of the Hub; default the one stored or in `HF_TOKEN`.
             local_files_only: Take only what is on disk.
@@ -496,36 +507,41 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             ignore_mismatched_sizes: Keep the random values of variables whose shape differs in the
                 file.
             output_loading_info: Also return what was missing, unexpected or of another shape.
-            from_pt: Taken for the sake of older code: every format is recognized.
             **config_overrides: Values of the configuration that win over the checkpoint's, such as
                 `num_labels=10`.
 
         Raises:
+            TypeError: A keyword that neither loading nor the configuration knows.
             HubError: The name could not be turned into files (see its subclasses).
             FileFormatError: A file is damaged, unsafe or of an unknown format.
             WeightsError: The tensors do not fit the network; all misfits are listed.
         """
         from headstart.loading import load_checkpoint
 
-        hub = {
+        hub: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
             "token": token,
             "local_files_only": local_files_only,
         }
+        older, config_overrides = split_hub(config_overrides)
+        hub |= older
+        check_keywords(cls.config_class, config_overrides)
+        name = within(pretrained_model_name_or_path, subfolder)
+        given = read_config(cls.config_class, config, hub)
         formats = ("safetensors", "h5", "bin")
-        config, tensors = load_checkpoint(
-            name_or_path, cls.config_class, config, compat, config_overrides, hub, "numpy", formats
+        made, tensors = load_checkpoint(
+            name, cls.config_class, given, compat, config_overrides, hub, "numpy", formats
         )
         loading = _LOADING.set(True)
         try:
-            model = cls(config, **({} if dtype is None else {"dtype": dtype}))
+            model = cls(made, **({} if dtype is None else {"dtype": dtype}))
         finally:
             _LOADING.reset(loading)
         resized = ignore_mismatched_sizes or bool(
             {"num_labels", "id2label"} & set(config_overrides)
         )
-        info = model.assign(tensors, str(name_or_path), ignore_mismatched_sizes, resized)
+        info = model.assign(tensors, str(name), ignore_mismatched_sizes, resized)
         return (model, info) if output_loading_info else model
 
     def assign(
@@ -591,8 +607,11 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
+        *,
         max_shard_size: str | int = "5GB",
+        saved_model: bool = False,
+        safe_serialization: bool = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **hub: Any,
@@ -601,20 +620,24 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
         `config.json`, `model.safetensors`.
 
         Args:
-            folder: Made if it does not exist.
+            save_directory: Made if it does not exist.
             max_shard_size: Above it the weights are split, as "5GB" or a number of bytes.
+            saved_model: Must be false: `export` writes a SavedModel.
+            safe_serialization: Must be true: weights are written as safetensors.
             push_to_hub: Also upload the folder, to `repo_id` (default the folder's name).
             repo_id: Where to upload.
             **hub: `token`, `private`, `revision`, `commit_message`.
-        """
-        published = self.name_table(self.config).to_theirs(self.named_arrays())
-        save_network(
-            folder, self.config, published, self.torch_class or type(self).__name__, max_shard_size
-        )
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
 
-            push(folder, repo_id or Path(folder).name, **hub)
+        Raises:
+            TypeError: Another keyword.
+            ConfigError: `saved_model=True` or `safe_serialization=False`.
+        """
+        check_upload(hub)
+        check_format(safe_serialization, saved_model)
+        published = self.name_table(self.config).to_theirs(self.named_arrays())
+        name = self.torch_class or type(self).__name__
+        save_network(save_directory, self.config, published, name, max_shard_size)
+        upload_saved(save_directory, push_to_hub, repo_id, hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -623,6 +646,4 @@ class PreTrainedModel(keras.Model):  # type: ignore[misc]
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
-
         return push_saved(self, repo_id, hub)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.config import WITHOUT_EFFECT, PreTrainedConfig
+from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError
 
 
@@ -79,75 +79,34 @@ def misfit_message(
     return "\n".join(lines + ([hint] if any("  shape" in line for line in lines) else []))
 
 
-HUB_KEYWORDS = ("token", "private", "revision", "commit_message")
+def check_format(safe_serialization: bool, saved_model: bool = False) -> None:
+    """Refuses formats that networks outside PyTorch are not written in.
+
+    Raises:
+        ConfigError: One is wanted.
+    """
+    if not safe_serialization:
+        raise ConfigError(
+            "safe_serialization=False is not supported; weights are written as model.safetensors,"
+            " which every framework reads here"
+        )
+    if saved_model:
+        raise ConfigError("saved_model=True is not supported; write one with model.export(folder)")
 
 
-def check_hub_keywords(hub: Mapping[str, Any]) -> None:
-    """Refuses unknown keywords of saving.
+def check_keywords(config_class: type[PreTrainedConfig], overrides: Iterable[str]) -> None:
+    """Refuses keywords of `from_pretrained` that the configuration does not know.
 
     Raises:
         TypeError: There is one.
     """
-    if unknown := sorted(set(hub) - set(HUB_KEYWORDS)):
-        raise TypeError(
-            f"save_pretrained() got an unexpected keyword {unknown[0]!r}; expected some of"
-            f" {', '.join(HUB_KEYWORDS)}"
-        )
-
-
-def check_keywords(
-    config_class: type[PreTrainedConfig], overrides: dict[str, Any], hub: dict[str, Any]
-) -> None:
-    """Moves older names of arguments to where they belong, and refuses unsupported ones.
-
-    Args:
-        config_class: The family's configuration.
-        overrides: Keywords that `from_pretrained` has no argument for; changed in place.
-        hub: Where files come from; changed in place.
-
-    Raises:
-        TypeError: A keyword that is neither an argument nor a configuration value.
-        ConfigError: A keyword whose effect is not supported.
-    """
-    if (token := overrides.pop("use_auth_token", None)) is not None:
-        hub["token"] = token
-    if overrides.pop("force_download", False):
-        raise ConfigError(
-            "force_download=True is not supported; remove the model from the cache"
-            " (huggingface-cli delete-cache), or pass another cache_dir"
-        )
-    if overrides.pop("trust_remote_code", False):
-        raise ConfigError("trust_remote_code=True: code that comes with a checkpoint never runs")
-    for key in IGNORED:
-        overrides.pop(key, None)
-    known = config_class.value_names() | set(WITHOUT_EFFECT)
+    known = config_class.value_names()
     if unknown := sorted(set(overrides) - known):
         near = difflib.get_close_matches(unknown[0], known, 1, 0.8)
         raise TypeError(
             f"from_pretrained() got an unexpected keyword {unknown[0]!r}"
             + (f"; did you mean {near[0]}?" if near else "")
         )
-
-
-# These describe what every load does here, whatever their values.
-IGNORED = ("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only")
-
-
-def within(name: str | Path, subfolder: str) -> str | Path:
-    """The checkpoint in a subfolder of a local folder.
-
-    Raises:
-        ConfigError: Not a local folder, or the subfolder lies outside of it.
-    """
-    if not subfolder:
-        return name
-    folder = Path(name) / subfolder
-    if not Path(name).is_dir() or not folder.resolve().is_relative_to(Path(name).resolve()):
-        raise ConfigError(
-            f"subfolder={subfolder!r} is not inside a local folder {name}; download the model and"
-            " pass the path of its subfolder"
-        )
-    return folder
 
 
 def read_config(config_class: type[PreTrainedConfig], config: Any, hub: Mapping[str, Any]) -> Any:

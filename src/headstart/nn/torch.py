@@ -4,10 +4,11 @@ The base model with loading and saving, the checks of inputs, the loss. Building
 `headstart.nn.layers`.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,17 @@ from headstart import outputs
 from headstart.checkpoint.names import PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
+from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
 from headstart.nn.kept import forget, traced
 from headstart.nn.pretrained import (
-    check_hub_keywords,
     check_keywords,
     fresh_message,
     misfit_message,
     read_config,
     save_network,
     unused_message,
-    within,
 )
-from headstart.registry import load_marked
+from headstart.registry import load_marked, refuse_saved_code
 
 logger = logging.getLogger("headstart")
 
@@ -213,6 +213,10 @@ class PreTrainedModel(nn.Module):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """`init_module`, under the name that subclasses written for transformers override."""
+        self.init_module(module)
+
     def tie_weights(self) -> None:
         """Makes parameters that are one tensor share it again."""
 
@@ -221,7 +225,7 @@ class PreTrainedModel(nn.Module):
         if not any(p.is_meta for p in self.parameters()):
             with torch.no_grad():
                 for module in self.modules():
-                    self.init_module(module)
+                    self._init_weights(module)
         self.tie_weights()
 
     init_weights = post_init
@@ -281,7 +285,8 @@ class PreTrainedModel(nn.Module):
         """ "pt", as transformers calls PyTorch."""
         return "pt"
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """False: none of the families generates text."""
         return False
 
@@ -325,6 +330,35 @@ class PreTrainedModel(nn.Module):
     def get_output_embeddings(self) -> nn.Module | None:
         """The matrix of a language model's scores; None for other networks."""
         return None
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Puts a module in the place of the output embeddings.
+
+        Raises:
+            NotImplementedError: The network has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no output embeddings")
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Any]) -> None:
+        """Refuses: attention heads are never removed. An empty mapping is nothing to do.
+
+        Raises:
+            ConfigError: Some heads are to be removed.
+        """
+        if heads_to_prune:
+            raise ConfigError(
+                f"prune_heads({dict(heads_to_prune)!r:.80}): removing attention heads is not"
+                " supported; pass head_mask= to silence them"
+            )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> NoReturn:
+        """Refuses: no code is saved with a checkpoint.
+
+        Raises:
+            ConfigError: Always; `AutoModel.register` is the alternative.
+        """
+        refuse_saved_code(cls.__name__, auto_class)
 
     def enable_input_require_grads(self) -> None:
         """Makes the outputs of the input embeddings need gradients, as adapters under gradient
@@ -406,6 +440,16 @@ class PreTrainedModel(nn.Module):
         return output if named else output.to_tuple()
 
     # Loading
+
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """A network with randomly initialized weights, as transformers' Auto classes make one."""
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        _, others = split_hub(kwargs)
+        check_keywords(cls.config_class, others)
+        return cls(config.from_dict(config.to_dict(), **others) if others else config).to(
+            as_dtype(dtype or "auto")
+        )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -512,7 +556,9 @@ class PreTrainedModel(nn.Module):
             "token": token,
             "local_files_only": local_files_only,
         }
-        check_keywords(cls.config_class, config_overrides, hub)
+        older, config_overrides = split_hub(config_overrides)
+        hub |= older
+        check_keywords(cls.config_class, config_overrides)
         name = within(pretrained_model_name_or_path or "", subfolder)
         given = read_config(cls.config_class, config, hub)
         if state_dict is None:
@@ -618,7 +664,7 @@ class PreTrainedModel(nn.Module):
                 module.reset_buffers()  # type: ignore[operator]
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-            self.init_module(module)
+            self._init_weights(module)
             for n, t in direct.items():
                 if n not in absent:
                     set_tensor(module, n, t)
@@ -660,7 +706,7 @@ class PreTrainedModel(nn.Module):
         Raises:
             TypeError: Another keyword.
         """
-        check_hub_keywords(hub)
+        check_upload(hub)
         if not is_main_process:
             return
         tensors = self.published_tensors()
@@ -674,10 +720,7 @@ class PreTrainedModel(nn.Module):
             max_shard_size,
             pickled=not safe_serialization,
         )
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
-
-            push(save_directory, repo_id or Path(save_directory).name, **hub)
+        upload_saved(save_directory, push_to_hub, repo_id, hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the network to the Hub and returns its address.
@@ -686,9 +729,60 @@ class PreTrainedModel(nn.Module):
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
-
         return push_saved(self, repo_id, hub)
+
+
+class Backbone(PreTrainedModel):
+    """Base of the networks that give feature maps: which stages they are, and their channels.
+
+    A network sets `num_features`, the channels of every stage.
+    """
+
+    num_features: list[int]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of all stages, in their order."""
+        return list(self.config.stage_names)
+
+    @property
+    def out_features(self) -> list[str]:
+        """Names of the stages that are returned; setting them changes the configuration."""
+        return list(self.config.out_features)
+
+    @out_features.setter
+    def out_features(self, names: list[str] | None) -> None:
+        self.config.out_features = names
+
+    @property
+    def out_indices(self) -> list[int]:
+        """Numbers of the stages that are returned; setting them changes the configuration."""
+        return list(self.config.out_indices)
+
+    @out_indices.setter
+    def out_indices(self, numbers: list[int] | None) -> None:
+        self.config.out_indices = numbers
+
+    @property
+    def stages(self) -> list[int]:
+        """Numbers of the stages that are returned, from 0."""
+        names = self.stage_names
+        return [names.index(name) for name in self.config.out_features]
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """Channels of every stage, by its name."""
+        return dict(zip(self.stage_names, self.num_features, strict=True))
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the stages that are returned."""
+        return [self.num_features[i] for i in self.stages]
+
+    def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the network without the keywords that it does not take."""
+        known = inspect.signature(self.forward).parameters
+        return self(*args, **{key: value for key, value in kwargs.items() if key in known})
 
 
 def _holds_list(module: nn.Module) -> bool:

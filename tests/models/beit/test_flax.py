@@ -244,9 +244,11 @@ def test_saving_other_parameters_in_bfloat16(tmp_path, classifier):
     classifier.save_pretrained(tmp_path, params=classifier.to_bf16(classifier.params))
     exact = classifier.params["classifier"]["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
     again = FlaxBeitForImageClassification.from_pretrained(tmp_path)
-    assert again.params["classifier"]["kernel"].dtype == jnp.float32 and jnp.array_equal(
-        again.params["classifier"]["kernel"], exact
-    )
+    assert {str(each.dtype) for each in jax.tree.leaves(again.params)} == {"bfloat16"}
+    kernel = again.to_fp32(again.params)["classifier"]["kernel"]
+    assert jnp.array_equal(kernel, exact)
+    assert again.dtype == jnp.float32  # computes in float32 all the same
+    assert again(images()).logits.dtype == jnp.float32
     assert (
         str(BeitForImageClassification.from_pretrained(tmp_path, dtype="auto").dtype)
         == "torch.bfloat16"
@@ -391,7 +393,8 @@ def test_casts_and_masks(classifier):
 
 def test_computing_in_bfloat16_keeps_parameters(tmp_path, classifier):
     classifier.save_pretrained(tmp_path)
-    half = FlaxBeitForImageClassification.from_pretrained(tmp_path, dtype=jnp.bfloat16)
+    half = FlaxBeitForImageClassification.from_pretrained(tmp_path, dtype="bfloat16")
+    assert half.dtype == half.module.dtype == jnp.bfloat16
     out = jitted(half, images(), output_hidden_states=True, output_attentions=True)
     assert {str(each.dtype) for each in jax.tree.leaves(out)} == {"bfloat16"}
     assert {str(each.dtype) for each in jax.tree.leaves(half.params)} == {"float32"}
@@ -609,3 +612,27 @@ def test_torch_is_not_imported():
         " 'keras') if m in sys.modules])"
     )
     assert run(code).strip() == "[]"
+
+
+def test_documented_arguments(tmp_path, classifier):
+    classifier.save_pretrained(save_directory=tmp_path / "model", params=classifier.params)
+    again = FlaxBeitForImageClassification.from_pretrained(
+        pretrained_model_name_or_path=tmp_path,
+        subfolder="model",
+        config=tmp_path / "model" / "config.json",
+        use_auth_token=False,
+        force_download=False,
+        from_pt=True,
+    )
+    again.save_pretrained(tmp_path / "again")
+    assert read_json(tmp_path / "again" / "config.json") == read_json(
+        tmp_path / "model" / "config.json"
+    )
+    with pytest.raises(TypeError, match="unexpected keyword 'nonsense'"):
+        FlaxBeitForImageClassification.from_pretrained(tmp_path / "model", nonsense=1)
+    with pytest.raises(TypeError, match="unexpected keyword 'nonsense'"):
+        classifier.save_pretrained(tmp_path, nonsense=1)
+    with pytest.raises(ConfigError, match="dtype='int32'"):
+        FlaxBeitForImageClassification.from_pretrained(tmp_path / "model", dtype="int32")
+    with pytest.raises(ConfigError, match="safe_serialization=False"):
+        classifier.save_pretrained(tmp_path, safe_serialization=False)

@@ -19,7 +19,7 @@ from headstart import (
     TFCvtForImageClassification,
     TFCvtModel,
 )
-from headstart.errors import InputError, WeightsError
+from headstart.errors import ConfigError, InputError, WeightsError
 from headstart.models.cvt.config import PER_STAGE
 from headstart.nn.keras import named_variables
 
@@ -669,3 +669,30 @@ def test_compiled_by_the_backend(tmp_path):
     else:
         with torch.no_grad():
             assert_close(model(torch.tensor(x)).logits, expected, 1e-5)
+
+
+def test_documented_arguments(tmp_path):
+    _, model = pair(tmp_path / "made")
+    model.save_pretrained(save_directory=tmp_path / "model", saved_model=False)
+    again = TFCvtForImageClassification.from_pretrained(
+        pretrained_model_name_or_path=tmp_path,
+        subfolder="model",
+        config=tmp_path / "model",
+        use_auth_token=False,
+        force_download=False,
+        from_pt=True,
+    )
+    again.save_pretrained(tmp_path / "again")
+    assert read_json(tmp_path / "again" / "config.json") == read_json(
+        tmp_path / "model" / "config.json"
+    )
+    with pytest.raises(TypeError, match="unexpected keyword 'nonsense'"):
+        TFCvtForImageClassification.from_pretrained(tmp_path / "model", nonsense=1)
+    for keywords, error in (
+        ({"nonsense": 1}, TypeError),
+        ({"safe_serialization": False}, ConfigError),
+        ({"saved_model": True}, ConfigError),
+    ):
+        with pytest.raises(error, match=next(iter(keywords))):
+            model.save_pretrained(tmp_path / "new", **keywords)
+    assert not (tmp_path / "new").exists()

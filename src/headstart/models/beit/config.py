@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Self
 
-from headstart.config import Compat, PreTrainedConfig, align_outputs, as_label, config_class, one_of
+from headstart.config import BackboneConfig, Compat, as_label, config_class, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
@@ -14,7 +14,7 @@ Size = int | list[int] | tuple[int, int]
 
 
 @config_class
-class BeitConfig(PreTrainedConfig):
+class BeitConfig(BackboneConfig):
     """Shape of a BEiT network. The defaults give the base size.
 
     Args:
@@ -47,14 +47,15 @@ class BeitConfig(PreTrainedConfig):
         auxiliary_concat_input: Whether its last one also reads its input.
         semantic_loss_ignore_index: Label of pixels that no loss counts.
         out_features: Stages that a backbone returns, by name ("stem", "stage1", …).
-        out_indices: The same by number. Four numbers also choose the blocks that segmentation
+        out_indices: The same by number. Four stages also choose the blocks that segmentation
             reads; see `pyramid_blocks`.
         add_fpn: Whether a backbone returns a pyramid of four scales.
         reshape_hidden_states: Whether a backbone returns maps (B, C, H, W) rather than tokens.
         batch_norm_eps: Epsilon of the batch norm of the pyramid.
         pyramid_blocks: Blocks, counted from 0, whose outputs segmentation reads (-1 is the
-            embeddings). By default the four of `out_indices`, as the authors count, or the blocks
-            at a third, half, two thirds and the end.
+            embeddings). By default those of the four stages in `out_features`, where they are
+            given by name; else the four of `out_indices`, which the authors count from 0; else the
+            blocks at a third, half, two thirds and the end.
         pyramid_scale: How much larger than the patches the pyramid's first map is, each next one
             being half as large. By default 2 for patches of 8 pixels, else 4, as the authors do.
         decoder_channels: Width of the segmentation's decoder; default `hidden_size`.
@@ -145,9 +146,10 @@ class BeitConfig(PreTrainedConfig):
         one_of("semantic_loss_mean", self.semantic_loss_mean, ("all", "valid"))
         one_of("bias_resize", self.bias_resize, ("geometric", "bilinear"))
         one_of("pyramid_scale", self.pyramid_scale, (None, 2, 4))
-        self.out_features, self.out_indices = align_outputs(
-            self.out_features, self.out_indices, self.stage_names
-        )
+        blocks = self.pyramid_blocks
+        self.align_stages(self.out_features, self.out_indices)
+        if blocks is not None:
+            self.pyramid_blocks = blocks
 
     @property
     def image(self) -> tuple[int, int]:
@@ -168,6 +170,17 @@ class BeitConfig(PreTrainedConfig):
     def stage_names(self) -> list[str]:
         """Names that `out_features` may use: the embeddings, then each block."""
         return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+
+    def align_stages(self, features: list[str] | None, indices: list[int] | None) -> None:
+        """Also sets the blocks that segmentation reads where four stages are named, or where they
+        are numbered as transformers counts.
+        """
+        super().align_stages(features, indices)
+        self.pyramid_blocks = None
+        if self.compat == "transformers":
+            self.pyramid_blocks = as_transformers_segments(self.out_indices).get("pyramid_blocks")
+        elif features is not None and len(features) == 4:
+            self.pyramid_blocks = [self.stage_names.index(name) - 1 for name in features]
 
     def segmentation_blocks(self) -> list[int]:
         """The four blocks, counted from 0, that segmentation reads (-1 is the embeddings).
@@ -202,12 +215,14 @@ class BeitConfig(PreTrainedConfig):
             "use_relative_position_bias"
         ):
             overrides.setdefault("use_shared_relative_position_bias", False)
-        if "out_indices" in overrides:
-            values = {
-                k: v for k, v in values.items() if k not in ("out_features", "pyramid_blocks")
-            }
+        if {"out_indices", "out_features"} & overrides.keys():
+            replaced = ("out_features", "out_indices", "pyramid_blocks")
+            values = {k: v for k, v in values.items() if k not in replaced}
             if values.get("compat") == "transformers":
-                values |= as_transformers_segments(overrides["out_indices"])
+                values |= as_transformers_segments(overrides.get("out_indices"))
+        elif values.get("out_indices") is not None and "pyramid_blocks" in values:
+            # What `to_dict` wrote has both, and blocks of their own where stages were named.
+            values = {k: v for k, v in values.items() if k != "out_features"}
         config = super().from_dict(values, **overrides)
         if {"image_size", "patch_size"} & overrides.keys():
             saved = cls(
@@ -231,6 +246,8 @@ class BeitConfig(PreTrainedConfig):
         values = {k: v for k, v in values.items() if k not in (*OURS, "stage_names")}
         values = renumber_labels(values)
         if compat == "authors":
+            if values.get("out_indices") is not None:  # transformers writes both
+                values.pop("out_features", None)
             if values.get("layer_norm_eps", EPS_CONVERTED) == EPS_CONVERTED:
                 values["layer_norm_eps"] = EPS_AUTHORS
             return values

@@ -16,7 +16,7 @@ from headstart.errors import ConfigError, InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import bilinear_matrix
 from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Trunk
-from headstart.nn.torch import mean_cross_entropy
+from headstart.nn.torch import Backbone, mean_cross_entropy
 from headstart.outputs import BackboneOutput, SemanticSegmenterOutput
 
 
@@ -318,7 +318,7 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
         return loss + self.config.auxiliary_loss_weight * auxiliary
 
 
-class BeitBackbone(Pyramid, Trunk):
+class BeitBackbone(Pyramid, Backbone, Trunk):
     """Feature maps of the stages that `config.out_features` names.
 
     Args:
@@ -346,17 +346,19 @@ class BeitBackbone(Pyramid, Trunk):
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
-        self.stages = [config.stage_names.index(name) for name in config.out_features or []]
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.channels = [config.hidden_size] * len(self.stages)
-        if config.add_fpn and (len(self.stages) != 4 or not config.reshape_hidden_states):
-            raise ConfigError(
-                f"add_fpn makes a pyramid of four maps; out_features names {len(self.stages)}, as"
-                " maps or not"
-            )
+        self.check_pyramid()
         if config.add_fpn:
             self.add_pyramid(config)
         self.post_init()
+
+    def check_pyramid(self) -> None:
+        """Raises ConfigError for a pyramid of other than four maps."""
+        c, count = self.config, len(self.stages)
+        if c.add_fpn and (count != 4 or not c.reshape_hidden_states):
+            raise ConfigError(
+                f"add_fpn makes a pyramid of four maps; out_features names {count}, as maps or not"
+            )
 
     def forward(
         self,
@@ -380,6 +382,7 @@ class BeitBackbone(Pyramid, Trunk):
         Raises:
             InputError: As `BeitModel.forward`; images too small for the pyramid.
         """
+        self.check_pyramid()
         weights, all_states = self.flags(output_attentions, output_hidden_states)
         keep = self.all_states() if weights or all_states else self.stages
         states, attentions, grid = self.encode(pixel_values, keep=keep, with_attentions=weights)

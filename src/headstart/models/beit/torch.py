@@ -11,6 +11,7 @@ or visual codes.
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from headstart.models.beit.positions import (
     table_rows,
 )
 from headstart.models.beit.weights import INDEX_BUFFER, PUBLISHED_NAMES, fit_positions
-from headstart.nn.kept import Kept
+from headstart.nn.kept import Kept, jit_traced, traced
 from headstart.nn.layers import DropPath, activation, drop_path_rates, named
 from headstart.nn.linear import Linear
 from headstart.nn.torch import (
@@ -264,6 +265,8 @@ class Embeddings(nn.Module):
         """Tokens (B, L, D) of images (B, C, H, W), and the height and width of the grid."""
         patch, projection = self.config.patch, self.patch_embeddings["projection"]
         height, width = pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]
+        if jit_traced():  # a program of one size
+            height, width = int(height), int(width)
         if height < 1 or width < 1:
             size = tuple(pixel_values.shape[2:])
             raise InputError(f"images of {size} are smaller than one patch of {patch}")
@@ -363,7 +366,7 @@ class Trunk(BeitPreTrainedModel):
         c = self.config
         if not (c.use_relative_position_bias or c.use_shared_relative_position_bias):
             return None
-        if torch.compiler.is_compiling():
+        if traced():
             return self.make_grid(height, width, device)
         key = (height, width, device)
         kept = self._grid  # read once: another thread may replace it
@@ -375,10 +378,14 @@ class Trunk(BeitPreTrainedModel):
     def make_grid(self, height: int, width: int, device: torch.device) -> Grid:
         """What `grid` caches."""
         c, fit = self.config, None
+        # NumPy's arrays are constants of a traced program, whatever was kept before.
+        xp = numpy if jit_traced() else torch
         if c.bias_by_width or not self.embeddings.is_own_grid(height, width):
-            fit = table_matrices(torch, c.grid, (height, width), c.bias_resize, c.bias_by_width)
-        rows = relative_position_index(torch, height, width, device=device).int()  # (L, L)
-        return Grid(height, width, rows, fit)
+            tables = table_matrices(xp, c.grid, (height, width), c.bias_resize, c.bias_by_width)
+            fit = torch.as_tensor(tables[0]), torch.as_tensor(tables[1])
+        where = {} if jit_traced() else {"device": device}
+        rows = torch.as_tensor(relative_position_index(xp, height, width, **where))  # (L, L)
+        return Grid(height, width, rows.to(device).int(), fit)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_grid": None}

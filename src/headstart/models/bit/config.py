@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, list_of, one_of
+from headstart.config import BackboneConfig, Compat, config_class, list_of, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
@@ -21,7 +21,7 @@ class BlockPlan(NamedTuple):
 
 
 @config_class
-class BitConfig(PreTrainedConfig):
+class BitConfig(BackboneConfig):
     """Shape of a BiT network. The defaults give R50x1.
 
     Args:
@@ -102,9 +102,7 @@ class BitConfig(PreTrainedConfig):
                     f"num_groups={self.num_groups} does not divide {channels} channels, of a stage"
                     " or inside its blocks"
                 )
-        self.out_features, self.out_indices = align_outputs(
-            self.out_features, self.out_indices, self.stage_names
-        )
+        self.align_stages(self.out_features, self.out_indices)
 
     @property
     def stage_names(self) -> list[str]:

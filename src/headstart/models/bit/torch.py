@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.bit.config import BitConfig, BlockPlan, round_channels
 from headstart.models.bit.weights import PUBLISHED_NAMES
-from headstart.nn.kept import Kept
+from headstart.nn.kept import Kept, jit_traced
 from headstart.nn.layers import (
     DropPath,
     GroupNorm,
@@ -24,7 +24,7 @@ from headstart.nn.layers import (
     named,
     pad_same,
 )
-from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
+from headstart.nn.torch import Backbone, PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithPoolingAndNoAttention,
@@ -39,6 +39,9 @@ def standardize(weight: Tensor, eps: float) -> Tensor:
 
     2019, equation 2).
     """
+    if jit_traced():  # few programs that read ONNX know a batch norm in training mode
+        variance, mean = torch.var_mean(weight, (1, 2, 3), correction=0, keepdim=True)
+        return (weight - mean) * (variance + eps).rsqrt()
     # A batch norm that takes the filters for channels is the same formula, in one pass forward and
     # one backward.
     return F.batch_norm(
@@ -336,7 +339,7 @@ class BitForImageClassification(BitPreTrainedModel):
         )
 
 
-class BitBackbone(BitPreTrainedModel):
+class BitBackbone(Backbone, BitPreTrainedModel):
     """Feature maps of the stages that `config.out_features` names, before the last norm.
 
     Args:
@@ -354,11 +357,7 @@ class BitBackbone(BitPreTrainedModel):
     def __init__(self, config: BitConfig) -> None:
         super().__init__(config)
         self.bit = BitModel(config)
-        widths = [config.stem_channels, *config.stage_channels]
-        self.num_features = widths
-        self.channels = [
-            widths[config.stage_names.index(name)] for name in config.out_features or []
-        ]
+        self.num_features = [config.stem_channels, *config.stage_channels]
         self.post_init()
 
     def forward(
@@ -381,8 +380,6 @@ class BitBackbone(BitPreTrainedModel):
             of every stage, if requested.
         """
         maps = self.bit.features(pixel_values)
-        chosen = tuple(
-            maps[self.config.stage_names.index(name)] for name in self.config.out_features or []
-        )
+        chosen = tuple(maps[i] for i in self.stages)
         hidden = tuple(maps) if self.wants("output_hidden_states", output_hidden_states) else None
         return self.finish(BackboneOutput(chosen, hidden), return_dict)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar
 
-from headstart.config import Compat, PreTrainedConfig, align_outputs, config_class, list_of, one_of
+from headstart.config import BackboneConfig, Compat, config_class, list_of, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
@@ -26,7 +26,7 @@ def each(*values: Any) -> Any:
 
 
 @config_class
-class CvtConfig(PreTrainedConfig):
+class CvtConfig(BackboneConfig):
     """Shape of a CvT network: lists with one entry a stage, of any number of stages. The defaults
     give CvT-13.
 
@@ -122,9 +122,7 @@ class CvtConfig(PreTrainedConfig):
             raise ConfigError(f"{name}={getattr(self, name)}; expected at least 1")
         for i in range(len(self.embed_dim)):
             self._check_stage(i)
-        self.out_features, self.out_indices = align_outputs(
-            self.out_features, self.out_indices, self.stage_names
-        )
+        self.align_stages(self.out_features, self.out_indices)
 
     def _check_stage(self, i: int) -> None:
         one_of("qkv_projection_method", self.qkv_projection_method[i], ("dw_bn", "avg", "linear"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import PUBLISHED_NAMES
+from headstart.nn.kept import traced
 from headstart.nn.layers import (
     DropPath,
     activation,
@@ -24,7 +25,7 @@ from headstart.nn.layers import (
     quick_gelu_,
 )
 from headstart.nn.linear import Linear
-from headstart.nn.torch import PreTrainedModel, check_pixels, classification_loss
+from headstart.nn.torch import Backbone, PreTrainedModel, check_pixels, classification_loss
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithCLSToken,
@@ -177,7 +178,7 @@ class Block(nn.Module):
         """x (B, L, D), the same shape."""
         x = self.intermediate["dense"](x)  # (B, L, mlp_ratio * D)
         # Without gradients x is not read again: writing in place saves an allocation
-        overwrite = self.act is quick_gelu and not torch.is_grad_enabled()
+        overwrite = self.act is quick_gelu and not torch.is_grad_enabled() and not traced()
         x = quick_gelu_(x) if overwrite else self.act(x)
         return self.output["dense"](self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
 
@@ -295,7 +296,6 @@ class CvtModel(CvtPreTrainedModel):
         pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        *,
         output_attentions: bool | None = None,
     ) -> Any:
         """Features of images.
@@ -347,7 +347,6 @@ class CvtForImageClassification(CvtPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        *,
         output_attentions: bool | None = None,
     ) -> Any:
         """Scores of the classes.
@@ -381,7 +380,7 @@ class CvtForImageClassification(CvtPreTrainedModel):
         return self.finish(out, return_dict)
 
 
-class CvtBackbone(CvtPreTrainedModel):
+class CvtBackbone(Backbone, CvtPreTrainedModel):
     """Feature maps of the stages that `config.out_features` names.
 
     Args:
@@ -399,8 +398,6 @@ class CvtBackbone(CvtPreTrainedModel):
         super().__init__(config)
         self.cvt = CvtModel(config)
         self.num_features = list(config.embed_dim)
-        self.stages = [config.stage_names.index(name) for name in config.out_features or []]
-        self.channels = [config.embed_dim[i] for i in self.stages]
         self.post_init()
 
     def forward(
@@ -408,7 +405,6 @@ class CvtBackbone(CvtPreTrainedModel):
         pixel_values: Tensor,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        *,
         output_attentions: bool | None = None,
     ) -> Any:
         """Feature maps of images.

@@ -120,9 +120,9 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         """The linear map that scores the vocabulary."""
         return self._head.decoder
 
-    def set_output_embeddings(self, value: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the linear map."""
-        self._head.decoder, self._head.bias = value, value.bias
+        self._head.decoder, self._head.bias = new_embeddings, new_embeddings.bias
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None

@@ -66,8 +66,9 @@ class Resizable(PreTrainedModel):
         return cast(nn.Embedding, self._base_embeddings.word_embeddings)
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the table."""
+        """Replaces the table, also that of a head that shares it."""
         self._base_embeddings.word_embeddings = value
+        self.tie_weights()
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None

@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, NoReturn, Self, cast
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -155,6 +155,17 @@ class YosoTokenizer(PreparedIds):
     # Loading and saving
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoTokenizer") -> NoReturn:
+        """Refuses: no code is saved with a tokenizer.
+
+        Raises:
+            ConfigError: Always; `AutoTokenizer.register` is the alternative.
+        """
+        from headstart.registry import refuse_saved_code
+
+        refuse_saved_code(cls.__name__, auto_class)
+
+    @classmethod
     def train(
         cls, texts: Iterable[str], vocab_size: int = 8000, min_frequency: int = 2, **values: Any
     ) -> Self:
@@ -182,9 +193,10 @@ class YosoTokenizer(PreparedIds):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -193,8 +205,9 @@ class YosoTokenizer(PreparedIds):
         """The tokenizer of a folder or Hub id: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
         Args:
-            name_or_path: A folder, a Hub id, or an authors' name.
+            pretrained_model_name_or_path: A folder, a Hub id, or an authors' name.
             revision: Branch, tag or commit on the Hub.
+            subfolder: Where in a local folder the files lie.
             cache_dir: Where downloads are kept.
             token: Token of the Hub.
             local_files_only: Take only what is on disk.
@@ -204,17 +217,19 @@ class YosoTokenizer(PreparedIds):
             NotFoundError: No such model, or it has no tokenizer of this kind.
             FileFormatError: A file is damaged.
         """
-        from headstart.hub.resolve import resolve_file
+        from headstart.hub.resolve import resolve_file, split_hub, within
         from headstart.registry import find_published
 
-        found = find_published(str(name_or_path))
-        name = found[1].hub_id if found and found[1].hub_id else str(name_or_path)
+        older, overrides = split_hub(overrides)
+        where = str(within(pretrained_model_name_or_path, subfolder))
+        found = find_published(where)
+        name = found[1].hub_id if found and found[1].hub_id else where
         hub: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
             "token": token,
             "local_files_only": local_files_only,
-        }
+        } | older
         files = {file: resolve_file(name, file, optional=True, **hub) for file in FILES}
         settings = read_settings(
             files["tokenizer_config.json"], files["special_tokens_map.json"]
@@ -222,7 +237,7 @@ class YosoTokenizer(PreparedIds):
         values = {
             key: value
             for key, value in (settings | overrides).items()
-            if key not in ("use_fast", "trust_remote_code")
+            if key not in ("use_fast", "tokenizer_type")
         }
         if files["tokenizer.json"]:
             ready, space = read_tokenizer(files["tokenizer.json"])
@@ -235,17 +250,35 @@ class YosoTokenizer(PreparedIds):
         return cls(files["vocab.json"], files["merges.txt"], **values)
 
     def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub: Any
+        self,
+        save_directory: str | Path,
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
     ) -> tuple[str, ...]:
         """Writes the files that `from_pretrained`, and transformers' RobertaTokenizer, read;
         returns their paths.
 
-        `push_to_hub` also uploads the folder, to `repo_id` (default the folder's name); `hub` as
-        for the method of that name.
+        `legacy_format` takes no effect: the files of both formats are written. `push_to_hub` also
+        uploads the folder, to `repo_id` (default the folder's name); `hub` as for the method of
+        that name.
+
+        Raises:
+            TypeError: Another keyword.
+            ConfigError: A `filename_prefix`.
         """
         from headstart.checkpoint import atomic_write
+        from headstart.hub.resolve import check_upload, upload_saved
 
-        folder = Path(folder)
+        check_upload(hub)
+        if filename_prefix:
+            raise ConfigError(
+                f"filename_prefix={filename_prefix!r} is not supported: from_pretrained looks for"
+                " the plain names; save to a folder of its own"
+            )
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         state = json.loads(self.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         flags = {
@@ -281,10 +314,7 @@ class YosoTokenizer(PreparedIds):
             texts |= {"merges.txt": "\n".join(["#version: 0.2", *pairs, ""])}
         for file, text in texts.items():
             atomic_write(folder / file, text.encode())
-        if push_to_hub:
-            from headstart.hub.resolve import push_to_hub as push
-
-            push(folder, repo_id or folder.name, **hub)
+        upload_saved(folder, push_to_hub, repo_id, hub)
         return tuple(str(folder / file) for file in texts)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
