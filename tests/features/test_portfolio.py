@@ -10,14 +10,17 @@ import headstart
 from headstart.data.labels import MULTI, REGRESSION
 from headstart.features.choice import search
 from headstart.features.discriminant import Discriminant, Statistics
-from headstart.features.head import Problem, logistic
+from headstart.features.head import Problem, log_loss, logistic
 from headstart.features.portfolio import (
     Candidate,
     Comparison,
     View,
     climb,
+    close_start,
+    fit_linear,
     fit_trial,
     grouped_folds,
+    iterations_of,
     scaled,
 )
 from headstart.progress import Silent
@@ -163,6 +166,28 @@ def test_several_labels_and_numbers():
     fit = fit_trial(trial, lambda each: features, numbers, 2, None)
     np.testing.assert_allclose(features @ fit.weight.T + fit.bias, numbers, rtol=0.05, atol=2)
     assert trial.loss < 0.01
+
+
+def test_few_iterations_from_a_discriminant_come_close():
+    """What large problems get: the loss after 20 iterations is near that of convergence."""
+    features, labels = blobs(300, 5, noise=1.0)
+    problem = Problem(scaled(features, "all")[0], labels, 5)
+    exact = log_loss(problem, logistic(problem, 1.0, tolerance=1e-9))
+    started = fit_linear("logistic", problem, 1.0, work=0)
+    cold = logistic(problem, 1.0, iterations=20)
+    assert not started.converged and iterations_of(problem, 0) == 20
+    assert log_loss(problem, started) < 1.1 * exact
+    assert log_loss(problem, close_start(problem)) < 0.5 * 300 * np.log(5)
+    assert log_loss(problem, started) <= 1.02 * log_loss(problem, cold)
+
+
+def test_many_features_stay_in_single_precision(monkeypatch):
+    features, _ = blobs(30, 3)
+    exact, mean, scale = scaled(features, "all")
+    monkeypatch.setattr("headstart.features.portfolio.LARGE", 100)
+    single, _, _ = scaled(features, "all")
+    assert exact.dtype == np.float64 and single.dtype == np.float32
+    np.testing.assert_allclose(single, exact, atol=1e-4)
 
 
 def test_a_seed_repeats_the_comparison():

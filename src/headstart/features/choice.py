@@ -13,7 +13,7 @@ from torch import nn
 
 from headstart.data.features import FeatureStore
 from headstart.features.extract import Batches, Extractor, extractor_of
-from headstart.features.head import ITERATIONS, Fit, install
+from headstart.features.head import Fit, Problem, install
 from headstart.features.portfolio import (
     PERFECT,
     Candidate,
@@ -22,6 +22,7 @@ from headstart.features.portfolio import (
     View,
     fit_trial,
     heads_of,
+    iterations_of,
 )
 from headstart.progress import Progress, Silent
 from headstart.tasks.base import Evaluation, HeadTask
@@ -262,7 +263,8 @@ def tune_head(
         notes = []
     view = choice.candidates[0].view
     features = {split: views.features(view, names) for split, names in digests.items()}
-    progress.start("fitting the head", ITERATIONS, unit="iterations")
+    wide = Problem(features["train"], labels, len(task.classes))
+    progress.start("fitting the head", iterations_of(wide), unit="iterations")
     fit = fit_trial(
         choice,
         lambda candidate: views.of(candidate, features["train"]),

@@ -22,12 +22,14 @@ from headstart.features.discriminant import Discriminant, Statistics
 from headstart.features.head import (
     CV_EXAMPLES,
     ITERATIONS,
+    LARGE,
     STRENGTHS,
     Fit,
     Problem,
     Solution,
     compact,
     folds_of,
+    log_loss,
     logistic,
     losses_of,
     one_thread,
@@ -53,6 +55,7 @@ COMPARED = 4e8
 COMPARING, FITTING = 2e10, 5e11
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
+START_SHRINKAGE = 0.5
 WIDEST = 2048  # features from which a discriminant is fitted in the span of fewer examples
 
 
@@ -402,6 +405,8 @@ def scaled(features: Floats, stages: str) -> tuple[NDArray[Any], Doubles, Double
     deviations = features.std(axis=0, dtype=np.float64)
     # a feature that hardly varies is left small
     scale = np.maximum(deviations, 1e-2 * (deviations.mean() or 1.0))
+    if features.size > LARGE / 10:  # as where the last stage is standardized
+        return (features - mean.astype(np.float32)) / scale.astype(np.float32), mean, scale
     return (features - mean) / scale, mean, scale
 
 
@@ -465,9 +470,32 @@ def fit_linear(
         return discriminant(statistics, setting)
     if head == "ridge":
         return ridge(problem, setting)
-    size = len(problem.x) * problem.x.shape[1] * problem.classes
-    iterations = int(min(ITERATIONS, max(20, work / size)))
+    iterations = iterations_of(problem, work)
+    if iterations < ITERATIONS and start is None and problem.labels.ndim == 1:
+        start = close_start(problem)
     return logistic(problem, setting, start, tolerance, iterations=iterations, **shown)
+
+
+def iterations_of(problem: Problem, work: float = FITTING) -> int:
+    """Iterations of a logistic head with at most so many products, and at least 20."""
+    size = len(problem.x) * problem.x.shape[1] * problem.classes
+    return int(min(ITERATIONS, max(20, work / size)))
+
+
+def close_start(problem: Problem) -> Solution:
+    """A discriminant whose scores are scaled to probabilities, where a logistic head may begin.
+
+    From there few iterations are enough for many examples and classes.
+    """
+    statistics = Statistics.of(problem.x, problem.labels, problem.classes, problem.weights)
+    found = discriminant(statistics, START_SHRINKAGE)
+    few = problem.take(np.arange(0, len(problem.x), max(1, len(problem.x) // CV_EXAMPLES)))
+
+    def scaled_by(factor: float) -> Solution:
+        return Solution(factor * found.weight, factor * found.bias)
+
+    factors = (1.0, 0.5, 0.25, 0.1)
+    return min(map(scaled_by, factors), key=lambda each: log_loss(few, each))
 
 
 def fit_trial(

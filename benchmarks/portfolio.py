@@ -1,0 +1,185 @@
+"""What is the choice of a head worth? `--tune head` beside the plain head and scikit-learn's.
+
+    python benchmarks/portfolio.py DATA/images [--draws 3] [--shots 5 10 50] [--sets eurosat …]
+
+Every contender gets the same frozen `bit-mini` and the same random subsets of the training images,
+and is evaluated on the same held-out images. `plain` is logistic regression on the last stage with
+cross-validated regularization, at the usual 64 pixels; `scikit-learn` its `LogisticRegression` with
+default values on the same features, standardized; `nearest mean` gives the class of the nearest
+mean. Intervals are of the mean difference to `plain`, by a bootstrap over draws and, within a draw,
+over held-out images in pairs. Nothing is chosen by held-out images. Writes
+results/portfolio.json after every data set.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bit_mini import Rows, read_folder, read_npz, read_tar
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timing import RESULTS, machine
+
+from headstart.data.options import DataOptions
+from headstart.features.choice import Views, read_states, search, states_of
+from headstart.features.extract import extractor_of
+from headstart.features.head import fit_head
+from headstart.features.portfolio import Comparison, View, fit_trial
+from headstart.recipe import Recipe
+from headstart.tasks.image_classification import ImageClassification
+
+Booleans = NDArray[np.bool_]
+RESAMPLES = 2000
+
+
+def data_sets(images: Path) -> dict[str, tuple[Rows, Rows]]:
+    """Training and evaluation rows of every data set."""
+    cifar, ants, lungs = images / "cifar10", images / "hymenoptera", images / "pneumoniamnist"
+    coarse = np.load(images / "cifar100/val.npz")
+    rows = list(coarse["images"]), coarse["coarse_labels"].astype(np.int64)
+    half = np.random.default_rng(0).permutation(len(rows[1]))
+    parts = [[half[: len(half) // 2], half[len(half) // 2 :]][i] for i in (0, 1)]
+    train, test = (([rows[0][i] for i in part], rows[1][part]) for part in parts)
+    return {
+        "flowers": tuple(read_tar(images / f"flowers102/{s}.tar") for s in ("train", "val")),
+        "eurosat": tuple(read_tar(images / f"eurosat/{s}.tar") for s in ("train", "val")),
+        "ants-bees": (read_folder(ants / "train"), read_folder(ants / "val")),
+        "pneumonia": (read_npz(lungs / "train.npz"), read_npz(lungs / "val.npz")),
+        "cifar10": (read_npz(cifar / "train_100shot.npz"), read_npz(cifar / "val.npz")),
+        "cifar100-coarse": (train, test),
+    }
+
+
+def write(rows: Rows, folder: Path) -> None:
+    """Images as class folders."""
+    for i, (pixels, label) in enumerate(zip(*rows, strict=True)):
+        path = folder / f"{int(label):03}" / f"{i:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels)).convert("RGB").save(path)
+
+
+def opened(train: Rows, test: Rows, folder: Path, model: str) -> tuple[Views, list[int]]:
+    """A task with these images, its features in every view, and the sides to try."""
+    write(train, folder / "train"), write(test, folder / "val")
+    task = ImageClassification.read(folder, DataOptions())
+    network = task.build(model, Recipe(tune="head")).eval()
+    usual = task.head(network).in_features
+    read_states(network, task.head(network), states_of(network))
+    return Views(task, extractor_of(task, network, torch.device("cpu")), usual), task.sides()
+
+
+def contend(views: Views, sides: list[int], rows: NDArray[Any], draw: int) -> dict[str, Any]:
+    """Which held-out images each contender has right, and what was chosen."""
+    task = views.task
+    digests, every = task.feature_digests(), task.targets("train")
+    labels, truth, V = every[rows], task.targets("validation"), len(task.classes)
+    names = [digests["train"][row] for row in rows]
+    plain_view = View(sides[0])
+    x = views.features(plain_view, names)[:, -views.usual :]
+    test = views.features(plain_view, digests["validation"])[:, -views.usual :]
+    right: dict[str, Booleans] = {}
+    seconds: dict[str, float] = {}
+
+    began = time.process_time()
+    fit = fit_head(x, labels, V, draw)
+    seconds["plain"] = time.process_time() - began
+    right["plain"] = (test @ fit.weight.T + fit.bias).argmax(1) == truth
+
+    began = time.process_time()
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, labels)
+    seconds["scikit-learn"] = time.process_time() - began
+    right["scikit-learn"] = theirs.predict(test) == truth
+
+    means = np.stack([x[labels == c].mean(0) for c in range(V)])
+    distances = np.square(test).sum(1)[:, None] - 2 * test @ means.T + np.square(means).sum(1)
+    right["nearest mean"] = distances.argmin(1) == truth
+
+    began = time.process_time()
+    comparison = Comparison(
+        labels,
+        V,
+        groups=lambda some: task.groups(rows[some]),
+        seed=draw,
+        widest=views.extractor.layer.in_features,
+    )
+    compared = [names[row] for row in comparison.rows]
+    choice, _ = search(views, comparison, compared, sides, lambda view: True)
+    view = choice.candidates[0].view
+    found = views.features(view, names)
+    fitted = fit_trial(choice, lambda each: views.of(each, found), labels, V, None)
+    seconds["portfolio"] = time.process_time() - began
+    held = views.features(view, digests["validation"])[:, -fitted.weight.shape[1] :]
+    right["portfolio"] = (held @ fitted.weight.T + fitted.bias).argmax(1) == truth
+    return {"right": right, "seconds": seconds, "chosen": choice.name}
+
+
+def interval(differences: list[NDArray[Any]], seed: int = 0) -> list[float]:
+    """95 % interval in points of the mean difference, by a bootstrap of draws and images."""
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(len(differences), size=len(differences))
+        each = [differences[i] for i in chosen]
+        means.append(np.mean([d[rng.integers(len(d), size=len(d))].mean() for d in each]))
+    return [round(100 * float(q), 2) for q in np.quantile(means, (0.025, 0.975))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--shots", nargs="*", type=int, default=[5, 10, 50])
+    parser.add_argument("--sets", nargs="*")
+    parser.add_argument("--model", default="bit-mini")
+    parser.add_argument("--first-draw", type=int, default=0)
+    parser.add_argument("--loaded", action="store_true", help="say that the machine was busy")
+    parser.add_argument("--out", type=Path, default=RESULTS / "portfolio.json")
+    args = parser.parse_args()
+    sets = data_sets(args.images)
+    table: list[dict[str, Any]] = []
+    for name in args.sets or sets:
+        with tempfile.TemporaryDirectory() as scratch:
+            views, sides = opened(*sets[name], Path(scratch), args.model)
+            labels = views.task.targets("train")
+            for shots in args.shots:
+                if shots > np.bincount(labels).min():
+                    continue
+                found = []
+                for draw in range(args.first_draw, args.first_draw + args.draws):
+                    rng = np.random.default_rng(draw)
+                    each = [
+                        rng.permutation(np.flatnonzero(labels == c))[:shots]
+                        for c in range(labels.max() + 1)
+                    ]
+                    found.append(contend(views, sides, np.concatenate(each), draw))
+                row: dict[str, Any] = {"data": name, "shots": shots, "draws": args.draws}
+                for who in found[0]["right"]:
+                    right = [each["right"][who] for each in found]
+                    row[who] = round(100 * float(np.mean([r.mean() for r in right])), 1)
+                    gains = [
+                        each["right"][who].astype(float) - each["right"]["plain"] for each in found
+                    ]
+                    row[f"{who}: gain"] = [
+                        round(100 * float(np.mean([g.mean() for g in gains])), 1),
+                        *interval(gains),
+                    ]
+                for who in found[0]["seconds"]:
+                    times = [each["seconds"][who] for each in found]
+                    row[f"{who}: CPU seconds"] = round(float(np.mean(times)), 2)
+                row["chosen"] = [each["chosen"] for each in found]
+                table.append(row)
+                print({key: value for key, value in row.items() if key != "chosen"}, flush=True)
+        facts = {"model": args.model, "loaded": args.loaded, "machine": machine(), "rows": table}
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
