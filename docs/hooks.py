@@ -71,6 +71,21 @@ def options(name: str) -> str:
     )
 
 
+def keys() -> str:
+    """What each command prints with `--json`, as Markdown tables."""
+    from headstart.cli.output import KEYS
+
+    return "\n\n".join(
+        f"`{command}`\n\n| Key | |\n|---|---|\n"
+        + "\n".join(f"| `{key.strip('[]')}` | {_when(key)}{text} |" for key, text in each.items())
+        for command, each in KEYS.items()
+    )
+
+
+def _when(key: str) -> str:
+    return "where it applies: " if key.startswith("[") else ""
+
+
 def described(folder: Path) -> dict[str, str]:
     """Name → page of the reference that describes it."""
     return {
@@ -146,6 +161,7 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with each page's text."""
     markdown = re.sub(r"<!-- options of ([\w ]+) -->", lambda found: options(found[1]), markdown)
+    markdown = markdown.replace("<!-- keys of commands -->", keys())
     if "<!-- changelog -->" in markdown:
         text = (HERE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
         markdown = re.sub(r"\]\(docs/", "](", text)

@@ -19,6 +19,7 @@ Each also inherits the built-in error in brackets, so `except ValueError` keeps 
 """
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 MAX_LINE, MAX_LINES, MAX_MESSAGE = 800, 40, 4_000  # characters and lines
 
@@ -60,7 +61,25 @@ class HeadstartError(Exception):
     """Anything that headstart raises on purpose.
 
     A message may quote files: what a terminal would obey is escaped, and long lines are cut.
+
+    Attributes:
+        code: The cause in one word, for programs.
+        exit_code: Of the command line: 2 the call, 3 the data, 4 this machine or the network.
     """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 2
+    _fix: ClassVar[str] = "`headstart COMMAND --help` lists what a command takes"
+
+    @property
+    def what(self) -> str:
+        """What was wrong: the message up to its first semicolon."""
+        return str(self).partition("; ")[0]
+
+    @property
+    def fix(self) -> str:
+        """What was expected or what to do: the rest of the message, or general advice."""
+        return str(self).partition("; ")[2] or self._fix
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_shortened(str(message)))
@@ -69,49 +88,92 @@ class HeadstartError(Exception):
 class ConfigError(HeadstartError, ValueError):
     """A configuration that cannot describe a working model."""
 
+    code = "config"
+
 
 class WeightsError(HeadstartError, ValueError):
     """Tensors whose names or shapes do not fit the network."""
+
+    code = "weights"
+    exit_code = 3
+    _fix = "use the class and the configuration that the checkpoint was made with"
 
 
 class FileFormatError(HeadstartError, ValueError):
     """A file that is damaged, unsafe, or of an unknown format."""
 
+    code = "file-format"
+    exit_code = 3
+    _fix = "get the file again, or convert it with the program that made it"
+
 
 class InputError(HeadstartError, ValueError):
     """An argument of a call that cannot be used: an image, a text, a tensor."""
+
+    code = "input"
 
 
 class DataError(HeadstartError, ValueError):
     """A data set that cannot be trained on or evaluated."""
 
+    code = "data"
+    exit_code = 3
+    _fix = "correct the files or rows that the message names; `headstart audit` checks data"
+
 
 class HubError(HeadstartError, OSError):
     """A name that could not be turned into files."""
+
+    code = "hub"
+    exit_code = 4
+    _fix = "try again, or give the path of a folder"
 
 
 class NotFoundError(HubError):
     """No such folder, model, revision or file."""
 
+    code = "not-found"
+    exit_code = 2
+    _fix = "`headstart models` lists the published models"
+
 
 class AuthError(HubError):
     """The server wants a token, or another one."""
+
+    code = "auth"
+    exit_code = 4
+    _fix = "set HF_TOKEN to a token with access"
 
 
 class OfflineError(HubError):
     """Not cached, and the network may not or cannot be used."""
 
+    code = "offline"
+    exit_code = 4
+    _fix = "connect to the network, or give the path of a folder"
+
 
 class DownloadError(HubError):
     """A transfer failed; nothing half-written was kept as whole."""
+
+    code = "download"
+    exit_code = 4
 
 
 class TrainingInterrupted(HeadstartError, RuntimeError):
     """Training stopped on request; the message says how to go on."""
 
+    code = "interrupted"
+    exit_code = 130
+    _fix = "run the same command with --resume"
+
 
 class ProcessLostError(HeadstartError, RuntimeError):
     """Another process of the same run has ended, so that this one cannot go on."""
+
+    code = "process-lost"
+    exit_code = 4
+    _fix = "start all processes again with --resume"
 
 
 class MissingExtraError(HeadstartError, ImportError):
@@ -119,6 +181,9 @@ class MissingExtraError(HeadstartError, ImportError):
 
     One that an extra of ours installs, or (without `extra`) one that the user chooses.
     """
+
+    code = "missing-extra"
+    exit_code = 4
 
     def __init__(self, package: str, extra: str | None = None, hint: str = "") -> None:
         what = f"'headstart[{extra}]'" if extra else package

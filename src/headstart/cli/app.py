@@ -18,9 +18,26 @@ except ImportError:
     )
 
 from headstart import threads
-from headstart.cli import cache, data, distill, embed, engine, models, predict, serve, train, verify
+from headstart.cli import (
+    cache,
+    data,
+    distill,
+    embed,
+    engine,
+    models,
+    output,
+    predict,
+    serve,
+    skill,
+    train,
+    verify,
+)
+from headstart.cli.output import with_json
 from headstart.cli.terminal import plain_warnings
-from headstart.errors import HeadstartError, TrainingInterrupted
+from headstart.errors import HeadstartError
+
+USAGE_ERROR, ENVIRONMENT_ERROR, INTERRUPTED = 2, 4, 130
+WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -30,6 +47,7 @@ COMMANDS = {
     "Use a model": (predict.predict, embed.embed, embed.search, predict.explain),
     "Deploy": (engine.optimize, engine.export, serve.serve),
     "Checkpoints": (models.models, models.info, models.convert, verify.verify),
+    "Scripts": (skill.skill,),
 }
 
 
@@ -54,31 +72,50 @@ def root(version: VersionOption = False) -> None:
 app.callback()(root)
 for panel, functions in COMMANDS.items():
     for function in functions:
-        app.command(rich_help_panel=panel)(function)
+        app.command(rich_help_panel=panel)(with_json(function))
 app.add_typer(cache.app, name="cache", rich_help_panel="Data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command. What a user can cause is one clear line and exit code 2.
+    """Runs a command. What is not a fault of headstart is one clear line and an exit code.
 
-    An interrupted run is 130.
+    2 the call, 3 the data, 4 this machine or the network, 130 interrupted; a fault of headstart is
+    a traceback and 1. With `--json` an error is a line of JSON too.
     """
     threads.prepare()
+    output.prints_json(None)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         with plain_warnings():
             app(args=arguments, standalone_mode=True)
-    except TrainingInterrupted as error:
-        _stop(str(error), 130)
     except HeadstartError as error:
-        _stop(str(error), 2)
+        output.emit_failure(error)
+        _stop(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}", 2)
+        what = f"{error.strerror or error}{where}"
+        call = isinstance(error, WRONG_PATHS)
+        output.emit_error("path" if call else "system", what, "check the path and the disk")
+        _stop(what, 2 if call else ENVIRONMENT_ERROR)
+    except MemoryError as error:
+        what = f"out of memory: {error}"
+        output.emit_error("memory", what, "smaller batches, or a smaller model")
+        _stop(what, ENVIRONMENT_ERROR)
     except KeyboardInterrupt:
-        _stop("interrupted", 130)
+        output.emit_error("interrupted", "interrupted", "run it again")
+        _stop("interrupted", INTERRUPTED)
+    except SystemExit as error:
+        if error.code == USAGE_ERROR and "--json" in given:
+            what = "the command line is not valid: see standard error"
+            output.emit_usage(given, what)
+        if error.code == INTERRUPTED:
+            output.emit_error("interrupted", "interrupted", "run it again")
+        raise
+    finally:
+        output.emit_fault(sys.exception())
 
 
 def _stop(message: str, code: int) -> None:

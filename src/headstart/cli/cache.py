@@ -1,13 +1,15 @@
 """`headstart cache`: what the features of networks take on the disk."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from headstart.cli.output import with_json
 
 app = typer.Typer(no_args_is_help=True, help="Show or remove cached features of networks.")
 
 
-def info() -> None:
+def info() -> dict[str, Any]:
     """Show the folder, the size and the limit of the cached features."""
     from headstart.data.features import cached_networks, features_folder, limit
 
@@ -16,9 +18,18 @@ def info() -> None:
     print(f"limit {limit() / 1e9:g} GB (HEADSTART_CACHE_LIMIT), least recently used removed first")
     for folder, size in sizes.items():
         print(f"{folder.name}  {size / 1e6:.1f} MB")
+    networks = {folder.name: size for folder, size in sizes.items()}
+    return {
+        "folder": str(features_folder()),
+        "bytes": sum(sizes.values()),
+        "limit": limit(),
+        "networks": networks,
+    }
 
 
-def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def clear(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> dict[str, Any]:
     """Remove all cached features; they are computed again when they are needed."""
     from headstart.data.features import cached_networks, evict, features_folder
 
@@ -26,7 +37,9 @@ def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
     if total and (yes or typer.confirm(f"Remove {total / 1e6:.1f} MB in {features_folder()}?")):
         evict(features_folder(), bound=0)
         print(f"{total / 1e6:.1f} MB removed")
+        return {"bytes": total}
+    return {"bytes": 0}
 
 
 for function in (info, clear):
-    app.command()(function)
+    app.command()(with_json(function, f"cache {function.__name__}"))

@@ -1,6 +1,5 @@
 """Commands that look at data: audit."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +8,13 @@ import typer
 
 from headstart.cli.arguments import check_model, named_values
 from headstart.cli.options import ColumnOption, DataArgument, WorkersOption
+from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 
 
 def audit(
     data: DataArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[
         Path | None, typer.Option(help="Page with the images, such as audit.html.")
     ] = None,
@@ -30,7 +30,7 @@ def audit(
 ) -> None:
     """Check data: unreadable images, duplicates, leaks, bad photos, wrong labels, outliers.
 
-    The exit code is 1 if images are unreadable or duplicated; bad photos, probable label errors and
+    The exit code is 3 if images are unreadable or duplicated; bad photos, probable label errors and
     outliers are estimates and do not change it.
 
     Examples: [bold]headstart audit photos/[/bold]
@@ -62,7 +62,7 @@ def audit(
         }
         values["agreement"] = found.agreement
         values["bad_photos"] = [vars(each) for each in found.bad_photos]
-        print(json.dumps(values, indent=2))
+        emit("audit", values)
     else:
         rows = [("unreadable", name, reason) for name, reason in found.unreadable]
         for pair in found.pairs:
@@ -84,4 +84,4 @@ def audit(
         first, *others = found.lines()
         print(f"{first}: {', '.join(others)}", file=sys.stderr)
     if found.unreadable or found.pairs:
-        raise typer.Exit(1)
+        raise typer.Exit(DATA_ERROR)

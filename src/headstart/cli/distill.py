@@ -7,6 +7,7 @@ import typer
 
 from headstart.cli.arguments import check_model, named_values, parsed
 from headstart.cli.options import ColumnOption, DeviceOption, WorkersOption
+from headstart.cli.output import result_values
 from headstart.errors import ConfigError
 
 TEACHER_HELP = (
@@ -103,7 +104,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the metrics for TensorBoard.")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a small network to answer as a large one does, from images without labels.
 
     Example: [bold]headstart distill runs/large photos/ --student bit-mini --out runs/small[/bold]
@@ -119,7 +120,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         "mixup": mixup, "precision": precision,
     }  # fmt: skip
     values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
-    run(
+    found = run(
         teacher,
         images,
         student=student,
@@ -147,6 +148,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         progress=progress_for_terminal(),
         **values,
     )
+    return result_values(found)
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:

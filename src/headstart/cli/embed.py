@@ -1,6 +1,5 @@
 """Commands on vectors of images and texts: embed, search."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from headstart.cli.arguments import check_model
 from headstart.cli.options import DeviceOption, ModelArgument, WorkersOption
+from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError
 
@@ -47,10 +47,11 @@ def embed(
     ] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the vector that a model gives each image or text, to search or classify with.
 
-    Unreadable images are named and have an empty row; the exit code is then 1.
+    Unreadable images are named and have an empty row; the exit code is then 3.
 
     Example: [bold]headstart embed bit-mini photos/ --out features.parquet[/bold]
     """
@@ -72,9 +73,13 @@ def embed(
             progress=progress,
         )
     note = f", {lost} without a vector" if lost else ""
-    print(f"{out}: {len(inputs)} rows of {embedder.width} features{note}")
+    if as_json:
+        values = {"out": str(out), "rows": len(inputs), "width": embedder.width}
+        emit("embed", values | {"key": embedder.key, "errors": lost})
+    else:
+        print(f"{out}: {len(inputs)} rows of {embedder.width} features{note}")
     if lost:
-        raise typer.Exit(1)
+        raise typer.Exit(DATA_ERROR)
 
 
 def search(
@@ -105,7 +110,7 @@ def search(
         bool,
         typer.Option("--exact", help="Compare all rows, where above 100,000 an index is used."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
     """Find the images or texts that are most similar to one, or near duplicates.
@@ -127,7 +132,7 @@ def search(
     found = nearest(source, vector, top if row is None else top + 1, exact=exact)
     found = [each for each in found if each.row != row][:top]
     for each in found if as_json else ():
-        print(json.dumps(_values(each), ensure_ascii=False), flush=True)
+        emit("search", _values(each))
     if not as_json:
         print_table("", ("similarity", "row", "name"), map(_line, found))
     if html is not None:
@@ -145,7 +150,7 @@ def _print_duplicates(source: Path, threshold: float, html: Path | None, as_json
     for number, group in enumerate(groups, start=1):
         rows = [group.first, *group.others]
         if as_json:
-            print(json.dumps({"group": number, "rows": [_values(each) for each in rows]}))
+            emit("search", {"group": number, "rows": [_values(each) for each in rows]})
         else:
             print_table("", ("similarity", "row", "name"), map(_line, rows))
             print()

@@ -52,7 +52,7 @@ def optimize(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, …; default the best there is.")
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Optimize a model for this machine, and report the deviation of its outputs.
 
     Example: [bold]headstart optimize runs/photos --out runs/fast[/bold]
@@ -85,6 +85,7 @@ def optimize(
     fast.save_pretrained(out)
     processor.save_pretrained(out)
     print(f"{fast.report}\nwritten: {out}")
+    return {"out": str(out), "report": fast.report.to_dict()}
 
 
 def export(
@@ -101,7 +102,7 @@ def export(
         typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255."),
     ] = False,
     tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
-) -> None:
+) -> dict[str, Any]:
     """Export a model to ONNX, OpenVINO or torch.export, and verify it against PyTorch.
 
     Example: [bold]headstart export runs/photos --out photos.onnx[/bold]
@@ -121,7 +122,9 @@ def export(
         normalize=normalize,
         tolerance=tolerance,
     )
-    print(f"{with_suffix(out, to)}: largest deviation from PyTorch {deviation.largest:.1e}")  # type: ignore[arg-type]
+    file = with_suffix(out, to)  # type: ignore[arg-type]
+    print(f"{file}: largest deviation from PyTorch {deviation.largest:.1e}")
+    return {"out": str(file), "deviation": deviation.largest}
 
 
 def load_both(name: str) -> tuple[Any, Any]:

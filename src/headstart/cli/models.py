@@ -1,6 +1,5 @@
 """Commands about checkpoints: models, info, convert."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from headstart.cli.arguments import check_model
 from headstart.cli.options import ModelArgument
+from headstart.cli.output import JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError, listed
 
@@ -30,7 +30,7 @@ def models(
     max_size: Annotated[
         float | None, typer.Option(min=0, metavar="MB", help="Files of at most this many MB.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the published models: size, published accuracy, licence, and whether cached here.
 
@@ -60,7 +60,8 @@ def models(
             | {"cached": files[name] and str(files[name])}
             for name, (kind, each) in found.items()
         ]
-        print(json.dumps(values, indent=2))
+        for line in values:
+            emit("models", line)
         return
     rows: list[tuple[str, ...]] = [
         (
@@ -88,10 +89,7 @@ def _file_size(model: "Published") -> int:
     return model.size or 4 * (model.parameters or 0)
 
 
-def info(
-    model: ModelArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a checkpoint is: family, size, classes, training.
 
     Example: [bold]headstart info runs/photos[/bold]
@@ -114,7 +112,7 @@ def info(
             "finished": made["finished"],
         }
     if as_json:
-        print(json.dumps(values, indent=2))
+        emit("info", {key.replace(" ", "_"): value for key, value in values.items()})
         return
     values["class names"] = listed(names, 10)
     if results.is_file():
@@ -151,7 +149,7 @@ def convert(
     ] = None,
     shard: Annotated[str, typer.Option(help="Maximum size of a weights file in a folder.")] = "5GB",
     overwrite: Annotated[bool, typer.Option(help="Replace what is at TARGET.")] = False,
-) -> None:
+) -> dict[str, Any]:
     """Convert a checkpoint to another format, and verify every weight and the outputs.
 
     Examples: [bold]headstart convert BiT-M-R50x1.npz bit-m[/bold] · [bold]headstart convert
@@ -166,3 +164,4 @@ def convert(
         f"{made.path}: {made.kind} of a {made.network}, {made.weights:,} weights; read again, every"
         " weight and the outputs are equal"
     )
+    return {"out": str(made.path), "network": made.network, "weights": made.weights}

@@ -1,6 +1,5 @@
 """Commands that use a model on images and texts: predict, explain."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ import typer
 
 from headstart.cli.arguments import check_model, named_values, parsed
 from headstart.cli.options import DeviceOption, ModelArgument
+from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError
 
@@ -39,7 +39,7 @@ def predict(
             min=0.0, max=1.0, help="Multi-label models: minimum probability of a printed label."
         ),
     ] = 0.5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: JsonOption = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images or texts in one forward pass.")
     ] = 8,
@@ -90,7 +90,7 @@ def predict(
     """Predict for images or texts: classes, numbers, masks, masked words, entities, answers.
 
     With --out results.csv (.jsonl, .parquet) the results go to a table, one row an input.
-    Unreadable images are named and left out; the exit code is then 1.
+    Unreadable images are named and left out; the exit code is then 3.
 
     Example: [bold]headstart predict runs/photos holiday/ --top 1 --refuse[/bold]
     """
@@ -151,7 +151,7 @@ def predict(
             )
         elif as_json:
             for name, found in results(inputs):
-                print(text_files.as_json(task, name, found), flush=True)
+                emit("predict", {"text": name, text_files.KEYS[task]: found})
         else:
             print_table(
                 "",
@@ -193,7 +193,7 @@ def predict(
     else:
         lost = _show(predicted(0), kind, as_json, paints, top)
     if lost:
-        raise typer.Exit(1)
+        raise typer.Exit(DATA_ERROR)
 
 
 def _write(
@@ -248,7 +248,7 @@ def _show(
 
     if as_json:
         for each in readable():
-            print(json.dumps(_values(each, paints)), flush=True)
+            emit("predict", _values(each, paints))
         return lost
     if paints:
         head: tuple[str, ...] = ("image", f"largest {top or 3}", "written")
@@ -279,7 +279,7 @@ def explain(
         ),
     ] = None,
     device: DeviceOption = None,
-) -> None:
+) -> dict[str, Any]:
     """Show which regions of an image a prediction rests on (heat maps).
 
     Example: [bold]headstart explain runs/photos bee.jpg --out seen/[/bold]
@@ -295,7 +295,8 @@ def explain(
 
     classify = pipeline("image-classification", model, device=device)
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    values: list[dict[str, Any]] = []
     for number, file in enumerate(files, start=1):
         found = run(classify.model, classify.image_processor, file, label, classify.temperature)
         # the number keeps files of the same name apart
@@ -303,6 +304,8 @@ def explain(
         Image.fromarray(found.overlay()).save(image)
         score = f"{found.score:.4g}" if classify.kind == "regression" else f"{found.score:.1%}"
         rows.append((str(file), f"{found.label} {score}", str(image)))
+        value = {"image": str(file), "label": found.label, "score": found.score}
+        values.append(value | {"file": str(image)})
         if found.shrunk >= MUCH:
             height, width = found.seen
             print(
@@ -311,3 +314,4 @@ def explain(
                 file=sys.stderr,
             )
     print_table("", ("image", "prediction", "heat map"), rows)
+    return {"images": values}

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from headstart.cli.options import DeviceOption, ModelArgument
+from headstart.cli.output import JsonOption, emit
 from headstart.errors import ConfigError, MissingExtraError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,6 +29,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 50_000_000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30.0,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Serve a model over HTTP, with a page to try it.
 
@@ -56,5 +58,9 @@ def serve(
         batch=batch,
         wait_ms=wait_ms,
     )
-    print(f"serving {model} on http://{host}:{port}/ (stop with Ctrl+C)", flush=True)
+    address = f"http://{host}:{port}/"
+    if as_json:
+        emit("serve", {"address": address, "model": model})
+    else:
+        print(f"serving {model} on {address} (stop with Ctrl+C)", flush=True)
     run(settings, workers)

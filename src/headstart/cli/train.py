@@ -1,6 +1,5 @@
 """Commands that train and evaluate: train, evaluate, demo."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from headstart.cli.options import (
     WorkersOption,
     model_names,
 )
+from headstart.cli.output import JsonOption, emit, result_values
 from headstart.cli.terminal import print_table
 
 
@@ -228,7 +228,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     tensorboard: Annotated[
         bool, typer.Option(help="Also write TensorBoard logs, below --out.", rich_help_panel="Run")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Fine-tune a pretrained model on your data.
 
     Examples: [bold]headstart train photos/ --model BiT-M-R50x1 --out runs/photos[/bold] · the head
@@ -263,7 +263,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         "class_weights": read_class_weights(class_weights) if class_weights else None,
     }
     values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
-    run(
+    found = run(
         data,
         model=model,
         out=out,
@@ -292,6 +292,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         progress=progress_for_terminal(),
         **values,
     )
+    return result_values(found)
 
 
 def evaluate(
@@ -301,7 +302,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="train, validation or test; default the last one present.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     column: ColumnOption = None,
     option: TaskOption = None,
     skip_bad: Annotated[
@@ -338,7 +339,7 @@ def evaluate(
             "metrics": found.metrics,
             "confidence_interval_95": found.interval,
         }
-        print(json.dumps(values, indent=2))
+        emit("evaluate", values)
         return
     rows = [(metric_title(name), metric_text(name, value)) for name, value in found.metrics.items()]
     if found.interval:
@@ -362,11 +363,11 @@ def demo(
     digits: Annotated[
         bool, typer.Option("--digits", help="Handwritten digits in place of satellite images.")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Fine-tune the embedded network on ten images of each class (a minute, offline).
 
     Example: [bold]headstart demo[/bold]
     """
     from headstart.cli.demo import demo as run
 
-    run(out, draws, digits)
+    return dict(run(out, draws, digits))

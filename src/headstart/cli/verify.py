@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.errors import ConfigError, HeadstartError, HubError
 
 Verdict = Literal["verified", "differs", "unreadable", "absent"]
@@ -29,17 +30,22 @@ def verify(
     ledger: Annotated[
         Path | None, typer.Option(help="File that gets a line of JSON for each check.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a checkpoint's outputs with the published ones, as the authors and as transformers.
 
-    The exit code is 1 if anything differs, cannot be read or cannot be fetched.
+    The exit code is 3 if anything differs, cannot be read or cannot be fetched.
 
     Example: [bold]headstart verify google/bit-50[/bold]
     """
     expected = read_expected()
     chosen = [each for each in expected["networks"] if every or each["name"] == name]
     if listing:
-        print("\n".join(each["name"] for each in expected["networks"]))
+        for each in expected["networks"]:
+            if as_json:
+                emit("verify", {"name": each["name"]})
+            else:
+                print(each["name"])
         return
     if not chosen:
         raise ConfigError(
@@ -49,13 +55,16 @@ def verify(
     wrong = False
     for entry in chosen:
         for line in check(entry, image, expected["image"]):
-            print(describe(line), flush=True)
+            if as_json:
+                emit("verify", line)
+            else:
+                print(describe(line), flush=True)
             wrong = wrong or line["verdict"] != "verified"
             if ledger is not None:
                 with ledger.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
     if wrong:
-        raise typer.Exit(1)
+        raise typer.Exit(DATA_ERROR)
 
 
 def read_expected() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Prediction with text models: files of texts in, one result for each text out."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,11 +188,6 @@ def as_line(task: str, found: list[Any]) -> str:
             f"{' '.join(each['answer'].split()) or '(none)'} {each['score']:.1%}" for each in found
         )
     return "  ".join(f"{each['label']} {each['score']:.1%}" for each in found)
-
-
-def as_json(task: str, name: str, found: list[Any]) -> str:
-    """A result as one line of JSON."""
-    return json.dumps({"text": name, KEYS[task]: found}, ensure_ascii=False)
 
 
 def text_columns_of(task: str, kind: str | None) -> dict[str, Kind]:
