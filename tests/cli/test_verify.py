@@ -90,7 +90,7 @@ def test_the_command(capsys, monkeypatch, tmp_path):
     assert stopped.value.code == 2 and "no published outputs" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["verify", "google/bit-50", "--ledger", str(tmp_path / "l.jsonl")])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 3
     lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["absent", "absent"]
     assert "google/bit-50 (compat=authors): absent" in capsys.readouterr().out

@@ -188,7 +188,7 @@ def test_models_says_what_is_cached(tmp_path, capsys, monkeypatch):
         stream.truncate(published.size or 1)
     assert cached_file(published) == file
     code, out, _ = call(capsys, "models", "--json")
-    found = {each["name"]: each for each in json.loads(out)}
+    found = {each["name"]: each for each in map(json.loads, out.splitlines())}
     assert (
         code == 0
         and found["BiT-M-R50x1"]["cached"] == str(file)

@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half(photos, tiny_model, tmp_pat
     """No checkpoint fits; with more room the same folder is gone on with."""
     out = tmp_path / "run"
     code, errors = run(photos, tiny_model, out, limit=24_000)
-    assert code == 2 and "Traceback" not in errors, errors
+    assert code == 4 and "Traceback" not in errors, errors
     last = errors.splitlines()[-1]
     assert last.startswith("headstart: ") and "cannot write" in last and str(out) in last
     assert (

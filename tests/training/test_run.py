@@ -205,7 +205,7 @@ def test_splits_that_do_not_fit_together(tiny_model, tmp_path, capsys):
                 ]
             )
         said = " ".join(capsys.readouterr().err.split())
-        assert end.value.code == 2 and message in said, said
+        assert end.value.code == 3 and message in said, said
     assert not (tmp_path / "run").exists()
 
 
