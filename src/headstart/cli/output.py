@@ -53,7 +53,7 @@ KEYS: dict[str, dict[str, str]] = {
         "pairs": "duplicates: first, second, kind, splits, labels, leaks, contradicts",
         "mislabelled": "name, split, label, likely, probability, likely_probability",
         "outliers": "name, split, label, distance",
-        "bad_photos": "images that are blurred, dark, …: their values",
+        "bad_photos": "name, split, label, kind and reason of blurred, dark, … images",
         "agreement": "fraction of the labels that the network agrees with, or null",
     },
     "predict": {
