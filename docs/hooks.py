@@ -125,7 +125,7 @@ def zoo() -> str:
             size = each.image_size or "4,096 tokens"
             rows.append(
                 f"| `{each.name}`{hub} | {each.parameters / 1e6:,.1f} M | {size} | {data} |"
-                f" {each.result or '–'} | {each.licence} |"
+                f" {each.result or '–'} | <span class=\"whole\">{each.licence}</span> |"
             )
         head = "| name | parameters | input | pretrained on | published | licence |\n"
         parts.append(

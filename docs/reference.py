@@ -26,13 +26,14 @@ SPECIAL = ("__call__", "forward", "call")  # methods that a call of the object r
 
 
 def cell(text: str) -> str:
-    """Text as it may stand in a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text as it may stand in a cell of a table, where bars in code need no escape."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
 
 
 def code(text: str) -> str:
-    """Code as it may stand in a cell of a table; long values may break at commas."""
-    return f"`{cell(text)}`"
+    """Code as it may stand in a cell of a table."""
+    return cell(f"`{text}`")
 
 
 def plain(annotation: Any) -> str:
@@ -175,7 +176,7 @@ def of_class(cls: type, path: str, pages: dict[str, str]) -> Iterator[str]:
             link = f"{pages[base]}#headstart.{base}.{name}"
             inherited.append(f"| [`{name}`]({link}) | {base} | {first_line(method)} |")
             continue
-        yield f"#### `{name}` {{ #{path}.{name} data-toc-label='{name}' }}"
+        yield f"#### `{name}` {{ #{path}.{name.strip('_')} }}"
         yield signature(method, name)
         yield from body(method)
     properties = [
