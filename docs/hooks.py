@@ -125,7 +125,7 @@ def zoo() -> str:
             size = each.image_size or "4,096 tokens"
             rows.append(
                 f"| `{each.name}`{hub} | {each.parameters / 1e6:,.1f} M | {size} | {data} |"
-                f" {each.result or '–'} | <span class=\"whole\">{each.licence}</span> |"
+                f' {each.result or "–"} | <span class="whole">{each.licence}</span> |'
             )
         head = "| name | parameters | input | pretrained on | published | licence |\n"
         parts.append(
@@ -147,7 +147,13 @@ def equations(markdown: str) -> str:
         return f'<div class="equation">{convert(found[1].strip(), display="block")}</div>'
 
     markdown = re.sub(r"^\$\$\n(.*?)\n\$\$$", block, markdown, flags=re.S | re.M)
-    return re.sub(r"(?<![\\$`\w])\$([^$`\n]+)\$(?![\w`])", lambda each: convert(each[1]), markdown)
+    return re.sub(
+        r"(?<![\\$`\w])\$([^$`\n]+)\$(?![\w`])",
+        lambda each: (
+            f"<span>{convert(each[1])}</span>"
+        ),  # else a line that begins with it is a block
+        markdown,
+    )
 
 
 def on_config(config: Any) -> Any:
