@@ -191,7 +191,8 @@ def predict(
 
         lost = _write(table, columns, [each.name for each in images], rows, resume, "img")
     else:
-        lost = _show(predicted(0), kind, as_json, paints, top)
+        compared = not paints and pipe.reference is not None
+        lost = _show(predicted(0), kind, as_json, paints, top, compared)
     if lost:
         raise typer.Exit(DATA_ERROR)
 
@@ -226,7 +227,12 @@ def _write(
 
 
 def _show(
-    found: Iterable["Prediction"], kind: str | None, as_json: bool, paints: bool, top: int | None
+    found: Iterable["Prediction"],
+    kind: str | None,
+    as_json: bool,
+    paints: bool,
+    top: int | None,
+    compared: bool = False,
 ) -> int:
     """Prints predictions for images; returns how many have an error."""
     form, lost = ".4g" if kind == "regression" else ".1%", 0
@@ -235,7 +241,10 @@ def _show(
         labels = each.shown()[: top or 3] if paints else each.shown()
         words = "  ".join(f"{one['label']} {one['score']:{form}}" for one in labels)
         written = ", ".join(map(str, each.files.values()))
-        return (each.name, words, written) if paints else (each.name, words)
+        if paints:
+            return each.name, words, written
+        known = "" if each.p_value is None else f"{each.p_value:.3f}"
+        return (each.name, words, known) if compared else (each.name, words)
 
     def readable() -> Iterable["Prediction"]:
         nonlocal lost
@@ -255,6 +264,7 @@ def _show(
     else:
         single = kind in (None, "single_label_classification")
         head = ("image", f"top {top or 3}" if single else "labels")
+        head += ("p-value",) * compared
     rows = (line(each) for each in readable())
     print_table("", head, rows)
     return lost

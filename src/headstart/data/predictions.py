@@ -26,6 +26,8 @@ class Prediction:
         labels: Labels and scores, best first; of a painter classes and fractions of the image.
         refused: Whether the confidence is too low for an answer.
         files: Images that were written, by what they are.
+        p_value: How often an image of the known classes is at least as far from the training
+            examples; None where it is not known.
         error: Why there is no prediction.
     """
 
@@ -33,13 +35,12 @@ class Prediction:
     labels: list[dict[str, Any]] = field(default_factory=list)
     refused: bool = False
     files: dict[str, Path] = field(default_factory=dict)
+    p_value: float | None = None
     error: str | None = None
 
     def shown(self) -> list[dict[str, Any]]:
         """Labels as they are printed: of a refused answer UNKNOWN with the highest score."""
-        return (
-            [{"label": UNKNOWN, "score": self.labels[0]["score"]}] if self.refused else self.labels
-        )
+        return [self.labels[0] | {"label": UNKNOWN}] if self.refused else self.labels
 
 
 def attempt(
@@ -76,13 +77,14 @@ def classify(
     ready = attempt(lambda each: pipe.pixel_values(each.pixels()), inputs, workers)
     for batch in batched(zip(inputs, ready, strict=True), batch_size):
         parts = [values for _, values in batch if not isinstance(values, InputError)]
-        rows = iter(pipe.forward(parts) if parts else ())
+        rows = iter(zip(*pipe.compared(parts), strict=True) if parts else ())
         for each, values in batch:
             if isinstance(values, InputError):
                 yield Prediction(each.name, error=str(values))
             else:
-                labels, refused = pipe.answer(next(rows), top_k)
-                yield Prediction(each.name, labels, refused)
+                row, p_value = next(rows)
+                labels, refused = pipe.answer(row, top_k, p_value)
+                yield Prediction(each.name, labels, refused, p_value=p_value)
 
 
 def paint(
@@ -163,6 +165,7 @@ def columns_of(task: str, kind: str | None, targets: Sequence[str]) -> dict[str,
         "label": "text",
         "probability": "number",
         "top_k": "scores",
+        "p_value": "number",
         "refused": "flag",
         "error": "text",
     }
@@ -191,6 +194,7 @@ def row_of(
         "top_k": found.labels,
         "labels": [] if found.refused else found.labels,
         "classes": found.labels,
+        "p_value": found.p_value,
         "refused": found.refused,
     }
     answer |= {key: file.relative_to(folder).as_posix() for key, file in found.files.items()}

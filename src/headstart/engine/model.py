@@ -38,6 +38,7 @@ COMPANIONS = (
     "merges.txt",
     "results.json",
     "confidence.json",
+    "unknown.safetensors",
 )
 # Arguments that change nothing of what an engine computes.
 IDLE = ("return_dict", "interpolate_pos_encoding")

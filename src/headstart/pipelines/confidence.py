@@ -104,6 +104,13 @@ class Confidence:
         return found
 
 
+def folder_of(model: Any) -> Path | None:
+    """The folder of a model that is given by its folder, or was loaded from one."""
+    named = isinstance(model, str | Path)
+    folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")
+    return folder if folder.name else None
+
+
 def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
     """Temperature of a classifier, and the confidence below which it does not answer.
 
@@ -117,11 +124,10 @@ def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
     Raises:
         ConfigError: Training has not found when to refuse.
     """
-    named = isinstance(model, str | Path)
-    folder = Path(model if named else getattr(model.config, "name_or_path", "") or "")
-    if refuse is False and not (folder.name and (folder / FILE).is_file()):
+    folder = folder_of(model)
+    if refuse is False and (folder is None or not (folder / FILE).is_file()):
         return 1.0, 0.0
-    found = Confidence.read(folder)
+    found = Confidence.read(folder or Path())
     if refuse is False:
         return found.temperature, 0.0
     return found.temperature, found.choice(None if refuse is True else refuse).threshold

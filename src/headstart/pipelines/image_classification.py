@@ -8,7 +8,8 @@ from torch import Tensor
 
 from headstart.errors import InputError
 from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
-from headstart.pipelines.confidence import UNKNOWN, believed
+from headstart.pipelines.confidence import UNKNOWN, believed, folder_of
+from headstart.pipelines.unknown import LEVEL, Reference, captured, head_of
 
 
 class ImageClassificationPipeline(ShortRepr):
@@ -25,9 +26,11 @@ class ImageClassificationPipeline(ShortRepr):
         label_threshold: Minimum probability of a returned label of a multi-label model, where
             `top_k` is None.
         refuse: Whether to answer "I don't know" below the confidence that training found for its
-            target error rate (`headstart train --max-error`); a number is another rate, such as
-            0.01.
+            target error rate (`headstart train --max-error`), and to an image whose p-value of the
+            known classes is below 5 %; a number is another rate, such as 0.01.
 
+    Where training has kept what its examples look like, each label has a `p_value`: the fraction of
+    images of the known classes that are at least as far from the training examples.
     Probabilities are those after the temperature scaling that training found to help, if any.
     """
 
@@ -46,6 +49,9 @@ class ImageClassificationPipeline(ShortRepr):
         refuse: bool | float = False,
     ) -> None:
         self.temperature, self.threshold = believed(model, refuse)
+        self.refuses = refuse is not False
+        folder = folder_of(model)
+        self.reference = None if folder is None else Reference.read(folder)
         self.model, self.image_processor = load_both(
             model,
             "AutoModelForImageClassification",
@@ -65,8 +71,8 @@ class ImageClassificationPipeline(ShortRepr):
             batch_size: Images in one forward pass.
 
         Returns:
-            A list of `{"label": str, "score": float}` for one image, and a list of such lists for
-            many.
+            A list of `{"label": str, "score": float}`, with `"p_value"` where it is known, for one
+            image, and a list of such lists for many.
 
         Raises:
             InputError: An image that cannot be read; the message names it.
@@ -82,18 +88,27 @@ class ImageClassificationPipeline(ShortRepr):
     ) -> Iterator[list[dict[str, Any]]]:
         """As `__call__` for many images, one result at a time, without holding all in memory."""
         for batch in batched(images, self.batch_size if batch_size is None else batch_size):
-            for row in self.probabilities(batch):
-                labels, refused = self.answer(row, top_k)
-                yield [{"label": UNKNOWN, "score": labels[0]["score"]}] if refused else labels
+            rows, p_values = self.compared([self.pixel_values(image) for image in batch])
+            for row, p_value in zip(rows, p_values, strict=True):
+                labels, refused = self.answer(row, top_k, p_value)
+                yield [labels[0] | {"label": UNKNOWN}] if refused else labels
 
-    def answer(self, row: Tensor, top_k: int | None = None) -> tuple[list[dict[str, Any]], bool]:
+    def answer(
+        self, row: Tensor, top_k: int | None = None, p_value: float | None = None
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Labels and scores of one image's probabilities (V,), and whether they are refused."""
         best = self._chosen(row, top_k or self.top_k)
-        refused = bool(self.threshold) and float(row.max()) < self.threshold
+        refused = self.is_refused(row, p_value)
         if refused and not best:
             best = [int(row.argmax())]
         names = self.model.config.id2label
-        return [{"label": names[i], "score": float(row[i])} for i in best], refused
+        more = {} if p_value is None else {"p_value": p_value}
+        return [{"label": names[i], "score": float(row[i])} | more for i in best], refused
+
+    def is_refused(self, row: Tensor, p_value: float | None) -> bool:
+        """Whether probabilities (V,) are too low for an answer, or the image is of no class."""
+        unsure = bool(self.threshold) and float(row.max()) < self.threshold
+        return unsure or (self.refuses and p_value is not None and p_value < LEVEL)
 
     def _chosen(self, row: Any, top_k: int | None) -> list[int]:
         """Indices of the returned values of (V,)."""
@@ -121,8 +136,18 @@ class ImageClassificationPipeline(ShortRepr):
 
     def forward(self, parts: list[Tensor]) -> Tensor:
         """As `probabilities`, of images that `pixel_values` prepared."""
+        return self.compared(parts)[0]
+
+    def compared(self, parts: list[Tensor]) -> tuple[Tensor, list[float | None]]:
+        """As `forward`, and the p-value of the known classes of each image.
+
+        A p-value is None where training kept nothing to compare with, and of an optimized model,
+        whose features are not at hand.
+        """
         same = len({part.shape for part in parts}) == 1
-        with torch.inference_mode():
+        reference = self.reference
+        layer = None if reference is None else head_of(self.model, self.model.config.num_labels)
+        with torch.inference_mode(), captured(layer) as seen:
             batches = (
                 batch.to(self.model.device, self.model.dtype)
                 for batch in ([torch.cat(parts)] if same else parts)
@@ -130,10 +155,11 @@ class ImageClassificationPipeline(ShortRepr):
             logits = torch.cat(
                 [self.model(pixel_values=batch).logits.float().cpu() for batch in batches]
             )  # (B, V)
+        p_values: list[float | None] = [None] * len(logits)
+        if reference is not None and seen:
+            p_values = list(reference.p_values(torch.cat(seen)).tolist())
         if self.kind == "regression":
-            return logits
-        return (
-            logits.sigmoid()
-            if self.kind == "multi_label_classification"
-            else (logits / self.temperature).softmax(dim=1)
-        )
+            return logits, p_values
+        if self.kind == "multi_label_classification":
+            return logits.sigmoid(), p_values
+        return (logits / self.temperature).softmax(dim=1), p_values

@@ -135,13 +135,15 @@ class Answers:
             found = self.pipe(items, **more)
             return [{"predictions": plain(each)} for each in found]
         answers = []
-        for row in self.pipe.probabilities(items):
+        prepared = [self.pipe.pixel_values(item) for item in items]
+        for row, p_value in zip(*self.pipe.compared(prepared), strict=True):
             numbers = self.pipe.kind == "regression"
             order = range(len(row)) if numbers else row.argsort(descending=True).tolist()
             names = self.pipe.model.config.id2label
             best = [{"label": str(names[i]), "score": float(row[i])} for i in order]
-            refused = not numbers and best[0]["score"] < self.pipe.threshold
-            answers.append({"predictions": best, "refused": refused})
+            refused = not numbers and self.pipe.is_refused(row, p_value)
+            known = {} if p_value is None else {"p_value": p_value}
+            answers.append({"predictions": best, "refused": refused} | known)
         return answers
 
     def explain(self, item: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from headstart.metrics.learning_curve import Forecast
 from headstart.metrics.optional import scipy
+from headstart.pipelines.unknown import Reference
 from headstart.progress import metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation
@@ -74,6 +75,7 @@ class Result:
         estimated: Time that was expected before training began.
         given_up: What a budget of time cost.
         spread: Results of all draws, where there were several.
+        reference: What tells the known classes from others, where a head was fitted.
         forecast: What more training examples should bring, where a head was fitted.
         trials: Heads that were compared, where one was fitted on frozen features.
     """
@@ -86,6 +88,7 @@ class Result:
     given_up: list[str] = field(default_factory=list)
     spread: Spread | None = None
     forecast: Forecast | None = None
+    reference: Reference | None = None
     trials: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -95,6 +95,8 @@ def write_result(
         calibration = evaluation.calibration
         if calibration and (found := confidence_of(calibration, evaluation.max_error)):
             found.write(out)
+    if result.reference is not None:
+        result.reference.write(out)
     write_predictions(out, task, result.evaluations)
     values = {
         "task": task.result_task,

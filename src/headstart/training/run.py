@@ -25,6 +25,7 @@ from headstart.features.enough import forecast
 from headstart.features.extract import extractor_of
 from headstart.features.head import HeadCost, head_cost
 from headstart.features.portfolio import View
+from headstart.features.unknown import reference_of
 from headstart.loading import family_of
 from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent, duration, progress_for_python
@@ -672,6 +673,7 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
     if run.world.is_main:
         finished = extractor_of(task, model, run.world.device)
         result.forecast = forecast(task, finished, run.recipe.seed)
+        result.reference = reference_of(task, finished, run.recipe.seed)
     return _finish(run, model, result)
 
 

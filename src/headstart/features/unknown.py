@@ -1,0 +1,95 @@
+"""Fits what tells examples of the known classes from others, on features computed once.
+
+The distance of an example is the mean cosine distance to its nearest training examples, in
+coordinates in which the classes vary alike in all directions (whitened by the covariance within the
+classes, shrunken by Ledoit and Wolf 2004). How large distances of known examples are is measured on
+examples that the coordinates were found without: folds of the training examples, and held-out ones.
+
+Letters: N examples, D features, R coordinates, V classes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headstart.data.labels import SINGLE
+from headstart.features.extract import Extractor
+from headstart.metrics.optional import scikit_learn
+from headstart.pipelines.unknown import MOST, Reference
+from headstart.tasks.base import HeadTask
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+COORDINATES = 128
+FOLDS = 5
+FEWEST = 40  # examples with a distance below which no p-value is small enough to mean anything
+
+
+def fit_reference(
+    features: Floats, labels: Ints, held_out: Floats | None = None, seed: int = 0
+) -> Reference | None:
+    """What tells examples of the known classes from others.
+
+    Args:
+        features: Of the training examples, (N, D).
+        labels: Their classes, (N,).
+        held_out: Features of examples of the same classes that were not trained on, (M, D).
+        seed: Decides folds, and which examples are taken where there are many.
+
+    Returns:
+        None where there are too few examples.
+    """
+    rng = np.random.default_rng([seed, 0x0DD])
+    rows = rng.permutation(len(features))[: MOST["examples"]]
+    x, y = np.asarray(features[rows], dtype=np.float32), labels[rows]
+    more = 0 if held_out is None else len(held_out)
+    if len(x) + more < FEWEST or len(x) < 2 * FOLDS:
+        return None
+    fold = np.arange(len(x)) % FOLDS
+    distances = []
+    for number in range(FOLDS):
+        held, others = fold == number, fold != number
+        distances.append(_fitted(x[others], y[others]).distances_of(torch.from_numpy(x[held])))
+    found = _fitted(x, y)
+    if held_out is not None and more:
+        some = np.asarray(held_out[: MOST["distances"] - len(x)], dtype=np.float32)
+        distances.append(found.distances_of(torch.from_numpy(some)))
+    return Reference(found.mean, found.basis, found.examples, torch.cat(distances).sort().values)
+
+
+def _fitted(x: Floats, labels: Ints) -> Reference:
+    """Coordinates and directions of examples; no distances yet."""
+    mean = x.mean(axis=0)
+    centered = x - mean
+    size = min(COORDINATES, len(x) - 1, x.shape[1])
+    _, _, axes = scikit_learn("utils.extmath").randomized_svd(centered, size, random_state=0)
+    inside = centered @ axes.T  # (N, R)
+    scale = float(np.sqrt(np.square(inside).mean())) or 1.0
+    classes, which = np.unique(labels, return_inverse=True)
+    means = np.stack([inside[which == n].mean(axis=0) for n in range(len(classes))])
+    within, _ = scikit_learn("covariance").ledoit_wolf((inside - means[which]) / scale)
+    variances, directions = np.linalg.eigh(within)
+    whiten = directions / np.sqrt(np.maximum(variances, 1e-6)) / scale  # (R, R)
+    basis = torch.from_numpy(np.asarray(whiten.T @ axes, dtype=np.float32))
+    empty = Reference(torch.from_numpy(mean), basis, torch.zeros(0), torch.zeros(0))
+    examples = empty.directions(torch.from_numpy(np.asarray(x, dtype=np.float32)))
+    return Reference(empty.mean, basis, examples, torch.zeros(0))
+
+
+def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:
+    """What tells a task's classes from others, from the features that its head was fitted on.
+
+    Returns:
+        None of other problems than one class each, and where there are too few examples.
+    """
+    if task.problem.kind != SINGLE:
+        return None
+    store, digests = extractor.store(), task.feature_digests()
+    rows: dict[str, Any] = {split: store[names] for split, names in digests.items() if names}
+    held_out = [rows[split] for split in rows if split != "train"]
+    labels = task.targets("train")
+    return fit_reference(
+        rows["train"], labels, np.concatenate(held_out) if held_out else None, seed
+    )

@@ -1,0 +1,127 @@
+"""None of my classes: p-values hold on new examples, others get small ones, damage is refused."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import headstart
+from headstart.data.predictions import classify
+from headstart.errors import ConfigError
+from headstart.features.unknown import fit_reference
+from headstart.pipelines.base import pipeline
+from headstart.pipelines.confidence import UNKNOWN, Choice, Confidence
+from headstart.pipelines.unknown import FILE, Reference
+from photo_data import make_class_folders
+
+
+def examples(rng, classes, count, width=24):
+    """Normal clouds around centers that depend on the class alone, stretched along some axes."""
+    centers = np.random.default_rng(5).normal(0, 4, (8, width))
+    stretch = np.linspace(0.3, 3, width)
+    labels = rng.choice(classes, count)
+    x = centers[labels] + rng.normal(0, 1, (count, width)) * stretch
+    return x.astype(np.float32), labels
+
+
+def test_p_values_hold_on_new_examples_of_the_known_classes():
+    """Over several training sets, at most a fraction p of them has one of at most p."""
+    rng = np.random.default_rng(1)
+    small = {0.05: [], 0.2: []}
+    for seed in range(8):
+        x, labels = examples(rng, [0, 1, 2, 3], 160)
+        found = fit_reference(x, labels, seed=seed)
+        p = found.p_values(torch.from_numpy(examples(rng, [0, 1, 2, 3], 500)[0])).numpy()
+        for level in small:
+            small[level].append((p <= level).mean())
+    assert np.mean(small[0.05]) < 0.065 and np.mean(small[0.2]) < 0.22
+    assert np.mean(small[0.2]) > 0.1, "p-values that are all large say nothing"
+
+
+def test_other_classes_have_small_p_values():
+    rng = np.random.default_rng(2)
+    x, labels = examples(rng, [0, 1, 2, 3], 200)
+    held_out = examples(rng, [0, 1, 2, 3], 100)[0]
+    found = fit_reference(x, labels, held_out)
+    assert len(found.distances) == 300 and (found.distances.diff() >= 0).all()
+    others = found.p_values(torch.from_numpy(examples(rng, [4, 5, 6], 300)[0]))
+    assert (others < 0.05).float().mean() > 0.9
+    assert others.min() == pytest.approx(1 / 301)
+
+
+def test_too_few_examples_have_none():
+    x, labels = examples(np.random.default_rng(3), [0, 1], 39)
+    assert fit_reference(x, labels) is None
+    assert fit_reference(x, labels, x[:1]) is not None
+    assert fit_reference(x[:9], labels[:9], x) is None
+
+
+def test_large_data_is_bounded():
+    x, labels = examples(np.random.default_rng(4), [0, 1, 2], 2500, width=200)
+    found = fit_reference(x, labels)
+    assert found.examples.shape == (2048, 128) and found.basis.shape == (128, 200)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return fit_reference(*examples(np.random.default_rng(6), [0, 1, 2], 60))
+
+
+def test_a_folder_gives_back_what_was_written(reference, tmp_path):
+    assert Reference.read(tmp_path) is None
+    reference.write(tmp_path)
+    x = torch.from_numpy(examples(np.random.default_rng(7), [0, 5], 20)[0])
+    assert torch.equal(Reference.read(tmp_path).p_values(x), reference.p_values(x))
+
+
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        ("basis", lambda each: each[:, :-1], "the basis is"),
+        ("mean", lambda each: each[None], "mean is torch.float32"),
+        ("mean", lambda each: each.double(), "mean is torch.float64"),
+        ("examples", lambda each: each * float("nan"), "examples is not finite"),
+        ("distances", lambda each: each.flip(0), "distances are not ascending"),
+        ("distances", lambda each: each[:0], "distances is torch.float32"),
+        ("examples", lambda each: each.repeat(90, 1), "at most 2048"),
+        ("other", lambda each: torch.zeros(1), "holds basis, distances, examples, mean, other"),
+    ],
+)
+def test_damage_is_refused(reference, tmp_path, name, damage, message):
+    reference.write(tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    tensors[name] = damage(tensors.get(name)).contiguous()
+    save_file(tensors, tmp_path / FILE)
+    with pytest.raises(ConfigError, match=message):
+        Reference.read(tmp_path)
+
+
+def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path):
+    """Train on two classes; the pipeline and the table have the p-value and refuse by it."""
+    data = tmp_path / "d"
+    make_class_folders(data, {"bird": 30, "cat": 30})
+    run = headstart.train(data, model=tiny_model, out=tmp_path / "run", tune="head", device="cpu")
+    assert (run.folder / FILE).is_file()
+    files = sorted(data.rglob("*.png"))[::7]
+    found = pipeline("image-classification", run.folder)(files, top_k=1)
+    assert all(0 < each[0]["p_value"] <= 1 for each in found)
+    # as if every known example were nearer than any image can be
+    tensors = load_file(run.folder / FILE)
+    tensors["distances"] = torch.full((99,), -1.0)
+    save_file(tensors, run.folder / FILE)
+    Confidence(1.0, 99, [Choice(0.05, 0.0, 0.0, 0.0)], 0.05, 0.9).write(run.folder)
+    careful = pipeline("image-classification", run.folder, refuse=True)
+    answers = [each[0] for each in careful(files)]
+    assert {each["label"] for each in answers} == {UNKNOWN}
+    assert [each["p_value"] for each in answers] == pytest.approx([0.01] * len(files))
+    plain = pipeline("image-classification", run.folder)
+    assert not any(each[0]["label"] == UNKNOWN for each in plain(files))
+
+    class Input:
+        name = "x"
+
+        def pixels(self):
+            return np.zeros((40, 40, 3), dtype=np.uint8)
+
+    row = next(classify(careful, [Input()]))
+    assert row.refused and row.p_value == pytest.approx(0.01)
