@@ -112,9 +112,15 @@ class _AutoModel:
         return cls.model_class(family).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> Any:
-        """A network with randomly initialized weights."""
-        return cls.model_class(families()[config.model_type])(config)
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """A network with randomly initialized weights.
+
+        Args:
+            config: The configuration.
+            **kwargs: `torch_dtype`, and values that win over the configuration's.
+        """
+        network = cls.model_class(families()[config.model_type])
+        return network._from_config(config, **kwargs) if kwargs else network(config)
 
     @classmethod
     def register(

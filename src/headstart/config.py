@@ -48,6 +48,13 @@ COMMON = (
     "pooled_hidden_states",
     "average_mirrored",
 )
+# Values of any configuration that older code reads and sets, and that no network here uses.
+OLDER = (
+    *("architectures", "is_encoder_decoder", "is_decoder", "add_cross_attention"),
+    *("cross_attention_hidden_size", "chunk_size_feed_forward", "tie_word_embeddings"),
+    *("torchscript", "tokenizer_class", "prefix", "finetuning_task", "task_specific_params"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id"),
+)
 logger = logging.getLogger("headstart")
 C = TypeVar("C", bound="PreTrainedConfig")
 
@@ -131,6 +138,17 @@ class PreTrainedConfig:
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
     chunk_size_feed_forward: int = 0
+    cross_attention_hidden_size: int | None = None
+    torchscript: bool = False
+    tokenizer_class: str | None = None
+    prefix: str | None = None
+    finetuning_task: str | None = None
+    task_specific_params: dict[str, Any] | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    sep_token_id: int | None = None
+    decoder_start_token_id: int | None = None
 
     def __init__(self, **values: Any) -> None:
         """Takes the values that every configuration has, and keeps the others as attributes.
@@ -213,7 +231,7 @@ class PreTrainedConfig:
     @classmethod
     def value_names(cls) -> set[str]:
         """Keywords that this family, or every family, knows."""
-        known = {*COMMON, "num_labels"}
+        known = {*COMMON, "num_labels", *OLDER}
         if is_dataclass(cls):
             return known | {f.name for f in fields(cls)}
         return known | set(inspect.signature(cls).parameters)
@@ -331,10 +349,16 @@ class PreTrainedConfig:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """Builds a configuration from `to_dict`'s values; keywords win over them.
 
+        `return_unused_kwargs=True` returns the keywords that are no values of the configuration
+        beside it, rather than keep them in it.
+
         Raises:
             ConfigError: The values are of another family, or describe no working network; a keyword
                 looks like a misspelled one.
         """
+        if overrides.pop("return_unused_kwargs", False):
+            unused = {k: overrides.pop(k) for k in [*overrides] if k not in cls.value_names()}
+            return cls.from_dict(values, **overrides), unused  # type: ignore[return-value]  # as v4
         if "self" in values:
             raise ConfigError("a configuration cannot have a value named 'self'")
         known = cls.value_names()
@@ -553,6 +577,9 @@ class BackboneConfig(PreTrainedConfig):
             super().__setattr__(name, value)
 
 
+_ANNOUNCED: set[str] = set()  # checkpoints whose arithmetic this process has logged
+
+
 def resolve_compat(
     values: Mapping[str, Any], name: str, compat: str | None, cls: type[PreTrainedConfig]
 ) -> Compat:
@@ -581,7 +608,11 @@ def resolve_compat(
     ):
         return "authors"
     free = {k: v for k, v in values.items() if k not in ("headstart_version", "compat")}
-    if cls.from_published(dict(free), "authors") != cls.from_published(dict(free), "transformers"):
+    differs = cls.from_published(dict(free), "authors") != cls.from_published(
+        dict(free), "transformers"
+    )
+    if differs and name not in _ANNOUNCED:
+        _ANNOUNCED.add(name)
         logger.warning(
             "%s was written by transformers %s: running its arithmetic (compat='transformers');"
             " pass compat='authors' for the authors'",

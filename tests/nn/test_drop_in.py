@@ -238,7 +238,7 @@ def test_arguments_by_their_documented_names(folder, tmp_path):
     [
         ({"nonsense": 1}, TypeError, "unexpected keyword 'nonsense'"),
         ({"num_label": 3}, TypeError, "did you mean num_labels"),
-        ({"variant": "fp16"}, TypeError, "variant"),
+        ({"variant": "fp16"}, ConfigError, "variant='fp16' is not supported"),
         ({"force_download": True}, ConfigError, "force_download=True is not supported"),
         ({"trust_remote_code": True}, ConfigError, "never runs"),
         ({"subfolder": "../other"}, ConfigError, "not inside a local folder"),
@@ -470,3 +470,62 @@ def test_four_channels_stay_where_their_statistics_are_given():
     values = {"image_mean": [0.0] * 4, "image_std": [1.0] * 4}
     assert processor(pixels, return_tensors="pt", **values).pixel_values.shape == (1, 4, 40, 40)
     assert processor(pixels, return_tensors="pt").pixel_values.shape == (1, 3, 40, 40)
+
+
+def test_values_that_older_code_reads_from_any_configuration(folders, tmp_path):
+    config = BitConfig()
+    older = ("pad_token_id", "finetuning_task", "tokenizer_class", "torchscript", "sep_token_id")
+    assert not any(getattr(config, name) for name in older)
+    assert not {*older} & config.to_dict().keys()
+    model = BitForImageClassification.from_pretrained(folders / "bit", finetuning_task="birds")
+    assert model.config.finetuning_task == "birds"
+    config, unused = headstart.BeitConfig.from_dict(
+        {"hidden_size": 24}, return_unused_kwargs=True, other=1
+    )
+    assert unused == {"other": 1} and config.hidden_size == 24 and not hasattr(config, "other")
+
+
+def test_from_config_with_a_type():
+    model = headstart.AutoModel.from_config(BIT, torch_dtype="bfloat16", hidden_sizes=[8, 8])
+    assert model.dtype == torch.bfloat16 and model.config.hidden_sizes == [8, 8]
+    with pytest.raises(TypeError, match="'nonsense'"):
+        headstart.AutoModel.from_config(BIT, nonsense=1)
+
+
+def test_vocabularies(folders, tmp_path):
+    tokenizer = headstart.YosoTokenizer.from_pretrained(folders / "yoso")
+    files = tokenizer.save_vocabulary(tmp_path, filename_prefix="a")
+    again = headstart.YosoTokenizer(*files)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    other = tokenizer.train_new_from_iterator([["a dog", "a dog"], ["a dog"]], 265)
+    assert other.decode(other("a dog").input_ids, skip_special_tokens=True) == "a dog"
+    assert "dog" in other.get_vocab() or "Ġdog" in other.get_vocab()
+    assert {str(t): n for n, t in other.added_tokens_decoder.items()} == other.added_tokens_encoder
+    tokenizer.model_max_length = 12
+    assert (tokenizer.max_len_single_sentence, tokenizer.max_len_sentences_pair) == (10, 8)
+    values, others = headstart.BitImageProcessor.get_image_processor_dict(folders / "bit", a=1)
+    assert values["size"] == {"shortest_edge": 40} and others == {"a": 1}
+
+
+def test_extra_names_are_listed_with_the_prefix_that_they_carry(folder, caplog):
+    state = load_file(folder / "model.safetensors")
+    extra = {f"teacher.bit.{name}": value.clone() for name, value in list(state.items())[:2]}
+    save_file(state | extra, folder / "model.safetensors")
+    with caplog.at_level(logging.WARNING, "headstart"):
+        BitForImageClassification.from_pretrained(folder)
+    assert "(under the prefix 'teacher.bit" in caplog.text
+    with pytest.raises(WeightsError, match=r"unexpected \(under the prefix 'teacher\.bit"):
+        BitForImageClassification.from_pretrained(folder, strict=True)
+
+
+def test_whose_arithmetic_is_logged_once_a_folder(tmp_path, caplog):
+    made().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {"transformers_version": "4.57.6"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with caplog.at_level(logging.WARNING, "headstart"):
+        for _ in range(3):
+            model = BitForImageClassification.from_pretrained(tmp_path)
+            headstart.AutoConfig.from_pretrained(tmp_path)
+    assert model.config.compat == "transformers"
+    assert caplog.text.count("running its arithmetic") == 1

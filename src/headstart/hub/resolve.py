@@ -636,6 +636,13 @@ REFUSED = {
     "trust_remote_code": "code that comes with a checkpoint never runs",
     "proxies": "set the environment variable HTTPS_PROXY",
     "adapter_kwargs": "load adapters with peft",
+    "variant": "pass the path of that file",
+    "quantization_config": "headstart.optimize makes int8 networks",
+    "load_in_8bit": "headstart.optimize makes int8 networks",
+    "load_in_4bit": "headstart.optimize makes int8 networks",
+    "max_memory": "pass a dictionary as device_map",
+    "offload_folder": "weights are mapped from their file",
+    "offload_state_dict": "weights are mapped from their file",
     "use_flash_attention_2": "attention goes through scaled_dot_product_attention",
 }
 

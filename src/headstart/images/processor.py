@@ -510,6 +510,17 @@ class BaseImageProcessor:
         return cls(**merged)
 
     @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A processor's values, and the keywords that do not say where it is."""
+        from headstart.hub.resolve import split_hub
+
+        hub, others = split_hub(kwargs)
+        where = {"subfolder": others.pop("subfolder", "")} | hub
+        return cls.from_pretrained(pretrained_model_name_or_path, **where).to_dict(), others
+
+    @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
         """A processor from a file that `to_json_file` wrote."""
         return cls.from_dict(read_object(Path(json_file)))

@@ -4,7 +4,8 @@ The folder, its card, the list of what does not fit.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def misfit_message(
     """One readable list of everything that did not fit."""
     lines = [f"{name} does not fit {cls}:"]
     lines += [f"  missing: {each}" for each in sorted(missing)]
-    lines += [f"  unexpected: {each}" for each in sorted(unknown)]
+    unknown = sorted(unknown)
+    lines += [f"  unexpected{under_prefix(unknown)}: {each}" for each in unknown]
     lines += [
         f"  shape: {n} is {theirs} in the checkpoint, {ours} in the network"
         for n, theirs, ours in sorted(wrong)
@@ -124,4 +126,12 @@ def fresh_message(name: str, fresh: Iterable[str]) -> str:
 def unused_message(name: str, cls: str, unknown: Iterable[str]) -> str:
     """One line that lists the tensors of a checkpoint that a network does not use."""
     unknown = sorted(unknown)
-    return f"{name}: not used by {cls}: {', '.join(unknown)}"
+    return f"{name}: not used by {cls}{under_prefix(unknown)}: {', '.join(unknown)}"
+
+
+def under_prefix(names: Sequence[str]) -> str:
+    """Says which first words several names have in common, or nothing."""
+    words = [name.split(".") for name in names]
+    shared = os.path.commonprefix(words)  # type: ignore[type-var]  # of lists too
+    prefix = ".".join(shared)
+    return f" (under the prefix {prefix!r})" if len(names) > 1 and prefix else ""

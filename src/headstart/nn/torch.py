@@ -182,6 +182,7 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = ""
     main_input_name: ClassVar[str] = "pixel_values"
     heads: ClassVar[tuple[str, ...]] = ()
+    is_parallelizable: ClassVar[bool] = False  # over devices by a method of its own
     config: Any
     # Parameters of a loaded network that its checkpoint does not hold.
     randomly_initialized: tuple[str, ...] = ()

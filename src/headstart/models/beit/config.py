@@ -211,6 +211,8 @@ class BeitConfig(BackboneConfig):
 
         Blocks that segmentation reads, and a bias a block in place of a shared one.
         """
+        if overrides.get("return_unused_kwargs"):
+            return super().from_dict(values, **overrides)
         if overrides.get("use_relative_position_bias") and not values.get(
             "use_relative_position_bias"
         ):

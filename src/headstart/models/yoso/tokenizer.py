@@ -305,17 +305,59 @@ class YosoTokenizer(PreparedIds):
                 indent=2,
             ),
         }
-        if state["model"]["type"] == "BPE":
-            pairs = [
-                pair if isinstance(pair, str) else " ".join(pair)
-                for pair in state["model"]["merges"]
-            ]
-            texts |= {"vocab.json": json.dumps(state["model"]["vocab"], ensure_ascii=False)}
-            texts |= {"merges.txt": "\n".join(["#version: 0.2", *pairs, ""])}
+        texts |= self._vocabulary()
         for file, text in texts.items():
             atomic_write(folder / file, text.encode())
         upload_saved(folder, push_to_hub, repo_id, hub)
         return tuple(str(folder / file) for file in texts)
+
+    def save_vocabulary(
+        self, save_directory: str | Path, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Writes `vocab.json` and `merges.txt` into a folder and returns their paths.
+
+        Raises:
+            ConfigError: A tokenizer of another kind than byte-level BPE, which has no such files.
+        """
+        from headstart.checkpoint import atomic_write
+
+        lead = f"{filename_prefix}-" if filename_prefix else ""
+        texts = self._vocabulary()
+        if not texts:
+            raise ConfigError(
+                "this tokenizer has no vocab.json and merges.txt; use save_pretrained"
+            )
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        paths = [Path(save_directory) / f"{lead}{file}" for file in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            atomic_write(path, text.encode())
+        return tuple(map(str, paths))
+
+    def _vocabulary(self) -> dict[str, str]:
+        """Contents of `vocab.json` and `merges.txt`; nothing of a tokenizer without merges."""
+        model = json.loads(self.backend_tokenizer.to_str())["model"]
+        if model["type"] != "BPE":
+            return {}
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        return {
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *pairs, ""]),
+        }
+
+    def train_new_from_iterator(
+        self, text_iterator: Iterable[str | list[str]], vocab_size: int, **values: Any
+    ) -> Self:
+        """A tokenizer of the same settings for the vocabulary of other texts.
+
+        Args:
+            text_iterator: Texts, or lists of texts.
+            vocab_size: As for `train`.
+            **values: As for `train`.
+        """
+        texts = (t for each in text_iterator for t in ([each] if isinstance(each, str) else each))
+        names = ("model_max_length", "padding_side", "truncation_side", "add_prefix_space")
+        own = {name: getattr(self, name) for name in names} | dict(self.special_tokens_map)
+        return type(self).train(texts, vocab_size, **(own | values))
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """Uploads the files to "owner/name" and returns their address.
@@ -349,6 +391,16 @@ class YosoTokenizer(PreparedIds):
         """Token → number of the special tokens and of those that were added, by number."""
         found = sorted(self.backend_tokenizer.get_added_tokens_decoder().items())
         return {token.content: number for number, token in found}
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """As `get_added_vocab()`."""
+        return self.get_added_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Number → token of the special tokens and of those that were added."""
+        return dict(sorted(self.backend_tokenizer.get_added_tokens_decoder().items()))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """`pad_token_id = 5` makes the token of that number the padding token."""
