@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint types stubs docs clean
+.PHONY: demo test check fast lint types stubs docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -31,8 +31,12 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/mypy
 
-# Lint, types, and the tests that take no training, no compiler and no other framework.
-check: $(VENV)/dev lint types
+# Lint, types, and the tests that take no training, no compiler and no other framework, side by
+# side.
+check: $(VENV)/dev
+	$(MAKE) --no-print-directory -j2 lint types fast
+
+fast: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow" tests/test_*.py tests/checkpoint tests/images tests/data tests/metrics
 
 # The public names for editors and type checkers.

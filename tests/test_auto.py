@@ -123,6 +123,7 @@ def everything_that_saves():
     yield headstart.FlaxBeitModel(beit), {"config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_everything_that_saves_is_pushed(monkeypatch, tmp_path):
     sent = []
 

@@ -46,6 +46,7 @@ def test_a_notebook_shows_one_bar_and_the_lines_above_it(cell):
     assert "<progress" not in cell[-1] and "classes: " in cell[-1]
 
 
+@pytest.mark.slow
 def test_train_shows_itself_in_a_notebook(cell, photos, tiny_model, tmp_path):
     sizes = {"steps": 2, "batch_size": 4, "resize": 24, "crop": 20, "device": "cpu"}
     result = headstart.train(photos, model=tiny_model, out=tmp_path / "run", **sizes)

@@ -36,6 +36,7 @@ def test_threads_are_what_limit_and_load_leave(limit, load, expected, monkeypatc
     assert threads.choose() == expected
 
 
+@pytest.mark.slow
 def test_the_command_line_chooses_before_pytorch_loads():
     """PyTorch has as many threads as were chosen, and what the environment says wins."""
     code = """

@@ -136,6 +136,7 @@ def test_cutmix_pastes_the_box_and_shares_the_labels(photos, tiny_model):
     assert torch.equal(torch.cat(parts), expected)
 
 
+@pytest.mark.slow
 def test_a_strong_recipe_trains(photos, tiny_model, tmp_path):
     values = {
         "mixup": 0.8,

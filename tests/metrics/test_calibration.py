@@ -92,6 +92,7 @@ def test_few_examples_and_wrong_rates(tmp_path):
         Confidence.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
     """Classes that cannot be told apart.
 
