@@ -96,7 +96,7 @@ class ModelOutput(dict[str, Any]):
             f"the fields of {type(self).__name__} are fixed; set one to None to leave it out"
         )
 
-    __delitem__ = pop = popitem = update = setdefault = clear = _refuse  # type: ignore[assignment]
+    __delitem__ = pop = popitem = update = setdefault = clear = _refuse
 
     def to_tuple(self) -> Tensors:
         """The fields that are not None, in order."""

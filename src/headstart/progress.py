@@ -1,4 +1,8 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+
+The bar is rich's. Elsewhere rich prints a task only when it has ended, and in a notebook it needs
+ipywidgets; `Lines` and `Notebook` report during the run and need nothing.
+"""
 
 import sys
 import time
@@ -20,7 +24,7 @@ TITLES = {
 
 
 class Progress(ABC):
-    """Shows the steps of a piece of work; knows nothing of training."""
+    """Shows the steps of a piece of work, of training or anything else."""
 
     @abstractmethod
     def start(self, label: str, total: int, done: int = 0, unit: str = "img") -> None:
@@ -32,11 +36,11 @@ class Progress(ABC):
 
     @abstractmethod
     def say(self, text: str) -> None:
-        """One line that stays on the screen."""
+        """A line that stays on the screen."""
 
     @abstractmethod
     def close(self) -> None:
-        """The work is over, well or not."""
+        """The work has ended, with or without success."""
 
     def __enter__(self) -> Self:
         return self
@@ -172,24 +176,24 @@ class Notebook(Progress):
         self.last = now
         speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
         text = f"{self.label} {done}/{self.total}  {value_text(values)}{speed}"
-        self._draw(f'<progress value="{done}" max="{self.total}"></progress> {escape(text)}')
+        self._render(f'<progress value="{done}" max="{self.total}"></progress> {escape(text)}')
 
     def say(self, text: str) -> None:
         """See `Progress.say`."""
         self.lines.append(escape(plain(text)))
-        self._draw("")
+        self._render("")
 
     def close(self) -> None:
         """See `Progress.close`."""
-        self._draw("")
+        self._render("")
 
-    def _draw(self, bar: str) -> None:
+    def _render(self, bar: str) -> None:
         lines = "\n".join(self.lines)
         self.place.update(self.show(f"<pre>{lines}</pre>{bar}"))
 
 
 def progress_for_python() -> Progress:
-    """A bar in a notebook; a program hears nothing that it did not ask for."""
+    """A bar in a notebook; nothing elsewhere."""
     return Notebook() if "ipykernel" in sys.modules else Silent()
 
 
@@ -236,7 +240,7 @@ def plain(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 8s, 3m 20s, 2h 05m."""
+    """A time as people write it: 8s, 3m 20s, 2h 05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

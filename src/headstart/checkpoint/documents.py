@@ -194,7 +194,7 @@ def _yaml() -> Any:
     except ImportError:
         raise MissingExtraError("pyyaml", "train") from None
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         """Plain values only: no tags, aliases, dates or repeated keys, and bounded depth."""
 
         depth = 0

@@ -75,12 +75,12 @@ def optimize(
         example=example,
         engine=engine,
         precision=precision,
-        dynamic=axes(dynamic),  # type: ignore[arg-type]
+        dynamic=axes(dynamic),
         threads=threads,
         streams=streams,
         goal=goal,
         tolerance=tolerance,
-        calibration=calls,  # type: ignore[arg-type]
+        calibration=calls,
     )
     fast.save_pretrained(out)
     processor.save_pretrained(out)
@@ -117,7 +117,7 @@ def export(
         to=to,
         example=example_of(network, processor, size, batch, length),
         dynamic=axes(dynamic),
-        opset=opset,  # type: ignore[arg-type]
+        opset=opset,
         processor=processor,
         normalize=normalize,
         tolerance=tolerance,

@@ -231,7 +231,7 @@ class PreTrainedModel:
     @functools.cached_property
     def params_shape_tree(self) -> Params:
         """Shape and type of every parameter, without making one."""
-        return jax.eval_shape(self._init, self.key)  # type: ignore[no-any-return]
+        return jax.eval_shape(self._init, self.key)
 
     @property
     def required_params(self) -> set[Path_]:

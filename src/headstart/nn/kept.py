@@ -51,7 +51,7 @@ def traced() -> bool:
 
 def jit_traced() -> bool:
     """Whether torch.jit records the call, as `torch.onnx.export(dynamo=False)` has it do."""
-    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def state_of(weight: Tensor, training: bool) -> tuple[Any, ...] | None:

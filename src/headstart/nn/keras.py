@@ -109,7 +109,7 @@ def activation(name: Any) -> Any:
     return ACTIVATIONS[name]
 
 
-class DropPath(keras.layers.Layer):  # type: ignore[misc]
+class DropPath(keras.layers.Layer):
     """Stochastic depth.
 
     Drops the whole branch of an example with probability `rate` in training (Huang et al. 2016).
@@ -129,7 +129,7 @@ class DropPath(keras.layers.Layer):  # type: ignore[misc]
         return x * (ops.cast(keep, x.dtype) / (1.0 - self.rate))
 
 
-class BatchNorm(keras.layers.BatchNormalization):  # type: ignore[misc]
+class BatchNorm(keras.layers.BatchNormalization):
     """Batch norm of maps (B, H, W, C) that keeps the unbiased variance, as PyTorch and Keras 2 do
     and Keras 3 does not.
     """
@@ -260,7 +260,7 @@ def named_variables(
                     yield from named_variables(each, f"{prefix}{attribute}.{i}.")
 
 
-class PreTrainedModel(keras.Model):  # type: ignore[misc]
+class PreTrainedModel(keras.Model):
     """Base of every Keras network: loading, saving, and training on its named outputs.
 
     All variables exist as soon as a network is made. Its published files are those of the PyTorch

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from headstart.nn.kept import traced
+
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _HAS_ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -17,7 +19,7 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     Plain float32 tensors on a CPU, and the call is neither traced nor transformed.
     """
     return (
-        not torch.compiler.is_compiling()
+        not traced()
         and _HAS_ONEDNN
         and x.is_cpu
         and x.dtype is torch.float32
@@ -26,7 +28,6 @@ def onednn_serves(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and x.numel() > 0
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
@@ -42,7 +43,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.is_grad_enabled():  # the derivative of a derivative
         return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
@@ -74,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not onednn_serves(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+        return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return product(x, weight, bias)
 
 

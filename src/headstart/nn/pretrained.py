@@ -46,7 +46,7 @@ def save_network(
         atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(state, file))
     else:
         write_tensors(folder, tensors, max_shard_size=max_shard_size)
-    config.architectures = [architecture]  # type: ignore[attr-defined]
+    config.architectures = [architecture]
     config.save_pretrained(folder)
     differences = config.differences()
     if differences and not (folder / "README.md").exists():

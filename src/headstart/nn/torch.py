@@ -317,7 +317,7 @@ class PreTrainedModel(nn.Module):
         embeddings = getattr(self.base_model, "embeddings", None)
         for name in ("word_embeddings", "patch_embeddings"):
             if embeddings is not None and hasattr(embeddings, name):
-                return getattr(embeddings, name)  # type: ignore[no-any-return]
+                return getattr(embeddings, name)
         raise NotImplementedError(f"{type(self).__name__} has no input embeddings")
 
     def set_input_embeddings(self, value: Any) -> None:

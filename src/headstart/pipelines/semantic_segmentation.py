@@ -91,7 +91,7 @@ def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
     Sides that are no multiple of the patches are filled up with the mean color, and cut off again.
     """
     _, _, H, W = pixels.shape
-    patch: tuple[int, int] = getattr(model.config, "patch", (1, 1))  # type: ignore[arg-type]
+    patch: tuple[int, int] = getattr(model.config, "patch", (1, 1))
     full = tuple(
         max(LEAST, -(-side // size)) * size for side, size in zip((H, W), patch, strict=True)
     )

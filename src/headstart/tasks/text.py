@@ -89,7 +89,7 @@ class TextTask(Task):
         self.encoded.pop(split, None)
 
     @property
-    def notes(self) -> list[str]:  # type: ignore[override]
+    def notes(self) -> list[str]:
         """See `Task.notes`."""
         return self.data.notes
 

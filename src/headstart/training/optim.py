@@ -14,7 +14,7 @@ def freeze(model: nn.Module, frozen: Iterable[str], trained: Iterable[str] = ())
     """Stops the training of parameters whose names begin so.
 
     Args:
-        model: Its parameters are told whether they need gradients.
+        model: Its parameters are marked as trained or not, in place.
         frozen: Beginnings of the names of those that stay as they are.
         trained: Beginnings of names that are trained nevertheless. Without `frozen`, everything
             else but the head stays as it is.
@@ -122,8 +122,10 @@ def restore_optimizer(
 
 
 class Average:
-    """Exponential moving average of the weights, which starts as a plain average so that the first
-    weights are forgotten.
+    """Exponential moving average of the trained weights, which begins as a plain average so that
+    the first weights are forgotten.
+
+    torch's `AveragedModel` would copy the frozen weights as well, and its decay is constant.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -135,16 +137,16 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the weights after update number `step` = 0, 1, 2, …"""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
             if name in self.tensors:
-                self.tensors[name].lerp_(parameter, share)
+                self.tensors[name].lerp_(parameter, weight)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchanges the model's weights and their average; a second call puts them back."""
         for name, parameter in model.named_parameters():
             if name in self.tensors:
-                kept = parameter.detach().clone()
+                trained = parameter.detach().clone()
                 parameter.copy_(self.tensors[name])
-                self.tensors[name] = kept
+                self.tensors[name] = trained

@@ -77,7 +77,7 @@ def engine(name: str) -> Engine:
     entry = ENGINES[name]
     if not entry.installed:
         raise MissingExtraError(entry.packages[0], entry.extra)
-    return import_module(entry.module)  # type: ignore[return-value]  # a module as a protocol
+    return import_module(entry.module)
 
 
 def runs_on(name: str, device: str) -> bool:

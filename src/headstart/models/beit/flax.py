@@ -47,7 +47,7 @@ zeros = nn.initializers.zeros
 Grid = tuple[int, int]  # patches from top to bottom and from left to right
 
 
-class Named(nn.Module):  # type: ignore[misc]
+class Named(nn.Module):
     """Modules under the names that the published checkpoints give them."""
 
     makers: tuple[tuple[str, Callable[..., Any]], ...]
@@ -90,7 +90,7 @@ def fit_matrices(old: Grid, new: Grid, method: str, by_width: bool) -> tuple[Any
     return table_matrices(np, old, new, method, by_width)
 
 
-class Patches(nn.Module):  # type: ignore[misc]
+class Patches(nn.Module):
     """The patches of an image through a linear layer.
 
     A convolution whose stride is its size, as the one matrix product that it is.
@@ -125,7 +125,7 @@ class Patches(nn.Module):  # type: ignore[misc]
         return x + self.bias.astype(self.dtype)[None, None]
 
 
-class RelativeBias(nn.Module):  # type: ignore[misc]
+class RelativeBias(nn.Module):
     """A learned bias of attention scores by relative position, one for each head."""
 
     config: BeitConfig
@@ -147,7 +147,7 @@ class RelativeBias(nn.Module):  # type: ignore[misc]
         return table.astype(self.dtype).T[None, :, rows]  # (1, A, L, L)
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Self-attention. Queries and values have a bias, keys have none, as in the authors' code."""
 
     config: BeitConfig
@@ -228,7 +228,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.output["dense"](y), weights
 
 
-class Block(nn.Module):  # type: ignore[misc]
+class Block(nn.Module):
     """Pre-norm block; the learned vectors `lambda_1` and `lambda_2` scale its two branches."""
 
     config: BeitConfig
@@ -282,7 +282,7 @@ class Block(nn.Module):  # type: ignore[misc]
         return self.add(x, self.mlp(self.layernorm_after(x)), self.lambda_2, deterministic), weights
 
 
-class Embeddings(nn.Module):  # type: ignore[misc]
+class Embeddings(nn.Module):
     """Tokens of images: the class token, patches or the mask token, and their positions."""
 
     config: BeitConfig
@@ -345,7 +345,7 @@ class Embeddings(nn.Module):  # type: ignore[misc]
         return self.dropout(x, deterministic=deterministic), grid
 
 
-class Layers(nn.Module):  # type: ignore[misc]
+class Layers(nn.Module):
     """The blocks, under their numbers."""
 
     config: BeitConfig
@@ -363,7 +363,7 @@ class Layers(nn.Module):  # type: ignore[misc]
         ]
 
 
-class Pooler(nn.Module):  # type: ignore[misc]
+class Pooler(nn.Module):
     """One vector per image: the normalized mean of the patches, or the class token."""
 
     config: BeitConfig
@@ -379,7 +379,7 @@ class Pooler(nn.Module):  # type: ignore[misc]
         return x[:, 0] if self.layernorm is None else self.layernorm(x[:, 1:].mean(1))
 
 
-class BeitModule(nn.Module):  # type: ignore[misc]
+class BeitModule(nn.Module):
     """BEiT without a head: embeddings, blocks, and the pooler.
 
     Args:
@@ -457,7 +457,7 @@ def expand_head_mask(mask: Any, config: BeitConfig, dtype: Any) -> list[Any]:
     return [mask if mask.ndim == 1 else mask[i] for i in range(depth)]
 
 
-class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
+class BeitForMaskedImageModelingModule(nn.Module):
     """BEiT that predicts the visual codes of masked patches."""
 
     config: BeitConfig
@@ -482,7 +482,7 @@ class BeitForMaskedImageModelingModule(nn.Module):  # type: ignore[misc]
         return FlaxMaskedLMOutput(None, logits, out.hidden_states, out.attentions)
 
 
-class BeitForImageClassificationModule(nn.Module):  # type: ignore[misc]
+class BeitForImageClassificationModule(nn.Module):
     """BEiT with a linear classifier on the pooled vector."""
 
     config: BeitConfig
@@ -622,7 +622,7 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         for path in flatten_dict(self.params_shape_tree):
             divided: tuple[bool, ...] = DIVIDED.get(path[-3:], DIVIDED.get(path[-2:], ()))
             specs[path] = PartitionSpec(*(axis if each else None for each in divided))
-        return unflatten_dict(specs)  # type: ignore[no-any-return]
+        return unflatten_dict(specs)
 
 
 # The last two or three names of a parameter → which of its axes are divided. The others are whole

@@ -181,7 +181,7 @@ class Block(nn.Module):
         # The authors divide the last matrices of the two branches so that depth does not add up at
         # the start.
         for last in (self.attention.output["dense"], self.output["dense"]):
-            last.shrink = (2 * (number + 1)) ** -0.5  # type: ignore[assignment]  # no Tensor
+            last.shrink = (2 * (number + 1)) ** -0.5
 
     def mlp(self, x: Tensor) -> Tensor:
         """x (B, L, D), the same shape."""
@@ -193,7 +193,7 @@ class Block(nn.Module):
         if self.training and (self.dropout or self.drop_path.rate):
             branch = F.dropout(branch, self.dropout)
             branch = branch if scale is None else scale * branch
-            return x + self.drop_path(branch)  # type: ignore[no-any-return]  # a module's call
+            return x + self.drop_path(branch)
         return x + branch if scale is None else torch.addcmul(x, scale, branch)
 
     def forward(

@@ -150,7 +150,7 @@ class Block(nn.Module):
         """
         d = self.crop
         x = x[:, :, d:-d, d:-d] if d else x
-        return x if self.downsample is None else self.downsample(x)  # type: ignore[no-any-return]
+        return x if self.downsample is None else self.downsample(x)
 
 
 class PreactivationBlock(Block):
@@ -161,7 +161,7 @@ class PreactivationBlock(Block):
         y = self.norm1(x)
         shortcut = self.shortcut(x if self.downsample is None else y)
         y = self.conv2(self.norm2(self.conv1(y)))
-        return self.drop_path(self.conv3(self.norm3(y))) + shortcut  # type: ignore[no-any-return]
+        return self.drop_path(self.conv3(self.norm3(y))) + shortcut
 
 
 class BottleneckBlock(Block):

@@ -47,7 +47,7 @@ def pad(x: Any, before: int, after: int) -> Any:
     return ops.pad(x, ((0, 0), (before, after), (before, after), (0, 0))) if before or after else x
 
 
-class Part(layers.Layer):  # type: ignore[misc]
+class Part(layers.Layer):
     """Base of the layers of a stage: keeps the configuration, and makes its variables at once."""
 
     def __init__(self, config: CvtConfig, stage: int, dtype: Any = None, **kwargs: Any) -> None:
@@ -89,7 +89,7 @@ class Part(layers.Layer):  # type: ignore[misc]
         return layer
 
 
-class Named(layers.Layer):  # type: ignore[misc]
+class Named(layers.Layer):
     """Layers under the names that the published checkpoints give them.
 
     Args:
@@ -129,7 +129,7 @@ class Embedding(Part):
         return self.normalization(self.projection(pad(x, self.padding, self.padding)))
 
 
-class AvgPool(layers.Layer):  # type: ignore[misc]
+class AvgPool(layers.Layer):
     """Mean pooling as PyTorch's with `ceil_mode`.
 
     A last window may reach over the edge, and only the part inside counts.

@@ -78,14 +78,14 @@ class DepthwiseConvolution(nn.Module):
         """x (B, D, H, W) → (B, D, H', W')."""
         conv, norm = self.convolution, self.normalization
         if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None:
-            return norm(conv(x))  # type: ignore[no-any-return]
+            return norm(conv(x))
         # norm(conv(x)) with known statistics is one convolution. Folding costs less than checking
         # whether a cached result is still valid.
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (D,)
         weight = conv.weight * scale[:, None, None, None]
         bias = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=len(scale))  # type: ignore[arg-type]
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=len(scale))
 
 
 def convolutional_projection(config: CvtConfig, stage: int, query: bool) -> nn.Module:
@@ -180,7 +180,7 @@ class Block(nn.Module):
         # Without gradients x is not read again: writing in place saves an allocation
         overwrite = self.act is quick_gelu and not torch.is_grad_enabled() and not traced()
         x = quick_gelu_(x) if overwrite else self.act(x)
-        return self.output["dense"](self.dropout(x))  # type: ignore[no-any-return]  # (B, L, D)
+        return self.output["dense"](self.dropout(x))  # (B, L, D)
 
     def forward(
         self, x: Tensor, height: int, width: int, weigh: bool = False

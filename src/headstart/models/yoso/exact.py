@@ -17,6 +17,7 @@ meets an equal key. Derivatives of higher order follow from the same rule.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,22 +186,16 @@ def _fake_gradients(
 exact_sum_backward = operator("yoso_exact_backward", _fake_gradients)(gradients_in_blocks)
 
 
-def _save(
-    ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor, int],
-    output: Tensor,
-) -> None:
-    *tensors, ctx.hash_code_len = inputs  # type: ignore[attr-defined]
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+    *tensors, ctx.hash_code_len = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, None]:
-    query, key, value = ctx.saved_tensors  # type: ignore[attr-defined]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    query, key, value = ctx.saved_tensors
     # recorded, the gradient is to be differentiated again
     gradients = plain_gradients if torch.is_grad_enabled() else exact_sum_backward
-    return *gradients(grad, query, key, value, ctx.hash_code_len), None  # type: ignore[attr-defined]
+    return *gradients(grad, query, key, value, ctx.hash_code_len), None
 
 
 exact_sum_operator = operator("yoso_exact", _fake_sum, _save, _backward)(sum_in_blocks)

@@ -4,7 +4,7 @@ Legend: B texts, L tokens, D hidden size, V vocabulary or classes, C choices. Ma
 keeps.
 """
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (…, D) → (…, V)."""
         x = self.act(self.transform["dense"](x))
-        return cast(Tensor, self.decoder(self.transform["LayerNorm"](x)))
+        return self.decoder(self.transform["LayerNorm"](x))
 
 
 class ClassificationHead(nn.Module):
@@ -60,7 +60,7 @@ class ClassificationHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, D) → (B, V)."""
         x = self.act(self.dense(self.dropout(x[:, 0])))  # (B, D)
-        return cast(Tensor, self.out_proj(self.dropout(x)))
+        return self.out_proj(self.dropout(x))
 
 
 def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -101,7 +101,7 @@ class YosoForMaskedLM(YosoPreTrainedModel):
 
     @property
     def _head(self) -> MaskedLMHead:
-        return cast(MaskedLMHead, self.cls["predictions"])
+        return self.cls["predictions"]  # type: ignore[return-value]  # a ModuleDict holds any Module
 
     def tie_weights(self) -> None:
         """Makes the head's two biases one, and its matrix the tokens' vectors where that is so."""

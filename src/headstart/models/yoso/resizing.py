@@ -5,7 +5,7 @@ Legend: D hidden size.
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class Resizable(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of the tokens' vectors."""
-        return cast(nn.Embedding, self._base_embeddings.word_embeddings)
+        return self._base_embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the table, also that of a head that shares it."""

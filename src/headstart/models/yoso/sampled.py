@@ -20,7 +20,7 @@ What is here is the definition in plain PyTorch, for every device and for machin
 kernels of `kernels/`.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -220,22 +220,20 @@ sampled_sum_backward = operator("yoso_sampled_backward", _fake_gradients)(gradie
 
 
 def _save(
-    ctx: torch.autograd.function.FunctionCtx,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool],
-    output: Tensor,
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool], output: Tensor
 ) -> None:
-    *tensors, ctx.hash_code_len, ctx.num_hash, ctx.lsh_backward = inputs  # type: ignore[attr-defined]
+    *tensors, ctx.hash_code_len, ctx.num_hash, ctx.lsh_backward = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, projections = ctx.saved_tensors  # type: ignore[attr-defined]
-    tau, num_hash = ctx.hash_code_len, ctx.num_hash  # type: ignore[attr-defined]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, projections = ctx.saved_tensors
+    tau, num_hash = ctx.hash_code_len, ctx.num_hash
     if torch.is_grad_enabled():  # the gradient is to be differentiated again
-        sampled = ctx.lsh_backward  # type: ignore[attr-defined]
+        sampled = ctx.lsh_backward
         met = collisions(query, key, projections, tau, num_hash) if sampled else None
         grads = plain_gradients(grad, query, key, value, tau, met)
-    elif ctx.lsh_backward:  # type: ignore[attr-defined]
+    elif ctx.lsh_backward:
         grads = sampled_sum_backward(grad, query, key, value, projections, tau, num_hash)
     else:
         grads = exact_sum_backward(grad, query, key, value, tau)

@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
             x = x + self.position_embeddings.weight[FIRST_POSITION : L + FIRST_POSITION]
         elif self.absolute and position_ids is not None:
             x = x + look_up(self.position_embeddings, position_ids, "position_ids")
-        return cast(Tensor, self.dropout(self.LayerNorm(x)))
+        return self.dropout(self.LayerNorm(x))
 
 
 class SelfAttention(nn.Module):
@@ -151,7 +151,7 @@ class Layer(nn.Module):
         """
         wide, narrow = self.intermediate["dense"], self.output["dense"]
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape[1] <= TOKENS_AT_ONCE:
-            return cast(Tensor, narrow(self.act(wide(x))))  # (B, L, D)
+            return narrow(self.act(wide(x)))  # (B, L, D)
         # (B, up to TOKENS_AT_ONCE, D) each
         parts = [narrow(self.act(wide(part))) for part in torch.split(x, TOKENS_AT_ONCE, dim=1)]
         return torch.cat(parts, dim=1)  # (B, L, D)
