@@ -132,6 +132,6 @@ def unused_message(name: str, cls: str, unknown: Iterable[str]) -> str:
 def under_prefix(names: Sequence[str]) -> str:
     """Says which first words several names have in common, or nothing."""
     words = [name.split(".") for name in names]
-    shared = os.path.commonprefix(words)  # type: ignore[type-var]  # of lists too
+    shared = os.path.commonprefix(words)
     prefix = ".".join(shared)
     return f" (under the prefix {prefix!r})" if len(names) > 1 and prefix else ""

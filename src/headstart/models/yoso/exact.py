@@ -24,6 +24,7 @@ from torch import Tensor
 
 from headstart.models.yoso.kernels import cpu
 from headstart.models.yoso.operators import operator, transformed
+from headstart.nn.kept import jit_traced
 
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of
 # two CPU cores, and enough to fill a GPU.
@@ -46,7 +47,7 @@ def with_surrogate(weights: Tensor, cosine: Tensor, hash_code_len: int) -> Tenso
     """The weights, with `tau / 2` times themselves as their derivative: that of the second order
     is `(tau / 2) ** 2` times them, and so on.
     """
-    exported = torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined, no-untyped-call]
+    exported = jit_traced() and torch.onnx.is_in_onnx_export()
     if exported or not (torch.is_grad_enabled() or transformed()):
         return weights
     return weights * torch.exp(hash_code_len / 2 * (cosine - cosine.detach()))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from headstart.nn.kept import jit_traced
+
 _LIBRARY: Any = torch.library.Library("headstart", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -48,5 +50,5 @@ def transformed() -> bool:
     return not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or jit_traced()
     )
