@@ -85,6 +85,7 @@ def config_class(cls: type[C]) -> type[C]:
 MOST = {"num_labels": 1_000_000, "layers": 1_000, "image side": 1 << 15, "other": 1 << 27}
 LAYERS = ("num_hidden_layers", "depths", "depth", "auxiliary_num_convs")
 SIDES = ("image_size", "patch_size")
+NOT_NEGATIVE = ("initializer_range", "_norm_eps")  # ends of names
 
 
 def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -97,10 +98,12 @@ def _check_values(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         most = MOST[kind.get(name, "other")]
         numbers = value if isinstance(value, list | tuple) else [value]
         for number in numbers:
-            if isinstance(number, int) and not -most <= number <= most:
-                raise ConfigError(f"{name}={value!r:.80}; expected at most {most:,}")
             if isinstance(number, float) and not math.isfinite(number):
                 raise ConfigError(f"{name}={value!r:.80}; expected finite numbers")
+            if isinstance(number, int | float) and not -most <= number <= most:
+                raise ConfigError(f"{name}={value!r:.80}; expected at most {most:,}")
+            if isinstance(number, int | float) and number < 0 and name.endswith(NOT_NEGATIVE):
+                raise ConfigError(f"{name}={value!r:.80}; expected 0 or more")
         if name in LAYERS and sum(numbers) > most:
             raise ConfigError(f"{name} has {sum(numbers):,} layers; expected at most {most:,}")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from headstart.checkpoint.documents import as_dataclass, value_of
 from headstart.engine.deviation import Deviation
+from headstart.errors import FileFormatError
 
 
 @dataclass
@@ -126,7 +127,11 @@ class Report:
         trials = [_trial(each, where) for each in value_of(values, "trials", list[Any], where)]
         chosen = _trial(value_of(values, "chosen", dict[str, Any], where), where)
         plain = {key: value for key, value in dict(values).items() if key != "speedup"}  # type: ignore[call-overload]  # a mapping, as value_of checked
-        return as_dataclass(cls, plain, where, chosen=chosen, trials=trials)
+        report: Report = as_dataclass(cls, plain, where, chosen=chosen, trials=trials)
+        for name, value in (("original_ms", report.original_ms), ("batch", report.batch)):
+            if value <= 0:
+                raise FileFormatError(f"{where}: {name} is {value}; expected a number above 0")
+        return report
 
 
 def _trial(values: object, where: object) -> Trial:

@@ -131,6 +131,11 @@ class CvtConfig(BackboneConfig):
                 f"stage {i + 1}: num_heads={self.num_heads[i]} does not divide"
                 f" embed_dim={self.embed_dim[i]}"
             )
+        if int(self.embed_dim[i] * self.mlp_ratio[i]) < 1:
+            raise ConfigError(
+                f"stage {i + 1}: mlp_ratio={self.mlp_ratio[i]} of embed_dim={self.embed_dim[i]};"
+                " expected a hidden layer of at least 1"
+            )
         for name in ("attention_drop_rate", "drop_rate", "drop_path_rate"):
             if not 0 <= getattr(self, name)[i] < 1:
                 raise ConfigError(
