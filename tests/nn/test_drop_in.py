@@ -529,3 +529,20 @@ def test_whose_arithmetic_is_logged_once_a_folder(tmp_path, caplog):
             headstart.AutoConfig.from_pretrained(tmp_path)
     assert model.config.compat == "transformers"
     assert caplog.text.count("running its arithmetic") == 1
+
+
+def test_gradient_checkpointing_in_a_configuration_of_older_code(tmp_path):
+    model = BitForImageClassification(BitConfig(**BIT.to_dict(), gradient_checkpointing=True))
+    assert model.is_gradient_checkpointing
+    model.save_pretrained(tmp_path)
+    assert "gradient_checkpointing" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_configuration_object_of_another_library(folder):
+    class Theirs:
+        def to_dict(self):
+            values = json.loads((folder / "config.json").read_text())
+            return values | {"transformers_version": "4.57.6", "num_labels": 3}
+
+    model = BitForImageClassification.from_pretrained(folder, config=Theirs())
+    assert isinstance(model.config, BitConfig) and model.config.compat == "transformers"

@@ -363,7 +363,7 @@ class PreTrainedModel:
         hub |= older
         check_keywords(cls.config_class, config_overrides)
         name = within(pretrained_model_name_or_path, subfolder)
-        given = read_config(cls.config_class, config, hub)
+        given = read_config(cls.config_class, config, hub, name)
         formats = ("safetensors", "msgpack", "bin")
         made, tensors = load_checkpoint(
             name, cls.config_class, given, compat, config_overrides, hub, "numpy", formats

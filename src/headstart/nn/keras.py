@@ -528,7 +528,7 @@ class PreTrainedModel(keras.Model):
         hub |= older
         check_keywords(cls.config_class, config_overrides)
         name = within(pretrained_model_name_or_path, subfolder)
-        given = read_config(cls.config_class, config, hub)
+        given = read_config(cls.config_class, config, hub, name)
         formats = ("safetensors", "h5", "bin")
         made, tensors = load_checkpoint(
             name, cls.config_class, given, compat, config_overrides, hub, "numpy", formats

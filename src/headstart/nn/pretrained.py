@@ -111,10 +111,16 @@ def check_keywords(config_class: type[PreTrainedConfig], overrides: Iterable[str
         )
 
 
-def read_config(config_class: type[PreTrainedConfig], config: Any, hub: Mapping[str, Any]) -> Any:
-    """A configuration that was given as itself, or as its file, folder or Hub id; None stays."""
+def read_config(
+    config_class: type[PreTrainedConfig], config: Any, hub: Mapping[str, Any], name: str | Path
+) -> Any:
+    """A configuration that was given as itself, as one of transformers, or as its file, folder or
+    Hub id; None stays.
+    """
     if config is None or isinstance(config, PreTrainedConfig):
         return config
+    if hasattr(config, "to_dict"):  # of transformers
+        return config_class.from_file_values(config.to_dict(), str(name))
     return config_class.from_pretrained(config, **hub)
 
 

@@ -228,6 +228,8 @@ class PreTrainedModel(nn.Module):
                 for module in self.modules():
                     self._init_weights(module)
         self.tie_weights()
+        if vars(self.config).pop("gradient_checkpointing", False):  # how older code asks for it
+            self.gradient_checkpointing_enable()
 
     init_weights = post_init
 
@@ -561,7 +563,7 @@ class PreTrainedModel(nn.Module):
         hub |= older
         check_keywords(cls.config_class, config_overrides)
         name = within(pretrained_model_name_or_path or "", subfolder)
-        given = read_config(cls.config_class, config, hub)
+        given = read_config(cls.config_class, config, hub, name)
         if state_dict is None:
             made, tensors = load_checkpoint(
                 name, cls.config_class, given, compat, config_overrides, hub
