@@ -152,6 +152,7 @@ class PreTrainedConfig:
     eos_token_id: int | None = None
     sep_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    _commit_hash: str | None = None  # read by transformers' pipeline
 
     def __init__(self, **values: Any) -> None:
         """Takes the values that every configuration has, and keeps the others as attributes.
