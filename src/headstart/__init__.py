@@ -13,6 +13,7 @@ from headstart._version import __version__ as __version__
 _NAMES = {
     **dict.fromkeys(("train", "evaluate"), "training.run"),
     "distill": "training.distill",
+    **dict.fromkeys(("update", "forget"), "training.update"),
     "embed": "features.embed",
     **dict.fromkeys(("optimize", "export"), "engine"),
     "pipeline": "pipelines.base",

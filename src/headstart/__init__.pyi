@@ -91,6 +91,8 @@ from headstart.pipelines.base import pipeline as pipeline
 from headstart.training.distill import distill as distill
 from headstart.training.run import evaluate as evaluate
 from headstart.training.run import train as train
+from headstart.training.update import forget as forget
+from headstart.training.update import update as update
 
 __version__: str
 
@@ -182,8 +184,10 @@ __all__ = [
     "errors",
     "evaluate",
     "export",
+    "forget",
     "measure_num_hash",
     "optimize",
     "pipeline",
     "train",
+    "update",
 ]

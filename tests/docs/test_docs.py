@@ -145,6 +145,7 @@ def world(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
     images(folder / "photos", ["ants", "bees"], rng, count=56)  # enough to be evaluated on
     images(folder / "holiday", ["sea"], rng)
+    images(folder / "new-photos", ["ants", "wasps"], np.random.default_rng(1))
     for name in ("holiday.jpg", "photo.jpg", "cat.jpg"):
         shutil.copy(folder / "photos" / "ants" / "0.png", folder / name)
     rows = [f"photos/{name}/{i}.png,{name}" for name in ("ants", "bees") for i in range(8)]

@@ -30,6 +30,7 @@ from headstart.cli import (
     serve,
     skill,
     train,
+    update,
     verify,
 )
 from headstart.cli.output import with_json
@@ -42,7 +43,14 @@ WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirect
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 COMMANDS = {
-    "Train": (train.train, train.evaluate, distill.distill, train.demo),
+    "Train": (
+        train.train,
+        train.evaluate,
+        update.update,
+        update.forget,
+        distill.distill,
+        train.demo,
+    ),
     "Data": (data.audit,),
     "Use a model": (predict.predict, embed.embed, embed.search, predict.explain),
     "Deploy": (engine.optimize, engine.export, serve.serve),

@@ -39,6 +39,18 @@ KEYS: dict[str, dict[str, str]] = {
         "estimated_seconds": "time that was expected, or null",
         "notes": "what the time limit cost",
     },
+    "update": {
+        "folder": "path of the result",
+        "evaluations": "split → examples, metrics, confidence_interval_95",
+        "seconds": "time of the command",
+        "notes": "what was changed",
+    },
+    "forget": {
+        "folder": "path of the result",
+        "evaluations": "split → examples, metrics, confidence_interval_95",
+        "seconds": "time of the command",
+        "notes": "what was changed",
+    },
     "evaluate": {
         "split": "which examples",
         "examples": "how many",

@@ -395,7 +395,7 @@ def _indexed(
     classes = options.classes or (
         list(columns) if len(columns) > 1 else sorted(seen, key=class_key)
     )
-    if len(classes) < 2:
+    if len(classes) < options.fewest_classes:
         only = f"one class, {classes[0]!r}" if classes else "no classes"
         raise DataError(f"{path} has {only}; telling things apart needs at least two")
     index = {class_name(name): i for i, name in enumerate(classes)}

@@ -27,6 +27,7 @@ class DataOptions:
             decides.
         problem_type: What the labels are ("single_label_classification",
             "multi_label_classification", "regression"); None looks at them.
+        fewest_classes: Classes below which data is refused.
         workers: Threads that read and decode; None is one for each processor, at most 8.
         extra: Further options of one task, by name.
     """
@@ -40,6 +41,7 @@ class DataOptions:
     classes: list[str] | None = None
     target: Literal["label", "mask", "none"] = "label"
     problem_type: str | None = None
+    fewest_classes: int = 2
     workers: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -212,11 +212,13 @@ class Found:
         evaluations: By split that was held out.
         notes: What the user should know about the head.
         trials: What was tried, as `Trial.row` gives it, with whether it was chosen.
+        choice: What was chosen.
     """
 
     evaluations: dict[str, Evaluation]
     notes: list[str]
     trials: list[dict[str, Any]]
+    choice: Trial
 
 
 def tune_head(
@@ -284,7 +286,7 @@ def tune_head(
     trials = [
         trial.row(comparison.labels) | {"chosen": trial is choice} for trial in comparison.trials
     ]
-    return Found(evaluations, describe(choice, comparison, fit) + notes, trials)
+    return Found(evaluations, describe(choice, comparison, fit) + notes, trials, choice)
 
 
 def finish(views: Views, model: nn.Module, choice: Trial, fit: Fit) -> None:

@@ -164,8 +164,23 @@ def describe_training(recipe: Recipe) -> str:
     )
 
 
-def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Recipe) -> None:
-    """Writes `README.md`, with the front matter that the Hub reads."""
+def write_card(
+    folder: Path,
+    task: Task,
+    results: Mapping[str, Any],
+    recipe: Recipe,
+    examples: Sequence[str] | None = None,
+) -> None:
+    """Writes `README.md`, with the front matter that the Hub reads.
+
+    Args:
+        folder: The result folder.
+        task: The task of the model.
+        results: What `results.json` holds.
+        recipe: The resolved recipe.
+        examples: Lines about the training data; None describes what the task has read.
+    """
+    headline, about = results["headline"], task.found()[:1] if examples is None else examples
     evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
     lines = [
         "---",
@@ -176,7 +191,7 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         "---",
     ]
     lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
-    lines += [*(f"- {line}" for line in [*task.found()[:1], *results["notes"]]), ""]
+    lines += [*(f"- {line}" for line in [*about, *results["notes"]]), ""]
     if evaluation:
         split = "test" if "test" in results["evaluations"] else "validation"
         lines += [
@@ -191,24 +206,22 @@ def write_card(folder: Path, task: Task, results: Mapping[str, Any], recipe: Rec
         ]
         if evaluation["confidence_interval_95"]:
             low, high = (
-                metric_text(task.headline, bound) for bound in evaluation["confidence_interval_95"]
+                metric_text(headline, bound) for bound in evaluation["confidence_interval_95"]
             )
             lines += [
                 "",
-                f"95 % confidence interval of {task.headline.replace('_', ' ')}: {low} to {high}.",
+                f"95 % confidence interval of {headline.replace('_', ' ')}: {low} to {high}.",
                 "It is for this choice of training examples: others would give another model.",
             ]
         if results["draws"]:
-            mean = results["draws"]["metrics"][task.headline]
-            low, high = (
-                metric_text(task.headline, bound) for bound in mean["confidence_interval_95"]
-            )
+            mean = results["draws"]["metrics"][headline]
+            low, high = (metric_text(headline, bound) for bound in mean["confidence_interval_95"])
             count = len(results["draws"]["seeds"])
             lines += [
                 "",
                 (
                     f"Over {count} draws of the training examples:"
-                    f" {metric_text(task.headline, mean['mean'])} on average, "
+                    f" {metric_text(headline, mean['mean'])} on average, "
                 ),
             ]
             lines[-1] += (

@@ -77,6 +77,7 @@ class Result:
         spread: Results of all draws, where there were several.
         reference: What tells the known classes from others, where a head was fitted.
         forecast: What more training examples should bring, where a head was fitted.
+        notes: What an update changed.
         trials: Heads that were compared, where one was fitted on frozen features.
     """
 
@@ -88,6 +89,7 @@ class Result:
     given_up: list[str] = field(default_factory=list)
     spread: Spread | None = None
     forecast: Forecast | None = None
+    notes: list[str] = field(default_factory=list)
     reference: Reference | None = None
     trials: list[dict[str, Any]] = field(default_factory=list)
 

@@ -5,7 +5,7 @@ Letters: N examples, V classes.
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,42 @@ HEAD = ("split", "name", "label", "prediction", "probability")
 
 def figures_of(task: Task, evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as `results.json` holds it, with figures of each class where it has classes."""
+    kind, classes = None, list[str]()
+    if isinstance(task, HeadTask):
+        kind, classes = task.problem.kind, task.classes
+    return figures(evaluation, kind, classes)
+
+
+def figures(evaluation: Evaluation, kind: str | None, classes: Sequence[str]) -> dict[str, Any]:
+    """An evaluation as `results.json` holds it.
+
+    Args:
+        evaluation: With details "logits" and "labels" where there is a kind.
+        kind: What the labels are; None where they are no classes or targets.
+        classes: Names of classes or targets.
+    """
     values: dict[str, Any] = {
         "examples": evaluation.examples,
         "metrics": evaluation.metrics,
         "confidence_interval_95": evaluation.interval,
     }
-    if not isinstance(task, HeadTask):
+    if kind is None:
         return values
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
-    if task.problem.kind == SINGLE:
-        confusion = confusion_matrix(labels, logits.argmax(1), len(task.classes))
+    if kind == SINGLE:
+        confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
         table = per_class(confusion)
         columns = {"examples": table.count, "precision": table.precision, "recall": table.recall}
         columns["f1"] = table.f1
-        if len(task.classes) <= MATRIX_CLASSES:
+        if len(classes) <= MATRIX_CLASSES:
             values["confusion_matrix"] = confusion.tolist()
-    elif task.problem.kind == MULTI:
+    elif kind == MULTI:
         columns = per_label(logits, labels > 0.5)
     else:
         return values
     values["classes"] = {
         name: {key: column[i].item() for key, column in columns.items()}
-        for i, name in enumerate(task.classes)
+        for i, name in enumerate(classes)
     }
     return values
 

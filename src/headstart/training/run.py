@@ -24,6 +24,7 @@ from headstart.features.choice import Views, read_states, states_of, tune_head
 from headstart.features.enough import forecast
 from headstart.features.extract import extractor_of
 from headstart.features.head import HeadCost, head_cost
+from headstart.features.memory import memory_of
 from headstart.features.portfolio import View
 from headstart.features.unknown import reference_of
 from headstart.loading import family_of
@@ -674,6 +675,11 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
         finished = extractor_of(task, model, run.world.device)
         result.forecast = forecast(task, finished, run.recipe.seed)
         result.reference = reference_of(task, finished, run.recipe.seed)
+        if task.name == "image-classification":
+            store = finished.store()
+            memory_of(task, found.choice, views.usual, run.recipe.class_weights, store).write(
+                run.out
+            )
     return _finish(run, model, result)
 
 

@@ -1,7 +1,7 @@
 """Which examples a model was trained on, by the hash of their content."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ def short(digests: Sequence[str]) -> NDArray[np.uint64]:
 
 def write_seen(folder: Path, task: Task) -> None:
     """Writes the hashes of the examples of each split, where the task knows them."""
-    found = {split: short(task.digests(split)) for split in task.splits}
+    write_digests(folder, {split: task.digests(split) for split in task.splits})
+
+
+def write_digests(folder: Path, digests: Mapping[str, Sequence[str]]) -> None:
+    """Writes the hashes of the examples of each split, where there are any."""
+    found = {split: short(each) for split, each in digests.items()}
     if not any(len(each) for each in found.values()):
         return
 
