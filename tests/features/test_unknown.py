@@ -57,9 +57,10 @@ def test_too_few_examples_have_none():
 
 
 def test_large_data_is_bounded():
-    x, labels = examples(np.random.default_rng(4), [0, 1, 2], 2500, width=200)
+    x, labels = examples(np.random.default_rng(4), [0, 1, 2], 4500, width=200)
     found = fit_reference(x, labels)
-    assert found.examples.shape == (2048, 128) and found.basis.shape == (128, 200)
+    assert found.centers.shape == (3, 64) and found.basis.shape == (64, 200)
+    assert len(found.distances) == 4096
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +81,11 @@ def test_a_folder_gives_back_what_was_written(reference, tmp_path):
         ("basis", lambda each: each[:, :-1], "the basis is"),
         ("mean", lambda each: each[None], "mean is torch.float32"),
         ("mean", lambda each: each.double(), "mean is torch.float64"),
-        ("examples", lambda each: each * float("nan"), "examples is not finite"),
+        ("centers", lambda each: each * float("nan"), "centers is not finite"),
         ("distances", lambda each: each.flip(0), "distances are not ascending"),
         ("distances", lambda each: each[:0], "distances is torch.float32"),
-        ("examples", lambda each: each.repeat(90, 1), "at most 2048"),
-        ("other", lambda each: torch.zeros(1), "holds basis, distances, examples, mean, other"),
+        ("distances", lambda each: each.repeat(300), "at most 16384"),
+        ("other", lambda each: torch.zeros(1), "holds basis, centers, distances, mean, other"),
     ],
 )
 def test_damage_is_refused(reference, tmp_path, name, damage, message):

@@ -28,6 +28,7 @@ class Prediction:
         files: Images that were written, by what they are.
         p_value: How often an image of the known classes is at least as far from the training
             examples; None where it is not known.
+        candidates: Classes of the conformal set, best first; None where it is not known.
         error: Why there is no prediction.
     """
 
@@ -36,6 +37,7 @@ class Prediction:
     refused: bool = False
     files: dict[str, Path] = field(default_factory=dict)
     p_value: float | None = None
+    candidates: list[str] | None = None
     error: str | None = None
 
     def shown(self) -> list[dict[str, Any]]:
@@ -84,7 +86,8 @@ def classify(
             else:
                 row, p_value = next(rows)
                 labels, refused = pipe.answer(row, top_k, p_value)
-                yield Prediction(each.name, labels, refused, p_value=p_value)
+                known = {"p_value": p_value, "candidates": pipe.candidates(row)}
+                yield Prediction(each.name, labels, refused, **known)
 
 
 def paint(
@@ -165,6 +168,7 @@ def columns_of(task: str, kind: str | None, targets: Sequence[str]) -> dict[str,
         "label": "text",
         "probability": "number",
         "top_k": "scores",
+        "candidates": "json",
         "p_value": "number",
         "refused": "flag",
         "error": "text",
@@ -191,7 +195,8 @@ def row_of(
     answer = {
         "label": None if found.refused else best["label"],
         "probability": best["score"],
-        "top_k": found.labels,
+        "top_k": [{key: each[key] for key in ("label", "score")} for each in found.labels],
+        "candidates": found.candidates,
         "labels": [] if found.refused else found.labels,
         "classes": found.labels,
         "p_value": found.p_value,

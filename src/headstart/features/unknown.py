@@ -1,8 +1,8 @@
 """Fits what tells examples of the known classes from others, on features computed once.
 
-The distance of an example is the mean cosine distance to its nearest training examples, in
-coordinates in which the classes vary alike in all directions (whitened by the covariance within the
-classes, shrunken by Ledoit and Wolf 2004). How large distances of known examples are is measured on
+The distance of an example is Mahalanobis' to the nearest class (Lee et al. 2018), among the
+principal components of the features, whitened by the covariance within the classes, which is
+shrunken (Ledoit and Wolf 2004). How large distances of known examples are is measured on
 examples that the coordinates were found without: folds of the training examples, and held-out ones.
 
 Letters: N examples, D features, R coordinates, V classes.
@@ -22,7 +22,8 @@ from headstart.tasks.base import HeadTask
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-COORDINATES = 128
+COORDINATES = 64
+EXAMPLES = 4096  # of the training data that are fitted to
 FOLDS = 5
 FEWEST = 40  # examples with a distance below which no p-value is small enough to mean anything
 
@@ -42,12 +43,13 @@ def fit_reference(
         None where there are too few examples.
     """
     rng = np.random.default_rng([seed, 0x0DD])
-    rows = rng.permutation(len(features))[: MOST["examples"]]
+    rows = rng.permutation(len(features))[:EXAMPLES]
     x, y = np.asarray(features[rows], dtype=np.float32), labels[rows]
     more = 0 if held_out is None else len(held_out)
     if len(x) + more < FEWEST or len(x) < 2 * FOLDS:
         return None
-    fold = np.arange(len(x)) % FOLDS
+    fold = np.empty(len(x), dtype=np.int64)
+    fold[np.argsort(y, kind="stable")] = np.arange(len(x)) % FOLDS  # of every class
     distances = []
     for number in range(FOLDS):
         held, others = fold == number, fold != number
@@ -56,11 +58,11 @@ def fit_reference(
     if held_out is not None and more:
         some = np.asarray(held_out[: MOST["distances"] - len(x)], dtype=np.float32)
         distances.append(found.distances_of(torch.from_numpy(some)))
-    return Reference(found.mean, found.basis, found.examples, torch.cat(distances).sort().values)
+    return Reference(found.mean, found.basis, found.centers, torch.cat(distances).sort().values)
 
 
 def _fitted(x: Floats, labels: Ints) -> Reference:
-    """Coordinates and directions of examples; no distances yet."""
+    """Coordinates and centers of the classes; no distances yet."""
     mean = x.mean(axis=0)
     centered = x - mean
     size = min(COORDINATES, len(x) - 1, x.shape[1])
@@ -72,10 +74,10 @@ def _fitted(x: Floats, labels: Ints) -> Reference:
     within, _ = scikit_learn("covariance").ledoit_wolf((inside - means[which]) / scale)
     variances, directions = np.linalg.eigh(within)
     whiten = directions / np.sqrt(np.maximum(variances, 1e-6)) / scale  # (R, R)
-    basis = torch.from_numpy(np.asarray(whiten.T @ axes, dtype=np.float32))
-    empty = Reference(torch.from_numpy(mean), basis, torch.zeros(0), torch.zeros(0))
-    examples = empty.directions(torch.from_numpy(np.asarray(x, dtype=np.float32)))
-    return Reference(empty.mean, basis, examples, torch.zeros(0))
+    found = (mean, whiten.T @ axes, means @ whiten)
+    return Reference(
+        *(torch.from_numpy(np.asarray(each, dtype=np.float32)) for each in found), torch.zeros(0)
+    )
 
 
 def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:

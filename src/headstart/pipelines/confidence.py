@@ -47,6 +47,8 @@ class Confidence:
         max_error: The target that was asked for.
         level: Probability, over random sets of as many examples, that the answers to new ones keep
             the target error rate; None of a file of earlier versions, which promised nothing.
+        coverage: Fraction of new examples whose conformal set contains the true class.
+        minimums: Probability from which on each class belongs to the set, (V,).
     """
 
     temperature: float
@@ -54,6 +56,8 @@ class Confidence:
     choices: list[Choice]
     max_error: float
     level: float | None = None
+    coverage: float | None = None
+    minimums: list[float] | None = None
 
     def choice(self, max_error: float | None = None) -> Choice:
         """The choice for a target error rate; None is the one that was asked for.
@@ -78,6 +82,8 @@ class Confidence:
             "examples": self.examples,
             "max_error": self.max_error,
             "level": self.level,
+            "coverage": self.coverage,
+            "minimums": self.minimums,
             "choices": [vars(each) for each in self.choices],
         }
         atomic_write(folder / FILE, json.dumps(values, indent=2) + "\n")
@@ -101,6 +107,8 @@ class Confidence:
         found = as_dataclass(cls, values, path, ConfigError, choices=choices)
         if not 0 < found.temperature < float("inf"):
             raise ConfigError(f"{path}: temperature is {found.temperature}; expected one above 0")
+        if any(not 0 <= each <= 1 for each in found.minimums or ()):
+            raise ConfigError(f"{path}: minimums are probabilities, from 0 to 1")
         return found
 
 
@@ -131,3 +139,12 @@ def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
     if refuse is False:
         return found.temperature, 0.0
     return found.temperature, found.choice(None if refuse is True else refuse).threshold
+
+
+def minimums_of(folder: Path | None) -> list[float] | None:
+    """Probability from which on each class belongs to the conformal set, (V,); None where training
+    has found none.
+    """
+    if folder is None or not (folder / FILE).is_file():
+        return None
+    return Confidence.read(folder).minimums

@@ -1,14 +1,15 @@
 """Images → classes, several classes, or regression targets."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from headstart.errors import InputError
+from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
-from headstart.pipelines.confidence import UNKNOWN, believed, folder_of
+from headstart.pipelines.confidence import UNKNOWN, believed, folder_of, minimums_of
 from headstart.pipelines.unknown import LEVEL, Reference, captured, head_of
 
 
@@ -30,7 +31,9 @@ class ImageClassificationPipeline(ShortRepr):
             known classes is below 5 %; a number is another rate, such as 0.01.
 
     Where training has kept what its examples look like, each label has a `p_value`: the fraction of
-    images of the known classes that are at least as far from the training examples.
+    images of the known classes that are at least as far from the nearest class. Where the
+    model was evaluated, each label has `in_set`: whether it belongs to the conformal set, which
+    contains the true class of 90 % of new images.
     Probabilities are those after the temperature scaling that training found to help, if any.
     """
 
@@ -52,6 +55,7 @@ class ImageClassificationPipeline(ShortRepr):
         self.refuses = refuse is not False
         folder = folder_of(model)
         self.reference = None if folder is None else Reference.read(folder)
+        self.minimums = minimums_of(folder)
         self.model, self.image_processor = load_both(
             model,
             "AutoModelForImageClassification",
@@ -61,6 +65,7 @@ class ImageClassificationPipeline(ShortRepr):
         )
         self.top_k, self.batch_size, self.label_threshold = top_k, batch_size, label_threshold
         self.kind = self.model.config.problem_type
+        self._check_companions(folder)
 
     def __call__(self, images: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
         """Labels and probabilities, most probable first; of a regression model names and values.
@@ -71,8 +76,8 @@ class ImageClassificationPipeline(ShortRepr):
             batch_size: Images in one forward pass.
 
         Returns:
-            A list of `{"label": str, "score": float}`, with `"p_value"` where it is known, for one
-            image, and a list of such lists for many.
+            A list of `{"label": str, "score": float}` for one image, with `"p_value"` and
+            `"in_set"` where they are known, and a list of such lists for many.
 
         Raises:
             InputError: An image that cannot be read; the message names it.
@@ -82,6 +87,22 @@ class ImageClassificationPipeline(ShortRepr):
         if is_one_image(images):
             return next(self.stream([images], top_k, 1))
         return list(self.stream(images, top_k, batch_size))
+
+    def _check_companions(self, folder: Path | None) -> None:
+        """Refuses files that belong to another head."""
+        outputs = self.model.config.num_labels
+        if self.minimums is not None and len(self.minimums) != outputs:
+            raise ConfigError(
+                f"{folder}/confidence.json has {len(self.minimums)} minimums for {outputs} classes"
+            )
+        layer = head_of(self.model, outputs)
+        if self.reference is None or layer is None:
+            return
+        if layer.in_features != len(self.reference.mean):
+            raise ConfigError(
+                f"{folder}/unknown.safetensors is of {len(self.reference.mean)} features, and the"
+                f" head reads {layer.in_features}; remove the file, or train again"
+            )
 
     def stream(
         self, images: Iterable[Any], top_k: int | None = None, batch_size: int | None = None
@@ -103,7 +124,18 @@ class ImageClassificationPipeline(ShortRepr):
             best = [int(row.argmax())]
         names = self.model.config.id2label
         more = {} if p_value is None else {"p_value": p_value}
-        return [{"label": names[i], "score": float(row[i])} | more for i in best], refused
+        labels = [{"label": names[i], "score": float(row[i])} | more for i in best]
+        if self.minimums is not None:
+            for each, i in zip(labels, best, strict=True):
+                each["in_set"] = float(row[i]) >= self.minimums[i]
+        return labels, refused
+
+    def candidates(self, row: Tensor) -> list[str] | None:
+        """Classes of the conformal set of probabilities (V,), best first; None without minimums."""
+        if self.minimums is None:
+            return None
+        names, order = self.model.config.id2label, row.argsort(descending=True).tolist()
+        return [names[i] for i in order if float(row[i]) >= self.minimums[i]]
 
     def is_refused(self, row: Tensor, p_value: float | None) -> bool:
         """Whether probabilities (V,) are too low for an answer, or the image is of no class."""

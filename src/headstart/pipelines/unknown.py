@@ -3,7 +3,7 @@ one is of any of their classes.
 
 Training finds the values (`headstart.features.unknown`), prediction reads them here.
 
-Letters: B new examples, N reference examples, D features, R coordinates.
+Letters: B new examples, V classes, D features, R coordinates.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -22,35 +21,29 @@ from headstart.errors import ConfigError
 
 FILE = "unknown.safetensors"
 LEVEL = 0.05  # p-value below which an example is refused: 5 % of the known ones are
-NEIGHBORS = 5
-MOST = {"examples": 2048, "coordinates": 256, "distances": 16384, "features": 1 << 16}
+MOST = {"classes": 1 << 16, "coordinates": 256, "distances": 16384, "features": 1 << 16}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Training examples in coordinates in which each class varies alike in all directions.
+    """Classes in coordinates in which the examples of a class vary alike in all directions.
 
     Args:
         mean: Features in the middle of all training examples, (D,).
         basis: Takes centered features to the coordinates, (R, D).
-        examples: Directions of training examples, (N, R), of length 1.
+        centers: Mean of the training examples of each class in the coordinates, (V, R).
         distances: Distances of examples that they were found without, (M,), ascending.
     """
 
     mean: Tensor
     basis: Tensor
-    examples: Tensor
+    centers: Tensor
     distances: Tensor
 
-    def directions(self, features: Tensor) -> Tensor:
-        """Directions (B, R), of length 1, of features (B, D)."""
-        return F.normalize((features - self.mean) @ self.basis.T, dim=1)
-
     def distances_of(self, features: Tensor) -> Tensor:
-        """Mean cosine distance (B,), 0 to 2, of features (B, D) to their nearest examples."""
-        similar = self.directions(features) @ self.examples.T  # (B, N)
-        nearest = similar.topk(min(NEIGHBORS, len(self.examples)), dim=1).values
-        return 1 - nearest.mean(dim=1)
+        """Distance (B,) of features (B, D) to the center of the nearest class (Mahalanobis')."""
+        coordinates = (features - self.mean) @ self.basis.T  # (B, R)
+        return torch.cdist(coordinates, self.centers).amin(dim=1)
 
     def p_values(self, features: Tensor) -> Tensor:
         """How often an example of the known classes is at least as far from them.
@@ -96,14 +89,14 @@ class Reference:
         Raises:
             ConfigError: With the file and what is wrong.
         """
-        for name, dimensions in (("mean", 1), ("basis", 2), ("examples", 2), ("distances", 1)):
+        for name, dimensions in (("mean", 1), ("basis", 2), ("centers", 2), ("distances", 1)):
             value = getattr(self, name)
             if value.ndim != dimensions or value.dtype != torch.float32 or not value.numel():
                 raise ConfigError(f"{path}: {name} is {value.dtype} {tuple(value.shape)}")
             if not value.isfinite().all():
                 raise ConfigError(f"{path}: {name} is not finite")
-        width, (count, coordinates) = len(self.mean), self.examples.shape
-        sizes = {"features": width, "examples": count, "coordinates": coordinates}
+        width, (count, coordinates) = len(self.mean), self.centers.shape
+        sizes = {"features": width, "classes": count, "coordinates": coordinates}
         sizes["distances"] = len(self.distances)
         large = [name for name in sizes if sizes[name] > MOST[name]]
         if large:

@@ -24,6 +24,7 @@ from headstart.report.page import (
     plain_axes,
 )
 from headstart.report.refusals import refusal_sections
+from headstart.report.unknown import set_sections
 from headstart.tasks.base import Evaluation
 
 SHOWN_CLASSES = 40  # a larger matrix cannot be read; its worst pairs are listed instead
@@ -63,7 +64,8 @@ def classification_sections(
     if calibration is None:
         return sections
     refusals = refusal_sections(calibration, evaluation.max_error)
-    return [*sections, calibration_section(calibration), *refusals]
+    sets = set_sections(evaluation, classes)
+    return [*sections, calibration_section(calibration), *refusals, *sets]
 
 
 def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:

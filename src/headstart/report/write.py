@@ -19,6 +19,7 @@ from headstart.report.page import (
     render,
 )
 from headstart.report.sections import sections_of
+from headstart.report.unknown import reference_sections
 from headstart.tasks.base import Evaluation, Task
 from headstart.tasks.result import Result, Spread
 
@@ -41,8 +42,11 @@ def write_pages(
     first = [] if result.spread is None else [spread_section(result.spread, task.headline)]
     if result.forecast is not None:
         first += enough_sections(result.forecast)
+    last = reference_sections(result.reference)
     first += heads_sections(result.trials)
-    write_report(result.folder, task, result.evaluations, results, result.recipe, metrics, first)
+    write_report(
+        result.folder, task, result.evaluations, results, result.recipe, metrics, first, last
+    )
 
 
 def spread_section(spread: Spread, headline: str) -> Section:
@@ -100,6 +104,7 @@ def write_report(
     recipe: Recipe,
     metrics: Sequence[Mapping[str, Any]],
     first: Sequence[Section] = (),
+    last: Sequence[Section] = (),
 ) -> None:
     """Writes `report.html`.
 
@@ -111,12 +116,14 @@ def write_report(
         recipe: The resolved recipe.
         metrics: What `metrics.jsonl` holds.
         first: Sections before those of the evaluation.
+        last: Sections after them.
     """
     evaluated = evaluations.get("test") or evaluations.get("validation")
     curves = learning_curves(metrics, task.headline)
     sections = [*first, *([] if curves is None else [curves])]
     if evaluated is not None:
         sections += sections_of(task, evaluated)
+    sections += last
     page = render(
         title=(
             f"{task.name.replace('-', ' ').capitalize()} of {results['data']} with"

@@ -17,6 +17,7 @@ from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError, MissingExtraError
 from headstart.metrics.calibration import confidence_of
+from headstart.metrics.conformal import with_sets
 from headstart.pipelines.base import read_results
 from headstart.progress import duration, metric_text
 from headstart.recipe import Recipe
@@ -94,7 +95,8 @@ def write_result(
         evaluation.max_error = request.options["extra"].get("max_error")
         calibration = evaluation.calibration
         if calibration and (found := confidence_of(calibration, evaluation.max_error)):
-            found.write(out)
+            details = evaluation.details
+            with_sets(found, details["logits"], details["labels"]).write(out)
     if result.reference is not None:
         result.reference.write(out)
     write_predictions(out, task, result.evaluations)
