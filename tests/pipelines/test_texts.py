@@ -483,3 +483,14 @@ def test_classes_are_scaled_and_refused_as_training_found(moods, tmp_path):
 def test_what_does_not_classify_cannot_refuse(fill, capsys):
     code, _, error = predict(capsys, fill, "--text", "I am <mask>.", "--refuse")
     assert code == 2 and "--refuse is for models that classify" in error
+
+
+def test_a_promise_that_cannot_be_made_is_named(moods, tmp_path, caplog):
+    """Every text is refused, and a warning says why and which rate has a threshold."""
+    run = tmp_path / "run"
+    shutil.copytree(moods, run)
+    choices = [Choice(0.05, 2.0, 1.0, None), Choice(0.2, 0.0, 0.0, 0.1)]
+    Confidence(1.0, 30, choices, 0.05, 0.9).write(run)
+    answers = pipeline("text-classification", run, refuse=True)(TEXTS)
+    assert {each["label"] for each in answers} == {UNKNOWN}
+    assert "error rate at 0.05, from 30 evaluated examples; for 0.2 there is one" in caplog.text

@@ -74,10 +74,11 @@ def _fitted(x: Floats, labels: Ints) -> Reference:
     within, _ = scikit_learn("covariance").ledoit_wolf((inside - means[which]) / scale)
     variances, directions = np.linalg.eigh(within)
     whiten = directions / np.sqrt(np.maximum(variances, 1e-6)) / scale  # (R, R)
-    found = (mean, whiten.T @ axes, means @ whiten)
-    return Reference(
-        *(torch.from_numpy(np.asarray(each, dtype=np.float32)) for each in found), torch.zeros(0)
+    mean, basis, centers = (
+        torch.from_numpy(np.asarray(each, dtype=np.float32))
+        for each in (mean, whiten.T @ axes, means @ whiten)
     )
+    return Reference(mean, basis, centers, torch.zeros(0))
 
 
 def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:

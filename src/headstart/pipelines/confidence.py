@@ -4,6 +4,7 @@ Training finds the values (`headstart.metrics.calibration`), prediction reads th
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object, value_of
 from headstart.errors import ConfigError
 
+logger = logging.getLogger("headstart")
 FILE = "confidence.json"
 UNKNOWN = "I don't know"  # the label of a refused answer
 FEWEST = 20  # examples below which nothing is measured
@@ -138,7 +140,18 @@ def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
     found = Confidence.read(folder or Path())
     if refuse is False:
         return found.temperature, 0.0
-    return found.temperature, found.choice(None if refuse is True else refuse).threshold
+    choice = found.choice(None if refuse is True else refuse)
+    if choice.threshold > 1:
+        possible = [each.max_error for each in found.choices if each.threshold <= 1]
+        way_out = f"; for {possible[0]:g} there is one (--max-error)" if possible else ""
+        logger.warning(
+            "every input is refused: no threshold is known to keep the error rate at %g, from %d"
+            " evaluated examples%s",
+            choice.max_error,
+            found.examples,
+            way_out,
+        )
+    return found.temperature, choice.threshold
 
 
 def minimums_of(folder: Path | None) -> list[float] | None:

@@ -31,7 +31,7 @@ def set_sections(evaluation: Evaluation, classes: list[str]) -> list[Section]:
         f" of new examples like these (conformal prediction): {size:.1f} of {len(classes)} classes"
         f" on average. Sets of tenths of the examples, made with the others, contained it for"
         f" {covered:.1%}. A class with {ENOUGH} evaluated examples or more keeps the promise by"
-        " itself, the others together. headstart predict --out lists them as candidates."
+        " itself, the others together. For images, headstart predict --out lists them."
     )
     table = Table(("classes in the set", "examples"), rows)
     return [Section("Which classes may it be?", text, table=table, folded=True)]
