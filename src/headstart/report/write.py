@@ -161,8 +161,8 @@ def describe_training(recipe: Recipe) -> str:
     """What was trained, in one or two sentences."""
     if recipe.tune == "head":
         return (
-            "A linear head, chosen by cross-validation, was fitted on the features of the"
-            f" pretrained network; every other weight is the pretrained one. Seed {recipe.seed}."
+            "A linear head was fitted on the features of the pretrained network and chosen by"
+            f" cross-validation; every other weight is the pretrained one. Seed {recipe.seed}."
         )
     return (
         f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
