@@ -68,6 +68,12 @@ KEYS: dict[str, dict[str, str]] = {
         "bad_photos": "name, split, label, kind and reason of blurred, dark, … images",
         "agreement": "fraction of the labels that the network agrees with, or null",
     },
+    "label": {
+        "address": "where the page is",
+        "out": "the table",
+        "images": "how many",
+        "done": "how many have a label",
+    },
     "predict": {
         "[image]": "name of the image",
         "[text]": "name of the text",
