@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headstart.data.cache import decode, parallel
 from headstart.data.duplicates import FEWEST_PIXELS, FLAT, difference_hash, pairs_in
+from headstart.data.labels import SINGLE
 from headstart.metrics.segmentation import mean_iou
 from headstart.report.classification import file_name
 from headstart.report.distillation import distillation_sections
@@ -20,6 +21,7 @@ from headstart.report.masked_images import masked_image_sections
 from headstart.report.page import Section
 from headstart.report.problems import duplicate_section, problem_sections
 from headstart.report.segmentation import segmentation_sections
+from headstart.report.series import series_sections
 from headstart.report.texts import (
     answer_sections,
     choice_sections,
@@ -53,28 +55,46 @@ def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
     sections = problem_sections(
         task.problem.kind, evaluation, task.classes, examples.names, pixels, looked_at
     )
-    return [*sections, duplicates_of(task)]
+    hashes = hashes_of(task)
+    if task.problem.kind == SINGLE and evaluation.split != "train":
+        right = evaluation.details["logits"].argmax(axis=1) == evaluation.details["labels"]
+        sections += series_sections(hashes[evaluation.split], hashes["train"], right)
+    return [*sections, duplicates_of(task, hashes)]
 
 
-def duplicates_of(task: Any) -> Section:
-    """Images that are the same, or look so where their pixels are at hand."""
-    every = [(split, index) for split in task.splits for index in range(task.splits[split])]
+def hashes_of(task: Any) -> dict[str, NDArray[np.uint64]]:
+    """Difference hash of every image by split; `FLAT` where its pixels are not at hand."""
 
     def look(at: tuple[str, int]) -> int:
-        cache = task.caches.get(at[0])
-        small = task.sizes[at[0]][at[1]].min() < FEWEST_PIXELS
+        split, index = at
+        cache, digest = task.caches.get(split), task.digests(split)[index]
+        if digest in task.hashes:
+            return int(task.hashes[digest])
+        small = task.sizes[split][index].min() < FEWEST_PIXELS
         if cache is None or cache.pixels is None or small:
             return FLAT
-        return difference_hash(cache[at[1]])
+        return difference_hash(cache[index])
 
-    hashes = np.array(list(parallel(look, every, task.options.workers)), dtype=np.uint64)
+    workers = task.options.workers
+    return {
+        split: np.array(
+            list(parallel(look, [(split, i) for i in range(count)], workers)), dtype=np.uint64
+        )
+        for split, count in task.splits.items()
+    }
+
+
+def duplicates_of(task: Any, hashes: dict[str, NDArray[np.uint64]]) -> Section:
+    """Images that are the same, or look so where their pixels are at hand."""
+    every = [(split, index) for split in task.splits for index in range(task.splits[split])]
+    together = np.concatenate([hashes[split] for split in task.splits])
     digests = [task.digests(split)[index] for split, index in every]
     images = {
         name: image
         for part in task.examples.values()
         for name, image in zip(part.names, part.images, strict=True)
     }
-    return duplicate_section(pairs_in(task.data, every, digests, hashes), images)
+    return duplicate_section(pairs_in(task.data, every, digests, together), images)
 
 
 def mask_sections(task: Any, evaluation: Evaluation) -> list[Section]:
