@@ -110,6 +110,26 @@ def check_pixels(pixel_values: Any, channels: int) -> Any:
     return pixels.transpose(0, 2, 3, 1)  # (B, H, W, C)
 
 
+def check_mesh(*trees: Any) -> None:
+    """Refuses arrays that are divided over an axis of type Explicit, JAX's default for a mesh.
+
+    Raises:
+        InputError: There is one.
+    """
+    explicit = jax.sharding.AxisType.Explicit
+    for array in jax.tree.leaves(trees):
+        sharding = getattr(jax.typeof(array), "sharding", None)
+        if sharding is None or not any(sharding.spec):
+            continue
+        if explicit in sharding.mesh.axis_types:
+            names = ", ".join(map(repr, sharding.mesh.axis_names))
+            raise InputError(
+                f"an array is divided over a mesh with axes of type Explicit ({names}); make the"
+                " mesh with axes of type Auto: jax.make_mesh(sizes, names,"
+                " axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
+            )
+
+
 # Parameters and PyTorch's tensors
 
 Path_ = tuple[str, ...]  # where a parameter is in the tree

@@ -547,6 +547,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
+import headstart
 from jax.sharding import NamedSharding, PartitionSpec as P
 from headstart import BeitConfig, FlaxBeitForImageClassification
 
@@ -589,6 +590,25 @@ def worst(a, b):
 assert worst(logits, expected) < 1e-5, worst(logits, expected)
 assert max(map(worst, jax.tree.leaves(grads), jax.tree.leaves(wanted))) < 1e-5
 assert query_of(grads).sharding.spec == query.sharding.spec
+
+kinds = (jax.sharding.AxisType.Explicit,) * 2
+explicit = jax.make_mesh((2, 4), ("data", "model"), axis_types=kinds)
+for images, arrays in (
+    (jax.device_put(pixels, NamedSharding(explicit, P("data"))), params),
+    (pixels, jax.tree.map(
+        lambda a, spec: jax.device_put(a, NamedSharding(explicit, spec)), params,
+        model.partition_specs("model"),
+    )),
+):
+    for call in (step, lambda params, pixels: model(pixels, params=params)):
+        try:
+            call(arrays, images)
+        except headstart.errors.InputError as error:
+            assert "AxisType.Auto" in str(error), error
+        else:
+            raise AssertionError("an explicit mesh went through")
+whole = jax.device_put(pixels, NamedSharding(explicit, P()))
+assert worst(model(whole, params=params).logits, model(pixels, params=params).logits) < 1e-5
 print("equal")
 """
 

@@ -28,7 +28,7 @@ from headstart.models.beit.positions import (
     table_rows,
 )
 from headstart.models.beit.weights import PUBLISHED_NAMES, fit_positions
-from headstart.nn.flax import PreTrainedModel, activation, check_pixels
+from headstart.nn.flax import PreTrainedModel, activation, check_mesh, check_pixels
 from headstart.outputs import (
     FlaxBeitModelOutputWithPooling,
     FlaxMaskedLMOutput,
@@ -595,8 +595,11 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
                 "train=True needs random numbers; pass dropout_rng=jax.random.key(…), another one"
                 " each step"
             )
+        params = self.params if params is None else params
+        pixel_values = jnp.asarray(pixel_values) if pixel_values is not None else None
+        check_mesh(pixel_values, params)
         out: ModelOutput = self.module.apply(
-            {"params": self.params if params is None else params},
+            {"params": params},
             check_pixels(pixel_values, c.num_channels),  # (B, H, W, C)
             bool_masked_pos,
             not train,
