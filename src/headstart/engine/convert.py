@@ -140,7 +140,7 @@ def load_any(
 
 
 def family_of_file(path: Path) -> Family:
-    """The family of a file of the authors without a configuration, told by its names."""
+    """The family of a file of the authors without a configuration, inferred from its names."""
     tensors, reasons = read_checkpoint(path, "torch"), []
     for family in families().values():
         try:

@@ -133,19 +133,19 @@ def label_sections(
 
 
 def number_sections(
-    said: NDArray[Any],
+    predictions: NDArray[Any],
     labels: NDArray[Any],
     columns: Sequence[str],
     names: Sequence[str],
     pixels: Pixels | None,
     looked_at: LookedAt | None,
 ) -> list[Section]:
-    """Said against true, measures of each number, and the largest errors."""
+    """Predicted against true values, metrics of each number, and the largest errors."""
     true = labels.reshape(len(labels), -1).astype(np.float64)
-    said = said.astype(np.float64)
-    errors = said - true
+    predictions = predictions.astype(np.float64)
+    errors = predictions - true
     mean_error = float(np.abs(true - true.mean(0)).mean())
-    figures = [_scatter(said[:, i], true[:, i], name) for i, name in enumerate(columns[:6])]
+    figures = [_scatter(predictions[:, i], true[:, i], name) for i, name in enumerate(columns[:6])]
     text = (
         "A perfect model has every point on the line. Always answering the mean would be off by"
         f" {mean_error:.4g} on average, the model is off by {np.abs(errors).mean():.4g}."
@@ -154,7 +154,7 @@ def number_sections(
     if len(columns) > 1:
         rows = []
         for i, name in enumerate(columns):
-            one, other = said[:, i : i + 1], true[:, i : i + 1]
+            one, other = predictions[:, i : i + 1], true[:, i : i + 1]
             measures = (
                 np.abs(one - other).mean(),
                 np.sqrt(np.square(one - other).mean()),
@@ -174,7 +174,8 @@ def number_sections(
     def image(i: int) -> GalleryImage:
         farthest = columns[int(np.abs(errors[i] / spread).argmax())]
         lines = (
-            f"{name}: {said[i, j]:.4g}, is {true[i, j]:.4g}" for j, name in enumerate(columns[:4])
+            f"{name}: {predictions[i, j]:.4g}, is {true[i, j]:.4g}"
+            for j, name in enumerate(columns[:4])
         )
         return example_image(
             i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at
@@ -222,12 +223,12 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
     return Section("Duplicates and leaks", text, images=[image(pair) for pair in pairs[:GALLERY]])
 
 
-def _scatter(said: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:
+def _scatter(predictions: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:
     figure = new_figure(4.4, 3.6)
     axes = figure.subplots()
-    low, high = float(min(said.min(), true.min())), float(max(said.max(), true.max()))
+    low, high = float(min(predictions.min(), true.min())), float(max(predictions.max(), true.max()))
     axes.plot([low, high], [low, high], color=GRAY, linestyle="--", linewidth=1)
-    axes.scatter(true, said, s=10, color=BLUE, alpha=0.6, linewidths=0)
+    axes.scatter(true, predictions, s=10, color=BLUE, alpha=0.6, linewidths=0)
     axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
     plain_axes(axes)
     return figure_source(figure)

@@ -138,14 +138,14 @@ def image_section(
     used = sorted(
         {
             int(i)
-            for _, _, true, said, _ in shown
-            for i in np.union1d(true, said)
+            for _, _, true, predictions, _ in shown
+            for i in np.union1d(true, predictions)
             if i < len(classes)
         }
     )
     images = []
-    for name, image, true, said, iou in shown:
-        panels = [image, overlay(image, true, colors), overlay(image, said, colors)]
+    for name, image, true, predictions, iou in shown:
+        panels = [image, overlay(image, true, colors), overlay(image, predictions, colors)]
         images.append(
             GalleryImage(image_source(side_by_side(panels), 1200), f"{name}: mean IoU {iou:.1%}")
         )

@@ -144,17 +144,17 @@ class QuestionAnswering(TextTask):
                 nothing[i] = min(nothing.get(i, np.inf), float(starts[j, 0] + ends[j, 0]))
                 if found and found[0] > best.get(i, (-np.inf, ""))[0]:
                     best[i] = (found[0], rows[i].values["context"][found[1] : found[2]])
-        said = []
+        predictions = []
         for i in range(len(rows)):
             score, text = best.get(i, (-np.inf, ""))
-            said.append("" if self.may_be_unanswered and nothing[i] > score else text)
-        return self._judge(split, said)
+            predictions.append("" if self.may_be_unanswered and nothing[i] > score else text)
+        return self._evaluate_answers(split, predictions)
 
-    def _judge(self, split: str, said: list[str]) -> Evaluation:
+    def _evaluate_answers(self, split: str, predictions: list[str]) -> Evaluation:
         rows = self.data.splits[split]
         pairs = [
             answer_scores(text, [a["text"] for a in row.values["answers"]])
-            for text, row in zip(said, rows, strict=True)
+            for text, row in zip(predictions, rows, strict=True)
         ]
         scores = np.array(pairs).reshape(-1, 2)  # (N, 2)
         metrics = {"f1": float(scores[:, 1].mean()), "exact_match": float(scores[:, 0].mean())}
@@ -169,7 +169,7 @@ class QuestionAnswering(TextTask):
             len(rows),
             metrics,
             None,
-            {"scores": scores, "answers": np.array(said, dtype=np.str_)},
+            {"scores": scores, "answers": np.array(predictions, dtype=np.str_)},
         )
 
     def card(self) -> str:

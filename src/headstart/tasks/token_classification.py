@@ -131,7 +131,7 @@ class TokenClassification(TextTask):
 
         `details` are labels and predicted tags of all words, and where each text ends.
         """
-        said: list[list[int]] = []
+        predictions: list[list[int]] = []
         for example in self.encoded[split]:
             found: list[int] = []
             for part in (example, *example["rest"]):
@@ -147,17 +147,18 @@ class TokenClassification(TextTask):
                     )
                 words = torch.tensor(part["labels"], device=device) != IGNORE
                 found += logits.argmax(1)[words].tolist()
-            said.append(found)
-        return self.evaluate_predictions(split, said)
+            predictions.append(found)
+        return self.evaluate_predictions(split, predictions)
 
-    def evaluate_predictions(self, split: str, said: list[list[int]]) -> Evaluation:
+    def evaluate_predictions(self, split: str, predictions: list[list[int]]) -> Evaluation:
         """The numbers of predicted tags (of words that the tokenizer gave at least one token)."""
         true = [
             [n for part in (e, *e["rest"]) for n in part["labels"] if n != IGNORE]
             for e in self.encoded[split]
         ]
         labels, predicted = (
-            np.array([n for each in which for n in each], dtype=np.int64) for which in (true, said)
+            np.array([n for each in which for n in each], dtype=np.int64)
+            for which in (true, predictions)
         )
         details = {
             "labels": labels,
@@ -167,14 +168,14 @@ class TokenClassification(TextTask):
         right = int((labels == predicted).sum())
         metrics = self.measure(
             [[self.tags[n] for n in each] for each in true],
-            [[self.tags[n] for n in each] for each in said],
+            [[self.tags[n] for n in each] for each in predictions],
         )
         metrics["accuracy"] = right / max(1, len(labels))
         return Evaluation(split, len(true), metrics, self.interval(right, len(labels)), details)
 
-    def measure(self, true: list[list[str]], said: list[list[str]]) -> dict[str, float]:
+    def measure(self, true: list[list[str]], predictions: list[list[str]]) -> dict[str, float]:
         """Scores of exact entities."""
-        whole = entity_scores(true, said)[""]
+        whole = entity_scores(true, predictions)[""]
         return {
             "f1": whole.f1,
             "precision": whole.precision,
@@ -193,11 +194,11 @@ class WordTagging(TokenClassification):
     headline: ClassVar[str] = "accuracy"
     finds_entities: ClassVar[bool] = False
 
-    def measure(self, true: list[list[str]], said: list[list[str]]) -> dict[str, float]:
+    def measure(self, true: list[list[str]], predictions: list[list[str]]) -> dict[str, float]:
         """Mean F1 of the tags that occur."""
         labels, predicted = (
             np.array([self.tags.index(t) for each in which for t in each], dtype=np.int64)
-            for which in (true, said)
+            for which in (true, predictions)
         )
         table = per_class(confusion_matrix(labels, predicted, len(self.tags)))
         return {"macro_f1": float(table.f1[table.count > 0].mean()) if len(labels) else 0.0}
