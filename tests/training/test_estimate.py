@@ -88,6 +88,24 @@ def test_what_hurts_least_is_given_up_first():
     assert headless.tune == "full" and headless.steps < 250
 
 
+def test_a_small_network_with_fewer_steps_takes_adamw():
+    """As many images as the steps that are left have, in batches of 64."""
+    plain, _ = fit_budget(full(), estimate(1.0), 3600)
+    fewer, given_up = fit_budget(full(), estimate(1.0), 3600, small=True)
+    assert (fewer.optimizer, fewer.schedule, fewer.lr) == ("adamw", "cosine", 3e-4)
+    assert fewer.steps * fewer.batch_size == plain.steps * plain.batch_size
+    assert fewer.batch_size == 64 and fewer.warmup_steps == fewer.steps // 10
+    assert fewer.lr_at(fewer.steps - 1) < 1e-6 and "AdamW at 0.0003" in given_up[-1]
+    whole, _ = fit_budget(full(), estimate(0.001), 3600, small=True)
+    assert whole == full()
+    other, _ = fit_budget(replace_name(full()), estimate(1.0), 3600, small=True)
+    assert other.optimizer == "sgd"
+
+
+def replace_name(recipe):
+    return dataclasses.replace(recipe, name="mine")
+
+
 def test_transformers_keep_their_resolution():
     recipe = finetune(Facts(examples=1000, model_image_size=224))
     before = estimate(0.2)

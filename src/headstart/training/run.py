@@ -49,6 +49,7 @@ from headstart.training.draws import FOLDER, read_spread, run_draws, spread_of
 from headstart.training.estimate import (
     LONG,
     RESERVE,
+    SMALL,
     fit_budget,
     measure,
     parse_budget,
@@ -482,7 +483,8 @@ def fit_full_run(run: Run, resume: bool) -> Result:
         run.recipe = run.recipe.head_only()
         return fit_head_run(run)
     if run.deadline is not None and not resume:
-        fitted = fit_budget(run.recipe, estimate, run.left, isinstance(task, HeadTask))
+        small = run.automatic and sum(p.numel() for p in loop.model.parameters()) < SMALL
+        fitted = fit_budget(run.recipe, estimate, run.left, isinstance(task, HeadTask), small)
         run.recipe, given_up = world.broadcast(fitted)
         if given_up:
             run.progress.say(f"to keep the budget: {', '.join(given_up)}")
