@@ -2,7 +2,7 @@
 
 The features of the images are computed once; after every label the head (linear discriminant
 analysis) is the closed form of the examples so far. Every fourth image is a random one: how many of
-those the head had right before it knew them is the accuracy that new images may expect.
+those are right by heads that did not see them is the accuracy that new images may expect.
 
 Letters: N images, D features, V classes.
 """
@@ -32,9 +32,9 @@ from headstart.progress import Progress
 Floats = NDArray[np.float32]
 HEAD = ("image", "label")
 ALIKE = 0.98  # cosine similarity from which on images are near-identical
-WIDTH = 256  # directions that the head sees
+WIDTH = 128  # directions that the head sees
 RANDOM = 4  # every which image is a random one
-RECENT = 100  # random images that the expected accuracy is of
+FOLDS = 5  # of the random images
 Z = 1.96  # standard deviations of a 95 % interval
 
 
@@ -154,6 +154,15 @@ class Suggestion:
     probability: float
 
 
+def head_of(statistics: Statistics) -> tuple[Discriminant | None, NDArray[np.int64]]:
+    """The head of the classes that have examples, and their numbers; None below two."""
+    seen = np.flatnonzero(statistics.counts > 0.5)  # counts are sums of ones
+    if len(seen) < 2:
+        return None, seen
+    some = Statistics(statistics.counts[seen], statistics.sums[seen], statistics.moments)
+    return Discriminant.from_statistics(some), seen
+
+
 class Labelling:
     """The state of labelling: which images have a label, which comes next, what is expected.
 
@@ -192,7 +201,8 @@ class Labelling:
             )
         self.labels: dict[int, str] = {}
         self.skipped: set[int] = set()
-        self.tests: list[tuple[int, bool]] = []  # random images: whether the head had them right
+        self.tests: list[int] = []  # random images
+        self.right = 0  # how many of them are right by heads that did not see them
         width = self.x.shape[1]
         none = np.zeros(0, dtype=np.int64)
         self.statistics = Statistics.of(np.empty((0, width)), none, 0)
@@ -236,13 +246,7 @@ class Labelling:
 
     def _fit(self) -> None:
         """The head of the examples so far; None below two classes."""
-        s = self.statistics
-        self.seen = np.flatnonzero(s.counts > 0.5)  # counts are sums of ones
-        if len(self.seen) < 2:
-            self.head = None
-            return
-        some = Statistics(s.counts[self.seen], s.sums[self.seen], s.moments)
-        self.head = Discriminant.from_statistics(some)
+        self.head, self.seen = head_of(self.statistics)
 
     def _scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Probabilities (rows, classes seen)."""
@@ -305,10 +309,12 @@ class Labelling:
         if not name or len(name) > 100:
             raise InputError("a class has a name of 1 to 100 characters")
         if self.is_test:
-            self.tests.append((image, self.suggestions(1)[0].label == name))
+            self.tests.append(image)
         rows = [(i, name) for i in [image, *(self.alike() if all_alike else [])]]
         self.table.add([(self.names[i], name) for i, _ in rows])
         self._learn(rows)
+        if self.tests[-1:] == [image]:
+            self.right = self._cross_validated()
         self._fit()
         self._choose()
 
@@ -326,20 +332,33 @@ class Labelling:
         index = {name: i for i, name in enumerate(self.names)}
         rows = [(index[image], label) for image, label in removed]
         self._forget(rows)
-        if self.tests and self.tests[-1][0] == rows[0][0]:
+        if self.tests[-1:] == [rows[0][0]]:
             self.tests.pop()
+            self.right = self._cross_validated()
         self._fit()
         self.current, self.is_test = rows[0][0], False
+
+    def _cross_validated(self) -> int:
+        """How many of the random images are right by heads of all labels but a fifth of them."""
+        right = 0
+        for fold in range(min(FOLDS, len(self.tests))):
+            rows = [(i, self.labels[i]) for i in self.tests[fold::FOLDS]]
+            head, seen = head_of(self.statistics - self._part(rows))
+            if head is None:
+                continue
+            scores = self.x[[i for i, _ in rows]] @ head.weight.T + head.bias
+            found = [self.classes[seen[best]] for best in scores.argmax(axis=1)]
+            right += sum(a == b for a, (_, b) in zip(found, rows, strict=True))
+        return right
 
     def expected(self) -> dict[str, Any] | None:
         """Accuracy on new images with its 95 % interval (Wilson), or None before there are five
         random images.
         """
-        recent = [right for _, right in self.tests[-RECENT:]]
-        n = len(recent)
-        if n < 5:
+        n = len(self.tests)
+        if n < FOLDS:
             return None
-        p = sum(recent) / n
+        p = self.right / n
         middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * (p * (1 - p) / n + Z**2 / (4 * n**2)) ** 0.5
         interval = [max(0.0, middle - half), min(1.0, middle + half)]
