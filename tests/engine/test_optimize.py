@@ -90,8 +90,9 @@ def test_the_configuration_may_ask_for_hidden_states():
     assert len(fast(**inputs).hidden_states) == 3
 
 
-def test_texts_of_other_lengths_and_without_a_mask():
-    model, inputs = build("YosoForSequenceClassification")
+@pytest.mark.parametrize("pooling", ["first", "mean", "pair"])
+def test_texts_of_other_lengths_and_without_a_mask(pooling):
+    model, inputs = build("YosoForSequenceClassification", classifier_pooling=pooling)
     for engine in ENGINES:
         fast = headstart.optimize(model, example=inputs, engine=engine)
         for each in (tokens(1, 5), tokens(3, 12), {"input_ids": inputs["input_ids"]}):

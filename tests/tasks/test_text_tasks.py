@@ -354,6 +354,23 @@ def test_text_classification(moods, tiny_yoso, tmp_path):
     assert results["headline"] == "accuracy" and config["id2label"] == {"0": "bad", "1": "good"}
 
 
+def test_a_network_that_pools_by_the_mean_compares_pairs(tiny_yoso, tmp_path):
+    folder = tmp_path / "mean"
+    YosoForMaskedLM.from_pretrained(tiny_yoso, classifier_pooling="mean").save_pretrained(folder)
+    YosoTokenizer.from_pretrained(tiny_yoso).save_pretrained(folder)
+    texts = sentences(24)
+    single = write(tmp_path / "texts.tsv", texts, ("text", "label"))
+    pairs = write(
+        tmp_path / "pairs.tsv",
+        [(text, texts[0][0], label) for text, label in texts],
+        ("sentence1", "sentence2", "label"),
+    )
+    for data, pooling in ((single, "mean"), (pairs, "pair")):
+        out = tmp_path / "out" / pooling
+        train(data, model=folder, out=out, task="text-classification", tune="head")
+        assert json.loads((out / "config.json").read_text())["classifier_pooling"] == pooling
+
+
 @pytest.mark.parametrize("kind", ["classes", "lists", "numbers"])
 def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     """The last layer alone learns.

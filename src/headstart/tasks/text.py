@@ -126,12 +126,17 @@ class TextTask(Task):
         """Values of the network's configuration that the data decides."""
         return {"id2label": dict(enumerate(self.labels))} if self.labels else {}
 
+    def overrides_of(self, config: Any) -> dict[str, Any]:
+        """Values that the data and the pretrained network's configuration decide together."""
+        return {}
+
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
         config = AutoConfig.from_pretrained(name, revision=revision)
         self._take_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision), config, recipe)
         torch.manual_seed(recipe.seed)  # the new head is randomly initialized
-        model: nn.Module = self.auto.from_pretrained(name, revision=revision, **self.overrides())
+        values = self.overrides() | self.overrides_of(config)
+        model: nn.Module = self.auto.from_pretrained(name, revision=revision, **values)
         if recipe.zero_head and self.labels:
             last = last_linear(model, len(self.labels))
             nn.init.zeros_(last.weight)

@@ -127,6 +127,12 @@ class TextClassification(TextTask, HeadTask):
         """See `TextTask.overrides`."""
         return self.problem.overrides(self.classes)
 
+    def overrides_of(self, config: Any) -> dict[str, Any]:
+        """See `TextTask.overrides_of`: a network that pools by the mean compares two texts."""
+        pairs = "pair" in self.data.splits["train"][0].values
+        mean = getattr(config, "classifier_pooling", "first") == "mean"
+        return {"classifier_pooling": "pair"} if pairs and mean else {}
+
     def build(self, name: str, recipe: Recipe, *, revision: str | None = None) -> nn.Module:
         """See `Task.build`."""
         targets = np.array([self.target(row) for row in self.data.splits["train"]])

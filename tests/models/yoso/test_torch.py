@@ -592,3 +592,31 @@ def test_exports_to_onnx_by_tracing(tmp_path):
     for tokens, seen in ((x, mask), (other, whole)):
         inputs = {"input_ids": tokens.numpy(), "attention_mask": seen.numpy()}
         assert_close(torch.from_numpy(session.run(None, inputs)[0]), model(tokens, seen).logits)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_the_classifier_reads_means_of_the_tokens(pooling):
+    """By the definition, one text at a time without padding: <s> a a </s> </s> b </s>."""
+    model = small(YosoForSequenceClassification, classifier_pooling=pooling, num_labels=3)
+    rows = [[0, 7, 8, 2, 2, 9, 2], [0, 5, 2, 2, 6, 7, 2, 1, 1]]
+    texts = [([0, 1, 2], [4, 5, 6]), ([0, 1], [3, 4, 5, 6])]  # positions of the two texts
+    ids = torch.tensor([row + [1] * (9 - len(row)) for row in rows])
+    mask = torch.tensor([[1] * 7 + [0] * 2] * 2)
+    logits = model(ids, mask).logits
+    for row, (first, second), found in zip(rows, texts, logits, strict=True):
+        hidden = model.yoso(torch.tensor([row[:7]])).last_hidden_state[0]
+        pooled = hidden.mean(0)
+        if pooling == "pair":
+            pooled = torch.cat([pooled, (hidden[first].mean(0) - hidden[second].mean(0)).abs()])
+        head = model.classifier
+        assert_close(found, head.out_proj(torch.tanh(head.dense(pooled))), 1e-5)
+
+
+def test_a_pair_is_found_by_its_tokens_alone():
+    model = small(YosoForSequenceClassification, classifier_pooling="pair")
+    with pytest.raises(InputError, match="give input_ids"):
+        model(inputs_embeds=torch.zeros(1, 4, model.config.hidden_size))
+    with pytest.raises(ConfigError, match="classifier_pooling='max'"):
+        YosoConfig(classifier_pooling="max")
+    with pytest.raises(ConfigError, match="needs eos_token_id"):
+        YosoConfig(classifier_pooling="pair", eos_token_id=None)

@@ -57,6 +57,9 @@ class YosoConfig(PreTrainedConfig):
             never does.
         head_act: Activation of the text classifier (the authors' is "tanh", transformers' is
             `hidden_act`).
+        classifier_pooling: What the text classifier reads: "first" is the first token's vector,
+            "mean" the mean over the tokens, padding left out, and "pair" that mean beside the
+            absolute difference between the means of a text and of its second text.
         ignore_head_mask: Whether `head_mask` changes nothing, as in transformers.
         hash_seed: Seed of the hashes in evaluation mode. Every text then meets the same hashes,
             which differ between heads and layers: its result does not depend on its position in a
@@ -99,6 +102,7 @@ class YosoConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     attend_padding: bool = False
     head_act: str | Callable[..., Any] = "tanh"
+    classifier_pooling: Literal["first", "mean", "pair"] = "first"
     ignore_head_mask: bool = False
     hash_seed: int | None = None
     hash_error: float | None = None
@@ -131,6 +135,9 @@ class YosoConfig(PreTrainedConfig):
             self.position_embedding_type,
             ("absolute", "relative_key", "relative_key_query"),
         )
+        one_of("classifier_pooling", self.classifier_pooling, ("first", "mean", "pair"))
+        if self.classifier_pooling == "pair" and self.eos_token_id is None:
+            raise ConfigError("classifier_pooling='pair' needs eos_token_id, which parts two texts")
         if self.position_embedding_type != "absolute":
             logger.warning(
                 "position_embedding_type=%r gives the network no positions; only conv_window"
@@ -197,6 +204,11 @@ class YosoConfig(PreTrainedConfig):
         if self.head_act != self.hidden_act:
             out.append(
                 f"the text classifier's activation is {self.head_act} here, {self.hidden_act} there"
+            )
+        if self.classifier_pooling != "first":
+            out.append(
+                f"the text classifier pools by {self.classifier_pooling!r} here, by the first token"
+                " there"
             )
         if not self.ignore_head_mask:
             out.append("head_mask removes heads here, and nothing there")

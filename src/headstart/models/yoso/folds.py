@@ -91,11 +91,10 @@ def fold(model: nn.Module, size: tuple[int, int] | None, *, lean: bool, portable
         for module in list(model.modules()):
             if type(module) is SelfAttention:
                 recast(module, PortableAttention)
-    if (
-        lean
-        and config.use_expectation
-        and isinstance(model, YosoForSequenceClassification | YosoForMultipleChoice)
-    ):
+    first_alone = isinstance(model, YosoForMultipleChoice) or (
+        isinstance(model, YosoForSequenceClassification) and config.classifier_pooling == "first"
+    )
+    if lean and config.use_expectation and first_alone:
         layers = cast(nn.ModuleList, cast(YosoModel, model.base_model).encoder["layer"])
         if len(layers):
             recast(layers[-1], FirstTokenLayer)

@@ -47,19 +47,53 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.transform["LayerNorm"](x))
 
 
+def mean_of_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B, D) of the vectors x (B, L, D) that the mask (B, L) keeps."""
+    kept = mask[..., None].to(x.dtype)  # (B, L, 1)
+    return (x * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
 class ClassificationHead(nn.Module):
-    """Two linear maps of the first token's vector."""
+    """Two linear maps of the vector of a text, see `YosoConfig.classifier_pooling`."""
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooling = config.classifier_pooling
+        self.separator = config.eos_token_id or 0  # the configuration of "pair" has one
+        D = config.hidden_size * (2 if self.pooling == "pair" else 1)
+        self.dense = nn.Linear(D, D)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(D, config.num_labels)
         self.act = activation(config.head_act)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D) → (B, V)."""
-        x = self.act(self.dense(self.dropout(x[:, 0])))  # (B, D)
+    def pool(self, x: Tensor, mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        """x (B, L, D), mask and input_ids (B, L) → (B, D), or (B, 2 D) for pairs.
+
+        Raises:
+            InputError: The second text is wanted and cannot be found: tokens came as vectors.
+        """
+        if self.pooling == "first":
+            return x[:, 0]
+        seen = check_mask(mask, x)  # (B, L)
+        mask = x.new_ones(x.shape[:2]) if seen is None else seen
+        mean = mean_of_tokens(x, mask)  # (B, D)
+        if self.pooling == "mean":
+            return mean
+        if input_ids is None:
+            raise InputError(
+                "classifier_pooling='pair' finds the second text by its separators; give input_ids"
+            )
+        # separators up to each token (B, L), of <s> a </s> </s> b </s>
+        ends = torch.eq(input_ids, self.separator).cumsum(dim=1)
+        first, second = (mean_of_tokens(x, mask * part) for part in (ends == 0, ends > 1))
+        return torch.cat([mean, (first - second).abs()], dim=1)  # (B, 2 D)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, input_ids: Tensor | None = None
+    ) -> Tensor:
+        """x (B, L, D), mask and input_ids (B, L) → (B, V)."""
+        pooled = self.pool(x, mask, input_ids)  # (B, D) or (B, 2 D)
+        x = self.act(self.dense(self.dropout(pooled)))
         return self.out_proj(self.dropout(x))
 
 
@@ -229,7 +263,8 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        logits = self.classifier(out.last_hidden_state)  # (B, V)
+        x = out.last_hidden_state  # (B, L, D)
+        logits = self.classifier(x, attention_mask, input_ids)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return self.finish(
             SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
