@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import headstart
 from headstart.data.duplicates import FLAT
 from headstart.report.series import alike, series_sections
 
@@ -54,3 +56,23 @@ def test_the_section_compares_both_kinds(hashes):
     assert series_sections(values[200:], values[:200], np.ones(100, dtype=bool)) == []
     few = np.concatenate([values[:4], values[200:296]])
     assert series_sections(few, values[:200], right) == []
+
+
+def test_a_fitted_head_names_them_with_cached_features_too(tiny_model, tmp_path, monkeypatch):
+    """Each scene has two shots, one on each side; the second run computes no features."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(4)
+    for n in range(16):
+        small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        scene = np.asarray(small.resize((72, 72), Image.Resampling.BICUBIC), dtype=np.int64)
+        for split in ("train", "val"):
+            folder = tmp_path / "d" / split / ("bird", "cat")[n % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            shot = (scene + rng.integers(-12, 12, scene.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(shot).save(folder / f"{n}.png")
+    for name in ("first", "second"):
+        run = headstart.train(
+            tmp_path / "d", model=tiny_model, out=tmp_path / name, tune="head", device="cpu"
+        )
+        page = (run.folder / "report.html").read_text()
+        assert "16 of 16 evaluated images look much like a training image" in page

@@ -379,7 +379,16 @@ class ImageClassification(LabelledImages, HeadTask):
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `HeadTask.groups`: images whose difference hashes are nearly the same."""
         digests = [self.digests_of["train"][row] for row in rows]
-        images = self.examples["train"].images
+        group = np.arange(len(digests))
+        pairs = near_pairs(self.difference_hashes("train", rows), digests)
+        for first, later in sorted(pairs, key=lambda pair: pair[1]):
+            group[later] = group[first]
+        return group
+
+    def difference_hashes(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Difference hashes (N,) of images of a split, cached on disk; see `small_hash`."""
+        digests = [self.digests_of[split][row] for row in rows]
+        images = self.examples[split].images
         sources = {digest: images[row] for digest, row in zip(digests, rows.tolist(), strict=True)}
         store = FeatureStore(HASHES)
         missing = [digest for digest in sources if digest not in store]
@@ -391,11 +400,7 @@ class ImageClassification(LabelledImages, HeadTask):
             table = np.unpackbits(bits.view(np.uint8).reshape(-1, 8), axis=1)  # (N, 64)
             store.add(missing, table.astype(np.float32))
         packed = np.packbits(store[digests].astype(np.uint8), axis=1)  # (N, 8)
-        hashes = np.ascontiguousarray(packed).view(">u8").ravel().astype(np.uint64)
-        group = np.arange(len(digests))
-        for first, later in sorted(near_pairs(hashes, digests), key=lambda pair: pair[1]):
-            group[later] = group[first]
-        return group
+        return np.ascontiguousarray(packed).view(">u8").ravel().astype(np.uint64)
 
     def drop_unread(self) -> None:
         """See `HeadTask.drop_unread`."""
