@@ -14,6 +14,7 @@ _NAMES = {
     **dict.fromkeys(("train", "evaluate"), "training.run"),
     "distill": "training.distill",
     **dict.fromkeys(("update", "forget"), "training.update"),
+    "plan": "training.plan",
     "embed": "features.embed",
     **dict.fromkeys(("optimize", "export"), "engine"),
     "pipeline": "pipelines.base",

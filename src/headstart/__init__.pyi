@@ -89,6 +89,7 @@ from headstart.outputs import TFImageClassifierOutputWithNoAttention as TFImageC
 from headstart.outputs import TokenClassifierOutput as TokenClassifierOutput
 from headstart.pipelines.base import pipeline as pipeline
 from headstart.training.distill import distill as distill
+from headstart.training.plan import plan as plan
 from headstart.training.run import evaluate as evaluate
 from headstart.training.run import train as train
 from headstart.training.update import forget as forget
@@ -188,6 +189,7 @@ __all__ = [
     "measure_num_hash",
     "optimize",
     "pipeline",
+    "plan",
     "train",
     "update",
 ]

@@ -51,6 +51,7 @@ KEYS: dict[str, dict[str, str]] = {
         "seconds": "time of the command",
         "notes": "what was changed",
     },
+    "plan": {"images": "paths, the best first", "reason": "typical or uncertain"},
     "evaluate": {
         "split": "which examples",
         "examples": "how many",
