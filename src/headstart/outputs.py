@@ -67,19 +67,26 @@ class ModelOutput(dict[str, Any]):
         self._fill()
 
     def _fill(self) -> None:
-        """Makes the dictionary hold what the fields hold."""
+        """Makes the dictionary hold what the fields hold, then what was added by key."""
+        added = self._added()
         super().clear()
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None:
                 super().__setitem__(f.name, value)
+        for key, value in added.items():
+            super().__setitem__(key, value)
+
+    def _added(self) -> dict[str, Any]:
+        names = {f.name for f in fields(self)}
+        return {key: value for key, value in self.items() if key not in names}
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in {f.name for f in fields(self)}:
-            raise KeyError(f"{type(self).__name__} has no field {key!r}")
+        if key not in {f.name for f in fields(self)}:  # as transformers' pipelines do
+            super().__setitem__(key, value)
         object.__setattr__(self, key, value)
         self._fill()
 
@@ -89,7 +96,8 @@ class ModelOutput(dict[str, Any]):
             self._fill()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))
+        values = tuple(getattr(self, f.name) for f in fields(self))
+        return type(self), values, None, None, iter(self._added().items())
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(

@@ -515,8 +515,8 @@ class FlaxBeitPreTrainedModel(PreTrainedModel):
         input_shape: Of the images that parameters are made with, (B, H, W, C); parameters do not
             depend on B, H and W.
         seed: Of the initial parameters.
-        dtype: Type to compute in: float32, bfloat16 (TPUs, GPUs) or float16 (GPUs). Parameters are
-            float32 all the same.
+        dtype: Type to compute in: float32, bfloat16 (TPUs, GPUs) or float16 (GPUs). New parameters
+            are float32 all the same.
         _do_init: False makes no parameters: they are given to every call.
         **module_options: `gradient_checkpointing=True`, and for `FlaxBeitModel`
             `add_pooling_layer=False`.

@@ -3,6 +3,7 @@
 Shapes: N images, H height, W width.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -206,7 +207,8 @@ class BeitImageProcessor(BaseImageProcessor):
         """The class of every pixel, from the output of `BeitForSemanticSegmentation`.
 
         Args:
-            outputs: Anything with `logits` of shape (N, labels, h, w), or the logits.
+            outputs: Anything with `logits` of shape (N, labels, h, w), by attribute or by key, or
+                the logits.
             target_sizes: A (height, width) for each image, as tuples or as a tensor of shape (N,
                 2): the logits are resized to them before the choice. None keeps the size of the
                 logits.
@@ -216,7 +218,9 @@ class BeitImageProcessor(BaseImageProcessor):
         """
         from torch.nn.functional import interpolate
 
-        logits = getattr(outputs, "logits", outputs)  # (N, labels, h, w)
+        named = isinstance(outputs, Mapping)
+        # (N, labels, h, w)
+        logits = outputs["logits"] if named else getattr(outputs, "logits", outputs)
         if target_sizes is None:
             return list(logits.argmax(1))  # N × (h, w)
         if len(target_sizes) != len(logits):
