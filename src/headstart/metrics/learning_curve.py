@@ -238,8 +238,6 @@ class Forecast:
         if targets := self.targets():
             goal, needed = targets[0]
             line += f"; {goal:.0%} needs {self.needed_text(needed)}"
-        if self.gains and self.gains[0].gain >= 0.005:
-            line += f"; {self.gains[0].name!r} gains most"
         return line
 
     def to_dict(self) -> dict[str, Any]:
