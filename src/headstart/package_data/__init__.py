@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-EMBEDDED = ("bit-mini",)
+EMBEDDED = ("bit-mini", "yoso-mini")
 
 
 def embedded_folder(name: str) -> Path:

@@ -85,6 +85,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     unit: ClassVar[str] = "examples"  # what the examples are, in rates
+    default_model: ClassVar[str | None] = None  # pretrained model where none is given
     notes: list[str]  # what the user should know about the data
 
     @property

@@ -112,7 +112,8 @@ def train(
     Args:
         data: A folder of class folders, of splits, or a table; see
             `headstart.data.images.read_images`.
-        model: Pretrained model: a folder, a Hub id or an authors' name. Needed unless `resume`.
+        model: Pretrained model: a folder, a Hub id or an authors' name. Needed unless `resume`;
+            text classification takes "yoso-mini" where it is None.
         out: Result folder; made if it does not exist.
         task: What is learned; a name in `headstart.tasks.TASKS`.
         config: YAML file of recipe values.
@@ -177,6 +178,7 @@ def train(
         task_found = _read(request, workers)
         resolved, automatic, free_side = Recipe.from_dict(request.recipe), False, False
     else:
+        model = model or task_class(task).default_model
         if model is None:
             raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
         if not dry_run:
