@@ -82,7 +82,10 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half(photos, tiny_model, tmp_pat
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_at_the_end_keeps_the_result(photos, tiny_model, tmp_path, capsys):
-    """The report does not fit: the model and its results are written, and the run says so."""
+    """The report does not fit: the model and its results are written, and the run says so.
+
+    With room again, --resume writes the report.
+    """
     out = tmp_path / "run"
     code, errors = run(photos, tiny_model, out, limit=60_000)
     assert code == 0 and "Traceback" not in errors, errors
@@ -90,4 +93,5 @@ def test_a_disk_that_fills_up_at_the_end_keeps_the_result(photos, tiny_model, tm
     with safe_open(out / "model.safetensors", "pt") as file:
         assert "classifier.1.weight" in file.keys()  # noqa: SIM118 - not a dict
     assert (out / "results.json").exists() and not (out / "report.html").exists()
-    assert "is finished: nothing to do" in resume(photos, out, capsys)
+    assert "is finished: its report is written now" in resume(photos, out, capsys)
+    assert (out / "report.html").exists()

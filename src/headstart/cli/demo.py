@@ -109,15 +109,19 @@ def demo(
 
     out = _unused(Path(out))
     write = write_digits if digits else write_photos
-    what = "handwritten digit" if digits else "kind of land, seen from a satellite"
+    what = "images of each handwritten digit"
+    if not digits:
+        what = "satellite images of each of ten kinds of land"
     held_out = "1,697" if digits else "100"
-    say(f"Fine-tunes the embedded network, pretrained on photos, on 10 images of each {what};")
+    say(f"Fine-tunes the embedded network, pretrained on photos, on {SHOTS} {what};")
     say(f"evaluates it on {held_out} other images.\n")
     say("draw   pretrained   random weights")
     found: dict[str, list[float]] = {"pretrained": [], "random": []}
+    name = "digits" if digits else "satellite images"
     with tempfile.TemporaryDirectory() as scratch:
         for draw in range(draws):
-            images, random = (Path(scratch) / f"{name}-{draw}" for name in ("images", "random"))
+            images = Path(scratch) / str(draw) / name
+            random = Path(scratch) / f"random-{draw}"
             write(images, draw)
             write_random(random, draw)
             for kind, model in (("pretrained", "bit-mini"), ("random", str(random))):
@@ -128,7 +132,7 @@ def demo(
             say(f"{draw + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")
         classify = pipeline("image-classification", out, top_k=1)
         answers = {
-            label: classify(min((Path(scratch) / "images-0" / "val" / label).iterdir()))[0]
+            label: classify(min((Path(scratch) / "0" / name / "val" / label).iterdir()))[0]
             for label in (("1", "3", "7", "8") if digits else EXAMPLES)
         }
     means = {kind: statistics.mean(values) for kind, values in found.items()}

@@ -193,7 +193,8 @@ class Loop:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = checkpoint.step
-        self.log.cut(self.step)
+        if self.world.is_main:  # two processes that rewrite one file lose lines of it
+            self.log.cut(self.step)
 
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
