@@ -28,6 +28,7 @@ from headstart.features.memory import memory_of
 from headstart.features.portfolio import View
 from headstart.features.unknown import reference_of
 from headstart.loading import family_of
+from headstart.package_data import MADE_FOR_HEADS
 from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent, duration, progress_for_python
 from headstart.recipe import (
@@ -203,12 +204,16 @@ def train(
         automatic = _is_automatic(recipe_values, bool(config or recipe or epochs or fsdp))
         values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
         resolved = _resolve(name, task_found, config, recipe, values, revision, epochs)
+        if automatic and isinstance(task_found, HeadTask) and name in MADE_FOR_HEADS:
+            resolved = resolved.head_only()
         request = dataclasses.replace(request, recipe=resolved.to_dict())
     if resolved.tune == "head" and not isinstance(task_found, HeadTask):
         raise ConfigError(f"--tune head is not available for {request.task}; use --tune full")
     for line in task_found.found():
         progress.say(line)
     progress.say(describe(resolved, request.model))
+    if automatic and resolved.tune == "head":
+        progress.say("its features are made for a head alone; --tune full trains every weight")
     if resolved.precision == "fp16" and world.device.type == "cpu":
         progress.say(
             "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
