@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.checkpoint import atomic_write
 from headstart.cli.options import DeviceOption
 from headstart.cli.update import RunArgument
 
@@ -28,6 +27,7 @@ def plan(
 
     Example: [bold]headstart plan runs/photos unlabeled/ --number 20 --copy to-label[/bold]
     """
+    from headstart.checkpoint import atomic_write
     from headstart.progress import plain, progress_for_terminal
     from headstart.training.plan import copy_images
     from headstart.training.plan import plan as choose
