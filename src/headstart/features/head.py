@@ -7,11 +7,11 @@ Letters: N examples, D features, V outputs.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,20 +36,35 @@ class HeadCost:
         features: Seconds for the features that are not known from before.
         fit: Seconds for the head itself.
         memory: Bytes.
+        search: Seconds for the features of larger and of mirrored images, if all are tried.
     """
 
     features: float
     fit: float
     memory: float
+    search: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of everything."""
-        return self.features + self.fit
+        return self.features + self.search + self.fit
+
+    def with_search(self, sides: Sequence[int]) -> Self:
+        """The cost where images of these sides are tried, the usual one first, and mirrored ones.
+
+        Time grows with the number of pixels.
+        """
+        growth = [(side / sides[0]) ** 2 for side in sides]
+        times = sum(growth[1:]) + max(growth, default=0.0)
+        return replace(self, search=self.features * times)
 
     def text(self) -> str:
         """One line for the user."""
-        parts = f"{duration(self.features)} for features, {duration(self.fit)} for the head"
+        more = f"up to {duration(self.search)} for larger and mirrored images, "
+        parts = (
+            f"{duration(self.features)} for features, {more if self.search else ''}"
+            f"{duration(self.fit)} for the head"
+        )
         return (
             f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
             " GB of memory"

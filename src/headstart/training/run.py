@@ -637,6 +637,8 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             views, cost = _head_parts(run)
             run.progress.say(f"to keep the budget: images of {side} pixels")
             given_up.append(f"images of {side} pixels")
+    sides = task.sides()[: None if run.free_side else 1]
+    cost = cost.with_search(sides)
     run.progress.say(cost.text())
     free = free_memory(torch.device("cpu"))
     if cost.memory - peak_memory(run.world.device) > free:
@@ -645,12 +647,11 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             f" {free / 2**30:.1f} GB are free; train on fewer examples (--shots), take a smaller"
             " model, or --tune full"
         )
-    if cost.seconds > run.left:
+    if cost.seconds - cost.search > run.left:
         run.progress.say(
             "that is more than the budget, and nothing is left to give up; a smaller model"
             " takes less"
         )
-    sides = task.sides()
 
     def afford(view: View) -> bool:
         """Whether the features of all examples fit into the budget, or into ten minutes."""
@@ -663,7 +664,7 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             views,
             model,
             run.recipe.seed,
-            sides=sides if run.free_side else sides[:1],
+            sides=sides,
             afford=lambda view: run.world.broadcast(afford(view)),
         )
     for note in found.notes:
@@ -751,7 +752,8 @@ def _write_pages(run: Run, result: Result, values: Mapping[str, Any]) -> None:
 def _estimate(run: Run) -> Result:
     """The result of a dry run: what the run would take."""
     if run.recipe.tune == "head":
-        _, cost = _head_parts(run)
+        views, cost = _head_parts(run)
+        cost = cost.with_search(views.task.sides()[: None if run.free_side else 1])
         run.progress.say(cost.text())
         return Result(None, run.recipe, estimated=cost.seconds)
     network = _network(run)

@@ -1,0 +1,14 @@
+"""What fitting a head is said to cost."""
+
+from headstart.features.head import HeadCost
+
+
+def test_larger_and_mirrored_images_are_counted_by_their_pixels():
+    cost = HeadCost(features=4.0, fit=1.0, memory=2**30)
+    assert cost.seconds == 5 and "larger" not in cost.text()
+    # 96 and 128 pixels after 64, and mirror images of the largest
+    searched = cost.with_search([64, 96, 128])
+    assert searched.search == 4 * (2.25 + 4 + 4) and searched.seconds == 46
+    assert "4s for features, up to 41s for larger and mirrored images" in searched.text()
+    assert cost.with_search([64]).search == 4  # mirror images alone
+    assert cost.with_search([]) == cost  # texts
