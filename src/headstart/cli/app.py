@@ -35,6 +35,7 @@ from headstart.cli import (
     update,
     verify,
 )
+from headstart.cli.limits import with_pixel_limit
 from headstart.cli.output import with_json
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError
@@ -60,6 +61,10 @@ COMMANDS = {
     "Checkpoints": (models.models, models.info, models.convert, verify.verify),
     "Scripts": (skill.skill,),
 }
+READ_IMAGES = {
+    train.train, train.evaluate, update.update, plan.plan, distill.distill, data.audit, label.label,
+    predict.predict, embed.embed, predict.explain,
+}  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -83,7 +88,8 @@ def root(version: VersionOption = False) -> None:
 app.callback()(root)
 for panel, functions in COMMANDS.items():
     for function in functions:
-        app.command(rich_help_panel=panel)(with_json(function))
+        command = with_pixel_limit(function) if function in READ_IMAGES else function
+        app.command(rich_help_panel=panel)(with_json(command))
 app.add_typer(cache.app, name="cache", rich_help_panel="Data")
 
 

@@ -181,8 +181,8 @@ def _check_size(width: int, height: int) -> None:
     limit = int(text) if text.isascii() and text.isdigit() else MAX_PIXELS
     if width * height > limit:
         raise InputError(
-            f"has {width}x{height} pixels, at most {limit:,} are read; if you trust the file, set"
-            f" HEADSTART_MAX_PIXELS={width * height}"
+            f"has {width}x{height} pixels, at most {limit:,} are read; if you trust the file, pass"
+            f" --max-pixels {width * height} or set HEADSTART_MAX_PIXELS={width * height}"
         )
     if max(width, height) > MAX_SIDE:
         raise InputError(
