@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import headstart
 from command_line import call
 from headstart import (
     AutoImageProcessor,
@@ -211,3 +212,15 @@ def test_image_segmentation_gives_a_mask_for_each_class():
     for i, each in zip(np.unique(classes), masks, strict=True):
         assert np.array_equal(np.asarray(each["mask"]) == 255, classes == i)
         assert each["mask"].mode == "L" and each["score"] is None
+
+
+def test_a_loaded_model_takes_the_type_of_a_pipeline():
+    """torch_dtype= holds for a model object as it does for a name; "auto" leaves it as it is."""
+    model = headstart.BitForImageClassification.from_pretrained("bit-mini", torch_dtype="float32")
+    processor = headstart.AutoImageProcessor.from_pretrained("bit-mini")
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for dtype, expected in (("auto", torch.float32), (torch.bfloat16, torch.bfloat16)):
+        classify = headstart.pipeline(
+            "image-classification", model, feature_extractor=processor, torch_dtype=dtype
+        )
+        assert classify.model.dtype == expected and len(classify(pixels, top_k=2)) == 2

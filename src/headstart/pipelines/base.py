@@ -225,6 +225,11 @@ def load_both(
             lacks the task's head.
     """
     named = isinstance(model, str | Path)
+    if not named and "torch_dtype" in (model_kwargs or {}):  # a loaded model can still change it
+        from headstart.nn.torch import as_dtype
+
+        model = model.to(as_dtype(dict(model_kwargs or {})["torch_dtype"]))
+        model_kwargs = {k: v for k, v in (model_kwargs or {}).items() if k != "torch_dtype"}
     if model_kwargs and not named:
         raise ConfigError(
             f"model_kwargs ({', '.join(model_kwargs)}) are for loading a model, and this one is"
