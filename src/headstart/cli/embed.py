@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headstart.cli.arguments import check_model
-from headstart.cli.options import DeviceOption, ModelArgument, WorkersOption
+from headstart.cli.options import (
+    BatchOption,
+    DeviceOption,
+    InputsArgument,
+    LinesOption,
+    LongOption,
+    ModelArgument,
+    WorkersOption,
+)
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError
@@ -20,28 +28,13 @@ SHOWN = 120  # characters of a text in a line
 
 def embed(
     model: ModelArgument,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
-            " standard input; text files or tables for a text model."
-        ),
-    ] = None,
+    files: InputsArgument = None,
     *,
     out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Treat each line of a text file as one text.")
-    ] = False,
-    long: Annotated[
-        str,
-        typer.Option(
-            help="Texts above the maximum length: refuse, cut or extend (sampled attention)."
-        ),
-    ] = "refuse",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images or texts in one forward pass.")
-    ] = 8,
+    lines: LinesOption = False,
+    long: LongOption = "refuse",
+    batch_size: BatchOption = 8,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the file of a run that was cut off.")
     ] = False,

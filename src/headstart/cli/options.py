@@ -45,3 +45,18 @@ ColumnOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
+InputsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
+        " standard input; text files or tables for a text model."
+    ),
+]
+LinesOption = Annotated[
+    bool, typer.Option("--lines", help="Treat each line of a text file as one text.")
+]
+LongOption = Annotated[
+    str,
+    typer.Option(help="Texts above the maximum length: refuse, cut or extend (sampled attention)."),
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")]

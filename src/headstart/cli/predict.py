@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headstart.cli.arguments import check_model, named_values, parsed
-from headstart.cli.options import DeviceOption, ModelArgument
+from headstart.cli.options import (
+    BatchOption,
+    DeviceOption,
+    InputsArgument,
+    LinesOption,
+    LongOption,
+    ModelArgument,
+)
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError
@@ -23,13 +30,7 @@ if TYPE_CHECKING:
 
 def predict(
     model: ModelArgument,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
-            " standard input; text files or tables for a text model."
-        ),
-    ] = None,
+    files: InputsArgument = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Predictions to print for each input; default 3.")
     ] = None,
@@ -40,9 +41,7 @@ def predict(
         ),
     ] = 0.5,
     as_json: JsonOption = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images or texts in one forward pass.")
-    ] = 8,
+    batch_size: BatchOption = 8,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -66,15 +65,8 @@ def predict(
     question: Annotated[
         str | None, typer.Option(help="Question to ask of every text (question answering).")
     ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Treat each line of a text file as one text.")
-    ] = False,
-    long: Annotated[
-        str,
-        typer.Option(
-            help="Texts above the maximum length: refuse, cut or extend (sampled attention)."
-        ),
-    ] = "refuse",
+    lines: LinesOption = False,
+    long: LongOption = "refuse",
     hash_error: Annotated[
         float | None,
         typer.Option(
