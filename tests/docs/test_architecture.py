@@ -30,7 +30,8 @@ STEPS = {
         """
         from torch import nn
         from headstart.models.toy.config import ToyConfig
-        from headstart.nn.torch import PreTrainedModel, classification_loss
+        from headstart.nn.losses import classification_loss
+        from headstart.nn.torch import PreTrainedModel
         from headstart.outputs import ImageClassifierOutputWithNoAttention
 
         class ToyForImageClassification(PreTrainedModel):

@@ -1,7 +1,7 @@
-"""What the PyTorch networks of every family share.
+"""The base of the PyTorch networks of every family: their methods, loading and saving.
 
-The base model with loading and saving, the checks of inputs, the loss. Building blocks are in
-`headstart.nn.layers`.
+Building blocks are in `headstart.nn.layers`, checks of inputs in `headstart.nn.checks`, losses in
+`headstart.nn.losses`.
 """
 
 import inspect
@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from headstart import outputs
 from headstart.checkpoint.names import PublishedNames
 from headstart.config import Compat, PreTrainedConfig
-from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
+from headstart.errors import ConfigError, WeightsError
 from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
-from headstart.nn.kept import forget, traced
+from headstart.nn.kept import forget
 from headstart.nn.pretrained import (
     check_keywords,
     fresh_message,
@@ -30,6 +28,7 @@ from headstart.nn.pretrained import (
     save_network,
     unused_message,
 )
+from headstart.nn.weights import NoInit, as_dtype, dispatched, set_tensor
 from headstart.registry import load_marked, refuse_saved_code
 
 logger = logging.getLogger("headstart")
@@ -43,118 +42,6 @@ for _cls in outputs.output_classes():  # so that torch.export and FSDP see the t
         to_dumpable_context=lambda context: [context[0].__name__, context[1]],
         from_dumpable_context=lambda context: (getattr(outputs, context[0]), context[1]),
     )
-
-
-def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Loss of class scores, its kind given by `config.problem_type` or inferred from the labels.
-
-    Args:
-        logits: (B, V).
-        labels: (B,) integers: cross-entropy. (B, V) floats: binary cross-entropy. One label (V =
-            1): mean squared error.
-        config: Gives `num_labels` and `problem_type`.
-
-    Raises:
-        InputError: Labels whose type or shape does not fit.
-    """
-    kind = config.problem_type
-    if kind is None:
-        if config.num_labels == 1:
-            kind = "regression"
-        elif labels.is_floating_point():
-            kind = "multi_label_classification"
-        else:
-            kind = "single_label_classification"
-    if kind == "single_label_classification":
-        if labels.is_floating_point():
-            raise InputError(
-                f"labels are {labels.dtype}; single_label_classification expects integers from 0 to"
-                f" {config.num_labels - 1}"
-            )
-        return F.cross_entropy(
-            logits.view(-1, config.num_labels), labels.to(logits.device).view(-1).long()
-        )
-    labels = labels.to(logits.device, logits.dtype)
-    if config.num_labels == 1 and kind == "regression":
-        logits, labels = logits.squeeze(), labels.squeeze()
-    if logits.shape != labels.shape:
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}; {kind} expects {tuple(logits.shape)}"
-        )
-    return (
-        F.mse_loss(logits, labels)
-        if kind == "regression"
-        else F.binary_cross_entropy_with_logits(logits, labels)
-    )
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy over the labels that count; 0, not NaN, where none does.
-
-    Args:
-        logits: (N, V) or (B, V, H, W).
-        labels: (N,) or (B, H, W) integers.
-        ignore_index: The label that does not count.
-    """
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
-
-
-def expand_head_mask(mask: Tensor | None, layers: int, heads: int) -> Tensor | None:
-    """A mask of every layer's heads (layers, A) from (A,) or (layers, A); None stays.
-
-    Raises:
-        InputError: Another shape.
-    """
-    if mask is None:
-        return None
-    if mask.shape not in ((heads,), (layers, heads)):
-        raise InputError(
-            f"head_mask has shape {tuple(mask.shape)}; expected ({heads},) or ({layers}, {heads}):"
-            " one number a head, 1 keeps"
-        )
-    return mask.expand(layers, heads)
-
-
-def check_pixels(pixel_values: Tensor | None, channels: int, smallest: int = 1) -> Tensor:
-    """The images (B, C, H, W) of a call.
-
-    Args:
-        pixel_values: What the caller gave.
-        channels: C.
-        smallest: The least height and width that the network can take.
-
-    Raises:
-        InputError: None or no tensor given, another number of axes or channels, not
-            floating-point, or too small.
-    """
-    if pixel_values is None:
-        raise InputError(
-            "no pixel_values given; pass a (batch, channels, height, width) tensor, such as an"
-            " image processor returns"
-        )
-    if not isinstance(pixel_values, Tensor):
-        kind = type(pixel_values).__name__
-        raise InputError(
-            f"pixel_values is a {kind}; expected a tensor, such as an image processor returns with"
-            ' return_tensors="pt"'
-        )
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-        raise InputError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {channels},"
-            " height, width)"
-        )
-    if not pixel_values.is_floating_point():
-        raise InputError(
-            f"pixel_values is {pixel_values.dtype}; expected floating-point values, such as an"
-            " image processor returns"
-        )
-    if not traced() and min(pixel_values.shape[2:]) < smallest:
-        raise InputError(
-            f"images of {tuple(pixel_values.shape[2:])} are too small for this network; its"
-            f" smallest height and width are {smallest} pixels"
-        )
-    return pixel_values
 
 
 class PreTrainedModel(nn.Module):
@@ -574,7 +461,7 @@ class PreTrainedModel(nn.Module):
             made, tensors = given.from_dict(given.to_dict(), **config_overrides), dict(state_dict)
         dtype = torch_dtype if dtype is None else dtype
         wanted = as_dtype(torch.float32 if dtype is None else dtype)
-        with torch.device("meta"), _NoInit():
+        with torch.device("meta"), NoInit():
             model = cls(made)
         resized = ignore_mismatched_sizes or bool(
             {"num_labels", "id2label"} & set(config_overrides)
@@ -790,73 +677,3 @@ class Backbone(PreTrainedModel):
 
 def _holds_list(module: nn.Module) -> bool:
     return any(isinstance(each, nn.ModuleList) for each in module.modules())
-
-
-class _NoInit(TorchFunctionMode):
-    """Skips the random initialization of modules, whose tensors come from a file."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _INITIALIZERS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-_INITIALIZERS = {
-    nn.init.kaiming_uniform_,
-    nn.init.kaiming_normal_,
-    nn.init.uniform_,
-    nn.init.normal_,
-    Tensor.uniform_,
-    Tensor.normal_,
-}
-
-
-def dispatched(model: nn.Module, device_map: Any) -> Any:
-    """The network with its modules on the devices of `device_map`, by accelerate."""
-    if isinstance(device_map, str) and device_map not in PLANS:
-        return model.to(device_map)
-    try:
-        from accelerate import dispatch_model, infer_auto_device_map
-    except ImportError:
-        raise MissingExtraError("accelerate", "train") from None
-    if isinstance(device_map, str):
-        if not torch.cuda.is_available():  # a single device
-            return model
-        device_map = infer_auto_device_map(model)
-    return dispatch_model(model, device_map)
-
-
-PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
-    """A type by its name ("bfloat16", "torch.float16"); "auto" is None."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return None
-    found = getattr(torch, dtype.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(
-            f"dtype={dtype!r}; expected a floating-point type such as 'float32', 'bfloat16' or"
-            " 'float16', or 'auto'"
-        )
-    return found
-
-
-def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
-    """Replaces a parameter or buffer by a tensor, with the same kind and `requires_grad`."""
-    *path, leaf = name.split(".")
-    owner = module.get_submodule(".".join(path))
-    old = owner._parameters.get(leaf)
-    if old is not None:
-        owner._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
-    else:
-        owner._buffers[leaf] = value

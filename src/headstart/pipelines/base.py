@@ -226,7 +226,7 @@ def load_both(
     """
     named = isinstance(model, str | Path)
     if not named and "torch_dtype" in (model_kwargs or {}):  # a loaded model can still change it
-        from headstart.nn.torch import as_dtype
+        from headstart.nn.weights import as_dtype
 
         model = model.to(as_dtype(dict(model_kwargs or {})["torch_dtype"]))
         model_kwargs = {k: v for k, v in (model_kwargs or {}).items() if k != "torch_dtype"}

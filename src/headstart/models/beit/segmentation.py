@@ -16,7 +16,8 @@ from headstart.errors import ConfigError, InputError
 from headstart.models.beit.config import BeitConfig
 from headstart.models.beit.positions import bilinear_matrix
 from headstart.models.beit.torch import BeitModel, BeitPreTrainedModel, Trunk
-from headstart.nn.torch import Backbone, mean_cross_entropy
+from headstart.nn.losses import mean_cross_entropy
+from headstart.nn.torch import Backbone
 from headstart.outputs import BackboneOutput, SemanticSegmenterOutput
 
 

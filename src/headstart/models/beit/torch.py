@@ -27,16 +27,12 @@ from headstart.models.beit.positions import (
     table_rows,
 )
 from headstart.models.beit.weights import INDEX_BUFFER, PUBLISHED_NAMES, fit_positions
+from headstart.nn.checks import check_pixels, expand_head_mask
 from headstart.nn.kept import Kept, jit_traced, traced
 from headstart.nn.layers import DropPath, activation, drop_path_rates, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import (
-    PreTrainedModel,
-    check_pixels,
-    classification_loss,
-    expand_head_mask,
-    mean_cross_entropy,
-)
+from headstart.nn.losses import classification_loss, mean_cross_entropy
+from headstart.nn.torch import PreTrainedModel
 from headstart.outputs import BeitModelOutputWithPooling, ImageClassifierOutput, MaskedLMOutput
 
 # A larger bias is computed each time; BEiT-large at 640 pixels has 1.6e8 bytes per block.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.bit.config import BitConfig, BlockPlan, round_channels
 from headstart.models.bit.weights import PUBLISHED_NAMES
+from headstart.nn.checks import check_pixels
 from headstart.nn.kept import Kept, jit_traced
 from headstart.nn.layers import (
     DropPath,
@@ -24,7 +25,8 @@ from headstart.nn.layers import (
     named,
     pad_same,
 )
-from headstart.nn.torch import Backbone, PreTrainedModel, check_pixels, classification_loss
+from headstart.nn.losses import classification_loss
+from headstart.nn.torch import Backbone, PreTrainedModel
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithPoolingAndNoAttention,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headstart.checkpoint.names import PublishedNames
 from headstart.models.cvt.config import CvtConfig
 from headstart.models.cvt.weights import PUBLISHED_NAMES
+from headstart.nn.checks import check_pixels
 from headstart.nn.kept import traced
 from headstart.nn.layers import (
     DropPath,
@@ -25,7 +26,8 @@ from headstart.nn.layers import (
     quick_gelu_,
 )
 from headstart.nn.linear import Linear
-from headstart.nn.torch import Backbone, PreTrainedModel, check_pixels, classification_loss
+from headstart.nn.losses import classification_loss
+from headstart.nn.torch import Backbone, PreTrainedModel
 from headstart.outputs import (
     BackboneOutput,
     BaseModelOutputWithCLSToken,

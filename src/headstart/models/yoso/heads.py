@@ -16,7 +16,7 @@ from headstart.models.yoso.inputs import check_mask
 from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import classification_loss, mean_cross_entropy
+from headstart.nn.losses import classification_loss, mean_cross_entropy
 from headstart.outputs import (
     MaskedLMOutput,
     MultipleChoiceModelOutput,

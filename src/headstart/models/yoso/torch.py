@@ -27,9 +27,9 @@ from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.inputs import check_mask, check_tokens, look_up
 from headstart.models.yoso.resizing import Resizable
 from headstart.models.yoso.weights import NAMES, UNTIED
+from headstart.nn.checks import expand_head_mask
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.torch import expand_head_mask
 from headstart.outputs import BaseModelOutputWithCrossAttentions
 
 TOKENS_AT_ONCE = 8192  # of texts in inference, in the MLPs
