@@ -34,6 +34,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def listed(names: Iterable[object], limit: int = 8, separator: str = ", ") -> str:
     """Names for a message: the first `limit` of them, "and N more"."""
     shown = [str(name) for name in names]

@@ -62,13 +62,18 @@ def test_the_least_recently_used_features_go_first(tmp_path, monkeypatch):
         limit()
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, caplog):
+def test_a_cache_that_cannot_be_written(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(features, "UNWRITTEN", {})
     (tmp_path / "file").write_text("")
     store = FeatureStore("key", tmp_path / "file")
     with caplog.at_level(logging.WARNING, "headstart"):
         store.add(["a", "b"], ROWS[:2])
         store.add(["c"], ROWS[2:3])
     np.testing.assert_array_equal(store[["c", "a"]], ROWS[[2, 0]])
+    later = FeatureStore("key", tmp_path / "file")
+    later.add(["d"], ROWS[3:])
+    np.testing.assert_array_equal(later[["c", "d", "a"]], ROWS[[2, 3, 0]])
+    assert "a" not in FeatureStore("other", tmp_path / "file")
     assert len(caplog.records) == 1 and "not stored" in caplog.text, "said once"
 
 
@@ -80,5 +85,5 @@ def test_cache_commands(tmp_path, monkeypatch, capsys):
             main(arguments)
         assert not stop.value.code
     shown = capsys.readouterr().out
-    assert "1 networks" in shown and "network  " in shown and "MB removed" in shown
+    assert "1 network," in shown and "network  " in shown and "MB removed" in shown
     assert "0 networks" in shown and features.cached_networks() == {}

@@ -12,9 +12,11 @@ app = typer.Typer(no_args_is_help=True, help="Show or remove cached features of 
 def info() -> dict[str, Any]:
     """Show the folder, the size and the limit of the cached features."""
     from headstart.data.features import cached_networks, features_folder, limit
+    from headstart.errors import counted
 
     sizes = cached_networks()
-    print(f"{features_folder()}: {len(sizes)} networks, {sum(sizes.values()) / 1e9:.2f} GB")
+    number = counted(len(sizes), "network")
+    print(f"{features_folder()}: {number}, {sum(sizes.values()) / 1e9:.2f} GB")
     print(f"limit {limit() / 1e9:g} GB (HEADSTART_CACHE_LIMIT), least recently used removed first")
     for folder, size in sizes.items():
         print(f"{folder.name}  {size / 1e6:.1f} MB")

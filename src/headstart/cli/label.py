@@ -9,7 +9,7 @@ import typer
 from headstart.cli.arguments import check_model
 from headstart.cli.options import DeviceOption
 from headstart.cli.output import JsonOption, emit
-from headstart.errors import MissingExtraError
+from headstart.errors import MissingExtraError, counted
 
 
 def label(
@@ -54,4 +54,4 @@ def label(
         serve_labels(labelling, port)
     finally:
         more = f"headstart train {out} --model {model} --out runs/{out.stem}"
-        print(f"{len(labelling.labels)} labels are in {out}: {more}", file=sys.stderr)
+        print(f"{counted(len(labelling.labels), 'label')} in {out}: {more}", file=sys.stderr)

@@ -19,7 +19,7 @@ from headstart.cli.options import (
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, counted
 
 MUCH = 8  # times that an image is shrunk before `explain` says so
 
@@ -214,7 +214,7 @@ def _write(
                 progress.update(done, {}, (done - first) / (time.perf_counter() - began))
         table.finish()
     note = f", {lost} without a prediction" if lost else ""
-    print(f"{path}: {len(names)} rows{note}")
+    print(f"{path}: {counted(len(names), 'row')}{note}")
     return lost
 
 

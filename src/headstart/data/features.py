@@ -5,6 +5,7 @@ of the examples, and `features` (N, D) float32, which are mapped: only the rows 
 are read. Folders are removed, the least recently used first, when all of them exceed `limit()`.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -25,6 +26,8 @@ from headstart.errors import ConfigError, HeadstartError
 Floats = NDArray[np.float32]
 LIMIT = 10  # GB
 MANY_SHARDS = 32  # more are merged into one
+# Digests and features that could not be written, by folder, for later stores of this process.
+UNWRITTEN: dict[Path, list[tuple[Sequence[str], Floats]]] = {}
 
 log = logging.getLogger("headstart")
 
@@ -45,7 +48,7 @@ class FeatureStore:
     """Features on disk by content hash, for one network with one preprocessing.
 
     A shard is written whole and never changed, so that runs at the same time and killed runs do no
-    harm. Where nothing can be written, features are kept in memory only, with a warning.
+    harm. What cannot be written is kept in memory until the process ends, with a warning.
 
     Args:
         key: Names the network and its preprocessing.
@@ -62,6 +65,9 @@ class FeatureStore:
             self._read(shard)
         if shards:
             self._tidy(shards)
+        for digests, features in UNWRITTEN.get(self.folder, []):
+            self._index(digests, features)
+            self.stored = False
 
     def _read(self, shard: Path) -> None:
         try:
@@ -72,7 +78,8 @@ class FeatureStore:
                 raise ValueError
         except (HeadstartError, OSError, ValueError, KeyError):  # computed again
             log.warning("%s is damaged and is left out", shard)
-            shard.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a cache that is only read
+                shard.unlink(missing_ok=True)
             return
         self._index(digests, features)
 
@@ -111,6 +118,8 @@ class FeatureStore:
         self._index(digests, features)
         if self.stored and self._write(digests, features):
             evict(self.folder.parent, keep=self.folder)
+        else:
+            UNWRITTEN.setdefault(self.folder, []).append((list(digests), features))
 
     def _shard(self, digests: Sequence[str]) -> Path:
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
@@ -128,7 +137,8 @@ class FeatureStore:
         try:
             atomic_write(self._shard(digests), save(tensors))
         except (HeadstartError, OSError) as error:
-            log.warning("features are not stored: %s", error)
+            if not UNWRITTEN:  # said once a process
+                log.warning("features are not stored: %s", error)
             self.stored = False
         return self.stored
 

@@ -21,7 +21,7 @@ from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.quality import KINDS, Look, bad_photos, look
 from headstart.data.sources.raw import Source
-from headstart.errors import InputError
+from headstart.errors import InputError, counted
 from headstart.report.page import GalleryImage, Section, Table, image_source, render
 
 TEXTS = {
@@ -107,21 +107,25 @@ class Audit:
 
     def lines(self) -> list[str]:
         """What was found, in numbers."""
-        pairs = (
-            f"{len(self.pairs)} duplicates, {len(self.leaks)} leaks, {len(self.contradictions)}"
-            " contradictions"
+        pairs = ", ".join(
+            counted(len(found), noun)
+            for found, noun in (
+                (self.pairs, "duplicate"),
+                (self.leaks, "leak"),
+                (self.contradictions, "contradiction"),
+            )
         )
         kinds = Counter(each.kind for each in self.bad_photos)
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
-        bad = f"{len({each.name for each in self.bad_photos})} bad photos"
+        bad = counted(len({each.name for each in self.bad_photos}), "bad photo")
         suspects = [
             f"{len(self.mislabelled)} probably mislabelled",
-            f"{len(self.outliers)} outliers",
+            counted(len(self.outliers), "outlier"),
         ]
         if self.mislabelled and self.agreement is not None:
             suspects[0] += f" (says a head that agrees with {self.agreement:.0%} of all labels)"
         return [
-            f"{self.images} images",
+            counted(self.images, "image"),
             f"{len(self.unreadable)} unreadable",
             pairs,
             bad + (f" ({counts})" if counts else ""),

@@ -30,7 +30,7 @@ from headstart.data.masks import (
     scan,
 )
 from headstart.data.options import SPLITS, DataOptions
-from headstart.errors import ConfigError, InputError
+from headstart.errors import ConfigError, InputError, counted, listed
 from headstart.images.decode import BILINEAR
 from headstart.metrics.segmentation import (
     bootstrap_interval,
@@ -123,10 +123,9 @@ class SemanticSegmentation(ImageTask):
             " pixels have no class"
         )
         if absent:
-            more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
-            lines.append(f"no training pixel is {', '.join(absent[:8])}{more}")
+            lines.append(f"no training pixel is {listed(absent)}")
         if self.bad:
-            lines.append(f"{len(self.bad)} pairs cannot be used")
+            lines.append(f"{counted(len(self.bad), 'pair')} of image and mask cannot be used")
         return lines + self.notes
 
     # Model ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources.raw import RawTable
 from headstart.data.text_rows import Row
 from headstart.data.texts import TextData, hold_out, read_texts
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, listed
 from headstart.pipelines.base import ALIASES, PIPELINES
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Task
@@ -339,5 +339,5 @@ def class_index(names: list[str], label: str, where: str) -> int:
     """
     if label in names:
         return names.index(label)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = listed(names)
     raise DataError(f"{where}: class {label!r} is not among {shown}")

@@ -12,7 +12,7 @@ from headstart.data.images import ImageData
 from headstart.data.inputs import image_inputs
 from headstart.data.labels import REGRESSION, SINGLE
 from headstart.data.options import DataOptions
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, counted
 from headstart.features.memory import Memory
 from headstart.features.plan import FEW, POOL, margins_of, typical, uncertain
 from headstart.progress import Progress, Silent
@@ -81,7 +81,7 @@ def plan(
     data = ImageData(["images"], {"train": examples}, [], memory.kind)
     task = ImageClassification(data, DataOptions(skip_bad=True))
     if task.bad:
-        progress.say(f"{len(task.bad)} images cannot be read and are left out")
+        progress.say(f"left out because they cannot be read: {counted(len(task.bad), 'image')}")
     task.drop_bad(("train",))
     known = {digest for split in memory.digests.values() for digest in split}
     _, first = np.unique(task.digests("train"), return_index=True)

@@ -26,7 +26,7 @@ from headstart.data.images import ImageData, combined_fingerprint
 from headstart.data.inputs import image_inputs
 from headstart.data.labels import REGRESSION, SINGLE
 from headstart.data.options import DataOptions
-from headstart.errors import ConfigError, DataError, listed
+from headstart.errors import ConfigError, DataError, counted, listed
 from headstart.features.enough import FEWEST, FEWEST_OF_CLASS, forecast_of
 from headstart.features.extract import Extractor, extractor_of
 from headstart.features.memory import Memory, refit
@@ -127,7 +127,7 @@ def update(
         if not count:
             raise DataError(f"{folder} knows every image of {data} already; nothing was changed")
         changed = memory.added(new.digests, new.labels, store[new.digests["train"]])
-        text = f"{images_text(count)} added from {Path(data).name}"
+        text = f"{counted(count, 'image')} added from {Path(data).name}"
         notes.insert(0, text + (f", new classes: {listed(more)}" if more else ""))
         return replace_run(Change(folder, task, changed, extractor, notes, progress, began))
 
@@ -196,15 +196,10 @@ def forget(
         count = sum(int(each.sum()) for each in rows.values())
         changed = memory.removed(rows, store[removed])
         changed, lost = without_empty_classes(changed)
-        notes = [f"{images_text(count)} removed"]
+        notes = [f"{counted(count, 'image')} removed"]
         if lost:
             notes[0] += f", with their last image the classes: {listed(lost)}"
         return replace_run(Change(folder, task, changed, extractor, notes, progress, began))
-
-
-def images_text(count: int) -> str:
-    """A number of images."""
-    return f"{count} image{'s' * (count != 1)}"
 
 
 def existing_run(run: str | Path) -> Path:
