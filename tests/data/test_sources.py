@@ -485,6 +485,60 @@ def test_shots_of_several_labels(rows, shots):
     ) <= 4 * shots
 
 
+def test_groups_are_held_out_whole():
+    """A fifth of every class, as near as whole groups allow."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    groups = labels * 1000 + rng.integers(0, 40, 600)
+    for seed in range(5):
+        out = held_out_of(labels, SINGLE, 0.2, np.random.default_rng(seed), groups)
+        assert not set(groups[out]) & set(groups[~out])
+        for label in range(3):
+            assert abs(out[labels == label].mean() - 0.2) < 0.03
+    several = np.eye(3, dtype=np.float32)[labels]
+    out = held_out_of(several, MULTI, 0.2, rng, groups)
+    assert not set(groups[out]) & set(groups[~out]) and abs(out.mean() - 0.2) < 0.03
+    values = labels[:, None] + rng.random((600, 1)).astype(np.float32)
+    out = held_out_of(values, REGRESSION, 0.2, rng, groups)
+    assert not set(groups[out]) & set(groups[~out]) and abs(out.mean() - 0.2) < 0.05
+
+
+def test_groups_that_cannot_be_held_out_stay():
+    """Class 0 is one group; class 1 has two, of which the smaller one is held out."""
+    labels, groups = np.array([0] * 4 + [1] * 5), np.array([7] * 4 + [8] * 3 + [9] * 2)
+    out = held_out_of(labels, SINGLE, 0.2, np.random.default_rng(0), groups)
+    assert out.tolist() == [False] * 7 + [True] * 2
+
+
+@pytest.mark.parametrize("name", ["group", "Group", "patient"])
+def test_a_column_of_groups_keeps_images_together(tmp_path, name):
+    """Rows without a group are each one by itself."""
+    lines = [f"{i}.png,{'cat' if i % 2 else 'dog'},p{i // 4}" for i in range(40)]
+    lines += [f"{i}.png,cat," for i in range(40, 44)]
+    path = table(tmp_path, f"image,label,{name}\n" + "\n".join(lines))
+    columns = {"group": "patient"} if name == "patient" else {}
+    data = read_images(path, DataOptions(columns=columns))
+    sides = {split: set(part.groups.tolist()) for split, part in data.splits.items()}
+    assert not sides["train"] & sides["validation"]
+    assert len(sides["train"] | sides["validation"]) == 14 and len(data.splits["validation"]) >= 6
+    assert "column group: 44 images in 14 groups, which are kept together" in data.notes
+    assert any("no group divided" in note for note in data.notes)
+    with pytest.raises(DataError, match="no column 'owner'"):
+        read_images(path, DataOptions(columns={"group": "owner"}))
+
+
+def test_groups_in_both_given_splits_are_named(tmp_path):
+    rows = "a.png,cat,1,train\nb.png,dog,2,train\nc.png,cat,1,test\nd.png,dog,3,test\n"
+    data = read_images(table(tmp_path, "image,label,group,split\n" + rows), DataOptions())
+    assert any("1 groups are both in the training and in the evaluation" in n for n in data.notes)
+
+
+def test_a_column_of_groups_may_be_the_label(tmp_path):
+    path = table(tmp_path, "image,group\n1.png,a\n2.png,b\n")
+    data = read_images(path, DataOptions(val_fraction=0.0, columns={"label": "group"}))
+    assert data.classes == ["a", "b"] and data.splits["train"].groups is None
+
+
 def test_numbers_are_held_out_over_their_range():
     values = np.arange(100, dtype=np.float32)[:, None]
     out = held_out_of(values, REGRESSION, 0.2, np.random.default_rng(0))

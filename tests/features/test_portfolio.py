@@ -24,6 +24,7 @@ from headstart.features.portfolio import (
     scaled,
 )
 from headstart.progress import Silent
+from headstart.tasks.base import joined_groups
 from headstart.tasks.image_classification import ImageClassification
 
 LAST, USUAL = 6, View(32)
@@ -61,6 +62,14 @@ def test_members_of_a_group_share_a_fold():
     assert set(fold) == {0, 1, 2, 3}  # four groups of each class
     for each in range(3):
         assert set(fold[labels == each]) == {0, 1, 2, 3}
+
+
+def test_pairs_and_groups_of_the_data_join():
+    """A pair of near duplicates joins the groups of its two images."""
+    own = np.array([5, 5, 6, 6, 7, 8])
+    assert joined_groups(6, [(1, 2)], own).tolist() == [0, 0, 0, 0, 1, 2]
+    assert joined_groups(4, [(0, 3)], None).tolist() == [0, 1, 2, 0]
+    assert joined_groups(2, [], None).tolist() == [0, 1]
 
 
 def test_a_class_within_one_group_is_not_compared():

@@ -178,6 +178,26 @@ def test_labels_tell_the_task(tmp_path):
     assert TextClassification.read(file, DataOptions(val_fraction=0.0)).labels == ["1", "2", "10"]
 
 
+def test_rows_of_a_group_stay_together(tmp_path):
+    """In the split and in the folds of a head, where equal texts also share a group."""
+    rows = [(f"t{i % 30}", "ab"[i % 2], f"g{i // 4}") for i in range(32)] + [("u", "a", "")]
+    file = write(tmp_path / "g.tsv", rows, ("text", "label", "author"))
+    options = DataOptions(columns={"group": "author"})
+    task = TextClassification.read(file, options)
+    sides = {s: {row.group for row in found} for s, found in task.data.splits.items()}
+    assert not sides["train"] & sides["validation"] and len(sides["validation"]) >= 1
+    assert any("33 rows in 9 groups" in note for note in task.data.notes)
+    whole = TextClassification.read(file, dataclasses.replace(options, val_fraction=0.0))
+    whole.encoded = {
+        "train": [
+            {"input_ids": [ord(c) for c in row.values["text"]]}
+            for row in whole.data.splits["train"]
+        ]
+    }
+    groups = whole.groups(np.arange(33))
+    assert groups[0] == groups[3] == groups[30] and groups[4] != groups[0] != groups[32]
+
+
 def test_split_column_and_held_out_rows(tmp_path):
     rows = [(f"t{i}", "ab"[i % 2], ("train", "dev", "test")[i % 3]) for i in range(12)]
     file = write(tmp_path / "s.tsv", rows, ("text", "label", "split"))

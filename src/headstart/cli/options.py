@@ -9,7 +9,10 @@ DATA_HELP = (
     "Folder of class folders, of train/val/test or of WebDataset tars, a table (CSV, TSV, JSONL,"
     " Parquet), .npz, .tar or 'shard-{0000..0009}.tar', or a data set of the Hub: hf:owner/name."
 )
-COLUMN_HELP = "Column of a table, such as image=file or label=species; label=x,y takes several."
+COLUMN_HELP = (
+    "Column of a table, such as image=file or label=species; label=x,y takes several. Rows that"
+    " share a value of the column group stay together when data is split."
+)
 PROBLEM_HELP = (
     "What labels are: single-label, multi-label or regression; default what they look like."
 )

@@ -19,19 +19,25 @@ class Examples:
         labels: Class of each, (N,) int64; with several labels an image 0 or 1 for each class, (N,
             V) float32; regression targets, (N, V) float32.
         names: How each is named to the user: its file, or table and row.
+        groups: Number of the group of each, (N,), whose members belong on one side of a split;
+            None has none.
     """
 
     images: Sequence[Source]
     labels: NDArray[Any]
     names: Sequence[str]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
         """These examples, in this order."""
-        labels = self.labels[np.asarray(indices, dtype=np.int64)]
-        return Examples(take(self.images, indices), labels, take(self.names, indices))
+        rows = np.asarray(indices, dtype=np.int64)
+        groups = None if self.groups is None else self.groups[rows]
+        return Examples(
+            take(self.images, indices), self.labels[rows], take(self.names, indices), groups
+        )
 
 
 def distinct(images: Sequence[Source]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

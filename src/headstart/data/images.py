@@ -74,7 +74,7 @@ def _split(data: ImageData, options: DataOptions) -> ImageData:
         )
     complete = "validation" in data.splits or "test" in data.splits
     rows, held_out, notes = split_rows(
-        whole.labels, data.kind, options, "images", complete=complete
+        whole.labels, data.kind, options, "images", complete=complete, groups=whole.groups
     )
     train = whole.take(rows) if len(rows) < len(whole) else whole
     splits = data.splits | {"train": train}

@@ -2,10 +2,10 @@
 the split; what the labels are, and which class is which number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ from headstart.data.sources.raw import (
     Slice,
     Source,
     Tables,
+    group_column,
     joined,
+    numbered,
     take,
 )
 from headstart.errors import DataError, listed
@@ -79,6 +81,7 @@ class Labelled:
         places: Where each label is.
         columns: Names of the columns of the labels.
         class_names: Names that numbers stand for.
+        groups: Cells of the column of groups; None has none.
     """
 
     images: Sequence[Source]
@@ -87,6 +90,7 @@ class Labelled:
     places: Sequence[str]
     columns: tuple[str, ...]
     class_names: list[str] | None
+    groups: Sequence[Any] | None = None
 
 
 # Columns ------------------------------------------------------------------------------------------
@@ -109,9 +113,14 @@ def labelled_by_split(tables: Tables, options: DataOptions) -> dict[str, Labelle
                 "image", options.columns.get("image") or table.image, IMAGE_COLUMNS
             )
             rows = _rows_by_split(table, options, split)
-            columns = _label_columns(table, options, {image, _split_column(table, options)})
+            group = group_column(table, options.columns.get("group"))
+            others = {image, _split_column(table, options), group}
+            columns = _label_columns(table, options, others)
+            group = None if group in columns else group
             for own, indices in rows.items():
-                found.setdefault(own, []).append(_part(table, image, columns, indices, options))
+                part = _part(table, image, columns, indices, options)
+                part.groups = None if group is None else take(table.columns[group], indices)
+                found.setdefault(own, []).append(part)
     return {split: _together(found[split]) for split in SPLITS if split in found}
 
 
@@ -175,6 +184,7 @@ def _together(parts: list[Labelled]) -> Labelled:
     widths = {len(part.cells) for part in parts}
     if len(widths) > 1:
         raise DataError(_WIDTHS.format(parts[0].places[0], min(widths), max(widths)))
+    groups = [part.groups for part in parts if part.groups is not None]
     return Labelled(
         joined([part.images for part in parts]),
         [joined(cells) for cells in zip(*(part.cells for part in parts), strict=True)],
@@ -182,6 +192,7 @@ def _together(parts: list[Labelled]) -> Labelled:
         joined([part.places for part in parts]),
         first.columns,
         first.class_names,
+        joined(groups) if len(groups) == len(parts) else None,
     )
 
 
@@ -308,6 +319,7 @@ def interpret(parts: dict[str, Labelled], options: DataOptions, path: Path) -> I
         classes, splits = _indexed(parts, options, path, kind)
         if options.classes is None:
             notes += _absent(classes, splits, kind)
+    notes += grouped(splits, parts)
     return ImageData(classes, splits, notes, kind)
 
 
@@ -334,6 +346,41 @@ def _kind_notes(
         notes.append(
             f"{what} has {len(values)} integers, each taken as a class; --problem-type regression"
             " takes them as numbers"
+        )
+    return notes
+
+
+class Grouped(Protocol):
+    """Examples of a split, whose groups may be known."""
+
+    groups: NDArray[np.int64] | None
+
+    def __len__(self) -> int: ...
+
+
+def grouped(splits: Mapping[str, Grouped], parts: Mapping[str, Labelled]) -> list[str]:
+    """Notes about the groups of the examples, which are numbered in place."""
+    cells = {split: parts[split].groups or [None] * len(part) for split, part in splits.items()}
+    if not any(parts[split].groups for split in splits):
+        return []
+    numbers = numbered([cell for each in cells.values() for cell in each])
+    ends = np.cumsum([len(each) for each in cells.values()])
+    groups = dict(zip(splits, np.split(numbers, ends[:-1]), strict=True))
+    for split, rows in groups.items():
+        splits[split].groups = rows
+    return group_notes(groups, "images")
+
+
+def group_notes(groups: Mapping[str, NDArray[np.int64]], unit: str) -> list[str]:
+    """What the user should know about groups by split."""
+    given = {split: set(each.tolist()) for split, each in groups.items()}
+    count, total = len(set().union(*given.values())), sum(map(len, groups.values()))
+    notes = [f"column group: {total} {unit} in {count} groups, which are kept together"]
+    others = set().union(*(each for split, each in given.items() if split != "train"))
+    if shared := len(given.get("train", set()) & others):
+        notes.append(
+            f"{shared} groups are both in the training and in the evaluation data: the result"
+            " flatters"
         )
     return notes
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headstart.checkpoint.documents import is_kind, read_json
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import notes_of
-from headstart.data.interpret import labelled_by_split
+from headstart.data.interpret import grouped, labelled_by_split
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.sources.folders import holds_files, read_source
@@ -45,11 +45,19 @@ JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})  # their compressi
 
 @dataclass
 class Pairs:
-    """The images of one split with their masks, and how each is named to the user."""
+    """The images of one split with their masks.
+
+    Args:
+        images: Where the pixels are.
+        masks: Where those of the masks are.
+        names: How each is named to the user.
+        groups: See `headstart.data.examples.Examples`.
+    """
 
     images: Sequence[Source]
     masks: Sequence[Source]
     names: Sequence[str]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,7 +65,8 @@ class Pairs:
     def take(self, indices: NDArray[np.int64]) -> "Pairs":
         """These pairs, in this order."""
         names = take(self.names, indices)
-        return Pairs(take(self.images, indices), take(self.masks, indices), names)
+        groups = None if self.groups is None else self.groups[indices]
+        return Pairs(take(self.images, indices), take(self.masks, indices), names, groups)
 
     def mask_of(self, index: int) -> str:
         """How a mask is named after its image."""
@@ -149,7 +158,9 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
     whole = splits["train"]
     complete = "validation" in splits or "test" in splits
     alike = np.zeros(len(whole), dtype=np.int64)
-    rows, held_out, more = split_rows(alike, SINGLE, options, "images", complete=complete)
+    rows, held_out, more = split_rows(
+        alike, SINGLE, options, "images", complete=complete, groups=whole.groups
+    )
     splits["train"] = whole.take(rows)
     if len(held_out):
         splits["validation"] = whole.take(held_out)
@@ -236,7 +247,7 @@ def _splits_of(path: Path, options: DataOptions) -> tuple[dict[str, Pairs], list
         pairs = {
             split: Pairs(part.images, part.cells[0], part.names) for split, part in parts.items()
         }
-        return pairs, notes_of(tables)
+        return pairs, notes_of(tables) + grouped(pairs, parts)
     splits: dict[str, Pairs] = {}
     notes: list[str] = []
     for name, folder in inside.items():

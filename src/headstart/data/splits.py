@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.labels import MULTI, SINGLE
+from headstart.data.labels import MULTI, REGRESSION
 from headstart.data.options import DataOptions
 from headstart.errors import DataError
 
 
 def held_out_of(
-    labels: NDArray[Any], kind: str, fraction: float, rng: np.random.Generator
+    labels: NDArray[Any],
+    kind: str,
+    fraction: float,
+    rng: np.random.Generator,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
     """Which examples are held out, (N,): a fraction of every class, or of every range of a number.
 
@@ -21,17 +25,18 @@ def held_out_of(
         kind: What they are.
         fraction: Fraction to hold out.
         rng: Decides which.
+        groups: Group of each example, (N,), whose members are held out together; None has none.
     """
-    if kind == SINGLE:
-        return stratified(labels, fraction, rng)
+    if kind == REGRESSION:
+        ranges = max(1, min(10, int(len(labels) * fraction)))
+        ranks = labels[:, 0].argsort(kind="stable").argsort(kind="stable")
+        labels = ranks * ranges // len(labels)
+    if groups is not None:
+        table = labels > 0.5 if kind == MULTI else labels[:, None] == np.unique(labels)
+        return stratified_groups(table, groups, fraction, rng)
     if kind == MULTI:
         return stratified_labels(labels > 0.5, fraction, rng)
-    groups = max(1, min(10, int(len(labels) * fraction)))
-    return stratified(
-        labels[:, 0].argsort(kind="stable").argsort(kind="stable") * groups // len(labels),
-        fraction,
-        rng,
-    )
+    return stratified(labels, fraction, rng)
 
 
 def stratified(
@@ -85,6 +90,42 @@ def stratified_labels(
     return held_out
 
 
+def stratified_groups(
+    labels: NDArray[np.bool_], groups: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which examples with labels (N, V) are held out, whole groups at a time.
+
+    The largest groups go first, each to the held-out side where it brings the counts there closer
+    to this fraction of every label. Then each label that is still missing there and occurs in
+    several groups gets its smallest one. Every label that occurs stays in training.
+    """
+    _, which = np.unique(groups, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    members = [members[i] for i in rng.permutation(len(members))]
+    members.sort(key=len, reverse=True)
+    total = labels.sum(axis=0)
+    wanted, out = fraction * total, np.zeros(labels.shape[1])
+    held_out = np.zeros(len(labels), dtype=bool)
+
+    def hold(rows: NDArray[np.int64], missing: int | None = None) -> None:
+        """Holds out a group unless a label would have no training example."""
+        counts = labels[rows].sum(axis=0)
+        closer = np.abs(out + counts - wanted).sum() < np.abs(out - wanted).sum()
+        if missing is not None:
+            closer = bool(counts[missing]) and not out[missing]
+        if closer and not held_out[rows].any() and (out + counts < total)[counts > 0].all():
+            held_out[rows] = True
+            out[:] += counts
+
+    for rows in members:
+        hold(rows)
+    for label in np.flatnonzero((out == 0) & (total > 0)):
+        for rows in reversed(members):
+            hold(rows, int(label))
+    return held_out
+
+
 def few_shot(labels: NDArray[Any], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Indices of `shots` examples of every class (all of a class that has fewer), in their order.
 
@@ -113,7 +154,13 @@ def few_shot(labels: NDArray[Any], shots: int, rng: np.random.Generator) -> NDAr
 
 
 def split_rows(
-    labels: NDArray[Any], kind: str, options: DataOptions, unit: str, *, complete: bool
+    labels: NDArray[Any],
+    kind: str,
+    options: DataOptions,
+    unit: str,
+    *,
+    complete: bool,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
     """Rows of the training and of the validation data.
 
@@ -123,6 +170,7 @@ def split_rows(
         options: Seed, fraction and shots.
         unit: What a row is called in notes: "images", "rows".
         complete: Whether there is evaluation data already, so that nothing is held out.
+        groups: Group of each row, (N,), which are not divided; None has none.
 
     Returns:
         Training rows, validation rows (empty where nothing is held out), and notes.
@@ -131,11 +179,16 @@ def split_rows(
     held_out = np.zeros(len(labels), dtype=bool)
     if not complete and options.val_fraction > 0:
         rng = np.random.default_rng([options.seed, 0x5B117])
-        held_out = held_out_of(labels, kind, options.val_fraction, rng)
+        held_out = held_out_of(labels, kind, options.val_fraction, rng, groups)
         if held_out.any():
+            whole = "" if groups is None else ", no group divided"
             notes.append(
                 f"no validation data: {held_out.sum()} of {len(held_out)} {unit} held out (seed"
-                f" {options.seed})"
+                f" {options.seed}{whole})"
+            )
+        elif groups is not None:
+            notes.append(
+                f"too few groups of {unit} to hold any out: the result will not be evaluated"
             )
         else:
             notes.append(f"too few {unit} to hold any out: the result will not be evaluated")

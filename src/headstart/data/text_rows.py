@@ -14,7 +14,7 @@ from headstart.data.cache import Bad
 from headstart.data.interpret import LABEL_COLUMNS, SCORE_COLUMNS
 from headstart.data.labels import as_list, is_number
 from headstart.data.options import DataOptions
-from headstart.data.sources.raw import RawTable
+from headstart.data.sources.raw import RawTable, group_column
 from headstart.data.sources.tables import read_table
 from headstart.errors import DataError
 
@@ -42,10 +42,17 @@ TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "ner", "upos")
 
 @dataclass
 class Row:
-    """One example: its values by role, and how it is named to the user (file and line)."""
+    """One example.
+
+    Args:
+        values: Its values by role.
+        name: How it is named to the user: file and line.
+        group: Rows of one group belong on one side of a split; None is in none.
+    """
 
     values: dict[str, Any]
     name: str
+    group: Any = None
 
 
 Reader = Callable[[Path | RawTable, DataOptions], Iterator[Row | Bad]]
@@ -106,6 +113,8 @@ def read_labelled(source: Path | RawTable, options: DataOptions) -> Iterator[Row
     )
     label = table.column("label", label, ())
     split = split_column(table, options)
+    group = group_column(table, options.columns.get("group"))
+    group = None if group in (first, second, label) else group
     for i, row in enumerate(table.rows):
         bad: list[str] = []
         values: dict[str, Any] = {"text": text_cell(row, first, bad), "label": row.get(label)}
@@ -115,9 +124,10 @@ def read_labelled(source: Path | RawTable, options: DataOptions) -> Iterator[Row
             bad.append(f"{label} is empty")
         if split:
             values["split"] = row.get(split)
-        yield (
-            Bad("train", i, table.where(i), "; ".join(bad)) if bad else Row(values, table.where(i))
-        )
+        if bad:
+            yield Bad("train", i, table.where(i), "; ".join(bad))
+            continue
+        yield Row(values, table.where(i), row.get(group) if group else None)
 
 
 def read_choices(source: Path | RawTable, options: DataOptions) -> Iterator[Row | Bad]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart.data.cache import Bad
+from headstart.data.interpret import group_notes
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.sources import hub
-from headstart.data.sources.raw import SPLIT_NAMES, RawTable
+from headstart.data.sources.raw import SPLIT_NAMES, RawTable, numbered
 from headstart.data.sources.tables import TABLE_SUFFIXES
 from headstart.data.splits import split_rows
 from headstart.data.text_rows import Reader, Row
@@ -34,6 +36,12 @@ class TextData:
     splits: dict[str, list[Row]]
     bad: list[Bad] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """Number of the group of each row, (N,), by split; rows of none have one of their own."""
+        every = numbered([row.group for rows in self.splits.values() for row in rows])
+        ends = np.cumsum([len(rows) for rows in self.splits.values()])
+        return dict(zip(self.splits, np.split(every, ends[:-1]), strict=True))
 
     def fingerprint(self) -> str:
         """Hash of every row and its split; the order of rows does not matter."""
@@ -156,7 +164,14 @@ def hold_out(data: TextData, options: DataOptions, labels: Sequence[int] | None 
         )
     classes = np.asarray(labels if labels is not None else np.zeros(len(rows)), dtype=np.int64)
     complete = "validation" in data.splits or "test" in data.splits
-    train, held_out, notes = split_rows(classes, SINGLE, options, "rows", complete=complete)
+    groups = None
+    if any(row.group is not None for each in data.splits.values() for row in each):
+        number = data.groups()
+        data.notes += group_notes(number, "rows")
+        groups = number["train"]
+    train, held_out, notes = split_rows(
+        classes, SINGLE, options, "rows", complete=complete, groups=groups
+    )
     data.notes += notes
     if len(held_out):
         data.splits["validation"] = [rows[i] for i in held_out]

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from headstart.data.options import SPLITS, DataOptions
 from headstart.metrics.calibration import Calibration, calibrate
+from headstart.metrics.optional import scipy
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.problems import Problem
 
@@ -261,3 +262,18 @@ class HeadTask(Task):
     @abstractmethod
     def evaluate_scores(self, split: str, scores: NDArray[np.float32]) -> Evaluation:
         """The evaluation of scores (N, V) of a split."""
+
+
+def joined_groups(
+    count: int, pairs: Sequence[tuple[int, int]] | NDArray[np.int64], own: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Group of each example, (N,): examples of a pair, and of one of their own groups, share it."""
+    edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    if own is not None:
+        _, first, which = np.unique(own, return_index=True, return_inverse=True)
+        edges = np.concatenate([edges, np.stack([first[which], np.arange(count)], axis=1)])
+    graph = scipy("sparse").coo_matrix(
+        (np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count)
+    )
+    _, group = scipy("sparse.csgraph").connected_components(graph, directed=False)
+    return np.asarray(group, dtype=np.int64)

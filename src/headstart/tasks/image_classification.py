@@ -27,7 +27,7 @@ from headstart.data.sources.raw import Source
 from headstart.errors import ConfigError, DataError, InputError
 from headstart.pipelines.base import batched
 from headstart.recipe import Facts, Recipe
-from headstart.tasks.base import Evaluation, HeadTask, Inputs
+from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
 from headstart.tasks.image import ImageTask
 from headstart.tasks.problems import problem_of
 
@@ -377,13 +377,13 @@ class ImageClassification(LabelledImages, HeadTask):
             self.recipe = replace(self.recipe, crop=side)
 
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `HeadTask.groups`: images whose difference hashes are nearly the same."""
+        """See `HeadTask.groups`: images whose difference hashes are nearly the same, or that the
+        data groups.
+        """
         digests = [self.digests_of["train"][row] for row in rows]
-        group = np.arange(len(digests))
         pairs = near_pairs(self.difference_hashes("train", rows), digests)
-        for first, later in sorted(pairs, key=lambda pair: pair[1]):
-            group[later] = group[first]
-        return group
+        own = self.examples["train"].groups
+        return joined_groups(len(digests), pairs, None if own is None else own[rows])
 
     def difference_hashes(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Difference hashes (N,) of images of a split, cached on disk; see `small_hash`."""

@@ -28,7 +28,7 @@ from headstart.metrics.regression import spearman
 from headstart.metrics.text import matthews
 from headstart.pipelines.base import batched
 from headstart.recipe import Recipe
-from headstart.tasks.base import Evaluation, HeadTask, Inputs
+from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
 from headstart.tasks.problems import problem_of
 from headstart.tasks.text import BATCH, TextTask, class_index, class_names, last_linear
 
@@ -229,6 +229,13 @@ class TextClassification(TextTask, HeadTask):
         for part in batched(ordered, BATCH):
             batch = self.collate([self.tensors(self._places[digest]) for digest in part])
             yield part, {key: batch[key] for key in ("input_ids", "attention_mask")}
+
+    def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `HeadTask.groups`; rows that the data groups share one too."""
+        same = super().groups(rows)
+        _, first = np.unique(same, return_index=True)
+        pairs = np.stack([first[same], np.arange(len(same))], axis=1)
+        return joined_groups(len(rows), pairs, self.data.groups()["train"][rows])
 
     def targets(self, split: str) -> NDArray[Any]:
         """See `HeadTask.targets`."""

@@ -277,6 +277,21 @@ class RawTable:
         return next((by_lower[name] for name in names if name in by_lower), None)
 
 
+def group_column(table: RawTable, asked: str | None) -> str | None:
+    """The column whose equal cells belong together: the one asked for, else "group"."""
+    return table.column("group", asked, ()) if asked else table.usual_column(("group",))
+
+
+def numbered(cells: Sequence[Any]) -> NDArray[np.int64]:
+    """A number for each cell, (N,), the same for equal texts; empty cells get one of their own."""
+    numbers: dict[object, int] = {}
+    found = np.empty(len(cells), dtype=np.int64)
+    for i, cell in enumerate(cells):
+        empty = cell is None or cell == ""
+        found[i] = numbers.setdefault((i,) if empty else str(cell), len(numbers))
+    return found
+
+
 Tables = dict[str, list[RawTable]]  # by split, in parts
 
 
