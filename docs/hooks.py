@@ -22,8 +22,9 @@ WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 def functions() -> dict[str, Callable[..., None]]:
     """The commands by name; those of a group as "group command"."""
-    from headstart.cli.app import app
+    from headstart.cli.app import application
 
+    app = application()
     groups = {"": app} | {f"{each.name} ": each.typer_instance for each in app.registered_groups}
     return {
         prefix + (each.name or each.callback.__name__): each.callback

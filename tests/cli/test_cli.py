@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import headstart
@@ -60,7 +61,7 @@ def test_help_is_light():
 
 
 def test_every_command_has_help_with_an_example():
-    names = [each.name or each.callback.__name__ for each in cli.app.registered_commands]
+    names = [each.name or each.callback.__name__ for each in cli.application().registered_commands]
     assert {
         "train",
         "evaluate",
@@ -74,7 +75,7 @@ def test_every_command_has_help_with_an_example():
     } <= set(names)
     for name in names:
         result = CliRunner().invoke(
-            cli.app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
+            cli.application(), [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}
         )
         assert (
             result.exit_code == 0
@@ -94,8 +95,8 @@ def test_the_shell_completes_commands_and_models(words, expected):
         "COMP_CWORD": str(len(words.split()) - 1),
     }
     code = (
-        "import sys; sys.argv = ['headstart']; from headstart.cli.app import app;"
-        " app(prog_name='headstart')"
+        "import sys; sys.argv = ['headstart']; from headstart.cli.app import application;"
+        " application()(prog_name='headstart')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
@@ -323,3 +324,13 @@ def test_a_place_that_cannot_be_written(photos, tiny_model, tmp_path, capsys):  
             and "Traceback" not in err
             and str(out).removesuffix("/run") in err.splitlines()[-1]
         )
+
+
+def test_damaged_metadata_does_not_warn(tuned, tmp_path, capfd):
+    damaged = tmp_path / "exif.jpg"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries are promised
+    Image.new("RGB", (20, 20)).save(damaged, exif=exif)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(damaged):
+        pass
+    code, out, err = call(capfd, "predict", tuned, damaged)
+    assert code == 0 and str(damaged) in out and not err

@@ -23,8 +23,9 @@ def lines_of(out):
 
 
 def commands():
-    found = {each.callback.__name__: each.callback for each in cli.app.registered_commands}
-    groups = [(group.name, group.typer_instance) for group in cli.app.registered_groups]
+    app = cli.application()
+    found = {each.callback.__name__: each.callback for each in app.registered_commands}
+    groups = [(group.name, group.typer_instance) for group in app.registered_groups]
     return found | {
         f"{name} {each.callback.__name__}": each.callback
         for name, group in groups
@@ -179,7 +180,7 @@ def test_the_text_for_agents_is_short_and_true(capsys):
     assert out.startswith("---\nname: headstart\ndescription: ")
     for name in re.findall(r"`headstart ([a-z]+)", out):
         assert name in commands(), name
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(cli.application())
     every = [each for command in group.commands.values() for each in command.params]
     options = {option for each in every for option in each.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", out)) - {"--help"} <= options

@@ -43,8 +43,6 @@ from headstart.errors import HeadstartError
 USAGE_ERROR, ENVIRONMENT_ERROR, INTERRUPTED = 2, 4, 130
 WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
 COMMANDS = {
     "Train": (
         train.train,
@@ -85,12 +83,20 @@ def root(version: VersionOption = False) -> None:
     """Tune pretrained vision and text models to your own data."""
 
 
-app.callback()(root)
-for panel, functions in COMMANDS.items():
-    for function in functions:
+def application(name: str = "") -> typer.Typer:
+    """The command line with every command, or only the one of this name where there is one.
+
+    Typer reads the signature of every command at the start, which takes a twentieth of a second.
+    """
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.callback()(root)
+    every = {each.__name__: (panel, each) for panel, some in COMMANDS.items() for each in some}
+    for panel, function in [every[name]] if name in every else every.values():
         command = with_pixel_limit(function) if function in READ_IMAGES else function
         app.command(rich_help_panel=panel)(with_json(command))
-app.add_typer(cache.app, name="cache", rich_help_panel="Data")
+    if name not in every:
+        app.add_typer(cache.app, name="cache", rich_help_panel="Data")
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with plain_warnings():
-            app(args=arguments, standalone_mode=True)
+            application(*given[:1])(args=arguments, standalone_mode=True)
     except HeadstartError as error:
         output.emit_failure(error)
         _stop(str(error), error.exit_code)

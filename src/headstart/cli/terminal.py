@@ -22,6 +22,8 @@ def plain_warnings() -> Iterator[None]:
         logger.addHandler(handler)
         logger.propagate = False
     with warnings.catch_warnings():
+        # Pillow's, about damaged metadata, name no file; what cannot be read is an error that does
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.showwarning = lambda message, *_: print(f"headstart: {message}", file=sys.stderr)
         yield
 

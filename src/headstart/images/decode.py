@@ -25,7 +25,9 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,8 @@ MAX_PIXELS, MAX_SIDE = 1 << 27, 1 << 17  # of an image file, unless HEADSTART_MA
 FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF",
 )  # fmt: skip
+# Pillow's modules that read them; it would import those of thirty others too.
+PLUGINS = ("Jpeg", "Mpo", "Png", "WebP", "Bmp", "Gif", "Tiff", "Avif", "Jpeg2K", "Ppm")
 _opening = threading.Lock()
 
 # What Pillow's decoders raise for damaged files, over all formats; `Warning` because a program may
@@ -171,8 +175,10 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _formats() -> list[str]:
-    if "AVIF" not in Image.OPEN and "WEBP" not in Image.OPEN:
-        Image.init()
+    if "MPO" not in Image.OPEN:
+        for name in PLUGINS:
+            with suppress(ImportError):  # a Pillow without that format
+                import_module(f"PIL.{name}ImagePlugin")
     return [name for name in FORMATS if name in Image.OPEN]
 
 
