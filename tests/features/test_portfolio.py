@@ -81,6 +81,38 @@ def test_a_class_within_one_group_is_not_compared():
     assert not Comparison(np.arange(4), 4).possible
 
 
+def test_many_classes_are_compared_in_proportion():
+    """A plain random subset would leave classes with a single example, and compare nothing."""
+    labels = np.random.default_rng(0).permutation(np.arange(6000) % 200)
+    comparison = Comparison(labels, 200, widest=5000)
+    counts = np.bincount(comparison.labels, minlength=200)
+    assert comparison.possible
+    assert (counts.min(), counts.max()) == (4, 4)
+    assert len(comparison.rows) == 800
+
+
+class Jobs(Silent):
+    """Notes the pieces of work, and the steps that each of them showed."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def start(self, label, total, done=0, unit="img"):
+        self.jobs.append((label, total, unit, []))
+
+    def update(self, done, values, rate=None):
+        self.jobs[-1][3].append(done)
+
+
+def test_each_averaged_head_shows_its_own_iterations():
+    features, labels = blobs(300, 3)
+    trial = compared(features, labels, candidate(), candidate("all")).average_best(USUAL)
+    jobs = Jobs()
+    fit_trial(trial, lambda each: reads(features, each.stages), labels, 3, None, jobs)
+    assert [label for label, *_ in jobs.jobs] == ["fitting the head"] * 2
+    assert all(0 < max(done) <= total == 500 for _, total, _, done in jobs.jobs)
+
+
 def test_near_duplicates_flatter_unless_they_are_grouped():
     """Noise that is repeated looks learnable; with groups it does not."""
     rng = np.random.default_rng(0)

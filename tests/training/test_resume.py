@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import headstart
 from headstart.cli import app as cli
+from headstart.errors import TrainingInterrupted
+from headstart.progress import Lines, Silent
 
 STEPS = 60
 OPTIONS = (
@@ -117,3 +120,30 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, photos, capsys):
         cli.main(["train", str(photos), "--out", str(unbroken), "--resume"])
     assert end.value.code == 0 and "is finished" in capsys.readouterr().err
     assert before == {path.name: path.stat().st_mtime_ns for path in unbroken.iterdir()}
+
+
+class Stop(Silent):
+    """Stops the run, as Ctrl-C does, when a piece of work begins."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def start(self, label, total, done=0, unit="img"):
+        if label == self.label:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_head_is_fitted_again_from_its_features(
+    photos, tiny_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    how = {"model": tiny_model, "tune": "head", "device": "cpu"}
+    stop = Stop("fitting the head")
+    with pytest.raises(TrainingInterrupted, match=r"to go on: headstart train .* --resume"):
+        headstart.train(photos, out=tmp_path / "a", progress=stop, **how)
+    resumed = headstart.train(photos, out=tmp_path / "a", resume=True, progress=Lines())
+    whole = headstart.train(photos, out=tmp_path / "b", **how)
+    errors = capsys.readouterr().err
+    assert "are known from before" in errors
+    assert resumed.recipe == whole.recipe
+    assert resumed.trials == whole.trials and resumed.metrics == whole.metrics

@@ -13,7 +13,7 @@ from torch import nn
 
 from headstart.data.features import FeatureStore
 from headstart.features.extract import Batches, Extractor, extractor_of
-from headstart.features.head import Fit, Problem, install
+from headstart.features.head import Fit, install
 from headstart.features.portfolio import (
     PERFECT,
     Candidate,
@@ -22,7 +22,6 @@ from headstart.features.portfolio import (
     View,
     fit_trial,
     heads_of,
-    iterations_of,
 )
 from headstart.progress import Progress, Silent
 from headstart.tasks.base import Evaluation, HeadTask
@@ -106,6 +105,17 @@ class Views:
         store = self.stores[side, flipped]
         return [digest for digest in dict.fromkeys(digests) if digest and digest not in store]
 
+    def compute(self, side: int | None) -> None:
+        """Computes the features of all examples at a side, and drops those that cannot be read.
+
+        Raises:
+            DataError: Examples cannot be read.
+        """
+        if (side, False) not in self.stores:
+            every = [digest for split in self.task.feature_digests().values() for digest in split]
+            self.stores[side, False] = self.extractor_of(side, False).fill(every, self.progress)
+            self.task.drop_unread()
+
     def features(self, view: View, digests: Sequence[str]) -> Floats:
         """Features (N, D) of these examples, of all stages."""
         rows = []
@@ -155,10 +165,12 @@ def search(
     """
     kinds, notes = list(heads_of(comparison.kind)), list[str]()
     usual = View(sides[0] if sides else None)
-    views.progress.start("comparing heads", 4 * len(kinds) + len(sides), unit="heads")
+    expected = 4 * len(kinds) + len(sides)
 
     def attempt(candidate: Candidate, near: float | None = None, settled: bool = False) -> Trial:
         features = views.of(candidate, views.features(candidate.view, digests))
+        done = len(comparison.trials)
+        views.progress.start("comparing heads", max(expected, done + 1), done, unit="heads")
         found = comparison.try_candidate(candidate, features, near, settled=settled)
         views.progress.update(len(comparison.trials), {})
         return found
@@ -240,9 +252,7 @@ def tune_head(
     """
     task, progress = views.task, views.progress
     usual = View(sides[0] if sides else None)
-    every = [digest for split in task.feature_digests().values() for digest in split]
-    views.stores[usual.side, False] = views.extractor_of(usual.side, False).fill(every, progress)
-    task.drop_unread()
+    views.compute(usual.side)
     digests = task.feature_digests()
     labels, problem = task.targets("train"), task.problem
     problem.use_units()
@@ -265,15 +275,13 @@ def tune_head(
         notes = []
     view = choice.candidates[0].view
     features = {split: views.features(view, names) for split, names in digests.items()}
-    wide = Problem(features["train"], labels, len(task.classes))
-    progress.start("fitting the head", iterations_of(wide), unit="iterations")
     fit = fit_trial(
         choice,
         lambda candidate: views.of(candidate, features["train"]),
         labels,
         len(task.classes),
         weights,
-        progress=progress,
+        progress,
     )
     finish(views, model, choice, fit)
     rows = {split: values[:, -fit.weight.shape[1] :] for split, values in features.items()}
@@ -312,7 +320,7 @@ def remember(
 
 def describe(choice: Trial, comparison: Comparison, fit: Fit) -> list[str]:
     """Lines about the chosen head."""
-    how = "not chosen: a class has a single example"
+    how = "not chosen: a class has too few examples to hold some out"
     if comparison.possible:
         how = f"chosen by {comparison.count}-fold cross-validation"
     lines = [f"head: {choice.name} ({choice.setting_text}), {how}"]

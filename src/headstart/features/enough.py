@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from headstart.data.labels import SINGLE
 from headstart.features.discriminant import Discriminant, Statistics
 from headstart.features.extract import Extractor
-from headstart.features.head import compact, one_thread
+from headstart.features.head import compact, one_thread, stratified
 from headstart.metrics.learning_curve import Forecast, LearningCurve, class_gains, fit_power_laws
+from headstart.progress import Progress, Silent
 from headstart.tasks.base import HeadTask
 
 Floats = NDArray[np.float32]
@@ -34,13 +35,16 @@ MOST = 4000  # examples of the largest subset
 LEAST_CHANCE = 0.05  # variance of an answer; few examples may all be answered well by luck
 
 
-def forecast(task: HeadTask, extractor: Extractor, seed: int) -> Forecast | None:
+def forecast(
+    task: HeadTask, extractor: Extractor, seed: int, progress: Progress | None = None
+) -> Forecast | None:
     """Whether a task's training examples are enough, from features that are in the cache.
 
     Args:
         task: Its held-out splits are tested on too.
         extractor: What computed the features.
         seed: Decides the subsets.
+        progress: Shows the heads that are fitted.
 
     Returns:
         The forecast; None unless each example has one class, or with fewer than 20 training
@@ -57,7 +61,9 @@ def forecast(task: HeadTask, extractor: Extractor, seed: int) -> Forecast | None
     if others:
         rows = np.concatenate([store[digests[split]] for split in others])
         held_out = rows, np.concatenate([task.targets(split) for split in others])
-    return forecast_of(store[digests["train"]], labels, task.classes, held_out, seed=seed)
+    return forecast_of(
+        store[digests["train"]], labels, task.classes, held_out, seed=seed, progress=progress
+    )
 
 
 def forecast_of(
@@ -67,6 +73,7 @@ def forecast_of(
     held_out: tuple[Floats, Ints] | None = None,
     *,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Forecast:
     """Whether training examples are enough.
 
@@ -76,8 +83,9 @@ def forecast_of(
         classes: Names of the V classes.
         held_out: Features (M, D) and classes (M,) of examples that no head is fitted to.
         seed: Decides the subsets.
+        progress: Shows the heads that are fitted.
     """
-    curve, recalls = measure(features, labels, len(classes), held_out, seed=seed)
+    curve, recalls = measure(features, labels, len(classes), held_out, seed=seed, progress=progress)
     laws = fit_power_laws(curve, seed)
     counts = np.bincount(labels, minlength=len(classes))
     gains = class_gains(classes, counts, curve, recalls, laws)
@@ -91,6 +99,7 @@ def measure(
     held_out: tuple[Floats, Ints] | None = None,
     *,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[LearningCurve, Doubles]:
     """Errors of heads fitted to stratified subsets.
 
@@ -103,6 +112,7 @@ def measure(
         classes: V.
         held_out: Features (M, D) and classes (M,) of examples that no head is fitted to.
         seed: Decides the subsets.
+        progress: Shows the heads that are fitted.
 
     Returns:
         The errors by size, and the recall of each class (K, V); NaN where none was tested.
@@ -120,10 +130,13 @@ def measure(
     sizes = subset_sizes(N, classes, len(answers) - N)
     wrong = np.full((DRAWS, len(sizes)), np.nan)
     right_of, tested_of = np.zeros((2, len(sizes), classes))
+    progress = progress or Silent()
+    progress.start("learning curve", DRAWS * len(sizes), unit="heads")
     with one_thread():
         for draw in range(DRAWS):
             order = np.append(stratified(labels, rng), np.arange(N, len(answers)))
             for k, size in enumerate(sizes):
+                progress.update(draw * len(sizes) + k + 1, {})
                 if size == N and draw:
                     continue  # there is one subset with all
                 train, test = order[:size], order[size:]
@@ -175,16 +188,3 @@ def predictions(x: Doubles, labels: Ints, others: Doubles, width: int) -> Ints:
         Statistics.of(x, renumbered, len(present)), odds / (1 + odds)
     )
     return np.asarray(present[(others @ head.weight.T + head.bias).argmax(axis=1)])
-
-
-def stratified(labels: Ints, rng: np.random.Generator) -> Ints:
-    """A random order of examples in which every beginning holds all classes in proportion.
-
-    The first example of every class comes before the second one of any.
-    """
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank = rng.permutation(len(members))
-        place[members] = np.where(rank == 0, -1.0, (rank + rng.random()) / len(members))
-    return np.argsort(place + 1e-9 * rng.random(len(labels)), kind="stable")

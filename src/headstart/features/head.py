@@ -264,6 +264,19 @@ def folds_of(labels: NDArray[Any], folds: int, rng: np.random.Generator) -> Ints
     return fold
 
 
+def stratified(labels: Ints, rng: np.random.Generator) -> Ints:
+    """A random order of examples in which every beginning holds all classes in proportion.
+
+    The first example of every class comes before the second one of any.
+    """
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank = rng.permutation(len(members))
+        place[members] = np.where(rank == 0, -1.0, (rank + rng.random()) / len(members))
+    return np.argsort(place + 1e-9 * rng.random(len(labels)), kind="stable")
+
+
 def choose_strength(
     problem: Problem, kind: str, seed: int
 ) -> tuple[float, dict[float, float], int]:

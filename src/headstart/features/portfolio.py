@@ -35,8 +35,10 @@ from headstart.features.head import (
     one_thread,
     ridge,
     standardized,
+    stratified,
 )
 from headstart.metrics.optional import scipy
+from headstart.progress import Progress
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -51,6 +53,7 @@ PERFECT = 0.01  # held-out loss below which nothing is left to gain
 # products of examples, features and outputs in one evaluation of the loss on which heads are
 # compared; more examples are left out of the comparison
 COMPARED = 4e8
+OF_CLASS = 4  # examples of each class that are compared, where there are so many
 # products that the iterations of a logistic head may take: in the comparison, and of the last fit
 COMPARING, FITTING = 2e10, 5e11
 # more than the estimate of the least squared error: what counts here is the inverse
@@ -181,10 +184,12 @@ class Comparison:
         widest: int = 1,
     ) -> None:
         rng = np.random.default_rng([seed, 0x9047])
-        most = int(min(CV_EXAMPLES, max(500, COMPARED / (widest * classes))))
+        fewest = max(500, OF_CLASS * classes)
+        most = int(min(CV_EXAMPLES, max(fewest, COMPARED / (widest * classes))))
         self.rows = np.arange(len(labels))
         if len(labels) > most:
-            self.rows = np.sort(rng.permutation(len(labels))[:most])
+            order = stratified(labels, rng) if kind == SINGLE else rng.permutation(len(labels))
+            self.rows = np.sort(order[:most])
         self.labels: NDArray[Any]
         self.labels = labels[self.rows] if kind == SINGLE else labels[self.rows].astype(np.float64)
         self.classes, self.kind = classes, kind
@@ -462,7 +467,7 @@ def fit_linear(
     start: Solution | None = None,
     tolerance: float = 1e-7,
     work: float = FITTING,
-    **shown: Any,
+    progress: Progress | None = None,
 ) -> Solution:
     """A head of one kind, with at most so many products in its iterations."""
     if head == DISCRIMINANT:
@@ -473,7 +478,9 @@ def fit_linear(
     iterations = iterations_of(problem, work)
     if iterations < ITERATIONS and start is None and problem.labels.ndim == 1:
         start = close_start(problem)
-    return logistic(problem, setting, start, tolerance, iterations=iterations, **shown)
+    if progress is not None:
+        progress.start("fitting the head", iterations, unit="iterations")
+    return logistic(problem, setting, start, tolerance, iterations=iterations, progress=progress)
 
 
 def iterations_of(problem: Problem, work: float = FITTING) -> int:
@@ -504,7 +511,7 @@ def fit_trial(
     labels: NDArray[Any],
     classes: int,
     weights: Doubles | None,
-    **shown: Any,
+    progress: Progress | None = None,
 ) -> Fit:
     """The chosen heads, fitted to all examples and folded into one linear layer.
 
@@ -515,7 +522,7 @@ def fit_trial(
         labels: Of all examples.
         classes: V.
         weights: Of all examples.
-        **shown: Progress of the solver.
+        progress: Shows the iterations of each head.
 
     Returns:
         The layer on the widest features that a candidate reads.
@@ -530,7 +537,7 @@ def fit_trial(
         x, mean, scale = scaled(reads[candidate.stages], candidate.stages)
         x, basis = narrowed(x, candidate.head)
         problem = Problem(x, labels, classes, weights)
-        found = fit_linear(candidate.head, problem, setting, **shown)
+        found = fit_linear(candidate.head, problem, setting, progress=progress)
         inner = found.weight if basis is None else found.weight @ basis
         inner = inner / scale  # W ((f - mean) / scale) + b
         weight[:, width - inner.shape[1] :] += factor * inner

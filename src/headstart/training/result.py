@@ -31,7 +31,10 @@ RUN, RECIPE, RESULTS = "run.json", "recipe.yaml", "results.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What was requested, as `run.json` holds it for `--resume`."""
+    """What was requested, as `run.json` holds it for `--resume`.
+
+    `free_side` is whether a fitted head may take images of another side than the recipe's.
+    """
 
     data: str
     model: str
@@ -40,6 +43,7 @@ class Request:
     options: dict[str, Any]
     recipe: dict[str, Any]
     draws: int = 1
+    free_side: bool = False
 
     def write(self, folder: Path) -> None:
         """Writes `run.json`."""

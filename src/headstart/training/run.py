@@ -19,7 +19,7 @@ from torch import nn
 from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
-from headstart.errors import ConfigError, DataError, HeadstartError
+from headstart.errors import ConfigError, DataError, HeadstartError, TrainingInterrupted
 from headstart.features.choice import Views, read_states, states_of, tune_head
 from headstart.features.enough import forecast
 from headstart.features.extract import extractor_of
@@ -177,7 +177,7 @@ def train(
             return _finished(request, out, world, progress)
         _check_same(request, model, recipe_values, out)
         task_found = _read(request, workers)
-        resolved, automatic, free_side = Recipe.from_dict(request.recipe), False, False
+        resolved, automatic = Recipe.from_dict(request.recipe), False
     else:
         model = model or task_class(task).default_model
         if model is None:
@@ -206,7 +206,7 @@ def train(
         resolved = _resolve(name, task_found, config, recipe, values, revision, epochs)
         if automatic and isinstance(task_found, HeadTask) and name in MADE_FOR_HEADS:
             resolved = resolved.head_only()
-        request = dataclasses.replace(request, recipe=resolved.to_dict())
+        request = dataclasses.replace(request, recipe=resolved.to_dict(), free_side=free_side)
     if resolved.tune == "head" and not isinstance(task_found, HeadTask):
         raise ConfigError(f"--tune head is not available for {request.task}; use --tune full")
     for line in task_found.found():
@@ -222,7 +222,6 @@ def train(
     run = Run(task_found, request, resolved, out, world, progress, began)
     run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
     run.automatic = automatic and isinstance(task_found, HeadTask)
-    run.free_side = free_side
     if dry_run:
         return _estimate(run)
     with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
@@ -249,7 +248,6 @@ class Run:
         deadline: `time.perf_counter()` at which training has to end; None is never.
         tensorboard: Whether the metrics also go to `tensorboard/`.
         automatic: Whether the head alone is taken where full training takes long.
-        free_side: Whether a fitted head may take images of another side than the recipe's.
         others: Results of the other draws.
     """
 
@@ -264,7 +262,6 @@ class Run:
     deadline: float | None = None
     tensorboard: bool = False
     automatic: bool = False
-    free_side: bool = False
     others: list[Result] = dataclasses.field(default_factory=list)
 
     @property
@@ -637,7 +634,7 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             views, cost = _head_parts(run)
             run.progress.say(f"to keep the budget: images of {side} pixels")
             given_up.append(f"images of {side} pixels")
-    sides = task.sides()[: None if run.free_side else 1]
+    sides = task.sides()[: None if run.request.free_side else 1]
     cost = cost.with_search(sides)
     run.progress.say(cost.text())
     free = free_memory(torch.device("cpu"))
@@ -660,13 +657,21 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
 
     model = views.extractor.model
     with run.progress:
-        found = tune_head(
-            views,
-            model,
-            run.recipe.seed,
-            sides=sides,
-            afford=lambda view: run.world.broadcast(afford(view)),
-        )
+        try:
+            views.compute(sides[0] if sides else None)
+            _begin(run)  # from here on a run that is stopped goes on with --resume
+            found = tune_head(
+                views,
+                model,
+                run.recipe.seed,
+                sides=sides,
+                afford=lambda view: run.world.broadcast(afford(view)),
+            )
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(
+                "stopped; the features so far are in the cache; to go on:"
+                f" {_resume_command(run) if (run.out / RUN).exists() else 'the same command'}"
+            ) from None
     for note in found.notes:
         run.progress.say(note)
     task.notes += found.notes
@@ -683,7 +688,8 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
     result.trials = found.trials
     if run.world.is_main:
         finished = extractor_of(task, model, run.world.device)
-        result.forecast = forecast(task, finished, run.recipe.seed)
+        with run.progress:
+            result.forecast = forecast(task, finished, run.recipe.seed, run.progress)
         result.reference = reference_of(task, finished, run.recipe.seed)
         if task.name == "image-classification":
             store = finished.store()
@@ -753,7 +759,7 @@ def _estimate(run: Run) -> Result:
     """The result of a dry run: what the run would take."""
     if run.recipe.tune == "head":
         views, cost = _head_parts(run)
-        cost = cost.with_search(views.task.sides()[: None if run.free_side else 1])
+        cost = cost.with_search(views.task.sides()[: None if run.request.free_side else 1])
         run.progress.say(cost.text())
         return Result(None, run.recipe, estimated=cost.seconds)
     network = _network(run)
