@@ -59,3 +59,24 @@ def photos(tmp_path_factory) -> Path:
     make_class_folders(folder / "train", {"bird": 6, "cat": 5, "dog": 4})
     make_class_folders(folder / "val", {"bird": 4, "cat": 4, "dog": 4}, first_seed=100)
     return folder
+
+
+ODD_SHAPES = (
+    (90, 120, 3), (120, 90, 3), (61, 200, 3), (400, 40, 3), (40, 400, 3), (30, 20, 3), (1, 1, 3),
+    (1, 70, 3), (70, 1, 3), (48, 48, 3), (33, 47, 1), (50, 60, 4), (700, 3, 3),
+)  # fmt: skip
+
+
+def odd_photo(shape, seed=0):
+    """Noise under soft shapes: filters overshoot on it."""
+    generator = np.random.default_rng([seed, *shape])
+    coarse = generator.integers(0, 256, (3, 4, shape[2]), dtype=np.uint8)
+    soft = np.stack(
+        [
+            np.asarray(Image.fromarray(each).resize(shape[1::-1]))
+            for each in coarse.transpose(2, 0, 1)
+        ],
+        axis=-1,
+    )
+    noise = generator.integers(-90, 91, shape)
+    return np.clip(soft.astype(int) + noise, 0, 255).astype(np.uint8)

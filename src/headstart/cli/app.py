@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "Data": (data.audit, label.label),
     "Use a model": (predict.predict, embed.embed, embed.search, predict.explain),
-    "Deploy": (engine.optimize, engine.export, serve.serve),
+    "Deploy": (engine.optimize, engine.export, engine.check, serve.serve),
     "Checkpoints": (models.models, models.info, models.convert, verify.verify),
     "Scripts": (skill.skill,),
 }

@@ -1,11 +1,14 @@
-"""The commands `headstart optimize` and `headstart export`."""
+"""The commands `headstart optimize`, `headstart export` and `headstart check`."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from headstart.cli.output import DATA_ERROR, JsonOption, emit
+from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
@@ -101,6 +104,18 @@ def export(
         bool,
         typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255."),
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Resize, crop, normalise, probabilities and refusal inside: the program takes"
+            " uint8 pixels of any size (image classification; ONNX and OpenVINO).",
+        ),
+    ] = False,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="With --full: target error rate of the refusal, such as 0.02."),
+    ] = None,
     tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
 ) -> dict[str, Any]:
     """Export a model to ONNX, OpenVINO or torch.export, and verify it against PyTorch.
@@ -110,21 +125,62 @@ def export(
     from headstart.engine import export as run
     from headstart.engine.exporting import with_suffix
 
+    fixed = {"--size": size, "--length": length, "--dynamic": dynamic}
+    fixed |= {"--batch": None if batch == 1 else batch, "--normalize": normalize or None}
+    given = [name for name, value in fixed.items() if value is not None]
+    if full and given:
+        raise ConfigError(f"--full takes one image of any size; leave {given[0]} out")
     network, processor = load_both(model)
     deviation = run(
         network,
         out,
         to=to,
-        example=example_of(network, processor, size, batch, length),
+        example=None if full else example_of(network, processor, size, batch, length),
         dynamic=axes(dynamic),
         opset=opset,
         processor=processor,
         normalize=normalize,
+        full=full,
+        max_error=max_error,
         tolerance=tolerance,
     )
     file = with_suffix(out, to)  # type: ignore[arg-type]
     print(f"{file}: largest deviation from PyTorch {deviation.largest:.1e}")
     return {"out": str(file), "deviation": deviation.largest}
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="File that `headstart export --full` wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Run the test images in an exported file, and compare with the answers in it.
+
+    The exit code is 3 where this machine's runtime answers otherwise than PyTorch did.
+
+    Example: [bold]headstart check photos.onnx[/bold]
+    """
+    from headstart.engine.full_file import FullFile
+
+    found = FullFile(file).check()
+    right = all(each.right for each in found)
+    if as_json:
+        emit("check", {"file": str(file), "right": right, "images": list(map(asdict, found))})
+    else:
+        head = ("image", "expected", "found", "difference", "")
+        lines = (
+            (
+                "x".join(map(str, each.shape)),
+                each.expected,
+                each.found,
+                f"{each.difference:.1e}",
+                "" if each.right else "wrong",
+            )
+            for each in found
+        )
+        print_table("", head, lines)
+        print(f"{file} answers as PyTorch did" if right else f"{file} answers otherwise")
+    if not right:
+        raise typer.Exit(DATA_ERROR)
 
 
 def load_both(name: str) -> tuple[Any, Any]:

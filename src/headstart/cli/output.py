@@ -103,6 +103,11 @@ KEYS: dict[str, dict[str, str]] = {
     "explain": {"images": "image, label, score and file (heat map) of each"},
     "optimize": {"out": "the folder", "report": "engine, precision, deviation, time"},
     "export": {"out": "the file", "deviation": "largest difference from PyTorch"},
+    "check": {
+        "file": "the file",
+        "right": "whether it answers as PyTorch did",
+        "images": "shape, expected, found, difference and right of each",
+    },
     "convert": {"out": "the file or folder", "network": "its class", "weights": "their number"},
     "models": {
         "family": "bit, cvt, beit or yoso",

@@ -46,6 +46,8 @@ def export(
     opset: int = OPSET,
     processor: Any = None,
     normalize: bool = False,
+    full: bool = False,
+    max_error: float | None = None,
     tolerance: float = TOLERANCE,
 ) -> Deviation:
     """Writes a network as a program that needs no headstart, runs the file, and compares.
@@ -62,6 +64,10 @@ def export(
             labels.
         normalize: Put the image processor's rescaling and normalization into the program: it then
             takes pixels from 0 to 255.
+        full: Put everything around an image classifier into an ONNX or OpenVINO file: it then takes
+            `image`, uint8 (H, W, C) of any size, and gives `scores`, `label`, `refused` and
+            `pixel_values`. Three test images are inside: see `headstart check`.
+        max_error: With `full`, the target error rate of `refused`; default the one of training.
         tolerance: Largest difference from PyTorch, as a fraction of the largest output.
 
     Returns:
@@ -83,8 +89,23 @@ def export(
     if to not in SUFFIXES:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")
     engine(ENGINES[to])  # raises where it is not installed
+    if full:
+        others = {"example": example, "dynamic": dynamic, "normalize": normalize or None}
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ConfigError(f"full=True decides {given[0]} itself; leave {given[0]} out")
+    elif max_error is not None:
+        raise ConfigError("max_error is for full=True")
     if any(not each.is_cpu for each in model.parameters()):
         model = copy.deepcopy(model).cpu()  # a file knows no devices
+    if full:
+        engine("onnxruntime")
+        from headstart.engine.full import export_full
+
+        path = with_suffix(Path(path), to)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = metadata(model, processor)
+        return export_full(model, path, to, opset, processor, max_error, facts)
     inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
     network = Normalized(model, processor) if normalize else model
     if normalize:

@@ -210,7 +210,7 @@ def _in_unit_range(image: Any) -> bool:
 class BaseImageProcessor:
     """Base of the image processors: images of any kind in, one batch of numbers out.
 
-    A processor is a dataclass whose fields are the documented arguments; `_geometry` says how
+    A processor is a dataclass whose fields are the documented arguments; `target` says how
     images are resized and cropped. The steps are always: decode, resize, crop from the center
     (zeros around an image that is too small), rescale, normalize.
     """
@@ -274,6 +274,17 @@ class BaseImageProcessor:
             value = size_dict(value, what="crop_size")
         super().__setattr__(name, value)
 
+    @property
+    def target(self) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+        """What images are resized to, a shortest edge or (height, width), and the (height, width)
+        that is cropped from the center; None leaves the step out.
+        """
+        size = None
+        if self.do_resize:
+            size = self.size.get("shortest_edge") or (self.size["height"], self.size["width"])
+        crop = self.crop_size if self.do_center_crop else None
+        return size, None if crop is None else (crop["height"], crop["width"])
+
     def _geometry(
         self, height: int, width: int
     ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
@@ -281,17 +292,8 @@ class BaseImageProcessor:
 
         None leaves the step out.
         """
-        size = None
-        if self.do_resize:
-            edge = self.size.get("shortest_edge")
-            size = (
-                shortest_edge_size(height, width, edge)
-                if edge
-                else (self.size["height"], self.size["width"])
-            )
-        return size, (
-            (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
-        )
+        size, crop = self.target
+        return shortest_edge_size(height, width, size) if isinstance(size, int) else size, crop
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which an image is resized, before any crop."""

@@ -15,7 +15,6 @@ from headstart.images.decode import (
     IMAGENET_DEFAULT_STD,
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
-    shortest_edge_size,
 )
 from headstart.images.processor import BaseImageProcessor, BatchFeature, processor_class
 
@@ -78,15 +77,15 @@ class ConvNextImageProcessor(BaseImageProcessor):
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct={self.crop_pct}: expected a fraction above 0 and at most 1")
 
-    def _geometry(
-        self, height: int, width: int
-    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    @property
+    def target(self) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+        """Shortest edge or (height, width) to resize to, and (height, width) of the crop."""
         if not self.do_resize:
             return None, None
         edge = self.size["shortest_edge"]
         if edge >= _WARP_FROM:
             return (edge, edge), None
-        return shortest_edge_size(height, width, int(edge / self.crop_pct)), (edge, edge)
+        return int(edge / self.crop_pct), (edge, edge)
 
     def preprocess(
         self,

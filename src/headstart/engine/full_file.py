@@ -1,0 +1,176 @@
+"""A file that `export(full=True)` wrote: opened, run, and checked against the answers in it."""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.checkpoint.documents import as_dataclass, check_kind, parse_json
+from headstart.engine.engines import engine
+from headstart.errors import FileFormatError, NotFoundError
+
+Array = NDArray[Any]
+Run = Callable[[Array], dict[str, Array]]
+VERSION = "1"
+TOLERANCE = 0.01  # of a score: pixels may be one gray level from the pipeline's
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image in a file, and PyTorch's answer.
+
+    Args:
+        shape: Height, width and channels.
+        pixels: uint8 in that order, as base64.
+        classes: Indices of the highest scores, best first.
+        scores: Their scores.
+        refused: Whether the answer is refused.
+    """
+
+    shape: list[int]
+    pixels: str
+    classes: list[int]
+    scores: list[float]
+    refused: bool
+
+    def image(self) -> Array:
+        """The image, uint8 (H, W, C).
+
+        Raises:
+            FileFormatError: The text holds another number of pixels.
+        """
+        try:
+            data = base64.b64decode(self.pixels, validate=True)
+            return np.frombuffer(data, np.uint8).reshape(self.shape)
+        except ValueError as error:
+            raise FileFormatError(f"a test image in the file is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How a file answered for one of its images.
+
+    Args:
+        shape: Height, width and channels of the image.
+        expected: Label that PyTorch gave.
+        found: Label that the file gave.
+        difference: Largest difference of a score, as a fraction of the largest (or of 1).
+        right: Whether class and refusal are the same, and scores within 0.01.
+    """
+
+    shape: tuple[int, ...]
+    expected: str
+    found: str
+    difference: float
+    right: bool
+
+
+class FullFile:
+    """A file that `export(full=True)` wrote, opened.
+
+    Args:
+        path: An `.onnx` file, or an OpenVINO `.xml` with its `.bin` beside it.
+
+    Raises:
+        FileFormatError: A file without preprocessing and test images, or a damaged one.
+        MissingExtraError: Its runtime is not installed.
+        NotFoundError: No such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise NotFoundError(f"there is no file {path}")
+        opens = {".onnx": _open_onnx, ".xml": _open_openvino}
+        if path.suffix not in opens:
+            raise FileFormatError(f"{path} is not an ONNX (.onnx) or OpenVINO (.xml) file")
+        self.path = path
+        self.run, facts = opens[path.suffix](path)
+        if facts.get("full") != VERSION:
+            raise FileFormatError(
+                f"{path} holds no preprocessing and no test images; write it with: headstart export"
+                " MODEL --out FILE --full"
+            )
+        labels = parse_json(facts.get("labels", ""), f"{path}: labels")
+        tests = parse_json(facts.get("tests", ""), f"{path}: tests")
+        for value, kind, name in ((labels, list[str], "labels"), (tests, list[Any], "tests")):
+            check_kind(value, kind, f"{path}: {name}")
+        self.labels: list[str] = labels
+        self.kind = facts.get("kind", "")
+        self.examples = [as_dataclass(Example, each, f"{path}: tests") for each in tests]
+
+    def __call__(self, image: Array) -> dict[str, Array]:
+        """The outputs for an image, uint8 (H, W, C): `scores` (1, V), `pixel_values`, and for
+        classes `label` (1,), `refused` (1,), and `p_value` (1,) where it is known.
+        """
+        return self.run(image)
+
+    def check(self) -> list[Checked]:
+        """Runs the images in the file and compares with the answers in it."""
+        return [self._checked(each) for each in self.examples]
+
+    def _checked(self, example: Example) -> Checked:
+        out = self(example.image())
+        scores, classes = out["scores"][0], example.classes
+        best = classes[0] if "label" in out else 0
+        if not classes or max(classes) >= len(scores) or len(classes) != len(example.scores):
+            raise FileFormatError(f"{self.path}: a test has an answer of other classes")
+        found = int(out["label"][0]) if "label" in out else best
+        expected = np.array(example.scores)
+        gap = float(np.abs(scores[classes] - expected).max() / max(1.0, np.abs(expected).max()))
+        refused = "refused" in out and bool(out["refused"][0])
+        return Checked(
+            tuple(example.shape),
+            self.labels[best],
+            self.labels[found],
+            gap,
+            found == best and refused == example.refused and gap <= TOLERANCE,
+        )
+
+
+def _open_onnx(path: Path) -> tuple[Run, dict[str, str]]:
+    """What runs an ONNX file, and its metadata."""
+    failures = engine("onnxruntime").FAILURES  # type: ignore[attr-defined]  # of this engine
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        # bytes have no folder, so a graph that names files for its weights is refused
+        session = ort.InferenceSession(
+            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+    except failures as error:
+        raise FileFormatError(f"{path}: ONNX Runtime does not take the file: {error}") from error
+    names = [each.name for each in session.get_outputs()]
+
+    def run(image: Array) -> dict[str, Array]:
+        return dict(zip(names, session.run(None, {"image": image}), strict=True))
+
+    facts = session.get_modelmeta().custom_metadata_map
+    return run, {key.removeprefix("headstart."): value for key, value in facts.items()}
+
+
+def _open_openvino(path: Path) -> tuple[Run, dict[str, str]]:
+    """What runs an OpenVINO file, and its metadata."""
+    core = engine("openvino").core()  # type: ignore[attr-defined]  # of this engine
+    try:
+        graph = core.read_model(str(path))
+        facts = {
+            key: str(graph.get_rt_info(["headstart", key]).value)
+            for key in ("full", "labels", "tests", "kind")
+            if graph.has_rt_info(["headstart", key])
+        }
+        program = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise FileFormatError(f"{path}: OpenVINO does not take the file: {line}") from error
+
+    def run(image: Array) -> dict[str, Array]:
+        found = program([image])
+        return {port.get_any_name(): np.array(found[port]) for port in program.outputs}
+
+    return run, facts

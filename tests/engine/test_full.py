@@ -1,0 +1,208 @@
+"""Files with preprocessing, network and answers inside: they answer as the pipeline does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import headstart
+from command_line import call
+from engine_networks import build
+from headstart.engine.engines import installed
+from headstart.errors import ConfigError, FileFormatError, NotFoundError
+from headstart.metrics.calibration import Choice, Confidence
+from headstart.pipelines.unknown import Reference, captured, head_of
+from photo_data import ODD_SHAPES, odd_photo
+
+pytestmark = pytest.mark.skipif(
+    not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime"
+)
+PROCESSORS = {
+    "BitForImageClassification": headstart.BitImageProcessor(size=40, crop_size=32),
+    "CvtForImageClassification": headstart.ConvNextImageProcessor(size=32),
+    "BeitForImageClassification": headstart.BeitImageProcessor(size=32, do_center_crop=False),
+}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+def pixels_of(processor):
+    images = [odd_photo(shape) for shape in ODD_SHAPES if shape[2] == 3]
+    return processor(images, return_tensors="pt")["pixel_values"]
+
+
+def spread(model, processor):
+    """Networks of random weights answer alike for all images: this one does not."""
+    head = head_of(model, model.config.num_labels)
+    with torch.no_grad():
+        logits = model(pixel_values=pixels_of(processor)).logits
+        scale = 1 / logits.std(0).mean()
+        head.bias.sub_(logits.mean(0)).mul_(scale)
+        head.weight.mul_(scale)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A result folder with everything that changes an answer."""
+    folder = tmp_path_factory.mktemp("run")
+    processor = PROCESSORS["BitForImageClassification"]
+    model = spread(build("BitForImageClassification")[0], processor)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    with torch.no_grad(), captured(head_of(model, 5)) as seen:
+        logits = model(pixel_values=pixels_of(processor)).logits
+    threshold = float((logits / 1.7).softmax(1).amax(1).median())
+    choice = Choice(max_error=0.05, threshold=threshold, refused=0.1, error=0.01)
+    Confidence(temperature=1.7, examples=100, choices=[choice], max_error=0.05).write(folder)
+    features, generator = seen[0], torch.Generator().manual_seed(0)
+    basis = torch.rand(2, features.shape[1], generator=generator) / features.std()
+    centers = (features[:3] - features.mean(0)) @ basis.T
+    found = Reference(features.mean(0), basis, centers, torch.zeros(1)).distances_of(features)
+    distances = torch.linspace(0, float(found.sort().values[-3]), 39)
+    Reference(features.mean(0), basis, centers, distances).write(folder)
+    return folder
+
+
+def compare(file, pipe):
+    """A file's answers are the pipeline's, for images of all sizes; returns the answers."""
+    rows = []
+    for shape in ODD_SHAPES:
+        image = odd_photo(shape)
+        out = file(image)
+        pixels = pipe.pixel_values(image if shape[2] > 1 else image[..., 0])
+        scores, p_values = pipe.compared([torch.from_numpy(out["pixel_values"])])
+        assert np.abs(out["scores"] - scores.numpy()).max() < 1e-4, shape
+        assert np.abs(out["pixel_values"] - pixels.numpy()).max() < 1.01 / 255 / min(
+            pipe.image_processor.image_std
+        )
+        rows.append((out, scores[0], p_values[0]))
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_family_answers_as_its_pipeline(name, to, tmp_path):
+    from headstart.engine.full_file import FullFile
+
+    processor = PROCESSORS[name]
+    model = spread(build(name)[0], processor)
+    found = headstart.export(model, tmp_path / "m", to=to, full=True, processor=processor)
+    assert found.largest < 0.01 and found.agreement == 1.0 and found.answers == 3
+    file = FullFile(tmp_path / f"m{SUFFIXES[to]}")
+    pipe = headstart.pipeline("image-classification", model, image_processor=processor)
+    rows = compare(file, pipe)
+    assert [int(out["label"][0]) for out, _, _ in rows] == [int(row.argmax()) for _, row, _ in rows]
+    assert len({int(out["label"][0]) for out, _, _ in rows}) > 1
+    assert not any(out["refused"][0] for out, _, _ in rows)
+    assert file.labels == list(model.config.id2label.values())
+
+
+def test_refusals_are_those_of_the_folder(folder, tmp_path, capsys):
+    from headstart.engine.full_file import FullFile
+
+    path = tmp_path / "m.onnx"
+    code, out, err = call(capsys, "export", folder, "--out", path, "--full", "--json")
+    assert code == 0, err
+    assert json.loads(out)["deviation"] < 0.01
+    file = FullFile(path)
+    pipe = headstart.pipeline("image-classification", folder, refuse=True)
+    rows = compare(file, pipe)
+    refused = [pipe.is_refused(row, p_value) for _, row, p_value in rows]
+    assert [bool(out["refused"][0]) for out, _, _ in rows] == refused
+    low = [float(row.max()) < pipe.threshold for _, row, _ in rows]
+    far = [p_value <= 0.05 for _, _, p_value in rows]
+    assert 0 < sum(refused) < len(rows) and any(low) and any(far)
+    for out, _, p_value in rows:
+        assert abs(float(out["p_value"][0]) - p_value) < 0.026  # a rank of 40
+    code, out, _ = call(capsys, "check", path)
+    assert code == 0 and "answers as PyTorch did" in out and len(out.splitlines()) == 4
+
+
+def rewritten(path, change):
+    """A file with other metadata."""
+    import onnx
+
+    graph = onnx.load(str(path))
+    facts = {each.key: each.value for each in graph.metadata_props}
+    change(facts)
+    onnx.helper.set_model_props(graph, facts)
+    onnx.save(graph, str(path))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "m.onnx"
+    model, processor = build("BitForImageClassification")[0], headstart.BitImageProcessor(size=32)
+    headstart.export(spread(model, processor), path, full=True, processor=processor)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "key, value", [("classes", [1, 0, 2]), ("refused", True), ("scores", [0.9])]
+)
+def test_check_finds_a_file_that_answers_otherwise(key, value, written, tmp_path, capsys):
+    (tmp_path / "m.onnx").write_bytes(written)
+
+    def change(facts):
+        tests = json.loads(facts["tests"])
+        old = tests[1][key]
+        tests[1][key] = [*value, *old[len(value) :]] if isinstance(value, list) else value
+        if key == "classes":
+            tests[1][key] = old[::-1]
+        facts["tests"] = json.dumps(tests)
+
+    rewritten(tmp_path / "m.onnx", change)
+    code, out, _ = call(capsys, "check", tmp_path / "m.onnx", "--json")
+    line = json.loads(out)
+    assert code == 3 and line["right"] is False
+    assert [each["right"] for each in line["images"]] == [True, False, True]
+
+
+def test_files_without_tests_or_damaged_are_refused(written, tmp_path, capsys):
+    from headstart.engine.full_file import FullFile
+
+    path = tmp_path / "m.onnx"
+    with pytest.raises(NotFoundError, match="no file"):
+        FullFile(path)
+    path.write_bytes(written[:5000])
+    with pytest.raises(FileFormatError, match="does not take the file"):
+        FullFile(path)
+    path.write_bytes(written)
+    rewritten(path, lambda facts: facts.pop("headstart.full"))
+    with pytest.raises(FileFormatError, match="headstart export MODEL --out FILE --full"):
+        FullFile(path)
+    answer = {"shape": [1, 1, 1], "pixels": "AA==", "classes": [1], "scores": [1], "refused": True}
+    for broken, text in (
+        ({}, "tests"),
+        ([answer | {"shape": [2, 2, 3]}], "damaged"),
+        ([answer | {"classes": [9]}], "other classes"),
+    ):
+        path.write_bytes(written)
+        rewritten(path, lambda facts, broken=broken: facts.update(tests=json.dumps(broken)))
+        with pytest.raises(FileFormatError, match=text):
+            FullFile(path).check()
+    (tmp_path / "m.pt2").write_bytes(b"")
+    assert call(capsys, "check", tmp_path / "m.pt2")[0] == 3
+
+
+def test_what_full_cannot_hold_is_refused(tmp_path, capsys):
+    bit, processor = build("BitForImageClassification")[0], headstart.BitImageProcessor(size=32)
+    segmenter = build("BeitForSemanticSegmentation")[0]
+    path = tmp_path / "m.onnx"
+    for model, options, text in (
+        (bit, {"processor": processor, "to": "torch-export"}, "onnx or openvino"),
+        (bit, {}, "needs processor="),
+        (bit, {"processor": processor, "normalize": True}, "leave normalize out"),
+        (bit, {"processor": processor, "dynamic": "size"}, "leave dynamic out"),
+        (bit, {"processor": processor, "max_error": 0.02}, "does not say when"),
+        (segmenter, {"processor": processor}, "image classification"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            headstart.export(model, path, full=True, **options)
+    with pytest.raises(ConfigError, match="max_error is for full=True"):
+        headstart.export(bit, path, processor=processor, max_error=0.02)
+    assert not path.exists()
+    code, _, err = call(capsys, "export", "bit-mini", "--out", path, "--full", "--size", 64)
+    assert code == 2 and "leave --size out" in err
