@@ -252,6 +252,9 @@ FORMATS: dict[str, Format] = {
     "resume_metrics": Format("metrics.jsonl", _metrics, ["metrics.jsonl"], "lines"),
     "ckpt_manifest": Format("step-1/manifest.json", _resume, ["manifest.json"], "json", "resume"),
     "ckpt_state": Format("step-1/state.json", _resume, ["state.json"], "json", "resume"),
+    "resume_tensors": Format(
+        "step-1/tensors.safetensors", _resume, ["tensors.safetensors"], "bytes", "resume"
+    ),
     "recipe": Format("recipe.yaml", _recipe, ["recipe.yaml"], "text"),
     "class_weights": Format("weights.yaml", _class_weights, ["weights.yaml"], "text"),
     "seg_classes": Format("classes.json", _segmentation_classes, ["seg.json"], "json"),
@@ -262,6 +265,16 @@ FORMATS: dict[str, Format] = {
         "json",
         "optimized",
     ),
+    **{
+        f"opt_{ending}": Format(
+            f"engine/{file}", _optimized, [f"{engine}/engine/{file}"], kind, engine
+        )
+        for ending, engine, file, kind in (
+            ("onnx", "onnxruntime", "onnxruntime.onnx", "bytes"),
+            ("xml", "openvino", "openvino.xml", "text"),
+            ("ovbin", "openvino", "openvino.bin", "bytes"),
+        )
+    },
     "classes_json": Format("classes.json", _images("t.csv"), ["classes.json"], "json", "table"),
     "csv": Format("t.csv", _images("t.csv"), ["table/t.csv"], "text", "table"),
     "tsv": Format("t.tsv", _images("t.tsv"), ["t.tsv"], "text", "table"),
@@ -376,7 +389,9 @@ def _folders(base: Path) -> None:
     (base / "bpe" / "tokenizer.json").unlink()
     network = TINY["bit"]().eval()
     example = {"pixel_values": torch.zeros(1, 3, 32, 32)}
-    optimize(network, example=example, engine="torch").save_pretrained(base / "optimized")
+    for engine in ("torch", "openvino", "onnxruntime"):
+        folder = base / ("optimized" if engine == "torch" else engine)
+        optimize(network, example=example, engine=engine).save_pretrained(folder)
 
 
 def _write(path: Path, values: Any) -> None:
@@ -443,6 +458,7 @@ def _results_files(base: Path) -> None:
     _write(step / MANIFEST, sizes)
     shutil.copy(step / MANIFEST, base / "manifest.json")
     shutil.copy(step / STATE, base / "state.json")
+    shutil.copy(step / TENSORS, base)
 
 
 def _pixels(seed: int) -> np.ndarray:

@@ -131,7 +131,10 @@ def main(name: str, first: int, count: int, base: Path, before: Path) -> None:
     """Reads `count` inputs of a format, from number `first` on."""
     quiet()
     form, watch = FORMATS[name], Watch()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    results = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # engines print
+        os.dup2(nowhere, stream)
     for seed in form.seeds:  # imports what is imported late, and shows that whole files load
         with tempfile.TemporaryDirectory() as place:
             form.read(fill(Path(place), base, form, (base / seed).read_bytes()))
@@ -145,7 +148,7 @@ def main(name: str, first: int, count: int, base: Path, before: Path) -> None:
         with tempfile.TemporaryDirectory() as place:
             fill(Path(place), base, form, input_of(name, number, base))
             found = outcome(form, Path(place), watch)
-        print(json.dumps({"number": number, **found}), flush=True)
+        print(json.dumps({"number": number, **found}), file=results, flush=True)
 
 
 if __name__ == "__main__":
