@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml constraints.txt setup.py
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(PIP) -e ".[train,dev,keras,flax,onnx,openvino,serve,search]"
+	$(PIP) -e ".[train,dev,keras,flax,onnx,openvino,serve,search,ray]"
 	touch $@
 
 demo: $(VENV)/core

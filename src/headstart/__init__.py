@@ -16,6 +16,7 @@ _NAMES = {
     **dict.fromkeys(("update", "forget"), "training.update"),
     "plan": "training.plan",
     "embed": "features.embed",
+    **dict.fromkeys(("BatchPredictor", "BatchEmbedder"), "serving.batches"),
     **dict.fromkeys(("optimize", "export"), "engine"),
     "pipeline": "pipelines.base",
     "errors": "errors",

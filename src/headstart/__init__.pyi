@@ -88,6 +88,8 @@ from headstart.outputs import TFBaseModelOutputWithCLSToken as TFBaseModelOutput
 from headstart.outputs import TFImageClassifierOutputWithNoAttention as TFImageClassifierOutputWithNoAttention
 from headstart.outputs import TokenClassifierOutput as TokenClassifierOutput
 from headstart.pipelines.base import pipeline as pipeline
+from headstart.serving.batches import BatchEmbedder as BatchEmbedder
+from headstart.serving.batches import BatchPredictor as BatchPredictor
 from headstart.training.distill import distill as distill
 from headstart.training.plan import plan as plan
 from headstart.training.run import evaluate as evaluate
@@ -118,8 +120,10 @@ __all__ = [
     "BaseModelOutputWithCrossAttentions",
     "BaseModelOutputWithPooling",
     "BaseModelOutputWithPoolingAndNoAttention",
+    "BatchEmbedder",
     "BatchEncoding",
     "BatchFeature",
+    "BatchPredictor",
     "BeitBackbone",
     "BeitConfig",
     "BeitFeatureExtractor",

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headstart.cli import cluster
 from headstart.cli.arguments import check_model
+from headstart.cli.cluster import Cluster, Inputs
 from headstart.cli.options import (
+    ActorsOption,
     BatchOption,
     DeviceOption,
     InputsArgument,
     LinesOption,
     LongOption,
     ModelArgument,
+    RayOption,
     WorkersOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
@@ -30,7 +34,7 @@ def embed(
     model: ModelArgument,
     files: InputsArgument = None,
     *,
-    out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="File to write: .parquet or .npz.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     lines: LinesOption = False,
     long: LongOption = "refuse",
@@ -40,6 +44,8 @@ def embed(
     ] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the vector that a model gives each image or text, to search or classify with.
@@ -53,13 +59,25 @@ def embed(
     from headstart.training.world import best_device
 
     check_model(model)
+    if ray is not None:
+        options = {
+            "model": model,
+            "batch_size": batch_size,
+            "long": long,
+            "device": device,
+            "workers": workers,
+        }
+        chosen = Inputs(files or [], text or [], None, lines)
+        cluster.embed(options, chosen, out, as_json, Cluster(ray, actors, resume))
+        return
+    cluster.check_absent(files, out, actors)
     embedder = Embedder(model, best_device(device), long)
     inputs = inputs_for(embedder, files or [], text or [], lines)
     with progress_for_terminal() as progress:
         lost = write_embeddings(
             embedder,
             inputs,
-            out,
+            Path(out),
             batch_size=batch_size,
             workers=workers,
             resume=resume,

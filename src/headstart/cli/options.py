@@ -49,10 +49,10 @@ ColumnOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
 InputsArgument = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
         help="Images, folders, globs, tars, tables with a column of paths, or - for a list on"
-        " standard input; text files or tables for a text model."
+        " standard input; text files or tables for a text model. With --ray also URIs."
     ),
 ]
 LinesOption = Annotated[
@@ -63,3 +63,18 @@ LongOption = Annotated[
     typer.Option(help="Texts above the maximum length: refuse, cut or extend (sampled attention)."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on a Ray cluster: host:6379 or ray://host:10001, auto for the one that this"
+        " machine belongs to, local for this machine alone. --out is then a folder or URI.",
+    ),
+]
+ActorsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="With --ray: models in the cluster; default one for every four processors."
+    ),
+]

@@ -86,11 +86,12 @@ KEYS: dict[str, dict[str, str]] = {
         "[answers]": "answer, score, start, end",
     },
     "embed": {
-        "out": "the file",
+        "out": "the file, or with --ray the folder or URI",
         "rows": "its rows",
         "width": "length of a vector",
         "key": "hash of weights and preprocessing",
         "errors": "rows without a vector",
+        "[failed]": "with --ray: messages of the blocks that failed",
     },
     "search": {
         "[row]": "number of the row, from 0",

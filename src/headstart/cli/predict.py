@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headstart.cli import cluster
 from headstart.cli.arguments import check_model, named_values, parsed
+from headstart.cli.cluster import Cluster, Inputs
 from headstart.cli.options import (
+    ActorsOption,
     BatchOption,
     DeviceOption,
     InputsArgument,
     LinesOption,
     LongOption,
     ModelArgument,
+    RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
@@ -43,10 +47,11 @@ def predict(
     as_json: JsonOption = False,
     batch_size: BatchOption = 8,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
+            metavar="PATH",
             help="Table of results: a name that ends in .csv, .jsonl or .parquet. Or the folder of"
-            " written images (masks and overlays, reconstructions); default predictions."
+            " written images (masks and overlays, reconstructions); default predictions.",
         ),
     ] = None,
     resume: Annotated[
@@ -78,6 +83,8 @@ def predict(
         typer.Option("--set", metavar="NAME=VALUE", help="A configuration value of a text model."),
     ] = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
 ) -> None:
     """Predict for images or texts: classes, numbers, masks, masked words, entities, answers.
 
@@ -92,8 +99,26 @@ def predict(
 
     check_model(model)
     task, best = task_of(model), top or 3
+    how: bool | float = refuse if max_error is None else max_error
+    values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    if ray is not None:
+        options: dict[str, Any] = {
+            "model": model,
+            "top": top,
+            "batch_size": batch_size,
+            "threshold": threshold,
+            "refuse": how,
+            "device": device,
+        }
+        if task in text_files.TASKS:
+            options |= {"long": long, "hash_error": hash_error, "settings": values}
+        chosen = Inputs(files or [], text or [], question, lines)
+        cluster.predict(task, options, chosen, out, as_json, Cluster(ray, actors, resume))
+        return
+    cluster.check_absent(files, out, actors)
+    paths, where_to = [Path(each) for each in files or []], Path(out) if out else None
     paints = task in ("semantic-segmentation", "masked-image-modeling")
-    table = out if is_table(out) else None
+    table = where_to if is_table(where_to) else None
     if out is not None and table is None and not paints:
         raise ConfigError(
             f"--out {out}: a model of {task} writes a table; expected a name that ends in .csv,"
@@ -105,10 +130,8 @@ def predict(
         )
     if table is None and resume:
         raise ConfigError("--resume continues a table: give its name with --out results.csv")
-    how: bool | float = refuse if max_error is None else max_error
     if task in text_files.TASKS:
-        inputs = text_files.read_inputs(task, files or [], text or [], question, lines)
-        values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+        inputs = text_files.read_inputs(task, paths, text or [], question, lines)
 
         def results(rest: list[Any]) -> Iterable[tuple[str, list[Any]]]:
             return text_files.predict_texts(
@@ -154,12 +177,12 @@ def predict(
     from headstart.data import predictions
     from headstart.data.inputs import ImageInput, image_inputs
 
-    images = image_inputs(files or [])
+    images = image_inputs(paths)
     if paints:
         if how is not False:
             raise ConfigError(f"--refuse is for models that classify; {model} is one of {task}")
         pipe = pipeline(task, model, device=device)
-        kind, folder = None, table.with_suffix("") if table else out
+        kind, folder = None, table.with_suffix("") if table else where_to
         stems = predictions.unique_stems(images, folder or Path("predictions"))
     else:
         pipe = pipeline(

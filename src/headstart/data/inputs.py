@@ -2,10 +2,9 @@
 
 import glob
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from headstart.data.cache import decode
 from headstart.data.interpret import source_of
 from headstart.data.options import DataOptions
 from headstart.data.sources.folders import FILE_SUFFIXES, read_source
-from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, Source
+from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, RawTable, Source
 from headstart.errors import InputError
 from headstart.images.decode import load_image
 
@@ -110,13 +109,17 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
 
 def _rows(path: Path) -> list[ImageInput]:
     """The images of a table or tar, row by row."""
-    options = DataOptions(target="none")
-    found: list[ImageInput] = []
-    for tables in read_source(path, options).values():
-        for table in tables:
-            source = source_of(table, table.column("image", table.image, IMAGE_COLUMNS))
-            for i in range(len(table)):
-                image: Any = source(i)
-                name = str(image) if isinstance(image, Path) else table.where(i)
-                found.append(ImageInput(name, image))
-    return found
+    tables = read_source(path, DataOptions(target="none")).values()
+    return [each for parts in tables for table in parts for each in table_inputs(table)]
+
+
+def table_inputs(table: RawTable) -> Iterator[ImageInput]:
+    """The image of every row of a table.
+
+    Raises:
+        DataError: No column of images, or a row without one.
+    """
+    source = source_of(table, table.column("image", table.image, IMAGE_COLUMNS))
+    for i in range(len(table)):
+        image = source(i)
+        yield ImageInput(str(image) if isinstance(image, Path) else table.where(i), image)

@@ -214,17 +214,11 @@ class ResultTable:
 
     def _to_parquet(self, part: Path) -> None:
         """Writes the gathered rows as row groups."""
-        parquet, pyarrow = pyarrow_parquet(), import_module("pyarrow")
-        fields = [(name, _arrow_type(kind, pyarrow)) for name, kind in self.columns.items()]
-        metadata = {FACTS: json.dumps(self.facts).encode()} if self.facts else None
-        schema = pyarrow.schema(fields, metadata)
-        texts = [name for name, kind in self.columns.items() if kind == "text"]
+        parquet, schema = pyarrow_parquet(), arrow_schema(self.columns, self.facts)
         rows = self._gathered()
         with parquet.ParquetWriter(part, schema) as writer:
             while group := list(islice(rows, ROW_GROUP)):
-                for row in group:  # names of files need not be UTF-8, texts of Parquet must
-                    row |= {name: _utf8(row[name]) for name in texts}
-                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                writer.write_table(arrow_table(group, self.columns, self.facts))
 
     def _to_numpy(self, part: Path) -> None:
         """Writes the gathered rows as one array a column: vectors (N, D), the rest texts (N,)."""
@@ -340,6 +334,42 @@ def pyarrow_parquet() -> Any:  # noqa: ANN401 - a module
         return import_module("pyarrow.parquet")
     except ImportError:
         raise MissingExtraError("pyarrow", "train") from None
+
+
+def arrow_schema(columns: Mapping[str, Kind], facts: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - of a library without types
+    """The `pyarrow.Schema` of a table of results.
+
+    Args:
+        columns: Kind by column.
+        facts: What is true of all rows; see `ResultTable`.
+    """
+    pyarrow_parquet()
+    pyarrow = import_module("pyarrow")
+    fields = [(name, _arrow_type(kind, pyarrow)) for name, kind in columns.items()]
+    metadata = {FACTS: json.dumps(dict(facts)).encode()} if facts else None
+    return pyarrow.schema(fields, metadata)
+
+
+def arrow_table(
+    rows: Sequence[Row], columns: Mapping[str, Kind], facts: Mapping[str, str] | None = None
+) -> Any:  # noqa: ANN401 - of a library without types
+    """Rows as a `pyarrow.Table`.
+
+    Args:
+        rows: A value or None for each column; vectors are arrays.
+        columns: Kind by column.
+        facts: What is true of all rows.
+    """
+    # names of files need not be UTF-8, texts of Parquet must
+    texts = [name for name, kind in columns.items() if kind == "text"]
+    lists = [name for name, kind in columns.items() if kind == "json"]
+    cells = [
+        {name: row[name] for name in columns}
+        | {name: _utf8(row[name]) for name in texts}
+        | {name: None if row[name] is None else _cell(row[name]) for name in lists}
+        for row in rows
+    ]
+    return import_module("pyarrow").Table.from_pylist(cells, arrow_schema(columns, facts))
 
 
 def _arrow_type(kind: Kind, pyarrow: Any) -> Any:  # noqa: ANN401 - of a library without types

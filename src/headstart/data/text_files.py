@@ -7,6 +7,7 @@ from typing import Any
 from headstart.checkpoint.documents import read_text
 from headstart.data.options import DataOptions
 from headstart.data.results import Kind
+from headstart.data.sources.raw import RawTable
 from headstart.data.sources.tables import TABLE_SUFFIXES, read_table
 from headstart.data.text_rows import text_cell, text_columns
 from headstart.errors import ConfigError, InputError
@@ -46,7 +47,7 @@ def read_inputs(
             raise InputError(f"the folder {path} holds no .txt files")
         for file in files:
             found += (
-                _rows(task, file)
+                table_texts(task, read_table(file))
                 if file.suffix.lower() in TABLE_SUFFIXES
                 else _lines(file, by_line)
             )
@@ -75,10 +76,13 @@ def _lines(path: Path, by_line: bool) -> list[Named]:
     return [(str(path), text)]
 
 
-def _rows(task: str, path: Path) -> list[Named]:
-    """The rows of a table: texts, pairs, or questions with contexts."""
-    table, bad = read_table(path), list[str]()
-    found: list[Named] = []
+def table_texts(task: str, table: RawTable) -> list[Named]:
+    """The rows of a table: texts, pairs, or questions with contexts.
+
+    Raises:
+        InputError: No such columns, or a row without a text.
+    """
+    bad, found = list[str](), list[Named]()
     if task == "question-answering":
         columns = (
             table.usual_column(("question",)),
@@ -86,7 +90,8 @@ def _rows(task: str, path: Path) -> list[Named]:
         )
         if not all(columns):
             raise InputError(
-                f"{path}: columns are {', '.join(table.columns)}; expected question and context"
+                f"{table.path}: columns are {', '.join(table.columns)}; expected question and"
+                " context"
             )
         names: tuple[str, str | None] = ("question", "context")
     else:
@@ -134,6 +139,31 @@ def predict_texts(
     Raises:
         ConfigError: A task that cannot refuse, or an option that it does not have.
     """
+    run = text_pipeline(
+        task,
+        model,
+        batch_size=batch_size,
+        long=long,
+        hash_error=hash_error,
+        settings=settings,
+        device=device,
+        refuse=refuse,
+    )
+    return stream_texts(run, task, inputs, top)
+
+
+def text_pipeline(
+    task: str,
+    model: str,
+    *,
+    batch_size: int = 8,
+    long: str = "refuse",
+    hash_error: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    refuse: bool | float = False,
+) -> Any:  # noqa: ANN401 - a pipeline of texts
+    """The pipeline of a text model; arguments and errors are those of `predict_texts`."""
     if long not in ("refuse", "cut", "extend"):
         raise ConfigError(f"--long {long}; expected refuse, cut or extend")
     if refuse is not False and task != "text-classification":
@@ -150,6 +180,16 @@ def predict_texts(
         options["refuse"] = refuse
     run = pipeline(task, model, device=device, batch_size=batch_size, **options)
     run.ways_out = ("--long cut", "--long extend")
+    return run
+
+
+def stream_texts(
+    run: Any,  # noqa: ANN401 - from `text_pipeline`
+    task: str,
+    inputs: list[Named],
+    top: int,
+) -> Iterator[tuple[str, list[Any]]]:
+    """The name of each text, and what a pipeline predicts for it."""
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]
     if task == "question-answering":
         for name, text in inputs:
