@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check fast lint types stubs docs clean
+.PHONY: demo test check fast lint types stubs triton docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -38,6 +38,14 @@ check: $(VENV)/dev
 
 fast: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow" tests/test_*.py tests/checkpoint tests/images tests/data tests/metrics
+
+# The GPU kernels, in Triton's interpreter and compiled for GPUs that need not be here. Triton lies
+# apart: in one process with TensorFlow it aborts. From then on `make test` runs these tests too.
+$(VENV)/triton: | $(VENV)/dev
+	$(PIP) --no-deps --target $@ "triton==3.8.0"
+
+triton: $(VENV)/triton
+	$(BIN)/python -m pytest tests/models/yoso/test_kernels_gpu.py
 
 # The public names for editors and type checkers.
 stubs: $(VENV)/dev

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.models.yoso.kernels import cpu
+from headstart.models.yoso.kernels import cpu, gpu, gpu_exact
 from headstart.models.yoso.operators import operator, transformed
 from headstart.nn.kept import jit_traced
 
@@ -140,6 +140,8 @@ def sum_in_blocks(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int)
     """
     if cpu.usable(query, key, value):
         return cpu.exact_forward(query, key, value, hash_code_len)
+    if gpu.usable(query, key, value):
+        return gpu_exact.exact_forward(query, key, value, hash_code_len)
     with no_autocast(query):
         q, k, v = in_working_precision(query, key, value)  # (N, L, K), (N, S, K), (N, S, V)
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])  # (N, L, V)
@@ -157,6 +159,8 @@ def gradients_in_blocks(
     """
     if cpu.usable(grad, query, key, value):
         return cpu.exact_backward(grad, query, key, value, hash_code_len)
+    if gpu.usable(grad, query, key, value):
+        return gpu_exact.exact_backward(grad, query, key, value, hash_code_len)
     with no_autocast(query):
         # (N, L, V), (N, L, K), (N, S, K), (N, S, V)
         g, q, k, v = in_working_precision(grad, query, key, value)

@@ -49,7 +49,7 @@ class _Side(NamedTuple):
     starts: Tensor
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The block size for a dimension: a power of two of at least 16, which matrix products need."""
     return max(16, 1 << (size - 1).bit_length())
 
@@ -66,7 +66,7 @@ def _side(
     grid = (rows * -(-tokens // 64), -(-some_hashes // 16))
     kernels.codes_kernel[grid](
         x, directions, codes, tokens, size, num_hash, first_hash, some_hashes, tau,
-        BLOCK_TOKENS=64, BLOCK_SIZE=_power_of_two(size), BLOCK_HASHES=16,
+        BLOCK_TOKENS=64, BLOCK_SIZE=power_of_two(size), BLOCK_HASHES=16,
     )  # fmt: skip
     pairs, some_buckets = rows * some_hashes, min(buckets, 128)
     counts = torch.empty(pairs, buckets * blocks, dtype=torch.int32, device=x.device)  # of (C, T)
@@ -96,6 +96,9 @@ def _side(
 def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale: float) -> None:
     """out (rows, L, V) += scale * the sum over the hashes of the values (rows, S, V) in each
     token's buckets.
+
+    Tables have the type of the values: bfloat16 ones are half as much to read, and what rounding
+    adds is far below the error of sampling (docs/yoso-attention.md). Sums are kept in float32.
     """
     from headstart.models.yoso.kernels import gpu_kernels as kernels
 
@@ -112,7 +115,7 @@ def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale
         size,
         buckets,
         BLOCK_ROWS=16,
-        BLOCK_SIZE=_power_of_two(size),
+        BLOCK_SIZE=power_of_two(size),
     )
     grid = (rows * -(-out.shape[1] // 32),)
     kernels.gather_kernel[grid](
@@ -125,7 +128,7 @@ def _sum_over_buckets(to: _Side, come: _Side, values: Tensor, out: Tensor, scale
         buckets,
         scale,
         BLOCK_TOKENS=32,
-        BLOCK_SIZE=_power_of_two(size),
+        BLOCK_SIZE=power_of_two(size),
     )
 
 
@@ -155,8 +158,8 @@ def _through_buckets(
             buckets,
             scale,
             BLOCK_ROWS=16,
-            BLOCK_DOT=_power_of_two(x.shape[2]),
-            BLOCK_OUT=_power_of_two(z.shape[2]),
+            BLOCK_DOT=power_of_two(x.shape[2]),
+            BLOCK_OUT=power_of_two(z.shape[2]),
         )
 
 
@@ -177,9 +180,17 @@ def _bytes_of_a_pair(queries: int, keys: int, size: int, hash_code_len: int) -> 
     return 4 * ((1 << hash_code_len) * (size + 3 * blocks + 2) + 2 * (queries + keys))
 
 
-def _flat(*tensors: Tensor) -> list[Tensor]:
-    """The tensors as contiguous (N, tokens, size) in float32."""
-    return [x.detach().reshape(-1, *x.shape[-2:]).float().contiguous() for x in tensors]
+def flat(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The tensors as contiguous (N, tokens, size): of the given type, or each bfloat16 if it is and
+    float32 otherwise.
+    """
+    return [
+        x.detach()
+        .reshape(-1, *x.shape[-2:])
+        .to(dtype or (x.dtype if x.dtype == torch.bfloat16 else torch.float32))
+        .contiguous()
+        for x in tensors
+    ]
 
 
 def sampled_forward(
@@ -191,11 +202,11 @@ def sampled_forward(
     num_hash: int,
 ) -> Tensor:
     """`sampled_sum` of sampled.py."""
-    q, k, v = _flat(query, key, value)
+    q, k, v = flat(query, key, value)
     directions = (
         dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     )
-    out = q.new_zeros(*q.shape[:2], v.shape[2])
+    out = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         for n, first, some in _groups(
             q.shape[0],
@@ -219,11 +230,11 @@ def sampled_backward(
     num_hash: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sampled_sum_backward` of sampled.py."""
-    g, q, k, v = _flat(grad, query, key, value)
+    g, q, k, v = flat(grad, query, key, value)
     directions = (
         dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     )
-    g_query, g_key, g_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    g_query, g_key, g_value = (torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v))
     scale = hash_code_len / (2 * num_hash)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         for n, first, some in _groups(

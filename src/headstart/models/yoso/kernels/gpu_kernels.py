@@ -4,9 +4,10 @@ there.
 Letters as in sampled.py. R counts pairs of a head and a hash that are worked on together, C = 2 **
 tau buckets, T blocks of tokens. Tokens of a pair are sorted by bucket with a counting sort, so that
 sums over buckets need no atomics and come out the same every time. All tensors are contiguous;
-block sizes are powers of two, at least 16 where a matrix product needs it. Programs are numbered
-head by head in the first axis of a grid, so that a head's tables stay in the cache, and because
-CUDA's other axes end at 65,535.
+queries, keys, values, gradients and tables may be bfloat16, sums are kept in float32. Block sizes
+are powers of two, at least 16 where a matrix product needs it. Programs are numbered head by head
+in the first axis of a grid, so that a head's tables stay in the cache, and because CUDA's other
+axes end at 65,535.
 """
 
 # Arguments of kernels have Triton's types, not Python's.
@@ -43,7 +44,7 @@ def codes_kernel(
     x_place = (row.to(tl.int64) * tokens + token[:, None]) * size + element[None, :]
     rows = tl.load(
         x + x_place, mask=(token[:, None] < tokens) & (element[None, :] < size), other=0.0
-    )
+    ).to(tl.float32)
     code = tl.zeros((BLOCK_TOKENS, BLOCK_HASHES), tl.int32)
     column = (row.to(tl.int64) * size + element[:, None]) * (num_hash * tau) + (
         first_hash + hashes[None, :]
@@ -138,7 +139,7 @@ def bucket_sums_kernel(values, order, starts, tables, some_hashes, tokens, size,
                 values + (row * tokens + token[:, None]) * size + element[None, :],
                 mask=inside,
                 other=0.0,
-            ),
+            ).to(tl.float32),
             axis=0,
         )
     tl.store(tables + (pair * buckets + bucket) * size + element, total, mask=element < size)
@@ -187,7 +188,7 @@ def _rows(x, row, order, position, end, tokens, size, BLOCK_SIZE: tl.constexpr):
     token = tl.load(order + position, mask=position < end, other=0)
     inside = (position[:, None] < end) & (element[None, :] < size)
     offsets = (row * tokens + token[:, None]) * size + element[None, :]
-    return tl.load(x + offsets, mask=inside, other=0.0), offsets, inside
+    return tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32), offsets, inside
 
 
 @triton.jit
