@@ -105,6 +105,9 @@ class Problem(ABC):
     def finish(self, layer: nn.Linear) -> None:  # noqa: B027 - most have nothing to do
         """Puts what only training knew into the weights of the head."""
 
+    def standardize(self, layer: nn.Linear) -> None:  # noqa: B027 - most have nothing to do
+        """Inverse of `finish`: makes a head in the units of the labels one that training knows."""
+
     def overrides(self, names: Sequence[str]) -> dict[str, Any]:
         """Values of the network's configuration."""
         return {"id2label": dict(enumerate(names)), "problem_type": self.kind}
@@ -327,6 +330,18 @@ class Regression(Problem):
             layer.weight.mul_(scale[:, None])
             layer.bias.mul_(scale).add_(centre)
         self.use_units()
+
+    def standardize(self, layer: nn.Linear) -> None:
+        """See `Problem.standardize`."""
+        if self.centre is None or self.scale is None:
+            return
+        scale, centre = (
+            torch.as_tensor(each, dtype=layer.weight.dtype, device=layer.weight.device)
+            for each in (self.scale, self.centre)
+        )
+        with torch.no_grad():
+            layer.weight.div_(scale[:, None])
+            layer.bias.sub_(centre).div_(scale)
 
 
 def problem_of(kind: str, **headlines: str) -> Problem:

@@ -180,11 +180,12 @@ class TextTask(Task):
             if split in self.data.splits:
                 self.encoded[split] = self.encode(split)
                 cut = sum(bool(each.pop("cut", False)) for each in self.encoded[split])
-                if cut:
-                    self.data.notes.append(
-                        f"{cut} {split} texts are longer than {self.max_length} tokens and are cut"
-                        " (max_length)"
-                    )
+                note = (
+                    f"{cut} {split} texts are longer than {self.max_length} tokens and are cut"
+                    " (max_length)"
+                )
+                if cut and note not in self.data.notes:
+                    self.data.notes.append(note)
 
     def tokens(self, texts: list[Any], pairs: list[str] | None = None, **options: Any) -> Any:
         """The tokenizer's call on many texts, whole ones."""

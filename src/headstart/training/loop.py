@@ -43,6 +43,10 @@ Batch = dict[str, Tensor]
 CHUNK = 16  # examples that one thread makes at a time
 
 
+class DivergedError(ConfigError):
+    """The loss is no finite number."""
+
+
 class Batches:
     """The batches of a run by step.
 
@@ -309,7 +313,7 @@ class Loop:
                 )
         values = {name: float(self.world.total(value)) / total for name, value in sums.items()}
         if not np.isfinite(values["loss"]):
-            raise ConfigError(
+            raise DivergedError(
                 f"the loss is {values['loss']} at step {self.step}: training diverged; try a"
                 f" smaller --lr than {recipe.lr:g}"
             )

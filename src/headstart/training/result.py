@@ -34,6 +34,8 @@ class Request:
     """What was requested, as `run.json` holds it for `--resume`.
 
     `free_side` is whether a fitted head may take images of another side than the recipe's.
+    `automatic` is whether a head is fitted first and it is not decided yet whether every weight is
+    trained, `fixed` whether values of full training were given.
     """
 
     data: str
@@ -44,6 +46,8 @@ class Request:
     recipe: dict[str, Any]
     draws: int = 1
     free_side: bool = False
+    automatic: bool = False
+    fixed: bool = False
 
     def write(self, folder: Path) -> None:
         """Writes `run.json`."""

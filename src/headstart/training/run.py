@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.data.labels import kind_named
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, DataError, HeadstartError, TrainingInterrupted
-from headstart.features.choice import Views, read_states, states_of, tune_head
+from headstart.features.choice import Found, Views, read_states, states_of, tune_head
 from headstart.features.enough import forecast
 from headstart.features.extract import extractor_of
 from headstart.features.head import HeadCost, head_cost
+from headstart.features.memory import FILE as MEMORY
 from headstart.features.memory import memory_of
 from headstart.features.portfolio import View
 from headstart.features.unknown import reference_of
@@ -51,6 +53,7 @@ from headstart.training.estimate import (
     LONG,
     RESERVE,
     SMALL,
+    Estimate,
     fit_budget,
     measure,
     parse_budget,
@@ -58,7 +61,14 @@ from headstart.training.estimate import (
     smaller_sides,
 )
 from headstart.training.lock import LOCK, locked
-from headstart.training.loop import Loop, MetricsLog, fitting_micro_batch, free_memory, read_metrics
+from headstart.training.loop import (
+    DivergedError,
+    Loop,
+    MetricsLog,
+    fitting_micro_batch,
+    free_memory,
+    read_metrics,
+)
 from headstart.training.result import (
     RESULTS,
     RUN,
@@ -69,9 +79,22 @@ from headstart.training.result import (
     write_result,
 )
 from headstart.training.seen import trained_on
+from headstart.training.tuning import (
+    HEAD,
+    HEAD_PART,
+    Start,
+    begin_with,
+    choose_rate,
+    cut_steps,
+    examples_of,
+    planned,
+    rounds_of,
+    within,
+)
 from headstart.training.world import World, whole
 
 # The report lies above training, which works without it: it is reached by name.
+QUICK = 64  # examples among which a few are timed before every weight is trained
 AUTO_SECONDS = 600.0  # of full training, from which on `tune="auto"` takes the head alone
 # recipe values that also have an effect on a head alone; any other asks for full training
 SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
@@ -177,7 +200,8 @@ def train(
             return _finished(request, out, world, progress)
         _check_same(request, model, recipe_values, out)
         task_found = _read(request, workers)
-        resolved, automatic = Recipe.from_dict(request.recipe), False
+        resolved, automatic = Recipe.from_dict(request.recipe), request.automatic
+        fixed = request.fixed
     else:
         model = model or task_class(task).default_model
         if model is None:
@@ -201,17 +225,26 @@ def train(
         request = Request(str(data), name, task_class(task).name, revision, options, {}, draws)
         task_found = _read(request, workers)
         free_side = recipe_values.get("crop") is None and file.get("crop") is None
-        automatic = _is_automatic(recipe_values, bool(config or recipe or epochs or fsdp))
+        fixed = _is_fixed(recipe_values, bool(config or recipe or epochs or fsdp))
+        tune = recipe_values.get("tune")
+        automatic = not fixed if tune is None else tune == "auto"
         values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
         resolved = _resolve(name, task_found, config, recipe, values, revision, epochs)
         if automatic and isinstance(task_found, HeadTask) and name in MADE_FOR_HEADS:
             resolved = resolved.head_only()
         request = dataclasses.replace(request, recipe=resolved.to_dict(), free_side=free_side)
+        request = dataclasses.replace(request, automatic=automatic, fixed=fixed)
     if resolved.tune == "head" and not isinstance(task_found, HeadTask):
         raise ConfigError(f"--tune head is not available for {request.task}; use --tune full")
     for line in task_found.found():
         progress.say(line)
-    progress.say(describe(resolved, request.model))
+    run = Run(task_found, request, resolved, out, world, progress, began)
+    run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
+    run.automatic = automatic and isinstance(task_found, HeadTask)
+    run.fixed = fixed
+    both = resolved.tune == "full" and run.may_start_from_head
+    first = resolved.head_only() if both else resolved
+    progress.say(describe(first, request.model))
     if automatic and resolved.tune == "head":
         progress.say("its features are made for a head alone; --tune full trains every weight")
     if resolved.precision == "fp16" and world.device.type == "cpu":
@@ -219,9 +252,6 @@ def train(
             "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
             " and keeps float32's range"
         )
-    run = Run(task_found, request, resolved, out, world, progress, began)
-    run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
-    run.automatic = automatic and isinstance(task_found, HeadTask)
     if dry_run:
         return _estimate(run)
     with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
@@ -248,6 +278,7 @@ class Run:
         deadline: `time.perf_counter()` at which training has to end; None is never.
         tensorboard: Whether the metrics also go to `tensorboard/`.
         automatic: Whether the head alone is taken where full training takes long.
+        fixed: Whether values of full training were given.
         others: Results of the other draws.
     """
 
@@ -262,7 +293,18 @@ class Run:
     deadline: float | None = None
     tensorboard: bool = False
     automatic: bool = False
+    fixed: bool = False
     others: list[Result] = dataclasses.field(default_factory=list)
+
+    @property
+    def may_start_from_head(self) -> bool:
+        """Whether a head is fitted first: something is held out to compare it on."""
+        return self.automatic and self.world.size == 1 and bool(self.held_out)
+
+    @property
+    def held_out(self) -> list[str]:
+        """Splits beside the training data, the one that decides between models first."""
+        return [split for split in SPLITS[1:] if split in self.task.splits]
 
     @property
     def left(self) -> float:
@@ -289,14 +331,9 @@ def _read(request: Request, workers: int | None) -> Task:
     return task_class(request.task).read(request.data, options)
 
 
-def _is_automatic(values: Mapping[str, Any], full: bool) -> bool:
-    """Whether `tune` is "auto".
-
-    Asked for, or neither it nor any value of full training is given.
-    """
-    if values.get("tune") is not None:
-        return bool(values["tune"] == "auto")
-    return not full and not any(
+def _is_fixed(values: Mapping[str, Any], full: bool) -> bool:
+    """Whether any value of full training is given."""
+    return full or any(
         value is not None for key, value in values.items() if key not in SHARED_VALUES
     )
 
@@ -384,7 +421,9 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{out} holds an unfinished run; go on with --resume, or choose another --out"
         )
-    if out.exists() and any(path.name not in ("cache", "student", LOCK) for path in out.iterdir()):
+    if out.exists() and any(
+        path.name not in ("cache", "student", HEAD, LOCK) for path in out.iterdir()
+    ):
         raise ConfigError(
             f"{out} is not empty; choose another --out, so that nothing there is overwritten"
         )
@@ -429,7 +468,7 @@ def _finished(request: Request, out: Path, world: World, progress: Progress) -> 
 
 def _remove_working_files(out: Path) -> None:
     """Removes what only a run that goes on needs."""
-    for name in ("cache", "checkpoints", FOLDER):
+    for name in ("cache", "checkpoints", FOLDER, HEAD):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -449,7 +488,11 @@ def _carry_out(run: Run, resume: bool) -> Result:
 
     def fit(each: Run, resume: bool) -> Result:
         each.deadline = None if seconds is None else time.perf_counter() + seconds
-        return fit_head_run(each) if each.recipe.tune == "head" else fit_full_run(each, resume)
+        if each.recipe.tune == "head":
+            return fit_head_run(each)
+        if each.may_start_from_head or Start.read(each.out) is not None:
+            return fit_both_run(each, resume and not each.automatic)
+        return fit_full_run(each, resume)
 
     def draw(request: Request, out: Path, resume: bool) -> Result:
         recipe = Recipe.from_dict(request.recipe)
@@ -480,10 +523,7 @@ def fit_full_run(run: Run, resume: bool) -> Result:
     given_up: list[str] = []
     full_seconds = estimate.seconds(run.recipe)
     if run.automatic and not resume and run.deadline is None and full_seconds > AUTO_SECONDS:
-        run.progress.say(
-            f"training every weight would take about {duration(full_seconds)} here: the head alone"
-            " is fitted (--tune full trains every weight)"
-        )
+        _no_full(run, full_seconds)
         run.recipe = run.recipe.head_only()
         return fit_head_run(run)
     if run.deadline is not None and not resume:
@@ -506,31 +546,49 @@ def fit_full_run(run: Run, resume: bool) -> Result:
         )
     if not resume:
         _begin(run)
+    network, result = _train(run, loop, estimate, given_up)
+    return _finish(run, network, result)
+
+
+def _train(
+    run: Run, loop: Loop, estimate: Estimate, given_up: list[str]
+) -> tuple[nn.Module, Result]:
+    """Runs the loop to its end or to the deadline.
+
+    Returns:
+        The network as it is saved, and the result, which is not written yet.
+    """
+    task, world = run.task, run.world
+    expected = estimate.seconds(run.recipe, run.recipe.steps - loop.step)
     # At the deadline the last weights are evaluated once more against the best so far.
-    held_out = [split for split in SPLITS[1:] if split in task.splits]
-    examples = sum(map(task.splits.get, held_out, [0] * 2)) + task.splits.get("validation", 0)
-    evaluation = examples * estimate.forward
+    examples = sum(task.splits[split] for split in run.held_out)
+    evaluation = (examples + task.splits.get("validation", 0)) * estimate.forward
     with run.progress:
         loop.run(None if run.deadline is None else run.deadline - evaluation)
     if loop.step < run.recipe.steps:
         given_up.append(f"stopped after step {loop.step} of {run.recipe.steps}")
-    with loop.averaged():
-        network, evaluations = _merged(run, loop), {}
-        if world.is_main:
-            for split in held_out:
-                evaluations[split] = task.evaluate(network, split, world.device)
-        if world.is_main and "validation" in evaluations:
-            loop.log.write({"step": loop.step, "validation": evaluations["validation"].metrics})
-            loop.log.close()
-        result = Result(run.out, run.recipe, evaluations, 0.0, expected, given_up)
-        return _finish(run, network, result)
+    if loop.average is not None:
+        loop.average.swap(loop.model)
+    network, evaluations = _merged(run, loop), {}
+    start = Start.read(run.out)
+    if start is not None and start.mirrored:
+        config: Any = network.config
+        config.average_mirrored = True
+    if world.is_main:
+        for split in run.held_out:
+            evaluations[split] = task.evaluate(network, split, world.device)
+    if world.is_main and "validation" in evaluations:
+        loop.log.write({"step": loop.step, "validation": evaluations["validation"].metrics})
+        loop.log.close()
+    return network, Result(run.out, run.recipe, evaluations, 0.0, expected, given_up)
 
 
-def _loop(run: Run, resume: bool) -> Loop:
+def _loop(run: Run, resume: bool, prepared: bool = False) -> Loop:
     """Model, data and loop as the recipe says; a new run finds its micro-batch."""
     world, task = run.world, run.task
     network = _network(run)
-    task.prepare(run.out / "cache" / str(world.rank))
+    if not prepared:
+        task.prepare(run.out / "cache" / str(world.rank))
     if not resume:
         size = fitting_micro_batch(
             task, network.to(world.device), run.recipe, world, run.progress.say
@@ -564,6 +622,8 @@ def _resume_command(run: Run) -> str:
 def _network(run: Run) -> nn.Module:
     """The network as it is trained; a new head and LoRA's matrices are alike in every process."""
     torch.manual_seed(run.recipe.seed)
+    if isinstance(run.task, HeadTask) and Start.read(run.out) is not None:
+        return begin_with(run.task, run.out, run.recipe)
     network = run.task.build(run.request.model, run.recipe, revision=run.request.revision)
     if run.recipe.lora_rank is not None:
         from headstart.training.lora import add_lora
@@ -623,9 +683,47 @@ def _head_parts(run: Run) -> tuple[Views, HeadCost]:
     return Views(task, extractor, usual, run.progress), cost
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A fitted head that is not saved yet.
+
+    Args:
+        found: The head, with its evaluations.
+        views: Its features.
+        cost: What it was expected to take.
+        given_up: What a budget of time cost.
+    """
+
+    found: Found
+    views: Views
+    cost: HeadCost
+    given_up: list[str]
+
+    @property
+    def network(self) -> nn.Module:
+        """With the head."""
+        return self.views.extractor.model
+
+
 def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
     """Fits the last layer on features that are computed once."""
-    task, given_up = run.task, given_up or []
+    fitted = _fit_head(run, given_up or [])
+    _begin(run)
+    return _finish_head(run, fitted)
+
+
+def _fit_head(
+    run: Run, given_up: list[str], part: float = 1.0, full: Recipe | None = None
+) -> Fitted:
+    """Finds and fits the head.
+
+    Args:
+        run: Its recipe gets the side of the images.
+        given_up: What the budget cost so far.
+        part: Fraction of the time that is left that the search may take.
+        full: The recipe of full training, which may follow.
+    """
+    task = run.task
     assert isinstance(task, HeadTask)
     views, cost = _head_parts(run)
     for side in smaller_sides(run.recipe):
@@ -649,20 +747,20 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             "that is more than the budget, and nothing is left to give up; a smaller model"
             " takes less"
         )
+    limit = min(part * RESERVE * run.left, AUTO_SECONDS)
 
     def afford(view: View) -> bool:
         """Whether the features of all examples fit into the budget, or into ten minutes."""
         every = [digest for split in task.feature_digests().values() for digest in split]
-        return views.seconds(view, every) < min(RESERVE * run.left, AUTO_SECONDS)
+        return views.seconds(view, every) < min(limit, RESERVE * run.left)
 
-    model = views.extractor.model
     with run.progress:
         try:
             views.compute(sides[0] if sides else None)
-            _begin(run)  # from here on a run that is stopped goes on with --resume
+            _begin(run, full)  # from here on a run that is stopped goes on with --resume
             found = tune_head(
                 views,
-                model,
+                views.extractor.model,
                 run.recipe.seed,
                 sides=sides,
                 afford=lambda view: run.world.broadcast(afford(view)),
@@ -674,36 +772,204 @@ def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
             ) from None
     for note in found.notes:
         run.progress.say(note)
-    task.notes += found.notes
     run.recipe = dataclasses.replace(run.recipe, crop=task.side)
-    evaluations = found.evaluations
-    _begin(run)
-    if run.world.is_main and "validation" in evaluations:
-        log = MetricsLog(
-            run.out / "metrics.jsonl", run.out / "tensorboard" if run.tensorboard else None
-        )
-        log.write({"step": 0, "validation": evaluations["validation"].metrics})
-        log.close()
-    result = Result(run.out, run.recipe, evaluations, 0.0, cost.seconds, given_up)
+    task.notes += found.notes
+    return Fitted(found, views, cost, given_up)
+
+
+def _finish_head(run: Run, fitted: Fitted) -> Result:
+    """Writes the result of a fitted head."""
+    found = fitted.found
+    cost, given_up = fitted.cost.seconds, fitted.given_up
+    result = Result(run.out, run.recipe, found.evaluations, 0.0, cost, given_up)
     result.trials = found.trials
+    if run.world.is_main:
+        _write_memory(run, fitted, run.out)
+    return _write_head(run, fitted.network, result)
+
+
+def _write_memory(run: Run, fitted: Fitted, folder: Path) -> None:
+    """Writes what `update`, `forget` and `plan` need to know of the examples."""
+    task, choice = run.task, fitted.found.choice
+    if isinstance(task, HeadTask) and task.name == "image-classification":
+        store = extractor_of(task, fitted.network, run.world.device).store()
+        weights = run.recipe.class_weights
+        memory_of(task, choice, fitted.views.usual, weights, store).write(folder)
+
+
+def _write_head(run: Run, model: nn.Module, result: Result) -> Result:
+    """Writes the result folder of a network whose head was fitted."""
+    task = run.task
+    assert isinstance(task, HeadTask)
+    file = run.out / "metrics.jsonl"
+    if run.world.is_main and "validation" in result.evaluations and not file.exists():
+        log = MetricsLog(file, run.out / "tensorboard" if run.tensorboard else None)
+        log.write({"step": 0, "validation": result.evaluations["validation"].metrics})
+        log.close()
     if run.world.is_main:
         finished = extractor_of(task, model, run.world.device)
         with run.progress:
             result.forecast = forecast(task, finished, run.recipe.seed, run.progress)
         result.reference = reference_of(task, finished, run.recipe.seed)
-        if task.name == "image-classification":
-            store = finished.store()
-            memory_of(task, found.choice, views.usual, run.recipe.class_weights, store).write(
-                run.out
-            )
     return _finish(run, model, result)
 
 
-def _begin(run: Run) -> None:
-    """Makes the result folder and saves the request, so that the run can be resumed."""
+def fit_both_run(run: Run, resume: bool) -> Result:
+    """Fits a head, trains every weight from there in the time that is left, and keeps the better
+    one on held-out data.
+    """
+    task, given_up = run.task, list[str]()
+    start = Start.read(run.out) if resume else None
+    if start is None:
+        full = run.recipe
+        shutil.rmtree(run.out / HEAD, ignore_errors=True)  # of a run that was killed early
+        run.recipe = full.head_only()
+        fitted = _fit_head(run, [], 1.0 if run.deadline is None else HEAD_PART, full)
+        head = run.recipe
+        plan = _plan_full(run, full, fitted)
+        start = Start.read(run.out)
+        if plan is None:
+            run.recipe = head
+            _begin(run)
+            if start is None:
+                return _finish_head(run, fitted)
+            return _keep_head(run, start, fitted.cost.seconds, [])
+        run.recipe, given_up = plan
+    assert start is not None
+    loop = _loop(run, resume, prepared=not resume)
+    if resume:
+        _restore(run, loop)
+    estimate = measure(loop)
+    left = run.recipe.steps - loop.step
+    run.progress.say(describe(run.recipe, "all weights, from the fitted head"))
+    run.progress.say(estimate.text(run.recipe, left))
+    if not resume:
+        _begin(run)
+    try:
+        network, result = _train(run, loop, estimate, given_up)
+        value = result.evaluations[start.split].metrics[task.headline]
+        note = start.compared(task.headline, value)
+    except DivergedError as error:
+        note, value = f"{error}; the fitted head is kept", -math.inf
+    run.progress.say(note)
+    task.notes.append(note)
+    if value > start.value:
+        result.trials = start.trials
+        return _finish(run, network, result)
+    return _keep_head(run, start, estimate.seconds(run.recipe), given_up)
+
+
+def _plan_full(run: Run, full: Recipe, fitted: Fitted) -> tuple[Recipe, list[str]] | None:
+    """How every weight is trained from a fitted head, which is saved for it, and what was given up.
+
+    Args:
+        run: Its recipe is that of the head.
+        full: The recipe of full training.
+        fitted: The head.
+
+    Returns:
+        None where there is no time for it.
+    """
+    task, network = run.task, fitted.network
+    assert isinstance(task, HeadTask)
+    side, examples = task.side, task.splits["train"]
+    recipe = planned(full, side, sum(p.numel() for p in network.parameters()), run.fixed)
+    names = task.feature_digests()["train"][:QUICK]
+    extractor = extractor_of(task, network, run.world.device)
+    seconds = extractor.seconds(names, task.feature_sizes(names)) / len(names)
+    seconds *= 3 * (1.0 if side is None or recipe.crop is None else (recipe.crop / side) ** 2)
+    whole = seconds * examples_of(recipe)
+    if run.deadline is None and whole > 2 * AUTO_SECONDS:
+        _no_full(run, whole)
+        return None
+    if 2 * run.left < seconds * examples and not run.fixed:
+        run.progress.say("the budget has no time to train every weight: the fitted head is kept")
+        return None
+    split = run.held_out[0]
+    found = fitted.found
+    value = found.evaluations[split].metrics[task.headline]
+    mirrored = found.choice.candidates[0].view.mirrored
+    start = Start(split, value, mirrored, run.recipe.to_dict(), found.trials)
+    start.write(run.out, network, task)
+    _write_memory(run, fitted, run.out / HEAD)
+    run.recipe = recipe
+    loop = _loop(run, False)
+    estimate = measure(loop)
+    if run.deadline is None:
+        whole = estimate.seconds(run.recipe)
+        if whole > AUTO_SECONDS:
+            _no_full(run, whole)
+            return None
+        return run.recipe, []
+    cut, given_up = within(run.recipe, estimate, run.left, side, run.fixed)
+    if (cut.crop, cut.resize) != (run.recipe.crop, run.recipe.resize):
+        run.recipe = cut
+        loop = _loop(run, False)
+        estimate = measure(loop)
+    too_few = examples_of(cut) < examples or estimate.seconds(cut) > run.left
+    if too_few and not run.fixed:
+        run.progress.say("the budget has no time to train every weight: the fitted head is kept")
+        return None
+    steps = 0 if run.fixed else rounds_of(cut, examples)
+    if steps:
+        rate, losses = choose_rate(lambda each: _trial_loop(run, each), cut, steps)
+        tried = ", ".join(f"{each:g}: {loss:.3f}" for each, loss in losses.items())
+        run.progress.say(f"learning rate {rate:g}, of (rate: loss of a short trial) {tried}")
+        cut, _ = cut_steps(dataclasses.replace(cut, lr=rate), estimate, run.left)
+    return cut, given_up
+
+
+def _no_full(run: Run, seconds: float) -> None:
+    """Says why every weight is not trained where no budget asks for it."""
+    run.progress.say(
+        f"training every weight would take about {duration(seconds)} here: the head alone"
+        " is fitted (--tune full trains every weight)"
+    )
+
+
+def _trial_loop(run: Run, recipe: Recipe) -> Loop:
+    """A loop from the start that writes nothing."""
+    return Loop(run.task, _network(run), recipe, run.out, run.world, Silent(), workers=run.workers)
+
+
+def _keep_head(run: Run, start: Start, expected: float, given_up: list[str]) -> Result:
+    """Writes the result of the fitted head that full training started from."""
+    task, device = run.task, run.world.device
+    assert isinstance(task, HeadTask)
+    run.recipe = Recipe.from_dict(start.recipe)
+    recipe = dataclasses.replace(run.recipe, zero_head=False)
+    network = task.build(str(run.out / HEAD), recipe).to(device).eval()
+    task.problem.use_units()
+    extractor = extractor_of(task, network, device)
+    digests = task.feature_digests()
+    with run.progress:
+        every = [name for names in digests.values() for name in names]
+        store = extractor.fill(every, run.progress)
+    weight, bias = (each.detach().cpu().numpy() for each in extractor.layer.parameters())
+    evaluations = {
+        split: task.evaluate_scores(split, store[digests[split]] @ weight.T + bias)
+        for split in run.held_out
+    }
+    if run.world.is_main:
+        memory = run.out / HEAD / MEMORY
+        if memory.is_file():
+            shutil.copy2(memory, run.out / MEMORY)
+    result = Result(run.out, run.recipe, evaluations, 0.0, expected, given_up)
+    result.trials = start.trials
+    return _write_head(run, network, result)
+
+
+def _begin(run: Run, full: Recipe | None = None) -> None:
+    """Makes the result folder and saves the request, so that the run can be resumed.
+
+    Args:
+        run: Has the recipe.
+        full: The recipe of full training, where it is not decided yet whether it follows.
+    """
     run.world.barrier()  # every process has seen that the folder is free
     if run.world.is_main:
-        run.request = dataclasses.replace(run.request, recipe=run.recipe.to_dict())
+        recipe, open_ = (full or run.recipe).to_dict(), full is not None
+        run.request = dataclasses.replace(run.request, recipe=recipe, automatic=open_)
         run.request.write(run.out)
         write_recipe(run.out, run.recipe)
 
