@@ -135,3 +135,36 @@ def test_a_class_without_examples_is_refused():
         Discriminant.from_statistics(Statistics.of(x, labels, 3))
     with pytest.raises(ConfigError, match="shrinkage=2"):
         Discriminant.from_statistics(Statistics.of(x, labels, 2), 2)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_examples_give_the_same_head(shrinkage, weighted):
+    """Through a matrix of the examples, or through the covariance of the features."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(12) % 3
+    x = 5 + 3 * rng.normal(size=(12, 40)) + 2 * rng.normal(size=(3, 40))[labels]
+    weights = rng.random(12) + 0.5 if weighted else None
+    few = Discriminant.from_few(x, labels, 3, shrinkage, weights)
+    full = Discriminant.from_statistics(Statistics.of(x, labels, 3, weights), shrinkage)
+    others = 5 + 3 * rng.normal(size=(20, 40))
+    scores = [others @ head.weight.T + head.bias for head in (few, full)]
+    tolerance = 1e-3 if shrinkage == 0 else 1e-9  # an inverse that hardly exists
+    assert np.allclose(*scores, rtol=tolerance, atol=tolerance * np.abs(scores[1]).max())
+
+
+def test_one_of_each_class_gives_the_nearest_mean():
+    x = np.eye(3, 9)
+    head = Discriminant.from_few(x, np.arange(3), 3, 0.5)
+    assert ((x @ head.weight.T + head.bias).argmax(axis=1) == np.arange(3)).all()
+
+
+def test_a_wider_space_spreads_the_identity():
+    """The head in the span of the examples is that of the whole space."""
+    rng = np.random.default_rng(1)
+    x, labels = rng.normal(size=(10, 30)), np.arange(10) % 2
+    x -= x.mean(axis=0)
+    basis = np.linalg.svd(x, full_matrices=False)[2][:9]
+    whole = Discriminant.from_few(x, labels, 2, 0.4)
+    inside = Discriminant.from_few(x @ basis.T, labels, 2, 0.4, width=30)
+    assert np.allclose(x @ whole.weight.T, x @ basis.T @ inside.weight.T)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.labels import SINGLE
-from headstart.features.discriminant import Discriminant, Statistics
+from headstart.features.discriminant import FEW, Discriminant, Statistics
 from headstart.features.extract import Extractor
 from headstart.features.head import compact, one_thread, stratified
 from headstart.metrics.learning_curve import Forecast, LearningCurve, class_gains, fit_power_laws
@@ -182,9 +182,11 @@ def predictions(x: Doubles, labels: Ints, others: Doubles, width: int) -> Ints:
         width: D, which decides the part of the identity.
     """
     present, renumbered = np.unique(labels, return_inverse=True)
-    # the identity of D dimensions has R / D of its trace in these
-    odds = SHRINKAGE / (1 - SHRINKAGE) * x.shape[1] / width
-    head = Discriminant.from_statistics(
-        Statistics.of(x, renumbered, len(present)), odds / (1 + odds)
-    )
+    if FEW * len(x) < x.shape[1]:
+        head = Discriminant.from_few(x, renumbered, len(present), SHRINKAGE, width=width)
+    else:
+        # the identity of D dimensions has R / D of its trace in these
+        odds = SHRINKAGE / (1 - SHRINKAGE) * x.shape[1] / width
+        statistics = Statistics.of(x, renumbered, len(present))
+        head = Discriminant.from_statistics(statistics, odds / (1 + odds))
     return np.asarray(present[(others @ head.weight.T + head.bias).argmax(axis=1)])

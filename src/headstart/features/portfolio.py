@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headstart.data.cache import parallel
 from headstart.data.labels import REGRESSION, SINGLE
-from headstart.features.discriminant import Discriminant, Statistics
+from headstart.features.discriminant import FEW, Discriminant, Statistics
 from headstart.features.head import (
     CV_EXAMPLES,
     ITERATIONS,
@@ -303,8 +303,8 @@ class Comparison:
         """Scores (R, N, V) of each example by heads that were fitted to the other folds."""
         scores = np.zeros((len(self.folds), len(x), self.classes))
         problem = self.problem(x)
-        total = None
-        if head == DISCRIMINANT:
+        total, few = None, FEW * len(x) < x.shape[1]
+        if head == DISCRIMINANT and not few:
             total = Statistics.of(x, self.labels, self.classes, self.weights)
         tasks = [(r, number) for r in range(len(self.folds)) for number in range(self.count)]
         starts += [None] * (len(tasks) - len(starts))
@@ -316,8 +316,12 @@ class Comparison:
                 weights = None if self.weights is None else self.weights[held]
                 removed = Statistics.of(x[held], self.labels[held], self.classes, weights)
                 found = discriminant(total - removed, setting)
+            elif head == DISCRIMINANT:
+                found = discriminant_of_few(problem.take(~held), setting)
             else:
-                found = fit_linear(head, problem.take(~held), setting, starts[at], 1e-4, COMPARING)
+                found = fit_linear(
+                    head, problem.take(~held), setting, starts[at], 1e-4, COMPARING, exact=False
+                )
                 starts[at] = found
             scores[r, held] = x[held] @ found.weight.T + found.bias
 
@@ -457,6 +461,14 @@ def climb(
 def discriminant(statistics: Statistics, shrinkage: float) -> Solution:
     """A discriminant as a solution."""
     found = Discriminant.from_statistics(statistics, shrinkage)
+    return Solution(found.weight, found.bias)
+
+
+def discriminant_of_few(problem: Problem, shrinkage: float) -> Solution:
+    """A discriminant of fewer examples than features as a solution."""
+    found = Discriminant.from_few(
+        problem.x, problem.labels, problem.classes, shrinkage, problem.weights
+    )
     return Solution(found.weight, found.bias)
 
 
