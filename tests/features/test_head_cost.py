@@ -12,3 +12,9 @@ def test_larger_and_mirrored_images_are_counted_by_their_pixels():
     assert "4s for features, up to 41s for larger and mirrored images" in searched.text()
     assert cost.with_search([64]).search == 4  # mirror images alone
     assert cost.with_search([]) == cost  # texts
+
+
+def test_known_features_leave_the_comparison_and_the_report():
+    """The head is compared many times over before it is fitted once."""
+    cost = HeadCost(features=0.0, fit=2.0, memory=2**30, report=3.0)
+    assert cost.seconds == 5 and "2s for the head, 3s for the report" in cost.text()

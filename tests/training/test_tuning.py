@@ -14,7 +14,7 @@ from torch import nn
 import headstart
 from conftest import assert_close
 from headstart.errors import TrainingInterrupted
-from headstart.progress import Lines
+from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
 from headstart.tasks.problems import Regression
 from headstart.training import loop, tuning
@@ -252,3 +252,20 @@ def test_successive_halving(monkeypatch):
     assert rate == 3e-4 and losses == {3e-4: 0.5, 1e-3: 0.9, 3e-3: float("inf")}
     for each, steps in ((3e-4, 20), (1e-3, 20), (3e-3, 10)):
         assert [number for other, number in seen if other == each] == list(range(steps))
+
+
+def test_a_run_stopped_at_its_head_is_undecided(photos, tiny_model, tmp_path, monkeypatch):
+    """It goes on with the head and then with every weight, as a whole run does."""
+    claim(monkeypatch, -1.0)
+    headstart.train(photos, model=tiny_model, out=tmp_path / "whole", **FEW)
+
+    class Stop(Silent):
+        def start(self, label, total, done=0, unit="img"):
+            if label == "fitting the head":
+                raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match="--resume"):
+        headstart.train(photos, model=tiny_model, out=tmp_path / "run", progress=Stop(), **FEW)
+    found = headstart.train(photos, out=tmp_path / "run", resume=True)
+    assert found.recipe.tune == "full"
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))

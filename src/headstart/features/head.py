@@ -34,20 +34,22 @@ class HeadCost:
 
     Args:
         features: Seconds for the features that are not known from before.
-        fit: Seconds for the head itself.
+        fit: Seconds for the head itself, and for the comparison of heads.
         memory: Bytes.
         search: Seconds for the features of larger and of mirrored images, if all are tried.
+        report: Seconds for the report.
     """
 
     features: float
     fit: float
     memory: float
     search: float = 0.0
+    report: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of everything."""
-        return self.features + self.search + self.fit
+        return self.features + self.search + self.fit + self.report
 
     def with_search(self, sides: Sequence[int]) -> Self:
         """The cost where images of these sides are tried, the usual one first, and mirrored ones.
@@ -63,7 +65,7 @@ class HeadCost:
         more = f"up to {duration(self.search)} for larger and mirrored images, "
         parts = (
             f"{duration(self.features)} for features, {more if self.search else ''}"
-            f"{duration(self.fit)} for the head"
+            f"{duration(self.fit)} for the head, {duration(self.report)} for the report"
         )
         return (
             f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
@@ -82,6 +84,9 @@ ITERATIONS = 500
 # of the loss, one after another, that a fit takes as long as: 250 to 1,000 on photos and satellite
 # images
 EVALUATIONS = 700
+# in the comparison of heads by cross-validation, which is repeated for few examples
+COMPARED_EVALUATIONS = 4500
+REPORT = 3.0  # seconds that figures, page and learning curve take, whatever the size of the data
 # products in one evaluation from which on all threads work, in float32: smaller ones lose more by
 # waiting for each other than they gain
 LARGE = 2e8
@@ -455,7 +460,9 @@ def fitting_seconds(examples: int, width: int, classes: int) -> float:
         began = time.perf_counter()
         logistic(problem, 1.0, tolerance=1.0, iterations=1)
         times.append(time.perf_counter() - began)
-    return EVALUATIONS * min(times)
+    repeats = 3 if examples < 300 else 1
+    compared = COMPARED_EVALUATIONS * repeats * min(1.0, CV_EXAMPLES / examples)
+    return (EVALUATIONS + compared) * min(times)
 
 
 def install(layer: nn.Linear, fit: Fit) -> None:
@@ -482,4 +489,4 @@ def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadC
     # features, their standardized copy and what goes into the solver; scores and their slopes
     memory = base_memory + 4 * total * D + 2 * size * N * D + 3 * size * N * V + 24 * V * D * 8
     seconds = extractor.seconds(missing, task.feature_sizes(missing))
-    return HeadCost(seconds, fitting_seconds(N, D, V), memory)
+    return HeadCost(seconds, fitting_seconds(N, D, V), memory, report=REPORT)

@@ -480,6 +480,8 @@ def fit_linear(
     tolerance: float = 1e-7,
     work: float = FITTING,
     progress: Progress | None = None,
+    *,
+    exact: bool = True,
 ) -> Solution:
     """A head of one kind, with at most so many products in its iterations."""
     if head == DISCRIMINANT:
@@ -492,7 +494,9 @@ def fit_linear(
         start = close_start(problem)
     if progress is not None:
         progress.start("fitting the head", iterations, unit="iterations")
-    return logistic(problem, setting, start, tolerance, iterations=iterations, progress=progress)
+    return logistic(
+        problem, setting, start, tolerance, iterations=iterations, progress=progress, exact=exact
+    )
 
 
 def iterations_of(problem: Problem, work: float = FITTING) -> int:

@@ -2,7 +2,7 @@
 
 The distance of an example is Mahalanobis' to the nearest class (Lee et al. 2018), among the
 principal components of the features, whitened by the covariance within the classes, which is
-shrunken (Ledoit and Wolf 2004). How large distances of known examples are is measured on
+shrunken (Chen et al. 2010). How large distances of known examples are is measured on
 examples that the coordinates were found without: folds of the training examples, and held-out ones.
 
 Letters: N examples, D features, R coordinates, V classes.
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.labels import SINGLE
+from headstart.features.discriminant import shrinkage_of
 from headstart.features.extract import Extractor
-from headstart.metrics.optional import scikit_learn
 from headstart.pipelines.unknown import MOST, Reference
 from headstart.tasks.base import HeadTask
 
@@ -66,12 +66,16 @@ def _fitted(x: Floats, labels: Ints) -> Reference:
     mean = x.mean(axis=0)
     centered = x - mean
     size = min(COORDINATES, len(x) - 1, x.shape[1])
-    _, _, axes = scikit_learn("utils.extmath").randomized_svd(centered, size, random_state=0)
+    axes = principal_axes(centered, size)
     inside = centered @ axes.T  # (N, R)
     scale = float(np.sqrt(np.square(inside).mean())) or 1.0
     classes, which = np.unique(labels, return_inverse=True)
     means = np.stack([inside[which == n].mean(axis=0) for n in range(len(classes))])
-    within, _ = scikit_learn("covariance").ledoit_wolf((inside - means[which]) / scale)
+    residual = np.asarray(inside - means[which], dtype=np.float64) / scale
+    within = residual.T @ residual / len(residual)
+    shrinkage = shrinkage_of(within, len(residual))
+    identity = np.eye(size) * np.trace(within) / size
+    within = (1 - shrinkage) * within + shrinkage * identity
     variances, directions = np.linalg.eigh(within)
     whiten = directions / np.sqrt(np.maximum(variances, 1e-6)) / scale  # (R, R)
     mean, basis, centers = (
@@ -79,6 +83,20 @@ def _fitted(x: Floats, labels: Ints) -> Reference:
         for each in (mean, whiten.T @ axes, means @ whiten)
     )
     return Reference(mean, basis, centers, torch.zeros(0))
+
+
+def principal_axes(centered: Floats, size: int) -> Floats:
+    """Directions of the largest variances, (size, D), of features around 0, (N, D).
+
+    scikit-learn's `randomized_svd` gives nearly the same; it takes a second to import.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(np.ascontiguousarray(centered))
+    basis = torch.randn(x.shape[1], min(size + 10, *x.shape), generator=generator)
+    for _ in range(4):  # iterations of a randomized range finder (Halko et al. 2011)
+        basis, _ = torch.linalg.qr(x.T @ (x @ basis))
+    _, _, inner = torch.linalg.svd(x @ basis, full_matrices=False)
+    return np.asarray((basis @ inner[:size].T).T)
 
 
 def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:
