@@ -1,38 +1,24 @@
 """The part of YOSO's tokenizer that works on numbers of tokens, after or without texts."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headstart.errors import ConfigError, InputError
-from headstart.models.yoso.encoding import BatchEncoding, choice, plain
+from headstart.errors import InputError
+from headstart.models.yoso.encoding import BatchEncoding, choice, filled, plain
+from headstart.models.yoso.vocabulary import Vocabulary
 
+UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
 STRATEGIES = ("longest_first", "only_first", "only_second")
 
 
-class PreparedIds(ABC):
-    """Frames, masks and cuts of lists of numbers, in RoBERTa's layout.
+class PreparedIds(Vocabulary):
+    """Frames, masks, cuts and padding of lists of numbers, in RoBERTa's layout.
 
     `<s> A </s>`, and `<s> A </s></s> B </s>` for pairs.
     """
 
-    cls_token_id: int
-    sep_token_id: int
+    padding_side: str
     truncation_side: str
-    model_max_length: int
-
-    @property
-    @abstractmethod
-    def all_special_ids(self) -> list[int]:
-        """Numbers of the special tokens."""
-
-    @abstractmethod
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Special tokens around a text, or a pair."""
-
-    @abstractmethod
-    def pad(self, encoded_inputs: Any, *args: Any, **options: Any) -> BatchEncoding:
-        """One batch of examples that were encoded before."""
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
@@ -220,13 +206,71 @@ class PreparedIds(ABC):
             batch = BatchEncoding({key: [value] for key, value in batch.items()})
         return batch.convert_to_tensors(return_tensors)
 
+    def _side(self, given: str | None) -> str:
+        if given not in (None, "right", "left"):
+            raise InputError(f"padding_side={given!r}; expected 'right' or 'left'")
+        return given or self.padding_side
 
-def listed_tokens(value: Any) -> list[Any]:
-    """The tokens of `additional_special_tokens`.
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """One batch of examples that were encoded before.
 
-    Raises:
-        ConfigError: Not a list of tokens.
-    """
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
-        raise ConfigError(f"additional_special_tokens={value!r}; expected a list of tokens")
-    return list(value)
+        Args:
+            encoded_inputs: What a call returned, a dict of lists, or a list of dicts; values of
+                unknown names are kept as they are.
+            padding: True or "longest", or "max_length".
+            max_length: The length of "max_length".
+            pad_to_multiple_of: Round the length up.
+            padding_side: "right" or "left"; default the tokenizer's.
+            return_attention_mask: Make the mask where it is not among the inputs; None is True.
+            return_tensors: "np", "pt", "jax", "tf", or None for lists.
+            verbose: Takes no effect.
+        """
+        side, rows = self._side(padding_side), encoded_inputs
+        if not isinstance(rows, Mapping):
+            rows = {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]}
+        data = {key: plain(value) for key, value in rows.items()}
+        if "input_ids" not in data:
+            raise InputError(f"input_ids are missing; there is {', '.join(data)}")
+        single = bool(data["input_ids"]) and isinstance(data["input_ids"][0], int)
+        if single:
+            data = {key: [value] for key, value in data.items()}
+        if return_attention_mask is not False and "attention_mask" not in data:
+            data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
+        fills = choice(
+            "padding",
+            padding,
+            {True: "longest", False: "", "do_not_pad": ""},
+            ("longest", "max_length"),
+        )
+        if fills:
+            limit = self.model_max_length if max_length is None else max_length
+            length = padded_length(
+                max(len(ids) for ids in data["input_ids"]), fills, limit, pad_to_multiple_of
+            )
+            values = {
+                "input_ids": self.pad_token_id,
+                "attention_mask": 0,
+                "token_type_ids": 0,
+                "special_tokens_mask": 1,
+            }
+            for key in values.keys() & data.keys():
+                data[key] = [filled(each, length, values[key], side) for each in data[key]]
+        if single and return_tensors is None:
+            data = {key: value[0] for key, value in data.items()}
+        return BatchEncoding(data).convert_to_tensors(return_tensors)
+
+
+def padded_length(longest: int, fills: str, limit: int, multiple: int | None) -> int:
+    """Tokens that a batch is filled to."""
+    length = longest if fills == "longest" or limit >= UNLIMITED else limit
+    return -(-length // multiple) * multiple if multiple else length

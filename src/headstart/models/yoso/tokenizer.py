@@ -10,15 +10,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headstart.errors import ConfigError, InputError, NotFoundError
-from headstart.models.yoso.encoding import (
-    BatchEncoding,
-    choice,
-    filled,
-    is_list,
-    listed_inputs,
-    plain,
-)
-from headstart.models.yoso.prepared import STRATEGIES, PreparedIds, listed_tokens
+from headstart.models.yoso.encoding import BatchEncoding, choice, is_list, listed_inputs
+from headstart.models.yoso.prepared import STRATEGIES, UNLIMITED, PreparedIds, padded_length
 from headstart.models.yoso.tokenizer_files import (
     SPECIAL,
     added_values,
@@ -28,8 +21,8 @@ from headstart.models.yoso.tokenizer_files import (
     read_settings,
     read_tokenizer,
 )
+from headstart.models.yoso.vocabulary import listed_tokens
 
-UNLIMITED = int(1e30)  # what tokenizer_config.json writes for "no limit"
 FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -69,13 +62,6 @@ class YosoTokenizer(PreparedIds):
 
     is_fast: ClassVar[bool] = True
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
-    bos_token: str
-    eos_token: str
-    unk_token: str
-    sep_token: str
-    pad_token: str
-    cls_token: str
-    mask_token: str
 
     def __init__(
         self,
@@ -368,193 +354,6 @@ class YosoTokenizer(PreparedIds):
 
         return push_saved(self, repo_id, hub)
 
-    # The vocabulary
-
-    def __len__(self) -> int:
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens without those that were added."""
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
-
-    def get_vocab(self) -> dict[str, int]:
-        """Token → number, with those that were added."""
-        return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))
-
-    @property
-    def vocab(self) -> dict[str, int]:
-        """Token → number, as `get_vocab()`."""
-        return self.get_vocab()
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Token → number of the special tokens and of those that were added, by number."""
-        found = sorted(self.backend_tokenizer.get_added_tokens_decoder().items())
-        return {token.content: number for number, token in found}
-
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """As `get_added_vocab()`."""
-        return self.get_added_vocab()
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Number → token of the special tokens and of those that were added."""
-        return dict(sorted(self.backend_tokenizer.get_added_tokens_decoder().items()))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """`pad_token_id = 5` makes the token of that number the padding token."""
-        role = name.removesuffix("_id")
-        if role in SPECIAL and role != name:
-            token = self.backend_tokenizer.id_to_token(value)
-            if token is None:
-                raise InputError(
-                    f"{name}={value}; the vocabulary has the numbers 0 to {len(self) - 1}"
-                )
-            name, value = role, token
-        super().__setattr__(name, as_added(value, name).content if name in SPECIAL else value)
-
-    def __getattr__(self, name: str) -> Any:
-        role = name.removesuffix("_id")
-        if role in SPECIAL and role != name:  # pad_token_id, mask_token_id, …
-            return self.convert_tokens_to_ids(getattr(self, role))
-        raise AttributeError(f"YosoTokenizer has no {name}")
-
-    @property
-    def special_tokens_map(self) -> dict[str, Any]:
-        """Role → token; `additional_special_tokens` → a list, where there are some."""
-        found: dict[str, Any] = {role: getattr(self, role) for role in SPECIAL}
-        more = self.additional_special_tokens
-        return found | ({"additional_special_tokens": list(more)} if more else {})
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Every special token once."""
-        roles = [getattr(self, role) for role in SPECIAL]
-        return list(dict.fromkeys([*roles, *self.additional_special_tokens]))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Their numbers."""
-        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
-
-    @property
-    def additional_special_tokens_ids(self) -> list[int]:
-        """Numbers of `additional_special_tokens`."""
-        return [self.convert_tokens_to_ids(token) for token in self.additional_special_tokens]
-
-    @property
-    def max_len_single_sentence(self) -> int:
-        """Tokens of the longest text, without the special ones."""
-        return self.model_max_length - self.num_special_tokens_to_add()
-
-    @property
-    def max_len_sentences_pair(self) -> int:
-        """Tokens of the longest pair, without the special ones."""
-        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
-
-    def add_tokens(
-        self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
-    ) -> int:
-        """Adds tokens that are never split, and returns how many were new.
-
-        Then resize the network's table.
-        """
-        listed = [tokens] if isinstance(tokens, str | AddedToken) else list(tokens)
-        add = (
-            self.backend_tokenizer.add_special_tokens
-            if special_tokens
-            else self.backend_tokenizer.add_tokens
-        )
-        self._words = None
-        return int(add(listed))
-
-    def add_special_tokens(
-        self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
-    ) -> int:
-        """Gives roles other tokens, adds those that are new, and returns how many were new.
-
-        Then resize the network's table. The frame around texts keeps its tokens.
-
-        Args:
-            special_tokens_dict: Role ("pad_token") → token, and "additional_special_tokens" →
-                a list of tokens.
-            replace_additional_special_tokens: Whether the list replaces the old one.
-
-        Raises:
-            ConfigError: A role that does not exist.
-        """
-        more = "additional_special_tokens"
-        unknown = sorted(set(special_tokens_dict) - {*SPECIAL, more})
-        if unknown:
-            raise ConfigError(
-                f"no special tokens are called {', '.join(unknown)}; expected"
-                f" {', '.join([*SPECIAL, more])}"
-            )
-        added: list[AddedToken] = []
-        for role, value in special_tokens_dict.items():
-            if role != more:
-                added.append(as_added(value, role))
-                setattr(self, role, added[-1].content)
-                continue
-            tokens = [as_added(each, "") for each in listed_tokens(value)]
-            kept = [] if replace_additional_special_tokens else self.additional_special_tokens
-            listed = [*kept, *(token.content for token in tokens)]
-            self.additional_special_tokens = list(dict.fromkeys(listed))
-            added += tokens
-        return self.add_tokens(added, special_tokens=True)
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Numbers of tokens, one or a list; unknown ones are `unk_token_id`."""
-        if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        found = self.backend_tokenizer.token_to_id(tokens)
-        return self.backend_tokenizer.token_to_id(self.unk_token) if found is None else found
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Tokens of numbers, one or a list."""
-        ids = plain(ids)
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self.backend_tokenizer.id_to_token(i) for i in ids if i not in skipped]
-
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens."""
-        return str(self.backend_tokenizer.decoder.decode(list(tokens)))
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Special tokens around a text, or a pair."""
-        return int(self.backend_tokenizer.num_special_tokens_to_add(pair))
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,
-    ) -> str:
-        """The text of a list, array or tensor of numbers.
-
-        Args:
-            token_ids: Numbers, or one.
-            skip_special_tokens: Leave the special ones out.
-            clean_up_tokenization_spaces: Also take out spaces before punctuation and contractions.
-        """
-        ids = plain(token_ids)
-        text = self.backend_tokenizer.decode(
-            [ids] if isinstance(ids, int) else ids, skip_special_tokens=skip_special_tokens
-        )
-        if clean_up_tokenization_spaces:
-            for end in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
-                text = text.replace(" ' ", "'") if end == "'" else text.replace(f" {end}", end)
-        return str(text)
-
-    def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, **options: Any
-    ) -> list[str]:
-        """`decode` of each."""
-        return [self.decode(each, skip_special_tokens, **options) for each in sequences]
-
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False
     ) -> list[str]:
@@ -836,69 +635,6 @@ class YosoTokenizer(PreparedIds):
                     " truncate with 'longest_first'"
                 )
 
-    def _side(self, given: str | None) -> str:
-        if given not in (None, "right", "left"):
-            raise InputError(f"padding_side={given!r}; expected 'right' or 'left'")
-        return given or self.padding_side
-
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: str | None = None,
-        verbose: bool = True,
-    ) -> BatchEncoding:
-        """One batch of examples that were encoded before.
-
-        Args:
-            encoded_inputs: What a call returned, a dict of lists, or a list of dicts; values of
-                unknown names are kept as they are.
-            padding: True or "longest", or "max_length".
-            max_length: The length of "max_length".
-            pad_to_multiple_of: Round the length up.
-            padding_side: "right" or "left"; default the tokenizer's.
-            return_attention_mask: Make the mask where it is not among the inputs; None is True.
-            return_tensors: "np", "pt", "jax", "tf", or None for lists.
-            verbose: Takes no effect.
-        """
-        side, rows = self._side(padding_side), encoded_inputs
-        if not isinstance(rows, Mapping):
-            rows = {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]}
-        data = {key: plain(value) for key, value in rows.items()}
-        if "input_ids" not in data:
-            raise InputError(f"input_ids are missing; there is {', '.join(data)}")
-        single = bool(data["input_ids"]) and isinstance(data["input_ids"][0], int)
-        if single:
-            data = {key: [value] for key, value in data.items()}
-        if return_attention_mask is not False and "attention_mask" not in data:
-            data["attention_mask"] = [[1] * len(ids) for ids in data["input_ids"]]
-        fills = choice(
-            "padding",
-            padding,
-            {True: "longest", False: "", "do_not_pad": ""},
-            ("longest", "max_length"),
-        )
-        if fills:
-            limit = self.model_max_length if max_length is None else max_length
-            length = padded_length(
-                max(len(ids) for ids in data["input_ids"]), fills, limit, pad_to_multiple_of
-            )
-            values = {
-                "input_ids": self.pad_token_id,
-                "attention_mask": 0,
-                "token_type_ids": 0,
-                "special_tokens_mask": 1,
-            }
-            for key in values.keys() & data.keys():
-                data[key] = [filled(each, length, values[key], side) for each in data[key]]
-        if single and return_tensors is None:
-            data = {key: value[0] for key, value in data.items()}
-        return BatchEncoding(data).convert_to_tensors(return_tensors)
-
     def __repr__(self) -> str:
         return (
             f"YosoTokenizer({self.name_or_path!r}, {len(self)} tokens,"
@@ -913,9 +649,3 @@ class YosoTokenizer(PreparedIds):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock, self._words = threading.Lock(), None
-
-
-def padded_length(longest: int, fills: str, limit: int, multiple: int | None) -> int:
-    """Tokens that a batch is filled to."""
-    length = longest if fills == "longest" or limit >= UNLIMITED else limit
-    return -(-length // multiple) * multiple if multiple else length
