@@ -80,16 +80,23 @@ def test_a_wrapping_module_takes_published_names_as_they_are(lead, tmp_path):
 
 
 @pytest.mark.parametrize("lead", ["module.", "backbone.", "_orig_mod.student."])
-def test_any_prefix_is_taken_off(lead, folder):
+def test_any_prefix_is_taken_off(lead, folder, caplog):
     published = load_file(folder / "model.safetensors")
     wrapped = {lead + k: v.clone() for k, v in published.items()}
     other = made(1)
-    other.load_state_dict(wrapped)
+    with caplog.at_level(logging.INFO, "headstart"):
+        other.load_state_dict(published)
+        assert not caplog.records
+        other.load_state_dict(wrapped)
+    expected = f"state_dict: BitForImageClassification has no prefix {lead!r}"
+    assert caplog.messages == [f"{expected}; its tensors are loaded without it"]
     assert torch.equal(other.classifier[1].weight, published["classifier.1.weight"])
     with pytest.raises(RuntimeError, match="unknown.weight"):  # as strict as torch
         other.load_state_dict(wrapped | {"unknown.weight": torch.zeros(1)})
     save_file(wrapped, folder / "model.safetensors")
+    caplog.clear()
     loaded = BitForImageClassification.from_pretrained(folder)
+    assert [f"has no prefix {lead!r}" in each for each in caplog.messages] == [True]
     assert all(torch.equal(v, published[k]) for k, v in loaded.state_dict().items())
 
 

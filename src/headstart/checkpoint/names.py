@@ -200,15 +200,19 @@ class PublishedNames:
     def spelled(self, keys: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
         """Our name → the key of a file that holds it, for all that the file has."""
         keys, wanted = set(keys), list(wanted)
-        candidates = {spelling for name in wanted for spelling in self._spellings(name)}
-        leads = Counter(lead for key in keys if (lead := _lead(key, candidates)) is not None)
-        lead = min(leads, key=lambda each: (-leads[each], each), default="")
+        lead = self.lead(keys, wanted)
         found: dict[str, str] = {}
         for name in wanted:
             present = (lead + each for each in self._spellings(name) if lead + each in keys)
             if key := next(present, None):
                 found[name] = key
         return found
+
+    def lead(self, keys: Iterable[str], wanted: Iterable[str]) -> str:
+        """What a wrapping module has put before our names in a file ("module."), or nothing."""
+        candidates = {spelling for name in wanted for spelling in self._spellings(name)}
+        leads = Counter(lead for key in keys if (lead := _lead(key, candidates)) is not None)
+        return min(leads, key=lambda each: (-leads[each], each), default="")
 
     def to_ours(
         self, tensors: Mapping[str, Any], wanted: Iterable[str]

@@ -135,6 +135,11 @@ def unused_message(name: str, cls: str, unknown: Iterable[str]) -> str:
     return f"{name}: not used by {cls}{under_prefix(unknown)}: {', '.join(unknown)}"
 
 
+def prefix_message(name: str, cls: str, lead: str) -> str:
+    """One line about the prefix that all names of a checkpoint have and those of a network lack."""
+    return f"{name}: {cls} has no prefix {lead!r}; its tensors are loaded without it"
+
+
 def under_prefix(names: Sequence[str]) -> str:
     """Says which first words several names have in common, or nothing."""
     words = [name.split(".") for name in names]

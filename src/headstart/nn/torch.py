@@ -24,6 +24,7 @@ from headstart.nn.pretrained import (
     check_keywords,
     fresh_message,
     misfit_message,
+    prefix_message,
     read_config,
     save_network,
     unused_message,
@@ -355,7 +356,10 @@ class PreTrainedModel(nn.Module):
         own = self.state_dict(keep_vars=True)
         given: dict[str, Any] = dict(state_dict)
         if not given.keys() <= own.keys():
-            renamed = self.name_table(self.config).spelled(given, own)
+            names = self.name_table(self.config)
+            if lead := names.lead(given, own):
+                logger.info("%s", prefix_message("state_dict", type(self).__name__, lead))
+            renamed = names.spelled(given, own)
             found = {name: given.pop(key) for name, key in renamed.items()}
             given = found | given
         # A shared tensor may be there under one of its names only.
@@ -490,7 +494,10 @@ class PreTrainedModel(nn.Module):
         A head that the file lacks is randomly initialized, what does not fit raises.
         """
         own = self.state_dict(keep_vars=True)
-        found, missing, unknown = self.name_table(self.config).to_ours(tensors, own)
+        names = self.name_table(self.config)
+        found, missing, unknown = names.to_ours(tensors, own)
+        if lead := names.lead(tensors, own):
+            logger.warning("%s", prefix_message(name, type(self).__name__, lead))
         # A parameter of two names is taken under either.
         shared = {id(own[n]): tensor for n, tensor in reversed(found.items())}
         found |= {n: shared[id(own[n])] for n in missing if id(own[n]) in shared}

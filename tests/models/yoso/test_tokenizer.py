@@ -266,7 +266,7 @@ def test_pairs_in_one_list(small):
         ({"text": ["a", "a b c d"], "return_tensors": "pt"}, "padding=True"),
         ({"text": "a", "padding": "longst"}, "padding='longst'"),
         ({"text": "a", "truncation": "first"}, "truncation='first'"),
-        ({"text": "a", "truncation": True, "max_length": 2}, "leaves room for 0"),
+        ({"text": "a", "truncation": True, "max_length": 2}, "leaves 0 tokens"),
         ({"text": "a", "truncation": True, "max_length": 8, "stride": 6}, "stride=6"),
         (
             {

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from headstart.errors import InputError
 from headstart.models.yoso.config import YosoConfig
-from headstart.models.yoso.inputs import check_mask
+from headstart.models.yoso.inputs import check_choices, check_mask, chosen
+from headstart.models.yoso.pooling import pooled
+from headstart.models.yoso.resizing import ResizableScores
 from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
@@ -47,12 +49,6 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.transform["LayerNorm"](x))
 
 
-def mean_of_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean (B, D) of the vectors x (B, L, D) that the mask (B, L) keeps."""
-    kept = mask[..., None].to(x.dtype)  # (B, L, 1)
-    return (x * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
-
-
 class ClassificationHead(nn.Module):
     """Two linear maps of the vector of a text, see `YosoConfig.classifier_pooling`."""
 
@@ -66,34 +62,12 @@ class ClassificationHead(nn.Module):
         self.out_proj = nn.Linear(D, config.num_labels)
         self.act = activation(config.head_act)
 
-    def pool(self, x: Tensor, mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
-        """x (B, L, D), mask and input_ids (B, L) → (B, D), or (B, 2 D) for pairs.
-
-        Raises:
-            InputError: The second text is wanted and cannot be found: tokens came as vectors.
-        """
-        if self.pooling == "first":
-            return x[:, 0]
-        seen = check_mask(mask, x)  # (B, L)
-        mask = x.new_ones(x.shape[:2]) if seen is None else seen
-        mean = mean_of_tokens(x, mask)  # (B, D)
-        if self.pooling == "mean":
-            return mean
-        if input_ids is None:
-            raise InputError(
-                "classifier_pooling='pair' finds the second text by its separators; give input_ids"
-            )
-        # separators up to each token (B, L), of <s> a </s> </s> b </s>
-        ends = torch.eq(input_ids, self.separator).cumsum(dim=1)
-        first, second = (mean_of_tokens(x, mask * part) for part in (ends == 0, ends > 1))
-        return torch.cat([mean, (first - second).abs()], dim=1)  # (B, 2 D)
-
     def forward(
         self, x: Tensor, mask: Tensor | None = None, input_ids: Tensor | None = None
     ) -> Tensor:
         """x (B, L, D), mask and input_ids (B, L) → (B, V)."""
-        pooled = self.pool(x, mask, input_ids)  # (B, D) or (B, 2 D)
-        x = self.act(self.dense(self.dropout(pooled)))
+        x = pooled(x, mask, input_ids, self.pooling, self.separator)  # (B, D), pairs (B, 2 D)
+        x = self.act(self.dense(self.dropout(x)))  # the same shape
         return self.out_proj(self.dropout(x))
 
 
@@ -110,7 +84,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tens
     return mean_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index)
 
 
-class YosoForMaskedLM(YosoPreTrainedModel):
+class YosoForMaskedLM(ResizableScores, YosoPreTrainedModel):
     """YOSO that predicts masked tokens.
 
     Example:
@@ -133,46 +107,12 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         self.tie_weights()
         self.post_init()
 
-    @property
-    def _head(self) -> MaskedLMHead:
-        return self.cls["predictions"]  # type: ignore[return-value]  # a ModuleDict holds any Module
-
-    def tie_weights(self) -> None:
-        """Makes the head's two biases one, and its matrix the tokens' vectors where that is so."""
-        self._head.decoder.bias = self._head.bias
-        if self.config.tie_word_embeddings:
-            self._head.decoder.weight = self.get_input_embeddings().weight
-
     def init_module(self, module: nn.Module) -> None:
         """As every YOSO network; a matrix that is the tokens' vectors has its values already."""
         if module is self._head.decoder and self.config.tie_word_embeddings:
             nn.init.zeros_(self._head.bias)
         else:
             super().init_module(module)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The linear map that scores the vocabulary."""
-        return self._head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replaces the linear map."""
-        self._head.decoder, self._head.bias = new_embeddings, new_embeddings.bias
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
-    ) -> nn.Embedding:
-        """Also makes the scores longer or shorter.
-
-        See `YosoPreTrainedModel.resize_token_embeddings`.
-        """
-        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
-        head, V = self._head, table.num_embeddings
-        if len(head.bias) != V:
-            head.bias = nn.Parameter(self.longer(head.bias, V, std=0.0))
-            head.decoder.weight = nn.Parameter(self.longer(head.decoder.weight, V))
-            head.decoder.out_features = V
-            self.tie_weights()
-        return table
 
     def forward(
         self,
@@ -203,19 +143,11 @@ class YosoForMaskedLM(YosoPreTrainedModel):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
         x = out.last_hidden_state
-        if logits_at is not None:
-            if logits_at.shape != x.shape[:2]:
-                raise InputError(
-                    f"logits_at has shape {tuple(logits_at.shape)}; expected {tuple(x.shape[:2])}:"
-                    " true where scores are wanted"
-                )
-            # (positions, D), (positions,)
-            x, labels = x[logits_at.bool()], None if labels is None else labels[logits_at.bool()]
+        x, labels = chosen(x, labels, logits_at)  # (positions, D) with logits_at
         logits = self._head(x)  # (B, L, V) or (positions, V)
         loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(
-            MaskedLMOutput(loss, logits, out.hidden_states, out.attentions), return_dict
-        )
+        out = MaskedLMOutput(loss, logits, out.hidden_states, out.attentions)
+        return self.finish(out, return_dict)
 
 
 class YosoForSequenceClassification(YosoPreTrainedModel):
@@ -266,9 +198,8 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
         x = out.last_hidden_state  # (B, L, D)
         logits = self.classifier(x, attention_mask, input_ids)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return self.finish(
-            SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
-        )
+        out = SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        return self.finish(out, return_dict)
 
 
 class YosoForMultipleChoice(YosoPreTrainedModel):
@@ -317,15 +248,7 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
             `loss` (with labels), `logits` (B, C), `hidden_states` and `attentions` of the B · C
             texts.
         """
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is not None and given.ndim != (3 if inputs_embeds is None else 4):
-            expected = (
-                "(questions, choices, tokens)"
-                if inputs_embeds is None
-                else "(questions, choices, tokens, hidden size)"
-            )
-            raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
-        choices = 1 if given is None else given.shape[1]
+        choices = check_choices(input_ids, inputs_embeds)
         mask = None if attention_mask is None else torch.as_tensor(attention_mask)  # (B, C, L)
         flat = [
             None if t is None else t.flatten(0, 1)
@@ -335,12 +258,11 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
         out = self.yoso(
             *flat, head_mask, embeds, output_attentions, output_hidden_states, return_dict=True
         )
-        pooled = F.relu(self.pre_classifier(out.last_hidden_state[:, 0]))  # (B · C, D)
-        logits = self.classifier(pooled).view(-1, choices)  # (B, C)
+        x = F.relu(self.pre_classifier(out.last_hidden_state[:, 0]))  # (B · C, D)
+        logits = self.classifier(x).view(-1, choices)  # (B, C)
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return self.finish(
-            MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions), return_dict
-        )
+        out = MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions)
+        return self.finish(out, return_dict)
 
 
 class YosoForTokenClassification(YosoPreTrainedModel):
@@ -394,9 +316,8 @@ class YosoForTokenClassification(YosoPreTrainedModel):
         if labels is not None and mask is not None:
             labels = labels.masked_fill(mask == 0, -100)
         loss = None if labels is None else token_loss(logits, labels)
-        return self.finish(
-            TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict
-        )
+        out = TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        return self.finish(out, return_dict)
 
 
 class YosoForQuestionAnswering(YosoPreTrainedModel):
@@ -460,7 +381,5 @@ class YosoForQuestionAnswering(YosoPreTrainedModel):
                 p.to(start.device).reshape(-1).clamp(0, L) for p in (start_positions, end_positions)
             ]  # L is outside, and ignored
             loss = (token_loss(start, ends[0], L) + token_loss(end, ends[1], L)) / 2
-        return self.finish(
-            QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions),
-            return_dict,
-        )
+        out = QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions)
+        return self.finish(out, return_dict)

@@ -99,3 +99,41 @@ def check_mask(given: Any, x: Tensor) -> Tensor | None:
             " scores; expected 1 for tokens and 0 for padding: pass attention_mask >= 0"
         )
     return mask
+
+
+def check_choices(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    """Number of choices of a call on questions: C of (B, C, L) tokens or (B, C, L, D) vectors.
+
+    Raises:
+        InputError: Another number of axes.
+    """
+    given, expected, axes = input_ids, "(questions, choices, tokens)", 3
+    if inputs_embeds is not None:
+        given, expected, axes = inputs_embeds, "(questions, choices, tokens, hidden size)", 4
+    if given is not None and given.ndim != axes:
+        raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
+    return 1 if given is None else given.shape[1]
+
+
+def chosen(x: Tensor, labels: Tensor | None, where: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Vectors (B, L, D) and labels (B, L) at some positions, in reading order.
+
+    Args:
+        x: The tokens' vectors.
+        labels: One a token.
+        where: (B, L), true for the positions; None leaves both as they are.
+
+    Returns:
+        (positions, D), (positions,).
+
+    Raises:
+        InputError: `where` has another shape.
+    """
+    if where is None:
+        return x, labels
+    if where.shape != x.shape[:2]:
+        raise InputError(
+            f"logits_at has shape {tuple(where.shape)}; expected {tuple(x.shape[:2])}:"
+            " true where scores are wanted"
+        )
+    return x[where.bool()], None if labels is None else labels[where.bool()]

@@ -142,3 +142,43 @@ class Resizable(PreTrainedModel):
         nn.init.normal_(new, std=self.config.initializer_range if std is None else std)
         new[: len(old)] = old[:size]
         return new
+
+
+class ResizableScores(Resizable):
+    """A network `cls` of which scores the vocabulary: it grows and shrinks with it."""
+
+    cls: nn.ModuleDict
+
+    @property
+    def _head(self) -> Any:
+        return self.cls["predictions"]
+
+    def tie_weights(self) -> None:
+        """Makes the head's two biases one, and its matrix the tokens' vectors where that is so."""
+        self._head.decoder.bias = self._head.bias
+        if self.config.tie_word_embeddings:
+            self._head.decoder.weight = self.get_input_embeddings().weight
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The linear map that scores the vocabulary."""
+        return self._head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the linear map."""
+        self._head.decoder, self._head.bias = new_embeddings, new_embeddings.bias
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Also makes the scores longer or shorter.
+
+        See `Resizable.resize_token_embeddings`.
+        """
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
+        head, V = self._head, table.num_embeddings
+        if len(head.bias) != V:
+            head.bias = nn.Parameter(self.longer(head.bias, V, std=0.0))
+            head.decoder.weight = nn.Parameter(self.longer(head.decoder.weight, V))
+            head.decoder.out_features = V
+            self.tie_weights()
+        return table

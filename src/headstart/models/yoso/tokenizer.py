@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, cast
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Encoding,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from headstart.errors import ConfigError, InputError, NotFoundError
 from headstart.models.yoso.encoding import BatchEncoding, choice, is_list, listed_inputs
@@ -488,20 +497,13 @@ class YosoTokenizer(PreparedIds):
             cuts = "longest_first"
         limit = self.model_max_length if max_length is None else max_length
         backend = self._backend(is_split_into_words)
+        truncates = None
         if cuts and limit < UNLIMITED:
             self._check_limit(
                 backend, batch, cuts, limit, stride, pair, add_special_tokens, is_split_into_words
             )
-        with self._lock:
-            if cuts and limit < UNLIMITED:
-                backend.enable_truncation(
-                    limit, stride=stride, strategy=cuts, direction=self.truncation_side
-                )
-            else:
-                backend.no_truncation()
-            encoded = backend.encode_batch(
-                batch, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
-            )
+            truncates = {"max_length": limit, "stride": stride, "strategy": cuts}
+        encoded = self._encode(backend, batch, is_split_into_words, add_special_tokens, truncates)
         parts = [
             [each, *(each.overflowing if return_overflowing_tokens else [])] for each in encoded
         ]
@@ -528,6 +530,24 @@ class YosoTokenizer(PreparedIds):
         elif single and return_tensors is None:
             data = {key: value[0] for key, value in data.items()}
         return BatchEncoding(data, encodings).convert_to_tensors(return_tensors)
+
+    def _encode(
+        self,
+        backend: Tokenizer,
+        batch: list[Any],
+        split: bool,
+        special: bool,
+        truncation: dict[str, Any] | None = None,
+    ) -> list[Encoding]:
+        """The library's encodings of a batch, truncated by those arguments of the library."""
+        with self._lock:
+            if truncation:
+                backend.enable_truncation(**truncation, direction=self.truncation_side)
+            else:
+                backend.no_truncation()
+            return list(
+                backend.encode_batch(batch, is_pretokenized=split, add_special_tokens=special)
+            )
 
     def _batch(self, text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool, bool]:
         """What the library takes: a list of texts or of pairs; whether one was given.
@@ -608,25 +628,16 @@ class YosoTokenizer(PreparedIds):
         split: bool,
     ) -> None:
         """Raises InputError where texts cannot be cut to `limit`."""
-        room = limit - (backend.num_special_tokens_to_add(pair) if special else 0)
-        if room <= 0 or stride >= room:
-            left = (
-                f"max_length={limit} leaves room for {max(0, room)} tokens beside the special ones"
-            )
+        free = limit - (backend.num_special_tokens_to_add(pair) if special else 0)
+        if free <= 0 or stride >= free:
+            left = f"max_length={limit} leaves {max(0, free)} tokens beside the special ones"
             raise InputError(f"{left}; stride={stride} must be smaller")
         if cuts == "only_second" and not pair:
             raise InputError("truncation='only_second', but there are no second texts")
         if pair and cuts != "longest_first":
-            with self._lock:
-                backend.no_truncation()
-                kept = [each[0 if cuts == "only_second" else 1] for each in batch]
-                lengths = [
-                    len(each)
-                    for each in backend.encode_batch(
-                        kept, is_pretokenized=split, add_special_tokens=False
-                    )
-                ]
-            if max(lengths, default=0) + stride >= room:
+            others = [each[0 if cuts == "only_second" else 1] for each in batch]
+            lengths = [len(each) for each in self._encode(backend, others, split, special=False)]
+            if max(lengths, default=0) + stride >= free:
                 i = int(np.argmax(lengths))
                 other = "first" if cuts == "only_second" else "second"
                 raise InputError(
