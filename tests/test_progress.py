@@ -22,7 +22,7 @@ def cell(monkeypatch):
     return shown
 
 
-def test_a_program_is_told_nothing_that_it_did_not_ask_for():
+def test_a_program_gets_no_output_that_it_did_not_request():
     assert isinstance(progress_for_python(), Silent)
 
 

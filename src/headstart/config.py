@@ -453,7 +453,7 @@ class PreTrainedConfig:
 
         Args:
             values: The parsed config.json.
-            name: The name or path it was asked for by; Hub ids of the authors' networks keep the
+            name: The name or path it was requested by; Hub ids of the authors' networks keep the
                 authors' arithmetic.
             compat: "authors" or "transformers" to decide; None follows `resolve_compat`.
             **overrides: Values that win over the file's.

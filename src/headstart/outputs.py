@@ -130,8 +130,8 @@ class BaseModelOutput(ModelOutput):
 
     Args:
         last_hidden_state: Output of the last layer, (B, L, D).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import BaseModelOutput
@@ -152,8 +152,8 @@ class BaseModelOutputWithPooling(ModelOutput):
     Args:
         last_hidden_state: Output of the last layer, (B, L, D).
         pooler_output: One vector for each example, (B, D).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import BaseModelOutputWithPooling
@@ -176,8 +176,8 @@ class BeitModelOutputWithPooling(BaseModelOutputWithPooling):
         last_hidden_state: Output of the last layer, (B, L, D).
         pooler_output: Mean of the patch tokens, normalized; or the class token
             (`use_mean_pooling=False`), (B, D).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import BeitModelOutputWithPooling
@@ -195,8 +195,8 @@ class FlaxBeitModelOutputWithPooling(BaseModelOutputWithPooling):
         last_hidden_state: Output of the last layer, (B, L, D).
         pooler_output: Mean of the patch tokens, normalized; or the class token
             (`use_mean_pooling=False`), (B, D).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import FlaxBeitModelOutputWithPooling
@@ -213,7 +213,7 @@ class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
     Args:
         last_hidden_state: Feature map of the last stage, (B, C, H, W).
         pooler_output: Mean over the positions, (B, C, 1, 1).
-        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless asked for.
+        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless requested.
 
     Example:
         >>> from headstart.outputs import BaseModelOutputWithPoolingAndNoAttention
@@ -234,8 +234,8 @@ class BaseModelOutputWithCLSToken(ModelOutput):
     Args:
         last_hidden_state: Feature map of the last stage, (B, C, H, W).
         cls_token_value: The class token, (B, 1, C); None where the last stage has none.
-        hidden_states: Output of each stage; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: Output of each stage; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import BaseModelOutputWithCLSToken
@@ -257,8 +257,8 @@ class TFBaseModelOutputWithCLSToken(BaseModelOutputWithCLSToken):
     Args:
         last_hidden_state: Feature map of the last stage, (B, C, H, W).
         cls_token_value: The class token, (B, 1, C); None where the last stage has none.
-        hidden_states: Output of each stage; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: Output of each stage; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import TFBaseModelOutputWithCLSToken
@@ -274,8 +274,8 @@ class BaseModelOutputWithCrossAttentions(ModelOutput):
 
     Args:
         last_hidden_state: Output of the last layer, (B, L, D).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
         cross_attentions: Always None: an encoder has no cross-attention.
 
     Example:
@@ -297,8 +297,8 @@ class BackboneOutput(ModelOutput):
 
     Args:
         feature_maps: A map (B, C, H, W) for each stage.
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import BackboneOutput
@@ -319,7 +319,7 @@ class ImageClassifierOutputWithNoAttention(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: Scores of the classes, (B, V).
-        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless asked for.
+        hidden_states: Output of the stem, then of each stage, (B, C, H, W); None unless requested.
 
     Example:
         >>> from headstart.outputs import ImageClassifierOutputWithNoAttention
@@ -340,8 +340,8 @@ class ImageClassifierOutput(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: Scores of the classes, (B, V).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import ImageClassifierOutput
@@ -364,8 +364,8 @@ class SemanticSegmenterOutput(ModelOutput):
         loss: The loss, a scalar; None without labels.
         logits: Scores of the classes at a quarter of the image's height and width, (B, V, H / 4, W
             / 4).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import SemanticSegmenterOutput
@@ -387,8 +387,8 @@ class MaskedLMOutput(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: Scores of the vocabulary, (B, L, V).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import MaskedLMOutput
@@ -410,8 +410,8 @@ class SequenceClassifierOutput(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: Scores of the classes, (B, V).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import SequenceClassifierOutput
@@ -433,8 +433,8 @@ class MultipleChoiceModelOutput(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: A score for each choice, (B, choices).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import MultipleChoiceModelOutput
@@ -456,8 +456,8 @@ class TokenClassifierOutput(ModelOutput):
     Args:
         loss: The loss, a scalar; None without labels.
         logits: Scores of the classes, (B, L, V).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import TokenClassifierOutput
@@ -480,8 +480,8 @@ class QuestionAnsweringModelOutput(ModelOutput):
         loss: The loss, a scalar; None without labels.
         start_logits: Scores of the first token, (B, L).
         end_logits: Scores of the last token, (B, L).
-        hidden_states: The embeddings, then the output of each layer; None unless asked for.
-        attentions: Attention weights of each layer, (B, A, L, L); None unless asked for.
+        hidden_states: The embeddings, then the output of each layer; None unless requested.
+        attentions: Attention weights of each layer, (B, A, L, L); None unless requested.
 
     Example:
         >>> from headstart.outputs import QuestionAnsweringModelOutput

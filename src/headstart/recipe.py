@@ -421,7 +421,7 @@ def text(facts: Facts) -> Recipe:
 
 
 def distill(facts: Facts) -> Recipe:
-    """Function matching (Beyer et al. 2021): many epochs, random crops, MixUp with any share.
+    """Function matching (Beyer et al. 2021): many epochs, random crops, MixUp in any proportion.
 
     MixUp ends before the last fifth of the steps: networks that end with it have worse frozen
     features (Kornblith et al. 2021).

@@ -1,4 +1,4 @@
-"""The command line: output, exit codes, one clear line for every mistake."""
+"""The command line: output, exit codes, one clear line for every error."""
 
 import json
 import os
@@ -245,7 +245,7 @@ def test_models_and_info(tuned, capsys):
     assert code == 0 and "bird, cat, dog" in out
 
 
-def mistakes(photos, model, tuned, folder):  # noqa: F811
+def errors_of_use(photos, model, tuned, folder):  # noqa: F811
     one = make_class_folders(folder / "one", {"bird": 2})
     bad = make_class_folders(folder / "bad", {"bird": 2, "cat": 2})
     for file in bad.rglob("*.png"):
@@ -293,9 +293,9 @@ OF_THE_DATA = (
 )
 
 
-def test_mistakes_are_one_clear_line(photos, tiny_model, tuned, tmp_path, capsys):  # noqa: F811
+def test_errors_are_one_clear_line(photos, tiny_model, tuned, tmp_path, capsys):  # noqa: F811
     (tmp_path / "empty").mkdir()
-    for words, arguments in mistakes(photos, tiny_model, tuned, tmp_path).items():
+    for words, arguments in errors_of_use(photos, tiny_model, tuned, tmp_path).items():
         code, _, err = call(capsys, *arguments)
         assert code == (3 if words in OF_THE_DATA else 2), (words, err)
         assert words in err and "Traceback" not in err, (words, err)

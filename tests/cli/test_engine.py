@@ -107,12 +107,12 @@ def test_every_command_takes_the_folder(engine, folder, capsys):
     assert [each["label"] for each in a] == [each["label"] for each in b]
     for i in range(10):
         label = f"LABEL_{i % 5}"
-        (folder / "judged" / label).mkdir(parents=True, exist_ok=True)
+        (folder / "evaluated" / label).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "judged" / label / f"{i}.png")
+        Image.fromarray(pixels).save(folder / "evaluated" / label / f"{i}.png")
     said = []
     for each in (model, fast):
-        for arguments in (["evaluate", each, folder / "judged"], ["predict", each, photo]):
+        for arguments in (["evaluate", each, folder / "evaluated"], ["predict", each, photo]):
             with pytest.raises(SystemExit) as stopped:
                 main([*map(str, arguments), "--json"])
             assert stopped.value.code == 0

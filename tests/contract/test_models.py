@@ -205,7 +205,7 @@ def test_copies_and_pickles_compute_the_same(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "pixel_values" in CASES[name][1]])
-def test_images_that_are_no_tensor_say_what_to_do(name):
+def test_images_that_are_not_a_tensor_say_what_to_do(name):
     model, inputs, _ = build(name)
     for wrong in (inputs["pixel_values"].numpy(), list(inputs["pixel_values"])):
         with pytest.raises(InputError, match=r'return_tensors="pt"'):
@@ -272,7 +272,7 @@ def in_file(table, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_missing_heads_are_drawn_and_missing_bodies_refused(name, tmp_path, caplog):
+def test_missing_heads_are_randomly_initialized_and_missing_bodies_refused(name, tmp_path, caplog):
     model, inputs, _ = build(name)
     table = model.name_table(model.config)
     state = model.published_tensors()

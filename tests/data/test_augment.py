@@ -102,10 +102,10 @@ def test_what_is_erased_is_noise_of_the_data_s_color():
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.integers(0, 10**6))
-def test_the_box_lies_inside_and_is_no_larger_than_asked(height, width, share, seed):
-    top, left, bottom, right = cutmix_box(height, width, share, np.random.default_rng(seed))
+def test_the_box_lies_inside_and_is_no_larger_than_requested(height, width, fraction, seed):
+    top, left, bottom, right = cutmix_box(height, width, fraction, np.random.default_rng(seed))
     assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
-    assert (bottom - top) * (right - left) <= (1 - share) * height * width + 1e-9
+    assert (bottom - top) * (right - left) <= (1 - fraction) * height * width + 1e-9
 
 
 def test_cutmix_pastes_the_box_and_shares_the_labels(photos, tiny_model):

@@ -306,7 +306,7 @@ def test_files_that_are_no_images_are_left_alone(tmp_path):
     assert len(data.splits["train"]) == 4 and any("1 files" in note for note in data.notes)
 
 
-def test_classes_of_a_model_decide_when_it_is_judged(tmp_path):
+def test_classes_of_a_model_decide_when_it_is_evaluated(tmp_path):
     folder = make_class_folders(tmp_path / "d", {"cat": 3, "bird": 1})
     data = read_images(folder, DataOptions(classes=["dog", "cat", "bird"]))
     assert list(data.splits) == ["train"] and sorted(data.splits["train"].labels.tolist()) == [

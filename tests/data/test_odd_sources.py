@@ -244,7 +244,7 @@ def test_files_that_many_rows_name_are_read_once(tmp_path, monkeypatch):
         assert np.array_equal(pixels[row], decode(tmp_path / names[image])[:8, :8])
 
 
-def test_images_made_when_they_are_read_are_told_apart(tmp_path):
+def test_images_made_when_they_are_read_are_distinguished(tmp_path):
     images = np.arange(4 * 4 * 5, dtype=np.uint8).reshape(4, 4, 5)
     np.savez(tmp_path / "t.npz", images=images, labels=np.arange(4) % 2)
     examples = read_images(tmp_path / "t.npz", WHOLE).splits["train"]

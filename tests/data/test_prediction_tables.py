@@ -117,9 +117,9 @@ def test_segmentation(suffix, photos, tmp_path, capsys):
             found, other = out.parent / row[name], expected[f"{name}_file"]
             with Image.open(found) as ours, Image.open(other) as theirs:
                 assert np.array_equal(np.asarray(ours), np.asarray(theirs))
-        shares = {each["label"]: each["share"] for each in expected["classes"]}
+        fractions = {each["label"]: each["fraction"] for each in expected["classes"]}
         classes = {each["label"]: each["score"] for each in cell(row["classes"], suffix)}
-        assert classes == pytest.approx(shares) and sum(shares.values()) == pytest.approx(1)
+        assert classes == pytest.approx(fractions) and sum(fractions.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -145,13 +145,13 @@ def hub(tmp_path, monkeypatch):
         }
     )
 
-    def make(count, first=0, told=True):
+    def make(count, first=0, labeled=True):
         rows = {
             "img": [
                 {"bytes": png(("cat", "bird")[i % 2], i), "path": None}
                 for i in range(first, first + count)
             ],
-            "kind": [i % 2 if told else -1 for i in range(count)],
+            "kind": [i % 2 if labeled else -1 for i in range(count)],
             "note": [f"n{i}" for i in range(count)],
         }
         return datasets.Dataset.from_dict(rows, features=features)
@@ -172,7 +172,7 @@ def test_saved_data_sets(hub, tmp_path):
         {
             "train": make(6),
             "dev": make(4, 10),
-            "test": make(4, 20, told=False),
+            "test": make(4, 20, labeled=False),
             "unlabelled": make(2, 30),
         }
     )

@@ -79,7 +79,7 @@ def test_a_batch_may_be_shared_among_streams(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_threads_of_pytorch_are_those_asked_for(count, monkeypatch):
+def test_threads_of_pytorch_are_those_requested(count, monkeypatch):
     model, inputs = build("BitForImageClassification")
     before = torch.get_num_threads()
     fast = headstart.optimize(model, example=inputs, engine="torch", threads=count)

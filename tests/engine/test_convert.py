@@ -79,7 +79,7 @@ def test_a_file_of_the_authors_tells_its_family(tmp_path):
     assert (tmp_path / "theirs" / "preprocessor_config.json").exists()
 
 
-def test_the_class_is_told_by_the_weights():
+def test_the_class_follows_from_the_weights():
     model = NETWORKS["beit"]()
     tensors = model.name_table(model.config).to_theirs(model.state_dict())
     from headstart.registry import families

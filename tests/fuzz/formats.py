@@ -407,7 +407,7 @@ def _results_files(base: Path) -> None:
     from headstart.training.checkpoints import MANIFEST, STATE, TENSORS, file_hash
 
     metrics = {"accuracy": 0.5, "loss": 1.25}
-    judged = {"examples": 9, "metrics": metrics, "confidence_interval_95": [0.1, 0.9]}
+    evaluated = {"examples": 9, "metrics": metrics, "confidence_interval_95": [0.1, 0.9]}
     spread = {"mean": 0.5, "confidence_interval_95": [0.1, 0.9], "values": [0.4, 0.6]}
     draws = {"seeds": [0, 1], "split": "test", "kept": 0, "metrics": {"accuracy": spread}}
     _write(
@@ -416,7 +416,7 @@ def _results_files(base: Path) -> None:
             "task": "image-classification",
             "model": "m",
             "headline": "accuracy",
-            "evaluations": {"test": judged},
+            "evaluations": {"test": evaluated},
             "draws": draws,
             "finished": "now",
         },

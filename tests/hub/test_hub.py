@@ -98,7 +98,7 @@ def test_a_folder_and_a_file_are_their_own_answer(tmp_path):
 @pytest.mark.parametrize(
     "name", ["./no/folder", "/no/folder", "no/such/folder", "~/no folder", Path("gone")]
 )
-def test_a_missing_path_is_not_asked_for_on_the_hub(name, server):
+def test_a_missing_path_is_not_requested_from_the_hub(name, server):
     with pytest.raises(NotFoundError, match="no file or folder"):
         resolve_weights(name)
     assert not server.requests
@@ -113,7 +113,7 @@ def test_a_folder_without_the_wanted_file_names_it(tmp_path):
         resolve_weights(tmp_path, formats=("onnx",))
 
 
-def test_h5_and_msgpack_come_only_when_asked(tmp_path):
+def test_h5_and_msgpack_come_only_when_requested(tmp_path):
     for name in ("tf_model.h5", "flax_model.msgpack"):
         (tmp_path / name).write_bytes(b"x")
     assert resolve_weights(tmp_path, formats=("safetensors", "h5")).name == "tf_model.h5"
@@ -264,7 +264,7 @@ def test_an_answer_with_an_error_is_never_taken_for_an_absent_file(server, statu
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_hub_is_asked_again(server, tmp_path, status):
+def test_a_busy_hub_is_requested_again(server, tmp_path, status):
     server.add("o/m", saved(tmp_path))
     server.fail("HEAD", "config.json", status=status)
     server.fail("GET", "/content/", status=status)
@@ -528,7 +528,7 @@ def test_only_http_addresses(url, tmp_path):
 # A full disk.
 
 
-def test_a_disk_without_room_is_told_before_the_transfer(server, monkeypatch):
+def test_a_full_disk_is_reported_before_the_transfer(server, monkeypatch):
     source, _ = authors_file(server)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))

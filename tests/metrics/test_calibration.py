@@ -94,7 +94,7 @@ def test_few_examples_and_wrong_rates(tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
-    """Classes that cannot be told apart.
+    """Classes that cannot be distinguished.
 
     The report says so, and the pipeline refuses what is not sure enough.
     """

@@ -48,7 +48,7 @@ def test_it_is_read_once(case, monkeypatch):
 
 
 @torch.no_grad()
-def test_kept_until_the_weight_the_key_or_the_mode_changes():
+def test_cached_until_the_weight_the_key_or_the_mode_changes():
     weight, calls = torch.nn.Parameter(torch.arange(40.0)), []
     kept = Kept()
 
@@ -68,7 +68,7 @@ def test_kept_until_the_weight_the_key_or_the_mode_changes():
 
 
 @torch.no_grad()
-def test_large_values_are_not_kept_and_copies_start_empty():
+def test_large_values_are_not_cached_and_copies_start_empty():
     weight = torch.nn.Parameter(torch.zeros(4))
     small, large = Kept(most_bytes=15), Kept(most_bytes=16)
     assert small(lambda: weight + 1, weight, False) is not small(lambda: weight + 1, weight, False)

@@ -114,7 +114,7 @@ def test_a_model_object_and_its_processor(tiny_model, classify):  # noqa: F811
     )
 
 
-def test_mistakes(classify, tmp_path):
+def test_errors(classify, tmp_path):
     with pytest.raises(
         ConfigError,
         match="no pipeline for 'image-clasification'; did you mean image-classification",

@@ -264,7 +264,7 @@ def test_tokens_have_places():
     assert heat.shape == (8, 12) and heat.max() == 1
 
 
-def test_mistakes(tiny_model):
+def test_errors(tiny_model):
     model = AutoModelForImageClassification.from_pretrained(tiny_model)
     processor = AutoImageProcessor.from_pretrained(tiny_model)
     image = np.zeros((20, 20, 3), np.uint8)

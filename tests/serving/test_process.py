@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="needs headstart[serve]")
 
 
 @pytest.mark.slow
-def test_two_workers_count_together_and_end_when_asked():
+def test_two_workers_count_together_and_end_when_requested():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

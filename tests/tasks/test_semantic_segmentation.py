@@ -657,7 +657,7 @@ def test_pipeline_answers_at_the_images_size(result, tmp_path):
         "green",
         "blue",
     )
-    assert abs(sum(each["share"] for each in found["classes"]) - 1) < 1e-9
+    assert abs(sum(each["fraction"] for each in found["classes"]) - 1) < 1e-9
     assert np.array_equal(predict.colors, COLORS)  # those of the data, kept with the model
     said = found["mask"][:-1]
     assert (said == classes[:-1]).mean() > 0.6

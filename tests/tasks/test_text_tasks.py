@@ -451,9 +451,9 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     assert not torch.equal(
         model.classifier.out_proj.weight, torch.zeros_like(model.classifier.out_proj.weight)
     )
-    _, judged = evaluate(tmp_path / "a", data, columns=columns, split="train")
+    _, evaluated = evaluate(tmp_path / "a", data, columns=columns, split="train")
     headline = {"classes": "accuracy", "lists": "micro_f1", "numbers": "pearson"}[kind]
-    assert judged.metrics[headline] > (0.8 if kind == "classes" else 0.6)
+    assert evaluated.metrics[headline] > (0.8 if kind == "classes" else 0.6)
 
 
 class Watcher(Silent):
@@ -536,7 +536,7 @@ def test_token_classification(tiny_yoso, tmp_path):
     assert result.metrics["f1"] > 0.9 and result.metrics["entities"] == 30
 
 
-def test_every_word_is_judged_however_long(tiny_yoso, tmp_path):
+def test_every_word_is_evaluated_however_long(tiny_yoso, tmp_path):
     words = [f"w{i}" for i in range(90)]
     lines = [{"tokens": words, "tags": ["B-a" if i % 7 == 0 else "O" for i in range(90)]}] * 4
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))

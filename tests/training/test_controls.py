@@ -128,14 +128,14 @@ def test_a_lora_run_leaves_a_plain_checkpoint(photos, tiny_model, tmp_path):
 
 
 def stopped_after_one_step(monkeypatch):
-    """Every run is asked to stop while it makes its first step."""
+    """Every run is requested to stop while it makes its first step."""
     before = loop.Stopper.__init__
 
-    def asked(self):
+    def requested(self):
         before(self)
-        self.asked = True
+        self.requested = True
 
-    monkeypatch.setattr(loop.Stopper, "__init__", asked)
+    monkeypatch.setattr(loop.Stopper, "__init__", requested)
 
 
 @pytest.mark.parametrize(
@@ -314,11 +314,11 @@ def test_tensorboard_shows_the_numbers_of_the_log(photos, tiny_model, tmp_path):
 def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tiny_model, tmp_path):
     """A file that sets every value, one of which an option overrides.
 
-    The resolved recipe is what was asked for.
+    The resolved recipe is what was requested.
     """
     import yaml
 
-    asked = Recipe(
+    requested = Recipe(
         name="mine",
         optimizer="adamw",
         lr=0.002,
@@ -368,12 +368,12 @@ def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tin
     untouched = {
         f.name
         for f in dataclasses.fields(Recipe)
-        if getattr(asked, f.name) == getattr(default, f.name)
+        if getattr(requested, f.name) == getattr(default, f.name)
     }
     assert untouched <= {"tune", "optimizer", "lora_dropout"}, (
         "a new recipe value: give it one here that is not its default"
     )
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(asked.to_dict() | {"lr": "1e-3"}))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(requested.to_dict() | {"lr": "1e-3"}))
     found = headstart.train(
         photos,
         model=tiny_model,
@@ -382,8 +382,8 @@ def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tin
         lr=0.002,
         device="cpu",
     )
-    assert found.recipe == asked
-    assert Recipe.from_dict(yaml.safe_load((found.folder / "recipe.yaml").read_text())) == asked
+    assert found.recipe == requested
+    assert Recipe.from_dict(yaml.safe_load((found.folder / "recipe.yaml").read_text())) == requested
 
 
 def test_out_of_time_the_best_weights_are_kept(photos, tiny_model, tmp_path):

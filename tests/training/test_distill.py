@@ -210,8 +210,8 @@ def test_a_student_comes_to_agree_and_is_a_classifier(photos, teacher, tmp_path)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "bird", 1: "cat", 2: "dog"}
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").size == {"height": 20, "width": 20}
-    _, judged = headstart.training.run.evaluate(tmp_path / "run", photos, split="validation")
-    assert judged.metrics["accuracy"] == pytest.approx(made.metrics["accuracy"])
+    _, evaluated = headstart.evaluate(tmp_path / "run", photos, split="validation")
+    assert evaluated.metrics["accuracy"] == pytest.approx(made.metrics["accuracy"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["task"] == "image-classification"
     assert any(str(teacher) in note for note in results["notes"])

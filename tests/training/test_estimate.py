@@ -178,7 +178,7 @@ def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
     )
 
 
-def test_a_budget_is_kept_and_leaves_a_model(photos, tiny_model, tmp_path, capsys):
+def test_a_budget_is_respected_and_leaves_a_model(photos, tiny_model, tmp_path, capsys):
     """For a hundredth of the steps it takes the head alone, which is better than so little
     training.
     """
@@ -229,7 +229,7 @@ def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):
     assert loop.step == 1
 
 
-def test_the_cost_is_said_first(photos, tiny_model, tmp_path, capsys):
+def test_the_cost_is_reported_first(photos, tiny_model, tmp_path, capsys):
     headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", progress=Lines(), **SMALL | {"steps": 2}
     )

@@ -55,8 +55,8 @@ def test_workers_and_runs_change_nothing(photos, tiny_model, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("killed", ["before judging", "while judging", "after judging"])
-def test_what_is_due_at_a_checkpoint_is_judged_once(
+@pytest.mark.parametrize("killed", ["before evaluating", "while evaluating", "after evaluating"])
+def test_what_is_due_at_a_checkpoint_is_evaluated_once(
     photos, tiny_model, tmp_path, killed, monkeypatch
 ):
     """A checkpoint and an evaluation fall on step 2.
@@ -73,14 +73,14 @@ def test_what_is_due_at_a_checkpoint_is_judged_once(
         raise Killed
 
     part = {
-        "before judging": (Loop, "_validate"),
-        "while judging": (Loop, "evaluate"),
-        "after judging": (World, "any"),
+        "before evaluating": (Loop, "_validate"),
+        "while evaluating": (Loop, "evaluate"),
+        "after evaluating": (World, "any"),
     }[killed]
     task, model = ready(photos, tiny_model, recipe)
     loop = Loop(task, model, task.recipe, tmp_path / "killed", World("cpu"), Silent())
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        after = 3 if killed == "after judging" else 2  # `any` is asked once in every step
+        after = 3 if killed == "after evaluating" else 2  # `any` is called once in every step
         original = getattr(*part)
         patch.setattr(
             *part,
@@ -263,7 +263,7 @@ def test_the_average_is_the_definition(tiny_model, photos):
     assert torch.equal(parameter.detach(), trained)
 
 
-def test_a_run_that_diverges_says_so(photos, tiny_model, tmp_path):
+def test_a_run_that_diverges_is_reported(photos, tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="training diverged; try a smaller --lr than 1e"):
         run(photos, tiny_model, tmp_path, dataclasses.replace(SMALL, lr=1e30, eval_every=9))
     with pytest.raises(ConfigError, match="scores are not finite.*smaller --lr"):

@@ -103,7 +103,7 @@ def test_the_report_is_one_page_with_the_numbers(result):
     assert page.count("data:image/jpeg") >= 12
 
 
-def test_judging_the_result_again_gives_the_same(result, photos):
+def test_evaluating_the_result_again_gives_the_same(result, photos):
     task, again = evaluate(result.folder, photos, device="cpu")
     assert again.split == "validation" and task.headline == "accuracy"
     for name, value in again.metrics.items():
@@ -126,7 +126,7 @@ def test_the_saved_recipe_gives_the_same_run(result, photos, tiny_model, tmp_pat
 @pytest.mark.parametrize(
     "name, tune", [("val", "full"), ("validation", "head"), ("valid", "full"), ("dev", "head")]
 )
-def test_the_test_data_judges_once_at_the_end(
+def test_the_test_data_is_evaluated_once_at_the_end(
     name, tune, tiny_model, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
@@ -136,11 +136,13 @@ def test_the_test_data_judges_once_at_the_end(
             {"bird": 4, "cat": 4} | ({"dog": 4} if split != "test" else {}),
             first_seed=first,
         )
-    judged, judge = [], ImageClassification.evaluate
+    evaluated, evaluate_task = [], ImageClassification.evaluate
     monkeypatch.setattr(
         ImageClassification,
         "evaluate",
-        lambda self, model, split, *rest: judged.append(split) or judge(self, model, split, *rest),
+        lambda self, model, split, *rest: (
+            evaluated.append(split) or evaluate_task(self, model, split, *rest)
+        ),
     )
     arguments = [
         "train",
@@ -163,7 +165,7 @@ def test_the_test_data_judges_once_at_the_end(
     said = capsys.readouterr().err
     assert end.value.code == 0, said
     # a head is evaluated on the features
-    assert judged == (["validation"] * 4 + ["test"] if tune == "full" else [])
+    assert evaluated == (["validation"] * 4 + ["test"] if tune == "full" else [])
     assert (
         "12 train, 12 validation, 8 test" in said
         and "no test image is dog" in said
@@ -311,7 +313,7 @@ def test_bad_images_stop_the_run_before_it_starts(spoilt, tiny_model, tmp_path):
     assert "cat_0.png" not in message and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_skip_bad_goes_on_and_says_so(spoilt, tiny_model, tmp_path):
+def test_skip_bad_goes_on_and_reports_it(spoilt, tiny_model, tmp_path):
     found = headstart.train(
         spoilt, model=tiny_model, out=tmp_path / "run", skip_bad=True, **SMALL | {"steps": 2}
     )
@@ -331,7 +333,7 @@ def test_a_class_of_bad_images_only(tmp_path, tiny_model):
         )
 
 
-def test_a_leak_is_told(tiny_model, tmp_path):
+def test_a_leak_is_reported(tiny_model, tmp_path):
     make_class_folders(tmp_path / "d" / "train", {"bird": 3, "cat": 3})
     make_class_folders(tmp_path / "d" / "val", {"bird": 1, "cat": 1}, first_seed=50)
     found = headstart.train(
@@ -349,7 +351,7 @@ def test_a_leak_is_told(tiny_model, tmp_path):
     )
 
 
-def test_mistakes_of_the_caller(photos, tiny_model, tmp_path, result):
+def test_errors_of_the_caller(photos, tiny_model, tmp_path, result):
     with pytest.raises(ConfigError, match="which model"):
         headstart.train(photos, out=tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a finished run"):

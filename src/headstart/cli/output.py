@@ -79,7 +79,7 @@ KEYS: dict[str, dict[str, str]] = {
         "[image]": "name of the image",
         "[text]": "name of the text",
         "[labels]": "label and score, best first",
-        "[classes]": "label and share of the image",
+        "[classes]": "label and fraction of the image",
         "[files]": "images that were written",
         "[masks]": "candidates of each mask",
         "[entities]": "label, score, start, end, word",

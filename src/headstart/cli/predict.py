@@ -289,7 +289,7 @@ def _values(each: "Prediction", paints: bool) -> dict[str, Any]:
     """A prediction as JSON."""
     if not paints:
         return {"image": each.name, "labels": each.shown()}
-    classes = [{"label": one["label"], "share": one["score"]} for one in each.labels]
+    classes = [{"label": one["label"], "fraction": one["score"]} for one in each.labels]
     return {"image": each.name, "classes": classes, "files": list(map(str, each.files.values()))}
 
 

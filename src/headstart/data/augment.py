@@ -133,14 +133,14 @@ def random_erase(
 
 
 def cutmix_box(
-    height: int, width: int, share: float, rng: np.random.Generator
+    height: int, width: int, fraction: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Top, left, bottom and right of the part that CutMix takes from the partner (Yun et al. 2019).
 
-    Its center is anywhere, its area 1 - share before it is cut off at the border; the share that is
-    kept follows from the box.
+    Its center is anywhere, its area 1 - fraction before it is cut off at the border; the fraction
+    that remains follows from the box.
     """
-    rows, columns = (int(side * (1 - share) ** 0.5) for side in (height, width))
+    rows, columns = (int(side * (1 - fraction) ** 0.5) for side in (height, width))
     y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
     return (
         max(0, y - rows // 2),

@@ -113,7 +113,7 @@ def paint(
         files = {
             key.removesuffix("_file"): Path(found[key]) for key in found if key.endswith("_file")
         }
-        labels = [{"label": one["label"], "score": one["share"]} for one in found["classes"]]
+        labels = [{"label": one["label"], "score": one["fraction"]} for one in found["classes"]]
         yield Prediction(each.name, labels, files=files)
 
 

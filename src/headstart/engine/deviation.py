@@ -73,7 +73,7 @@ def compare(
     return Deviation(largest, mean, same / answers, answers, (same + mirrored) / (2 * answers))
 
 
-def enough(deviation: Deviation, share: float) -> bool:
+def enough(deviation: Deviation, fraction: float) -> bool:
     """Whether a fraction of the answers stays.
 
     With errors of either sign, and not fewer in the count than chance explains.
@@ -81,5 +81,5 @@ def enough(deviation: Deviation, share: float) -> bool:
     if deviation.agreement is None or deviation.expected is None:
         return True
     # two standard deviations of a count
-    chance = 2 * math.sqrt(share * (1 - share) / max(1, deviation.answers))
-    return deviation.expected >= share and deviation.agreement >= share - chance
+    chance = 2 * math.sqrt(fraction * (1 - fraction) / max(1, deviation.answers))
+    return deviation.expected >= fraction and deviation.agreement >= fraction - chance

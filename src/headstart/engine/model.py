@@ -65,7 +65,7 @@ class OptimizedModel(nn.Module):
         self.model_class: type[nn.Module] = (
             _class_of(report.model) if model is None else type(model)
         )
-        self._told, self._place = False, torch.device("cpu") if runner is None else runner.device
+        self._warned, self._place = False, torch.device("cpu") if runner is None else runner.device
         super().train(False)
 
     @property
@@ -117,8 +117,8 @@ class OptimizedModel(nn.Module):
             if inputs is not None:
                 out = self.signature.pack(self.runner(inputs))
                 return out if named else out.to_tuple()
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             logger.warning(
                 "a call that the %s engine was not made for runs in PyTorch",
                 self.report.chosen.engine,
@@ -168,7 +168,7 @@ class OptimizedModel(nn.Module):
         """Evaluation only.
 
         Raises:
-            ConfigError: Training was asked for.
+            ConfigError: Training was requested.
         """
         if mode:
             raise ConfigError(

@@ -68,7 +68,7 @@ class Report:
         original_ms: Median milliseconds of the network in PyTorch, in the same run.
         batch: Images or texts of a call that was timed.
         threads: Threads of the engine.
-        asked: Precision that was asked for; `chosen.precision` is higher where that was not close
+        asked: Requested precision; `chosen.precision` is higher where that was not close
             enough.
         trials: Everything that was tried.
         callers: How many called at once; milliseconds are then the time of all, divided by them.
@@ -108,7 +108,7 @@ class Report:
             f"taken:  {self.chosen.describe()}",
         ]
         if self.chosen.precision != self.asked:
-            lines.append(f"{self.asked} was asked for, and no engine was close enough in it")
+            lines.append(f"{self.asked} was requested, and no engine was close enough in it")
         return "\n".join(
             lines + [f"tried:  {trial.describe()}" for trial in self.trials if trial != self.chosen]
         )

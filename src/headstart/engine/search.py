@@ -165,12 +165,12 @@ class Search:
             self.wanted = [flatten(model(**each, **bare(model))) for each in self.checks]
 
     def best(
-        self, names: list[str], asked: str | None, precision: Precision, tolerance: float | None
+        self, names: list[str], requested: str | None, precision: Precision, tolerance: float | None
     ) -> tuple[Report, Runner]:
         """The fastest engine in a precision, or in a higher one where none is close enough."""
         trials: list[Trial] = []
         for level in PRECISIONS[PRECISIONS.index(precision) :: -1]:
-            usable = names if level == precision else self.engines(level, asked)
+            usable = names if level == precision else self.engines(level, requested)
             ready = self.attempt(
                 usable, level, TOLERANCES[level] if tolerance is None else tolerance, trials
             )
@@ -187,10 +187,10 @@ class Search:
             + "; ".join(t.describe() for t in trials)
         )
 
-    def engines(self, precision: Precision, asked: str | None) -> list[str]:
-        """The engine asked for where it has a precision, else all that have."""
+    def engines(self, precision: Precision, requested: str | None) -> list[str]:
+        """The requested engine where it has a precision, else all that have."""
         found = candidates(None, precision, self.device.type)
-        return [name for name in found if asked in (None, name)] or found
+        return [name for name in found if requested in (None, name)] or found
 
     def attempt(
         self, names: list[str], precision: Precision, tolerance: float, trials: list[Trial]

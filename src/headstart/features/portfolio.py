@@ -46,7 +46,7 @@ Ints = NDArray[np.int64]
 
 DISCRIMINANT = "discriminant"
 FOLDS = 5
-REPEATED = 300  # examples below which the folds are drawn several times
+REPEATED = 300  # examples below which the folds are sampled several times
 REPEATS = 3
 BEST = 3  # candidates that are averaged
 PERFECT = 0.01  # held-out loss below which nothing is left to gain

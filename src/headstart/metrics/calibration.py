@@ -86,15 +86,15 @@ def confidence_of(found: Calibration, max_error: float | None = None) -> Confide
     Raises:
         ConfigError: `max_error` is not between 0 and 1.
     """
-    asked = MAX_ERROR if max_error is None else max_error
-    if not 0 < asked < 1:
-        raise ConfigError(f"max_error={asked:g}; it must be above 0 and below 1, such as 0.05")
+    target = MAX_ERROR if max_error is None else max_error
+    if not 0 < target < 1:
+        raise ConfigError(f"max_error={target:g}; it must be above 0 and below 1, such as 0.05")
     if len(found.right) < FEWEST:
         return None
     choices = []
-    for rate in sorted({*RATES, asked}):
+    for rate in sorted({*RATES, target}):
         threshold = promised_threshold(found.fitted, found.right, rate)
         answered = found.fitted >= threshold
         error = float((~found.right[answered]).mean()) if answered.any() else None
         choices.append(Choice(rate, threshold, float(1 - answered.mean()), error))
-    return Confidence(found.temperature, len(found.right), choices, asked, LEVEL)
+    return Confidence(found.temperature, len(found.right), choices, target, LEVEL)

@@ -129,13 +129,13 @@ def pipeline(
     module, _, name = PIPELINES[task].partition(":")
     cls = getattr(importlib.import_module(module), name)
     takes = _arguments(cls)
-    asked = {key: value for key, value in given.items() if value not in (None, {})} | kwargs
-    for key in asked:
+    options = {key: value for key, value in given.items() if value not in (None, {})} | kwargs
+    for key in options:
         if key not in takes:
             raise ConfigError(
                 f"the {task} pipeline has no argument {key!r}; it takes {', '.join(takes)}"
             )
-    return cls(model, **asked)
+    return cls(model, **options)
 
 
 def _arguments(cls: type) -> list[str]:

@@ -46,7 +46,7 @@ class Confidence:
             not help on held-out examples.
         examples: Number of examples that the values were found on.
         choices: By target error rate.
-        max_error: The target that was asked for.
+        max_error: The target that was requested.
         level: Probability, over random sets of as many examples, that the answers to new ones keep
             the target error rate; None of a file of earlier versions, which promised nothing.
         coverage: Fraction of new examples whose conformal set contains the true class.
@@ -62,7 +62,7 @@ class Confidence:
     minimums: list[float] | None = None
 
     def choice(self, max_error: float | None = None) -> Choice:
-        """The choice for a target error rate; None is the one that was asked for.
+        """The choice for a target error rate; None is the one that was requested.
 
         Raises:
             ConfigError: That target was not evaluated.
@@ -126,7 +126,7 @@ def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
 
     Args:
         model: A folder, a name, or a network.
-        refuse: Whether to refuse; a number is a target error rate other than the one asked for.
+        refuse: Whether to refuse; a number is a target error rate other than the requested one.
 
     Returns:
         1 and 0 where training has found nothing, and nothing is to be refused.

@@ -198,6 +198,6 @@ class MaskedImageModelingPipeline(ShortRepr):
         parts = [part for panel in found["panels"] for part in (panel, white)][:-1]
         Image.fromarray(np.concatenate(parts, axis=1)).save(file)
         return {
-            "classes": [{"label": "masked codes guessed", "share": found["accuracy"]}],
+            "classes": [{"label": "masked codes guessed", "fraction": found["accuracy"]}],
             "reconstruction_file": str(file),
         }

@@ -153,8 +153,8 @@ def overlay(
     """
     known = classes < len(colors)
     painted = colors[np.where(known, classes, 0)].astype(np.float32)
-    share = np.where(known, strength, 0.0)[..., None].astype(np.float32)
-    mixed: NDArray[np.uint8] = np.rint(painted * share + image * (1 - share)).astype(np.uint8)
+    fraction = np.where(known, strength, 0.0)[..., None].astype(np.float32)
+    mixed: NDArray[np.uint8] = np.rint(painted * fraction + image * (1 - fraction)).astype(np.uint8)
     return mixed
 
 
@@ -204,7 +204,7 @@ class SemanticSegmentationPipeline(ShortRepr):
             images: A path, bytes, PIL image or array (H, W, 3), or a list (or iterator) of them.
 
         Returns:
-            `{"mask": (H, W) int64 array, "classes": [{"label": str, "share": float}, …]}`, the
+            `{"mask": (H, W) int64 array, "classes": [{"label": str, "fraction": float}, …]}`, the
             classes that occur, largest fraction first.
 
         Raises:
@@ -225,12 +225,12 @@ class SemanticSegmentationPipeline(ShortRepr):
     def result(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         """What `__call__` gives for one decoded image."""
         mask = segment(self.model, self.image_processor, pixels, self.mode)
-        share = np.bincount(mask.ravel(), minlength=len(self.colors)) / mask.size
+        fraction = np.bincount(mask.ravel(), minlength=len(self.colors)) / mask.size
         names = self.model.config.id2label
-        order = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0]
+        order = [int(i) for i in np.argsort(-fraction, kind="stable") if fraction[i] > 0]
         return {
             "mask": mask,
-            "classes": [{"label": names[i], "share": float(share[i])} for i in order],
+            "classes": [{"label": names[i], "fraction": float(fraction[i])} for i in order],
         }
 
     def write(self, image: Any, stem: Path) -> dict[str, Any]:

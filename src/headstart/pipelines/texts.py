@@ -491,9 +491,9 @@ class QuestionAnsweringPipeline(TextPipeline):
             a list again for many questions. The score of an answer is the sum over the best spans
             of tokens that lie in its words.
         """
-        asked, one = _questions(inputs, question, context)
+        questions, one = _questions(inputs, question, context)
         found = []
-        for each in asked:
+        for each in questions:
             spans = self._spans(
                 each["question"],
                 each["context"],
@@ -614,11 +614,11 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[Mapping[s
         return [
             {"question": q, "context": c} for q, c in zip(many, contexts, strict=True)
         ], isinstance(question, str)
-    asked = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-    for each in asked:
+    questions = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+    for each in questions:
         if not isinstance(each, Mapping) or not {"question", "context"} <= set(each):
             raise InputError(f"{each!r} is no question; expected a dict with question and context")
-    return asked, isinstance(inputs, Mapping)
+    return questions, isinstance(inputs, Mapping)
 
 
 def _text_or_pair(value: Any) -> Any:

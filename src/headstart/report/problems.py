@@ -81,9 +81,13 @@ def label_sections(
     true = labels > 0.5
     table = per_label(logits, true)
     order = np.argsort(table["f1"], kind="stable")
-    shares = ("recall", "precision", "f1", "average_precision")
+    fractions = ("recall", "precision", "f1", "average_precision")
     rows = [
-        [classes[i], str(table["examples"][i]), *(f"{table[share][i]:.1%}" for share in shares)]
+        [
+            classes[i],
+            str(table["examples"][i]),
+            *(f"{table[fraction][i]:.1%}" for fraction in fractions),
+        ]
         for i in order
     ]
     text = (

@@ -78,7 +78,7 @@ def baseline_section(confusion: NDArray[np.int64], classes: list[str]) -> Sectio
 def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     """IoU, accuracy and precision of each class, the weakest first."""
     scores = class_scores(confusion)
-    share = scores.pixels / max(1, scores.pixels.sum())
+    fraction = scores.pixels / max(1, scores.pixels.sum())
 
     def text_of(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:.1%}"
@@ -88,7 +88,7 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     rows = [
         [
             classes[i],
-            f"{share[i]:.2%}",
+            f"{fraction[i]:.2%}",
             *(text_of(v[i]) for v in (scores.iou, scores.accuracy, scores.precision)),
         ]
         for i in order
@@ -104,20 +104,20 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
 
 def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     """What each class's pixels were called."""
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(9.0, 2.2 + 0.36 * len(classes))
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.argwhere(share >= 0.005):
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(fraction >= 0.005):
         axes.text(
             j,
             i,
-            f"{share[i, j]:.0%}",
+            f"{fraction[i, j]:.0%}",
             ha="center",
             va="center",
             fontsize=6.5,
-            color="white" if share[i, j] > 0.5 else "black",
+            color="white" if fraction[i, j] > 0.5 else "black",
         )
     short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
     axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=8)

@@ -92,10 +92,10 @@ def create_label_app(labelling: Labelling) -> FastAPI:
 
 
 def _jpeg(labelling: Labelling, number: int) -> bytes:
-    picture = Image.fromarray(labelling.inputs[number].pixels())
-    picture.thumbnail((SIDE, SIDE))
+    image = Image.fromarray(labelling.inputs[number].pixels())
+    image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90)
+    image.save(buffer, format="JPEG", quality=90)
     return buffer.getvalue()
 
 

@@ -138,16 +138,16 @@ class MaskedImageModeling(ImageTask):
         assert self.recipe.crop is not None
         self.processor.size = {"height": self.recipe.crop, "width": self.recipe.crop}
         self.processor.crop_size, self.processor.do_center_crop = dict(self.processor.size), False
-        asked = self.options.extra.get("tokenizer")
+        requested = self.options.extra.get("tokenizer")
         self.config.image_tokenizer = (
-            asked if asked in DalleImageTokenizer.published else TOKENIZER_FOLDER
+            requested if requested in DalleImageTokenizer.published else TOKENIZER_FOLDER
         )
         return model
 
     def _load_tokenizer(self, name: str | Path, config: Any) -> Any:
-        asked = self.options.extra.get("tokenizer")
-        if asked is not None:
-            return DalleImageTokenizer.from_pretrained(asked)
+        requested = self.options.extra.get("tokenizer")
+        if requested is not None:
+            return DalleImageTokenizer.from_pretrained(requested)
         try:
             return load_tokenizer(name, config)
         except ConfigError as error:

@@ -49,7 +49,7 @@ class MaskedLanguageModeling(TextTask):
         size = self.max_length - 2
         if size < 1:
             raise DataError(
-                f"max_length={self.max_length} leaves no room between the special tokens; give at"
+                f"max_length={self.max_length} leaves no tokens between the special ones; give at"
                 " least 3"
             )
         begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id

@@ -52,21 +52,21 @@ class QuestionAnswering(TextTask):
         Each question's windows, with the tokens of the first answer where it lies inside.
         """
         rows = self.data.splits[split]
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        free = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         questions = [row.values["question"] for row in rows]
-        if room < 8:
+        if free < 8:
             raise ConfigError(
                 f"max_length={self.max_length} is too short for questions and contexts"
             )
         for i, ids in enumerate(self.tokens(questions, add_special_tokens=False)["input_ids"]):
-            if len(ids) > room // 2:  # a question leaves at least half of the window to the context
-                questions[i] = self.tokenizer.decode(ids[: room // 2])
+            if len(ids) > free // 2:  # a question leaves at least half of the window to the context
+                questions[i] = self.tokenizer.decode(ids[: free // 2])
         out = self.tokens(
             questions,
             [row.values["context"] for row in rows],
             truncation="only_second",
             max_length=self.max_length,
-            stride=room // 8,
+            stride=free // 8,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )

@@ -274,7 +274,7 @@ class TextTask(Task):
     def scores(
         self, model: nn.Module, split: str, device: torch.device, get: Callable[[Any], Tensor]
     ) -> list[NDArray[np.float32]]:
-        """What the network says of each example, in the order of the split."""
+        """What the network predicts for each example, in the order of the split."""
         found: dict[int, NDArray[np.float32]] = {}
         for some, inputs in self.batches(split, device):
             out = (

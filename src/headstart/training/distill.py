@@ -430,10 +430,10 @@ def _check_same(out: Path, values: dict[str, Any]) -> None:
     kept = Settings.of(Request.read(out).options["extra"])
     given = Settings.of(_absolute(values))
     for field in fields(Settings):
-        asked = getattr(given, field.name)
-        if asked not in (field.default, getattr(kept, field.name)):
+        value = getattr(given, field.name)
+        if value not in (field.default, getattr(kept, field.name)):
             raise ConfigError(
-                f"the run in {out} has {field.name}={getattr(kept, field.name)}, not {asked}; leave"
+                f"the run in {out} has {field.name}={getattr(kept, field.name)}, not {value}; leave"
                 " it out, or choose another --out"
             )
 

@@ -101,12 +101,12 @@ class Stopper:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -252,7 +252,7 @@ class Loop:
                             " budget"
                         )
                         break
-                    if self.world.any(stopper.asked):
+                    if self.world.any(stopper.requested):
                         self.save()
                         where = f"step {self.step} of {self.recipe.steps}"
                         raise TrainingInterrupted(

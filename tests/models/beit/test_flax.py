@@ -255,7 +255,7 @@ def test_saving_other_parameters_in_bfloat16(tmp_path, classifier):
     )
 
 
-def test_a_new_head_is_drawn_and_other_gaps_raise(tmp_path, caplog):
+def test_a_new_head_is_randomly_initialized_and_other_gaps_raise(tmp_path, caplog):
     saved(tmp_path / "a", **TWO)
     model, info = FlaxBeitForImageClassification.from_pretrained(
         tmp_path / "a", num_labels=7, output_loading_info=True

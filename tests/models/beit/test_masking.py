@@ -15,14 +15,14 @@ GRIDS = {
     "height": st.integers(1, 40),
     "width": st.integers(1, 40),
     "seed": st.integers(0, 2**32 - 1),
-    "share": st.floats(0, 1),
+    "fraction": st.floats(0, 1),
 }
 
 
 @settings(max_examples=300, deadline=None)
 @given(**GRIDS)
-def test_never_more_than_asked_for(height, width, seed, share):
-    count = int(share * height * width)
+def test_never_more_than_requested(height, width, seed, fraction):
+    count = int(fraction * height * width)
     mask = blockwise_mask(height, width, np.random.default_rng(seed), count)
     assert mask.shape == (height, width) and mask.dtype == bool
     assert mask.sum() <= count
@@ -30,12 +30,12 @@ def test_never_more_than_asked_for(height, width, seed, share):
 
 @settings(max_examples=200, deadline=None)
 @given(**GRIDS)
-def test_every_block_obeys_the_papers_limits(height, width, seed, share):
+def test_every_block_obeys_the_papers_limits(height, width, seed, fraction):
     """Size at least 16 and at most what is left, aspect 0.3 to 1/0.3, inside the grid.
 
     The mask is exactly the union of the blocks.
     """
-    count = int(share * height * width)
+    count = int(fraction * height * width)
     blocks = []
     original = masking._block
 
@@ -75,11 +75,11 @@ def test_the_published_setting():
     masks = np.stack([blockwise_mask(14, 14, rng, 75) for _ in range(1000)])
     counts = masks.sum(axis=(1, 2))
     assert counts.max() <= 75 and counts.mean() > 70 and counts.min() > 40
-    share = masks.mean(axis=0)
-    assert share.min() > 0.01 and share[5:9, 5:9].mean() > share[0].mean()
+    fraction = masks.mean(axis=0)
+    assert fraction.min() > 0.01 and fraction[5:9, 5:9].mean() > fraction[0].mean()
     assert (
-        abs(share[:, :7].mean() - share[:, 7:].mean()) < 0.03
-        and abs(share[:7].mean() - share[7:].mean()) < 0.03
+        abs(fraction[:, :7].mean() - fraction[:, 7:].mean()) < 0.03
+        and abs(fraction[:7].mean() - fraction[7:].mean()) < 0.03
     )  # no side is preferred
 
 

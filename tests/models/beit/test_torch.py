@@ -267,7 +267,7 @@ def test_the_bias_is_expanded_once(monkeypatch, no_gradients):
 @pytest.mark.parametrize(
     "change", ["in place", "data", "load_state_dict", "another tensor", "double", "another size"]
 )
-def test_the_kept_bias_notices(change):
+def test_the_cached_bias_notices(change):
     model, x = build(), images()
     with torch.no_grad():
         model(x)
@@ -289,7 +289,7 @@ def test_the_kept_bias_notices(change):
     assert_close(kept, model(x).last_hidden_state, 1e-6)  # with gradients nothing is kept
 
 
-def test_a_large_bias_is_not_kept(monkeypatch):
+def test_a_large_bias_is_not_cached(monkeypatch):
     monkeypatch.setattr(beit_torch, "KEPT_BYTES", 100)
     model, calls = build(), count_expansions(monkeypatch)
     with torch.no_grad():
@@ -297,7 +297,7 @@ def test_a_large_bias_is_not_kept(monkeypatch):
     assert len(calls) == 6
 
 
-def test_what_is_kept_is_not_copied_or_saved():
+def test_what_is_cached_is_not_copied_or_saved():
     model = build()
     with torch.no_grad():
         out = model(images()).last_hidden_state

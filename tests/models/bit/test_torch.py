@@ -97,7 +97,7 @@ class TestKeptFilters:
         )
 
     @torch.no_grad()
-    def test_kept_between_calls(self):
+    def test_cached_between_calls(self):
         self.conv(self.x)
         first = self.conv.kept.entry[1]
         self.conv(self.x)

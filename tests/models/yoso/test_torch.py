@@ -404,7 +404,7 @@ def test_sampled_attention_comes_near_the_expectation():
     assert (sampled - model(x).last_hidden_state).abs().mean().item() < 0.05
 
 
-def test_relative_positions_are_none_and_said_so(caplog):
+def test_relative_positions_are_none_and_reported(caplog):
     model = small(position_embedding_type="relative_key")
     assert "no positions" in caplog.text
     x = ids(1, 5)

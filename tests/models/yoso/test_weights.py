@@ -178,7 +178,7 @@ def test_hub_folder_holds_bin_alone(tmp_path):
     )
 
 
-def test_new_head_is_said(tmp_path, caplog):
+def test_new_head_is_reported(tmp_path, caplog):
     model(YosoModel).save_pretrained(tmp_path)
     new, info = YosoForSequenceClassification.from_pretrained(
         tmp_path, num_labels=3, output_loading_info=True

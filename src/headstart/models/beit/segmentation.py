@@ -161,8 +161,7 @@ class UPerHead(nn.Module):
         # (Winograd's) that 3x3 convolutions have.
         large = torch.cat([outs[0], resize(outs[1], outs[0].shape[2:])], 1)  # (B, 2C, H, W)
         x = self.fpn_bottleneck.fuse([large, outs[2], levels[3]])  # (B, C, H, W)
-        scores: Tensor = self.classifier(self.dropout(x))  # (B, V, H, W)
-        return scores
+        return self.classifier(self.dropout(x))  # (B, V, H, W)
 
 
 class FCNHead(nn.Module):
@@ -182,8 +181,7 @@ class FCNHead(nn.Module):
         y = self.convs(x)
         if self.conv_cat is not None:
             y = self.conv_cat(torch.cat([x, y], 1))
-        scores: Tensor = self.classifier(self.dropout(y))
-        return scores
+        return self.classifier(self.dropout(y))
 
 
 def pixel_loss(logits: Tensor, labels: Tensor, config: BeitConfig) -> Tensor:
@@ -292,8 +290,8 @@ class BeitForSemanticSegmentation(Pyramid, BeitPreTrainedModel):
         logits = self.decode_head(maps)  # (B, V, H / 4, W / 4)
         loss = None if labels is None else self.loss(logits, maps[2], labels)
         hidden = tuple(states.values()) if all_states else None
-        seen = attentions if weights else None
-        return self.finish(SemanticSegmenterOutput(loss, logits, hidden, seen), return_dict)
+        out = SemanticSegmenterOutput(loss, logits, hidden, attentions)
+        return self.finish(out, return_dict)
 
     def loss(self, logits: Tensor, third: Tensor, labels: Tensor) -> Tensor:
         """The decoder's loss, and the weighted one of the auxiliary head on the pyramid's third
@@ -393,5 +391,4 @@ class BeitBackbone(Pyramid, Backbone, Trunk):
         if self.config.add_fpn:
             maps = self.pyramid(maps)
         hidden = tuple(states.values()) if all_states else None
-        seen = attentions if weights else None
-        return self.finish(BackboneOutput(tuple(maps), hidden, seen), return_dict)
+        return self.finish(BackboneOutput(tuple(maps), hidden, attentions), return_dict)

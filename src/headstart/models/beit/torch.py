@@ -181,8 +181,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """x (B, L, D), the same shape."""
-        y: Tensor = self.output["dense"](self.act(self.intermediate["dense"](x)))
-        return y
+        return self.output["dense"](self.act(self.intermediate["dense"](x)))
 
     def add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """x plus the scaled branch, both (B, L, D)."""
@@ -394,7 +393,7 @@ class Trunk(BeitPreTrainedModel):
         *,
         keep: Collection[int],
         with_attentions: bool = False,
-    ) -> tuple[dict[int, Tensor], tuple[Tensor, ...], tuple[int, int]]:
+    ) -> tuple[dict[int, Tensor], tuple[Tensor, ...] | None, tuple[int, int]]:
         """Hidden states of images.
 
         Args:
@@ -406,8 +405,8 @@ class Trunk(BeitPreTrainedModel):
             with_attentions: Also return the attention weights.
 
         Returns:
-            Number → (B, L, D); attention weights, (B, A, L, L) a block; height and width of the
-            grid of patches.
+            Number → (B, L, D); attention weights, (B, A, L, L) a block, or None; height and width
+            of the grid of patches.
         """
         pixel_values = check_pixels(pixel_values, self.config.num_channels)
         x, height, width = self.embeddings(pixel_values, bool_masked_pos)
@@ -425,7 +424,7 @@ class Trunk(BeitPreTrainedModel):
             attentions.append(weights)
             if i in keep:
                 states[i] = x
-        return states, tuple(attentions) if with_attentions else (), (height, width)
+        return states, tuple(attentions) if with_attentions else None, (height, width)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -449,8 +448,7 @@ class Pooler(nn.Module):
         """x (B, L, D) → (B, D)."""
         if self.layernorm is None:
             return x[:, 0]
-        pooled: Tensor = self.layernorm(x[:, 1:].mean(1))
-        return pooled
+        return self.layernorm(x[:, 1:].mean(1))
 
 
 class BeitModel(Trunk):
@@ -520,8 +518,8 @@ class BeitModel(Trunk):
         last = self.layernorm(states[len(self.blocks)])  # (B, L, D)
         pooled = None if self.pooler is None else self.pooler(last)  # (B, D)
         hidden = tuple(states.values()) if all_states else None
-        seen = attentions if weights else None
-        return self.finish(BeitModelOutputWithPooling(last, pooled, hidden, seen), return_dict)
+        out = BeitModelOutputWithPooling(last, pooled, hidden, attentions)
+        return self.finish(out, return_dict)
 
 
 class BeitForMaskedImageModeling(BeitPreTrainedModel):

@@ -642,7 +642,7 @@ class YosoTokenizer(PreparedIds):
                 other = "first" if cuts == "only_second" else "second"
                 raise InputError(
                     f"pair {i + 1} of {len(batch)}: its {other} text has {lengths[i]} tokens, which"
-                    f" leaves no room in max_length={limit}; raise max_length, lower stride, or"
+                    f" leaves no tokens in max_length={limit}; raise max_length, lower stride, or"
                     " truncate with 'longest_first'"
                 )
 
