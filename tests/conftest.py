@@ -17,7 +17,10 @@ SHARED = Path(os.environ.get("HEADSTART_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The whole suite may not shrink unseen: `tests/collected` holds the number of its tests."""
+    """The whole suite may not shrink unseen: `tests/collected` holds the number of its tests.
+
+    Nor may a parametrized list be empty, where the reference data is here.
+    """
     expected = int((ROOT / "tests" / "collected").read_text())
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     narrowed = config.option.keyword or config.option.markexpr
@@ -26,6 +29,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             f"{len(items)} tests were collected, tests/collected says {expected}; where tests were"
             " removed on purpose, write the new number there and say why in the commit"
         )
+    skips = {item.nodeid: item.get_closest_marker("skip") for item in items}
+    empty = [
+        name
+        for name, mark in skips.items()
+        if mark and "empty parameter set" in mark.kwargs.get("reason", "")
+    ]
+    if SHARED.exists() and empty:
+        raise pytest.UsageError(f"tests without a case: {', '.join(empty)}")
 
 
 def _needed(path: Path) -> Path:

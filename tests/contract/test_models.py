@@ -279,7 +279,7 @@ def test_missing_heads_are_randomly_initialized_and_missing_bodies_refused(name,
     model.save_pretrained(tmp_path)
     from safetensors.torch import save_file
 
-    body = next(n for n, _ in model.named_parameters() if not model._is_head(n))
+    body = next(n for n, _ in model.named_parameters() if not model.is_head(n))
     lost = set(in_file(table, body))
     save_file(
         {k: v.contiguous().clone() for k, v in state.items() if k not in lost},
@@ -293,7 +293,7 @@ def test_missing_heads_are_randomly_initialized_and_missing_bodies_refused(name,
     )
     with pytest.raises(WeightsError, match="unexpected: stranger.weight"):
         type(model).from_pretrained(tmp_path, strict=True)
-    heads = {n for n in model.state_dict() if model._is_head(n)}
+    heads = {n for n in model.state_dict() if model.is_head(n)}
     kept = {
         k: v.contiguous().clone()
         for k, v in state.items()

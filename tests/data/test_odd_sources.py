@@ -263,9 +263,9 @@ def test_why_images_are_decoded_again(tmp_path, monkeypatch):
     view = lambda image: np.zeros((20_000, 20_000, 3), np.uint8)  # noqa: E731
     monkeypatch.setattr(cache, "CACHE_LIMIT", 1 << 40)
     pixels = PixelCache(examples, 20_000, view, tmp_path / "file" / "train.npy")
-    assert pixels._room(3) is None and "File exists: every epoch" in pixels.notes[0]
+    assert pixels.reserve(3) is None and "File exists: every epoch" in pixels.notes[0]
     monkeypatch.setattr(cache, "CACHE_LIMIT", 8 << 30)
-    assert PixelCache(examples, 40_000, view, tmp_path / "x.npy")._room(3) is None
+    assert PixelCache(examples, 40_000, view, tmp_path / "x.npy").reserve(3) is None
 
 
 def test_lazy_sequences():
@@ -343,7 +343,7 @@ def test_damaged_palettes(palette, tmp_path):
 def test_an_epoch_is_shuffled_once(monkeypatch):
     from headstart.data import splits
 
-    splits._permutation.cache_clear()
+    splits.permutation.cache_clear()
     for step in range(20):
         batch_indices(100, 7, step, 0)
-    assert splits._permutation.cache_info().misses == 2
+    assert splits.permutation.cache_info().misses == 2

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from headstart.errors import ConfigError, FileFormatError
@@ -55,8 +55,7 @@ def test_any_order_of_adding_and_removing_is_a_joint_fit(seed, separate, kind):
         else:
             sums = sums + Sums.of(x[outside], labels[outside], V)
             present[outside] = True
-    if kind == "discriminant" and (np.bincount(classes[present], minlength=V) < 2).any():
-        return
+    assume(kind != "discriminant" or np.bincount(classes[present], minlength=V).min() >= 2)
     joint = Sums.of(x[present], labels[present], V)
     for one, other in zip(sums.solve(head), joint.solve(head), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)

@@ -22,7 +22,7 @@ from headstart.cli.app import main
 from headstart.errors import ConfigError, HeadstartError, InputError
 from headstart.pipelines.base import task_of
 from headstart.pipelines.confidence import UNKNOWN, Choice, Confidence
-from headstart.pipelines.texts import _best_spans
+from headstart.pipelines.texts import best_spans
 
 SMALL = {
     "hidden_size": 32,
@@ -236,7 +236,7 @@ def test_best_spans_are_the_best_of_all_pairs():
             for j in range(i, min(length, i + longest))
         }
         right = sorted(pairs.items(), key=lambda each: -each[1])[:3]
-        assert [(a, b) for a, b, _ in _best_spans(start, end, longest, 3)] == [
+        assert [(a, b) for a, b, _ in best_spans(start, end, longest, 3)] == [
             span for span, _ in right
         ]
 

@@ -242,7 +242,7 @@ def test_masks_of_colors(tmp_path, scenes):
     (tmp_path / "classes.json").write_text((scenes / "classes.json").read_text())
     numbers, colors = task_of(scenes), task_of(tmp_path)
     for i in range(6):
-        assert np.array_equal(numbers._read("train", i)[1], colors._read("train", i)[1])
+        assert np.array_equal(numbers.read_pair("train", i)[1], colors.read_pair("train", i)[1])
 
 
 def test_meaning_of_mask_values():
@@ -264,7 +264,7 @@ def test_black_and_white_masks_are_two_classes(tmp_path):
     task = task_of(tmp_path)
     assert task.classes.names == ["background", "foreground"]
     assert set(
-        np.unique(np.concatenate([task._read("train", i)[1].ravel() for i in range(3)]))
+        np.unique(np.concatenate([task.read_pair("train", i)[1].ravel() for i in range(3)]))
     ) == {0, 1}
     assert any("255 is taken as the class 'foreground'" in line for line in task.found())
 
@@ -272,7 +272,7 @@ def test_black_and_white_masks_are_two_classes(tmp_path):
 def test_real_data_is_understood():
     camvid = task_of(data_dir("segmentation", "camvid"))
     assert camvid.splits == {"train": 40, "validation": 20} and len(camvid.classes.names) == 11
-    labels = camvid._read("train", 0)[1]
+    labels = camvid.read_pair("train", 0)[1]
     assert set(np.unique(labels)) <= {*range(11), IGNORED} and labels.shape == (360, 480)
     ade = task_of(
         data_dir("segmentation", "ade20k_samples"),
@@ -280,7 +280,7 @@ def test_real_data_is_understood():
         classes=[f"c{i}" for i in range(150)],
     )
     raw = np.asarray(Image.open(ade.examples["train"].masks[0])).astype(int)
-    assert np.array_equal(ade._read("train", 0)[1], np.where(raw == 0, IGNORED, raw - 1))
+    assert np.array_equal(ade.read_pair("train", 0)[1], np.where(raw == 0, IGNORED, raw - 1))
 
 
 def test_bad_data_is_named(tmp_path, scenes):

@@ -89,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headstart.training.checkpoints._flush", full)
+    monkeypatch.setattr("headstart.training.checkpoints.flush_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 10, tensors(10), {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]

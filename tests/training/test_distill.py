@@ -64,11 +64,11 @@ def test_both_see_the_same_crop_and_the_same_mixture(unlabelled, tiny_model, mix
         return torch.zeros(len(pixel_values), 3)
 
     recipe = Recipe(crop=20, resize=26, augment="resized-crop", **mixing)
-    token = module._function.set(teacher)
+    token = module.teacher_function.set(teacher)
     try:
         task, model = task_of(unlabelled, module.FUNCTION, recipe, tiny_model)
     finally:
-        module._function.reset(token)
+        module.teacher_function.reset(token)
     handle = model.register_forward_pre_hook(
         lambda network, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
     )
@@ -93,11 +93,11 @@ def test_each_sees_the_view_at_its_own_size_and_in_its_own_normalization(unlabel
         return torch.zeros(len(pixel_values), 3)
 
     settings = {"teacher_size": 31, "teacher_mean": [0.0, 0.1, 0.2], "teacher_std": [1, 2, 4]}
-    token = module._function.set(teacher)
+    token = module.teacher_function.set(teacher)
     try:
         task, model = task_of(unlabelled, module.FUNCTION, student=tiny_model, **settings)
     finally:
-        module._function.reset(token)
+        module.teacher_function.reset(token)
     batch = task.collate([task.example(i, np.random.default_rng(i)) for i in range(4)])
     assert batch["image"].shape == (4, 3, 31, 31)  # as much as the larger of the two sees
     inputs = task.micro(batch, slice(0, 4), torch.device("cpu"))

@@ -179,7 +179,7 @@ class PixelCache:
         """
         first, self.which = distinct(self.examples.images)
         rows = np.bincount(self.which, minlength=len(first)).tolist()
-        array = self._room(len(first))
+        array = self.reserve(len(first))
 
         def one(number: int) -> str | None:
             try:
@@ -200,7 +200,7 @@ class PixelCache:
             return []
         return [(i, failed[at]) for i, at in enumerate(self.which.tolist()) if at in failed]
 
-    def _room(self, images: int) -> NDArray[np.uint8] | None:
+    def reserve(self, images: int) -> NDArray[np.uint8] | None:
         """An array on disk, or in memory where it is small, or None where it is too large."""
         shape = (images, self.side, self.side, 3)
         size = int(np.prod(shape))

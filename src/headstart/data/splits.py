@@ -226,12 +226,12 @@ def batch_indices(examples: int, batch_size: int, step: int, seed: int) -> NDArr
     parts = []
     for number, epoch in enumerate(epochs):
         begin = max(start - number * examples, 0)
-        parts.append(_permutation(examples, seed, epoch)[begin : stop - number * examples])
+        parts.append(permutation(examples, seed, epoch)[begin : stop - number * examples])
     return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)
-def _permutation(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def permutation(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of one epoch; kept, since each step reads a part of it."""
     order = np.random.default_rng([seed, epoch, 0xE70C]).permutation(examples)
     order.setflags(write=False)

@@ -65,7 +65,8 @@ class OptimizedModel(nn.Module):
         self.model_class: type[nn.Module] = (
             _class_of(report.model) if model is None else type(model)
         )
-        self._warned, self._place = False, torch.device("cpu") if runner is None else runner.device
+        self.fell_back = False  # to PyTorch, for a call that the engine does not take
+        self._place = torch.device("cpu") if runner is None else runner.device
         super().train(False)
 
     @property
@@ -117,8 +118,8 @@ class OptimizedModel(nn.Module):
             if inputs is not None:
                 out = self.signature.pack(self.runner(inputs))
                 return out if named else out.to_tuple()
-        if not self._warned:
-            self._warned = True
+        if not self.fell_back:
+            self.fell_back = True
             logger.warning(
                 "a call that the %s engine was not made for runs in PyTorch",
                 self.report.chosen.engine,

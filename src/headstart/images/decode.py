@@ -100,7 +100,7 @@ def load_image(source: Any, *, convert_rgb: bool = True) -> Array:
     data, name = _read(source)
     try:
         with open_image(data) as image:
-            pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else None
+            pixels = decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else None
             if pixels is None:
                 image.load()
                 pixels = pil_to_array(image, convert_rgb=convert_rgb)
@@ -217,7 +217,7 @@ def damage_text(error: BaseException) -> str:
     return "unknown image format" if isinstance(error, UnidentifiedImageError) else text
 
 
-def _decode_jpeg(data: bytes) -> Array | None:
+def decode_jpeg(data: bytes) -> Array | None:
     """Pixels from simplejpeg where it is installed: the same libjpeg-turbo as Pillow's, without
     Pillow's copy of the pixels.
 

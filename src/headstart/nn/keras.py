@@ -562,9 +562,9 @@ class PreTrainedModel(keras.Model):
             else:
                 misfits.append((key, value.shape, tuple(variable.shape)))
                 del found[key]
-        lost = [key for key in missing if not self._is_head(key)]
+        lost = [key for key in missing if not self.is_head(key)]
         wrong = [
-            each for each in misfits if not (any_size or (head_size and self._is_head(each[0])))
+            each for each in misfits if not (any_size or (head_size and self.is_head(each[0])))
         ]
         if lost or wrong or unknown:
             raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
@@ -588,7 +588,8 @@ class PreTrainedModel(keras.Model):
             "error_msgs": [],
         }
 
-    def _is_head(self, name: str) -> bool:
+    def is_head(self, name: str) -> bool:
+        """Whether a checkpoint may lack this parameter: it is of a head."""
         return any(name == head or name.startswith(head + ".") for head in self.heads)
 
     def named_arrays(self) -> dict[str, Any]:

@@ -507,10 +507,10 @@ class PreTrainedModel(nn.Module):
             for n, t in found.items()
             if t.shape != own[n].shape
         ]
-        allowed = [n for n, _, _ in misfits if any_size or (head_size and self._is_head(n))]
+        allowed = [n for n, _, _ in misfits if any_size or (head_size and self.is_head(n))]
         for key in allowed:
             del found[key]
-        lost = [n for n in missing if not self._is_head(n)]
+        lost = [n for n in missing if not self.is_head(n)]
         wrong = [each for each in misfits if each[0] not in allowed]
         if lost or wrong or (unknown and strict):
             raise WeightsError(misfit_message(name, type(self).__name__, lost, unknown, wrong))
@@ -532,7 +532,7 @@ class PreTrainedModel(nn.Module):
             "error_msgs": [],
         }
 
-    def _is_head(self, name: str) -> bool:
+    def is_head(self, name: str) -> bool:
         """Whether a checkpoint may lack this parameter: it is of a head, or of whatever a subclass
         puts beside the base model.
         """

@@ -550,7 +550,7 @@ class QuestionAnsweringPipeline(TextPipeline):
             nothing = min(nothing, float(start[0] * end[0]))
             start[~inside] = end[~inside] = 0.0
             # spans inside the same words are one answer
-            for first, last, score in _best_spans(start, end, longest, 2 * top_k + 10):
+            for first, last, score in best_spans(start, end, longest, 2 * top_k + 10):
                 a, b = _whole_words(windows, part, first, last)
                 same = found.setdefault(
                     context[a:b].lower(),
@@ -571,7 +571,7 @@ def _softmax_at(logits: Any, seen: Any) -> Any:
     return powers / powers.sum()
 
 
-def _best_spans(start: Any, end: Any, longest: int, top_k: int) -> list[tuple[int, int, float]]:
+def best_spans(start: Any, end: Any, longest: int, top_k: int) -> list[tuple[int, int, float]]:
     """First and last token of the best spans, and their scores.
 
     Needs memory for `longest` numbers a token.

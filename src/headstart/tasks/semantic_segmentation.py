@@ -193,7 +193,7 @@ class SemanticSegmentation(ImageTask):
 
             def one(index: int, split: str = split) -> Pair | str:
                 try:
-                    return self._read(split, index)
+                    return self.read_pair(split, index)
                 except InputError as error:
                     return str(error)
 
@@ -212,7 +212,7 @@ class SemanticSegmentation(ImageTask):
         super().keep(split, indices)
         self.scans[split] = [self.scans[split][i] for i in indices]
 
-    def _read(self, split: str, index: int) -> Pair:
+    def read_pair(self, split: str, index: int) -> Pair:
         """Image (H, W, 3) and classes (H, W) of a pair, from its files."""
         pairs = self.examples[split]
         values = read_values(pairs.masks[index], self.classes.colors)
@@ -229,7 +229,7 @@ class SemanticSegmentation(ImageTask):
     def pair(self, split: str, index: int) -> Pair:
         """Image (H, W, 3) and classes (H, W) of a pair."""
         pairs = self.decoded[split]
-        return self._read(split, index) if pairs is None else pairs[index]
+        return self.read_pair(split, index) if pairs is None else pairs[index]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, S, S) uint8, and its labels (S, S) uint8.

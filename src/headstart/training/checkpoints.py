@@ -77,11 +77,11 @@ def save_checkpoint(
         }
         (draft / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for name in (TENSORS, STATE, MANIFEST):
-            _flush(draft / name)
+            flush_file(draft / name)
         if path.exists():  # the same step again, after a resume
             shutil.rmtree(path)
         draft.rename(path)
-        _flush(folder)
+        flush_file(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     for old in list_checkpoints(folder)[:-KEPT]:
@@ -121,7 +121,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush_file(path: Path) -> None:
     """Makes sure that the disk has what was written.
 
     File systems that cannot flush a folder are left to themselves.

@@ -46,7 +46,7 @@ PROJECTION = "distillation_projection"  # module of the student while features a
 FUNCTION = "<function>"  # what `run.json` holds of a teacher that is a function
 CHUNK = 32  # images that the teacher sees together in an evaluation
 
-_function: ContextVar[Callable[..., Any] | None] = ContextVar("teacher", default=None)
+teacher_function: ContextVar[Callable[..., Any] | None] = ContextVar("teacher", default=None)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Distillation(LabelledImages):
 
     def _read_teacher(self) -> Teacher:
         settings = self.settings
-        function = _function.get()
+        function = teacher_function.get()
         if settings.teacher == FUNCTION and function is None:
             raise ConfigError(
                 "the teacher of this run is a Python function; go on with it in Python:"
@@ -550,7 +550,7 @@ def distill(
     else:
         name, random = _student_folder(student, out)
         values["scratch"] = scratch or random
-    given = _function.set(teacher if callable(teacher) else None)
+    given = teacher_function.set(teacher if callable(teacher) else None)
     try:
         return train(
             images,
@@ -575,4 +575,4 @@ def distill(
             **recipe_values,
         )
     finally:
-        _function.reset(given)
+        teacher_function.reset(given)

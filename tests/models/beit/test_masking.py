@@ -37,18 +37,18 @@ def test_every_block_obeys_the_papers_limits(height, width, seed, fraction):
     """
     count = int(fraction * height * width)
     blocks = []
-    original = masking._block
+    original = masking.sample_block
 
     def watched(h, w, left, least, aspect, rng):
         rows, columns = original(h, w, left, least, aspect, rng)
         blocks.append((rows, columns, left))
         return rows, columns
 
-    masking._block = watched
+    masking.sample_block = watched
     try:
         mask = blockwise_mask(height, width, np.random.default_rng(seed), count)
     finally:
-        masking._block = original
+        masking.sample_block = original
     union = np.zeros((height, width), dtype=bool)
     least = min(16, count)
     for rows, columns, left in blocks:

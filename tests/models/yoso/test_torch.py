@@ -25,7 +25,7 @@ from headstart.errors import ConfigError, InputError
 from headstart.models.yoso import resizing
 from headstart.models.yoso import torch as networks
 from headstart.models.yoso.config import PUBLISHED, count_parameters
-from headstart.models.yoso.weights import AUTHORS, _released
+from headstart.models.yoso.weights import AUTHORS, released_name
 
 SMALL = {
     "vocab_size": 61,
@@ -100,7 +100,7 @@ def check_authors_gradients(model, grads):
     }
     theirs = AUTHORS.to_theirs(found)
     for name, value in grads.items():
-        ours = theirs[_released(name)]
+        ours = theirs[released_name(name)]
         # padding's own vector is not trained here, as in transformers; nothing reads it
         if name.endswith("word_embeddings.weight"):
             ours, value = (torch.cat([g[:1], g[2:]]) for g in (ours, value))

@@ -68,7 +68,7 @@ def blockwise_mask(
     left = count
     while left:
         for _ in range(ATTEMPTS):
-            rows, columns = _block(height, width, left, min(min_block, count), aspect, rng)
+            rows, columns = sample_block(height, width, left, min(min_block, count), aspect, rng)
             new = int((~mask[rows, columns]).sum())
             if 0 < new <= left:
                 mask[rows, columns] = True
@@ -79,7 +79,7 @@ def blockwise_mask(
     return mask
 
 
-def _block(
+def sample_block(
     height: int,
     width: int,
     left: int,

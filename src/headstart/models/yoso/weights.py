@@ -86,7 +86,7 @@ _NUMBER = re.compile(r"^model\.transformer_(\d+)\.")
 _TRAINED_BLOCK = re.compile(r"^model\.backbone\.backbone\.encoders\.(\d+)\.")
 
 
-def _released(name: str) -> str:
+def released_name(name: str) -> str:
     """A name of the authors' training code as their released files spell it."""
     found = _TRAINED_BLOCK.match(name)
     if not found:
@@ -96,7 +96,7 @@ def _released(name: str) -> str:
 
 
 def _trained(name: str) -> str:
-    """The inverse of `_released`."""
+    """The inverse of `released_name`."""
     found = _NUMBER.match(name)
     if not found:
         return name
@@ -130,7 +130,7 @@ def read_authors(
         WeightsError: No YOSO network that a class here could be.
     """
     bare = unwrap(tensors, ("model_state_dict", "state_dict", "module"))
-    theirs = {_released(key): value for key, value in bare.items()}
+    theirs = {released_name(key): value for key, value in bare.items()}
     if "model.norm.weight" in theirs or any("mlpblock" in key for key in theirs):
         raise WeightsError(
             f"{name} holds a network of the Long Range Arena (norms first, mean pooling), which"
