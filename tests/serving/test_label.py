@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import headstart
+from chromium import CHROMIUM
 from headstart.data.inputs import ImageInput, image_inputs
 from headstart.errors import DataError, InputError
 from headstart.features.discriminant import Discriminant, Statistics
@@ -26,7 +27,6 @@ from starlette.testclient import TestClient  # noqa: E402 - after the check
 
 from headstart.serving.label_app import create_label_app  # noqa: E402
 from headstart.serving.labelling import Labelling, LabelTable  # noqa: E402
-from serving.test_page import CHROMIUM, browser  # noqa: E402, F401 - a fixture
 
 
 def rows_of(path):
