@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check fast lint types stubs triton docs clean
+.PHONY: demo test web check fast lint types stubs triton docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -20,7 +20,12 @@ $(VENV)/dev: $(VENV)/core
 demo: $(VENV)/core
 	$(BIN)/headstart demo
 
-test: $(VENV)/dev lint types
+# The browser's ONNX Runtime, in which a test runs an exported file; without npm it is skipped.
+web:
+	test -d build/node_modules/onnxruntime-web || ! command -v npm > /dev/null \
+	 || npm install --silent --no-audit --no-fund --prefix build onnxruntime-web@1.30.0
+
+test: $(VENV)/dev lint types web
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev
