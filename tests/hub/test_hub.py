@@ -104,6 +104,17 @@ def test_a_missing_path_is_not_requested_from_the_hub(name, server):
     assert not server.requests
 
 
+def test_a_mistyped_folder_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, server):
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match=r"'runs/phtos'; did you mean 'runs/photos'\?"):
+        resolve_weights("runs/phtos")
+    assert not server.requests
+    with pytest.raises(NotFoundError, match="on http"):
+        resolve_weights("runs/other-model")
+    assert server.requests
+
+
 def test_a_folder_without_the_wanted_file_names_it(tmp_path):
     with pytest.raises(NotFoundError, match=r"has no config\.json"):
         resolve_file(tmp_path, "config.json")

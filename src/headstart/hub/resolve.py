@@ -8,6 +8,7 @@ when size and hash are right. Nothing is imported or contacted before it is need
 """
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -414,6 +415,16 @@ def _local_folder(name: str | Path) -> Path | None:
         or path.is_absolute()
     ):
         raise NotFoundError(f"there is no file or folder {text!r}")
+    names = (
+        [each.name for each in path.parent.iterdir()]
+        if "/" in text and path.parent.is_dir()
+        else []
+    )
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.85)
+    if near:
+        raise NotFoundError(
+            f"there is no file or folder {text!r}; did you mean {str(path.with_name(near[0]))!r}?"
+        )
     return None
 
 
@@ -528,7 +539,8 @@ def _raise_ours(
         ) from error
     if isinstance(error, theirs.LocalEntryNotFoundError):
         raise OfflineError(
-            f"{filename} of {name} is not in the cache, and {host} cannot be reached ({cause})"
+            f"{filename} of {name} is not in the cache, and {host} cannot be reached ({cause});"
+            " no folder here has that name either"
         ) from error
     raise DownloadError(
         f"{host}: {filename} of {name} failed ({cause}); nothing half-written was kept; try again"

@@ -229,6 +229,11 @@ def count_parameters(config: YosoConfig) -> int:
 
 
 PUBLISHED = {
+    "yoso-mini": Published(
+        "yoso-mini",
+        parameters=4_648_960,
+        result="sentence vectors, English (comes with the package)",
+    ),
     "yoso-4096": Published(
         name="yoso-4096",
         config={"layer_norm_eps": EPS_AUTHORS},
@@ -237,5 +242,5 @@ PUBLISHED = {
         parameters=127_449_945,
         image_size=None,
         result="masked language model, 4,096 tokens",
-    )
+    ),
 }
