@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,35 +36,10 @@ WEIGHTS = {f"layer.{i}.weight": RNG.standard_normal((9, 50)).astype("float32") f
 
 
 @pytest.fixture
-def slept(monkeypatch):
-    """Waits are noted instead of waited for."""
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    return waits
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path, slept):
-    """A Hub on this machine that headstart and huggingface_hub take for the real one, with an empty
-    cache.
-    """
-    from huggingface_hub import constants, file_download
-
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-    # huggingface_hub < 0.30 has none
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+def server(point_at):
+    """A Hub on this machine."""
     with running() as made:
-        monkeypatch.setenv("HF_ENDPOINT", made.url)
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        for module in (constants, file_download):  # huggingface_hub < 1 keeps a second copy
-            template = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        point_at(made.url)
         yield made
 
 

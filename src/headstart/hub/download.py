@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -296,14 +298,18 @@ def _refused(error: urllib.error.HTTPError, source: Download, partial: Path, tag
     if error.code in (404, 410):
         raise NotFoundError(f"{source.url} does not exist any more ({error.code})") from error
     if error.code in BUSY:
-        raise _Broken(
-            f"the server answered {error.code}", _retry_after(error.headers.get("Retry-After"))
-        ) from error
+        raise _Broken(f"the server answered {error.code}", _wait_asked(error.headers)) from error
     raise DownloadError(f"{source.url}: the server answered {error.code} {error.reason}") from error
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait; the header holds seconds or a date."""
+def _wait_asked(headers: Message) -> float | None:
+    """Seconds that a busy server asks to wait: Retry-After holds seconds or a date; the Hub tells
+    what is left (r) of a quota and when it begins again (t), as in `"resolvers";r=0;t=52`.
+    """
+    quota = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("RateLimit", ""))
+    if quota:
+        return float(quota[1])
+    value = headers.get("Retry-After")
     if not value:
         return None
     if value.strip().isdigit():

@@ -10,6 +10,7 @@ when size and hash are right. Nothing is imported or contacted before it is need
 import contextlib
 import difflib
 import errno
+import importlib.util
 import logging
 import os
 import re
@@ -54,6 +55,8 @@ FORMATS = {
 # The Hub's own account that opens pull requests with safetensors; nobody else's pull requests are
 # used.
 CONVERSION_BOT = "SFconvertbot"
+# What the Hub answers, with 401, to whoever asks for an unknown model without a valid token.
+_UNKNOWN = "Invalid username or password."
 
 
 def resolve_file(
@@ -339,7 +342,7 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
     cached = folder / "snapshots" / str(facts.commit_hash) / filename
     if facts.commit_hash and cached.is_file():
         return cached
-    if not facts.etag or not facts.size or getattr(facts, "xet_file_data", None) is not None:
+    if not facts.etag or not facts.size or _through_xet(facts):
         return None
     blob = folder / "blobs" / facts.etag
     if blob.exists():
@@ -354,6 +357,17 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
     except InputError as error:
         raise DownloadError(f"{where['endpoint']} sends {filename} of {name} on: {error}") from None
     return None
+
+
+def _through_xet(facts: Any) -> bool:
+    """Whether huggingface_hub will fetch a file with its xet client. Every large file of the Hub
+    can be had that way, and by plain HTTP too.
+    """
+    if getattr(facts, "xet_file_data", None) is None:  # huggingface_hub < 0.30 has none
+        return False
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
 
 
 def _facts(name: str, filename: str, url: str, where: dict[str, Any], patient: bool = True) -> Any:
@@ -474,6 +488,11 @@ def _explained(
         ) from error
     except transport_errors() as error:
         _raise_ours(error, name, filename, revision, cache_dir, offline)
+    except RuntimeError as error:  # of the xet client
+        raise DownloadError(
+            f"{_endpoint()}: {filename} of {name} failed ({error}); HF_HUB_DISABLE_XET=1 fetches it"
+            " by plain HTTP"
+        ) from error
 
 
 def _raise_ours(
@@ -501,13 +520,15 @@ def _raise_ours(
             f"{name} on {host} is gated: ask for access on its page, then give token= or set"
             " HF_TOKEN"
         ) from error
-    said = getattr(response, "headers", {}).get("X-Error-Code")
-    if isinstance(cause, theirs.RepositoryNotFoundError) and (
-        status == 404 or said == "RepoNotFound"
-    ):
+    if isinstance(cause, theirs.DisabledRepoError):
+        raise AuthError(f"{name} on {host} is disabled: nobody can load it") from error
+    # An unknown model and one that the token may not read are answered alike; huggingface_hub
+    # knows that of https addresses only.
+    said = getattr(response, "headers", {}).get("X-Error-Message")
+    if isinstance(cause, theirs.RepositoryNotFoundError) or (status == 401 and said == _UNKNOWN):
         raise NotFoundError(
-            f"there is no model {name!r} here or on {host}; if it is private, give token= or set"
-            " HF_TOKEN"
+            f"there is no model {name!r} here or on {host}; if it is private, give a token that may"
+            " read it (token= or HF_TOKEN)"
         ) from error
     if status in (401, 403):
         raise AuthError(
