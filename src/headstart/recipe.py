@@ -448,11 +448,32 @@ def distill(facts: Facts) -> Recipe:
     )
 
 
+def distill_texts(facts: Facts) -> Recipe:
+    """Distillation of texts: AdamW, about ten passes, and texts of up to 128 tokens."""
+    batch_size = 64
+    steps = max(1_000, round(10 * facts.examples / batch_size))
+    return Recipe(
+        name="distill-texts",
+        optimizer="adamw",
+        lr=5e-4,
+        weight_decay=0.01,
+        clip_grad=1.0,
+        schedule="cosine",
+        steps=steps,
+        warmup_steps=steps // 20,
+        batch_size=batch_size,
+        max_length=128,
+        augment="none",
+        zero_head=False,
+    )
+
+
 RECIPES: dict[str, Callable[[Facts], Recipe]] = {
     "hyperrule": hyper_rule,
     "finetune": finetune,
     "text": text,
     "distill": distill,
+    "distill-texts": distill_texts,
 }
 
 

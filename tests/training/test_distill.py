@@ -439,8 +439,10 @@ def test_a_file_that_is_no_teacher_is_refused(tmp_path):
 
 def test_a_text_network_is_no_student(unlabelled, teacher, tmp_path):
     config = headstart.YosoConfig(vocab_size=40, hidden_size=24, num_hidden_layers=1)
-    with pytest.raises(ConfigError, match="yoso has no network for image-classification"):
-        distill(teacher, unlabelled, student=config, out=tmp_path / "run", **SMALL)
+    with pytest.raises(ConfigError, match="temperature=2.0 is for students of images"):
+        distill(teacher, unlabelled, student=config, out=tmp_path / "run", temperature=2.0)
+    with pytest.raises(ConfigError, match="hidden_weight=1.0 is for students of texts"):
+        distill(teacher, unlabelled, student="bit-mini", out=tmp_path / "run", hidden_weight=1.0)
 
 
 # Command line -------------------------------------------------------------------------------------

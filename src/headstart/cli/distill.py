@@ -11,21 +11,34 @@ from headstart.cli.output import result_values
 from headstart.errors import ConfigError
 
 TEACHER_HELP = (
-    "Result folder, Hub id or authors' name of an image classifier; a folder that `headstart"
-    " optimize` wrote; an ONNX (.onnx) or OpenVINO (.xml) file."
+    "Result folder, Hub id or authors' name of an image classifier, or of a network that reads"
+    " texts; for images also a folder that `headstart optimize` wrote, or an ONNX (.onnx) or"
+    " OpenVINO (.xml) file."
 )
-IMAGES_HELP = "Everything that `headstart train` reads, or images anywhere below a folder."
+IMAGES_HELP = (
+    "Images or texts: everything that `headstart train` reads, or images anywhere below a folder."
+)
 STUDENT_HELP = (
-    "Checkpoint of BiT, CvT or BEiT by name or folder, or a configuration (.json), whose weights"
-    " are randomly initialized."
+    "Checkpoint by name or folder, or a configuration (.json), whose weights are randomly"
+    " initialized; a YOSO learns from texts, the other families from images."
 )
 NORMALIZATION_HELP = (
     "of each channel (of 0..1) that the teacher's images are normalized by, such as 0.5,0.5,0.5;"
     " default the teacher's own, else the student's."
 )
 FEATURE_HELP = (
-    "Weight of the squared error of the teacher's last features, predicted by a linear map of the"
-    " student's."
+    "Of images: weight of the squared error of the teacher's last features, predicted by a linear"
+    " map of the student's; default 0."
+)
+VECTOR_HELP = (
+    "Of texts: weight of the squared error of the teacher's vector of a text, predicted by a linear"
+    " map of the student's; default 1."
+)
+HIDDEN_HELP = "Of texts: weight of the squared error of the teacher's hidden states; default 1."
+MASK_HELP = "Of texts: weight of the cross-entropy of masked words; 0 masks none; default 0.1."
+TOKENIZER_HELP = (
+    "Of texts: folder with the tokenizer of a student that is a configuration; default the"
+    " teacher's."
 )
 
 
@@ -41,15 +54,23 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         bool, typer.Option("--scratch", help="Take only the configuration of --student.")
     ] = False,
     temperature: Annotated[
-        float, typer.Option(help="Divides the logits of both before they are compared.")
-    ] = 1.0,
-    label_weight: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Weight of the cross-entropy of labels that the teacher has; 0 reads no labels."
+            help="Of images: divides the logits of both before they are compared; default 1."
         ),
-    ] = 0.0,
-    feature_weight: Annotated[float, typer.Option(help=FEATURE_HELP)] = 0.0,
+    ] = None,
+    label_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Of images: weight of the cross-entropy of labels that the teacher has; default 0,"
+            " which reads no labels."
+        ),
+    ] = None,
+    feature_weight: Annotated[float | None, typer.Option(help=FEATURE_HELP)] = None,
+    vector_weight: Annotated[float | None, typer.Option(help=VECTOR_HELP)] = None,
+    hidden_weight: Annotated[float | None, typer.Option(help=HIDDEN_HELP)] = None,
+    mask_weight: Annotated[float | None, typer.Option(help=MASK_HELP)] = None,
+    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
     teacher_size: Annotated[
         int | None,
         typer.Option(
@@ -69,7 +90,12 @@ def distill(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate after the warm-up.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in one update.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images or texts in one update.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=3, help="Tokens of the longest text; longer ones are cut.")
+    ] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Side of what the student sees.")] = None,
     mixup: Annotated[float | None, typer.Option(help="MixUp's a; 0 is off.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
@@ -105,7 +131,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         bool, typer.Option("--tensorboard", help="Also write the metrics for TensorBoard.")
     ] = False,
 ) -> dict[str, Any]:
-    """Train a small network to answer as a large one does, from images without labels.
+    """Train a small network to answer as a large one does, from images or texts without labels.
 
     Example: [bold]headstart distill runs/large photos/ --student bit-mini --out runs/small[/bold]
     """
@@ -117,7 +143,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
 
     values: dict[str, Any] = {
         "seed": seed, "steps": steps, "lr": lr, "batch_size": batch_size, "crop": crop,
-        "mixup": mixup, "precision": precision,
+        "mixup": mixup, "precision": precision, "max_length": max_length,
     }  # fmt: skip
     values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
     found = run(
@@ -129,6 +155,10 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         temperature=temperature,
         label_weight=label_weight,
         feature_weight=feature_weight,
+        vector_weight=vector_weight,
+        hidden_weight=hidden_weight,
+        mask_weight=mask_weight,
+        tokenizer=tokenizer,
         teacher_size=teacher_size,
         teacher_mean=_numbers(teacher_mean, "--teacher-mean"),
         teacher_std=_numbers(teacher_std, "--teacher-std"),

@@ -227,6 +227,54 @@ def read_plain(source: Path | RawTable, options: DataOptions) -> Iterator[Row | 
         )
 
 
+def read_any_text(source: Path | RawTable, options: DataOptions) -> Iterator[Row | Bad]:
+    """Rows of texts without labels, of everything that a text task reads.
+
+    Lines of a text file; words of CoNLL files; both texts of pairs; contexts and questions of
+    SQuAD's files.
+    """
+    if isinstance(source, Path) and source.suffix.lower() in (".conll", ".conllu", ".iob"):
+        for tagged in read_tagged(source, options):
+            yield tagged if isinstance(tagged, Bad) else _joined(tagged)
+        return
+    if isinstance(source, Path) and _squad(source) is not None:
+        yield from _question_texts(source, options)
+        return
+    if isinstance(source, Path) and source.suffix.lower() == ".txt":
+        yield from read_plain(source, options)
+        return
+    table = table_of(source, options)
+    first, second = text_columns(table, options)
+    split = split_column(table, options)
+    columns = (first,) if second is None else (first, second)
+    for i, row in enumerate(table.rows):
+        for column in columns:
+            bad: list[str] = []
+            values: dict[str, Any] = {"text": text_cell(row, column, bad)}
+            if split:
+                values["split"] = row.get(split)
+            where = table.where(i)
+            yield Bad("train", i, where, "; ".join(bad)) if bad else Row(values, where)
+
+
+def _joined(row: Row) -> Row:
+    """The words of a row as one text."""
+    return Row({"text": " ".join(row.values["words"])}, row.name)
+
+
+def _question_texts(source: Path, options: DataOptions) -> Iterator[Row | Bad]:
+    """Each context once, and each question."""
+    before = None
+    for row in read_questions(source, options):
+        if isinstance(row, Bad):
+            yield row
+            continue
+        if row.values["context"] != before:
+            before = row.values["context"]
+            yield Row({"text": before}, row.name)
+        yield Row({"text": row.values["question"]}, row.name)
+
+
 # Words and questions ------------------------------------------------------------------------------
 
 

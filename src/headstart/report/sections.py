@@ -15,7 +15,7 @@ from headstart.data.duplicates import FEWEST_PIXELS, FLAT, difference_hash, pair
 from headstart.data.labels import SINGLE
 from headstart.metrics.segmentation import mean_iou
 from headstart.report.classification import file_name
-from headstart.report.distillation import distillation_sections
+from headstart.report.distillation import distillation_sections, text_distillation_sections
 from headstart.report.explain import explain
 from headstart.report.masked_images import masked_image_sections
 from headstart.report.page import Section
@@ -122,6 +122,7 @@ def word_sections(task: Any, evaluation: Evaluation) -> list[Section]:
 SECTIONS: dict[str, Callable[[Any, Evaluation], list[Section]]] = {
     "image-classification": image_sections,
     "distillation": distillation_sections,
+    "text-distillation": text_distillation_sections,
     "semantic-segmentation": mask_sections,
     "masked-image-modeling": masked_image_sections,
     "text-classification": text_sections,

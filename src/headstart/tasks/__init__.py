@@ -16,6 +16,7 @@ TASKS: dict[str, str] = {
     "semantic-segmentation": "headstart.tasks.semantic_segmentation:SemanticSegmentation",
     "masked-image-modeling": "headstart.tasks.masked_image_modeling:MaskedImageModeling",
     "distillation": "headstart.training.distill:Distillation",
+    "text-distillation": "headstart.training.distill_texts:TextDistillation",
 }
 
 __all__ = ["TASKS", "Evaluation", "HeadTask", "Task", "task_class"]

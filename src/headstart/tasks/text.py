@@ -136,11 +136,16 @@ class TextTask(Task):
         self._take_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision), config, recipe)
         torch.manual_seed(recipe.seed)  # the new head is randomly initialized
         values = self.overrides() | self.overrides_of(config)
-        model: nn.Module = self.auto.from_pretrained(name, revision=revision, **values)
+        model = self.new_model(name, revision, values)
         if recipe.zero_head and self.labels:
             last = last_linear(model, len(self.labels))
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        return model
+
+    def new_model(self, name: str, revision: str | None, values: dict[str, Any]) -> nn.Module:
+        """The pretrained network with these values of its configuration."""
+        model: nn.Module = self.auto.from_pretrained(name, revision=revision, **values)
         return model
 
     def attach(self, name: str | Path) -> nn.Module:
@@ -214,12 +219,17 @@ class TextTask(Task):
         """See `Task.example`."""
         return self.tensors(self.encoded["train"][index])
 
+    @property
+    def fills(self) -> dict[str, int]:
+        """What holds a value for each token, and what is padded with."""
+        return {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
+
     def collate(self, examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """See `Task.collate`.
 
         Texts are filled with padding, their mask with 0, labels of tokens with -100.
         """
-        fills = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
+        fills = self.fills
         longest = max(each["input_ids"].shape[-1] for each in examples)
         batch: dict[str, Tensor] = {}
         for key in ("attention_mask", *examples[0]):
@@ -241,9 +251,8 @@ class TextTask(Task):
         """See `Task.micro`: columns that are padding in all of these rows are cut off."""
         part = {key: value[rows] for key, value in batch.items()}
         longest = int(part["attention_mask"].sum(-1).max())
-        per_token = ("input_ids", "attention_mask", "labels")
         return {
-            k: (v[..., :longest] if k in per_token else v).to(device, non_blocking=True)
+            k: (v[..., :longest] if k in self.fills else v).to(device, non_blocking=True)
             for k, v in part.items()
         }
 

@@ -11,8 +11,7 @@ Letters: B images, S side of a view, V classes, N images of a split, D features.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,90 +22,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.auto import AutoConfig, AutoModelForImageClassification
+from headstart.auto import AutoConfig, AutoModelForImageClassification, AutoTokenizer
 from headstart.config import PreTrainedConfig
 from headstart.data.cache import PixelCache, decode, parallel, square
 from headstart.data.images import ImageData, read_images, read_unlabeled_images
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
+from headstart.loading import family_of
 from headstart.metrics.classification import wilson
 from headstart.metrics.divergence import kl_divergence
 from headstart.progress import Progress
 from headstart.recipe import Recipe
+from headstart.registry import families
 from headstart.tasks.base import Evaluation
 from headstart.tasks.image_classification import LabelledImages, head_of
 from headstart.tasks.result import Result
+from headstart.training.distill_settings import FUNCTION, Settings, TextSettings, teacher_function
 from headstart.training.result import Request
 from headstart.training.run import _absolute, _check_free, train
 from headstart.training.teacher import Teacher, read_teacher, resized
 
+TEXTS = "text-distillation"  # task of students that read texts
 STUDENT = "student"  # folder in the result folder: a student given as a configuration
 PROJECTION = "distillation_projection"  # module of the student while features are matched
-FUNCTION = "<function>"  # what `run.json` holds of a teacher that is a function
 CHUNK = 32  # images that the teacher sees together in an evaluation
-
-teacher_function: ContextVar[Callable[..., Any] | None] = ContextVar("teacher", default=None)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a student is taught; kept in `run.json` as options of the task.
-
-    Args:
-        teacher: Name or path, or `FUNCTION`.
-        teacher_size: Side of what the teacher sees; None takes its own, else the student's.
-        teacher_mean: Channel means of the teacher's images in 0..1; None takes the teacher's own,
-            else the student's.
-        teacher_std: Standard deviations likewise.
-        temperature: Divides the logits of both before they are compared.
-        label_weight: Weight of the labels' cross-entropy; 0 reads no labels.
-        feature_weight: Weight of the squared error of the teacher's features, predicted by a linear
-            map of the student's.
-        scratch: Whether the student's weights are randomly initialized.
-    """
-
-    teacher: str
-    teacher_size: int | None = None
-    teacher_mean: tuple[float, ...] | None = None
-    teacher_std: tuple[float, ...] | None = None
-    temperature: float = 1.0
-    label_weight: float = 0.0
-    feature_weight: float = 0.0
-    scratch: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature}; it must be above 0")
-        for name in ("label_weight", "feature_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must not be negative")
-        if self.teacher_size is not None and self.teacher_size < 1:
-            raise ConfigError(f"teacher_size={self.teacher_size}; it must be at least 1")
-        for name in ("teacher_mean", "teacher_std"):
-            values = getattr(self, name)
-            if values is not None and len(values) != 3:
-                raise ConfigError(f"{name}={values}; expected three numbers, one for each channel")
-        if self.teacher_std is not None and not min(self.teacher_std) > 0:
-            raise ConfigError(f"teacher_std={self.teacher_std}; every number must be above 0")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
-        """The settings among the options of a task."""
-        known = {field.name for field in fields(cls)}
-        others = set(options) - known - {"validation", "test", "max_error"}
-        if others:
-            raise ConfigError(
-                f"distillation has no option {sorted(others)[0]!r}; it has"
-                f" {', '.join(sorted(known))}"
-            )
-        values = {name: value for name, value in options.items() if name in known}
-        if "teacher" not in values:
-            raise ConfigError("which teacher? Give headstart distill TEACHER IMAGES --student NAME")
-        for name in ("teacher_mean", "teacher_std"):
-            if values.get(name) is not None:
-                values[name] = tuple(float(each) for each in values[name])
-        return cls(**values)
 
 
 class Distillation(LabelledImages):
@@ -425,11 +365,13 @@ def _student_folder(student: str | Path | PreTrainedConfig, out: Path) -> tuple[
     return str(out / STUDENT), True
 
 
-def _check_same(out: Path, values: dict[str, Any]) -> None:
+def _check_same(
+    out: Path, values: dict[str, Any], settings: type[Settings] | type[TextSettings]
+) -> None:
     """Refuses settings that are not those of the run that is resumed."""
-    kept = Settings.of(Request.read(out).options["extra"])
-    given = Settings.of(_absolute(values))
-    for field in fields(Settings):
+    kept = settings.of(Request.read(out).options["extra"])
+    given = settings.of(_absolute(values))
+    for field in fields(settings):
         value = getattr(given, field.name)
         if value not in (field.default, getattr(kept, field.name)):
             raise ConfigError(
@@ -445,12 +387,16 @@ def distill(
     student: str | Path | PreTrainedConfig | None = None,
     out: str | Path,
     scratch: bool = False,
-    temperature: float = 1.0,
-    label_weight: float = 0.0,
-    feature_weight: float = 0.0,
+    temperature: float | None = None,
+    label_weight: float | None = None,
+    feature_weight: float | None = None,
     teacher_size: int | None = None,
     teacher_mean: Sequence[float] | None = None,
     teacher_std: Sequence[float] | None = None,
+    vector_weight: float | None = None,
+    hidden_weight: float | None = None,
+    mask_weight: float | None = None,
+    tokenizer: str | Path | None = None,
     recipe: str | None = None,
     config: str | Path | None = None,
     resume: bool = False,
@@ -467,37 +413,55 @@ def distill(
     progress: Progress | None = None,
     **recipe_values: Any,
 ) -> Result:
-    """A small network that answers as a large one does, learned from images without labels.
+    """A small network that answers as a large one does, learned from images or texts without
+    labels.
 
-    Teacher and student see the same crop and the same MixUp of every image (function matching,
-    Beyer et al. 2021), each at its own size and in its own normalization.
+    Images: teacher and student see the same crop and the same MixUp of every image (function
+    matching, Beyer et al. 2021), each at its own size and in its own normalization. Texts: linear
+    maps of the student's hidden states predict the teacher's and its vector of the text, and the
+    student guesses masked words.
 
     Args:
         teacher: A result folder, Hub id or authors' name of an image classifier, a folder that
             `headstart optimize` wrote, an ONNX (`.onnx`) or OpenVINO (`.xml`) file, or a function:
             it gets images (B, 3, S, S) and returns logits (B, V), (logits, features (B, D)), or an
-            object with `logits`.
-        images: Everything that `headstart.train` reads, or images anywhere below a folder.
-        student: A checkpoint of BiT, CvT or BEiT, by name or folder; or a configuration (in Python,
-            or a .json file), whose weights are randomly initialized. Needed unless `resume`.
+            object with `logits`. For a student of texts a result folder or Hub id of a network that
+            reads texts, or a function of a list of texts that returns vectors (B, T), or (vectors,
+            states, offsets): of each text the hidden states (M, T) of its tokens, and their first
+            and last (exclusive) characters (M, 2).
+        images: Images or texts: everything that `headstart.train` reads, or images anywhere below a
+            folder. Lines of text files, both texts of pairs, the words of CoNLL files, contexts and
+            questions of SQuAD's.
+        student: A checkpoint by name or folder; or a configuration (in Python, or a .json file),
+            whose weights are randomly initialized. A YOSO learns from texts, the other families
+            from images. Needed unless `resume`.
         out: Result folder; made if it does not exist.
         scratch: Take only the configuration of the checkpoint `student`.
-        temperature: Divides the logits of both before they are compared.
-        label_weight: Weight of the cross-entropy of labels whose class the teacher has; 0 reads no
-            labels.
+        temperature: Divides the logits of both before they are compared; None is 1.
+        label_weight: Weight of the cross-entropy of labels whose class the teacher has; None is 0,
+            which reads no labels.
         feature_weight: Weight of the squared error of the teacher's last features, predicted by a
-            linear map of the student's; needs a checkpoint or a function with features.
+            linear map of the student's; needs a checkpoint or a function with features. None is 0.
         teacher_size: Side in pixels of what the teacher sees; None takes its processor's, else the
             student's.
         teacher_mean: Mean of each channel (of 0..1) that the teacher's images are normalized by;
             None takes its processor's or its file's, else the student's.
         teacher_std: Standard deviation likewise.
-        recipe: Name of a recipe in place of "distill".
+        vector_weight: Of texts: weight of the squared error of the teacher's vector of a text,
+            predicted from the mean of the student's hidden states; None is 1.
+        hidden_weight: Of texts: weight of the squared error of the teacher's hidden states, token
+            by token; None is 1.
+        mask_weight: Of texts: weight of the cross-entropy of masked words; None is 0.1, and 0 masks
+            none and leaves a network without a head.
+        tokenizer: Of texts: folder with the tokenizer of a student that is a configuration; None
+            takes the teacher's.
+        recipe: Name of a recipe in place of "distill", or of texts "distill-texts".
         config: YAML file of recipe values.
         resume: Continue the run in `out`; its settings are kept there.
         dry_run: Report what would be done, and stop.
-        val_fraction: Proportion of the images held out where the data has no validation split.
-        skip_bad: Continue without unreadable images.
+        val_fraction: Proportion of the images or texts held out where the data has no validation
+            split.
+        skip_bad: Continue without unreadable images or texts.
         columns: Columns of a table by role, such as {"image": "file"}.
         validation: Further images to compare the student with the teacher on during training.
         test: Further images to compare the result with the teacher on.
@@ -510,10 +474,12 @@ def distill(
 
     Returns:
         The result, with agreement and KL divergence on held-out images; its folder is an image
-        classifier.
+        classifier. Of texts with `cka` (how alike the vectors of student and teacher are, from 0 to
+        1) and `masked_accuracy`; its folder is a network for masked words, which every text task
+        can start from.
 
     Raises:
-        ConfigError: A setting that cannot be honored, or a teacher that is not a classifier.
+        ConfigError: A setting that cannot be honored, or a teacher that is not of this kind.
         DataError: The images cannot be read, or their labels are not the teacher's.
         TrainingInterrupted: A signal stopped the run; a checkpoint was written.
 
@@ -531,33 +497,47 @@ def distill(
         ['agreement', 'kl']
     """
     out = Path(out)
-    values: dict[str, Any] = {
-        "teacher": FUNCTION if callable(teacher) else str(teacher),
-        "teacher_size": teacher_size,
-        "teacher_mean": None if teacher_mean is None else list(teacher_mean),
-        "teacher_std": None if teacher_std is None else list(teacher_std),
+    for_images = {
         "temperature": temperature,
         "label_weight": label_weight,
         "feature_weight": feature_weight,
-        "scratch": scratch,
+        "teacher_size": teacher_size,
+        "teacher_mean": None if teacher_mean is None else list(teacher_mean),
+        "teacher_std": None if teacher_std is None else list(teacher_std),
     }
+    for_texts = {
+        "vector_weight": vector_weight,
+        "hidden_weight": hidden_weight,
+        "mask_weight": mask_weight,
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+    }
+    if student is None and not resume:
+        raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
+    texts = _kept_task(out) == TEXTS if resume else _reads_text(student)
+    _refuse_others(for_images if texts else for_texts, texts)
+    values = {k: v for k, v in (for_texts if texts else for_images).items() if v is not None}
+    values |= {"teacher": FUNCTION if callable(teacher) else str(teacher), "scratch": scratch}
+    values.pop("tokenizer", None)
     name: str | None = None
     if resume:
-        _check_same(out, values)
+        if tokenizer is not None:
+            raise ConfigError(f"the run in {out} has its tokenizer; leave tokenizer out")
+        _check_same(out, values, TextSettings if texts else Settings)
         name = str(student) if isinstance(student, str | Path) else None
-    elif student is None:
-        raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
     else:
+        assert student is not None
         name, random = _student_folder(student, out)
         values["scratch"] = scratch or random
+        if texts:
+            _place_tokenizer(teacher, tokenizer, out, random)
     given = teacher_function.set(teacher if callable(teacher) else None)
     try:
         return train(
             images,
             model=name,
             out=out,
-            task="distillation",
-            recipe=None if resume else recipe or "distill",
+            task=TEXTS if texts else "distillation",
+            recipe=None if resume else recipe or ("distill-texts" if texts else "distill"),
             config=config,
             resume=resume,
             dry_run=dry_run,
@@ -576,3 +556,52 @@ def distill(
         )
     finally:
         teacher_function.reset(given)
+
+
+def _kept_task(out: Path) -> str:
+    """The task of the run in a folder."""
+    return Request.read(out).task
+
+
+def _reads_text(student: str | Path | PreTrainedConfig | None) -> bool:
+    """Whether a student is a network of texts."""
+    if isinstance(student, PreTrainedConfig):
+        return families()[student.model_type].reads_text
+    assert student is not None
+    if Path(student).suffix == ".json":
+        return _reads_text(AutoConfig.from_pretrained(student))
+    return family_of(student)[0].reads_text
+
+
+def _refuse_others(values: dict[str, Any], texts: bool) -> None:
+    """Refuses options of the other kind of distillation."""
+    for name, value in values.items():
+        if value is not None:
+            kind, other = ("texts", "images") if texts else ("images", "texts")
+            raise ConfigError(
+                f"{name}={value} is for students of {other}, and this one reads {kind}; leave it"
+                " out"
+            )
+
+
+def _place_tokenizer(
+    teacher: str | Path | Callable[..., Any],
+    tokenizer: str | Path | None,
+    out: Path,
+    configuration: bool,
+) -> None:
+    """Puts a tokenizer beside a student that is a configuration: that given, or the teacher's."""
+    if not configuration:
+        if tokenizer is not None:
+            raise ConfigError(
+                f"tokenizer={tokenizer}: this student has its own; give one only with a"
+                " configuration"
+            )
+        return
+    source = teacher if tokenizer is None else tokenizer
+    if callable(source):
+        raise ConfigError(
+            "which tokenizer? The student is a configuration and the teacher a function; give"
+            " tokenizer= (--tokenizer), a folder that holds one"
+        )
+    AutoTokenizer.from_pretrained(source).save_pretrained(out / STUDENT)
