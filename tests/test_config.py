@@ -13,6 +13,16 @@ from headstart.errors import ConfigError
 STAGES = ["stem", "stage1", "stage2"]
 
 
+def test_an_unknown_keyword_warns_once_and_a_file_does_not(tmp_path, caplog):
+    assert BitConfig(nonsense=1).nonsense == 1
+    assert caplog.messages == ["BitConfig has no value nonsense; it is kept and changes nothing"]
+    caplog.clear()
+    BitConfig(torch_dtype="float16", pad_token_id=0, gradient_checkpointing=False)
+    (tmp_path / "config.json").write_text('{"model_type": "bit", "reshape_last_stage": true}')
+    assert BitConfig.from_pretrained(tmp_path).reshape_last_stage is True
+    assert not caplog.messages
+
+
 def test_unknown_keywords_are_kept_and_written_back(tmp_path):
     config = BitConfig(
         depths=[1, 1], hidden_sizes=[128, 256], task_note="mine", finetuning_task="cats"

@@ -55,6 +55,12 @@ OLDER = (
     *("torchscript", "tokenizer_class", "prefix", "finetuning_task", "task_specific_params"),
     *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id"),
 )
+# Values that version 4 takes in a constructor and writes to a file; loading and training read some.
+UNREAD = (
+    *("model_type", "torch_dtype", "dtype", "gradient_checkpointing", "use_cache"),
+    *("_name_or_path", "name_or_path", "transformers_version", "headstart_version"),
+    *("attn_implementation", "_attn_implementation"),
+)
 logger = logging.getLogger("headstart")
 C = TypeVar("C", bound="PreTrainedConfig")
 
@@ -72,6 +78,13 @@ def config_class(cls: type[C]) -> type[C]:
     @wraps(plain_init)
     def init(self: C, *args: Any, **kwargs: Any) -> None:
         others = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        strange = sorted(others.keys() - self.value_names() - set(UNREAD))
+        if strange:
+            logger.warning(
+                "%s has no value %s; it is kept and changes nothing",
+                cls.__name__,
+                ", ".join(strange),
+            )
         self._set_common(others)
         _check_values(kinds, {**dict(zip(kinds, args, strict=False)), **kwargs})
         plain_init(self, *args, **kwargs)
@@ -383,7 +396,13 @@ class PreTrainedConfig:
         for given, other in (("out_features", "out_indices"), ("out_indices", "out_features")):
             if given in overrides and other not in overrides:  # the file's may name other stages
                 values.pop(other, None)
-        return cls(**(values | overrides))
+        named = known | overrides.keys()
+        others = {k: values.pop(k) for k in [*values] if is_dataclass(cls) and k not in named}
+        check_names(cls, others, "a configuration", ConfigError)
+        config = cls(**(values | overrides))
+        for key, value in others.items():
+            setattr(config, key, value)
+        return config
 
     @classmethod
     def from_published(cls, values: dict[str, Any], compat: Compat) -> dict[str, Any]:

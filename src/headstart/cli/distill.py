@@ -84,11 +84,11 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         str | None, typer.Option(metavar="R,G,B", help=f"Standard deviation {NORMALIZATION_HELP}")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of recipe values.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe in place of distill.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe: distill, hyperrule or finetune; default distill.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Decides order, augmentation, dropout and splits.")
+        int | None, typer.Option(min=0, help="Seed of order, augmentation, dropout and splits.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate after the warm-up.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images or texts in one update.")
@@ -105,21 +105,21 @@ def distill(  # noqa: PLR0913 - one parameter for each option
             "--set", metavar="NAME=VALUE", help="Any other recipe value; may be repeated."
         ),
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="Validation images, if elsewhere.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Test images, if elsewhere.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Validation images, where they are separate; default a part of IMAGES.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Test images, where they are separate; default the test split of IMAGES.")] = None,
     val_fraction: Annotated[
         float,
         typer.Option(
-            min=0.0, max=0.9, help="Proportion held out where the images have no validation split."
+            min=0.0, max=0.9, help="Fraction held out where the images have no validation split."
         ),
     ] = 0.2,
     column: ColumnOption = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Continue without images that cannot be read.")
+        bool, typer.Option("--skip-bad", help="Leave out unreadable images instead of stopping.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Report what would be done, and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be done, and stop.")
     ] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -128,7 +128,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
         typer.Option(help="Time that everything may take, such as 10m; the recipe is cut to fit."),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write the metrics for TensorBoard.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard logs, below --out.")
     ] = False,
 ) -> dict[str, Any]:
     """Train a small network to answer as a large one does, from images or texts without labels.

@@ -16,11 +16,11 @@ SizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Side of the images; default what the image processor makes."),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts of a call.")]
-LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts in one call.")]
+LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text; default 128.")]
 DynamicOption = Annotated[
     str | None,
-    typer.Option(help="Axes that change: batch, size, length, separated by commas; none for none."),
+    typer.Option(help="Axes that change: batch, size, length, separated by commas, or none; default batch, and length for texts."),
 ]
 TOLERANCE_HELP = "Largest difference of an output, as a fraction of the largest."
 CALIBRATION_HELP = (
@@ -32,9 +32,9 @@ def optimize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     engine: Annotated[
-        str | None, typer.Option(help="torch, openvino or onnxruntime; default the fastest here.")
+        str | None, typer.Option(help="Engine: torch, openvino or onnxruntime; default the fastest here.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or int8.")] = "float32",
     calibration: Annotated[Path | None, typer.Option(help=CALIBRATION_HELP)] = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
@@ -45,15 +45,15 @@ def optimize(
     ] = None,
     streams: Annotated[
         int | None,
-        typer.Option(min=1, help="Into how many the threads are divided; default what is fastest."),
+        typer.Option(min=1, help="Streams that the threads are divided into; default the fastest number."),
     ] = None,
     goal: Annotated[
         str,
-        typer.Option(help="latency, of one caller; or throughput, of as many callers as threads."),
+        typer.Option(help="What is timed: latency of one caller, or throughput of as many callers as threads."),
     ] = "latency",
     tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, …; default the best there is.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU where PyTorch finds one.")
     ] = None,
 ) -> dict[str, Any]:
     """Optimize a model for this machine, and report the deviation of its outputs.
@@ -94,15 +94,15 @@ def optimize(
 def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
+    to: Annotated[str, typer.Option(help="Format: onnx, openvino or torch-export.")] = "onnx",
     size: SizeOption = None,
     batch: BatchOption = 1,
     length: LengthOption = None,
     dynamic: DynamicOption = None,
-    opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
+    opset: Annotated[int, typer.Option(min=18, help="Opset of ONNX.")] = 20,
     normalize: Annotated[
         bool,
-        typer.Option(help="Rescale and normalise inside: the program takes pixels from 0 to 255."),
+        typer.Option(help="Rescale and normalize inside the program, which then takes pixels from 0 to 255."),
     ] = False,
     full: Annotated[
         bool,

@@ -14,12 +14,13 @@ COLUMN_HELP = (
     " share a value of the column group stay together when data is split."
 )
 PROBLEM_HELP = (
-    "What labels are: single-label, multi-label or regression; default what they look like."
+    "Kind of labels: single-label, multi-label or regression; default inferred from them."
 )
 WEIGHTS_HELP = (
-    "What classes count in the loss: none, balanced, a YAML or JSON file, or '{cat: 2, dog: 1}'."
+    "Weight of each class in the loss: none, balanced, a YAML or JSON file, or '{cat: 2, dog: 1}'."
 )
-MODEL_HELP = "Pretrained model: folder, Hub id or authors' name (`headstart models`)."
+MODEL_HELP = "Pretrained model: folder, Hub id or authors' name (`headstart models`); text"
+    " classification: default yoso-mini."
 DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
 
 
@@ -46,8 +47,8 @@ TaskOption = Annotated[
 ColumnOption = Annotated[
     list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default the best there is.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU where PyTorch finds one.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode; default one for each processor, 8 at most.")]
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(

@@ -17,17 +17,17 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     token_file: Annotated[
-        Path | None, typer.Option(help="Accepted tokens, one a line; sent as Bearer TOKEN.")
+        Path | None, typer.Option(help="File of accepted tokens, one a line; clients send one as Bearer TOKEN.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with the model.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Inputs that run together, at most.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Largest number of inputs in one forward pass.")] = 8,
     wait_ms: Annotated[
-        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for others.")
+        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for more inputs of a batch.")
     ] = 3.0,
-    queue: Annotated[int, typer.Option(min=1, help="Inputs that wait; more get 503.")] = 64,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 20_000_000,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 50_000_000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30.0,
+    queue: Annotated[int, typer.Option(min=1, help="Largest number of waiting inputs; more are answered with 503.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest size of a request in bytes.")] = 20_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest number of pixels of an image.")] = 50_000_000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time of a request in seconds.")] = 30.0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:

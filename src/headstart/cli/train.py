@@ -44,7 +44,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Recipe instead of the family's own: hyperrule or finetune.",
+            help="Recipe: hyperrule, finetune or text; default that of the model's family.",
             rich_help_panel="Recipe",
         ),
     ] = None,
@@ -53,13 +53,14 @@ def train(  # noqa: PLR0913 - one parameter for each option
         typer.Option(
             help="full: every weight. head: only the last layer, on features computed once; kind,"
             " stages and image size are chosen by cross-validation."
-            " auto: head where full training would take more than ten minutes.",
+            " auto: head where full training would take more than ten minutes;"
+            " default auto where no value of full training is given.",
             rich_help_panel="Recipe",
         ),
     ] = None,
     shots: Annotated[
         int | None,
-        typer.Option(min=1, help="Training examples of each class.", rich_help_panel="Data"),
+        typer.Option(min=1, help="Training examples of each class; default all.", rich_help_panel="Data"),
     ] = None,
     draws: Annotated[
         int,
@@ -109,11 +110,11 @@ def train(  # noqa: PLR0913 - one parameter for each option
         ),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="sgd or adamw.", rich_help_panel="Optimization")
+        str | None, typer.Option(help="Optimizer: sgd or adamw.", rich_help_panel="Optimization")
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="staircase, cosine, poly or constant.", rich_help_panel="Optimization"),
+        typer.Option(help="Learning-rate schedule: staircase, cosine, poly or constant.", rich_help_panel="Optimization"),
     ] = None,
     resize: Annotated[
         int | None,
@@ -123,7 +124,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of what the network sees.", rich_help_panel="Recipe"),
+        typer.Option(min=1, help="Side of the crop that the network sees.", rich_help_panel="Recipe"),
     ] = None,
     mixup: Annotated[
         float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
@@ -131,7 +132,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16 or fp16 (with scaled gradients).", rich_help_panel="Optimization"
+            help="Precision: fp32, bf16 or fp16 (with scaled gradients).", rich_help_panel="Optimization"
         ),
     ] = None,
     freeze: Annotated[
@@ -152,7 +153,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         typer.Option(
             min=1,
             metavar="RANK",
-            help="Train LoRA matrices of this rank, and the head.",
+            help="Rank of LoRA matrices, which are trained with the head; default no LoRA.",
             rich_help_panel="Recipe",
         ),
     ] = None,
@@ -167,10 +168,10 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     val: Annotated[
         Path | None,
-        typer.Option(help="Validation data, where it is separate.", rich_help_panel="Data"),
+        typer.Option(help="Validation data, where it is separate; default a part of DATA.", rich_help_panel="Data"),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Test data, where it is separate.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Test data, where it is separate; default the test split of DATA.", rich_help_panel="Data")
     ] = None,
     val_fraction: Annotated[
         float,
@@ -209,7 +210,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Time limit of the whole run, such as 10m; the recipe is shortened to fit.",
+            help="Time limit of the whole run, such as 10m, which shortens the recipe; default none.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -300,7 +301,7 @@ def evaluate(
     data: DataArgument,
     masks: MasksArgument = None,
     split: Annotated[
-        str | None, typer.Option(help="train, validation or test; default the last one present.")
+        str | None, typer.Option(help="Split: train, validation or test; default the last one present.")
     ] = None,
     as_json: JsonOption = False,
     column: ColumnOption = None,
