@@ -2,6 +2,7 @@
 `<!-- reference of NAMES -->` with the objects of those names, so that no page can lag behind.
 """
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import reference  # noqa: E402 - beside this file, which mkdocs loads alone
 
+DEFAULT = re.compile(r"[;,:.]? ?\b[Dd]efault:? ([^;]+?)\.?$")  # at the end of a help text
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -34,42 +36,66 @@ def functions() -> dict[str, Callable[..., None]]:
     }
 
 
+def default_of(key: str, parameter: inspect.Parameter, info: Any) -> str:
+    """What an option is where it is not given, as the cell of a table."""
+    from headstart.recipe import Recipe
+
+    if parameter.default is inspect.Parameter.empty:
+        return "required"
+    if isinstance(info.show_default, str):
+        return f"`{info.show_default}`"
+    if stated := DEFAULT.search(info.help or ""):
+        return stated[1].strip()
+    if parameter.default is None and key in {each.name for each in dataclasses.fields(Recipe)}:
+        return "of the recipe"
+    if parameter.default is False:
+        return "off"
+    return "–" if parameter.default is None else f"`{parameter.default}`"
+
+
+def flag_of(key: str, annotation: Any, info: Any) -> str:
+    """An option as it is written on the command line, with the kind of its value."""
+    kinds = [each for each in typing.get_args(annotation) if each is not type(None)]
+    kind = kinds[0] if isinstance(annotation, types.UnionType) else annotation
+    # Inside Annotated, typer keeps the first word after "Option(" as the default.
+    named = (each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str))
+    flags = [each for each in named if each.startswith("--")]
+    flag = flags[0] if flags else f"--{key.strip('_').replace('_', '-')}"
+    if kind is bool:
+        return flag
+    return f"{flag} {info.metavar or WORDS.get((typing.get_args(kind) or [kind])[0], 'TEXT')}"
+
+
 def options(name: str) -> str:
     """The arguments and options of a command as Markdown tables, one a group of `--help`."""
     rows: dict[str, list[str]] = {"Argument": [], "Option": []}
     for key, parameter in inspect.signature(functions()[name]).parameters.items():
-        kind, info = typing.get_args(parameter.annotation)[:2]
-        kinds = (
-            [each for each in typing.get_args(kind) if each is not type(None)]
-            if isinstance(kind, types.UnionType)
-            else [kind]
-        )
-        text = re.sub(r"([|*])", r"\\\1", info.help or "")
+        annotation, info = typing.get_args(parameter.annotation)[:2]
+        text = re.sub(r"([|*])", r"\\\1", DEFAULT.sub("", info.help or ""))
+        text = re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)", r"`\1`", text)
+        text = text.rstrip(";, ") + "." * (not text.rstrip().endswith((".", "…")))
+        if key == "task" and "classification" in str(parameter.default):
+            text = "Task: " + ", ".join(f"`{each}`" for each in train_tasks()) + "."
         if isinstance(info, ArgumentInfo):
             rows["Argument"].append(f"| `{key.upper()}` | {text} |")
             continue
-        default = parameter.default
-        if default is inspect.Parameter.empty:
-            text += " **Needed.**"
-        elif default not in (None, False) and str(default) not in text:
-            text += f" Default: `{default}`."
-        # Inside Annotated, typer keeps the first word after "Option(" as the default.
-        named = [
-            each
-            for each in (info.default, *(info.param_decls or ()))
-            if isinstance(each, str) and each.startswith("--")
-        ]
-        flag = (named or [f"--{key.strip('_').replace('_', '-')}"])[0]
-        value = (
-            ""
-            if kinds[0] is bool
-            else f" {info.metavar or WORDS.get((typing.get_args(kinds[0]) or kinds)[0], 'TEXT')}"
-        )
+        default = default_of(key, parameter, info)
+        flag = flag_of(key, annotation, info)
         group = info.rich_help_panel or "Option"
-        rows.setdefault(group, []).append(f"| `{flag}{value}` | {text} |")
+        rows.setdefault(group, []).append(f"| `{flag}` | {default} | {text} |")
+    heads = {head: "| Default " * (head != "Argument") for head in rows}
     return "\n\n".join(
-        f"| {head} | |\n|---|---|\n" + "\n".join(each) for head, each in rows.items() if each
+        f"| {head} {heads[head]}| |\n|---{'|---' * bool(heads[head])}|---|\n" + "\n".join(each)
+        for head, each in rows.items()
+        if each
     )
+
+
+def train_tasks() -> list[str]:
+    """The tasks that `headstart train` takes."""
+    from headstart.tasks import TASKS
+
+    return [each for each in TASKS if each != "distillation"]
 
 
 def keys() -> str:

@@ -12,9 +12,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,8 +27,11 @@ from PIL import Image
 import headstart
 from conftest import ROOT
 from contract.test_models import BEIT, BIT, CVT, SEG, YOSO
+from headstart import recipe, registry
 from headstart.cli.app import main
-from headstart.engine import search
+from headstart.config import COMPATS
+from headstart.engine import engines, exporting, search
+from headstart.tasks import TASKS
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -298,16 +304,59 @@ def test_reasons_are_given_and_few():
             assert not block.skip or block.skip.startswith(allowed), f"{page.name}: {block.skip}"
 
 
-def test_every_command_has_a_page_with_its_options():
+def hooks() -> ModuleType:
+    """docs/hooks.py, which fills the pages."""
     sys.path.insert(0, str(DOCS))
     try:
-        import hooks
+        return import_module("hooks")
     finally:
         sys.path.remove(str(DOCS))
+
+
+def test_every_command_has_a_page_with_its_options():
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "commands").glob("*.md"))
-    for name in hooks.functions():
+    for name in hooks().functions():
         assert f"<!-- options of {name} -->" in text, f"docs/commands has no options of {name}"
-        assert "| `--" in hooks.options(name) or " " in name  # one of a group may have none
+        assert "| `--" in hooks().options(name) or " " in name  # one of a group may have none
+
+
+def choices() -> dict[tuple[str, str], tuple[str, ...]]:
+    """Command and option → the values that the code takes."""
+    kinds = typing.get_type_hints(recipe.Recipe)
+    found = {
+        ("train", each): typing.get_args(kinds[each])
+        for each in ("tune", "optimizer", "schedule", "precision")
+    }
+    tasks = tuple(each for each in TASKS if each != "distillation")
+    return found | {
+        ("train", "task"): tasks,
+        ("train", "recipe"): tuple(each for each in recipe.RECIPES if each != "distill"),
+        ("distill", "recipe"): tuple(each for each in recipe.RECIPES if each != "text"),
+        ("distill", "precision"): found["train", "precision"],
+        ("optimize", "engine"): tuple(engines.ENGINES),
+        ("optimize", "precision"): tuple(engines.PRECISIONS),
+        ("optimize", "goal"): typing.get_args(search.Goal),
+        ("export", "to"): tuple(exporting.SUFFIXES),
+        ("convert", "compat"): COMPATS,
+        ("models", "family"): registry.FAMILIES,
+    }
+
+
+@pytest.mark.parametrize("command, option", choices())
+def test_the_page_of_a_command_lists_the_values_of_an_option(command, option):
+    row = re.search(rf"^\| `--{option}\b.*$", hooks().options(command), re.M)[0]
+    for value in choices()[command, option]:
+        assert re.search(rf"(?<![\w-]){value}(?![\w-])", row), f"{value} is missing: {row}"
+
+
+def test_the_page_of_a_command_gives_every_default():
+    for name in hooks().functions():
+        for row in re.findall(r"^\| `--.*$", hooks().options(name), re.M):
+            flag, default, text = row.strip("| ").split(" | ")
+            assert default and text, row
+            assert default != "–" or "default" not in text.lower(), row
+    assert "| `--draws N` | `1` |" in hooks().options("train")
+    assert "| `--lr X` | of the recipe |" in hooks().options("train")
 
 
 def test_every_page_is_in_the_navigation():

@@ -35,7 +35,7 @@ VECTOR_HELP = (
     " map of the student's; default 1."
 )
 HIDDEN_HELP = "Of texts: weight of the squared error of the teacher's hidden states; default 1."
-MASK_HELP = "Of texts: weight of the cross-entropy of masked words; 0 masks none; default 0.1."
+MASK_HELP = "Of texts: weight of the cross-entropy of masked tokens; 0 masks none; default 0.1."
 TOKENIZER_HELP = (
     "Of texts: folder with the tokenizer of a student that is a configuration; default the"
     " teacher's."
@@ -46,89 +46,185 @@ def distill(  # noqa: PLR0913 - one parameter for each option
     teacher: Annotated[str, typer.Argument(help=TEACHER_HELP)],
     images: Annotated[Path, typer.Argument(help=IMAGES_HELP)],
     *,
-    student: Annotated[str | None, typer.Option(help=STUDENT_HELP)] = None,
+    student: Annotated[
+        str | None, typer.Option(help=STUDENT_HELP, rich_help_panel="Teacher and student")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Result folder; must be new, or hold the run to --resume.")
     ],
     scratch: Annotated[
-        bool, typer.Option("--scratch", help="Take only the configuration of --student.")
+        bool,
+        typer.Option(
+            "--scratch",
+            help="Take only the configuration of --student.",
+            rich_help_panel="Teacher and student",
+        ),
     ] = False,
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="Of images: divides the logits of both before they are compared; default 1."
+            help="Of images: divides the logits of both before they are compared; default 1.",
+            rich_help_panel="Teacher and student",
         ),
     ] = None,
     label_weight: Annotated[
         float | None,
         typer.Option(
             help="Of images: weight of the cross-entropy of labels that the teacher has; default 0,"
-            " which reads no labels."
+            " which reads no labels.",
+            rich_help_panel="Teacher and student",
         ),
     ] = None,
-    feature_weight: Annotated[float | None, typer.Option(help=FEATURE_HELP)] = None,
-    vector_weight: Annotated[float | None, typer.Option(help=VECTOR_HELP)] = None,
-    hidden_weight: Annotated[float | None, typer.Option(help=HIDDEN_HELP)] = None,
-    mask_weight: Annotated[float | None, typer.Option(help=MASK_HELP)] = None,
-    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
+    feature_weight: Annotated[
+        float | None, typer.Option(help=FEATURE_HELP, rich_help_panel="Teacher and student")
+    ] = None,
+    vector_weight: Annotated[
+        float | None, typer.Option(help=VECTOR_HELP, rich_help_panel="Teacher and student")
+    ] = None,
+    hidden_weight: Annotated[
+        float | None, typer.Option(help=HIDDEN_HELP, rich_help_panel="Teacher and student")
+    ] = None,
+    mask_weight: Annotated[
+        float | None, typer.Option(help=MASK_HELP, rich_help_panel="Teacher and student")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help=TOKENIZER_HELP, rich_help_panel="Teacher and student")
+    ] = None,
     teacher_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Side of what the teacher sees; default its own, else the student's."
+            min=1,
+            help="Side of what the teacher sees; default its own, else the student's.",
+            rich_help_panel="Teacher and student",
         ),
     ] = None,
     teacher_mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help=f"Mean {NORMALIZATION_HELP}")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help=f"Mean {NORMALIZATION_HELP}",
+            rich_help_panel="Teacher and student",
+        ),
     ] = None,
     teacher_std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help=f"Standard deviation {NORMALIZATION_HELP}")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help=f"Standard deviation {NORMALIZATION_HELP}",
+            rich_help_panel="Teacher and student",
+        ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of recipe values.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe: distill, hyperrule or finetune; default distill.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of recipe values.", rich_help_panel="Recipe")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe: distill, hyperrule or finetune; default distill.",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of order, augmentation, dropout and splits.")
+        int | None,
+        typer.Option(
+            min=0, help="Seed of order, augmentation, dropout and splits.", rich_help_panel="Recipe"
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate after the warm-up.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps.", rich_help_panel="Recipe")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate after the warm-up.", rich_help_panel="Recipe"),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images or texts in one update.")
+        int | None,
+        typer.Option(min=1, help="Images or texts in one training step.", rich_help_panel="Recipe"),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=3, help="Tokens of the longest text; longer ones are cut.")
+        int | None,
+        typer.Option(
+            min=3,
+            help="Largest number of tokens of a text; longer ones are truncated.",
+            rich_help_panel="Recipe",
+        ),
     ] = None,
-    crop: Annotated[int | None, typer.Option(min=1, help="Side of what the student sees.")] = None,
-    mixup: Annotated[float | None, typer.Option(help="MixUp's a; 0 is off.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of the crop that the student sees.", rich_help_panel="Recipe"
+        ),
+    ] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision: fp32, bf16 or fp16.", rich_help_panel="Recipe")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any other recipe value; may be repeated."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other recipe value; may be repeated.",
+            rich_help_panel="Recipe",
         ),
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="Validation images, where they are separate; default a part of IMAGES.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Test images, where they are separate; default the test split of IMAGES.")] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            help="Validation data, where it is separate; default a part of IMAGES.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Test data, where it is separate; default the test split of IMAGES.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     val_fraction: Annotated[
         float,
         typer.Option(
-            min=0.0, max=0.9, help="Fraction held out where the images have no validation split."
+            min=0.0,
+            max=0.9,
+            help="Fraction held out where the data has no validation split.",
+            rich_help_panel="Data",
         ),
     ] = 0.2,
     column: ColumnOption = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unreadable images instead of stopping.")
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out unreadable examples instead of stopping.",
+            rich_help_panel="Data",
+        ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Run")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would be done, and stop.", rich_help_panel="Run"
+        ),
     ] = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time that everything may take, such as 10m; the recipe is cut to fit."),
+        typer.Option(
+            help="Time that everything may take, such as 10m; the recipe is cut to fit.",
+            rich_help_panel="Run",
+        ),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard logs, below --out.")
+        bool,
+        typer.Option(
+            "--tensorboard", help="Also write TensorBoard logs, below --out.", rich_help_panel="Run"
+        ),
     ] = False,
 ) -> dict[str, Any]:
     """Train a small network to answer as a large one does, from images or texts without labels.

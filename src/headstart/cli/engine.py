@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headstart.cli.options import DeviceOption
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import print_table
 from headstart.errors import ConfigError, InputError
@@ -20,7 +21,10 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts in one ca
 LengthOption = Annotated[int | None, typer.Option(min=1, help="Tokens of a text; default 128.")]
 DynamicOption = Annotated[
     str | None,
-    typer.Option(help="Axes that change: batch, size, length, separated by commas, or none; default batch, and length for texts."),
+    typer.Option(
+        help="Axes that change: batch, size, length, separated by commas, or none; default batch,"
+        " and length for texts."
+    ),
 ]
 TOLERANCE_HELP = "Largest difference of an output, as a fraction of the largest."
 CALIBRATION_HELP = (
@@ -32,29 +36,47 @@ def optimize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     engine: Annotated[
-        str | None, typer.Option(help="Engine: torch, openvino or onnxruntime; default the fastest here.")
+        str | None,
+        typer.Option(
+            help="Engine: torch, openvino or onnxruntime; default the fastest here.",
+            rich_help_panel="Program",
+        ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or int8.")] = "float32",
-    calibration: Annotated[Path | None, typer.Option(help=CALIBRATION_HELP)] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precision: float32, bfloat16 or int8.", rich_help_panel="Program")
+    ] = "float32",
+    calibration: Annotated[
+        Path | None, typer.Option(help=CALIBRATION_HELP, rich_help_panel="Check")
+    ] = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     length: LengthOption = None,
     dynamic: DynamicOption = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the engine; default PyTorch's.")
+        int | None,
+        typer.Option(
+            min=1, help="Threads of the engine; default PyTorch's.", rich_help_panel="Program"
+        ),
     ] = None,
     streams: Annotated[
         int | None,
-        typer.Option(min=1, help="Streams that the threads are divided into; default the fastest number."),
+        typer.Option(
+            min=1,
+            help="Streams that the threads are divided into; default the fastest number.",
+            rich_help_panel="Program",
+        ),
     ] = None,
     goal: Annotated[
         str,
-        typer.Option(help="What is timed: latency of one caller, or throughput of as many callers as threads."),
+        typer.Option(
+            help="What is timed: latency of one caller, or throughput of one caller a thread.",
+            rich_help_panel="Program",
+        ),
     ] = "latency",
-    tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU where PyTorch finds one.")
+    tolerance: Annotated[
+        float | None, typer.Option(help=TOLERANCE_HELP, rich_help_panel="Check")
     ] = None,
+    device: DeviceOption = None,
 ) -> dict[str, Any]:
     """Optimize a model for this machine, and report the deviation of its outputs.
 
@@ -102,13 +124,15 @@ def export(
     opset: Annotated[int, typer.Option(min=18, help="Opset of ONNX.")] = 20,
     normalize: Annotated[
         bool,
-        typer.Option(help="Rescale and normalize inside the program, which then takes pixels from 0 to 255."),
+        typer.Option(
+            help="Rescale and normalize inside the program, which then takes pixels from 0 to 255."
+        ),
     ] = False,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="Resize, crop, normalise, probabilities and refusal inside: the program takes"
+            help="Resize, crop, normalize, probabilities and refusal inside: the program takes"
             " uint8 pixels of any size (image classification; ONNX and OpenVINO).",
         ),
     ] = False,

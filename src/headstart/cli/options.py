@@ -19,8 +19,10 @@ PROBLEM_HELP = (
 WEIGHTS_HELP = (
     "Weight of each class in the loss: none, balanced, a YAML or JSON file, or '{cat: 2, dog: 1}'."
 )
-MODEL_HELP = "Pretrained model: folder, Hub id or authors' name (`headstart models`); text"
-    " classification: default yoso-mini."
+MODEL_HELP = (
+    "Pretrained model: folder, Hub id or authors' name (`headstart models`); default yoso-mini for"
+    " text classification."
+)
 DataArgument = Annotated[Path, typer.Argument(help=DATA_HELP)]
 
 
@@ -47,8 +49,12 @@ TaskOption = Annotated[
 ColumnOption = Annotated[
     list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help=COLUMN_HELP)
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default a GPU where PyTorch finds one.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Threads that read and decode; default one for each processor, 8 at most.")]
+DEVICE_HELP = "cpu, cuda, cuda:1, …; default a GPU where PyTorch finds one."
+DeviceOption = Annotated[str | None, typer.Option(help=DEVICE_HELP)]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads that read and decode; default one a processor, 8 at most."),
+]
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(

@@ -36,12 +36,18 @@ def predict(
     model: ModelArgument,
     files: InputsArgument = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Predictions to print for each input; default 3.")
+        int | None,
+        typer.Option(
+            min=1, help="Predictions to print for each input; default 3.", rich_help_panel="Output"
+        ),
     ] = None,
     threshold: Annotated[
         float,
         typer.Option(
-            min=0.0, max=1.0, help="Multi-label models: minimum probability of a printed label."
+            min=0.0,
+            max=1.0,
+            help="Multi-label models: minimum probability of a printed label.",
+            rich_help_panel="Output",
         ),
     ] = 0.5,
     as_json: JsonOption = False,
@@ -52,35 +58,59 @@ def predict(
             metavar="PATH",
             help="Table of results: a name that ends in .csv, .jsonl or .parquet. Or the folder of"
             " written images (masks and overlays, reconstructions); default predictions.",
+            rich_help_panel="Output",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the table of a run that was cut off.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the table of a run that was cut off.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     refuse: Annotated[
-        bool, typer.Option("--refuse", help="Refuse to answer where the confidence is too low.")
+        bool,
+        typer.Option(
+            "--refuse",
+            help="Refuse to answer where the confidence is too low.",
+            rich_help_panel="Refusing",
+        ),
     ] = False,
     max_error: Annotated[
         float | None,
-        typer.Option(help="With --refuse: target error rate among the answers, such as 0.02."),
+        typer.Option(
+            help="With --refuse: target error rate among the answers, such as 0.02.",
+            rich_help_panel="Refusing",
+        ),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="A text to predict for; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A text to predict for; may be repeated.", rich_help_panel="Texts"),
     ] = None,
     question: Annotated[
-        str | None, typer.Option(help="Question to ask of every text (question answering).")
+        str | None,
+        typer.Option(
+            help="Question to ask of every text (question answering).", rich_help_panel="Texts"
+        ),
     ] = None,
     lines: LinesOption = False,
     long: LongOption = "refuse",
     hash_error: Annotated[
         float | None,
         typer.Option(
-            help="Use sampled attention with enough hashes for this relative error, such as 0.1."
+            help="Use sampled attention with enough hashes for this relative error, such as 0.1.",
+            rich_help_panel="Texts",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A configuration value of a text model."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A configuration value of a text model.",
+            rich_help_panel="Texts",
+        ),
     ] = None,
     device: DeviceOption = None,
     ray: RayOption = None,

@@ -60,7 +60,9 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     shots: Annotated[
         int | None,
-        typer.Option(min=1, help="Training examples of each class; default all.", rich_help_panel="Data"),
+        typer.Option(
+            min=1, help="Training examples of each class; default all.", rich_help_panel="Data"
+        ),
     ] = None,
     draws: Annotated[
         int,
@@ -114,7 +116,10 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="Learning-rate schedule: staircase, cosine, poly or constant.", rich_help_panel="Optimization"),
+        typer.Option(
+            help="Learning-rate schedule: staircase, cosine, poly or constant.",
+            rich_help_panel="Optimization",
+        ),
     ] = None,
     resize: Annotated[
         int | None,
@@ -124,7 +129,9 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the crop that the network sees.", rich_help_panel="Recipe"),
+        typer.Option(
+            min=1, help="Side of the crop that the network sees.", rich_help_panel="Recipe"
+        ),
     ] = None,
     mixup: Annotated[
         float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
@@ -132,7 +139,8 @@ def train(  # noqa: PLR0913 - one parameter for each option
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precision: fp32, bf16 or fp16 (with scaled gradients).", rich_help_panel="Optimization"
+            help="Precision: fp32, bf16 or fp16 (with scaled gradients).",
+            rich_help_panel="Optimization",
         ),
     ] = None,
     freeze: Annotated[
@@ -168,10 +176,17 @@ def train(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     val: Annotated[
         Path | None,
-        typer.Option(help="Validation data, where it is separate; default a part of DATA.", rich_help_panel="Data"),
+        typer.Option(
+            help="Validation data, where it is separate; default a part of DATA.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Test data, where it is separate; default the test split of DATA.", rich_help_panel="Data")
+        Path | None,
+        typer.Option(
+            help="Test data, where it is separate; default the test split of DATA.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     val_fraction: Annotated[
         float,
@@ -210,7 +225,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Time limit of the whole run, such as 10m, which shortens the recipe; default none.",
+            help="Time limit of the run, such as 10m, which shortens the recipe; default none.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -301,7 +316,8 @@ def evaluate(
     data: DataArgument,
     masks: MasksArgument = None,
     split: Annotated[
-        str | None, typer.Option(help="Split: train, validation or test; default the last one present.")
+        str | None,
+        typer.Option(help="Split: train, validation or test; default the last one present."),
     ] = None,
     as_json: JsonOption = False,
     column: ColumnOption = None,
