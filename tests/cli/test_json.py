@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 
 import headstart
@@ -118,6 +119,7 @@ def failing(error):
         (errors.MissingExtraError("kornia", "train"), 4, "missing-extra"),
         (OSError(28, "No space left on device"), 4, "system"),
         (MemoryError("8 GB"), 4, "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 4, "memory"),
         (errors.TrainingInterrupted("stopped"), 130, "interrupted"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

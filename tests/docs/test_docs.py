@@ -4,6 +4,7 @@ in place of the published ones.
 A block that cannot run here has the reason above it: <!-- not run: needs a network of processes -->
 """
 
+import inspect
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from PIL import Image
 import headstart
 from conftest import ROOT
 from contract.test_models import BEIT, BIT, CVT, SEG, YOSO
-from headstart import recipe, registry
+from headstart import errors, recipe, registry
 from headstart.cli.app import main
 from headstart.config import COMPATS
 from headstart.engine import engines, exporting, search
@@ -357,6 +358,28 @@ def test_the_page_of_a_command_gives_every_default():
             assert default != "–" or "default" not in text.lower(), row
     assert "| `--draws N` | `1` |" in hooks().options("train")
     assert "| `--lr X` | of the recipe |" in hooks().options("train")
+
+
+def test_troubleshooting_explains_every_error_code():
+    """Codes of exceptions, and those that the command line gives to others."""
+    classes = [each for each in vars(errors).values() if inspect.isclass(each)]
+    kinds = {each.code: each for each in classes if issubclass(each, errors.HeadstartError)}
+    source = "".join(path.read_text() for path in (ROOT / "src/headstart/cli").glob("*.py"))
+    others = set(re.findall(r'(?:"code": |emit_error\()"([\w-]+)"', source))
+    others |= set(re.findall(r'emit_error\("(\w+)" if call else "(\w+)"', source)[0])
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| \[`([\w-]+)`\]\(#(\w+)\) \|", page, re.M))
+    assert {"usage", "bug", "path", "system"} <= others
+    assert set(listed) == set(kinds) | others
+    for code, anchor in listed.items():
+        title = kinds[code].__name__ if code in kinds else code
+        section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        assert anchor == title.lower() and f"`{code}`" in section
+        for word in ("What", "Why", "Fix"):
+            assert f"**{word}.**" in section, f"{title}: {word}"
+        if code in kinds:
+            row = f"](#{anchor}) | {kinds[code].exit_code} | `{title}`"
+            assert row in page, row
 
 
 def test_every_page_is_in_the_navigation():

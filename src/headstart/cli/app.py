@@ -123,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         call = isinstance(error, WRONG_PATHS)
         output.emit_error("path" if call else "system", what, "check the path and the disk")
         _stop(what, 2 if call else ENVIRONMENT_ERROR)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise  # the second one is PyTorch's, of a GPU
         what = f"out of memory: {error}"
         output.emit_error("memory", what, "smaller batches, or a smaller model")
         _stop(what, ENVIRONMENT_ERROR)
