@@ -401,4 +401,6 @@ def test_results_that_pages_name_are_there():
             r"`python ((?:benchmarks|examples)/\w+\.py)", page.read_text(encoding="utf-8")
         ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"
+        for name in re.findall(r"`(tests/[\w/*.]+)`", page.read_text(encoding="utf-8")):
+            assert list(ROOT.glob(name)), f"{page.name} names {name}"
     assert json.loads((ROOT / "benchmarks" / "results" / "bit.json").read_text())
