@@ -16,6 +16,10 @@ import headstart
 
 # Public methods that serve the library's own parts; a user calls none of them.
 INTERNAL = {
+    "add_pyramid", "align_stages", "all_states", "check_plain_head", "check_pyramid",
+    "default_shape", "fit", "flags", "for_published", "grid", "longer", "loss", "make_grid",
+    "model_class", "pyramid", "reset_parameters", "resized_size", "segmentation_blocks", "take",
+    "BeitModel.encode", "BeitBackbone.encode",
     "adapt", "assign", "build", "build_from_config", "compute_loss", "compute_metrics",
     "compute_output_spec", "differences", "features", "finish", "from_file_values",
     "from_published", "init_module", "labels_of", "made", "name_table", "named_arrays", "padding",
@@ -145,6 +149,8 @@ def methods(cls: type) -> dict[str, tuple[type, Any]]:
             continue
         owner = next((each for each in cls.__mro__ if name in vars(each)), None)
         if owner is None or not owner.__module__.startswith("headstart"):
+            continue
+        if f"{cls.__name__}.{name}" in INTERNAL or not inspect.getdoc(getattr(cls, name)):
             continue
         method = getattr(cls, name)
         if inspect.isfunction(method) or inspect.ismethod(method):
