@@ -53,7 +53,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         typer.Option(
             help="full: every weight. head: only the last layer, on features computed once; kind,"
             " stages and image size are chosen by cross-validation."
-            " auto: head where full training would take more than ten minutes;"
+            " auto: a head, then every weight from it where time allows; the better one is kept;"
             " default auto where no value of full training is given.",
             rich_help_panel="Recipe",
         ),
