@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart import BeitImageProcessor
+import headstart
+from headstart import BeitConfig, BeitImageProcessor, YosoConfig
 from headstart.checkpoint import read_tensors, write_tensors
 from headstart.cli.app import main
 from headstart.cli.verify import check, describe, read_expected
+from headstart.registry import find_published
 from tiny_networks import NETWORKS
 
 
@@ -29,7 +31,7 @@ def planted(tmp_path):
     with torch.inference_mode():
         logits = network(**processor(tmp_path / "a.png", return_tensors="pt")).logits[0]
     entry = {"name": str(folder), "network": "BeitForImageClassification", "input": "image"}
-    entry |= {"first": logits.tolist(), "answer": int(logits.argmax()), "tolerance": 1e-5}
+    entry |= {"expected": logits.tolist(), "answer": int(logits.argmax()), "tolerance": 1e-5}
     return folder, tmp_path / "a.png", entry | {"compat": ["authors"], "source": "here"}
 
 
@@ -76,10 +78,70 @@ def test_what_cannot_be_fetched_is_absent(planted, monkeypatch):
     assert [line["verdict"] for line in check(entry, planted[1])] == ["absent", "absent"]
 
 
+def test_the_preprocessing_of_the_published_values_is_used(planted):
+    folder, image, entry = planted
+    other = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "image_mean": [0.1] * 3}
+    entry["processor"] = {"image_processor_type": "BeitImageProcessor", **other}
+    assert verdicts((folder, image, entry))[0] == "differs"
+    del entry["processor"]["image_mean"]
+    assert verdicts((folder, image, entry))[0] == "verified"
+
+
+@pytest.mark.parametrize("network", ["YosoModel", "YosoForMaskedLM"])
+def test_a_corner_of_a_text_networks_outputs(network, tmp_path):
+    torch.manual_seed(0)
+    config = YosoConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=12, max_position_embeddings=16,
+    )  # fmt: skip
+    model = getattr(headstart, network)(config).eval()
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        made = model(torch.arange(7)[None])
+    corner = (made.logits if "logits" in made else made.last_hidden_state)[0, :3, :3].tolist()
+    entry = {"name": str(tmp_path), "network": network, "input": {"first": 7}, "expected": corner}
+    entry |= {"tolerance": 1e-5, "compat": ["authors"], "source": "here"}
+    assert check(entry, None)[0]["verdict"] == "verified"
+    entry["input"] = [0, 1, 2, 3, 4, 5, 7]
+    line = check(entry, None)[0]
+    assert line["verdict"] == "differs" and "differs" in describe(line)
+
+
+def test_masked_image_modeling_is_run_with_all_patches_masked(tmp_path):
+    torch.manual_seed(0)
+    config = BeitConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=12, image_size=32, patch_size=16, use_mask_token=True,
+    )  # fmt: skip
+    model = headstart.BeitForMaskedImageModeling(config).eval()
+    model.save_pretrained(tmp_path)
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    processor = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
+    inputs = BeitImageProcessor(**processor)(tmp_path / "a.png", return_tensors="pt")
+    with torch.inference_mode():
+        made = model(**inputs, bool_masked_pos=torch.ones(1, 4, dtype=torch.bool))
+    entry = {"name": str(tmp_path), "network": "BeitForMaskedImageModeling", "input": "image"}
+    entry |= {"processor": {"image_processor_type": "BeitImageProcessor", **processor}}
+    entry |= {"masked": 4, "expected": made.logits[0, :3, :3].tolist(), "tolerance": 1e-5}
+    entry |= {"compat": ["authors"], "source": "here"}
+    assert check(entry, tmp_path / "a.png")[0]["verdict"] == "verified"
+    del entry["masked"]
+    assert check(entry, tmp_path / "a.png")[0]["verdict"] == "differs"
+
+
 def test_the_published_values_are_whole():
-    for entry in read_expected()["networks"]:
-        assert {"name", "network", "input", "first", "tolerance", "compat", "source"} <= set(entry)
-        assert set(entry["compat"]) <= {"authors", "transformers"} and len(entry["first"]) == 3
+    """Every value that is known to be published, of a network and an image that we can name."""
+    expected = read_expected()
+    assert len(expected["networks"]) == 20
+    for entry in expected["networks"]:
+        needed = {"name", "network", "input", "expected", "tolerance", "compat", "source"}
+        assert needed <= set(entry)
+        assert set(entry["compat"]) <= {"authors", "transformers"}
+        assert torch.tensor(entry["expected"]).shape[-1] == 3
+        assert entry.get("image", "cats") in expected["images"]
+        assert hasattr(headstart, entry["network"])
+        assert "/" in entry["name"] or find_published(entry["name"]) is not None
 
 
 def test_the_command(capsys, monkeypatch, tmp_path):
@@ -93,4 +155,5 @@ def test_the_command(capsys, monkeypatch, tmp_path):
     assert stopped.value.code == 3
     lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["absent", "absent"]
-    assert "google/bit-50 (compat=authors): absent" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "google/bit-50, BitForImageClassification (compat=authors): absent" in printed

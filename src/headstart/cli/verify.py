@@ -1,11 +1,12 @@
 """The command `headstart verify`: real checkpoints against outputs that others published.
 
-The expected values are in `package_data/expected_outputs.json`, each with its source. The image
-that most of them were computed on is fetched when it is needed: its license is not settled, so it
-is not part of the package.
+The expected values are in `package_data/expected_outputs.json`, each with its source and with the
+preprocessing that it was computed with. The two images are fetched when they are needed: their
+licenses are not settled, so they are not part of the package.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,8 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="All of them, one after the other.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the names, and stop.")] = False,
     image: Annotated[
-        Path | None, typer.Option(help="The image of the expected values; default: fetched.")
+        Path | None,
+        typer.Option(help="The photo of the expected values (COCO 39769); default: fetched."),
     ] = None,
     ledger: Annotated[
         Path | None, typer.Option(help="File that gets a line of JSON for each check.")
@@ -41,11 +43,11 @@ def verify(
     expected = read_expected()
     chosen = [each for each in expected["networks"] if every or each["name"] == name]
     if listing:
-        for each in expected["networks"]:
+        for known in dict.fromkeys(each["name"] for each in expected["networks"]):
             if as_json:
-                emit("verify", {"name": each["name"]})
+                emit("verify", {"name": known})
             else:
-                print(each["name"])
+                print(known)
         return
     if not chosen:
         raise ConfigError(
@@ -54,7 +56,8 @@ def verify(
         )
     wrong = False
     for entry in chosen:
-        for line in check(entry, image, expected["image"]):
+        given = image if entry.get("image", "cats") == "cats" else None
+        for line in check(entry, given, expected["images"]):
             if as_json:
                 emit("verify", line)
             else:
@@ -68,7 +71,7 @@ def verify(
 
 
 def read_expected() -> dict[str, Any]:
-    """The published outputs: the image's address, and for each network what is expected."""
+    """The published outputs: the images' addresses, and for each network what is expected."""
     from importlib.resources import files
 
     text = files("headstart.package_data").joinpath("expected_outputs.json").read_text()
@@ -76,14 +79,18 @@ def read_expected() -> dict[str, Any]:
     return values
 
 
-def check(entry: dict[str, Any], image: Path | None, address: str = "") -> list[dict[str, Any]]:
+def check(
+    entry: dict[str, Any], image: Path | None, addresses: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Compares a network's outputs with the published ones, under both `compat`s.
 
     Args:
-        entry: Name, network class, input ("image" or token ids), the `first` expected outputs,
-            perhaps the `answer` (largest class), `tolerance` and the `compat`s that must agree.
-        image: The image; None fetches it from `address`.
-        address: Where it is.
+        entry: Name, network class, input ("image", token ids, or {"first": N} for ids 0 to N - 1),
+            the `expected` corner of the output of the one input, `tolerance`, and the `compat`s
+            that must agree; perhaps the `answer` (largest class), the key `image` of the photo,
+            the values of the `processor`, and the number of `masked` patches.
+        image: The photo; None fetches it.
+        addresses: Where the photos are.
 
     Returns:
         For each `compat` what a line of the ledger holds: the outputs, the largest difference, and
@@ -93,11 +100,12 @@ def check(entry: dict[str, Any], image: Path | None, address: str = "") -> list[
     """
     lines = []
     for compat in ("authors", "transformers"):
-        line: dict[str, Any] = {"name": entry["name"], "compat": compat, "source": entry["source"]}
-        line |= {"expected": entry["first"], "tolerance": entry["tolerance"]}
+        line: dict[str, Any] = {"name": entry["name"], "network": entry["network"]}
+        line |= {"compat": compat, "source": entry["source"]}
+        line |= {"expected": entry["expected"], "tolerance": entry["tolerance"]}
         line["published_for"] = entry["compat"]
         try:
-            line |= _compared(entry, compat, image, address)
+            line |= _compared(entry, compat, image, addresses or {})
         except HubError as error:
             line |= {"verdict": "absent", "error": str(error)}
         except HeadstartError as error:
@@ -108,34 +116,56 @@ def check(entry: dict[str, Any], image: Path | None, address: str = "") -> list[
 
 
 def _compared(
-    entry: dict[str, Any], compat: str, image: Path | None, address: str
+    entry: dict[str, Any], compat: str, image: Path | None, addresses: Mapping[str, str]
 ) -> dict[str, Any]:
     import torch
 
-    from headstart.auto import AutoImageProcessor
     from headstart.loading import family_of
 
-    name = entry["name"]
-    family, _ = family_of(name)
-    network = family.load(entry["network"]).from_pretrained(name, compat=compat).eval()
-    if entry["input"] == "image":
-        processor = AutoImageProcessor.from_pretrained(name)
-        inputs = processor(image or _fetched(address), return_tensors="pt")
-    else:
-        inputs = {"input_ids": torch.tensor([entry["input"]])}
+    family, _ = family_of(entry["name"])
+    network = family.load(entry["network"]).from_pretrained(entry["name"], compat=compat).eval()
     with torch.inference_mode():
-        logits = network(**inputs).logits.flatten(0, -2)[0]
-    first = logits[: len(entry["first"])].tolist()
-    difference = max(abs(a - b) for a, b in zip(first, entry["first"], strict=True))
+        made = network(**_inputs(entry, image, addresses))
+    out = made.logits if "logits" in made else made.last_hidden_state
+    out = out[0].float()
+    expected = torch.tensor(entry["expected"])
+    found = out[tuple(slice(size) for size in expected.shape)]
+    difference = float((found - expected).abs().max())
     agrees = difference <= entry["tolerance"]
+    facts = {"found": found.tolist(), "difference": difference}
     if "answer" in entry:
-        agrees = agrees and int(logits.argmax()) == entry["answer"]
+        facts["answer"] = int(out.argmax())
+        agrees = agrees and facts["answer"] == entry["answer"]
     binding = compat in entry["compat"]
-    found = {"first": first, "answer": int(logits.argmax()), "difference": difference}
-    return found | {
-        "verdict": "verified" if agrees or not binding else "differs",
-        "sha256": _hash(name),
-    }
+    verdict = "verified" if agrees or not binding else "differs"
+    return {**facts, "verdict": verdict, "sha256": _hash(entry["name"])}
+
+
+def _inputs(
+    entry: dict[str, Any], image: Path | None, addresses: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the network was run on."""
+    import torch
+
+    from headstart.auto import AutoImageProcessor
+
+    ids = entry["input"]
+    if ids != "image":
+        ids = list(range(ids["first"])) if isinstance(ids, dict) else ids
+        return {"input_ids": torch.tensor([ids])}
+    if "processor" in entry:
+        from headstart.loading import family_of
+
+        values = dict(entry["processor"])
+        family, _ = family_of(entry["name"])
+        processor = family.load(values.pop("image_processor_type"))(**values)
+    else:
+        processor = AutoImageProcessor.from_pretrained(entry["name"])
+    photo = image or _fetched(addresses[entry.get("image", "cats")])
+    inputs = dict(processor(photo, return_tensors="pt"))
+    if "masked" in entry:
+        inputs["bool_masked_pos"] = torch.ones(1, entry["masked"], dtype=torch.bool)
+    return inputs
 
 
 def _fetched(address: str) -> Path:
@@ -170,16 +200,22 @@ def _versions() -> dict[str, str]:
 
 
 def describe(line: dict[str, Any]) -> str:
-    """A check in one line."""
-    head = f"{line['name']} (compat={line['compat']}): {line['verdict']}"
+    """A check in one line, with the first numbers of each side."""
+    head = f"{line['name']}, {line['network']} (compat={line['compat']}): {line['verdict']}"
     if "error" in line:
         return f"{head}: {line['error']}"
-    ours = ", ".join(f"{value:.4f}" for value in line["first"])
-    published = ", ".join(f"{value:.4f}" for value in line["expected"])
-    expected = (
-        "" if line["compat"] in line["published_for"] else " (published for the other compat)"
+    ours, published = (
+        ", ".join(f"{value:.4f}" for value in _first_row(line[side]))
+        for side in ("found", "expected")
     )
+    other = "" if line["compat"] in line["published_for"] else " (published for the other compat)"
     return (
-        f"{head}: {ours}; published {published}{expected}; largest difference"
+        f"{head}: {ours}; published {published}{other}; largest difference"
         f" {line['difference']:.1e}, tolerance {line['tolerance']:g}"
     )
+
+
+def _first_row(values: list[Any]) -> list[float]:
+    while isinstance(values[0], list):
+        values = values[0]
+    return values
