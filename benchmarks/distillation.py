@@ -28,7 +28,7 @@ from headstart import (
     distill,
     train,
 )
-from headstart.training.run import evaluate
+from headstart.training.evaluate import evaluate
 
 SHOTS, SIDE, STUDENT_SIDE = 10, 64, 32
 STUDENT = {

@@ -163,7 +163,7 @@ def run_here(job: dict[str, Any]) -> None:
 
     import headstart
     from headstart.progress import Silent
-    from headstart.training.run import evaluate
+    from headstart.training.evaluate import evaluate
 
     class Watch(Silent):
         """Processor time after each step."""

@@ -11,7 +11,8 @@ from headstart._version import __version__ as __version__
 
 # Public name → its module; the classes of the families are in the registry, the outputs in theirs.
 _NAMES = {
-    **dict.fromkeys(("train", "evaluate"), "training.run"),
+    "train": "training.run",
+    "evaluate": "training.evaluate",
     "distill": "training.distill",
     **dict.fromkeys(("update", "forget"), "training.update"),
     "plan": "training.plan",

@@ -91,8 +91,8 @@ from headstart.pipelines.base import pipeline as pipeline
 from headstart.serving.batches import BatchEmbedder as BatchEmbedder
 from headstart.serving.batches import BatchPredictor as BatchPredictor
 from headstart.training.distill import distill as distill
+from headstart.training.evaluate import evaluate as evaluate
 from headstart.training.plan import plan as plan
-from headstart.training.run import evaluate as evaluate
 from headstart.training.run import train as train
 from headstart.training.update import forget as forget
 from headstart.training.update import update as update

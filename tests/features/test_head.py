@@ -16,7 +16,7 @@ from headstart.features.extract import inputs_of, model_key
 from headstart.features.head import STRENGTHS, Problem, fit_head, install, logistic, span
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
-from headstart.training.run import evaluate
+from headstart.training.evaluate import evaluate
 from photo_data import make_class_folders
 
 

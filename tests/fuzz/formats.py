@@ -103,7 +103,7 @@ def _results(folder: Path) -> None:
 
 def _request(folder: Path) -> None:
     from headstart.recipe import Recipe
-    from headstart.training.result import Request
+    from headstart.training.request import Request
 
     Recipe.from_dict(Request.read(folder).recipe)
 
@@ -117,7 +117,7 @@ def _confidence(folder: Path) -> None:
 
 
 def _metrics(folder: Path) -> None:
-    from headstart.training.loop import read_metrics
+    from headstart.training.log import read_metrics
 
     read_metrics(folder / "metrics.jsonl")
 

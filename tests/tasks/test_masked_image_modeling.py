@@ -29,8 +29,9 @@ from headstart.pipelines.masked_image_modeling import (
 )
 from headstart.recipe import Recipe
 from headstart.tasks import task_class
+from headstart.training.evaluate import evaluate
 from headstart.training.loop import Loop
-from headstart.training.run import evaluate, train
+from headstart.training.run import train
 
 
 @pytest.fixture(scope="session")

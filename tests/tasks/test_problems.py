@@ -24,7 +24,7 @@ from headstart.progress import Lines
 from headstart.recipe import Recipe, read_class_weights
 from headstart.tasks.problems import problem_of
 from headstart.tasks.result import Spread, t_quantile
-from headstart.training.run import evaluate
+from headstart.training.evaluate import evaluate
 from photo_data import make_class_folders
 
 RNG = np.random.default_rng(0)
@@ -427,9 +427,9 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
     make_class_folders(tmp_path / "d", {"bird": 8, "cat": 8})
     values = SMALL | {"steps": 2, "model": tiny_model}
     whole = headstart.train(tmp_path / "d", out=tmp_path / "whole", shots=2, draws=3, **values)
-    from headstart.training import run
+    from headstart.training import result as module
 
-    calls, write = [], run.write_result
+    calls, write = [], module.write_result
 
     def failing(*arguments):
         calls.append(arguments[2].folder)
@@ -437,7 +437,7 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(*arguments)
 
-    monkeypatch.setattr(run, "write_result", failing)
+    monkeypatch.setattr(module, "write_result", failing)
     with pytest.raises(KeyboardInterrupt):
         headstart.train(tmp_path / "d", out=tmp_path / "run", shots=2, draws=3, **values)
     again = headstart.train(tmp_path / "d", out=tmp_path / "run", resume=True, device="cpu")

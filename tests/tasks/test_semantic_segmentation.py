@@ -42,8 +42,9 @@ from headstart.pipelines.semantic_segmentation import (
 from headstart.recipe import Recipe
 from headstart.report.page import learning_curves
 from headstart.tasks import task_class
+from headstart.training.evaluate import evaluate
 from headstart.training.loop import Loop
-from headstart.training.run import evaluate, train
+from headstart.training.run import train
 
 # of the classes of the made-up scenes
 COLORS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 220)], np.uint8)

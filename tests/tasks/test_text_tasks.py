@@ -23,8 +23,9 @@ from headstart.tasks.question_answering import QuestionAnswering, best_span, tok
 from headstart.tasks.text_classification import TextClassification
 from headstart.tasks.token_classification import TokenClassification, WordTagging
 from headstart.training.checkpoints import load_checkpoint
+from headstart.training.evaluate import evaluate
 from headstart.training.loop import Batches, Loop
-from headstart.training.run import evaluate, train
+from headstart.training.run import train
 from headstart.training.world import World
 
 WORDS = {"good": ["glad", "happy", "kind", "fair"], "bad": ["sad", "angry", "cruel", "dark"]}

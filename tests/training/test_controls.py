@@ -19,8 +19,8 @@ from headstart.errors import ConfigError, TrainingInterrupted
 from headstart.progress import Silent
 from headstart.recipe import Recipe
 from headstart.training import loop
+from headstart.training.evaluate import evaluate
 from headstart.training.lora import add_lora, merge_lora
-from headstart.training.run import evaluate
 from small_loop import SMALL as RECIPE
 from small_loop import ready
 from tiny_networks import NETWORKS

@@ -161,7 +161,7 @@ def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
     minute; 30 do.
     """
     monkeypatch.setattr(
-        "headstart.training.run.measure", lambda loop: Estimate(0.1, 0.0, 0.0, 0, 1e9)
+        "headstart.training.fit_full.measure", lambda loop: Estimate(0.1, 0.0, 0.0, 0, 1e9)
     )
     found = headstart.train(
         photos,
@@ -209,7 +209,7 @@ def test_a_head_keeps_a_budget_with_smaller_images(
         features = 1000.0 if task.recipe.crop == 64 else 1.0
         return dataclasses.replace(head_cost(task, extractor, memory), features=features)
 
-    monkeypatch.setattr("headstart.training.run.head_cost", slow)
+    monkeypatch.setattr("headstart.training.fit_head.head_cost", slow)
     options = {"tune": "head", "crop": 64, "device": "cpu", "progress": Lines()}
     found = headstart.train(photos, model=tiny_model, out=tmp_path / "run", budget="1m", **options)
     assert found.recipe.crop == 32 and found.given_up == ["images of 32 pixels"]

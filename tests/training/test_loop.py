@@ -17,7 +17,9 @@ from headstart.progress import Silent
 from headstart.recipe import Recipe
 from headstart.tasks.image_classification import ImageClassification, head_of
 from headstart.training.checkpoints import load_checkpoint
-from headstart.training.loop import Batches, Loop, cut, fitting_micro_batch, read_metrics
+from headstart.training.log import read_metrics
+from headstart.training.loop import Batches, Loop, cut
+from headstart.training.micro_batch import fitting_micro_batch
 from headstart.training.optim import Average, depths, freeze, make_optimizer
 from headstart.training.world import World
 from small_loop import SMALL, ready

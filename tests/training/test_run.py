@@ -16,7 +16,7 @@ from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError, HubError
 from headstart.progress import Lines
 from headstart.tasks.image_classification import ImageClassification
-from headstart.training.run import evaluate
+from headstart.training.evaluate import evaluate
 from photo_data import make_class_folders, make_photo
 
 SMALL = {"steps": 30, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}

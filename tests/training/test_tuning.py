@@ -19,8 +19,8 @@ from headstart.recipe import Facts, Recipe, finetune, hyper_rule
 from headstart.tasks.problems import Regression
 from headstart.training import loop, tuning
 from headstart.training.estimate import RESERVE, Estimate
+from headstart.training.evaluate import evaluate
 from headstart.training.loop import DivergedError
-from headstart.training.run import evaluate
 from headstart.training.tuning import (
     LARGE_RATE,
     Start,
@@ -142,7 +142,7 @@ def test_a_budget_is_for_the_head_and_for_what_follows(
 ):
     """Without a value of full training, a small network takes AdamW for as many steps as fit."""
     monkeypatch.setattr(
-        "headstart.training.run.measure", lambda loop: Estimate(0.05, 0.0, 0.0, 0, 1e9)
+        "headstart.training.fit_both.measure", lambda loop: Estimate(0.05, 0.0, 0.0, 0, 1e9)
     )
     found = headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", budget="1m", progress=Lines(), device="cpu"
@@ -155,7 +155,7 @@ def test_a_budget_is_for_the_head_and_for_what_follows(
 
 def test_no_pass_in_the_budget_leaves_the_head(photos, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "headstart.training.run.measure", lambda loop: Estimate(100.0, 0.0, 0.0, 0, 1e9)
+        "headstart.training.fit_both.measure", lambda loop: Estimate(100.0, 0.0, 0.0, 0, 1e9)
     )
     found = headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", budget="1m", progress=Lines(), device="cpu"

@@ -11,9 +11,10 @@ import headstart
 from headstart.errors import ConfigError
 from headstart.progress import Lines, plain
 from headstart.recipe import Recipe
+from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
-from headstart.training.loop import default_interval, read_metrics
-from headstart.training.run import evaluate
+from headstart.training.log import read_metrics
+from headstart.training.loop import default_interval
 from photo_data import make_class_folders
 
 SMALL = {"steps": 3, "lr": 0.05, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu"}
@@ -89,11 +90,16 @@ def test_a_run_is_overwritten_only_on_request(folder, tiny_model, tmp_path):
 def test_a_folder_that_is_removed_meanwhile_is_no_success(
     folder, tiny_model, tmp_path, monkeypatch
 ):
-    from headstart.training import run
+    from headstart.training import fit_head
 
-    begin = run._begin
-    monkeypatch.setattr(run, "_begin", lambda each: (begin(each), shutil.rmtree(each.out)))
-    monkeypatch.setattr(run.MetricsLog, "write", lambda self, values: None)
+    begin = fit_head.begin
+
+    def begin_and_remove(run, full=None):
+        begin(run, full)
+        shutil.rmtree(run.out)
+
+    monkeypatch.setattr(fit_head, "begin", begin_and_remove)
+    monkeypatch.setattr(fit_head.MetricsLog, "write", lambda self, values: None)
     with pytest.raises(ConfigError, match="was removed during the run"):
         headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
 
@@ -143,7 +149,8 @@ def test_epochs_are_steps(folder, tiny_model, tmp_path):
 def test_the_head_alone_where_full_training_takes_long(
     folder, tiny_model, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("headstart.training.run.AUTO_SECONDS", 0.0)
+    for module in ("fit_full", "fit_both"):
+        monkeypatch.setattr(f"headstart.training.{module}.AUTO_SECONDS", 0.0)
     values = {"model": tiny_model, "device": "cpu", "progress": Lines(), "crop": 20}
     found = headstart.train(folder, out=tmp_path / "a", **values)
     assert found.recipe.tune == "head"

@@ -334,7 +334,7 @@ def evaluate(
     """
     check_model(model)
     from headstart.progress import metric_text, metric_title, progress_for_terminal
-    from headstart.training.run import evaluate as run
+    from headstart.training.evaluate import evaluate as run
 
     columns, options = named_values(column, "--column"), task_options(option, masks)
     job, found = run(

@@ -39,8 +39,8 @@ from headstart.tasks.base import Evaluation
 from headstart.tasks.image_classification import LabelledImages, head_of
 from headstart.tasks.result import Result
 from headstart.training.distill_settings import FUNCTION, Settings, TextSettings, teacher_function
-from headstart.training.result import Request
-from headstart.training.run import _absolute, _check_free, train
+from headstart.training.request import Request, absolute, check_free
+from headstart.training.run import train
 from headstart.training.teacher import Teacher, read_teacher, resized
 
 TEXTS = "text-distillation"  # task of students that read texts
@@ -360,7 +360,7 @@ def _student_folder(student: str | Path | PreTrainedConfig, out: Path) -> tuple[
             return str(student), False
         student = AutoConfig.from_pretrained(student)
     assert isinstance(student, PreTrainedConfig)
-    _check_free(out, overwrite=False)
+    check_free(out, overwrite=False)
     student.save_pretrained(out / STUDENT)
     return str(out / STUDENT), True
 
@@ -370,7 +370,7 @@ def _check_same(
 ) -> None:
     """Refuses settings that are not those of the run that is resumed."""
     kept = settings.of(Request.read(out).options["extra"])
-    given = settings.of(_absolute(values))
+    given = settings.of(absolute(values))
     for field in fields(settings):
         value = getattr(given, field.name)
         if value not in (field.default, getattr(kept, field.name)):

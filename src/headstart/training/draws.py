@@ -5,16 +5,65 @@ The spread of the results says how much they depend on the choice.
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import time
 from pathlib import Path
 
-from headstart.pipelines.base import read_results
 from headstart.progress import metric_text
 from headstart.recipe import Recipe
-from headstart.tasks.result import Result, Spread
-from headstart.training.result import RECIPE, RESULTS, RUN, Request, saved_evaluations
+from headstart.tasks.result import Result
+from headstart.training.fit_both import fit_both_run
+from headstart.training.fit_full import fit_full_run
+from headstart.training.fit_head import fit_head_run
+from headstart.training.request import RESULTS, RUN, Request, Run, read_data
+from headstart.training.result import DRAWS, RECIPE, saved_evaluations
+from headstart.training.tuning import Start
 
-FOLDER = "draws"
+
+def carry_out(run: Run, resume: bool) -> Result:
+    """The result of a run, with the spread over its draws where it has several."""
+    request = run.request
+    seconds = None if run.deadline is None else run.left / request.draws
+    if request.draws > 1:
+        if run.world.is_main and not resume:
+            request.write(run.out)
+        run.world.barrier()
+        run.others = [other_draw(run, draw, seconds) for draw in range(1, request.draws)]
+    return fit(run, resume and (request.draws == 1 or (run.out / "checkpoints").exists()), seconds)
+
+
+def fit(run: Run, resume: bool, seconds: float | None) -> Result:
+    """The result of one draw, in at most so many seconds."""
+    run.deadline = None if seconds is None else time.perf_counter() + seconds
+    if run.recipe.tune == "head":
+        return fit_head_run(run)
+    if run.may_start_from_head or Start.read(run.out) is not None:
+        return fit_both_run(run, resume and not run.automatic)
+    return fit_full_run(run, resume)
+
+
+def other_draw(run: Run, draw: int, seconds: float | None) -> Result:
+    """The result of another draw, trained below the run's folder or read from there."""
+    folder, headline = run.out / DRAWS / str(draw + 1), run.task.headline
+    if (folder / RESULTS).exists():
+        recipe = Recipe.from_dict(run.request.recipe)
+        result = Result(folder, recipe, saved_evaluations(folder))
+    else:
+        request = request_of(run.request, draw)
+        recipe, began = Recipe.from_dict(request.recipe), time.perf_counter()
+        task = read_data(request, run.workers)
+        other = dataclasses.replace(
+            run, task=task, request=request, recipe=recipe, out=folder, began=began, others=[]
+        )
+        result = fit(other, (folder / RUN).exists(), seconds)
+    if run.world.is_main:
+        _forget_weights(folder)
+    value = (
+        f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}"
+        if result.evaluation
+        else ""
+    )
+    run.progress.say(f"draw {draw + 1} of {run.request.draws}:{value}")
+    return result
 
 
 def request_of(request: Request, draw: int) -> Request:
@@ -25,68 +74,8 @@ def request_of(request: Request, draw: int) -> Request:
     )
 
 
-def run_draws(
-    request: Request,
-    out: Path,
-    run: Callable[[Request, Path, bool], Result],
-    say: Callable[[str], None],
-    headline: str,
-    is_main: bool,
-) -> list[Result]:
-    """Runs every draw but the first, below `out`; those that are finished from before are read.
-
-    Args:
-        request: Of the first draw.
-        out: Result folder of all.
-        run: Runs a request into a folder; the last argument is whether to resume.
-        say: Gets a line about every draw.
-        headline: The metric in that line.
-        is_main: Whether this process writes.
-    """
-    results = []
-    for draw in range(1, request.draws):
-        folder = out / FOLDER / str(draw + 1)
-        if (folder / RESULTS).exists():
-            result = Result(folder, Recipe.from_dict(request.recipe), saved_evaluations(folder))
-        else:
-            result = run(request_of(request, draw), folder, (folder / RUN).exists())
-        if is_main:
-            _forget_weights(folder)
-        value = (
-            f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}"
-            if result.evaluation
-            else ""
-        )
-        say(f"draw {draw + 1} of {request.draws}:{value}")
-        results.append(result)
-    return results
-
-
 def _forget_weights(folder: Path) -> None:
     """Keeps request, recipe and results of a draw; its weights are removed."""
     for path in folder.iterdir():
         if path.name not in (RUN, RECIPE, RESULTS):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def spread_of(first: Result, others: list[Result]) -> Spread | None:
-    """All draws together; None where nothing was evaluated."""
-    found = [each.evaluation for each in (first, *others)]
-    evaluations = [each for each in found if each is not None]
-    if len(evaluations) < len(found):
-        return None
-    metrics = [each.metrics for each in evaluations]
-    names = [name for name in metrics[0] if all(name in each for each in metrics)]
-    values = {name: [each[name] for each in metrics] for name in names}
-    seeds = [first.recipe.seed + draw for draw in range(len(found))]
-    return Spread(seeds, evaluations[0].split, values)
-
-
-def read_spread(out: Path) -> Spread | None:
-    """The draws of a finished run."""
-    found = read_results(out).get("draws")
-    return found and Spread(
-        found["seeds"],
-        found["split"],
-        {name: each["values"] for name, each in found["metrics"].items()},
-    )

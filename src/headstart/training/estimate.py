@@ -19,7 +19,9 @@ from headstart.data.cache import threads
 from headstart.errors import ConfigError
 from headstart.progress import duration
 from headstart.recipe import Recipe
-from headstart.training.loop import Loop, autocast, memory_per_example, seed_all
+from headstart.training.loop import Loop, seed_all
+from headstart.training.micro_batch import memory_per_example
+from headstart.training.optim import autocast
 
 PATIENCE = 5.0  # seconds that one measurement may take
 # fraction of a budget that is planned with: reading, writing and a busy machine take the rest

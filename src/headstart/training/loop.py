@@ -7,12 +7,10 @@ the same numbers as one that was not.
 """
 
 import contextlib
-import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -22,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.checkpoint.documents import MAX_TEXT, decode_text, parse_json, read_bytes
 from headstart.data.cache import threads
 from headstart.data.splits import batch_indices
-from headstart.errors import ConfigError, FileFormatError, MissingExtraError, TrainingInterrupted
+from headstart.errors import ConfigError, TrainingInterrupted
 from headstart.progress import Progress, metric_text
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, Task
 from headstart.training.checkpoints import Checkpoint, save_checkpoint
+from headstart.training.log import MetricsLog
 from headstart.training.optim import (
     Average,
+    autocast,
     freeze,
     make_optimizer,
     optimizer_tensors,
@@ -397,87 +396,6 @@ class Loop:
         self.progress.update(self.step, {k: v for k, v in values.items() if k != "lr"}, speed)
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, with the step it belongs to.
-
-    Args:
-        path: The file.
-        board: Folder where TensorBoard finds the same numbers; None writes none.
-    """
-
-    def __init__(self, path: Path, board: Path | None = None) -> None:
-        self.path, self.board = path, board
-        self._file: Any = None
-        self._board: Any = None
-        if board is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise MissingExtraError("tensorboard", "tensorboard") from None
-            self._writer = SummaryWriter
-
-    def cut(self, step: int) -> None:
-        """Drops what was written after a checkpoint of this step, and a last line that was cut off.
-
-        The resumed run writes it again.
-        """
-        if self.path.exists():
-            kept = [
-                line
-                for line in read_metrics(self.path)
-                if line["step"] < step + ("validation" not in line)
-            ]
-            self.path.write_text(
-                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
-            )
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Adds a line."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(values) + "\n")
-        if self.board is None:
-            return
-        if self._board is None:  # what a resumed run writes again takes the place of what is there
-            self._board = self._writer(
-                str(self.board), purge_step=values["step"] + ("validation" in values)
-            )
-        split, scalars = (
-            ("validation", values["validation"]) if "validation" in values else ("train", values)
-        )
-        for name, value in scalars.items():
-            if name != "step":
-                self._board.add_scalar(f"{split}/{name}", value, values["step"])
-
-    def flush(self) -> None:
-        """Makes sure that the disk has what was written."""
-        for each in (self._file, self._board):
-            if each is not None:
-                each.flush()
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the files."""
-        for each in (self._file, self._board):
-            if each is not None:
-                each.close()
-        self._file = self._board = None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file."""
-    lines = []
-    for number, line in enumerate(read_bytes(path, MAX_TEXT).splitlines(), start=1):
-        where = f"{path} line {number}"
-        with contextlib.suppress(FileFormatError):  # the last line of a killed run
-            found = parse_json(decode_text(line, where), where, nan=True)
-            if isinstance(found, dict) and type(found.get("step")) is int:
-                lines.append(found)
-    return lines
-
-
 def default_interval(recipe: Recipe, splits: Mapping[str, int]) -> int:
     """Steps between evaluations: a tenth of all, or more where evaluations would dominate.
 
@@ -494,105 +412,6 @@ def cut(rows: slice, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows.stop))
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Inside the block the network computes in the recipe's precision."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
-
 def seed_all(entropy: list[int]) -> None:
     """Seeds torch's generators on every device from a few integers."""
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-
-
-def fitting_micro_batch(
-    task: Task, model: nn.Module, recipe: Recipe, world: World, note: Callable[[str], None]
-) -> int:
-    """A micro-batch that fits into memory.
-
-    Measured with one example, at most 32 on a CPU, where more gains nothing.
-    """
-    if world.sharded and recipe.batch_size % world.size:
-        raise ConfigError(
-            f"--fsdp needs a batch size that {world.size} processes share evenly, not"
-            f" {recipe.batch_size}; give --batch-size"
-        )
-    if recipe.micro_batch is not None:
-        return min(recipe.micro_batch, recipe.batch_size)
-    per_example = memory_per_example(task, model, recipe, world.device)
-    free = free_memory(world.device)
-    limit = recipe.batch_size if world.device.type == "cuda" else 32
-    wanted = min(limit, -(-recipe.batch_size // world.size))
-    size = world.broadcast(int(max(1, min(wanted, 0.6 * free / per_example))))
-    if size < wanted:
-        note(
-            f"micro-batches of {size}: {per_example / 2**20:.0f} MB an image, {free / 2**30:.1f} GB"
-            " free"
-        )
-    return size
-
-
-def memory_per_example(task: Task, model: nn.Module, recipe: Recipe, device: torch.device) -> float:
-    """Bytes that the backward pass needs of one example.
-
-    The tensors that the forward pass keeps for it.
-    """
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        # Weights that are put together from pieces for a moment cannot be inferred from the rest;
-        # but they are no more for two examples.
-        return max(
-            1.0,
-            kept_bytes(task, model, recipe, device, 2) - kept_bytes(task, model, recipe, device, 1),
-        )
-    return max(1.0, kept_bytes(task, model, recipe, device, 1))
-
-
-def kept_bytes(
-    task: Task, model: nn.Module, recipe: Recipe, device: torch.device, count: int
-) -> float:
-    """Bytes that a forward pass of so many examples keeps for the backward pass, without the
-    weights.
-    """
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    model.train()
-    # batch norm counts what it sees
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    weights = {
-        p.untyped_storage().data_ptr() for p in model.parameters() if not hasattr(p, "full_tensor")
-    }
-    batch = task.collate([task.example(0, np.random.default_rng(0))] * count)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        autocast(recipe, device),
-    ):
-        task.loss(model, task.micro(batch, slice(0, count), device))
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    return float(sum(size for address, size in kept.items() if address not in weights))
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that may still be used on a device."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(
-            float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):
-        return float(4 << 30)  # not Linux: a careful guess
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if (
-        limit.is_file()
-        and used.is_file()
-        and (text := limit.read_text(encoding="ascii").strip()).isdigit()
-    ):
-        available = min(available, float(text) - float(used.read_text(encoding="ascii")))
-    return max(available, 0.0)

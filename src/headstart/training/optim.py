@@ -1,4 +1,4 @@
-"""Optimizers of a recipe: which parameters are trained, at which rate and with which decay."""
+"""Optimizers of a recipe: which parameters are trained, at which rate, decay and precision."""
 
 from collections.abc import Iterable
 
@@ -150,3 +150,9 @@ class Average:
                 trained = parameter.detach().clone()
                 parameter.copy_(self.tensors[name])
                 self.tensors[name] = trained
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Inside the block the network computes in the recipe's precision."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

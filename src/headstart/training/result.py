@@ -1,10 +1,12 @@
-"""The result folder of a run: what was requested, what came out, and everything written there."""
+"""The result folder of a run: begun, finished, and everything that is written there."""
 
 import dataclasses
 import json
 import os
 import platform
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,72 +16,73 @@ from torch import nn
 
 from headstart._version import __version__
 from headstart.checkpoint import atomic_write
-from headstart.checkpoint.documents import as_dataclass, read_object
-from headstart.errors import ConfigError, MissingExtraError
+from headstart.errors import ConfigError, HeadstartError, MissingExtraError
 from headstart.metrics.calibration import confidence_of
 from headstart.metrics.conformal import with_sets
 from headstart.pipelines.base import read_results
-from headstart.progress import duration, metric_text
+from headstart.progress import Progress, duration, metric_text
 from headstart.recipe import Recipe
+from headstart.report.write import PAGES, write_pages
 from headstart.tasks.base import Evaluation, Task
-from headstart.tasks.result import Result
+from headstart.tasks.result import Result, Spread
+from headstart.training.lock import locked
+from headstart.training.log import read_metrics
 from headstart.training.predictions import figures_of, write_predictions
+from headstart.training.request import RESULTS, RUN, Request, Run, read_data
 from headstart.training.seen import write_seen
+from headstart.training.tuning import HEAD
+from headstart.training.world import World
 
-RUN, RECIPE, RESULTS = "run.json", "recipe.yaml", "results.json"
+RECIPE = "recipe.yaml"
+DRAWS = "draws"  # of the other draws, in the result folder
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was requested, as `run.json` holds it for `--resume`.
+def begin(run: Run, full: Recipe | None = None) -> None:
+    """Makes the result folder and saves the request, so that the run can be resumed.
 
-    `free_side` is whether a fitted head may take images of another side than the recipe's.
-    `automatic` is whether a head is fitted first and it is not decided yet whether every weight is
-    trained, `fixed` whether values of full training were given.
+    Args:
+        run: Has the recipe.
+        full: The recipe of full training, where it is not decided yet whether it follows.
     """
+    run.world.barrier()  # every process has seen that the folder is free
+    if run.world.is_main:
+        recipe, open_ = (full or run.recipe).to_dict(), full is not None
+        run.request = dataclasses.replace(run.request, recipe=recipe, automatic=open_)
+        run.request.write(run.out)
+        write_recipe(run.out, run.recipe)
 
-    data: str
-    model: str
-    task: str
-    revision: str | None
-    options: dict[str, Any]
-    recipe: dict[str, Any]
-    draws: int = 1
-    free_side: bool = False
-    automatic: bool = False
-    fixed: bool = False
 
-    def write(self, folder: Path) -> None:
-        """Writes `run.json`."""
-        atomic_write(folder / RUN, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+def resume_command(run: Run) -> str:
+    """The command that goes on with an interrupted run."""
+    home = run.out.parents[1] if run.out.parent.name == DRAWS else run.out
+    command = f"headstart train {run.request.data} --out {home} --resume"
+    if run.world.size > 1:
+        command = f"torchrun --nproc-per-node {run.world.size} -m {command}"
+        command += " --fsdp" * run.world.sharded
+    return command + " --tensorboard" * run.tensorboard
 
-    @classmethod
-    def read(cls, folder: Path) -> "Request":
-        """The request of the run in a folder.
 
-        Raises:
-            ConfigError: There is none, or it is damaged.
-        """
-        path = folder / RUN
-        if not path.exists():
+def finish(run: Run, network: nn.Module, result: Result) -> Result:
+    """Writes the result folder: first the model and its numbers, then the report."""
+    if run.others:
+        result.spread = spread_of(result, run.others)
+    if run.world.is_main:
+        if not (run.out / RUN).is_file():
             raise ConfigError(
-                f"{folder} holds no run to go on with; leave --resume out to start one"
+                f"the result folder {run.out} was removed during the run; nothing was written"
             )
-        return as_dataclass(cls, read_object(path, ConfigError), path, ConfigError)
-
-
-def saved_evaluations(out: Path) -> dict[str, Evaluation]:
-    """The evaluations that a finished run saved.
-
-    Raises:
-        FileFormatError: `results.json` is damaged.
-    """
-    found = {}
-    for split, each in read_results(out)["evaluations"].items():
-        interval = each["confidence_interval_95"]
-        bounds = tuple(interval) if interval else None
-        found[split] = Evaluation(split, each["examples"], each["metrics"], bounds)
-    return found
+        result.seconds = time.perf_counter() - run.began
+        values = write_result(run.task, network, result, run.request, run.world.device)
+        write_report(run, result, values)
+        remove_working_files(run.out)
+        result.seconds = time.perf_counter() - run.began
+        run.progress.say(summary(run.task, result))
+        if result.spread is not None:
+            run.progress.say(result.spread.text(run.task.headline))
+        if result.forecast is not None:
+            run.progress.say(result.forecast.text())
+    run.world.barrier()
+    return result
 
 
 def write_result(
@@ -179,3 +182,102 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
     return f"{platform.machine()} {device.type}, {threads}"
+
+
+def write_report(run: Run, result: Result, values: Mapping[str, Any]) -> None:
+    """Writes report and model card; one that fails never loses the run."""
+    file = run.out / "metrics.jsonl"
+    try:
+        write_pages(run.task, result, values, read_metrics(file) if file.exists() else [])
+    except (
+        HeadstartError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        run.progress.say(
+            f"the report could not be written ({type(error).__name__}: {error}); the model and"
+            f" results.json in {run.out} are complete"
+        )
+
+
+def remove_working_files(out: Path) -> None:
+    """Removes what only a run that goes on needs."""
+    for name in ("cache", "checkpoints", DRAWS, HEAD):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def remove_drafts(out: Path) -> None:
+    """Removes what a killed process had not finished writing."""
+    for path in out.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def finished(request: Request, out: Path, world: World, progress: Progress) -> Result:
+    """The result of a run that is finished.
+
+    Its report is made now if the process was killed after the results and before it.
+    """
+    recipe = Recipe.from_dict(request.recipe)
+    result = Result(out, recipe, saved_evaluations(out), spread=read_spread(out))
+    whole = all((out / name).is_file() for name in PAGES)
+    what = "nothing to do" if whole else "its report is written now"
+    progress.say(f"the run in {out} is finished: {what}")
+    if not world.is_main:
+        return result
+    with locked(out):
+        remove_drafts(out)
+        if not whole:
+            task = read_data(request, None)
+            network = task.attach(str(out)).eval().to(world.device)
+            task.prepare(None, tuple(result.evaluations))
+            run = Run(task, request, recipe, out, world, progress, time.perf_counter())
+            result.evaluations = {
+                split: task.evaluate(network, split, world.device) for split in result.evaluations
+            }
+            for each in result.evaluations.values():
+                each.max_error = request.options["extra"].get("max_error")
+            write_report(run, result, read_results(out))
+        remove_working_files(out)
+    return result
+
+
+def saved_evaluations(out: Path) -> dict[str, Evaluation]:
+    """The evaluations that a finished run saved.
+
+    Raises:
+        FileFormatError: `results.json` is damaged.
+    """
+    found = {}
+    for split, each in read_results(out)["evaluations"].items():
+        interval = each["confidence_interval_95"]
+        bounds = tuple(interval) if interval else None
+        found[split] = Evaluation(split, each["examples"], each["metrics"], bounds)
+    return found
+
+
+def spread_of(first: Result, others: list[Result]) -> Spread | None:
+    """All draws together; None where nothing was evaluated."""
+    found = [each.evaluation for each in (first, *others)]
+    evaluations = [each for each in found if each is not None]
+    if len(evaluations) < len(found):
+        return None
+    metrics = [each.metrics for each in evaluations]
+    names = [name for name in metrics[0] if all(name in each for each in metrics)]
+    values = {name: [each[name] for each in metrics] for name in names}
+    seeds = [first.recipe.seed + draw for draw in range(len(found))]
+    return Spread(seeds, evaluations[0].split, values)
+
+
+def read_spread(out: Path) -> Spread | None:
+    """The draws of a finished run."""
+    found = read_results(out).get("draws")
+    return found and Spread(
+        found["seeds"],
+        found["split"],
+        {name: each["values"] for name, each in found["metrics"].items()},
+    )

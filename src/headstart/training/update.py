@@ -43,7 +43,8 @@ from headstart.tasks.problems import problem_of
 from headstart.tasks.result import Result
 from headstart.training.lock import LOCK, locked
 from headstart.training.predictions import PREDICTIONS, figures
-from headstart.training.result import RESULTS, Request, summary
+from headstart.training.request import RESULTS, Request
+from headstart.training.result import summary
 from headstart.training.seen import FILE as SEEN
 from headstart.training.seen import write_digests
 

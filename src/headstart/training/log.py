@@ -1,0 +1,91 @@
+"""`metrics.jsonl`: written during training, read for the report."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from headstart.checkpoint.documents import MAX_TEXT, decode_text, parse_json, read_bytes
+from headstart.errors import FileFormatError, MissingExtraError
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, with the step it belongs to.
+
+    Args:
+        path: The file.
+        board: Folder where TensorBoard finds the same numbers; None writes none.
+    """
+
+    def __init__(self, path: Path, board: Path | None = None) -> None:
+        self.path, self.board = path, board
+        self._file: Any = None
+        self._board: Any = None
+        if board is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingExtraError("tensorboard", "tensorboard") from None
+            self._writer = SummaryWriter
+
+    def cut(self, step: int) -> None:
+        """Drops what was written after a checkpoint of this step, and a last line that was cut off.
+
+        The resumed run writes it again.
+        """
+        if self.path.exists():
+            kept = [
+                line
+                for line in read_metrics(self.path)
+                if line["step"] < step + ("validation" not in line)
+            ]
+            self.path.write_text(
+                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+            )
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Adds a line."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(values) + "\n")
+        if self.board is None:
+            return
+        if self._board is None:  # what a resumed run writes again takes the place of what is there
+            self._board = self._writer(
+                str(self.board), purge_step=values["step"] + ("validation" in values)
+            )
+        split, scalars = (
+            ("validation", values["validation"]) if "validation" in values else ("train", values)
+        )
+        for name, value in scalars.items():
+            if name != "step":
+                self._board.add_scalar(f"{split}/{name}", value, values["step"])
+
+    def flush(self) -> None:
+        """Makes sure that the disk has what was written."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the files."""
+        for each in (self._file, self._board):
+            if each is not None:
+                each.close()
+        self._file = self._board = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file."""
+    lines = []
+    for number, line in enumerate(read_bytes(path, MAX_TEXT).splitlines(), start=1):
+        where = f"{path} line {number}"
+        with contextlib.suppress(FileFormatError):  # the last line of a killed run
+            found = parse_json(decode_text(line, where), where, nan=True)
+            if isinstance(found, dict) and type(found.get("step")) is int:
+                lines.append(found)
+    return lines

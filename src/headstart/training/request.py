@@ -1,0 +1,278 @@
+"""What was requested of a run: its options, its data, its recipe."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.auto import AutoConfig, AutoImageProcessor, check_task
+from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import as_dataclass, read_object
+from headstart.data.options import SPLITS, DataOptions
+from headstart.errors import ConfigError
+from headstart.loading import family_of
+from headstart.progress import Progress
+from headstart.recipe import (
+    LORA_RATE,
+    RECIPES,
+    Recipe,
+    named_recipe,
+    read_recipe_file,
+    resolve_recipe,
+)
+from headstart.registry import locate
+from headstart.tasks import Task, task_class
+from headstart.tasks.image_classification import processor_side
+from headstart.tasks.result import Result
+from headstart.training.lock import LOCK
+from headstart.training.tuning import HEAD
+from headstart.training.world import World
+
+# files of a result folder: what was requested, and what came out
+RUN, RESULTS = "run.json", "results.json"
+# recipe values that also have an effect on a head alone; any other asks for full training
+SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was requested, as `run.json` holds it for `--resume`.
+
+    `free_side` is whether a fitted head may take images of another side than the recipe's.
+    `automatic` is whether a head is fitted first and it is not decided yet whether every weight is
+    trained, `fixed` whether values of full training were given.
+    """
+
+    data: str
+    model: str
+    task: str
+    revision: str | None
+    options: dict[str, Any]
+    recipe: dict[str, Any]
+    draws: int = 1
+    free_side: bool = False
+    automatic: bool = False
+    fixed: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Writes `run.json`."""
+        atomic_write(folder / RUN, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Request":
+        """The request of the run in a folder.
+
+        Raises:
+            ConfigError: There is none, or it is damaged.
+        """
+        path = folder / RUN
+        if not path.exists():
+            raise ConfigError(
+                f"{folder} holds no run to go on with; leave --resume out to start one"
+            )
+        return as_dataclass(cls, read_object(path, ConfigError), path, ConfigError)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run whose data is read and whose recipe is known.
+
+    Args:
+        task: The data as the task has read it.
+        request: What was requested.
+        recipe: Resolved; a budget may change it.
+        out: Result folder.
+        world: This process among the others.
+        progress: Shows what happens.
+        began: `time.perf_counter()` of the call.
+        workers: Threads that read and decode.
+        deadline: `time.perf_counter()` at which training has to end; None is never.
+        tensorboard: Whether the metrics also go to `tensorboard/`.
+        automatic: Whether the head alone is taken where full training takes long.
+        fixed: Whether values of full training were given.
+        others: Results of the other draws.
+    """
+
+    task: Task
+    request: Request
+    recipe: Recipe
+    out: Path
+    world: World
+    progress: Progress
+    began: float
+    workers: int | None = None
+    deadline: float | None = None
+    tensorboard: bool = False
+    automatic: bool = False
+    fixed: bool = False
+    others: list[Result] = dataclasses.field(default_factory=list)
+
+    @property
+    def may_start_from_head(self) -> bool:
+        """Whether a head is fitted first: something is held out to compare it on."""
+        return self.automatic and self.world.size == 1 and bool(self.held_out)
+
+    @property
+    def held_out(self) -> list[str]:
+        """Splits beside the training data, the one that decides between models first."""
+        return [split for split in SPLITS[1:] if split in self.task.splits]
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - time.perf_counter()
+
+
+def check_options(shots: int | None, draws: int, max_error: float | None) -> None:
+    """Refuses numbers that make no sense.
+
+    Raises:
+        ConfigError: Several draws of all examples, or an error rate outside of 0 and 1.
+    """
+    if draws > 1 and shots is None:
+        raise ConfigError(
+            f"draws={draws} are choices of so many examples of each class; say how many with"
+            " shots (--shots)"
+        )
+    if max_error is not None and not 0 < max_error < 1:
+        raise ConfigError(f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05")
+
+
+def check_same(
+    request: Request, model: str | Path | None, values: Mapping[str, Any], out: Path
+) -> None:
+    """Refuses options of a resumed run that differ from those it was started with."""
+    if model is not None and str(absolute({"model": model})["model"]) != request.model:
+        raise ConfigError(
+            f"the run in {out} tunes {request.model}, not {model}; leave --model out, or choose"
+            " another --out"
+        )
+    for key, value in values.items():
+        if value is not None and request.recipe.get(key) != (
+            list(value) if isinstance(value, tuple) else value
+        ):
+            raise ConfigError(
+                f"the run in {out} has {key}={request.recipe.get(key)}, not {value}; leave it out,"
+                " or choose another --out"
+            )
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuses a result folder that holds something, unless it is a run to overwrite."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    if (out / RUN).exists():
+        if overwrite:
+            return
+        if (out / RESULTS).exists():
+            raise ConfigError(f"{out} holds a finished run; choose another --out")
+        raise ConfigError(
+            f"{out} holds an unfinished run; go on with --resume, or choose another --out"
+        )
+    if out.exists() and any(
+        path.name not in ("cache", "student", HEAD, LOCK) for path in out.iterdir()
+    ):
+        raise ConfigError(
+            f"{out} is not empty; choose another --out, so that nothing there is overwritten"
+        )
+
+
+def clear(out: Path) -> None:
+    """Removes a run; only folders that hold one get here."""
+    if (out / RUN).exists():
+        for path in out.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as `run.json` holds them: existing paths are absolute, to resume from anywhere."""
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+        if value is not None
+    }
+    return {
+        key: (
+            str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+        )
+        for key, value in given.items()
+    }
+
+
+def read_data(request: Request, workers: int | None) -> Task:
+    """The data of a request."""
+    options = DataOptions(**(request.options | {"workers": workers}))
+    return task_class(request.task).read(request.data, options)
+
+
+def is_fixed(values: Mapping[str, Any], full: bool) -> bool:
+    """Whether any value of full training is given."""
+    return full or any(
+        value is not None for key, value in values.items() if key not in SHARED_VALUES
+    )
+
+
+def resolve(
+    model: str,
+    task: Task,
+    config: str | Path | None,
+    recipe: str | None,
+    values: Mapping[str, Any],
+    revision: str | None,
+    epochs: float | None,
+) -> Recipe:
+    """The recipe from its four layers; the family's own is a function that the family names."""
+    family, _ = family_of(model, revision=revision)
+    check_task(family, task.result_task)
+    facts = task.facts()
+    asked = recipe or (read_recipe_file(config).get("recipe") if config else None)
+    if asked is not None:
+        base = named_recipe(asked, facts)
+    else:
+        facts = dataclasses.replace(
+            facts, config=AutoConfig.from_pretrained(model, revision=revision)
+        )
+        if not family.reads_text:
+            side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
+            facts = dataclasses.replace(facts, model_image_size=side)
+        base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
+    resolved = resolve_recipe(base, config, values)
+    if epochs is not None:
+        if values.get("steps") is not None:
+            raise ConfigError("epochs and steps both say how long to train; give one of them")
+        if not 0 < epochs < float("inf"):
+            raise ConfigError(f"epochs={epochs}; it must be above 0")
+        steps = max(1, round(epochs * facts.examples / resolved.batch_size))
+        resolved = resolve_recipe(base, config, dict(values) | {"steps": steps})
+    if resolved.tune == "head" and not values.get("crop"):
+        resolved = resolved.head_only()
+    return resolved
+
+
+def describe(recipe: Recipe, model: str) -> str:
+    """One line that says what will be done."""
+    if recipe.tune == "head":
+        size = f" at {recipe.crop} pixels" if recipe.crop else ""
+        return (
+            f"fitting a new head on the features of {model}{size}; every other weight stays as"
+            " it is"
+        )
+    sides = " → ".join(str(side) for side in (recipe.resize, recipe.crop) if side)
+    sizes = f", {sides} pixels" if sides else ""
+    shown = ("mixup", "cutmix", "label_smoothing", "weight_decay")
+    extras = "".join(f", {name} {value:g}" for name in shown if (value := getattr(recipe, name)))
+    extras += (
+        f", LoRA of rank {recipe.lora_rank} (without --lr at {LORA_RATE:g} times the recipe's rate)"
+        if recipe.lora_rank
+        else ""
+    )
+    return (
+        f"tuning {model} with recipe {recipe.name}: {recipe.steps} steps of {recipe.batch_size}"
+        f" examples{sizes}, {recipe.optimizer} at {recipe.lr:g} ({recipe.schedule}){extras},"
+        f" {recipe.precision}, seed {recipe.seed}"
+    )
