@@ -105,11 +105,11 @@ def test_the_better_one_is_kept(photos, tiny_model, tmp_path, capsys, monkeypatc
 def test_an_interrupted_run_goes_on_to_the_bit(photos, tiny_model, tmp_path, monkeypatch, value):
     claim(monkeypatch, value)
     headstart.train(photos, model=tiny_model, out=tmp_path / "whole", **FEW)
-    asked = loop.Stopper.__init__
+    original = loop.Stopper.__init__
 
     def stopped(self):
-        asked(self)
-        self.asked = True
+        original(self)
+        self.requested = True
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Stopper, "__init__", stopped)
@@ -201,8 +201,8 @@ def test_hyperrule_makes_way_where_less_than_half_of_it_fits():
     assert given_up[0] == "AdamW at 0.0001 in place of HyperRule" and "steps" in given_up[1]
     pixels = (128 / full().crop) ** 2
     assert less.steps * 64 * pixels == pytest.approx(RESERVE * 600, rel=0.2)
-    asked, _ = within(full(), estimate(1.0), 600, 128, True)
-    assert asked.optimizer == "sgd"
+    original, _ = within(full(), estimate(1.0), 600, 128, True)
+    assert original.optimizer == "sgd"
 
 
 def test_steps_that_fit():
