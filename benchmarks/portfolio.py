@@ -6,15 +6,25 @@ Every contender gets the same frozen `bit-mini` and the same random subsets of t
 and is evaluated on the same held-out images. `plain` is logistic regression on the last stage with
 cross-validated regularization, at the usual 64 pixels; `scikit-learn` its `LogisticRegression` with
 default values on the same features, standardized; `nearest mean` gives the class of the nearest
-mean. Intervals are of the mean difference to `plain`, by a bootstrap over draws and, within a draw,
-over held-out images in pairs. Nothing is chosen by held-out images. Writes
-results/portfolio.json after every data set.
+mean. `svm` is the head of AutoGluon's few-shot predictor (scikit-learn's `SVC(gamma="auto")` on
+standardized features; AutoGluon itself brings its own torch), `vyntri` that of vyntri 1.5 with its
+default values, from its own classes (pip install --no-deps vyntri; left out where it is missing).
+Intervals are of the mean difference to `plain`, by a bootstrap over draws and, within a draw,
+over held-out images in pairs. Nothing is chosen by held-out images. `--also NAME=FOLDER` adds data
+of class folders below train and val, at most 60 and 30 images of each class. `--until HH:MM` stops
+in time; the number of draws that were reached is in every row. Writes the results after every draw.
 """
 
 import argparse
+import contextlib
+import importlib.util
+import itertools
 import json
+import sys
 import tempfile
 import time
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +36,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from timing import RESULTS, machine
 
 from headstart.data.options import DataOptions
@@ -40,7 +51,7 @@ Booleans = NDArray[np.bool_]
 RESAMPLES = 2000
 
 
-def data_sets(images: Path) -> dict[str, tuple[Rows, Rows]]:
+def data_sets(images: Path, also: Sequence[str] = ()) -> dict[str, tuple[Rows, Rows]]:
     """Training and evaluation rows of every data set."""
     cifar, ants, lungs = images / "cifar10", images / "hymenoptera", images / "pneumoniamnist"
     coarse = np.load(images / "cifar100/val.npz")
@@ -48,7 +59,7 @@ def data_sets(images: Path) -> dict[str, tuple[Rows, Rows]]:
     half = np.random.default_rng(0).permutation(len(rows[1]))
     parts = [[half[: len(half) // 2], half[len(half) // 2 :]][i] for i in (0, 1)]
     train, test = (([rows[0][i] for i in part], rows[1][part]) for part in parts)
-    return {
+    found = {
         "flowers": tuple(read_tar(images / f"flowers102/{s}.tar") for s in ("train", "val")),
         "eurosat": tuple(read_tar(images / f"eurosat/{s}.tar") for s in ("train", "val")),
         "ants-bees": (read_folder(ants / "train"), read_folder(ants / "val")),
@@ -56,6 +67,32 @@ def data_sets(images: Path) -> dict[str, tuple[Rows, Rows]]:
         "cifar10": (read_npz(cifar / "train_100shot.npz"), read_npz(cifar / "val.npz")),
         "cifar100-coarse": (train, test),
     }
+    for each in also:
+        name, folder = each.split("=", 1)
+        splits = ((Path(folder) / split, most) for split, most in (("train", 60), ("val", 30)))
+        found[name] = tuple(some(read_folder(path), most) for path, most in splits)
+    return found
+
+
+def some(rows: Rows, most: int) -> Rows:
+    """At most so many images of each class."""
+    images, labels = rows
+    chosen = np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
+    return [images[i] for i in chosen], labels[chosen]
+
+
+def vyntri_scores(x: NDArray[Any], labels: NDArray[Any], test: NDArray[Any]) -> NDArray[Any] | None:
+    """Classes by vyntri's head with its default values; None where it is not installed."""
+    if importlib.util.find_spec("vyntri") is None:
+        return None
+    for name in ("torchvision", "torchvision.models", "torchvision.transforms"):
+        sys.modules.setdefault(name, types.ModuleType(name))  # only its backbones need it
+    from vyntri.adaptation import AnalyticRidge, make_projection
+
+    width = max(1, min(128, x.shape[1], len(np.unique(labels)) - 1))
+    projection = make_projection("fk", width, 1e-4, None, "diagonal", 0.5).fit(x, labels)
+    head = AnalyticRidge(1e-4).fit(projection.transform(x), labels)
+    return np.asarray(head.predict(projection.transform(test)))
 
 
 def write(rows: Rows, folder: Path) -> None:
@@ -97,6 +134,17 @@ def contend(views: Views, sides: list[int], rows: NDArray[Any], draw: int) -> di
     theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, labels)
     seconds["scikit-learn"] = time.process_time() - began
     right["scikit-learn"] = theirs.predict(test) == truth
+
+    began = time.process_time()
+    theirs = make_pipeline(StandardScaler(), SVC(gamma="auto")).fit(x, labels)
+    seconds["svm"] = time.process_time() - began
+    right["svm"] = theirs.predict(test) == truth
+
+    began = time.process_time()
+    classes = vyntri_scores(x, labels, test)
+    if classes is not None:
+        seconds["vyntri"] = time.process_time() - began
+        right["vyntri"] = classes == truth
 
     means = np.stack([x[labels == c].mean(0) for c in range(V)])
     distances = np.square(test).sum(1)[:, None] - 2 * test @ means.T + np.square(means).sum(1)
@@ -141,44 +189,61 @@ def main() -> None:
     parser.add_argument("--model", default="bit-mini")
     parser.add_argument("--first-draw", type=int, default=0)
     parser.add_argument("--loaded", action="store_true", help="say that the machine was busy")
+    parser.add_argument("--also", nargs="*", default=[])
+    parser.add_argument("--until", help="HH:MM after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS / "portfolio.json")
     args = parser.parse_args()
-    sets = data_sets(args.images)
-    table: list[dict[str, Any]] = []
-    for name in args.sets or sets:
-        with tempfile.TemporaryDirectory() as scratch:
-            views, sides = opened(*sets[name], Path(scratch), args.model)
+    sets = data_sets(args.images, args.also)
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+        ready = {}
+        for name in args.sets or sets:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            ready[name] = opened(*sets[name], Path(folder), args.model)
+        runs = itertools.product(range(args.draws), ready, args.shots)
+        for draw, name, shots in runs:
+            views, sides = ready[name]
             labels = views.task.targets("train")
-            for shots in args.shots:
-                if shots > np.bincount(labels).min():
-                    continue
-                found = []
-                for draw in range(args.first_draw, args.first_draw + args.draws):
-                    rng = np.random.default_rng(draw)
-                    each = [
-                        rng.permutation(np.flatnonzero(labels == c))[:shots]
-                        for c in range(labels.max() + 1)
-                    ]
-                    found.append(contend(views, sides, np.concatenate(each), draw))
-                row: dict[str, Any] = {"data": name, "shots": shots, "draws": args.draws}
-                for who in found[0]["right"]:
-                    right = [each["right"][who] for each in found]
-                    row[who] = round(100 * float(np.mean([r.mean() for r in right])), 1)
-                    gains = [
-                        each["right"][who].astype(float) - each["right"]["plain"] for each in found
-                    ]
-                    row[f"{who}: gain"] = [
-                        round(100 * float(np.mean([g.mean() for g in gains])), 1),
-                        *interval(gains),
-                    ]
-                for who in found[0]["seconds"]:
-                    times = [each["seconds"][who] for each in found]
-                    row[f"{who}: CPU seconds"] = round(float(np.mean(times)), 2)
-                row["chosen"] = [each["chosen"] for each in found]
-                table.append(row)
-                print({key: value for key, value in row.items() if key != "chosen"}, flush=True)
-        facts = {"model": args.model, "loaded": args.loaded, "machine": machine(), "rows": table}
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+            if shots > np.bincount(labels).min() or is_late(args.until):
+                continue
+            rng = np.random.default_rng(args.first_draw + draw)
+            each = [
+                rng.permutation(np.flatnonzero(labels == c))[:shots]
+                for c in range(labels.max() + 1)
+            ]
+            result = contend(views, sides, np.concatenate(each), args.first_draw + draw)
+            found.setdefault((name, shots), []).append(result)
+            facts = {
+                "model": args.model,
+                "loaded": args.loaded,
+                "machine": machine(),
+                "rows": [row_of(*key, results) for key, results in found.items()],
+            }
+            args.out.write_text(json.dumps(facts, indent=1) + "\n")
+            print(name, shots, draw, result["seconds"], flush=True)
+
+
+def is_late(until: str | None) -> bool:
+    """Whether it is later than a time of the day, "HH:MM"."""
+    return until is not None and time.strftime("%H:%M", time.gmtime()) >= until
+
+
+def row_of(name: str, shots: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy, gain and seconds of every contender, over the draws."""
+    row: dict[str, Any] = {"data": name, "shots": shots, "draws": len(found)}
+    for who in found[0]["right"]:
+        right = [each["right"][who] for each in found]
+        row[who] = round(100 * float(np.mean([r.mean() for r in right])), 1)
+        gains = [each["right"][who].astype(float) - each["right"]["plain"] for each in found]
+        row[f"{who}: gain"] = [
+            round(100 * float(np.mean([g.mean() for g in gains])), 1),
+            *interval(gains),
+        ]
+    for who in found[0]["seconds"]:
+        times = [each["seconds"][who] for each in found]
+        row[f"{who}: CPU seconds"] = round(float(np.mean(times)), 2)
+    row["chosen"] = [each["chosen"] for each in found]
+    return row
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from headstart.training.checkpoints import load_checkpoint
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import Batches, Loop
 from headstart.training.run import train
+from headstart.training.tuning import Start
 from headstart.training.world import World
 
 WORDS = {"good": ["glad", "happy", "kind", "fair"], "bad": ["sad", "angry", "cruel", "dark"]}
@@ -390,6 +391,26 @@ def test_a_network_that_pools_by_the_mean_compares_pairs(tiny_yoso, tmp_path):
         out = tmp_path / "out" / pooling
         train(data, model=folder, out=out, task="text-classification", tune="head")
         assert json.loads((out / "config.json").read_text())["classifier_pooling"] == pooling
+
+
+@pytest.mark.parametrize("value", [-9.0, 9.0])
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_every_weight_from_a_fitted_head(tiny_yoso, tmp_path, monkeypatch, kind, value):
+    """What is kept is evaluated alike from its folder: the trained network, or the head alone."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    numbers = {"good": 150.0, "bad": -25.0}
+    rows = [(text, numbers[m] if kind == "numbers" else m) for text, m in sentences(80)]
+    data = write(tmp_path / "d.tsv", rows, ("text", "score" if kind == "numbers" else "label"))
+    original = Start.write
+    monkeypatch.setattr(
+        Start, "write", lambda self, *a: original(dataclasses.replace(self, value=value), *a)
+    )
+    few = {"steps": 3, "batch_size": 8, "tune": "auto", "lr": 1e-4}
+    result = train(data, model=tiny_yoso, out=tmp_path / "a", task="text-classification", **few)
+    assert result.recipe.tune == ("head" if value > 0 else "full")
+    _, again = evaluate(tmp_path / "a", data)
+    for name, each in again.metrics.items():
+        assert each == pytest.approx(result.metrics[name], rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.parametrize("kind", ["classes", "lists", "numbers"])

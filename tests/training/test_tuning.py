@@ -269,3 +269,37 @@ def test_a_run_stopped_at_its_head_is_undecided(photos, tiny_model, tmp_path, mo
     found = headstart.train(photos, out=tmp_path / "run", resume=True)
     assert found.recipe.tune == "full"
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def table_of(photos, tmp_path, kind):
+    """The photos with two labels each, or with two numbers."""
+    lines = []
+    for i, file in enumerate(sorted((photos / "train").rglob("*.png"))):
+        number = 100 * len(file.parent.name) + 7 * (i % 3)
+        values = f"{100 + number},{number / 90}"
+        if kind == "labels":
+            values = f"{i % 2},{int(file.parent.name != 'cat')}"
+        lines.append(f"{file},{values}\n")
+    path = tmp_path / "data.csv"
+    path.write_text("image,a,b\n" + "".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("value", [-9.0, 9.0])
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_other_labels_than_classes(photos, tiny_model, tmp_path, monkeypatch, kind, value):
+    """Outputs in the units of the labels, whichever model is kept."""
+    data = table_of(photos, tmp_path, kind)
+    how = {"model": tiny_model, "val_fraction": 0.4, "columns": {"label": "a,b"}, "crop": 20} | FEW
+    how["problem_type"] = {"labels": "multi-label", "numbers": "regression"}[kind]
+    claim(monkeypatch, value)
+    found = headstart.train(data, out=tmp_path / "run", **how | {"lr": 1e-5})
+    head = headstart.train(data, out=tmp_path / "head", **how | {"tune": "head"})
+    _, again = evaluate(tmp_path / "run", data, columns={"label": "a,b"}, device="cpu")
+    assert again.metrics == pytest.approx(found.metrics, rel=1e-4, abs=1e-5)
+    if value > 0:
+        assert same(weights(tmp_path / "run"), weights(head.folder))
+        assert found.metrics == pytest.approx(head.metrics, rel=1e-5)
+    else:  # hardly trained: still where the head was, in the same units
+        assert found.recipe.tune == "full"
+        assert found.metrics["loss"] == pytest.approx(head.metrics["loss"], rel=0.1)

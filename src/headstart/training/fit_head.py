@@ -28,9 +28,7 @@ AUTO_SECONDS = 600.0  # of full training, from which on `tune="auto"` takes the 
 
 def fit_head_run(run: Run, given_up: list[str] | None = None) -> Result:
     """Fits the last layer on features that are computed once."""
-    fitted = find_head(run, given_up or [])
-    begin(run)
-    return finish_head(run, fitted)
+    return finish_head(run, find_head(run, given_up or []))
 
 
 @dataclasses.dataclass(frozen=True)
