@@ -331,7 +331,9 @@ def choices() -> dict[tuple[str, str], tuple[str, ...]]:
     tasks = tuple(each for each in TASKS if each != "distillation")
     return found | {
         ("train", "task"): tasks,
-        ("train", "recipe"): tuple(each for each in recipe.RECIPES if each != "distill"),
+        ("train", "recipe"): tuple(
+            each for each in recipe.RECIPES if not each.startswith("distill")
+        ),
         ("distill", "recipe"): tuple(each for each in recipe.RECIPES if each != "text"),
         ("distill", "precision"): found["train", "precision"],
         ("optimize", "engine"): tuple(engines.ENGINES),

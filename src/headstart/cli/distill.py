@@ -120,7 +120,7 @@ def distill(  # noqa: PLR0913 - one parameter for each option
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Recipe: distill, hyperrule or finetune; default distill.",
+            help="Recipe: distill, distill-texts, hyperrule or finetune; default by the student.",
             rich_help_panel="Recipe",
         ),
     ] = None,
