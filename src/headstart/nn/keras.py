@@ -446,8 +446,14 @@ class PreTrainedModel(keras.Model):
             shape = (None, self.config.num_channels, None, None)
             input_signature = [keras.InputSpec(shape=shape, dtype="float32")]
         if keras.backend.backend() == "jax" and format == "tf_saved_model":
-            # Gradients of convolutions with strides have no form for images of any size.
-            kwargs.setdefault("jax2tf_kwargs", {"with_gradient": False})
+            # Gradients of convolutions with strides have no form for images of any size. JAX has
+            # to be told that no map is empty. Keras calls the open sides a, b, in their order.
+            open_sides = [
+                side for each in keras.tree.flatten(input_signature) for side in each.shape[1:]
+            ].count(None)
+            least = [f"{name} >= {self.config.smallest_image}" for name in "ab"[:open_sides]]
+            options = {"with_gradient": False, "polymorphic_constraints": tuple(least)}
+            kwargs.setdefault("jax2tf_kwargs", options)
         super().export(
             str(filepath), format, verbose=verbose, input_signature=input_signature, **kwargs
         )

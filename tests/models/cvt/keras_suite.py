@@ -400,10 +400,11 @@ def test_h5_files_of_whole_networks_are_refused(tmp_path):
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras needs torch_xla there; refused below")
 @pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
-def test_exported_models_take_images_of_any_size(tmp_path):
+@pytest.mark.parametrize("patches", [{}, {"patch_sizes": [7], "patch_padding": [2]}])
+def test_exported_models_take_images_of_any_size(patches, tmp_path):
     import tensorflow as tf
 
-    model = TFCvtForImageClassification(small(1))
+    model = TFCvtForImageClassification(small(1, **patches))  # published ones start with 7, 2
     any_size = [keras.InputSpec(shape=(None, 3, None, None), dtype="float32")]
     one_size = [keras.InputSpec(shape=(None, 3, 32, 48), dtype="float32")]
     for number, signature in enumerate([None, any_size, one_size]):
