@@ -7,6 +7,7 @@ import typer
 
 from headstart.cli.arguments import check_model, named_values, parsed, task_options
 from headstart.cli.options import (
+    DATA_HELP,
     MODEL_HELP,
     PROBLEM_HELP,
     WEIGHTS_HELP,
@@ -24,7 +25,7 @@ from headstart.cli.terminal import print_table
 
 
 def train(  # noqa: PLR0913 - one parameter for each option
-    data: DataArgument,
+    data: Annotated[str, typer.Argument(help=f"{DATA_HELP} With --stream also a URI.")],
     masks: MasksArgument = None,
     *,
     out: Annotated[
@@ -202,6 +203,15 @@ def train(  # noqa: PLR0913 - one parameter for each option
     problem_type: Annotated[
         str | None, typer.Option(help=PROBLEM_HELP, rich_help_panel="Data")
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read shards (WebDataset tars, Parquet) from front to back as they are needed, for"
+            " images that fit on no disk; URIs such as s3://bucket/train-{0000..0099}.tar too.",
+            rich_help_panel="Data",
+        ),
+    ] = False,
     class_weights: Annotated[
         str | None, typer.Option(help=WEIGHTS_HELP, rich_help_panel="Data")
     ] = None,
@@ -296,6 +306,7 @@ def train(  # noqa: PLR0913 - one parameter for each option
         columns=named_values(column, "--column"),
         validation=val,
         test=test,
+        stream=stream,
         task_options=task_options(option, masks),
         device=device,
         workers=workers,

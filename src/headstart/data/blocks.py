@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from headstart.data.cache import decode
 from headstart.data.inputs import ImageInput, image_inputs, table_inputs
-from headstart.data.results import pyarrow_parquet
 from headstart.data.sources import hub
 from headstart.data.sources.raw import (
     IMAGE_COLUMNS,
@@ -26,12 +25,12 @@ from headstart.data.sources.raw import (
     RawTable,
     is_hidden,
 )
+from headstart.data.sources.tables import READ_TOGETHER, open_parquet
 from headstart.data.storage import file_names, is_uri, join, open_storage, read_file
 from headstart.data.text_files import read_inputs, table_texts
 from headstart.errors import DataError, InputError
 
 BLOCK_ROWS = 1000  # inputs in a block
-READ_TOGETHER = 256  # rows of Parquet that are in memory together
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _stored(name: str, rows: int) -> Iterator[Block]:
 
 
 def _parquet_blocks(file: str, rows: int, task: str = "") -> Iterator[Block]:
-    with _open_parquet(file) as table:
+    with open_parquet(file) as table:
         total = table.metadata.num_rows
     if not total:
         raise DataError(f"{file} has no rows")
@@ -195,20 +194,9 @@ def _parquet_blocks(file: str, rows: int, task: str = "") -> Iterator[Block]:
         yield Block(file=file, start=start, stop=min(start + rows, total), task=task)
 
 
-def _open_parquet(file: str) -> Any:  # noqa: ANN401 - of a library without types
-    storage, path = open_storage(file)
-    parquet = pyarrow_parquet()
-    try:
-        return parquet.ParquetFile(storage.open_input_file(path))
-    except FileNotFoundError:
-        raise DataError(f"there is no file {file}") from None
-    except ValueError as error:  # pyarrow's are
-        raise DataError(f"{file} is not a Parquet file: {' '.join(str(error).split())}") from None
-
-
 def _parquet_rows(block: Block) -> Iterator[Input]:
     """The rows of a block; of the row groups that hold them only a few rows are in memory."""
-    with _open_parquet(block.file) as parquet:
+    with open_parquet(block.file) as parquet:
         names = parquet.schema_arrow.names
         columns = names
         if not block.task:

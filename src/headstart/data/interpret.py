@@ -272,8 +272,15 @@ def _label_columns(
 def class_names(path: Path) -> list[str] | None:
     """Names in a `classes.json` beside the file: a list, {"classes": [...]}, or {"0": name}."""
     file = path.parent / "classes.json"
-    if not file.is_file():
-        return None
+    return read_class_names(file) if file.is_file() else None
+
+
+def read_class_names(file: Path) -> list[str]:
+    """Names in a JSON file: a list, {"classes": [...]}, or {"0": name}.
+
+    Raises:
+        DataError: It holds no names.
+    """
     value = read_json(file, DataError)
     value = value.get("classes", value) if isinstance(value, dict) else value
     if isinstance(value, dict):

@@ -62,8 +62,12 @@ def read_file(uri: str) -> bytes:
     return data
 
 
-def file_names(uri: str) -> list[str]:
-    """The file of a URI, or the files anywhere below a folder, as URIs in the order of their names.
+def file_names(uri: str, *, below: bool = True) -> list[str]:
+    """The file of a URI, or the files of a folder, as URIs in the order of their names.
+
+    Args:
+        uri: The file or folder; a local path too.
+        below: Whether files in folders below it are among them.
 
     Raises:
         InputError: There is nothing of that name.
@@ -75,7 +79,7 @@ def file_names(uri: str) -> list[str]:
         return [uri]
     if info.type == fs.FileType.NotFound:
         raise InputError(f"there is no file or folder {uri}")
-    found = storage.get_file_info(fs.FileSelector(path, recursive=True))
+    found = storage.get_file_info(fs.FileSelector(path, recursive=below))
     names = sorted(each.path for each in found if each.type == fs.FileType.File)
     return [join(uri, str(PurePosixPath(name).relative_to(path))) for name in names]
 

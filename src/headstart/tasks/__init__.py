@@ -4,7 +4,7 @@ import difflib
 
 from headstart.errors import ConfigError
 from headstart.registry import locate
-from headstart.tasks.base import Evaluation, HeadTask, Task
+from headstart.tasks.base import Evaluation, HeadTask, Task, can_fit_head
 
 TASKS: dict[str, str] = {
     "image-classification": "headstart.tasks.image_classification:ImageClassification",
@@ -19,7 +19,7 @@ TASKS: dict[str, str] = {
     "text-distillation": "headstart.training.distill_texts:TextDistillation",
 }
 
-__all__ = ["TASKS", "Evaluation", "HeadTask", "Task", "task_class"]
+__all__ = ["TASKS", "Evaluation", "HeadTask", "Task", "can_fit_head", "task_class"]
 
 
 def task_class(name: str) -> type[Task]:

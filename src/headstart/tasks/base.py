@@ -13,12 +13,12 @@ checkpoints, the command line and the report know nothing about any task beyond 
 4. `task.prepare(folder)` checks every example (in parallel), caches what is worth caching below
    `folder`, and raises `DataError` that lists the bad ones, or leaves them out when
    `options.skip_bad`.
-5. For every step the loop asks for `task.example(index, rng)` of each index of the batch (in
-   threads, ahead of time), then `task.collate(examples)`, `task.augment_batch(batch, rng)` and
-   `task.weight(batch)` once for the whole batch, and for each micro-batch `task.loss(model,
-   task.micro(batch, rows, device))`. The gradient is that of `sum of losses / weight`, whatever the
-   micro-batch. All randomness comes from the `rng` passed in, which is a function of (seed, step,
-   position): a resumed run repeats it.
+5. For every step the loop asks for `task.example(item, rng)` of each item of
+   `task.batch_items(recipe, step, rows)` (in threads, ahead of time), then
+   `task.collate(examples)`, `task.augment_batch(batch, rng)` and `task.weight(batch)` once for the
+   whole batch, and for each micro-batch `task.loss(model, task.micro(batch, rows, device))`. The
+   gradient is that of `sum of losses / weight`, whatever the micro-batch. All randomness comes from
+   the `rng` passed in, which is a function of (seed, step, position): a resumed run repeats it.
 6. `task.evaluate(model, split, device)` gives an `Evaluation` with all that a report shows.
 7. `task.finish(model)` puts what only training knew into the weights, `task.save(folder)` writes
    processor or tokenizer beside them; `task.card()` is example code for the model card.
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.data.options import SPLITS, DataOptions
+from headstart.data.splits import batch_indices
 from headstart.metrics.calibration import Calibration, calibrate
 from headstart.metrics.optional import scipy
 from headstart.recipe import Facts, Recipe
@@ -87,6 +88,7 @@ class Task(ABC):
     name: ClassVar[str]
     unit: ClassVar[str] = "examples"  # what the examples are, in rates
     default_model: ClassVar[str | None] = None  # pretrained model where none is given
+    streams: ClassVar[bool] = False  # whether training examples are read from front to back
     notes: list[str]  # what the user should know about the data
 
     @property
@@ -140,9 +142,26 @@ class Task(ABC):
         Without a folder nothing is kept on disk.
         """
 
+    def batch_items(self, recipe: Recipe, step: int, rows: slice) -> list[Any]:
+        """The training examples in these rows of the batch of a step, as `example` takes them."""
+        count, size = self.splits["train"], recipe.batch_size
+        found: list[int] = batch_indices(count, size, step, recipe.seed)[rows].tolist()
+        return found
+
     @abstractmethod
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """One training example, augmented."""
+        """One training example, augmented; `index` is an item of `batch_items`, or a number."""
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Where the readers of a task that streams go on at a step, (L, 4).
+
+        Integers that `go_to` takes, and 1 in the last column where this process knows them.
+        """
+        raise NotImplementedError
+
+    def go_to(self, recipe: Recipe, positions: Sequence[Sequence[int]]) -> None:
+        """Makes the readers of a task that streams go on at positions (L, 3)."""
+        raise NotImplementedError
 
     def collate(self, examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The batch of these examples. Tasks whose examples differ in length pad here."""
@@ -277,3 +296,8 @@ def joined_groups(
     )
     _, group = scipy("sparse.csgraph").connected_components(graph, directed=False)
     return np.asarray(group, dtype=np.int64)
+
+
+def can_fit_head(task: Task) -> bool:
+    """Whether the last layer of a task can be fitted by itself: all its examples are at hand."""
+    return isinstance(task, HeadTask) and not task.streams

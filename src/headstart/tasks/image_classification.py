@@ -208,7 +208,15 @@ class LabelledImages(ImageTask):
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, H, W) uint8, and its label."""
-        image, side = self.caches["train"][index], self.recipe.crop
+        return self.augmented(
+            self.caches["train"][index], self.examples["train"].labels[index], rng
+        )
+
+    def augmented(
+        self, image: NDArray[np.uint8], label: Any, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """A training example from what `cache` gives of an image."""
+        side = self.recipe.crop
         assert side is not None
         if self.recipe.augment == "crop-flip":
             top, left = rng.integers(0, image.shape[0] - side + 1, 2)
@@ -220,10 +228,9 @@ class LabelledImages(ImageTask):
         if self.recipe.augment != "none" and rng.random() < 0.5:
             image = image[:, ::-1]
         image = self._recolored(image, rng)
-        label = torch.tensor(self.examples["train"].labels[index])
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "label": label,
+            "label": torch.tensor(label),
         }
 
     def _recolored(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -300,6 +307,15 @@ class ImageClassification(LabelledImages, HeadTask):
     """
 
     name: ClassVar[str] = "image-classification"
+
+    @classmethod
+    def read(cls, path: str | Path, options: DataOptions) -> "ImageClassification":
+        """See `Task.read`; the option "stream" reads shards from front to back."""
+        if not options.extra.get("stream"):
+            return cls(read_images(path, options), options)
+        from headstart.tasks.streamed_images import StreamedClassification
+
+        return StreamedClassification.read(path, options)
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: that of the problem."""

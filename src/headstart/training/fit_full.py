@@ -8,7 +8,7 @@ from torch import nn
 
 from headstart.errors import DataError
 from headstart.progress import duration
-from headstart.tasks import HeadTask
+from headstart.tasks import HeadTask, can_fit_head
 from headstart.tasks.result import Result
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.estimate import LONG, SMALL, Estimate, fit_budget, measure
@@ -36,7 +36,7 @@ def fit_full_run(run: Run, resume: bool) -> Result:
         return fit_head_run(run)
     if run.deadline is not None and not resume:
         small = run.automatic and sum(p.numel() for p in loop.model.parameters()) < SMALL
-        fitted = fit_budget(run.recipe, estimate, run.left, isinstance(task, HeadTask), small)
+        fitted = fit_budget(run.recipe, estimate, run.left, can_fit_head(task), small)
         run.recipe, given_up = world.broadcast(fitted)
         if given_up:
             run.progress.say(f"to keep the budget: {', '.join(given_up)}")

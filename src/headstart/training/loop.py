@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.cache import threads
-from headstart.data.splits import batch_indices
 from headstart.errors import ConfigError, TrainingInterrupted
 from headstart.progress import Progress, metric_text
 from headstart.recipe import Recipe
@@ -70,19 +69,17 @@ class Batches:
         )
 
     def _request(self, step: int) -> list[Future[list[Batch]]]:
-        indices = batch_indices(
-            self.task.splits["train"], self.recipe.batch_size, step, self.recipe.seed
-        )
+        first, last = self.rows.start, self.rows.stop
+        items = self.task.batch_items(self.recipe, step, self.rows)
 
         def make(positions: range) -> list[Batch]:
             return [
                 self.task.example(
-                    int(indices[p]), np.random.default_rng([self.recipe.seed, step, p])
+                    items[p - first], np.random.default_rng([self.recipe.seed, step, p])
                 )
                 for p in positions
             ]
 
-        first, last = self.rows.start, self.rows.stop
         return [
             self.pool.submit(make, range(start, min(start + CHUNK, last)))
             for start in range(first, last, CHUNK)
@@ -196,6 +193,8 @@ class Loop:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = checkpoint.step
+        if self.task.streams:
+            self.task.go_to(self.recipe, checkpoint.state["positions"])
         if self.world.is_main:  # two processes that rewrite one file lose lines of it
             self.log.cut(self.step)
 
@@ -209,13 +208,21 @@ class Loop:
         if self.average is not None:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         tensors = whole(tensors)  # every process takes part where each holds a piece
+        positions = {"positions": self._positions()} if self.task.streams else {}
         if self.world.is_main:
             self.log.flush()
-            state = self.identity | (
-                {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-            )
+            scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+            state = self.identity | scaler | positions
             save_checkpoint(self.folder / "checkpoints", self.step, tensors, state)
         self.world.barrier()
+
+    def _positions(self) -> list[list[int]]:
+        """Where the readers of all processes go on, (L, 3)."""
+        own = torch.from_numpy(self.task.positions(self.step)).to(self.world.device)
+        summed = self.world.total(own)
+        # several processes may have read one of them, each to the same place
+        found: list[list[int]] = (summed[:, :3] // summed[:, 3:].clamp(min=1)).tolist()
+        return found
 
     def run(self, deadline: float | None = None) -> None:
         """Trains to the recipe's end, or until `time.perf_counter()` reaches the deadline; then the

@@ -15,7 +15,7 @@ from headstart.errors import ConfigError
 from headstart.package_data import MADE_FOR_HEADS
 from headstart.progress import Progress, Silent, progress_for_python
 from headstart.recipe import Recipe, read_recipe_file
-from headstart.tasks import HeadTask, task_class
+from headstart.tasks import can_fit_head, task_class
 from headstart.tasks.result import Result
 from headstart.training.draws import carry_out
 from headstart.training.estimate import measure, parse_budget
@@ -61,6 +61,7 @@ def train(
     problem_type: str | None = None,
     validation: str | Path | None = None,
     test: str | Path | None = None,
+    stream: bool = False,
     task_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     workers: int | None = None,
@@ -98,6 +99,8 @@ def train(
             "multi_label_classification" or "regression"; None looks at them.
         validation: Further data to evaluate the model on during training.
         test: Further data to evaluate the result on.
+        stream: Read tars or Parquet files from front to back as they are needed (image
+            classification): a pattern such as `train-{0000..0099}.tar`, a folder, or a URI.
         task_options: Further options of the task by name, such as {"masks": "masks/"}; its class
             lists them.
         device: "cpu", "cuda", …; None takes the best there is.
@@ -141,6 +144,9 @@ def train(
         if (out / RESULTS).exists():
             return finished(request, out, world, progress)
         check_same(request, model, recipe_values, out)
+        if skip_bad:  # a stream finds unreadable images on its way
+            options = request.options | {"skip_bad": True}
+            request = dataclasses.replace(request, options=options)
         task_found = read_data(request, workers)
         resolved, automatic = Recipe.from_dict(request.recipe), request.automatic
         fixed = request.fixed
@@ -152,8 +158,11 @@ def train(
             check_free(out, overwrite)
         check_options(shots, draws, max_error)
         file = read_recipe_file(config) if config else {}
+        if stream and task_class(task).name != "image-classification":
+            raise ConfigError(f"--stream is for image-classification; {task} reads all its data")
         extra = {"validation": validation, "test": test, "max_error": max_error}
-        options: dict[str, Any] = {
+        extra |= {"stream": stream or None}
+        options = {
             "seed": recipe_values.get("seed") or file.get("seed") or 0,
             "problem_type": None if problem_type is None else kind_named(problem_type),
             "shots": shots,
@@ -172,17 +181,18 @@ def train(
         automatic = not fixed if tune is None else tune == "auto"
         values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
         resolved = resolve(name, task_found, config, recipe, values, revision, epochs)
-        if automatic and isinstance(task_found, HeadTask) and name in MADE_FOR_HEADS:
+        if automatic and can_fit_head(task_found) and name in MADE_FOR_HEADS:
             resolved = resolved.head_only()
         request = dataclasses.replace(request, recipe=resolved.to_dict(), free_side=free_side)
         request = dataclasses.replace(request, automatic=automatic, fixed=fixed)
-    if resolved.tune == "head" and not isinstance(task_found, HeadTask):
-        raise ConfigError(f"--tune head is not available for {request.task}; use --tune full")
+    if resolved.tune == "head" and not can_fit_head(task_found):
+        what = f"{request.task}{' with --stream' * task_found.streams}"
+        raise ConfigError(f"--tune head is not available for {what}; use --tune full")
     for line in task_found.found():
         progress.say(line)
     run = Run(task_found, request, resolved, out, world, progress, began)
     run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
-    run.automatic = automatic and isinstance(task_found, HeadTask)
+    run.automatic = automatic and can_fit_head(task_found)
     run.fixed = fixed
     both = resolved.tune == "full" and run.may_start_from_head
     first = resolved.head_only() if both else resolved

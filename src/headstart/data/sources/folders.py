@@ -105,7 +105,7 @@ def _read_folder(path: Path, options: DataOptions) -> Tables:
         return {split: _split(_only(found, split), options) for split, found in parts.items()}
     parts = {}
     for file in files:
-        if (split := _split_of(file)) is not None:
+        if (split := split_of(file)) is not None:
             parts.setdefault(split, []).append(file)
     if "train" in parts or (parts and options.classes):
         return {
@@ -131,7 +131,7 @@ def _split(folder: Path, options: DataOptions) -> list[RawTable]:
     return [table for tables in _read_folder(folder, options).values() for table in tables]
 
 
-def _split_of(path: Path) -> str | None:
+def split_of(path: Path) -> str | None:
     """The split that `train.csv`, `train_100shot.npz` and `val-1.parquet` belong to."""
     return SPLIT_NAMES.get(path.name.lower().split(".")[0].split("_")[0].split("-")[0])
 

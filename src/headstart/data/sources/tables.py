@@ -4,6 +4,7 @@ import bisect
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import numpy as np
 
 from headstart.checkpoint.documents import parse_json, read_text
 from headstart.data.sources.raw import RawTable, pooled
+from headstart.data.sources.tars import Streamed
+from headstart.data.storage import file_sizes, open_storage
 from headstart.errors import DataError, MissingExtraError, listed
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 LARGEST_CELL = (1 << 31) - 1  # characters
+READ_TOGETHER = 256  # rows of Parquet that are in memory together
 
 
 def read_table(path: str | Path, *, header: bool = True) -> RawTable:
@@ -152,6 +156,48 @@ def _read_parquet(path: Path) -> RawTable:
     except (pyarrow.ArrowException, ValueError, KeyError) as error:
         raise DataError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from None
     return RawTable(path, columns, "row", range(1, len(table) + 1))
+
+
+def stream_parquet(shard: str, first: int = 0) -> Iterator[Streamed]:
+    """The rows of a Parquet file from front to back, of which a few are in memory.
+
+    Args:
+        shard: Path or URI.
+        first: Rows that are passed over.
+
+    Raises:
+        DataError: It is not such a file.
+        OSError: It cannot be read.
+    """
+    with open_parquet(shard) as file:
+        total, size = file.metadata.num_rows, file_sizes([shard])[0]
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        starts = list(accumulate(counts, initial=0))
+        groups = [i for i in range(len(counts)) if starts[i + 1] > first]
+        at = starts[groups[0]] if groups else total
+        for batch in file.iter_batches(READ_TOGETHER, row_groups=groups):
+            passed = min(max(0, first - at), len(batch))
+            rows = batch.slice(passed).to_pylist()
+            for place, row in enumerate(rows, start=at + passed + 1):
+                yield Streamed(place, row, size * place // total)
+            at += len(batch)
+
+
+def open_parquet(file: str) -> Any:  # noqa: ANN401 - of a library without types
+    """A `pyarrow.parquet.ParquetFile` of a path or URI.
+
+    Raises:
+        DataError: There is no such file, or it is not Parquet.
+        MissingExtraError: pyarrow is not installed.
+    """
+    storage, path = open_storage(file)
+    parquet = import_module("pyarrow.parquet")
+    try:
+        return parquet.ParquetFile(storage.open_input_file(path))
+    except FileNotFoundError:
+        raise DataError(f"there is no file {file}") from None
+    except ValueError as error:  # pyarrow's are
+        raise DataError(f"{file} is not a Parquet file: {' '.join(str(error).split())}") from None
 
 
 class ArrowColumn(Sequence[Any]):

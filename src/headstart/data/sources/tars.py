@@ -7,12 +7,22 @@ outside is refused.
 
 import re
 import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from headstart.checkpoint.documents import decode_text, parse_json
 from headstart.data.options import DataOptions
-from headstart.data.sources.raw import IMAGE_SUFFIXES, MASK_NAMES, RawTable, Slice, is_hidden
+from headstart.data.sources.raw import (
+    IMAGE_SUFFIXES,
+    LARGEST_FILE,
+    MASK_NAMES,
+    RawTable,
+    Slice,
+    is_hidden,
+)
+from headstart.data.storage import is_uri, open_storage
 from headstart.errors import DataError
 
 SIDECARS = ("cls", "json", "txt")  # what a sample of a WebDataset may hold about its image
@@ -34,10 +44,12 @@ def expand(path: Path) -> list[Path]:
     Raises:
         DataError: A range counts down, or there are more than 100,000 files.
     """
-    text = str(path)
-    if path.exists():
-        return [path]
-    count = 1
+    return [path] if path.exists() else [Path(name) for name in expand_name(str(path))]
+
+
+def expand_name(path: str) -> list[str]:
+    """As `expand`, of paths and URIs that are not looked for."""
+    text, count = path, 1
     for first, last in BRACES.findall(text):
         if int(last) < int(first):
             raise DataError(f"{path}: {{{first}..{last}}} counts down; the lower number is first")
@@ -52,7 +64,7 @@ def expand(path: Path) -> list[Path]:
         between = text[position : match.start()]
         found = [f"{each}{between}{number:0{width}d}" for each in found for number in numbers]
         position = match.end()
-    return [Path(each + text[position:]) for each in found]
+    return [each + text[position:] for each in found]
 
 
 def read_tar(path: Path, options: DataOptions) -> RawTable:
@@ -163,15 +175,29 @@ def _slice(path: Path, member: tarfile.TarInfo) -> Slice:
 
 def _labels(file: BinaryIO, path: Path, sample: Sample, image: str) -> dict[str, Any]:
     """The values that the sidecars of a sample hold."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for kind in SIDECARS:
+        member = next((m for each, m in sample if each.rpartition(".")[2] == kind), None)
+        if member is not None:
+            _refuse_large(path, member)
+            file.seek(member.offset_data)
+            found[kind] = (member.name, file.read(member.size))
+    return _row_of(str(path), found, image)
+
+
+def _refuse_large(path: str | Path, member: tarfile.TarInfo) -> None:
+    if member.size > LARGEST:
+        raise DataError(f"{path}: {member.name} has {member.size} bytes; expected a label")
+
+
+def _row_of(path: str, sidecars: Mapping[str, tuple[str, bytes]], image: str) -> dict[str, Any]:
+    """The values of the sidecars of an image: name and content by kind."""
     row: dict[str, Any] = {}
     for kind in SIDECARS[::-1]:  # cls is the label whatever the others hold
-        member = next((m for each, m in sample if each.rpartition(".")[2] == kind), None)
-        if member is None:
+        if kind not in sidecars:
             continue
-        if member.size > LARGEST:
-            raise DataError(f"{path}: {member.name} has {member.size} bytes; expected a label")
-        file.seek(member.offset_data)
-        text = decode_text(file.read(member.size), f"{path}: {member.name}", DataError).strip()
+        name, content = sidecars[kind]
+        text = decode_text(content, f"{path}: {name}", DataError).strip()
         if kind == "json":
             value = parse_json(text, f"{path}:{image}: its .json", DataError)
             row |= value if isinstance(value, dict) else {"label": value}
@@ -200,3 +226,128 @@ def _class_folders(path: Path, members: list[tarfile.TarInfo], options: DataOpti
         left = len(members) - len(places)
         table.notes.append(f"{left} members of {path} are not images{where} and are left alone")
     return table
+
+
+# Streams ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Streamed:
+    """A sample of a shard that is read from front to back.
+
+    Args:
+        name: Name of its image in the tar; number of its row in a table.
+        row: Its cells: the image, as bytes or a part of a local file, and what its sidecars hold.
+        end: Bytes of the shard up to the end of the sample, about.
+    """
+
+    name: str | int
+    row: dict[str, Any]
+    end: int
+
+
+@dataclass
+class _Open:
+    """A sample that may have more members."""
+
+    key: str
+    image: str = ""
+    source: bytes | Slice = b""
+    sidecars: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    end: int = 0
+
+    def closed(self, shard: str) -> Streamed | None:
+        """The sample, or None where it has no image."""
+        if not self.image:
+            return None
+        row = _row_of(shard, self.sidecars, self.image)
+        parents = PurePosixPath(self.image).parts[:-1]
+        if not self.sidecars and parents:  # a class folder
+            row["label"] = parents[-1]
+        return Streamed(self.image, row | {"image": self.source}, self.end)
+
+
+def stream_tar(shard: str, first: int = 0) -> Iterator[Streamed]:
+    """The samples of a tar from front to back; of each the image, and its label in sidecars or the
+    name of its folder.
+
+    Args:
+        shard: Path or URI. Of a local file only the headers and labels are read here.
+        first: Samples that are passed over.
+
+    Raises:
+        DataError: It is not such a tar.
+        OSError: It cannot be read.
+    """
+    storage, path = open_storage(shard)
+    try:
+        if is_uri(shard):
+            with (
+                storage.open_input_stream(path) as file,
+                tarfile.open(fileobj=file, mode="r|") as tar,
+            ):
+                yield from _streamed(shard, tar, None, first)
+        else:
+            with tarfile.open(path, mode="r:") as tar:
+                yield from _streamed(shard, tar, Path(path), first)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{shard} is not a plain (uncompressed) tar: {error}") from None
+
+
+def _streamed(
+    shard: str, tar: tarfile.TarFile, local: Path | None, first: int
+) -> Iterator[Streamed]:
+    found, count = _Open(""), 0
+    for member in tar:
+        if not member.isfile():
+            continue
+        _refuse_outside(Path(shard), member.name)
+        *parents, last = PurePosixPath(member.name).parts
+        if any(map(is_hidden, (*parents, last))):
+            continue
+        stem, _, kind = last.partition(".")
+        key, kind = "/".join((*parents, stem)), kind.lower()
+        if key != found.key:
+            sample = found.closed(shard)
+            if sample is not None:
+                count += 1
+                if count > first:
+                    yield sample
+            found = _Open(key)
+        _add(shard, found, kind, member, tar, local)
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header, documented nowhere
+    sample = found.closed(shard)
+    if sample is not None and count >= first:
+        yield sample
+
+
+def _add(
+    shard: str,
+    sample: _Open,
+    kind: str,
+    member: tarfile.TarInfo,
+    tar: tarfile.TarFile,
+    local: Path | None,
+) -> None:
+    """Adds a member to its sample."""
+    sample.end = member.offset_data + member.size
+    if _is_sidecar(kind):
+        _refuse_large(shard, member)
+        data = tar.extractfile(member)
+        assert data is not None
+        sample.sidecars[kind.rpartition(".")[2]] = (member.name, data.read())
+    elif _is_image(kind):
+        if sample.image:
+            raise DataError(
+                f"{shard}: {sample.image} and {member.name} are of one sample; expected one image"
+                " for each name up to its first dot"
+            )
+        sample.image = member.name
+        if local is not None:
+            sample.source = _slice(local, member)
+        else:
+            data = tar.extractfile(member)
+            assert data is not None
+            sample.source = data.read(LARGEST_FILE)
