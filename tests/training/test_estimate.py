@@ -156,6 +156,17 @@ def test_measuring_changes_nothing(photos, tiny_model, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_budget_cuts_the_evaluations_of_a_given_interval_with_the_steps():
+    """800 evaluations of 1,000 examples take longer than the whole budget, those of fewer steps do
+    not.
+    """
+    recipe = dataclasses.replace(full(), steps=8000, batch_size=100, crop=None, eval_every=10)
+    costs = Estimate(example=0.01, forward=0.001, load=0.0, evaluated=800_000, memory=1e9)
+    fewer, _ = fit_budget(recipe, costs, 220.5 / RESERVE, head=False)
+    # a step takes 1 s, and a tenth of an evaluation 0.1 s
+    assert fewer.steps == 200
+
+
 def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
     """On a machine that needs a tenth of a second for an example, 50 steps of 16 do not fit into a
     minute; 30 do.

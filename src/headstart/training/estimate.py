@@ -215,7 +215,10 @@ def fit_budget(
     if recipe.crop != first:
         given_up.append(f"images of {recipe.crop} in place of {first} pixels")
     one_step = recipe.batch_size * max(estimate.example, estimate.load)
-    steps = int((allowed - estimate.evaluated * estimate.forward) / one_step)
+    evaluation = estimate.evaluated * estimate.forward
+    if recipe.eval_every is not None:  # fewer steps are evaluated less often
+        one_step, evaluation = one_step + evaluation / recipe.steps, 0.0
+    steps = int((allowed - evaluation) / one_step)
     if head and 2 * steps < recipe.steps:
         return whole.head_only(), ["every weight but the head's stays as it is (--tune head)"]
     steps = max(1, steps)
