@@ -49,6 +49,22 @@ def test_other_classes_have_small_p_values():
     assert others.min() == pytest.approx(1 / 301)
 
 
+def test_examples_that_were_trained_on_say_nothing_of_distances():
+    """Training pulls its own examples together; new ones are farther away and not unknown."""
+    rng = np.random.default_rng(3)
+    x, labels = examples(rng, [0, 1, 2, 3], 400)
+    centers = np.stack([x[labels == label].mean(axis=0) for label in range(4)])
+    pulled = centers[labels] + 0.3 * (x - centers[labels])
+    held_out, new = (examples(rng, [0, 1, 2, 3], 400)[0] for _ in range(2))
+    found = fit_reference(pulled, labels, held_out, trained=True)
+    naive = fit_reference(pulled, labels, held_out)
+    refused = [
+        (each.p_values(torch.from_numpy(new)) <= 0.05).float().mean() for each in (found, naive)
+    ]
+    assert refused[0] < 0.08 < refused[1]
+    assert fit_reference(pulled, labels, held_out[:39], trained=True) is None
+
+
 def test_too_few_examples_have_none():
     x, labels = examples(np.random.default_rng(3), [0, 1], 39)
     assert fit_reference(x, labels) is None
@@ -126,3 +142,16 @@ def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path):
 
     row = next(classify(careful, [Input()]))
     assert row.refused and row.p_value == pytest.approx(0.01)
+
+
+def test_a_network_that_was_trained_gives_p_values(tiny_model, tmp_path, monkeypatch):
+    """From 40 held-out images on."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    data = make_class_folders(tmp_path / "d", {"bird": 44, "cat": 44})
+    few = {"model": tiny_model, "steps": 2, "batch_size": 8, "resize": 24, "crop": 20}
+    found = headstart.train(data, out=tmp_path / "run", val_fraction=0.5, device="cpu", **few)
+    assert len(Reference.read(found.folder).distances) == 44
+    answer = pipeline("image-classification", found.folder)(str(next((data / "cat").iterdir())))
+    assert 0 < answer[0]["p_value"] <= 1
+    headstart.train(data, out=tmp_path / "few", val_fraction=0.2, device="cpu", **few)
+    assert Reference.read(tmp_path / "few") is None

@@ -18,6 +18,7 @@ from headstart.data.labels import SINGLE
 from headstart.features.discriminant import shrinkage_of
 from headstart.features.extract import Extractor
 from headstart.pipelines.unknown import MOST, Reference
+from headstart.progress import Progress
 from headstart.tasks.base import HeadTask
 
 Floats = NDArray[np.float32]
@@ -29,7 +30,12 @@ FEWEST = 40  # examples with a distance below which no p-value is small enough t
 
 
 def fit_reference(
-    features: Floats, labels: Ints, held_out: Floats | None = None, seed: int = 0
+    features: Floats,
+    labels: Ints,
+    held_out: Floats | None = None,
+    seed: int = 0,
+    *,
+    trained: bool = False,
 ) -> Reference | None:
     """What tells examples of the known classes from others.
 
@@ -38,6 +44,8 @@ def fit_reference(
         labels: Their classes, (N,).
         held_out: Features of examples of the same classes that were not trained on, (M, D).
         seed: Decides folds, and which examples are taken where there are many.
+        trained: Whether the network was trained on the training examples, which pulls them
+            together: then only held-out examples tell how large distances are.
 
     Returns:
         None where there are too few examples.
@@ -46,12 +54,12 @@ def fit_reference(
     rows = rng.permutation(len(features))[:EXAMPLES]
     x, y = np.asarray(features[rows], dtype=np.float32), labels[rows]
     more = 0 if held_out is None else len(held_out)
-    if len(x) + more < FEWEST or len(x) < 2 * FOLDS:
+    if (0 if trained else len(x)) + more < FEWEST or len(x) < 2 * FOLDS:
         return None
     fold = np.empty(len(x), dtype=np.int64)
     fold[np.argsort(y, kind="stable")] = np.arange(len(x)) % FOLDS  # of every class
     distances = []
-    for number in range(FOLDS):
+    for number in range(0 if trained else FOLDS):
         held, others = fold == number, fold != number
         distances.append(_fitted(x[others], y[others]).distances_of(torch.from_numpy(x[held])))
     found = _fitted(x, y)
@@ -114,3 +122,25 @@ def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference |
     return fit_reference(
         rows["train"], labels, np.concatenate(held_out) if held_out else None, seed
     )
+
+
+def trained_reference_of(
+    task: HeadTask, extractor: Extractor, seed: int, progress: Progress
+) -> Reference | None:
+    """What tells a task's classes from others in the features of a network that was trained.
+
+    Returns:
+        As `reference_of`; None where fewer than 40 examples are held out.
+    """
+    if task.problem.kind != SINGLE:
+        return None
+    rng = np.random.default_rng([seed, 0x0DE])
+    digests, labels = task.feature_digests(), task.targets("train")
+    held_out = [name for split, names in digests.items() if split != "train" for name in names]
+    if len(held_out) < FEWEST:
+        return None
+    held_out = [held_out[i] for i in rng.permutation(len(held_out))[:EXAMPLES]]
+    rows = rng.permutation(len(labels))[:EXAMPLES]
+    names = [digests["train"][row] for row in rows]
+    store = extractor.fill([*names, *held_out], progress)
+    return fit_reference(store[names], labels[rows], store[held_out], seed, trained=True)

@@ -11,7 +11,14 @@ from headstart.recipe import Recipe
 from headstart.tasks import HeadTask
 from headstart.tasks.result import Result
 from headstart.training.estimate import measure
-from headstart.training.fit_full import make_loop, make_network, report_no_full, restore, run_loop
+from headstart.training.fit_full import (
+    find_unknown,
+    make_loop,
+    make_network,
+    report_no_full,
+    restore,
+    run_loop,
+)
 from headstart.training.fit_head import (
     AUTO_SECONDS,
     Fitted,
@@ -79,6 +86,7 @@ def fit_both_run(run: Run, resume: bool) -> Result:
     task.notes.append(note)
     if value > start.value:
         result.trials = start.trials
+        find_unknown(run, network, result, estimate)
         return finish(run, network, result)
     return keep_head(run, start, estimate.seconds(run.recipe), given_up)
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from headstart.errors import DataError
+from headstart.features.extract import extractor_of
+from headstart.features.unknown import EXAMPLES, trained_reference_of
 from headstart.progress import duration
 from headstart.tasks import HeadTask, can_fit_head
 from headstart.tasks.result import Result
@@ -19,6 +21,8 @@ from headstart.training.request import Run
 from headstart.training.result import begin, finish, resume_command
 from headstart.training.tuning import Start, begin_with
 from headstart.training.world import whole
+
+PATIENCE = 300.0  # seconds that features for the p-values of a trained network may take
 
 
 def fit_full_run(run: Run, resume: bool) -> Result:
@@ -55,7 +59,21 @@ def fit_full_run(run: Run, resume: bool) -> Result:
     if not resume:
         begin(run)
     network, result = run_loop(run, loop, estimate, given_up)
+    find_unknown(run, network, result, estimate)
     return finish(run, network, result)
+
+
+def find_unknown(run: Run, network: nn.Module, result: Result, estimate: Estimate) -> None:
+    """Adds what tells the classes of an image classifier from others, where there is time for the
+    features of some thousand examples.
+    """
+    task, seconds = run.task, estimate.forward * min(2 * EXAMPLES, sum(run.task.splits.values()))
+    if not isinstance(task, HeadTask) or task.name != "image-classification":
+        return
+    if run.world.size == 1 and seconds < min(run.left, PATIENCE):
+        extractor = extractor_of(task, network.eval(), run.world.device)
+        with run.progress:
+            result.reference = trained_reference_of(task, extractor, run.recipe.seed, run.progress)
 
 
 def make_loop(run: Run, resume: bool, prepared: bool = False) -> Loop:
