@@ -382,7 +382,7 @@ def test_a_resumed_run_must_be_the_same_run(photos, tiny_model, tmp_path):
 
     def asked_at_once(self):
         before(self)
-        self.asked = True
+        self.requested = True
 
     loop.Stopper.__init__ = asked_at_once
     try:
