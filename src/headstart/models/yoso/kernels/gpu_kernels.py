@@ -50,7 +50,7 @@ def codes_kernel(
         first_hash + hashes[None, :]
     ) * tau
     inside = (element[:, None] < size) & (hashes[None, :] < some_hashes)
-    for bit in tl.static_range(tau):
+    for bit in range(tau):  # unrolled, it takes ten times as long to compile
         planes = tl.load(directions + column + bit, mask=inside, other=0.0)
         side = tl.dot(rows, planes, input_precision="ieee")  # (BLOCK_TOKENS, BLOCK_HASHES)
         code += (side > 0.0).to(tl.int32) << bit
