@@ -80,3 +80,20 @@ def odd_photo(shape, seed=0):
     )
     noise = generator.integers(-90, 91, shape)
     return np.clip(soft.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def pillow_levels(processor, image):
+    """The definition, (1, 3, R, S): Pillow's resize, then a crop with zeros around."""
+    size, crop = processor._geometry(*image.shape[:2])
+    rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+    height, width = size or image.shape[:2]
+    whole = np.asarray(
+        Image.fromarray(rgb).resize((width, height), Image.Resampling(processor.resample))
+    )
+    rows, columns = crop or (height, width)
+    canvas = np.zeros((rows, columns, 3), np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    part = whole[max(top, 0) : max(top, 0) + rows, max(left, 0) : max(left, 0) + columns]
+    y, x = max(-top, 0), max(-left, 0)
+    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return canvas.transpose(2, 0, 1)[None]

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import headstart
 from headstart.engine.engines import installed
 from headstart.errors import ConfigError
-from photo_data import ODD_SHAPES, odd_photo
+from photo_data import ODD_SHAPES, odd_photo, pillow_levels
 
 pytestmark = pytest.mark.skipif(
     not installed("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime"
@@ -29,23 +28,6 @@ def levels(processor, pixels):
         np.reshape(each, (1, 3, 1, 1)) for each in (processor.image_mean, processor.image_std)
     )
     return (pixels * std + mean) / processor.rescale_factor
-
-
-def pillow(processor, image):
-    """The definition: Pillow's resize of the whole image, and a crop with zeros around."""
-    size, crop = processor._geometry(*image.shape[:2])
-    rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
-    height, width = size or image.shape[:2]
-    whole = np.asarray(
-        Image.fromarray(rgb).resize((width, height), Image.Resampling(processor.resample))
-    )
-    rows, columns = crop or (height, width)
-    canvas = np.zeros((rows, columns, 3), np.uint8)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    part = whole[max(top, 0) : max(top, 0) + rows, max(left, 0) : max(left, 0) + columns]
-    y, x = max(-top, 0), max(-left, 0)
-    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return canvas.transpose(2, 0, 1)[None]
 
 
 PROCESSORS = {
@@ -74,7 +56,7 @@ def test_pixels_are_those_of_pillow_and_of_the_processor(name):
         image = odd_photo(shape)
         found = levels(processor, run(image))
         own = processor(image if shape[2] > 1 else image[..., 0], return_tensors="np")
-        assert np.abs(found - pillow(processor, image)).max() < 1.01, shape
+        assert np.abs(found - pillow_levels(processor, image)).max() < 1.01, shape
         assert np.abs(found - levels(processor, own["pixel_values"])).max() < 1.01, shape
 
 

@@ -2,7 +2,7 @@
 
 Resizing is two products with matrices of Pillow's filters, each rounded to 8 bits as Pillow rounds.
 The matrices are computed in the graph from the size of the image. Positions are fractions whose
-numerators are integers, so that they are exact in every runtime; only weights are float32.
+numerators are integers; weights are float64, rounded to Pillow's 22 bits, which float32 holds.
 
 The decorated functions are never called: onnxscript translates them to ONNX.
 
@@ -25,13 +25,14 @@ from headstart.images.decode import BICUBIC, BILINEAR, BOX, HAMMING, LANCZOS
 
 ours = Opset("headstart", 1)
 PI = float(np.pi)
+SINGLE, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 STEPS = float(1 << 22)  # Pillow's coefficients for 8-bit pixels have 22 bits
 
 
 @script(ours, default_opset=op)
 def box(x):
     """Pillow's filters (Resample.c): weights of distances that are in widths of the filter."""
-    return op.Cast(op.And(x > -0.5, x <= 0.5), to=1)
+    return op.Cast(op.And(x > -0.5, x <= 0.5), to=DOUBLE)
 
 
 @script(ours, default_opset=op)
@@ -91,11 +92,11 @@ def matrix_of(resample: int) -> Any:
         # from a result's centre to a pixel's, in filter widths; a filter shrinks no pixel
         right = op.Unsqueeze((pixel * 2 + 1) * new, [0])
         left = op.Unsqueeze((result * 2 + 1) * old, [1])
-        distance = op.Cast(right - left, to=1) / op.Cast(op.Max(old, new) * 2, to=1)
+        distance = op.Cast(right - left, to=DOUBLE) / op.Cast(op.Max(old, new) * 2, to=DOUBLE)
         raw = weight(distance)  # (N, old)
         rounded = op.Round(raw / op.ReduceSum(raw, [1]) * STEPS) / STEPS
         there = op.And(result >= 0, result < new)
-        return op.Where(op.Unsqueeze(there, [1]), rounded, 0.0)
+        return op.Where(op.Unsqueeze(there, [1]), op.Cast(rounded, to=SINGLE), 0.0)
 
     return matrix
 
@@ -164,7 +165,7 @@ def preprocessing_graph(processor: Any) -> onnx.ModelProto:
         channels = op.Gather(op.Shape(image), 2)
         colors = op.Where(channels >= 3, op.Constant(value_ints=[0, 1, 2]), 0)
         rgb = op.Gather(image, colors, axis=2)
-        pixels = op.Cast(op.Transpose(rgb, perm=[2, 0, 1]), to=1)  # (3, H, W)
+        pixels = op.Cast(op.Transpose(rgb, perm=[2, 0, 1]), to=SINGLE)  # (3, H, W)
         new_height, new_width = sized(height, width)
         top = (new_height + rows) / 2 - rows  # rounded down, also below 0
         left = (new_width + columns) / 2 - columns
