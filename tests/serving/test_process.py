@@ -37,6 +37,13 @@ def test_two_workers_count_together_and_end_when_requested():
         for _ in range(6):  # each connection may reach another worker
             answer = httpx.post(f"{address}/predict", files={"file": photo}, timeout=60)
             assert answer.status_code == 200
+        with socket.create_connection(("127.0.0.1", int(port))) as resting:
+            request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            resting.sendall(request)
+            assert b"200 OK" in b"".join(iter(lambda: resting.recv(1), b"}"))
+            time.sleep(6)  # uvicorn would close it after 5
+            resting.sendall(request)
+            assert resting.recv(15) == b"HTTP/1.1 200 OK"
         metrics = httpx.get(f"{address}/metrics").text
         assert 'headstart_requests_total{path="/predict",status="200"} 6.0' in metrics
     finally:
