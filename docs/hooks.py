@@ -82,7 +82,7 @@ def options(name: str) -> str:
         default = default_of(key, parameter, info)
         flag = flag_of(key, annotation, info)
         group = info.rich_help_panel or "Option"
-        rows.setdefault(group, []).append(f"| `{flag}` | {default} | {text} |")
+        rows.setdefault(group, []).append(f"| `{flag}`{{ .whole }} | {default} | {text} |")
     heads = {head: "| Default " * (head != "Argument") for head in rows}
     return "\n\n".join(
         f"| {head} {heads[head]}| |\n|---{'|---' * bool(heads[head])}|---|\n" + "\n".join(each)

@@ -358,8 +358,8 @@ def test_the_page_of_a_command_gives_every_default():
             flag, default, text = row.strip("| ").split(" | ")
             assert default and text, row
             assert default != "–" or "default" not in text.lower(), row
-    assert "| `--draws N` | `1` |" in hooks().options("train")
-    assert "| `--lr X` | of the recipe |" in hooks().options("train")
+    assert "| `--draws N`{ .whole } | `1` |" in hooks().options("train")
+    assert "| `--lr X`{ .whole } | of the recipe |" in hooks().options("train")
 
 
 def test_troubleshooting_explains_every_error_code():
