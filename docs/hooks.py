@@ -95,7 +95,7 @@ def train_tasks() -> list[str]:
     """The tasks that `headstart train` takes."""
     from headstart.tasks import TASKS
 
-    return [each for each in TASKS if each != "distillation"]
+    return [each for each in TASKS if "distillation" not in each]
 
 
 def keys() -> str:

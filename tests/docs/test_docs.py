@@ -328,7 +328,7 @@ def choices() -> dict[tuple[str, str], tuple[str, ...]]:
         ("train", each): typing.get_args(kinds[each])
         for each in ("tune", "optimizer", "schedule", "precision")
     }
-    tasks = tuple(each for each in TASKS if each != "distillation")
+    tasks = tuple(each for each in TASKS if "distillation" not in each)
     return found | {
         ("train", "task"): tasks,
         ("train", "recipe"): tuple(
