@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headstart import BeitConfig, BitConfig, CvtConfig, PreTrainedConfig
-from headstart.config import align_outputs
+from headstart.config_checks import align_outputs
 from headstart.errors import ConfigError
 
 STAGES = ["stem", "stage1", "stage2"]

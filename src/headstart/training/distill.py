@@ -530,6 +530,7 @@ def distill(
         values["scratch"] = scratch or random
         if texts:
             _place_tokenizer(teacher, tokenizer, out, random)
+    usual = "distill-texts" if texts else "distill"
     given = teacher_function.set(teacher if callable(teacher) else None)
     try:
         return train(
@@ -537,7 +538,7 @@ def distill(
             model=name,
             out=out,
             task=TEXTS if texts else "distillation",
-            recipe=None if resume else recipe or ("distill-texts" if texts else "distill"),
+            recipe=None if resume else recipe or usual,
             config=config,
             resume=resume,
             dry_run=dry_run,

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Self
 
-from headstart.config import BackboneConfig, Compat, as_label, config_class, one_of
+from headstart.config import BackboneConfig, Compat, config_class
+from headstart.config_checks import as_label, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 

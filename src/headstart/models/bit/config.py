@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from headstart.config import BackboneConfig, Compat, config_class, list_of, one_of
+from headstart.config import BackboneConfig, Compat, config_class
+from headstart.config_checks import list_of, one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from headstart.config import Compat, PreTrainedConfig, config_class, one_of
+from headstart.config import Compat, PreTrainedConfig, config_class
+from headstart.config_checks import one_of
 from headstart.errors import ConfigError
 from headstart.registry import Published
 
