@@ -5,7 +5,8 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError
 from headstart.loading import family_of
+from headstart.package_data import MADE_FOR_HEADS
 from headstart.progress import Progress
 from headstart.recipe import (
     LORA_RATE,
@@ -25,7 +27,7 @@ from headstart.recipe import (
     resolve_recipe,
 )
 from headstart.registry import locate
-from headstart.tasks import Task, task_class
+from headstart.tasks import Task, can_fit_head, task_class
 from headstart.tasks.image_classification import processor_side
 from headstart.tasks.result import Result
 from headstart.training.lock import LOCK
@@ -77,14 +79,11 @@ class Request:
         return as_dataclass(cls, read_object(path, ConfigError), path, ConfigError)
 
 
-@dataclasses.dataclass
-class Run:
-    """A run whose data is read and whose recipe is known.
+@dataclass
+class Workspace:
+    """Where a run works, and for how long.
 
     Args:
-        task: The data as the task has read it.
-        request: What was requested.
-        recipe: Resolved; a budget may change it.
         out: Result folder.
         world: This process among the others.
         progress: Shows what happens.
@@ -92,14 +91,8 @@ class Run:
         workers: Threads that read and decode.
         deadline: `time.perf_counter()` at which training has to end; None is never.
         tensorboard: Whether the metrics also go to `tensorboard/`.
-        automatic: Whether the head alone is taken where full training takes long.
-        fixed: Whether values of full training were given.
-        others: Results of the other draws.
     """
 
-    task: Task
-    request: Request
-    recipe: Recipe
     out: Path
     world: World
     progress: Progress
@@ -107,9 +100,35 @@ class Run:
     workers: int | None = None
     deadline: float | None = None
     tensorboard: bool = False
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - time.perf_counter()
+
+
+@dataclass(kw_only=True)
+class Run(Workspace):
+    """A run whose data is read and whose recipe is known.
+
+    Args:
+        task: The data as the task has read it.
+        request: What was requested.
+        recipe: Resolved; a budget may change it.
+        automatic: Whether the head alone is taken where full training takes long.
+        others: Results of the other draws.
+    """
+
+    task: Task
+    request: Request
+    recipe: Recipe
     automatic: bool = False
-    fixed: bool = False
-    others: list[Result] = dataclasses.field(default_factory=list)
+    others: list[Result] = field(default_factory=list)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether values of full training were given."""
+        return self.request.fixed
 
     @property
     def may_start_from_head(self) -> bool:
@@ -120,11 +139,6 @@ class Run:
     def held_out(self) -> list[str]:
         """Splits beside the training data, the one that decides between models first."""
         return [split for split in SPLITS[1:] if split in self.task.splits]
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return float("inf") if self.deadline is None else self.deadline - time.perf_counter()
 
 
 def check_options(shots: int | None, draws: int, max_error: float | None) -> None:
@@ -210,48 +224,154 @@ def read_data(request: Request, workers: int | None) -> Task:
     return task_class(request.task).read(request.data, options)
 
 
-def is_fixed(values: Mapping[str, Any], full: bool) -> bool:
-    """Whether any value of full training is given."""
-    return full or any(
-        value is not None for key, value in values.items() if key not in SHARED_VALUES
-    )
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What a call gives of its recipe.
 
+    Args:
+        config: YAML file of recipe values.
+        name: Recipe in place of the family's own.
+        values: Recipe values by name; None is not given.
+        epochs: Passes over the training data, in place of `steps`.
+        full: Whether another option asks for full training.
+    """
 
-def resolve(
-    model: str,
-    task: Task,
-    config: str | Path | None,
-    recipe: str | None,
-    values: Mapping[str, Any],
-    revision: str | None,
-    epochs: float | None,
-) -> Recipe:
-    """The recipe from its four layers; the family's own is a function that the family names."""
-    family, _ = family_of(model, revision=revision)
-    check_task(family, task.result_task)
-    facts = task.facts()
-    asked = recipe or (read_recipe_file(config).get("recipe") if config else None)
-    if asked is not None:
-        base = named_recipe(asked, facts)
-    else:
-        facts = dataclasses.replace(
-            facts, config=AutoConfig.from_pretrained(model, revision=revision)
-        )
-        if not family.reads_text:
-            side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
-            facts = dataclasses.replace(facts, model_image_size=side)
-        base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
-    resolved = resolve_recipe(base, config, values)
-    if epochs is not None:
-        if values.get("steps") is not None:
+    config: str | Path | None
+    name: str | None
+    values: Mapping[str, Any]
+    epochs: float | None
+    full: bool
+
+    @cached_property
+    def file(self) -> Mapping[str, Any]:
+        """The values of `config`."""
+        return read_recipe_file(self.config) if self.config else {}
+
+    def get(self, key: str) -> Any:
+        """A value from the call, else from the file; None is not given."""
+        value = self.values.get(key)
+        return self.file.get(key) if value is None else value
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether any value of full training is given."""
+        given = [key for key, value in self.values.items() if value is not None]
+        full = self.full or self.config or self.name or self.epochs
+        return bool(full) or any(key not in SHARED_VALUES for key in given)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether `tune` is "auto": given so, or nothing asks for full training."""
+        tune = self.values.get("tune")
+        return not self.is_fixed if tune is None else bool(tune == "auto")
+
+    def resolve(self, model: str, task: Task, revision: str | None) -> Recipe:
+        """The recipe from its four layers; the family's own is a function that it names.
+
+        Args:
+            model: Pretrained model.
+            task: The data as the task has read it.
+            revision: Of the model.
+
+        Raises:
+            ConfigError: Unknown names or values, or a model of another task.
+        """
+        family, _ = family_of(model, revision=revision)
+        check_task(family, task.result_task)
+        facts, name = task.facts(), self.name or self.file.get("recipe")
+        if name is not None:
+            base = named_recipe(name, facts)
+        else:
+            config = AutoConfig.from_pretrained(model, revision=revision)
+            facts = dataclasses.replace(facts, config=config)
+            if not family.reads_text:
+                side = processor_side(AutoImageProcessor.from_pretrained(model, revision=revision))
+                facts = dataclasses.replace(facts, model_image_size=side)
+            base = locate(family.recipe)(facts) if family.recipe else RECIPES["finetune"](facts)
+        values = {k: v for k, v in self.values.items() if (k, v) != ("tune", "auto")}
+        resolved = resolve_recipe(base, self.config, values)
+        if self.epochs is not None:
+            steps = self.steps(self.epochs, facts.examples, resolved.batch_size)
+            resolved = resolve_recipe(base, self.config, values | {"steps": steps})
+        if resolved.tune == "head" and not values.get("crop"):
+            resolved = resolved.head_only()
+        return resolved
+
+    def steps(self, epochs: float, examples: int, batch_size: int) -> int:
+        """Steps of so many passes over the examples.
+
+        Raises:
+            ConfigError: `steps` is given as well, or `epochs` is not above 0.
+        """
+        if self.values.get("steps") is not None:
             raise ConfigError("epochs and steps both say how long to train; give one of them")
         if not 0 < epochs < float("inf"):
             raise ConfigError(f"epochs={epochs}; it must be above 0")
-        steps = max(1, round(epochs * facts.examples / resolved.batch_size))
-        resolved = resolve_recipe(base, config, dict(values) | {"steps": steps})
-    if resolved.tune == "head" and not values.get("crop"):
-        resolved = resolved.head_only()
-    return resolved
+        return max(1, round(epochs * examples / batch_size))
+
+
+def model_of(model: str | Path | None, task: str) -> str:
+    """The model of a new run: the one given, else the task's default.
+
+    Raises:
+        ConfigError: None is given and the task has no default.
+    """
+    model = model or task_class(task).default_model
+    if model is None:
+        raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
+    return str(absolute({"model": model})["model"])
+
+
+def new_run(request: Request, options: RecipeOptions, space: Workspace) -> Run:
+    """The run of a request without a recipe: its data is read, and its recipe resolved."""
+    task = read_data(request, space.workers)
+    recipe = options.resolve(request.model, task, request.revision)
+    automatic = options.is_automatic
+    if automatic and can_fit_head(task) and request.model in MADE_FOR_HEADS:
+        recipe = recipe.head_only()
+    request = dataclasses.replace(
+        request,
+        recipe=recipe.to_dict(),
+        free_side=options.get("crop") is None,
+        automatic=automatic,
+        fixed=options.is_fixed,
+    )
+    return run_of(request, task, space)
+
+
+def saved_run(request: Request, space: Workspace) -> Run:
+    """The run of a request with its recipe: its data is read."""
+    return run_of(request, read_data(request, space.workers), space)
+
+
+def run_of(request: Request, task: Task, space: Workspace) -> Run:
+    """The run of a request with its recipe, whose data is read."""
+    recipe, automatic = Recipe.from_dict(request.recipe), request.automatic
+    head = automatic and can_fit_head(task)
+    return Run(**vars(space), task=task, request=request, recipe=recipe, automatic=head)
+
+
+def announce(run: Run) -> None:
+    """Shows what was found and what will be done.
+
+    Raises:
+        ConfigError: A head alone is wanted, and the task has none.
+    """
+    recipe, say = run.recipe, run.progress.say
+    if recipe.tune == "head" and not can_fit_head(run.task):
+        what = f"{run.request.task}{' with --stream' * run.task.streams}"
+        raise ConfigError(f"--tune head is not available for {what}; use --tune full")
+    for line in run.task.found():
+        say(line)
+    both = recipe.tune == "full" and run.may_start_from_head
+    say(describe(recipe.head_only() if both else recipe, run.request.model))
+    if run.automatic and recipe.tune == "head":
+        say("its features are made for a head alone; --tune full trains every weight")
+    if recipe.precision == "fp16" and run.world.device.type == "cpu":
+        say(
+            "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
+            " and keeps float32's range"
+        )
 
 
 def describe(recipe: Recipe, model: str) -> str:

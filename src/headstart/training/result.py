@@ -20,7 +20,7 @@ from headstart.errors import ConfigError, HeadstartError, MissingExtraError
 from headstart.metrics.calibration import confidence_of
 from headstart.metrics.conformal import with_sets
 from headstart.pipelines.base import read_results
-from headstart.progress import Progress, duration, metric_text
+from headstart.progress import duration, metric_text
 from headstart.recipe import Recipe
 from headstart.report.write import PAGES, write_pages
 from headstart.tasks.base import Evaluation, Task
@@ -28,10 +28,9 @@ from headstart.tasks.result import Result, Spread
 from headstart.training.lock import locked
 from headstart.training.log import read_metrics
 from headstart.training.predictions import figures_of, write_predictions
-from headstart.training.request import RESULTS, RUN, Request, Run, read_data
+from headstart.training.request import RESULTS, RUN, Request, Run, Workspace, saved_run
 from headstart.training.seen import write_seen
 from headstart.training.tuning import HEAD
-from headstart.training.world import World
 
 RECIPE = "recipe.yaml"
 DRAWS = "draws"  # of the other draws, in the result folder
@@ -217,27 +216,28 @@ def remove_drafts(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def finished(request: Request, out: Path, world: World, progress: Progress) -> Result:
+def finished(request: Request, space: Workspace) -> Result:
     """The result of a run that is finished.
 
     Its report is made now if the process was killed after the results and before it.
     """
+    out, world = space.out, space.world
     recipe = Recipe.from_dict(request.recipe)
     result = Result(out, recipe, saved_evaluations(out), spread=read_spread(out))
     whole = all((out / name).is_file() for name in PAGES)
     what = "nothing to do" if whole else "its report is written now"
-    progress.say(f"the run in {out} is finished: {what}")
+    space.progress.say(f"the run in {out} is finished: {what}")
     if not world.is_main:
         return result
     with locked(out):
         remove_drafts(out)
         if not whole:
-            task = read_data(request, None)
-            network = task.attach(str(out)).eval().to(world.device)
-            task.prepare(None, tuple(result.evaluations))
-            run = Run(task, request, recipe, out, world, progress, time.perf_counter())
+            run = saved_run(request, dataclasses.replace(space, workers=None))
+            network = run.task.attach(str(out)).eval().to(world.device)
+            run.task.prepare(None, tuple(result.evaluations))
             result.evaluations = {
-                split: task.evaluate(network, split, world.device) for split in result.evaluations
+                split: run.task.evaluate(network, split, world.device)
+                for split in result.evaluations
             }
             for each in result.evaluations.values():
                 each.max_error = request.options["extra"].get("max_error")

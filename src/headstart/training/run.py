@@ -12,10 +12,8 @@ from typing import Any
 
 from headstart.data.labels import kind_named
 from headstart.errors import ConfigError
-from headstart.package_data import MADE_FOR_HEADS
 from headstart.progress import Progress, Silent, progress_for_python
-from headstart.recipe import Recipe, read_recipe_file
-from headstart.tasks import can_fit_head, task_class
+from headstart.tasks import task_class
 from headstart.tasks.result import Result
 from headstart.training.draws import carry_out
 from headstart.training.estimate import measure, parse_budget
@@ -26,17 +24,19 @@ from headstart.training.loop import Loop
 from headstart.training.micro_batch import fitting_micro_batch
 from headstart.training.request import (
     RESULTS,
+    RecipeOptions,
     Request,
     Run,
+    Workspace,
     absolute,
+    announce,
     check_free,
     check_options,
     check_same,
     clear,
-    describe,
-    is_fixed,
-    read_data,
-    resolve,
+    model_of,
+    new_run,
+    saved_run,
 )
 from headstart.training.result import finished, remove_drafts
 from headstart.training.world import World
@@ -135,35 +135,32 @@ def train(
         >>> result.metrics["accuracy"]  # doctest: +SKIP
         0.93
     """
-    out, began = Path(out), time.perf_counter()
-    deadline = None if budget is None else began + parse_budget(budget)
+    began, out = time.perf_counter(), Path(out)
     world = World(device, fsdp)
     progress = (progress or progress_for_python()) if world.is_main else Silent()
+    deadline = None if budget is None else began + parse_budget(budget)
+    space = Workspace(out, world, progress, began, workers, deadline, tensorboard)
     if resume:
         request = dataclasses.replace(Request.read(out), data=str(data))  # it may have moved
         if (out / RESULTS).exists():
-            return finished(request, out, world, progress)
+            return finished(request, space)
         check_same(request, model, recipe_values, out)
         if skip_bad:  # a stream finds unreadable images on its way
             options = request.options | {"skip_bad": True}
             request = dataclasses.replace(request, options=options)
-        task_found = read_data(request, workers)
-        resolved, automatic = Recipe.from_dict(request.recipe), request.automatic
-        fixed = request.fixed
+        run = saved_run(request, space)
     else:
-        model = model or task_class(task).default_model
-        if model is None:
-            raise ConfigError("which model? Give --model NAME; `headstart models` lists them")
+        name = model_of(model, task)
         if not dry_run:
             check_free(out, overwrite)
         check_options(shots, draws, max_error)
-        file = read_recipe_file(config) if config else {}
         if stream and task_class(task).name != "image-classification":
             raise ConfigError(f"--stream is for image-classification; {task} reads all its data")
+        wanted = RecipeOptions(config, recipe, recipe_values, epochs, full=fsdp)
         extra = {"validation": validation, "test": test, "max_error": max_error}
         extra |= {"stream": stream or None}
         options = {
-            "seed": recipe_values.get("seed") or file.get("seed") or 0,
+            "seed": wanted.get("seed") or 0,
             "problem_type": None if problem_type is None else kind_named(problem_type),
             "shots": shots,
             "val_fraction": val_fraction,
@@ -172,38 +169,9 @@ def train(
             "workers": workers,
             "extra": absolute(extra | dict(task_options or {})),
         }
-        name = str(absolute({"model": model})["model"])
         request = Request(str(data), name, task_class(task).name, revision, options, {}, draws)
-        task_found = read_data(request, workers)
-        free_side = recipe_values.get("crop") is None and file.get("crop") is None
-        fixed = is_fixed(recipe_values, bool(config or recipe or epochs or fsdp))
-        tune = recipe_values.get("tune")
-        automatic = not fixed if tune is None else tune == "auto"
-        values = {k: v for k, v in recipe_values.items() if (k, v) != ("tune", "auto")}
-        resolved = resolve(name, task_found, config, recipe, values, revision, epochs)
-        if automatic and can_fit_head(task_found) and name in MADE_FOR_HEADS:
-            resolved = resolved.head_only()
-        request = dataclasses.replace(request, recipe=resolved.to_dict(), free_side=free_side)
-        request = dataclasses.replace(request, automatic=automatic, fixed=fixed)
-    if resolved.tune == "head" and not can_fit_head(task_found):
-        what = f"{request.task}{' with --stream' * task_found.streams}"
-        raise ConfigError(f"--tune head is not available for {what}; use --tune full")
-    for line in task_found.found():
-        progress.say(line)
-    run = Run(task_found, request, resolved, out, world, progress, began)
-    run.workers, run.deadline, run.tensorboard = workers, deadline, tensorboard
-    run.automatic = automatic and can_fit_head(task_found)
-    run.fixed = fixed
-    both = resolved.tune == "full" and run.may_start_from_head
-    first = resolved.head_only() if both else resolved
-    progress.say(describe(first, request.model))
-    if automatic and resolved.tune == "head":
-        progress.say("its features are made for a head alone; --tune full trains every weight")
-    if resolved.precision == "fp16" and world.device.type == "cpu":
-        progress.say(
-            "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
-            " and keeps float32's range"
-        )
+        run = new_run(request, wanted, space)
+    announce(run)
     if dry_run:
         return estimate_run(run)
     with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
