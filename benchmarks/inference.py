@@ -262,7 +262,9 @@ def group(name: str) -> str:
 
 def precision_of(name: str) -> str:
     """What a contender computes in."""
-    return "int8" if "int8" in name else "bfloat16" if "bf" in name else "float32"
+    if "int8" in name:
+        return "int8"
+    return "bfloat16" if "bf" in name else "float32"
 
 
 def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[str, Any]:
@@ -454,7 +456,8 @@ def plot(table: dict[str, Any]) -> None:
     labels, values, colors = [], [], []
     for case, rows in table["rows"].items():
         for name, row in sorted(rows.items(), key=lambda each: each[1]["times_as_fast"]):
-            labels.append(f"{case}: {name}"), values.append(row["times_as_fast"])
+            labels.append(f"{case}: {name}")
+            values.append(row["times_as_fast"])
             colors.append("#2a6f97" if name.startswith("headstart") else "#b8b8b8")
     axes.barh(labels, values, color=colors)
     axes.set_xlabel("times as fast as transformers, eager, float32")

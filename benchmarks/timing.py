@@ -29,7 +29,8 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
-        run(), run()
+        run()
+        run()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, run in contenders.items():

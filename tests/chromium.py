@@ -32,7 +32,8 @@ class Browser:
 
         def connect():  # Chromium reads descriptor 3 and writes descriptor 4
             ends = os.dup(to_read), os.dup(to_write)
-            os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
 
         self.process = subprocess.Popen(
             [
@@ -53,7 +54,8 @@ class Browser:
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        os.close(to_read), os.close(to_write)
+        os.close(to_read)
+        os.close(to_write)
         self.buffer, self.number, self.session, self.events = b"", 0, None, []
         targets = self.send("Target.getTargets")["targetInfos"]
         target = next(each["targetId"] for each in targets if each["type"] == "page")
@@ -110,4 +112,5 @@ def browser(tmp_path):
     yield found
     found.process.terminate()
     found.process.wait(30)
-    os.close(found.read), os.close(found.write)
+    os.close(found.read)
+    os.close(found.write)

@@ -65,9 +65,9 @@ EXAMPLES = examples()
 
 
 def framework(code: str) -> str:
-    return (
-        "flax" if "Flax" in code else "keras" if "import TF" in code or ", TF" in code else "torch"
-    )
+    if "Flax" in code:
+        return "flax"
+    return "keras" if "import TF" in code or ", TF" in code else "torch"
 
 
 def checkpoint(cls_name: str, folder: Path) -> Path:

@@ -65,7 +65,8 @@ def _config(folder: Path) -> None:
     from headstart import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    config.to_json_string(), config.differences(), config.num_labels  # noqa: B018
+    assert config.to_json_string() and config.num_labels >= 0
+    config.differences()
 
 
 def _network(folder: Path) -> None:
@@ -94,11 +95,10 @@ def _tokenizer(folder: Path) -> None:
 
 def _results(folder: Path) -> None:
     from headstart.pipelines.base import read_results, task_of
-    from headstart.training.draws import read_spread
-    from headstart.training.result import saved_evaluations
+    from headstart.training.result import read_spread, saved_evaluations
 
-    task_of(folder), saved_evaluations(folder), read_results(folder)
-    read_spread(folder)
+    for read in (task_of, saved_evaluations, read_results, read_spread):
+        read(folder)
 
 
 def _request(folder: Path) -> None:

@@ -75,13 +75,9 @@ def sinc(x: float) -> float:
 
 def cubic(x: float) -> float:
     x, a = abs(x), -0.5
-    return (
-        ((a + 2) * x - (a + 3)) * x * x + 1
-        if x < 1
-        else (((x - 5) * x + 8) * x - 4) * a
-        if x < 2
-        else 0.0
-    )
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
 FILTERS = {  # number: weight at a distance, largest distance

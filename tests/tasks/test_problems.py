@@ -221,7 +221,8 @@ def colors(tmp_path_factory):
             0, 15, (24, 24, 3)
         )
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-        split = "train" if i < 32 or not red | green else "val" if i % 8 < 4 else "test"
+        held_out = "val" if i % 8 < 4 else "test"
+        split = "train" if i < 32 or not red | green else held_out
         rows.append(
             {
                 "image": f"{i}.png",

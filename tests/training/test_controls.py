@@ -66,7 +66,7 @@ def test_lora_starts_as_nothing_and_merges_exactly(family):
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.3)
-    model.train(), model.eval()
+    model.train().eval()
     changed = answer(model, family)
     assert not torch.allclose(changed, before, atol=1e-3)
     merge_lora(model)

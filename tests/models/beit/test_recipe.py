@@ -76,7 +76,8 @@ def test_classification_of_imagenet_is_the_papers(shape, masks, expected):
         Facts(IMAGENET, 1000, 400, 500, config=BeitConfig(**shape, use_mask_token=masks))
     ).to_dict()
     assert {key: got[key] for key in expected} == expected
-    epochs = 30 if not masks else 50 if shape else 100
+    pretraining = 50 if shape else 100
+    epochs = pretraining if masks else 30
     assert got["steps"] == -(-epochs * IMAGENET // got["batch_size"])
     warmup = {30: 5, 50: 5, 100: 20}[epochs]
     assert got["warmup_steps"] == round(got["steps"] * warmup / epochs)

@@ -66,7 +66,8 @@ def index_one_pair_at_a_time(height, width):
 
     def row(query, key):
         if query is None or key is None:
-            return len(offsets) + (2 if query is key else 0 if query is None else 1)
+            kinds = {(True, False): 0, (False, True): 1, (True, True): 2}
+            return len(offsets) + kinds[query is None, key is None]
         return offsets.index((query[0] - key[0], query[1] - key[1]))
 
     return torch.tensor([[row(query, key) for key in cells] for query in cells])

@@ -224,6 +224,9 @@ class BitPreTrainedModel(PreTrainedModel):
 class BitModel(BitPreTrainedModel):
     """BiT without a head.
 
+    Args:
+        config: Shape of the network.
+
     Example:
         >>> import torch
         >>> from headstart import BitConfig, BitModel

@@ -87,6 +87,10 @@ def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tens
 class YosoForMaskedLM(ResizableScores, YosoPreTrainedModel):
     """YOSO that predicts masked tokens.
 
+    Args:
+        config: Shape of the network; with `tie_word_embeddings` the scores' matrix is the tokens'
+            vectors.
+
     Example:
         >>> import torch
         >>> from headstart import YosoConfig, YosoForMaskedLM
@@ -153,6 +157,10 @@ class YosoForMaskedLM(ResizableScores, YosoPreTrainedModel):
 class YosoForSequenceClassification(YosoPreTrainedModel):
     """YOSO with a classifier of whole texts.
 
+    Args:
+        config: Shape of the network; `num_labels` is the number of classes, and
+            `classifier_pooling` what the classifier reads.
+
     Example:
         >>> import torch
         >>> from headstart import YosoConfig, YosoForSequenceClassification
@@ -204,6 +212,9 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
 
 class YosoForMultipleChoice(YosoPreTrainedModel):
     """YOSO that chooses between several texts.
+
+    Args:
+        config: Shape of the network.
 
     Example:
         >>> import torch
@@ -268,6 +279,9 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
 class YosoForTokenClassification(YosoPreTrainedModel):
     """YOSO with a classifier of each token.
 
+    Args:
+        config: Shape of the network; `num_labels` is the number of classes.
+
     Example:
         >>> import torch
         >>> from headstart import YosoConfig, YosoForTokenClassification
@@ -322,6 +336,9 @@ class YosoForTokenClassification(YosoPreTrainedModel):
 
 class YosoForQuestionAnswering(YosoPreTrainedModel):
     """YOSO that finds the first and the last token of an answer.
+
+    Args:
+        config: Shape of the network.
 
     Example:
         >>> import torch

@@ -175,6 +175,9 @@ class Layer(nn.Module):
 class YosoPreTrainedModel(Resizable):
     """Base of the YOSO networks: initial values, vocabularies and positions of other sizes.
 
+    Args:
+        config: Shape of the network, a `YosoConfig`.
+
     Example:
         >>> from headstart import YosoConfig, YosoModel
         >>> config = YosoConfig(
@@ -214,6 +217,9 @@ class YosoPreTrainedModel(Resizable):
 
 class YosoModel(YosoPreTrainedModel):
     """YOSO without a head.
+
+    Args:
+        config: Shape of the network.
 
     Example:
         >>> import torch
