@@ -1,12 +1,14 @@
 """What a notebook shows of a run."""
 
+import io
 import sys
 import types
 
 import pytest
 
 import headstart
-from headstart.progress import Notebook, Silent, progress_for_python
+from headstart import progress
+from headstart.progress import Bar, Lines, Notebook, Silent, progress_for_python
 
 
 @pytest.fixture
@@ -56,3 +58,39 @@ def test_train_shows_itself_in_a_notebook(cell, photos, tiny_model, tmp_path):
     assert repr(classify) == (
         f"ImageClassificationPipeline({str(tmp_path / 'run')!r}, BitForImageClassification on cpu)"
     )
+
+
+def test_counted_work_is_shown_beside_other_work_and_then_gone(monkeypatch):
+    """A bar of its own; the one before goes on, and nothing runs when both have ended."""
+    bar = Bar()
+    with bar:
+        bar.start("training", 10)
+        with bar.counting("evaluating", 20, "texts") as seen:
+            monkeypatch.setattr(progress, "SHORT", 0.0)
+            seen(5)
+            assert [(job.description, job.completed) for job in bar.bar.tasks] == [
+                ("training", 0),
+                ("evaluating", 5),
+            ]
+        bar.update(3, {})
+        assert [(job.description, job.completed) for job in bar.bar.tasks] == [("training", 3)]
+        assert bar.bar.live.is_started
+    with pytest.raises(ValueError, match="stop"), bar.counting("reading", 5):
+        raise ValueError("stop")
+    assert not bar.bar.tasks and not bar.bar.live.is_started
+
+
+def test_short_counted_work_prints_no_lines(monkeypatch):
+    out = io.StringIO()
+    lines = Lines(out, every=0.0)
+    with lines.counting("reading images", 4) as seen:
+        seen(4)
+    assert out.getvalue() == ""
+    monkeypatch.setattr(progress, "SHORT", 0.0)
+    with lines.counting("reading images", 4) as seen:
+        seen(1)
+        seen(3)
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == [
+        "reading images 1/4",
+        "reading images 4/4",
+    ]

@@ -4,13 +4,17 @@ The bar is rich's. Elsewhere rich prints a task only when it has ended, and in a
 ipywidgets; `Lines` and `Notebook` report during the run and need nothing.
 """
 
+import copy
 import sys
 import time
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any, Self, TextIO
 
+SHORT = 1.0  # seconds of counted work that nobody needs to see
 TITLES = {
     "r2": "R²",
     "mae": "MAE",
@@ -41,6 +45,42 @@ class Progress(ABC):
     @abstractmethod
     def close(self) -> None:
         """The work has ended, with or without success."""
+
+    @contextmanager
+    def counting(
+        self, label: str, total: int, unit: str = "img"
+    ) -> Iterator[Callable[[int], None]]:
+        """Shows a piece of work inside the block, beside what is shown already.
+
+        Args:
+            label: What is done.
+            total: Number of steps.
+            unit: What the steps are, in rates.
+
+        Yields:
+            A function that takes how many more steps are done.
+        """
+        inner, done, began = self.inner(), 0, time.monotonic()
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            elapsed = time.monotonic() - began
+            if elapsed > SHORT:
+                inner.update(done, {}, done / elapsed)
+
+        inner.start(label, total, unit=unit)
+        try:
+            yield add
+        finally:
+            inner.remove()
+
+    def inner(self) -> Self:
+        """Shows another piece of work in the same place."""
+        return copy.copy(self)
+
+    def remove(self) -> None:  # noqa: B027 - lines stay
+        """Takes the last piece of work off the screen."""
 
     def __enter__(self) -> Self:
         return self
@@ -146,9 +186,25 @@ class Bar(Progress):
         """See `Progress.say`."""
         self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
+    def inner(self) -> Self:
+        """See `Progress.inner`: a second bar below the first."""
+        other = super().inner()
+        other.job = None
+        return other
+
+    def remove(self) -> None:
+        """See `Progress.remove`."""
+        self.bar.remove_task(self.job)
+        self.job = None
+        if not self.bar.tasks:
+            self.bar.stop()
+
     def close(self) -> None:
         """See `Progress.close`."""
         self.bar.stop()
+        if self.job is not None:  # its last line stays on the screen
+            self.bar.remove_task(self.job)
+            self.job = None
 
 
 class Notebook(Progress):

@@ -12,6 +12,7 @@ from PIL import Image
 from conftest import data_dir
 from headstart.cli.app import main
 from headstart.data.duplicates import FLAT, NEAR, difference_hash, near_pairs
+from headstart.report import suspects
 from headstart.report.audit import audit
 from headstart.report.suspects import doubtful_labels, neighbour_distances, outliers
 from photo_data import make_class_folders
@@ -145,6 +146,31 @@ def test_hard_images_are_no_wrong_labels(seed):
         (0.9 * np.eye(3)[labels] + rng.normal(size=(300, 3))).astype(np.float32), labels, 3
     )
     assert 0.4 < agreement < 0.7 and len(found) <= 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_discriminants_take_the_place_of_fits_where_there_is_much(seed, monkeypatch):
+    monkeypatch.setattr(suspects, "LARGE", 0)
+    monkeypatch.delattr(suspects, "held_out_scores")
+    features, labels, rng = blobs(seed, classes=6, each=60)
+    flipped = rng.permutation(len(labels))[:12]
+    wrong = labels.copy()
+    wrong[flipped] = (wrong[flipped] + rng.integers(1, 6, 12)) % 6
+    found, agreement = doubtful_labels(features, wrong, 6)
+    right = [doubt for doubt in found if doubt.index in flipped]
+    assert len(right) >= 7 and len(found) <= 2 * len(right)
+    assert agreement == pytest.approx(348 / 360, abs=0.02)
+    wrong[:2] = 6  # a class of its own, of which a fold may hold every example
+    assert not any(doubt.label == 6 for doubt in doubtful_labels(features, wrong, 7)[0])
+
+
+def test_hard_images_are_no_wrong_labels_of_discriminants(monkeypatch):
+    monkeypatch.setattr(suspects, "LARGE", 0)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 400)
+    features = (0.9 * np.eye(3)[labels] + rng.normal(size=(1200, 3))).astype(np.float32)
+    found, agreement = doubtful_labels(features, labels, 3)
+    assert 0.4 < agreement < 0.7 and len(found) <= 4
 
 
 def test_rare_classes_are_not_doubted():

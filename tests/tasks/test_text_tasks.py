@@ -826,3 +826,37 @@ def test_tokenizer_of_another_network(moods, tiny_yoso, tmp_path):
     YosoTokenizer.from_pretrained(tiny_yoso).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the tokenizer has 700 tokens and the network 90"):
         task.build(str(tmp_path), Recipe())
+
+
+def test_texts_are_tokenized_once_and_in_parts(tiny_yoso, tmp_path, monkeypatch):
+    """Only texts that are too long are given to the tokenizer again; progress counts them."""
+    monkeypatch.setattr("headstart.tasks.text.TOKENIZED_TOGETHER", 4)
+    lines = [f"{'so ' * (30 if i == 5 else 2)}w{i},{'ab'[i % 2]}" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *lines]))
+    task = TextClassification.read(tmp_path / "t.csv", DataOptions(val_fraction=0.0))
+    task.build(tiny_yoso, Recipe(max_length=16))
+    seen, counts, tokens = [], [], task.tokens
+
+    def counted(texts, *more, **options):
+        seen.append(len(texts))
+        return tokens(texts, *more, **options)
+
+    monkeypatch.setattr(task, "tokens", counted)
+    encoded = task.encode("train")
+    assert sorted(seen) == [1, 4, 4, 4, 4, 4]
+    assert [each["cut"] for each in encoded] == [i == 5 for i in range(20)]
+    assert len(encoded[5]["input_ids"]) == 16
+    task.tokenized = counts.append
+    task.encode("train")
+    assert counts == [4] * 5
+
+
+def test_word_tags_in_parts_are_those_of_one_call(tiny_yoso, tmp_path, monkeypatch):
+    texts = [["so O", f"w{i} B-PER", "is O", *["fair O"] * i, "\n"] for i in range(9)]
+    (tmp_path / "t.conll").write_text("\n".join(line for each in texts for line in each))
+    task = TokenClassification.read(tmp_path / "t.conll", DataOptions(val_fraction=0.0))
+    task.build(tiny_yoso, Recipe(max_length=8))
+    whole = task.encode("train")
+    assert len(whole) == 9 and any(each["rest"] for each in whole)
+    monkeypatch.setattr("headstart.tasks.text.TOKENIZED_TOGETHER", 2)
+    assert task.encode("train") == whole

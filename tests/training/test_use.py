@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 import headstart
-from headstart.errors import ConfigError
-from headstart.progress import Lines, plain
+from headstart.data import cache
+from headstart.errors import ConfigError, DataError
+from headstart.progress import Lines, Silent, plain
 from headstart.recipe import Recipe
 from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
@@ -205,3 +206,46 @@ def test_evaluations_do_not_dominate():
     recipe = Recipe(steps=10, batch_size=512)
     assert default_interval(recipe, {"train": 80_000, "validation": 20_000}) > 10
     assert default_interval(Recipe(steps=500, batch_size=512), {"validation": 100}) == 50
+
+
+class Jobs(Silent):
+    """Notes the pieces of work with their totals, and what was said."""
+
+    def __init__(self):
+        self.jobs, self.lines = [], []
+
+    def start(self, label, total, done=0, unit="img"):
+        self.jobs.append((label, total, unit))
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_evaluation_decodes_every_image_once(folder, tiny_model, tmp_path, monkeypatch):
+    """Where memory has no room for the pixels, the evaluation itself finds what is damaged."""
+    run = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **SMALL).folder
+    image = folder / "cat" / "cat_3.png"
+    image.write_bytes(image.read_bytes()[:-40])
+    decoded = []
+    original = cache.decode
+    monkeypatch.setattr(cache, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(cache, "decode", lambda source: decoded.append(source) or original(source))
+    with pytest.raises(DataError, match=r"1 of 20 images cannot be read(.|\n)*cat_3.png"):
+        evaluate(run, folder, split="train", device="cpu")
+    decoded.clear()
+    jobs = Jobs()
+    _, found = evaluate(run, folder, split="train", device="cpu", skip_bad=True, progress=jobs)
+    assert found.examples == 19 and len(found.details["logits"]) == 19
+    assert len(decoded) == len(set(decoded)) == 20
+    assert ("reading images", 20, "img") in jobs.jobs and ("evaluating", 20, "img") in jobs.jobs
+
+
+def test_what_is_decoded_in_every_epoch_is_said(folder, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(cache, "CACHE_LIMIT", 0)
+    jobs = Jobs()
+    found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", progress=jobs, **SMALL)
+    line = "are not stored, they exceed 8 GB: every epoch decodes them again"
+    assert any(line in each for each in jobs.lines)
+    assert line in (found.folder / "report.html").read_text()
+    assert ("decoding images", 20, "img") in jobs.jobs and ("evaluating", 4, "img") in jobs.jobs

@@ -40,12 +40,18 @@ def audit(
     if not quick:
         check_model(model)
     from headstart.data.options import DataOptions
+    from headstart.progress import progress_for_terminal
     from headstart.report.audit import audit as run
     from headstart.report.audit import write_page
 
     found = run(
         data,
-        DataOptions(val_fraction=0.0, columns=named_values(column, "--column"), workers=workers),
+        DataOptions(
+            val_fraction=0.0,
+            columns=named_values(column, "--column"),
+            workers=workers,
+            progress=progress_for_terminal(),
+        ),
         None if quick else model,
     )
     if html is not None:

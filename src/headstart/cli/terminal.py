@@ -2,10 +2,12 @@
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+PATIENCE = 0.5  # seconds after which rows of a table are shown
 LONGEST_NAME = 45  # characters of a first column that is never folded
 
 
@@ -37,12 +39,36 @@ def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=None, pad_edge=False, show_header=any(head))
-    cells = list(rows)
-    for column, name in enumerate(head):
-        # a name that is copied from the first column stays whole, if there is room for it
-        longest = max((len(row[column]) for row in cells), default=0)
-        table.add_column(name, overflow="fold", no_wrap=column == 0 and longest <= LONGEST_NAME)
-    for row in cells:
-        table.add_row(*row)
-    Console().print(table)
+    console, widths = Console(), [0] * len(head)
+    for number, cells in enumerate(_in_time(rows)):
+        first = number == 0
+        table = Table(
+            title=title or None if first else None,
+            box=None,
+            pad_edge=False,
+            show_header=first and any(head),
+        )
+        for column, name in enumerate(head):
+            # a name that is copied from the first column stays whole, if there is room for it
+            longest = max((len(row[column]) for row in cells), default=0)
+            widths[column] = max(widths[column], min(longest, LONGEST_NAME))
+            whole = column == 0 and longest <= LONGEST_NAME
+            # later rows stand below the first ones
+            least = None if first else widths[column]
+            table.add_column(name, overflow="fold", no_wrap=whole, min_width=least)
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+
+
+def _in_time(rows: Iterable[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """Rows in parts: what is known is shown after half a second; one part where there are none."""
+    part: list[tuple[str, ...]] = []
+    began, shown = time.monotonic(), False
+    for row in rows:
+        part.append(row)
+        if time.monotonic() - began > PATIENCE:
+            yield part
+            part, began, shown = [], time.monotonic(), True
+    if part or not shown:
+        yield part

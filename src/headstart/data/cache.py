@@ -27,6 +27,7 @@ from headstart.images.decode import decode as decode_any
 
 # bytes of decoded images kept on disk; larger data sets are decoded again in every epoch
 CACHE_LIMIT = 8 << 30
+MEMORY_LIMIT = 256 << 20  # bytes of decoded images kept in memory
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -175,11 +176,14 @@ class PixelCache:
             seen: Receives how many more images are done.
 
         Returns:
-            Index and reason of each image that cannot be decoded.
+            Index and reason of each image that cannot be decoded; of none where there is no file
+            for images that memory has no room for.
         """
         first, self.which = distinct(self.examples.images)
         rows = np.bincount(self.which, minlength=len(first)).tolist()
         array = self.reserve(len(first))
+        if array is None and self.file is None:
+            return []  # `stream` decodes them when they are needed, once
 
         def one(number: int) -> str | None:
             try:
@@ -204,12 +208,15 @@ class PixelCache:
         """An array on disk, or in memory where it is small, or None where it is too large."""
         shape = (images, self.side, self.side, 3)
         size = int(np.prod(shape))
-        if size <= 256 << 20:
+        if size <= MEMORY_LIMIT:
             return np.empty(shape, dtype=np.uint8)
         what = f"the decoded images ({size / 1e9:.1f} GB)"
-        if self.file is None or size > CACHE_LIMIT:
-            limit = "there is no folder for them" if self.file is None else "they exceed 8 GB"
-            self.notes.append(f"{what} are not stored, {limit}: every epoch decodes them again")
+        if self.file is None:
+            return None
+        if size > CACHE_LIMIT:
+            self.notes.append(
+                f"{what} are not stored, they exceed 8 GB: every epoch decodes them again"
+            )
             return None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +232,19 @@ class PixelCache:
         """Leaves out all but these images."""
         self.examples = self.examples.take(indices)
         self.which = self.which[indices]
+
+    def stream(self, workers: int | None) -> Iterator[NDArray[np.uint8] | str]:
+        """All images in order, or why they cannot be read; threads read ahead of the caller."""
+
+        def one(index: int) -> NDArray[np.uint8] | str:
+            try:
+                return self[index]
+            except InputError as error:
+                return str(error)
+
+        if self.pixels is not None:
+            return map(one, range(len(self.examples)))
+        return parallel(one, range(len(self.examples)), workers)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One image, (side, side, 3) uint8."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from headstart.progress import Progress, Silent
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -30,6 +32,7 @@ class DataOptions:
         fewest_classes: Classes below which data is refused.
         workers: Threads that read and decode; None is one for each processor, at most 8.
         extra: Further options of one task, by name.
+        progress: Shows what is read.
     """
 
     seed: int = 0
@@ -44,6 +47,7 @@ class DataOptions:
     fewest_classes: int = 2
     workers: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent, repr=False, compare=False)
 
     def shot_generator(self) -> "np.random.Generator":
         """Decides which `shots` are taken; what is held out does not depend on the draw."""

@@ -75,6 +75,9 @@ def look(pixels: NDArray[np.uint8]) -> Look:
         small = resize(pixels, size, BOX)
     values = small.astype(np.float32) / 255  # (h, w, 3)
     gray = values @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+    red, green, blue = np.moveaxis(values, 2, 0)
+    # many times faster than the maximum along the last axis
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     contrast, sharpness = float(gray.std()), 0.0
     if min(gray.shape) >= SMALLEST and contrast > 0:
         inner = gray[1:-1, 1:-1]
@@ -87,7 +90,7 @@ def look(pixels: NDArray[np.uint8]) -> Look:
         float(np.quantile(gray, 0.99)),
         float(np.quantile(gray, 0.05)),
         contrast,
-        float(np.quantile(values.max(axis=2) - values.min(axis=2), 0.99)),
+        float(np.quantile(spread, 0.99)),
     )
 
 

@@ -103,7 +103,8 @@ class Extractor:
         done, began = 0, time.perf_counter()
         names: list[str] = []
         rows: list[Floats] = []
-        progress.start("features", len(missing), unit=self.unit)
+        if missing:
+            progress.start("features", len(missing), unit=self.unit)
         for part, inputs in self.batches(missing):
             if part:
                 names += part

@@ -7,6 +7,7 @@ are found by their pixels, see `quality`. Outliers and labels that are probably 
 are found in the features of a network, see `suspects`; they are worth a look, not certain.
 """
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 from headstart.checkpoint import atomic_write
 from headstart.data.cache import decode, inspect, parallel
 from headstart.data.duplicates import Pair, difference_hash, label_of, pairs_in
+from headstart.data.examples import distinct
 from headstart.data.images import ImageData, read_images
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.quality import KINDS, Look, bad_photos, look
 from headstart.data.sources.raw import Source
 from headstart.errors import InputError, counted
+from headstart.progress import duration
 from headstart.report.page import GalleryImage, Section, Table, image_source, render
 
 TEXTS = {
@@ -33,6 +36,7 @@ TEXTS = {
     "odd-shaped": "Much wider or taller than the others: resizing to a square distorts them.",
     "grayscale": "Without color where most others have some: the color may give the class away.",
 }
+MEASURED = 32  # images by which the time is estimated
 SHOWN = 60  # images of one kind on the page
 
 
@@ -165,9 +169,11 @@ def audit(
         for part in read.splits.values()
         for name, image in zip(part.names, part.images, strict=True)
     }
-    results = list(
-        parallel(_look, [read.splits[split].images[i] for split, i in every], options.workers)
+    options.progress.say(
+        f"{len(every)} images: about {duration(_looking_seconds(read, options))}"
+        " to look at them on this machine"
     )
+    results = _looked_at(read, options)
     good = [n for n, result in enumerate(results) if not isinstance(result, str)]
     looks = [result[2] for result in results if not isinstance(result, str)]
     found.unreadable = [
@@ -192,7 +198,6 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     import torch
 
     from headstart.features.extract import extractor_of
-    from headstart.progress import Silent
     from headstart.recipe import Recipe
     from headstart.report.suspects import doubtful_labels, outliers
     from headstart.tasks.image_classification import ImageClassification
@@ -200,22 +205,31 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     task = ImageClassification(ImageData(read.classes, dict(read.splits), [], read.kind), options)
     task.trains = False  # a class may be left with few images
     network = task.build(model, Recipe(tune="head")).eval()
-    everything = [digest for digests in task.feature_digests().values() for digest in digests]
-    store = extractor_of(task, network, torch.device("cpu")).fill(everything, Silent())
+    everything = [digest for names in task.feature_digests().values() for digest in names]
+    extractor, progress = extractor_of(task, network, torch.device("cpu")), options.progress
+    known = extractor.store()
+    missing = [each for each in dict.fromkeys(everything) if each and each not in known]
+    if missing:
+        seconds = extractor.seconds(missing, task.feature_sizes(missing))
+        progress.say(
+            f"features of {len(missing)} images: about {duration(seconds)} on this machine"
+        )
+    with progress:
+        store = extractor.fill(everything, progress)
     task.drop_unread()
-    features = {split: store[digests] for split, digests in task.feature_digests().items()}
+    digests = task.feature_digests()
     splits = task.data.splits
-    every = [(split, i) for split in features for i in range(len(features[split]))]
-    rows = np.concatenate([features[split] for split in features])
-    for index, distance in outliers(rows):
+    every = [(split, i) for split in digests for i in range(len(digests[split]))]
+    rows = store[[each for names in digests.values() for each in names]]  # (N, D)
+    for index, distance in outliers(rows, progress):
         split, i = every[index]
         found.outliers.append(
             Outlier(splits[split].names[i], split, label_of(task.data, split, i), distance)
         )
     if read.kind != SINGLE:
         return
-    labels = np.concatenate([splits[split].labels for split in features])
-    doubts, found.agreement = doubtful_labels(rows, labels, len(read.classes))
+    labels = np.concatenate([splits[split].labels for split in digests])
+    doubts, found.agreement = doubtful_labels(rows, labels, len(read.classes), progress=progress)
     for doubt in doubts:
         split, i = every[doubt.index]
         label, likely = read.classes[doubt.label], read.classes[doubt.likely]
@@ -292,6 +306,33 @@ def write_page(found: Audit, path: Path, data: str) -> None:
             Section(f"Outliers ({len(found.outliers)})", "Unlike every other image.", images=shown)
         )
     atomic_write(path, render(title=f"Audit of {data}", found=found.lines(), sections=sections))
+
+
+def _looking_seconds(read: ImageData, options: DataOptions) -> float:
+    """About how long `_looked_at` takes, from a few images."""
+    sources = [image for each in read.splits.values() for image in each.images[:MEASURED]]
+    began = time.perf_counter()
+    looked = sum(1 for _ in parallel(_look, sources, options.workers))
+    elapsed = time.perf_counter() - began
+    return elapsed / max(1, looked) * sum(map(len, read.splits.values()))
+
+
+def _looked_at(read: ImageData, options: DataOptions) -> list[tuple[str, int, Look] | str]:
+    """`_look` of every image; a file that many rows name is read once."""
+    found: list[tuple[str, int, Look] | str] = []
+    total = sum(map(len, read.splits.values()))
+    with options.progress.counting("looking at images", total) as seen:
+        for examples in read.splits.values():
+            first, which = distinct(examples.images)
+            rows = np.bincount(which, minlength=len(first)).tolist()
+            looks: list[tuple[str, int, Look] | str] = []
+            for look_ in parallel(
+                _look, (examples.images[i] for i in first.tolist()), options.workers
+            ):
+                seen(rows[len(looks)])
+                looks.append(look_)
+            found += [looks[i] for i in which.tolist()]
+    return found
 
 
 def _look(source: Source) -> tuple[str, int, Look] | str:

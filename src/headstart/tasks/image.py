@@ -3,7 +3,7 @@
 Letters: B images, H W sides of what the network sees, N images of a split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +16,11 @@ from torch import Tensor
 from headstart.data.cache import Bad, PixelCache, check_bad, inspect_all
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import DataError
+from headstart.pipelines.base import batched
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Task
+
+BATCH = 32  # images evaluated together
 
 
 class ImageTask(Task):
@@ -58,14 +61,16 @@ class ImageTask(Task):
 
     def inspect(self) -> None:
         """Reads content hash and size of every image; those without a header are bad."""
-        for split, examples in self.examples.items():
-            results = inspect_all(examples.images, self.options.workers)
-            read = [("", 0, 0) if isinstance(each, str) else each for each in results]
-            self.digests_of[split] = [digest for digest, _, _ in read]
-            self.sizes[split] = np.array([size for _, *size in read]).reshape(-1, 2)
-            for index, each in enumerate(results):
-                if isinstance(each, str):
-                    self.bad.append(Bad(split, index, examples.names[index], each))
+        total = sum(self.splits.values())
+        with self.options.progress.counting("reading images", total, self.unit) as seen:
+            for split, examples in self.examples.items():
+                results = inspect_all(examples.images, self.options.workers, seen)
+                read = [("", 0, 0) if isinstance(each, str) else each for each in results]
+                self.digests_of[split] = [digest for digest, _, _ in read]
+                self.sizes[split] = np.array([size for _, *size in read]).reshape(-1, 2)
+                for index, each in enumerate(results):
+                    if isinstance(each, str):
+                        self.bad.append(Bad(split, index, examples.names[index], each))
 
     def facts(self) -> Facts:
         """See `Task.facts`; sizes are those of the median training image by area."""
@@ -114,15 +119,38 @@ class ImageTask(Task):
     def fill_caches(self, folder: Path | None, splits: Sequence[str]) -> None:
         """Decodes every image of these splits, and drops what cannot be read."""
         self.bad = [each for each in self.bad if each.split in splits]
-        for split in splits:
-            if split not in self.examples:
-                continue
-            self.drop_known_bad(split)
-            cache = self.cache(split, folder / f"{split}.npy" if folder else None)
-            failed = cache.fill(self.options.workers)
-            self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
-            self.caches[split] = cache
+        present = [split for split in splits if split in self.examples]
+        total = sum(self.splits[split] for split in present)
+        with self.options.progress.counting("decoding images", total, self.unit) as seen:
+            for split in present:
+                self.drop_known_bad(split)
+                cache = self.cache(split, folder / f"{split}.npy" if folder else None)
+                failed = cache.fill(self.options.workers, seen)
+                self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
+                self.caches[split] = cache
+                self.notes += cache.notes
+                for note in cache.notes:
+                    self.options.progress.say(note)
         self.drop_bad(splits)
+
+    def stream(self, split: str) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+        """Images of a split in batches with their numbers; shows how many are evaluated.
+
+        Threads read ahead of the network. Those that cannot be read are dropped at the end.
+
+        Raises:
+            DataError: Images cannot be read, and `skip_bad` does not leave them out.
+        """
+        names, count, bad = self.names(split), self.splits[split], list[Bad]()
+        images = enumerate(self.caches[split].stream(self.options.workers))
+        with self.options.progress.counting("evaluating", count, self.unit) as seen:
+            for batch in batched(images, BATCH):
+                bad += [Bad(split, i, names[i], why) for i, why in batch if isinstance(why, str)]
+                yield [(i, image) for i, image in batch if not isinstance(image, str)]
+                seen(len(batch))
+        if bad:
+            self.bad += bad
+            self.drop_bad((split,))
 
     def cache(self, split: str, file: Path | None) -> PixelCache:
         """The pixels of a split, to be filled; a task that caches none overrides `prepare`."""

@@ -35,7 +35,6 @@ from headstart.tasks.problems import problem_of
 # at 16)
 FEATURES_BATCH = 16
 READ_TOGETHER = 512  # images that threads read ahead of the network
-EVALUATED_TOGETHER = 32
 LARGER_SIDES = (1.5, 2.0)  # times the usual side: tried for a fitted head
 HASHES = "difference-hashes"  # where they are cached, one bit a feature
 
@@ -433,9 +432,11 @@ class ImageClassification(LabelledImages, HeadTask):
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are logits or regression values (N, V) and labels."""
-        cache, logits = self.caches[split], []
-        for rows in batched(range(self.splits[split]), EVALUATED_TOGETHER):
-            images = np.stack([cache[i] for i in rows])  # (B, H, W, 3)
+        logits = []
+        for batch in self.stream(split):
+            if not batch:
+                continue
+            images = np.stack([image for _, image in batch])  # (B, H, W, 3)
             pixels = self.normalize(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
         return self.evaluate_scores(split, self.problem.in_units(np.concatenate(logits)))

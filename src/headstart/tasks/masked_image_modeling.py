@@ -257,9 +257,12 @@ class MaskedImageModeling(ImageTask):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = self.tokenizer.to(device)
         count = self.splits[split] * views
-        for start in range(0, count, CHUNK):
-            numbers = range(start, min(start + CHUNK, count))
-            yield start, codes_of(tokenizer, parallel(one, numbers, self.options.workers), device)
+        with self.options.progress.counting("codes of views", count, "views") as seen:
+            for start in range(0, count, CHUNK):
+                numbers = range(start, min(start + CHUNK, count))
+                views_read = parallel(one, numbers, self.options.workers)
+                yield start, codes_of(tokenizer, views_read, device)
+                seen(len(numbers))
         self.tokenizer = tokenizer.cpu()
 
     def _tokenizer_digest(self) -> str:

@@ -42,10 +42,11 @@ class MaskedLanguageModeling(TextTask):
 
     def encode(self, split: str) -> list[dict[str, Any]]:
         """See `TextTask.encode`: blocks of `max_length` tokens, the last one shorter."""
-        texts = [row.values["text"] for row in self.data.splits[split]]
         stream: list[int] = []
-        for ids in self.token_ids(texts, add_special_tokens=False):
-            stream += [*ids, self.tokenizer.sep_token_id]
+        for part in self.parts(self.data.splits[split]):
+            texts = [row.values["text"] for row in part]
+            for ids in self.tokens(texts, add_special_tokens=False)["input_ids"]:
+                stream += [*ids, self.tokenizer.sep_token_id]
         size = self.max_length - 2
         if size < 1:
             raise DataError(

@@ -43,27 +43,17 @@ class MultipleChoice(TextTask):
 
     def encode(self, split: str) -> list[dict[str, Any]]:
         """See `TextTask.encode`: `input_ids` are lists of the choices' tokens."""
-        rows = self.data.splits[split]
-        texts = [row.values["text"] for row in rows for _ in row.values["choices"]]
-        choices = [choice for row in rows for choice in row.values["choices"]]
-        whole = self.tokens(texts, choices)["input_ids"]
-        ids = self.tokens(texts, choices, truncation="longest_first", max_length=self.max_length)[
-            "input_ids"
-        ]
-        C = self.choices
-        return [
-            {
-                "input_ids": ids[i * C : (i + 1) * C],
-                "target": row.values["label"],
-                "cut": any(
-                    len(a) > len(b)
-                    for a, b in zip(
-                        whole[i * C : (i + 1) * C], ids[i * C : (i + 1) * C], strict=True
-                    )
-                ),
-            }
-            for i, row in enumerate(rows)
-        ]
+        examples: list[dict[str, Any]] = []
+        for part in self.parts(self.data.splits[split]):
+            texts = [row.values["text"] for row in part for _ in row.values["choices"]]
+            choices = [choice for row in part for choice in row.values["choices"]]
+            ids, cut = self.token_ids(texts, choices)
+            for i, row in enumerate(part):
+                own = slice(i * self.choices, (i + 1) * self.choices)
+                examples.append(
+                    {"input_ids": ids[own], "target": row.values["label"], "cut": any(cut[own])}
+                )
+        return examples
 
     def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
         """See `TextTask.tensors`: input_ids and attention_mask (C, L)."""

@@ -5,6 +5,7 @@ A long context is read in windows that overlap by a quarter. The answer is the b
 for that, are higher (SQuAD 2.0).
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoModelForQuestionAnswering
 from headstart.data.options import DataOptions
-from headstart.data.text_rows import read_questions
+from headstart.data.text_rows import Row, read_questions
 from headstart.data.texts import TextData
 from headstart.errors import ConfigError
 from headstart.metrics.text import answer_scores
@@ -51,14 +52,22 @@ class QuestionAnswering(TextTask):
 
         Each question's windows, with the tokens of the first answer where it lies inside.
         """
-        rows = self.data.splits[split]
+        return [
+            example
+            for part in self.parts(self.data.splits[split])
+            for example in self._encoded(part)
+        ]
+
+    def _encoded(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """The windows of some questions."""
         free = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         questions = [row.values["question"] for row in rows]
         if free < 8:
             raise ConfigError(
                 f"max_length={self.max_length} is too short for questions and contexts"
             )
-        for i, ids in enumerate(self.tokens(questions, add_special_tokens=False)["input_ids"]):
+        whole = self.tokens(questions, add_special_tokens=False)["input_ids"]
+        for i, ids in enumerate(whole):
             if len(ids) > free // 2:  # a question leaves at least half of the window to the context
                 questions[i] = self.tokenizer.decode(ids[: free // 2])
         out = self.tokens(
@@ -125,25 +134,27 @@ class QuestionAnswering(TextTask):
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         rows = self.data.splits[split]
-        for start in range(0, len(flat), BATCH):
-            some = flat[start : start + BATCH]
-            batch = self.collate(
-                [{"input_ids": torch.tensor(window["input_ids"])} for _, window in some]
-            )
-            out = model(**self.micro(batch, slice(None), device))
-            starts, ends = (
-                logits.float().cpu().numpy() for logits in (out.start_logits, out.end_logits)
-            )
-            if not np.isfinite(starts + ends).all():
-                raise ConfigError(
-                    "the model's scores are not finite numbers: training diverged; try a smaller"
-                    " --lr"
+        with self.options.progress.counting("evaluating", len(flat), "windows") as seen:
+            for start in range(0, len(flat), BATCH):
+                some = flat[start : start + BATCH]
+                batch = self.collate(
+                    [{"input_ids": torch.tensor(window["input_ids"])} for _, window in some]
                 )
-            for j, (i, window) in enumerate(some):
-                found = best_span(starts[j], ends[j], window["offsets"])
-                nothing[i] = min(nothing.get(i, np.inf), float(starts[j, 0] + ends[j, 0]))
-                if found and found[0] > best.get(i, (-np.inf, ""))[0]:
-                    best[i] = (found[0], rows[i].values["context"][found[1] : found[2]])
+                out = model(**self.micro(batch, slice(None), device))
+                starts, ends = (
+                    logits.float().cpu().numpy() for logits in (out.start_logits, out.end_logits)
+                )
+                if not np.isfinite(starts + ends).all():
+                    raise ConfigError(
+                        "the model's scores are not finite numbers: training diverged; try a"
+                        " smaller --lr"
+                    )
+                for j, (i, window) in enumerate(some):
+                    found = best_span(starts[j], ends[j], window["offsets"])
+                    nothing[i] = min(nothing.get(i, np.inf), float(starts[j, 0] + ends[j, 0]))
+                    if found and found[0] > best.get(i, (-np.inf, ""))[0]:
+                        best[i] = (found[0], rows[i].values["context"][found[1] : found[2]])
+                seen(len(some))
         predictions = []
         for i in range(len(rows)):
             score, text = best.get(i, (-np.inf, ""))

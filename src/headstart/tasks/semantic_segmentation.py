@@ -198,11 +198,14 @@ class SemanticSegmentation(ImageTask):
                     return str(error)
 
             indices = range(self.splits[split])
-            for index, result in enumerate(parallel(one, indices, self.options.workers)):
-                if isinstance(result, str):
-                    self.bad.append(Bad(split, index, self.names(split)[index], result))
-                elif size <= MEMORY:
-                    pairs.append(result)
+            how = "decoding images", len(indices), self.unit
+            with self.options.progress.counting(*how) as seen:
+                for index, result in enumerate(parallel(one, indices, self.options.workers)):
+                    if isinstance(result, str):
+                        self.bad.append(Bad(split, index, self.names(split)[index], result))
+                    elif size <= MEMORY:
+                        pairs.append(result)
+                    seen(1)
             self.drop_known_bad(split)
             self.decoded[split] = pairs if size <= MEMORY else None
         self.drop_bad(splits)
@@ -314,17 +317,19 @@ class SemanticSegmentation(ImageTask):
         spread = set(np.linspace(0, count - 1, OTHERS).round().astype(int).tolist())
         worst: list[tuple[float, int, NDArray[np.uint8]]] = []
         shown: dict[str, NDArray[Any]] = {}
-        for index in range(count):
-            image, labels = self.pair(split, index)
-            predicted = segment(model, self.processor, image, mode).astype(np.uint8)  # (H, W)
-            confusions[index] = pixel_confusion(labels, predicted, classes)
-            iou = mean_iou(confusions[index])
-            if index in spread:
-                shown[f"answer/{index}"] = predicted
-            if not np.isnan(iou):
-                heapq.heappush(worst, (-iou, index, predicted))
-                if len(worst) > WORST:
-                    heapq.heappop(worst)
+        with self.options.progress.counting("evaluating", count, self.unit) as seen:
+            for index in range(count):
+                image, labels = self.pair(split, index)
+                predicted = segment(model, self.processor, image, mode).astype(np.uint8)  # (H, W)
+                confusions[index] = pixel_confusion(labels, predicted, classes)
+                iou = mean_iou(confusions[index])
+                if index in spread:
+                    shown[f"answer/{index}"] = predicted
+                if not np.isnan(iou):
+                    heapq.heappush(worst, (-iou, index, predicted))
+                    if len(worst) > WORST:
+                        heapq.heappop(worst)
+                seen(1)
         shown |= {f"answer/{index}": predicted for _, index, predicted in worst}
         metrics, interval = segmentation_metrics(confusions.sum(0)), bootstrap_interval(confusions)
         return Evaluation(split, count, metrics, interval, {"confusions": confusions, **shown})

@@ -5,7 +5,7 @@ Letters: B texts, L tokens, V classes, N examples.
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -43,6 +43,7 @@ class TextTask(Task):
         self.recipe = Recipe()
         self.max_length = 512
         self.encoded: dict[str, list[dict[str, Any]]] = {}
+        self.tokenized: Callable[[int], None] = lambda count: None  # shows what `parts` has done
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -181,8 +182,10 @@ class TextTask(Task):
 
     def prepare(self, folder: Path | None, splits: tuple[str, ...] = SPLITS) -> None:
         """See `Task.prepare`: texts are small, so their tokens stay in memory."""
-        for split in splits:
-            if split in self.data.splits:
+        present = [split for split in splits if split in self.data.splits]
+        total = sum(self.splits[split] for split in present)
+        with self.options.progress.counting("tokenizing", total, self.unit) as self.tokenized:
+            for split in present:
                 self.encoded[split] = self.encode(split)
                 cut = sum(bool(each.pop("cut", False)) for each in self.encoded[split])
                 note = (
@@ -192,24 +195,36 @@ class TextTask(Task):
                 if cut and note not in self.data.notes:
                     self.data.notes.append(note)
 
+    def parts(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Rows that are tokenized together; shows how many are done.
+
+        What the tokenizer knows beside the numbers of tokens takes many times their memory.
+        """
+        for start in range(0, len(rows), TOKENIZED_TOGETHER):
+            part = rows[start : start + TOKENIZED_TOGETHER]
+            yield part
+            self.tokenized(len(part))
+
     def tokens(self, texts: list[Any], pairs: list[str] | None = None, **options: Any) -> Any:
         """The tokenizer's call on many texts, whole ones."""
         return self.tokenizer(texts, pairs, return_attention_mask=False, **options)
 
     def token_ids(
-        self, texts: list[str], pairs: list[str] | None = None, **options: Any
-    ) -> list[list[int]]:
-        """The numbers of the tokens alone.
+        self, texts: list[str], pairs: list[str] | None = None
+    ) -> tuple[list[list[int]], list[bool]]:
+        """At most `max_length` tokens of each text, and whether it has more.
 
-        What the tokenizer knows beside them takes many times the memory, so texts go in parts.
+        Only texts that are too long are tokenized again, to be cut as the tokenizer does.
         """
-        ids: list[list[int]] = []
-        for start in range(0, len(texts), TOKENIZED_TOGETHER):
-            part = slice(start, start + TOKENIZED_TOGETHER)
-            ids += self.tokens(texts[part], None if pairs is None else pairs[part], **options)[
-                "input_ids"
-            ]
-        return ids
+        ids: list[list[int]] = self.tokens(texts, pairs)["input_ids"]
+        cut = [len(each) > self.max_length for each in ids]
+        if long := [i for i, longer in enumerate(cut) if longer]:
+            firsts = [texts[i] for i in long]
+            seconds = None if pairs is None else [pairs[i] for i in long]
+            how = {"truncation": "longest_first", "max_length": self.max_length}
+            for i, each in zip(long, self.tokens(firsts, seconds, **how)["input_ids"], strict=True):
+                ids[i] = each
+        return ids, cut
 
     def tensors(self, example: dict[str, Any]) -> dict[str, Tensor]:
         """An encoded example as tensors."""
@@ -268,10 +283,12 @@ class TextTask(Task):
             range(len(examples)) if some is None else some,
             key=lambda i: len(self.longest_of(examples[i])),
         )
-        for start in range(0, len(order), BATCH):
-            numbers = order[start : start + BATCH]
-            batch = self.collate([self.tensors(examples[i]) for i in numbers])
-            yield numbers, self.micro(batch, slice(None), device)
+        with self.options.progress.counting("evaluating", len(order), self.unit) as seen:
+            for start in range(0, len(order), BATCH):
+                numbers = order[start : start + BATCH]
+                batch = self.collate([self.tensors(examples[i]) for i in numbers])
+                yield numbers, self.micro(batch, slice(None), device)
+                seen(len(numbers))
 
     @staticmethod
     def longest_of(example: dict[str, Any]) -> list[int]:
@@ -341,13 +358,12 @@ def class_names(values: list[str], options: DataOptions, what: str = "class") ->
     return names
 
 
-def class_index(names: list[str], label: str, where: str) -> int:
+def class_index(numbers: Mapping[str, int], label: str, where: str) -> int:
     """The number of a class.
 
     Raises:
         DataError: A class that the training data, or the model, does not have.
     """
-    if label in names:
-        return names.index(label)
-    shown = listed(names)
-    raise DataError(f"{where}: class {label!r} is not among {shown}")
+    if label in numbers:
+        return numbers[label]
+    raise DataError(f"{where}: class {label!r} is not among {listed(numbers)}")

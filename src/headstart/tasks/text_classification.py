@@ -48,6 +48,7 @@ class TextClassification(TextTask, HeadTask):
         self.kind = kind
         self.problem = problem_of(kind, multi_label_classification="micro_f1", regression="pearson")
         self._classes = self._find_classes()
+        self.numbers = {name: i for i, name in enumerate(self._classes)}
         self._places: dict[str, dict[str, Any]] = {}  # examples by the digest of their tokens
 
     @property
@@ -114,9 +115,7 @@ class TextClassification(TextTask, HeadTask):
                 f"{texts} with {np.mean([len(label) for label in labels]):.1f} of"
                 f" {len(self.classes)} classes each"
             )
-        counts = np.bincount(
-            [self.classes.index(label) for label in labels], minlength=len(self.classes)
-        )
+        counts = np.bincount([self.numbers[label] for label in labels], minlength=len(self.classes))
         balance = (
             f"{counts.min()} to {counts.max()}"
             if counts.min() < counts.max()
@@ -146,21 +145,23 @@ class TextClassification(TextTask, HeadTask):
         if self.kind == REGRESSION:
             return label
         if self.kind == SINGLE:
-            return class_index(self.classes, label, row.name)
-        on = {class_index(self.classes, each, row.name) for each in label}
+            return class_index(self.numbers, label, row.name)
+        on = {class_index(self.numbers, each, row.name) for each in label}
         return [float(i in on) for i in range(len(self.classes))]
 
     def encode(self, split: str) -> list[dict[str, Any]]:
         """See `TextTask.encode`."""
         rows = self.data.splits[split]
-        pairs = [row.values["pair"] for row in rows] if rows and "pair" in rows[0].values else None
-        texts = [row.values["text"] for row in rows]
-        lengths = [len(ids) for ids in self.token_ids(texts, pairs)]
-        ids = self.token_ids(texts, pairs, truncation="longest_first", max_length=self.max_length)
-        return [
-            {"input_ids": each, "target": self.target(row), "cut": length > len(each)}
-            for each, row, length in zip(ids, rows, lengths, strict=True)
-        ]
+        paired = bool(rows) and "pair" in rows[0].values
+        examples: list[dict[str, Any]] = []
+        for part in self.parts(rows):
+            pairs = [row.values["pair"] for row in part] if paired else None
+            ids, cut = self.token_ids([row.values["text"] for row in part], pairs)
+            examples += [
+                {"input_ids": each, "target": self.target(row), "cut": longer}
+                for each, row, longer in zip(ids, part, cut, strict=True)
+            ]
+        return examples
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`: what the labels ask for, see `headstart.tasks.problems`."""

@@ -4,6 +4,7 @@ A word's tag is learned and read at its first token. Texts longer than `max_leng
 training, and evaluated in several parts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoModelForTokenClassification
 from headstart.data.options import DataOptions
-from headstart.data.text_rows import read_tagged
+from headstart.data.text_rows import Row, read_tagged
 from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.errors import ConfigError
 from headstart.metrics.classification import confusion_matrix, per_class, wilson
@@ -42,9 +43,10 @@ class TokenClassification(TextTask):
         )
         if "O" in self.tags and options.classes is None:  # first, as everybody has it
             self.tags = ["O", *(tag for tag in self.tags if tag != "O")]
+        self.numbers = {tag: i for i, tag in enumerate(self.tags)}
         for row in (row for rows in data.splits.values() for row in rows):
             row.values["numbers"] = [
-                class_index(self.tags, tag, row.name) for tag in row.values["tags"]
+                class_index(self.numbers, tag, row.name) for tag in row.values["tags"]
             ]
 
     @classmethod
@@ -76,7 +78,14 @@ class TokenClassification(TextTask):
 
         Parts of at most `max_length` tokens, the first alone where they are for training.
         """
-        rows = self.data.splits[split]
+        return [
+            example
+            for part in self.parts(self.data.splits[split])
+            for example in self._encoded(part, training=split == "train")
+        ]
+
+    def _encoded(self, rows: Sequence[Row], training: bool) -> list[dict[str, Any]]:
+        """The examples of some rows."""
         out = self.tokens(
             [row.values["words"] for row in rows],
             is_split_into_words=True,
@@ -101,7 +110,7 @@ class TokenClassification(TextTask):
                     seen |= set() if word is None else {word}
                 part["labels"] = labels
             examples.append(
-                parts[i][0] | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and split == "train"}
+                parts[i][0] | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and training}
             )
         return examples
 
@@ -132,22 +141,25 @@ class TokenClassification(TextTask):
         `details` are labels and predicted tags of all words, and where each text ends.
         """
         predictions: list[list[int]] = []
-        for example in self.encoded[split]:
-            found: list[int] = []
-            for part in (example, *example["rest"]):
-                logits = (
-                    model(input_ids=torch.tensor([part["input_ids"]], device=device))
-                    .logits[0]
-                    .float()
-                )  # (L, V)
-                if not torch.isfinite(logits).all():
-                    raise ConfigError(
-                        "the model's scores are not finite numbers: training diverged; try a"
-                        " smaller --lr"
-                    )
-                words = torch.tensor(part["labels"], device=device) != IGNORE
-                found += logits.argmax(1)[words].tolist()
-            predictions.append(found)
+        examples = self.encoded[split]
+        with self.options.progress.counting("evaluating", len(examples), self.unit) as seen:
+            for example in examples:
+                found: list[int] = []
+                for part in (example, *example["rest"]):
+                    logits = (
+                        model(input_ids=torch.tensor([part["input_ids"]], device=device))
+                        .logits[0]
+                        .float()
+                    )  # (L, V)
+                    if not torch.isfinite(logits).all():
+                        raise ConfigError(
+                            "the model's scores are not finite numbers: training diverged; try a"
+                            " smaller --lr"
+                        )
+                    words = torch.tensor(part["labels"], device=device) != IGNORE
+                    found += logits.argmax(1)[words].tolist()
+                predictions.append(found)
+                seen(1)
         return self.evaluate_predictions(split, predictions)
 
     def evaluate_predictions(self, split: str, predictions: list[list[int]]) -> Evaluation:
@@ -197,7 +209,7 @@ class WordTagging(TokenClassification):
     def measure(self, true: list[list[str]], predictions: list[list[str]]) -> dict[str, float]:
         """Mean F1 of the tags that occur."""
         labels, predicted = (
-            np.array([self.tags.index(t) for each in which for t in each], dtype=np.int64)
+            np.array([self.numbers[t] for each in which for t in each], dtype=np.int64)
             for which in (true, predictions)
         )
         table = per_class(confusion_matrix(labels, predicted, len(self.tags)))

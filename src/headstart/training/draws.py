@@ -50,7 +50,7 @@ def other_draw(run: Run, draw: int, seconds: float | None) -> Result:
     else:
         request = request_of(run.request, draw)
         recipe, began = Recipe.from_dict(request.recipe), time.perf_counter()
-        task = read_data(request, run.workers)
+        task = read_data(request, run.workers, run.progress)
         other = dataclasses.replace(
             run, task=task, request=request, recipe=recipe, out=folder, began=began, others=[]
         )

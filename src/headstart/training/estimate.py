@@ -47,7 +47,8 @@ class Estimate:
         forward: One example forward only.
         load: One example read and augmented, by all threads together.
         evaluated: Examples that are evaluated during and after training.
-        memory: Weights, gradients, optimizer, and what a micro-batch keeps for the backward pass.
+        memory: Of the whole process: data, weights, gradients, optimizer, and what a micro-batch
+            keeps for the backward pass.
     """
 
     example: float
@@ -115,13 +116,16 @@ def measure(loop: Loop) -> Estimate:
         buffer.copy_(buffers[name])
     rounds = recipe.steps // loop.eval_every
     evaluated = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in loop.model.parameters()]
-    # gradients, and one or two averages, of what is trained
-    copies = 2 if recipe.optimizer == "sgd" else 3
-    held = sum(size * (1 + copies * trained) for size, trained in sizes) / (
-        loop.world.size if loop.world.sharded else 1
-    )
-    memory = held + size * memory_per_example(task, loop.model, recipe, device)
+    # The passes above held data, weights, gradients and what a micro-batch keeps. Averages of the
+    # optimizer, and a copy of everything for a checkpoint, come on top.
+    trained = [p for p in loop.model.parameters() if p.requires_grad]
+    averages = 1 if recipe.optimizer == "sgd" else 2
+    copies = 1 + 2 * averages + (2 if recipe.ema is not None else 0)
+    added = float(copies * sum(p.numel() * p.element_size() for p in trained))
+    added = added / loop.world.size if loop.world.sharded else added
+    if few * size >= PATIENCE:
+        added += (size - 2) * memory_per_example(task, loop.model, recipe, device)
+    memory = peak_memory(device) + added
     return loop.world.broadcast(
         Estimate(example / loop.world.size, forward, load, evaluated, memory)
     )

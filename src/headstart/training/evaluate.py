@@ -45,7 +45,7 @@ def evaluate(
         task_options: As for `train`.
         device: Where to compute.
         workers: Threads that read and decode.
-        progress: Gets lines about what is evaluated; None shows them in notebooks only.
+        progress: Shows what is read and evaluated; None shows it in notebooks only.
 
     Returns:
         The task that has read the data, and the evaluation.
@@ -76,6 +76,7 @@ def evaluate(
         problem_type=kind,
         workers=workers,
         extra=extra,
+        progress=progress or progress_for_python(),
     )
     task = task_class(task_name).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in task.splits)
@@ -83,7 +84,7 @@ def evaluate(
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(task.splits)}")
     notes = held_out(Path(model), task, chosen, split is None)
     for note in notes:
-        (progress or progress_for_python()).say(note)
+        options.progress.say(note)
     network = task.attach(model).eval()
     # an optimized model stays where it was optimized
     fixed = getattr(network, "fixed_device", None)

@@ -79,7 +79,7 @@ def plan(
     names = [each.name for each in inputs]
     examples = Examples(files, np.zeros(len(files), dtype=np.int64), names)
     data = ImageData(["images"], {"train": examples}, [], memory.kind)
-    task = ImageClassification(data, DataOptions(skip_bad=True))
+    task = ImageClassification(data, DataOptions(skip_bad=True, progress=progress))
     if task.bad:
         progress.say(f"left out because they cannot be read: {counted(len(task.bad), 'image')}")
     task.drop_bad(("train",))

@@ -218,9 +218,9 @@ def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_data(request: Request, workers: int | None) -> Task:
+def read_data(request: Request, workers: int | None, progress: Progress) -> Task:
     """The data of a request."""
-    options = DataOptions(**(request.options | {"workers": workers}))
+    options = DataOptions(**(request.options | {"workers": workers, "progress": progress}))
     return task_class(request.task).read(request.data, options)
 
 
@@ -324,7 +324,7 @@ def model_of(model: str | Path | None, task: str) -> str:
 
 def new_run(request: Request, options: RecipeOptions, space: Workspace) -> Run:
     """The run of a request without a recipe: its data is read, and its recipe resolved."""
-    task = read_data(request, space.workers)
+    task = read_data(request, space.workers, space.progress)
     recipe = options.resolve(request.model, task, request.revision)
     automatic = options.is_automatic
     if automatic and can_fit_head(task) and request.model in MADE_FOR_HEADS:
@@ -341,7 +341,7 @@ def new_run(request: Request, options: RecipeOptions, space: Workspace) -> Run:
 
 def saved_run(request: Request, space: Workspace) -> Run:
     """The run of a request with its recipe: its data is read."""
-    return run_of(request, read_data(request, space.workers), space)
+    return run_of(request, read_data(request, space.workers, space.progress), space)
 
 
 def run_of(request: Request, task: Task, space: Workspace) -> Run:

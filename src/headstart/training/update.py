@@ -105,6 +105,7 @@ def update(
             problem_type=memory.kind,
             fewest_classes=1,
             workers=workers,
+            progress=progress,
         )
         task = ImageClassification.read(data, options)
         names = merged_classes(memory, task.classes)
@@ -174,7 +175,7 @@ def forget(
             [each.source for each in inputs], np.zeros(len(inputs), dtype=np.int64), names
         )
         data = ImageData(["images"], {"train": examples}, [], memory.kind)
-        task = ImageClassification(data, DataOptions())
+        task = ImageClassification(data, DataOptions(progress=progress))
         task.drop_bad(("train",))
         digests = task.digests("train")
         known = {digest for split in memory.digests.values() for digest in split}
