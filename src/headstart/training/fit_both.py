@@ -138,7 +138,8 @@ def plan_full(run: Run, full: Recipe, fitted: Fitted) -> tuple[Recipe, list[str]
         run.recipe = cut
         loop = make_loop(run, False)
         estimate = measure(loop)
-    too_few = examples_of(cut) < examples or estimate.seconds(cut) > run.left
+    training = dataclasses.replace(estimate, evaluated=0).seconds(cut)
+    too_few = examples_of(cut) < examples or training > run.left
     if too_few and not run.fixed:
         run.progress.say("the budget has no time to train every weight: the fitted head is kept")
         return None
