@@ -262,7 +262,7 @@ def test_page(page, world, tmp_path, monkeypatch, capsys):
             continue
         printed = io.StringIO()
         with redirect_stdout(printed):
-            exec(compile(localised(block.text, folder), page, "exec"), names)  # noqa: S102 - our own text
+            exec(compile(localised(block.text, folder), page, "exec"), names)
         if block.output is not None:
             assert printed.getvalue() == block.output, page
 

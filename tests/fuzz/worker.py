@@ -83,7 +83,7 @@ def outcome(form: Format, folder: Path, watch: Watch) -> dict[str, object]:
             kind = "message"
     except MemoryError:
         kind, place = "memory", _place()
-    except BaseException as error:  # noqa: BLE001 - what a file raises is the question
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         kind, place, text = "foreign", f"{type(error).__name__} {_place()}", str(error)[:200]

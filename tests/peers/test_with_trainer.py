@@ -53,7 +53,7 @@ def test_snippets_run(tmp_path, monkeypatch):
         code = code.replace(f'"{name}"', repr(str(tmp_path / cls)))
     assert not re.search('"(google|microsoft|uw-madison)/', code)
     page: dict = {"__name__": "page"}
-    exec(compile(code, "docs/with-trainer.md", "exec"), page)  # noqa: S102 - our own text
+    exec(compile(code, "docs/with-trainer.md", "exec"), page)
     tasks = ("images", "segmentation", "masked", "texts", "tokens", "questions", "choices")
     folders = [f"{task}/best" for task in (*tasks, "language")]
     folders += [f"{task}/checkpoint-2" for task in (*tasks, "language")]

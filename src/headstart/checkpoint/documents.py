@@ -113,7 +113,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def parse_json(text: str, where: str, error: Error = FileFormatError, *, nan: bool = False) -> Any:  # noqa: ANN401 - any JSON value
+def parse_json(text: str, where: str, error: Error = FileFormatError, *, nan: bool = False) -> Any:
     """The value of a JSON document.
 
     Args:
@@ -165,7 +165,7 @@ def _check_depth(value: Any) -> None:
 
 def read_json(
     path: Path | str, error: Error = FileFormatError, *, limit: int = MAX_JSON, nan: bool = False
-) -> Any:  # noqa: ANN401 - any JSON value
+) -> Any:
     """The value of a JSON file; arguments and errors as for `read_bytes` and `parse_json`."""
     return parse_json(read_text(path, limit, error), str(path), error, nan=nan)
 
@@ -225,7 +225,7 @@ def _yaml() -> Any:
     return yaml, Loader
 
 
-def parse_yaml(text: str, where: str, error: Error = FileFormatError) -> Any:  # noqa: ANN401
+def parse_yaml(text: str, where: str, error: Error = FileFormatError) -> Any:
     """The value of a YAML document of plain values; arguments as for `parse_json`.
 
     Raises:
@@ -258,7 +258,7 @@ def _check_numbers(value: Any) -> None:
         raise _Refused(f"an integer has more than {MAX_DIGITS} digits")
 
 
-def read_yaml(path: Path | str, error: Error = FileFormatError) -> Any:  # noqa: ANN401
+def read_yaml(path: Path | str, error: Error = FileFormatError) -> Any:
     """The value of a YAML file; errors as for `read_bytes` and `parse_yaml`."""
     return parse_yaml(read_text(path, MAX_YAML, error), str(path), error)
 
@@ -266,7 +266,7 @@ def read_yaml(path: Path | str, error: Error = FileFormatError) -> Any:  # noqa:
 # Types --------------------------------------------------------------------------------------------
 
 
-def is_kind(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type expression
+def is_kind(value: object, kind: Any) -> bool:
     """Whether a value is of an annotated type.
 
     An integer is a float too, but a bool is not a number; a list may stand for a tuple and the
@@ -301,7 +301,7 @@ def _are_kinds(values: Sequence[Any], origin: Any, args: tuple[Any, ...]) -> boo
     return all(is_kind(each, args[0]) for each in values)
 
 
-def kind_words(kind: Any) -> str:  # noqa: ANN401 - a type expression
+def kind_words(kind: Any) -> str:
     """An annotated type in words: "an integer or a list of integers"."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -345,7 +345,7 @@ def brief(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatError) -> None:  # noqa: ANN401 - a type expression
+def check_kind(value: object, kind: Any, where: str, error: Error = FileFormatError) -> None:
     """Raises `error` unless a value is of an annotated type.
 
     Args:
@@ -370,12 +370,8 @@ def check_names(
 
 
 def value_of(
-    values: object,
-    key: str,
-    kind: Any,  # noqa: ANN401 - a type expression
-    where: object,
-    error: Error = FileFormatError,
-) -> Any:  # noqa: ANN401 - a value of `kind`
+    values: object, key: str, kind: Any, where: object, error: Error = FileFormatError
+) -> Any:
     """The value of a key that an object must have, of a type that it must be.
 
     Raises:

@@ -1,4 +1,7 @@
-"""NumPy's .npz and .npy (the BiT authors' format), never with pickled objects. https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
+"""NumPy's .npz and .npy (the BiT authors' format), never with pickled objects.
+
+https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
 
 import io
 import math

@@ -101,7 +101,8 @@ class PickledArray:
         budget.memory(len(data), where)
         try:
             numbers = bytearray(data.encode("latin1") if isinstance(data, str) else data)
-            return np.ndarray(shape, dtype, numbers, order=order)  # type: ignore[arg-type]  # "C" or "F", checked above
+            # "C" or "F", checked above
+            return np.ndarray(shape, dtype, numbers, order=order)  # type: ignore[arg-type]
         except (ValueError, TypeError) as error:
             raise FileFormatError(f"{where} is a damaged array: {error}") from error
 

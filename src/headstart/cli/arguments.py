@@ -44,7 +44,7 @@ def task_options(items: list[str] | None, masks: Path | None) -> dict[str, Any]:
     return options | ({"masks": masks} if masks is not None else {})
 
 
-def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
+def parsed(text: str) -> Any:
     """A value as JSON would read it, else the text itself."""
     from headstart.checkpoint.documents import parse_json
 

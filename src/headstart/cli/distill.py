@@ -42,7 +42,7 @@ TOKENIZER_HELP = (
 )
 
 
-def distill(  # noqa: PLR0913 - one parameter for each option
+def distill(
     teacher: Annotated[str, typer.Argument(help=TEACHER_HELP)],
     images: Annotated[Path, typer.Argument(help=IMAGES_HELP)],
     *,

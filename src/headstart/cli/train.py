@@ -24,7 +24,7 @@ from headstart.cli.output import JsonOption, emit, result_values
 from headstart.cli.terminal import print_table
 
 
-def train(  # noqa: PLR0913 - one parameter for each option
+def train(
     data: Annotated[str, typer.Argument(help=f"{DATA_HELP} With --stream also a URI.")],
     masks: MasksArgument = None,
     *,

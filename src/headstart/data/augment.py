@@ -40,7 +40,7 @@ class _Drawing(TorchFunctionMode):
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         return func(
             *args, **((kwargs or {}) | ({"generator": self.generator} if func in _DRAWS else {}))
         )
@@ -55,7 +55,7 @@ _DRAWS = {
 
 def _applied(
     image: Pixels, rng: np.random.Generator, settings: Any, make: Callable[[], Any]
-) -> Pixels:  # noqa: ANN401 - hashable settings
+) -> Pixels:
     """The image after one of kornia's augmentations, which is made once for these settings."""
     if settings not in vars(_made):
         try:
@@ -78,7 +78,7 @@ def rand_augment(image: Pixels, magnitude: float, rng: np.random.Generator) -> P
     """
     strength = min(max(round(magnitude / HIGHEST * KORNIA_HIGHEST), 1), KORNIA_HIGHEST - 1)
 
-    def make() -> Any:  # noqa: ANN401 - kornia has no types
+    def make() -> Any:
         from kornia.augmentation.auto import RandAugment
 
         return RandAugment(OPERATIONS, strength)
@@ -91,7 +91,7 @@ def color_jitter(image: Pixels, strength: float, rng: np.random.Generator) -> Pi
     random order.
     """
 
-    def make() -> Any:  # noqa: ANN401 - kornia has no types
+    def make() -> Any:
         from kornia.augmentation import ColorJitter
 
         return ColorJitter(strength, strength, strength, 0.0, p=1.0)
@@ -122,7 +122,7 @@ def random_erase(
     if rng.random() >= chance:
         return image
 
-    def make() -> Any:  # noqa: ANN401 - kornia has no types
+    def make() -> Any:
         from kornia.augmentation import RandomErasing
 
         return RandomErasing(ERASED_AREA, ERASED_ASPECT, value=0.0, p=1.0)

@@ -214,7 +214,7 @@ def _parquet_rows(block: Block) -> Iterator[Input]:
             at += len(batch)
 
 
-def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:  # noqa: ANN401 - of a library without types
+def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
     """The row groups that hold rows, and the number of the first row of the first of them."""
     found: list[int] = []
     first = at = 0

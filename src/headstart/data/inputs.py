@@ -98,7 +98,9 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
         elif path.suffix.lower() in FILE_SUFFIXES and path.is_file():
             found += _rows(path)
         elif not path.exists() and glob.has_magic(str(path)):
-            matches = sorted(Path(each) for each in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns too
+            # absolute patterns too
+            names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+            matches = sorted(map(Path, names))
             if not matches:
                 raise InputError(f"no file matches {path}")
             found += [ImageInput(str(each), each) for each in image_files(matches)]

@@ -44,7 +44,7 @@ def kind_named(text: str) -> str:
     return found[0]
 
 
-def as_number(cell: Any) -> float | None:  # noqa: ANN401 - what a table holds
+def as_number(cell: Any) -> float | None:
     """A cell as a number, or None."""
     try:
         return None if isinstance(cell, bool) else float(cell)
@@ -52,19 +52,19 @@ def as_number(cell: Any) -> float | None:  # noqa: ANN401 - what a table holds
         return None
 
 
-def as_flag(cell: Any) -> bool | None:  # noqa: ANN401 - what a table holds
+def as_flag(cell: Any) -> bool | None:
     """A cell as yes (1, true) or no (0, false), or None."""
     return FLAGS.get(str(cell).strip().lower())
 
 
-def as_class(cell: Any) -> str:  # noqa: ANN401 - what a table holds
+def as_class(cell: Any) -> str:
     """A class as text; 1.0 is 1."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return class_name(str(cell))
 
 
-def as_list(cell: Any) -> list[Any] | None:  # noqa: ANN401 - what a table holds
+def as_list(cell: Any) -> list[Any] | None:
     """The classes in a cell that holds a list of them, also one written as JSON, Python or NumPy
     write it.
 

@@ -208,7 +208,7 @@ def read_classes(path: Path) -> ClassList:
     )
 
 
-def _colors(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:  # noqa: ANN401 - what a file holds
+def _colors(values: Any, classes: int, path: Path) -> NDArray[np.uint8] | None:
     if values is None:
         return None
     if not is_kind(values, list[list[int]]) or not all(

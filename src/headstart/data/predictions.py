@@ -60,7 +60,7 @@ def attempt(
 
 
 def classify(
-    pipe: Any,  # noqa: ANN401 - an ImageClassificationPipeline
+    pipe: Any,
     inputs: Sequence[ImageInput],
     *,
     top_k: int | None = None,
@@ -91,10 +91,7 @@ def classify(
 
 
 def paint(
-    painter: Any,  # noqa: ANN401 - a pipeline that writes images
-    inputs: Sequence[ImageInput],
-    stems: Sequence[Path],
-    workers: int | None = None,
+    painter: Any, inputs: Sequence[ImageInput], stems: Sequence[Path], workers: int | None = None
 ) -> Iterator[Prediction]:
     """The prediction for every image of a model that writes images, in order.
 

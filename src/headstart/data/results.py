@@ -168,7 +168,7 @@ class ResultTable:
         names: list[str] = file.read(columns=[first]).column(0).to_pylist()
         return names
 
-    def _check_facts(self, found: Any) -> None:  # noqa: ANN401 - any JSON value
+    def _check_facts(self, found: Any) -> None:
         for name, value in self.facts.items():
             other = found.get(name) if isinstance(found, dict) else None
             if other != value:
@@ -177,7 +177,7 @@ class ResultTable:
                     f" {value}; give the same model, or another --out"
                 )
 
-    def _csv_names(self, reader: Any) -> Iterator[str]:  # noqa: ANN401 - a csv.reader
+    def _csv_names(self, reader: Any) -> Iterator[str]:
         try:
             head = next(reader, None)
             if head is not None:
@@ -285,7 +285,7 @@ def _remove_partial_line(file: Path) -> None:
         data.truncate(end)
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _cell(value: Any) -> str:
     """A value as a cell of text."""
     if value is None:
         return ""
@@ -313,7 +313,7 @@ def vector_of(text: str) -> NDArray[np.float32]:
     return np.frombuffer(b64decode(text), dtype="<f4").astype(np.float32)
 
 
-def open_numpy(path: Path) -> Any:  # noqa: ANN401 - an NpzFile, which has no public name
+def open_numpy(path: Path) -> Any:
     """The arrays of an .npz file, none of which is compressed or pickled.
 
     Raises:
@@ -328,7 +328,7 @@ def open_numpy(path: Path) -> Any:  # noqa: ANN401 - an NpzFile, which has no pu
         raise FileFormatError(f"{path} cannot be read as .npz: {error}") from None
 
 
-def pyarrow_parquet() -> Any:  # noqa: ANN401 - a module
+def pyarrow_parquet() -> Any:
     """The module `pyarrow.parquet`."""
     try:
         return import_module("pyarrow.parquet")
@@ -336,7 +336,7 @@ def pyarrow_parquet() -> Any:  # noqa: ANN401 - a module
         raise MissingExtraError("pyarrow", "train") from None
 
 
-def arrow_schema(columns: Mapping[str, Kind], facts: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - of a library without types
+def arrow_schema(columns: Mapping[str, Kind], facts: Mapping[str, str] | None = None) -> Any:
     """The `pyarrow.Schema` of a table of results.
 
     Args:
@@ -352,7 +352,7 @@ def arrow_schema(columns: Mapping[str, Kind], facts: Mapping[str, str] | None = 
 
 def arrow_table(
     rows: Sequence[Row], columns: Mapping[str, Kind], facts: Mapping[str, str] | None = None
-) -> Any:  # noqa: ANN401 - of a library without types
+) -> Any:
     """Rows as a `pyarrow.Table`.
 
     Args:
@@ -372,7 +372,7 @@ def arrow_table(
     return import_module("pyarrow").Table.from_pylist(cells, arrow_schema(columns, facts))
 
 
-def _arrow_type(kind: Kind, pyarrow: Any) -> Any:  # noqa: ANN401 - of a library without types
+def _arrow_type(kind: Kind, pyarrow: Any) -> Any:
     scores = pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float64())])
     types = {
         "text": pyarrow.string(),

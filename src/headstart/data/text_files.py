@@ -162,7 +162,7 @@ def text_pipeline(
     settings: Mapping[str, Any] | None = None,
     device: str | None = None,
     refuse: bool | float = False,
-) -> Any:  # noqa: ANN401 - a pipeline of texts
+) -> Any:
     """The pipeline of a text model; arguments and errors are those of `predict_texts`."""
     if long not in ("refuse", "cut", "extend"):
         raise ConfigError(f"--long {long}; expected refuse, cut or extend")
@@ -184,10 +184,7 @@ def text_pipeline(
 
 
 def stream_texts(
-    run: Any,  # noqa: ANN401 - from `text_pipeline`
-    task: str,
-    inputs: list[Named],
-    top: int,
+    run: Any, task: str, inputs: list[Named], top: int
 ) -> Iterator[tuple[str, list[Any]]]:
     """The name of each text, and what a pipeline predicts for it."""
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]

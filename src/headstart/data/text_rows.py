@@ -194,7 +194,7 @@ def _number(name: str) -> int:
     return int(re.sub(r"\D", "", name))
 
 
-def _choice_index(value: Any, count: int, bad: list[str]) -> int:  # noqa: ANN401 - what a table holds
+def _choice_index(value: Any, count: int, bad: list[str]) -> int:
     text = str(value).strip()
     index = "ABCDEFGHIJ".find(text.upper()) if len(text) == 1 else -1
     if is_number(text):
@@ -353,7 +353,7 @@ def _column_number(options: DataOptions, role: str, usual: int) -> int:
     return int(asked)
 
 
-def _tagged(words: Any, tags: Any, name: str, index: int) -> Row | Bad:  # noqa: ANN401 - what a table holds
+def _tagged(words: Any, tags: Any, name: str, index: int) -> Row | Bad:
     if (
         not isinstance(words, list)
         or not isinstance(tags, list)
@@ -411,7 +411,7 @@ def _squad_rows(articles: list[Any], path: str) -> Iterator[Row | Bad]:
                 yield _question(entry, paragraph.get("context"), entry.get("answers"), name, q)
 
 
-def _objects(value: Any, key: str, place: str) -> list[Any]:  # noqa: ANN401 - what a file holds
+def _objects(value: Any, key: str, place: str) -> list[Any]:
     """The list under a key of an object; an absent one is empty."""
     if not isinstance(value, dict) or not isinstance(value.get(key, []), list):
         raise DataError(f"{place}: expected an object with a list {key!r}")
@@ -421,7 +421,7 @@ def _objects(value: Any, key: str, place: str) -> list[Any]:  # noqa: ANN401 - w
 
 def _question(
     entry: dict[str, Any], context: Any, answers: Any, name: str, index: int
-) -> Row | Bad:  # noqa: ANN401 - what a file holds
+) -> Row | Bad:
     question = entry.get("question")
     if (
         not isinstance(question, str)

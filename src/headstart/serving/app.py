@@ -321,7 +321,8 @@ async def read_items(request: Request, answers: Answers, settings: Settings) -> 
         except UnicodeDecodeError as error:
             raise InputError("the body is not UTF-8") from error
         body = parse_json(text, "the body", InputError)
-        values = body.get("inputs") if isinstance(body, dict) else None  # type: ignore[assignment]  # checked next
+        # checked next
+        values = body.get("inputs") if isinstance(body, dict) else None  # type: ignore[assignment]
         if not isinstance(values, list):
             raise InputError('the body is {"inputs": [...]}')
     else:

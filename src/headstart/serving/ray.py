@@ -87,7 +87,7 @@ class BlockWriter:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Writes the blocks of a batch; the answer says what became of each."""
         found = [
-            self._write(int(number), pickle.loads(block))  # noqa: S301 - this run has pickled it
+            self._write(int(number), pickle.loads(block))
             for number, block in zip(batch["number"], batch["block"], strict=True)
         ]
         return {key: [each[key] for each in found] for key in found[0]}

@@ -78,7 +78,7 @@ def is_table(path: Path) -> bool:
         return False  # reading it as any other table says what is wrong
 
 
-def library() -> Any:  # noqa: ANN401 - a module
+def library() -> Any:
     """The `datasets` library."""
     try:
         import datasets
@@ -158,7 +158,7 @@ def load_saved(path: Path) -> dict[str, Any]:
     return dict(loaded) if hasattr(loaded, "keys") else {"train": loaded}
 
 
-def _load_files(paths: list[Path]) -> Any:  # noqa: ANN401 - a datasets.Dataset
+def _load_files(paths: list[Path]) -> Any:
     datasets = library()
     expected = (OSError, ValueError, datasets.exceptions.DatasetGenerationError)
     try:
@@ -217,7 +217,7 @@ def _usual(column: str) -> int:
     )
 
 
-def _table(rows: Any, path: Path, unit: str, options: DataOptions) -> RawTable:  # noqa: ANN401 - a datasets.Dataset
+def _table(rows: Any, path: Path, unit: str, options: DataOptions) -> RawTable:
     """The rows of a data set as plain values: numbers of classes become their names, images stay
     where they are.
     """
@@ -242,7 +242,7 @@ def _table(rows: Any, path: Path, unit: str, options: DataOptions) -> RawTable: 
     return RawTable(path, columns, unit, range(1, len(rows) + 1), image)
 
 
-def _named(value: Any, feature: Any) -> Any:  # noqa: ANN401 - what a data set holds
+def _named(value: Any, feature: Any) -> Any:
     """A value with the names of its classes; -1 and nothing stand for a label that is missing."""
     if type(feature).__name__ == "ClassLabel" and isinstance(value, int):
         return feature.names[value] if value >= 0 else None

@@ -84,7 +84,8 @@ def files_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        found += [os.path.join(place, name) for name in files if not is_hidden(name)]  # noqa: PTH118 - a million Paths are slow
+        shown = (name for name in files if not is_hidden(name))
+        found += [os.path.join(place, name) for name in shown]  # noqa: PTH118 - Paths are slow
     return sorted(found, key=lambda path: path.split(os.sep))  # noqa: PTH206 - as above
 
 

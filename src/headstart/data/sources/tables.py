@@ -83,7 +83,7 @@ def _read_csv(path: Path, header: bool) -> RawTable:
             csv.field_size_limit(limit)
 
 
-def _csv_columns(path: Path, reader: Any, header: bool) -> RawTable:  # noqa: ANN401 - a csv.reader
+def _csv_columns(path: Path, reader: Any, header: bool) -> RawTable:
     names: list[str] | None = next(reader, []) if header else None
     cells: list[list[str]] = [[] for _ in names or ()]
     places: list[int] = []
@@ -183,7 +183,7 @@ def stream_parquet(shard: str, first: int = 0) -> Iterator[Streamed]:
             at += len(batch)
 
 
-def open_parquet(file: str) -> Any:  # noqa: ANN401 - of a library without types
+def open_parquet(file: str) -> Any:
     """A `pyarrow.parquet.ParquetFile` of a path or URI.
 
     Raises:
@@ -207,14 +207,14 @@ class ArrowColumn(Sequence[Any]):
         array: A `pyarrow.ChunkedArray`.
     """
 
-    def __init__(self, array: Any) -> None:  # noqa: ANN401 - of a library without types
+    def __init__(self, array: Any) -> None:
         self.chunks = [chunk for chunk in array.chunks if len(chunk)]
         self.starts = list(accumulate((len(chunk) for chunk in self.chunks), initial=0))
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - what a table holds
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         part = bisect.bisect_right(self.starts, index) - 1

@@ -101,12 +101,12 @@ PAPER: dict[tuple[str, str, Size], Paper] = {
 }
 
 
-def size_of(config: Any) -> Size:  # noqa: ANN401 - a configuration, or None
+def size_of(config: Any) -> Size:
     """Which of the two published sizes a network is nearest to."""
     return "large" if getattr(config, "num_hidden_layers", 12) > 12 else "base"
 
 
-def start_of(config: Any) -> str:  # noqa: ANN401 - a configuration, or None
+def start_of(config: Any) -> str:
     """What a network has learned: "pretrained" with masks alone, or "tuned" to classes too."""
     named = (getattr(config, "architectures", None) or [""])[0]
     masks = named == "BeitForMaskedImageModeling" or (

@@ -207,7 +207,8 @@ def sampled_forward(
         dense_projections(projections, q.shape[-1], hash_code_len, num_hash).float().contiguous()
     )
     out = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32)
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+    # Triton launches on the current device
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         for n, first, some in _groups(
             q.shape[0],
             num_hash,

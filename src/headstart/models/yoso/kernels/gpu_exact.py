@@ -43,7 +43,8 @@ def exact_forward(query: Tensor, key: Tensor, value: Tensor, hash_code_len: int)
     rows, queries, size = q.shape
     out = v.new_empty(rows, queries, v.shape[2])
     block, other = tiles(q.dtype, size, v.shape[2])
-    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+    # Triton launches on the current device
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         kernels.forward_kernel[(rows * -(-queries // block),)](
             q, k, v, out, queries, k.shape[1], size, v.shape[2], hash_code_len,
             BLOCK_QUERIES=block, BLOCK_KEYS=other,
