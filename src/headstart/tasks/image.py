@@ -133,7 +133,7 @@ class ImageTask(Task):
                     self.options.progress.say(note)
         self.drop_bad(splits)
 
-    def stream(self, split: str) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+    def image_batches(self, split: str) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
         """Images of a split in batches with their numbers; shows how many are evaluated.
 
         Threads read ahead of the network. Those that cannot be read are dropped at the end.

@@ -433,7 +433,7 @@ class ImageClassification(LabelledImages, HeadTask):
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are logits or regression values (N, V) and labels."""
         logits = []
-        for batch in self.stream(split):
+        for batch in self.image_batches(split):
             if not batch:
                 continue
             images = np.stack([image for _, image in batch])  # (B, H, W, 3)
