@@ -1,7 +1,8 @@
 """Commands that train and evaluate: train, evaluate, demo."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,11 @@ from headstart.cli.options import (
 )
 from headstart.cli.output import JsonOption, emit, result_values
 from headstart.cli.terminal import print_table
+from headstart.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headstart.tasks.result import Result
+    from headstart.training.compare import Compared
 
 
 def train(
@@ -171,7 +177,8 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any other recipe value; may be repeated.",
+            help="Any other recipe value; may be repeated. With --draws, several numbers of one"
+            " (lr=0.01,0.03) are compared.",
             rich_help_panel="Recipe",
         ),
     ] = None,
@@ -268,6 +275,7 @@ def train(
         check_model(model)
     from headstart.progress import progress_for_terminal
     from headstart.recipe import read_class_weights
+    from headstart.training.compare import compare, several
     from headstart.training.run import train as run
 
     values: dict[str, Any] = {
@@ -289,37 +297,71 @@ def train(
         "class_weights": read_class_weights(class_weights) if class_weights else None,
     }
     values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
-    found = run(
-        data,
-        model=model,
-        out=out,
-        task=task,
-        config=config,
-        recipe=recipe,
-        resume=resume,
-        dry_run=dry_run,
-        shots=shots,
-        draws=draws,
-        problem_type=problem_type,
-        val_fraction=val_fraction,
-        skip_bad=skip_bad,
-        columns=named_values(column, "--column"),
-        validation=val,
-        test=test,
-        stream=stream,
-        task_options=task_options(option, masks),
-        device=device,
-        workers=workers,
-        budget=budget,
-        fsdp=fsdp,
-        tensorboard=tensorboard,
-        max_error=max_error,
-        epochs=epochs,
-        overwrite=overwrite,
-        progress=progress_for_terminal(),
-        **values,
+    compared = several(values, draws)
+
+    def once(where: Path, goes_on: bool, changed: dict[str, Any]) -> "Result":
+        return run(
+            data,
+            model=model,
+            out=where,
+            task=task,
+            config=config,
+            recipe=recipe,
+            resume=goes_on,
+            dry_run=dry_run,
+            shots=shots,
+            draws=draws,
+            problem_type=problem_type,
+            val_fraction=val_fraction,
+            skip_bad=skip_bad,
+            columns=named_values(column, "--column"),
+            validation=val,
+            test=test,
+            stream=stream,
+            task_options=task_options(option, masks),
+            device=device,
+            workers=workers,
+            budget=budget,
+            fsdp=fsdp,
+            tensorboard=tensorboard,
+            max_error=max_error,
+            epochs=epochs,
+            overwrite=overwrite,
+            progress=progress_for_terminal(),
+            **(values | changed),
+        )
+
+    if compared is None:
+        return result_values(once(out, resume, {}))
+    name, numbers = compared
+    if dry_run:
+        raise ConfigError(f"--dry-run looks at one run; give one value of {name}")
+
+    def with_value(value: float, where: Path) -> "Result":
+        return once(where, resume and where.exists(), {name: value})
+
+    best, rows = compare(name, numbers, out, with_value)
+    print_table(
+        f"{name}, {draws} draws",
+        (name, "mean", "95 % interval", "from the first"),
+        (compared_line(each) for each in rows),
     )
-    return result_values(found)
+    print("The highest of several means is optimistic by itself: evaluate it on other examples.")
+    return result_values(best) | {"comparison": [asdict(each) for each in rows]}
+
+
+def compared_line(row: "Compared") -> tuple[str, ...]:
+    """A value's results for a table."""
+    from headstart.pipelines.base import read_results
+    from headstart.progress import metric_text
+
+    headline = read_results(row.folder)["headline"]
+    bounds = " to ".join(metric_text(headline, bound) for bound in row.interval)
+    if row.difference is None or row.difference_interval is None:
+        return f"{row.value:g}", metric_text(headline, row.mean), bounds, ""
+    low, high = row.difference_interval
+    gap = f"{row.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{row.value:g}", metric_text(headline, row.mean), bounds, gap
 
 
 def evaluate(

@@ -1,0 +1,52 @@
+"""`--set NAME=A,B`: one training for each value, on the same subsets, with intervals."""
+
+import json
+import statistics
+
+import pytest
+
+from command_line import call
+from headstart.errors import ConfigError
+from headstart.training.compare import several
+
+
+def test_values_are_compared_in_pairs(photos, tiny_model, tmp_path, capsys):
+    out = tmp_path / "rates"
+    words = ("train", photos, "--model", tiny_model, "--tune", "full", "--steps", 2)
+    words += ("--shots", 2, "--draws", 2, "--crop", 20, "--resize", 20, "--out", out)
+    code, text, err = call(capsys, *words, "--set", "lr=0.001,0.5", "--json")
+    assert code == 0, err
+    line = json.loads(text.splitlines()[-1])
+    first, second = line["comparison"]
+    assert (first["value"], second["value"]) == (0.001, 0.5)
+    values = []
+    for row in (first, second):
+        folder = out / f"lr={row['value']}"
+        metric = json.loads((folder / "results.json").read_text())["draws"]["metrics"]["accuracy"]
+        values.append(metric["values"])
+        assert row["mean"] == pytest.approx(statistics.fmean(metric["values"]))
+        assert row["folder"] == str(folder)
+        assert f"lr: {row['value']}" in (folder / "recipe.yaml").read_text()
+    gaps = [b - a for a, b in zip(*values, strict=True)]
+    assert first["difference"] is None
+    assert second["difference"] == pytest.approx(statistics.fmean(gaps))
+    best = max((first, second), key=lambda row: row["mean"])
+    assert line["folder"] == best["folder"]
+    assert json.loads((out / "comparison.json").read_text())["values"] == [first, second]
+
+
+def test_what_cannot_be_compared_is_refused(capsys, photos, tmp_path):
+    assert several({"lr": "0.1", "freeze": "a,b", "steps": 3}, 1) is None
+    assert several({"steps": "3,5"}, 2) == ("steps", [3, 5])
+    for values, draws, text in (
+        ({"lr": "0.1,0.2"}, 1, "--draws 3 --shots 10"),
+        ({"lr": "0.1,0.1"}, 2, "twice"),
+        ({"lr": "0.1,0.2", "mixup": "0,1"}, 2, "lr and of mixup"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            several(values, draws)
+    code, _, err = call(
+        capsys, "train", photos, "--out", tmp_path / "x", "--set", "lr=1,2", "--draws", 2,
+        "--shots", 2, "--dry-run",
+    )  # fmt: skip
+    assert code == 2 and "give one value of lr" in err
