@@ -189,6 +189,11 @@ class Recipe:
                 raise ConfigError(
                     f"recipe: {field}={getattr(self, field)}; it must be from 0 to {most}"
                 )
+        self._check_factors()
+        self._check_together()
+
+    def _check_factors(self) -> None:
+        """Raises ConfigError for a factor that is not above 0."""
         weights = (
             self.class_weights.values()
             if isinstance(self.class_weights, dict)
@@ -207,6 +212,9 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"recipe: {field}={value}; it must be above 0")
+
+    def _check_together(self) -> None:
+        """Raises ConfigError for values that exclude each other."""
         if self.lora_rank is not None and self.tune == "head":
             raise ConfigError(
                 "recipe: tune='head' trains no weight below the head, so lora_rank has nothing to"

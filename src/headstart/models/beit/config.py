@@ -423,26 +423,28 @@ def count_parameters(
     )
 
 
+def _entry(
+    name: str,
+    size: str,
+    task: Any,
+    values: dict[str, Any],
+    hub: str | None,
+    result: str,
+    labels: tuple[str, int] | None,
+) -> Published:
+    plain = SIZES[size] | {"layer_norm_eps": EPS_AUTHORS} | values
+    config = BeitConfig.from_dict(plain, num_labels=labels[1] if labels else 2)
+    return Published(
+        name, plain, f"{ADDRESS}{name}.pth", hub and f"microsoft/{hub}", "MIT",
+        count_parameters(config, task), config.image[0], result, labels[0] if labels else None,
+    )  # fmt: skip
+
+
 def _published() -> dict[str, Published]:
     table: dict[str, Published] = {}
 
-    def add(
-        name: str,
-        size: str,
-        task: Any,
-        values: dict[str, Any],
-        hub: str | None,
-        result: str,
-        labels: tuple[str, int] | None,
-    ) -> None:
-        plain = SIZES[size] | {"layer_norm_eps": EPS_AUTHORS} | values
-        config = BeitConfig.from_dict(plain, num_labels=labels[1] if labels else 2)
-        image = config.image[0]
-        table[name] = Published(
-            name, plain, f"{ADDRESS}{name}.pth", hub and f"microsoft/{hub}", "MIT",
-            count_parameters(config, task), image, result,
-            labels[0] if labels else None,
-        )  # fmt: skip
+    def add(name: str, *values: Any) -> None:
+        table[name] = _entry(name, *values)
 
     in_22k, in_1k, ade = ("imagenet-22k", CLASSES_22K), ("imagenet-1k", 1000), ("ade20k", 150)
     for size in SIZES:
