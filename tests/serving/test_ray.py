@@ -1,14 +1,17 @@
 """Predictions by a cluster: every row exactly once, and the rows of `headstart predict`."""
 
+import json
 import os
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from command_line import call
+from headstart import embed
 from photo_data import make_photo
 
 ray = pytest.importorskip("ray")
@@ -106,3 +109,10 @@ def test_a_node_is_killed_and_every_row_is_there_once(
     after = {file.name: file.stat().st_mtime_ns for file in out.glob("part-*.parquet")}
     assert after.pop(lost.name) != before.pop(lost.name) and after == before
     assert rows_of(out) == rows
+
+    vectors = tmp_path / "vectors"
+    options = ("--ray", cluster.address, "--actors", 1, "--out", vectors, "--json")
+    code, printed, _ = call(capsys, "embed", tiny_model, images / "001.png", *options)
+    answer, expected = json.loads(printed), embed(tiny_model, images / "001.png")
+    assert code == 0 and (answer["rows"], answer["key"]) == (1, expected.key)
+    assert np.array_equal(rows_of(vectors)[0]["features"], expected.features[0])
