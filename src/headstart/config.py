@@ -626,6 +626,11 @@ def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     path = Path(name)
     if path.is_file() and path.suffix == ".json":
         return read_object(path)
+    if path.is_file() and path.suffix in (".onnx", ".xml", ".pt2"):
+        raise NotFoundError(
+            f"{path} is an exported program, which its runtime runs; give the folder that it was"
+            " exported from (`headstart check` runs the test images in the file)"
+        )
     if path.is_file() and not (path.parent / "config.json").is_file():
         raise NotFoundError(
             f"{path} has no config.json beside it; make a folder of it with: headstart convert"

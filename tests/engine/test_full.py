@@ -167,6 +167,8 @@ def test_files_without_tests_or_damaged_are_refused(written, tmp_path, capsys):
     with pytest.raises(NotFoundError, match="no file"):
         FullFile(path)
     path.write_bytes(written[:5000])
+    code, _, err = call(capsys, "predict", path, path)
+    assert code == 2 and "is an exported program" in err and "convert" not in err
     with pytest.raises(FileFormatError, match="does not take the file"):
         FullFile(path)
     path.write_bytes(written)
