@@ -6,7 +6,28 @@ from typing import Annotated, Any
 import typer
 
 from headstart.cli.arguments import check_model, named_values, parsed
-from headstart.cli.options import ColumnOption, DeviceOption, WorkersOption
+from headstart.cli.options import (
+    BatchSizeOption,
+    BudgetOption,
+    ColumnOption,
+    ConfigOption,
+    CropOption,
+    DeviceOption,
+    DryRunOption,
+    MixupOption,
+    PrecisionOption,
+    RateOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    SkipBadOption,
+    StepsOption,
+    TensorboardOption,
+    TestOption,
+    ValFractionOption,
+    ValidationOption,
+    WorkersOption,
+)
 from headstart.cli.output import result_values
 from headstart.errors import ConfigError
 
@@ -114,9 +135,7 @@ def distill(
             rich_help_panel="Teacher and student",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of recipe values.", rich_help_panel="Recipe")
-    ] = None,
+    config: ConfigOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -124,23 +143,10 @@ def distill(
             rich_help_panel="Recipe",
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Seed of order, augmentation, dropout and splits.", rich_help_panel="Recipe"
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps.", rich_help_panel="Recipe")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate after the warm-up.", rich_help_panel="Recipe"),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images or texts in one training step.", rich_help_panel="Recipe"),
-    ] = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    lr: RateOption = None,
+    batch_size: BatchSizeOption = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -149,83 +155,21 @@ def distill(
             rich_help_panel="Recipe",
         ),
     ] = None,
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Side of the crop that the student sees.", rich_help_panel="Recipe"
-        ),
-    ] = None,
-    mixup: Annotated[
-        float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Precision: fp32, bf16 or fp16.", rich_help_panel="Recipe")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other recipe value; may be repeated.",
-            rich_help_panel="Recipe",
-        ),
-    ] = None,
-    val: Annotated[
-        Path | None,
-        typer.Option(
-            help="Validation data, where it is separate; default a part of IMAGES.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    test: Annotated[
-        Path | None,
-        typer.Option(
-            help="Test data, where it is separate; default the test split of IMAGES.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    val_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=0.9,
-            help="Fraction held out where the data has no validation split.",
-            rich_help_panel="Data",
-        ),
-    ] = 0.2,
+    crop: CropOption = None,
+    mixup: MixupOption = None,
+    precision: PrecisionOption = None,
+    set_: SetOption = None,
+    val: ValidationOption = None,
+    test: TestOption = None,
+    val_fraction: ValFractionOption = 0.2,
     column: ColumnOption = None,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad",
-            help="Leave out unreadable examples instead of stopping.",
-            rich_help_panel="Data",
-        ),
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Run")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print what would be done, and stop.", rich_help_panel="Run"
-        ),
-    ] = False,
+    skip_bad: SkipBadOption = False,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Time that everything may take, such as 10m; the recipe is cut to fit.",
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option(
-            "--tensorboard", help="Also write TensorBoard logs, below --out.", rich_help_panel="Run"
-        ),
-    ] = False,
+    budget: BudgetOption = None,
+    tensorboard: TensorboardOption = False,
 ) -> dict[str, Any]:
     """Train a small network to answer as a large one does, from images or texts without labels.
 

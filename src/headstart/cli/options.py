@@ -85,3 +85,107 @@ ActorsOption = Annotated[
         min=1, help="With --ray: models in the cluster; default one for every four processors."
     ),
 ]
+
+# Of `train` and `distill`.
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file of recipe values.", rich_help_panel="Recipe")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seed of order, augmentation, dropout and splits.",
+        rich_help_panel="Optimization",
+    ),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Training steps; warm-up and decays keep their proportions.",
+        rich_help_panel="Optimization",
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(help="Learning rate after the warm-up.", rich_help_panel="Optimization"),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Examples in one training step.", rich_help_panel="Optimization"),
+]
+CropOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Side of the crop that the network sees.", rich_help_panel="Recipe"),
+]
+MixupOption = Annotated[
+    float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision: fp32, bf16 or fp16 (with scaled gradients).",
+        rich_help_panel="Optimization",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other recipe value; may be repeated. With --draws, several numbers of one"
+        " (lr=0.01,0.03) are compared.",
+        rich_help_panel="Recipe",
+    ),
+]
+ValidationOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Validation data, where it is separate; default a part of the training data.",
+        rich_help_panel="Data",
+    ),
+]
+TestOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Test data, where it is separate; default the data's own test split.",
+        rich_help_panel="Data",
+    ),
+]
+ValFractionOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=0.9,
+        help="Fraction held out where the data has no validation split.",
+        rich_help_panel="Data",
+    ),
+]
+SkipBadOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Leave out unreadable examples instead of stopping.",
+        rich_help_panel="Data",
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel="Run")
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what would be done, and stop.", rich_help_panel="Run"),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Time limit of the run, such as 10m, which shortens the recipe; default none.",
+        rich_help_panel="Run",
+    ),
+]
+TensorboardOption = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard", help="Also write TensorBoard logs, below --out.", rich_help_panel="Run"
+    ),
+]

@@ -12,12 +12,29 @@ from headstart.cli.options import (
     MODEL_HELP,
     PROBLEM_HELP,
     WEIGHTS_HELP,
+    BatchSizeOption,
+    BudgetOption,
     ColumnOption,
+    ConfigOption,
+    CropOption,
     DataArgument,
     DeviceOption,
+    DryRunOption,
     MasksArgument,
+    MixupOption,
     ModelArgument,
+    PrecisionOption,
+    RateOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    SkipBadOption,
+    StepsOption,
     TaskOption,
+    TensorboardOption,
+    TestOption,
+    ValFractionOption,
+    ValidationOption,
     WorkersOption,
     model_names,
 )
@@ -45,9 +62,7 @@ def train(
             help="Task: image-classification, semantic-segmentation, text-classification, …"
         ),
     ] = "image-classification",
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of recipe values.", rich_help_panel="Recipe")
-    ] = None,
+    config: ConfigOption = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -79,22 +94,8 @@ def train(
             rich_help_panel="Data",
         ),
     ] = 1,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Seed of order, augmentation, dropout and splits.",
-            rich_help_panel="Optimization",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Training steps; warm-up and decays keep their proportions.",
-            rich_help_panel="Optimization",
-        ),
-    ] = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
     epochs: Annotated[
         float | None,
         typer.Option(
@@ -102,14 +103,8 @@ def train(
             rich_help_panel="Optimization",
         ),
     ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate after the warm-up.", rich_help_panel="Optimization"),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Examples in one training step.", rich_help_panel="Optimization"),
-    ] = None,
+    lr: RateOption = None,
+    batch_size: BatchSizeOption = None,
     micro_batch: Annotated[
         int | None,
         typer.Option(
@@ -134,22 +129,9 @@ def train(
             min=1, help="Side of training images before the crop.", rich_help_panel="Recipe"
         ),
     ] = None,
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Side of the crop that the network sees.", rich_help_panel="Recipe"
-        ),
-    ] = None,
-    mixup: Annotated[
-        float | None, typer.Option(help="Alpha of MixUp; 0 turns it off.", rich_help_panel="Recipe")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision: fp32, bf16 or fp16 (with scaled gradients).",
-            rich_help_panel="Optimization",
-        ),
-    ] = None,
+    crop: CropOption = None,
+    mixup: MixupOption = None,
+    precision: PrecisionOption = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
@@ -172,39 +154,10 @@ def train(
             rich_help_panel="Recipe",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other recipe value; may be repeated. With --draws, several numbers of one"
-            " (lr=0.01,0.03) are compared.",
-            rich_help_panel="Recipe",
-        ),
-    ] = None,
-    val: Annotated[
-        Path | None,
-        typer.Option(
-            help="Validation data, where it is separate; default a part of DATA.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    test: Annotated[
-        Path | None,
-        typer.Option(
-            help="Test data, where it is separate; default the test split of DATA.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    val_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=0.9,
-            help="Fraction held out where the data has no validation split.",
-            rich_help_panel="Data",
-        ),
-    ] = 0.2,
+    set_: SetOption = None,
+    val: ValidationOption = None,
+    test: TestOption = None,
+    val_fraction: ValFractionOption = 0.2,
     column: ColumnOption = None,
     option: TaskOption = None,
     problem_type: Annotated[
@@ -222,30 +175,15 @@ def train(
     class_weights: Annotated[
         str | None, typer.Option(help=WEIGHTS_HELP, rich_help_panel="Data")
     ] = None,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            help="Leave out unreadable examples instead of stopping.", rich_help_panel="Data"
-        ),
-    ] = False,
+    skip_bad: SkipBadOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel="Run")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option(help="Continue the run in --out.", rich_help_panel="Run")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option(help="Print what would be done, and stop.", rich_help_panel="Run")
-    ] = False,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Time limit of the run, such as 10m, which shortens the recipe; default none.",
-            rich_help_panel="Run",
-        ),
-    ] = None,
+    budget: BudgetOption = None,
     fsdp: Annotated[
         bool,
         typer.Option(
@@ -258,9 +196,7 @@ def train(
             help="Target error rate for refusing to answer; default 0.05.", rich_help_panel="Run"
         ),
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option(help="Also write TensorBoard logs, below --out.", rich_help_panel="Run")
-    ] = False,
+    tensorboard: TensorboardOption = False,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained model on your data.
 
