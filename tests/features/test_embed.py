@@ -157,7 +157,8 @@ def test_a_file_that_was_cut_off_is_continued(
     code, _, err = call(capsys, *words)
     assert code == 2 and "--resume" in err
     code, said, err = call(capsys, *words, "--resume")
-    assert code == 0 and "13 rows of 24 features" in said  # the bad one was named before
+    # the bad one was named before, and counts
+    assert code == 3 and "13 rows of 24 features, 1 without a vector" in said
     found = read_embeddings(out)
     assert found.names == [str(each) for each in given]
     assert [i for i, error in enumerate(found.errors) if error] == [5]
@@ -166,7 +167,7 @@ def test_a_file_that_was_cut_off_is_continued(
     np.testing.assert_allclose(np.delete(found.features, 5, 0), expected, rtol=1e-5, atol=1e-6)
     assert not out.with_name(f"{out.name}.jsonl").exists()
     before = out.read_bytes()
-    assert call(capsys, *words, "--resume")[0] == 0 and out.read_bytes() == before
+    assert call(capsys, *words, "--resume")[0] == 3 and out.read_bytes() == before
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

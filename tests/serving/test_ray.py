@@ -16,12 +16,13 @@ from photo_data import make_photo
 
 ray = pytest.importorskip("ray")
 parquet = pytest.importorskip("pyarrow.parquet")
-# Ray leaves sockets to its interpreter's end, and Python warns of forks in threads
+# Ray leaves sockets to its interpreter's end, and Python and JAX warn of forks in threads
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
 ]
 
 IMAGES = 48

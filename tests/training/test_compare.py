@@ -7,6 +7,7 @@ import pytest
 
 from command_line import call
 from headstart.errors import ConfigError
+from headstart.tasks.result import Spread
 from headstart.training.compare import several
 
 
@@ -42,6 +43,8 @@ def test_what_cannot_be_compared_is_refused(capsys, photos, tmp_path):
         ({"lr": "0.1,0.2"}, 1, "--draws 3 --shots 10"),
         ({"lr": "0.1,0.1"}, 2, "twice"),
         ({"lr": "0.1,0.2", "mixup": "0,1"}, 2, "lr and of mixup"),
+        ({"lr": "0.1,-3"}, 2, "lr=-3; it must be finite and not negative"),
+        ({"lr": "0.1,0.2", "tune": "head"}, 2, "a head is fitted without lr"),
     ):
         with pytest.raises(ConfigError, match=text):
             several(values, draws)
@@ -50,3 +53,20 @@ def test_what_cannot_be_compared_is_refused(capsys, photos, tmp_path):
         "--shots", 2, "--dry-run",
     )  # fmt: skip
     assert code == 2 and "give one value of lr" in err
+    words = ("train", photos, "--out", tmp_path / "x", "--lr", 0.1, "--set", "lr=0.2")
+    code, _, err = call(capsys, *words)
+    assert code == 2 and "--set lr stands beside the option of that name" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_intervals_of_fractions_are_fractions():
+    spread = Spread([0, 1], "test", {"accuracy": [0.5, 0.9], "loss": [0.5, 0.9]})
+    assert spread.interval("accuracy") == (0.0, 1.0)
+    low, high = spread.interval("loss")
+    assert low < 0 and high > 1
+
+
+def test_an_option_that_a_task_does_not_have_is_refused(capsys, photos, tmp_path):
+    words = ("train", photos, "--model", "bit-mini", "--out", tmp_path / "x", "--option", "lane=4")
+    code, _, err = call(capsys, *words)
+    assert code == 2 and "image-classification has no option 'lane'; its options:" in err

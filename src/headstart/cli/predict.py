@@ -254,9 +254,9 @@ def _write(
     from headstart.data.results import ResultTable, remaining
     from headstart.progress import progress_for_terminal
 
-    lost, began = 0, time.perf_counter()
+    began = time.perf_counter()
     with ResultTable(path, columns, resume=resume) as table, progress_for_terminal() as progress:
-        first = remaining(table, names)
+        first, lost = remaining(table, names), table.lost
         if first < len(names):
             progress.start("predict", len(names), done=first, unit=unit)
             for done, row in enumerate(rows(first), start=first + 1):

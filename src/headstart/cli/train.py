@@ -232,7 +232,11 @@ def train(
         "lora_rank": lora,
         "class_weights": read_class_weights(class_weights) if class_weights else None,
     }
-    values |= {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    given = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    twice = [name for name in given if values.get(name) is not None]
+    if twice:
+        raise ConfigError(f"--set {twice[0]} stands beside the option of that name; give one")
+    values |= given
     compared = several(values, draws)
 
     def once(where: Path, goes_on: bool, changed: dict[str, Any]) -> "Result":

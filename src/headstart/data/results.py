@@ -88,6 +88,7 @@ class ResultTable:
                     f"{each} exists; continue it with --resume, or remove it or choose another name"
                 )
         self.complete = gathers and path.exists()
+        self.lost = 0  # rows that are there and have an error
         self.names = list(self._names())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.out: BinaryIO | None = None
@@ -151,6 +152,7 @@ class ResultTable:
                     self._check_facts(row)
                     continue
                 self._check(list(row) if isinstance(row, dict) else [])
+                self.lost += bool(row.get("error"))
                 yield row[next(iter(self.columns))]
 
     def _complete_names(self) -> list[str]:
@@ -160,11 +162,14 @@ class ResultTable:
             with open_numpy(self.path) as arrays:
                 self._check([name for name in arrays.files if name not in self.facts])
                 self._check_facts({name: str(arrays[name]) for name in self.facts})
+                self.lost = sum(map(bool, arrays["error"].tolist())) if "error" in arrays else 0
                 return [str(name) for name in arrays[first]]
         file = pyarrow_parquet().ParquetFile(self.path)
         self._check(file.schema_arrow.names)
         if self.facts:
             self._check_facts(json.loads((file.schema_arrow.metadata or {}).get(FACTS, b"{}")))
+        if "error" in self.columns:
+            self.lost = sum(map(bool, file.read(columns=["error"]).column(0).to_pylist()))
         names: list[str] = file.read(columns=[first]).column(0).to_pylist()
         return names
 
@@ -185,6 +190,7 @@ class ResultTable:
             for row in reader:
                 if len(row) != len(self.columns):
                     raise csv.Error(f"{len(row)} values for {len(self.columns)} columns")
+                self.lost += bool(dict(zip(self.columns, row, strict=True)).get("error"))
                 yield row[0]
         except csv.Error as error:
             raise InputError(f"{self.file} line {reader.line_num}: {error}") from None

@@ -225,11 +225,11 @@ def write_embeddings(
     show = progress or Silent()
     columns = TEXT_COLUMNS if embedder.reads_text else IMAGE_COLUMNS
     names = [each[0] if embedder.reads_text else each.name for each in inputs]
-    unit, lost = "texts" if embedder.reads_text else "img", 0
+    unit = "texts" if embedder.reads_text else "img"
     with ResultTable(
         out, columns, resume=resume, facts=embedder.facts, suffixes=EMBEDDING_SUFFIXES
     ) as table:
-        first, began = remaining(table, names), time.perf_counter()
+        first, began, lost = remaining(table, names), time.perf_counter(), table.lost
         if first < len(names):
             show.start("embed", len(names), done=first, unit=unit)
             found = vectors_of(embedder, inputs[first:], batch_size, workers)

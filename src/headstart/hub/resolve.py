@@ -429,17 +429,20 @@ def _local_folder(name: str | Path) -> Path | None:
         or path.is_absolute()
     ):
         raise NotFoundError(f"there is no file or folder {text!r}")
-    names = (
-        [each.name for each in path.parent.iterdir()]
-        if "/" in text and path.parent.is_dir()
-        else []
-    )
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.85)
+    folder = path.parent if "/" in text and path.parent.is_dir() else None
+    found = [each.name for each in folder.iterdir()] if folder else []
+    # another number, as in bit-50 and bit-101, is another model
+    names = [name for name in found if _digits(name) == _digits(path.name)]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
     if near:
         raise NotFoundError(
             f"there is no file or folder {text!r}; did you mean {str(path.with_name(near[0]))!r}?"
         )
     return None
+
+
+def _digits(name: str) -> str:
+    return "".join(each for each in name if each.isdigit())
 
 
 def _commit(path: Path) -> str | None:

@@ -29,7 +29,7 @@ and `micro` knows about it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from headstart.data.options import SPLITS, DataOptions
 from headstart.data.splits import batch_indices
+from headstart.errors import ConfigError
 from headstart.metrics.calibration import Calibration, calibrate
 from headstart.metrics.optional import scipy
 from headstart.recipe import Facts, Recipe
@@ -87,6 +88,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     unit: ClassVar[str] = "examples"  # what the examples are, in rates
+    # `DataOptions.extra` may hold these and "validation" and "test"
+    option_names: ClassVar[tuple[str, ...]] = ()
     default_model: ClassVar[str | None] = None  # pretrained model where none is given
     streams: ClassVar[bool] = False  # whether training examples are read from front to back
     notes: list[str]  # what the user should know about the data
@@ -95,6 +98,18 @@ class Task(ABC):
     def result_task(self) -> str:
         """Task of the network that training leaves, by name."""
         return self.name
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuses options that the task does not have.
+
+        Raises:
+            ConfigError: Names one, and those that there are.
+        """
+        unknown = [name for name in options if name not in {*cls.option_names, *SPLITS[1:]}]
+        if unknown:
+            known = ", ".join(sorted(cls.option_names)) or "none"
+            raise ConfigError(f"{cls.name} has no option {unknown[0]!r}; its options: {known}")
 
     @classmethod
     @abstractmethod

@@ -60,6 +60,7 @@ class MaskedImageModeling(ImageTask):
     """
 
     name: ClassVar[str] = "masked-image-modeling"
+    option_names: ClassVar[tuple[str, ...]] = ("mask_ratio", "scratch", "tokenizer", "views")
     headline: ClassVar[str] = "code_accuracy"
 
     def __init__(self, data: dict[str, Examples], notes: list[str], options: DataOptions) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from headstart.metrics.learning_curve import Forecast
 from headstart.metrics.optional import scipy
 from headstart.pipelines.unknown import Reference
-from headstart.progress import metric_text, metric_title
+from headstart.progress import is_fraction, metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation
 
@@ -38,7 +38,8 @@ class Spread:
         """95 % confidence interval of the mean over draws, by Student's t distribution."""
         values = self.values[name]
         half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        return self.mean(name) - half, self.mean(name) + half
+        low, high = self.mean(name) - half, self.mean(name) + half
+        return (max(low, 0.0), min(high, 1.0)) if is_fraction(name) else (low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` holds."""

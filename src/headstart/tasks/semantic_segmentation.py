@@ -59,6 +59,7 @@ class SemanticSegmentation(ImageTask):
     """
 
     name: ClassVar[str] = "semantic-segmentation"
+    option_names: ClassVar[tuple[str, ...]] = ("classes", "masks", "mode", "reduce_labels")
     unreadable: ClassVar[str] = "unusable pairs"
     headline: ClassVar[str] = "mean_iou"
 

@@ -13,6 +13,7 @@ from typing import Any
 from headstart.checkpoint import atomic_write
 from headstart.errors import ConfigError
 from headstart.pipelines.base import read_results
+from headstart.recipe import Recipe
 from headstart.tasks.result import Result, Spread
 
 FILE = "comparison.json"
@@ -57,6 +58,10 @@ def several(values: Mapping[str, Any], draws: int) -> tuple[str, list[float]] | 
     if len(found) > 1:
         raise ConfigError(f"several values of {' and of '.join(found)}; compare one at a time")
     ((name, numbers),) = found.items()
+    if values.get("tune") == "head":
+        raise ConfigError(
+            f"--set {name}={values[name]}: a head is fitted without {name}; --tune full trains"
+        )
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"--set {name}={values[name]} has a value twice")
     if draws < 2:
@@ -64,7 +69,10 @@ def several(values: Mapping[str, Any], draws: int) -> tuple[str, list[float]] | 
             f"--set {name}={values[name]} compares values on random subsets; say how many and how"
             " large with --draws 3 --shots 10"
         )
-    return name, [int(each) if each.is_integer() else each for each in numbers]
+    chosen = [int(each) if each.is_integer() else each for each in numbers]
+    for each in chosen:  # before the first is trained
+        Recipe().updated({name: each})
+    return name, chosen
 
 
 def compare(
@@ -98,14 +106,14 @@ def compare(
         )
         if rows:
             pairs = zip(numbers, first.values[headline], strict=True)
-            gaps = Spread(spread.seeds, spread.split, {headline: [a - b for a, b in pairs]})
+            gaps = Spread(spread.seeds, spread.split, {"gap": [a - b for a, b in pairs]})
             row = Compared(
                 row.value,
                 row.folder,
                 row.mean,
                 row.interval,
-                gaps.mean(headline),
-                gaps.interval(headline),
+                gaps.mean("gap"),
+                gaps.interval("gap"),
             )
         rows.append(row)
     content = {"name": name, "metric": headline, "values": [asdict(each) for each in rows]}

@@ -53,6 +53,7 @@ class Distillation(LabelledImages):
     """Answers of a teacher for images; what it leaves is an image classifier."""
 
     name: ClassVar[str] = "distillation"
+    option_names: ClassVar[tuple[str, ...]] = ("max_error", *Settings.names())
 
     def __init__(self, data: ImageData, options: DataOptions) -> None:
         self.settings = Settings.of(options.extra)
@@ -514,7 +515,8 @@ def distill(
     if student is None and not resume:
         raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
     texts = _kept_task(out) == TEXTS if resume else _reads_text(student)
-    _refuse_others(for_images if texts else for_texts, texts)
+    of_images = {name: recipe_values.get(name) for name in ("crop", "resize", "mixup", "cutmix")}
+    _refuse_others(for_images | of_images if texts else for_texts, texts)
     values = {k: v for k, v in (for_texts if texts else for_images).items() if v is not None}
     values |= {"teacher": FUNCTION if callable(teacher) else str(teacher), "scratch": scratch}
     values.pop("tokenizer", None)

@@ -17,6 +17,11 @@ class TaskSettings:
     """Base of both: a dataclass among the options of a task."""
 
     @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the settings."""
+        return tuple(field.name for field in fields(cls))  # type: ignore[arg-type]  # of a dataclass
+
+    @classmethod
     def of(cls, options: dict[str, Any]) -> Self:
         """The settings among the options of a task.
 

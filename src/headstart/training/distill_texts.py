@@ -44,6 +44,7 @@ class TextDistillation(MaskedLanguageModeling):
     """Vectors and hidden states of a teacher for texts; what it leaves reads texts."""
 
     name: ClassVar[str] = "text-distillation"
+    option_names: ClassVar[tuple[str, ...]] = ("max_error", *TextSettings.names())
     headline: ClassVar[str] = "cka"
     rows = staticmethod(read_any_text)
 

@@ -166,6 +166,8 @@ def check_same(
             " another --out"
         )
     for key, value in values.items():
+        if (key, value) == ("tune", "auto"):  # what it decided is in the recipe
+            continue
         if value is not None and request.recipe.get(key) != (
             list(value) if isinstance(value, tuple) else value
         ):
@@ -221,7 +223,9 @@ def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_data(request: Request, workers: int | None, progress: Progress) -> Task:
     """The data of a request."""
     options = DataOptions(**(request.options | {"workers": workers, "progress": progress}))
-    return task_class(request.task).read(request.data, options)
+    task = task_class(request.task)
+    task.check_options(options.extra)
+    return task.read(request.data, options)
 
 
 @dataclass(frozen=True)
