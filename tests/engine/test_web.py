@@ -90,7 +90,7 @@ def case(tmp_path_factory):
     return path, pipe, images, [expected_of(pipe, image) for image in images]
 
 
-def report(name, rows, pipe, answers):
+def check_answers(name, rows, pipe, answers):
     """Asserts what the file promises: the same classes, and Pillow's pixels within a gray level."""
     levels = 255 * np.array(pipe.image_processor.image_std).min()
     largest = max(difference * levels for _, difference in rows)
@@ -118,7 +118,7 @@ def test_odd_photos_in_python(case):
         gaps = np.abs(out["pixel_values"] - pixels) * 255 * min(pipe.image_processor.image_std)
         levels.append(np.bincount(gaps.round().astype(int).ravel(), minlength=4))
     print("gray levels from the pipeline's pixels:", sum(levels))
-    report("onnxruntime", rows, pipe, answers)
+    check_answers("onnxruntime", rows, pipe, answers)
     # torch's filters, which the pipeline takes, are two levels from Pillow in rare places
     assert sum(levels)[3:].sum() == 0 and sum(levels)[2] <= 1e-5 * sum(levels).sum()
 
@@ -180,4 +180,4 @@ class TestBrowser:
         browser.until("typeof ort == 'object' && typeof check == 'function'")
         rows = browser.run(f"check({len(images)}).then(JSON.stringify)")
         found = [(label, difference) for label, difference, _ in json.loads(rows)]
-        report("onnxruntime-web", found, pipe, answers)
+        check_answers("onnxruntime-web", found, pipe, answers)

@@ -2,6 +2,7 @@
 of `datasets`, and whatever else hands out columns.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ NAMES = ("path", "name", "id")  # usual columns that name a row
 CELLS = ("image", "bytes", "item", "path", "text")  # usual columns of images and texts
 
 
-class Batches:
+class Batches(ABC):
     """What turns inputs into rows of results.
 
     Attributes:
@@ -43,8 +44,9 @@ class Batches:
         for part in batched(inputs, TOGETHER):
             yield from self._part(part)
 
+    @abstractmethod
     def _part(self, inputs: list[Any]) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """The row of each of a few inputs, in order."""
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
         """The results of a batch.
