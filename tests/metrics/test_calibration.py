@@ -93,6 +93,19 @@ def test_few_examples_and_wrong_rates(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_target_error_needs_one_class_an_example(tiny_model, tmp_path):
+    """Regression targets and tasks without classes have nothing to refuse by."""
+    make_class_folders(tmp_path / "d", {"bird": 4, "cat": 4})
+    paths = sorted((tmp_path / "d").glob("*/*.png"))
+    rows = "".join(f"{path},{i / 8}\n" for i, path in enumerate(paths))
+    (tmp_path / "numbers.csv").write_text("path,value\n" + rows)
+    wanted = {"model": tiny_model, "out": tmp_path / "run", "steps": 1, "max_error": 0.05}
+    with pytest.raises(ConfigError, match="one class each.*regression"):
+        headstart.train(tmp_path / "numbers.csv", **wanted)
+    with pytest.raises(ConfigError, match="masked-image-modeling has no option 'max_error'"):
+        headstart.train(tmp_path / "d", task="masked-image-modeling", **wanted)
+
+
 def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
     """Classes that cannot be distinguished.
 

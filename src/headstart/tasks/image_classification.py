@@ -306,7 +306,7 @@ class ImageClassification(LabelledImages, HeadTask):
     """
 
     name: ClassVar[str] = "image-classification"
-    option_names: ClassVar[tuple[str, ...]] = ("classes", "lanes", "stream", "window")
+    option_names: ClassVar[tuple[str, ...]] = ("classes", "lanes", "max_error", "stream", "window")
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> "ImageClassification":

@@ -24,6 +24,7 @@ class MultipleChoice(TextTask):
     """The right one of several texts, such as SWAG's endings."""
 
     name: ClassVar[str] = "multiple-choice"
+    option_names: ClassVar[tuple[str, ...]] = ("max_error",)
     headline: ClassVar[str] = "accuracy"
     rows = staticmethod(read_choices)
     auto = AutoModelForMultipleChoice

@@ -39,6 +39,7 @@ class TextClassification(TextTask, HeadTask):
     """A class, several classes or a number for each text or pair, as the labels of the data say."""
 
     name: ClassVar[str] = "text-classification"
+    option_names: ClassVar[tuple[str, ...]] = ("max_error",)
     default_model: ClassVar[str | None] = "yoso-mini"
     rows = staticmethod(read_labelled)
     auto = AutoModelForSequenceClassification

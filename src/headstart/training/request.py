@@ -13,6 +13,7 @@ from typing import Any
 from headstart.auto import AutoConfig, AutoImageProcessor, check_task
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
+from headstart.data.labels import SINGLE
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError
 from headstart.loading import family_of
@@ -28,6 +29,7 @@ from headstart.recipe import (
 )
 from headstart.registry import locate
 from headstart.tasks import Task, can_fit_head, task_class
+from headstart.tasks.base import HeadTask
 from headstart.tasks.image_classification import processor_side
 from headstart.tasks.result import Result
 from headstart.training.lock import LOCK
@@ -221,11 +223,21 @@ def absolute(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_data(request: Request, workers: int | None, progress: Progress) -> Task:
-    """The data of a request."""
+    """The data of a request.
+
+    Raises:
+        ConfigError: An option that the task does not have, or that its labels cannot honor.
+    """
     options = DataOptions(**(request.options | {"workers": workers, "progress": progress}))
-    task = task_class(request.task)
-    task.check_options(options.extra)
-    return task.read(request.data, options)
+    kind = task_class(request.task)
+    kind.check_options(options.extra)
+    task = kind.read(request.data, options)
+    if isinstance(task, HeadTask) and task.problem.kind != SINGLE and "max_error" in options.extra:
+        raise ConfigError(
+            f"max_error is for examples of one class each; the labels of {request.data} are"
+            f" {task.problem.kind}"
+        )
+    return task
 
 
 @dataclass(frozen=True)
