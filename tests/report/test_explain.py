@@ -22,7 +22,7 @@ from headstart import (
 from headstart.cli.app import main
 from headstart.data.labels import MULTI, REGRESSION
 from headstart.errors import ConfigError
-from headstart.report.explain import as_map, explain, heat_map
+from headstart.report.explain import as_maps, explain, explain_several, heat_maps
 from headstart.tasks.image_classification import head_of
 from photo_data import CLASSES
 
@@ -72,7 +72,7 @@ def test_heat_is_the_definition(tiny_model, kind):
     expected = (slope.mean((2, 3), keepdim=True) * last).sum(1)[0]
     assert expected.min() < 0 < expected.max()
     expected = expected.relu() if kind is None else expected.abs()
-    heat, scores, index = heat_map(model, pixels, 2)
+    heat, scores, index = heat_maps(model, pixels, [2])[0]
     np.testing.assert_allclose(heat, (expected / expected.max()).detach().numpy(), atol=1e-4)
     torch.testing.assert_close(scores, model(pixel_values=pixels).logits[0].detach())
     assert heat.shape == (7, 8) and index == 2
@@ -85,7 +85,7 @@ def test_the_map_is_fine_enough_to_point(tiny_model):
     """
     model = AutoModelForImageClassification.from_pretrained(tiny_model).eval()
     for sides, expected in (((56, 56), (7, 7)), ((40, 48), (10, 12)), ((20, 28), (5, 7))):
-        assert heat_map(model, torch.randn(1, 3, *sides))[0].shape == expected
+        assert heat_maps(model, torch.randn(1, 3, *sides))[0][0].shape == expected
 
 
 def test_heat_lies_over_the_image_itself(tiny_model):
@@ -149,7 +149,7 @@ def test_attention_of_a_class_token_is_the_definition(values):
                 expected[key - 1] += (
                     max(0.0, float(whole[0, head, 0, key]) * (scores[1] - scores[0]) / 2e-4) / 2
                 )
-    heat, _, _ = heat_map(model, pixels, 1)
+    heat, _, _ = heat_maps(model, pixels, [1])[0]
     assert heat.shape == (2, 3) and expected.max() > 0
     np.testing.assert_allclose(heat.ravel(), expected / expected.max(), atol=1e-3)
 
@@ -234,6 +234,31 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seen" / "0001_p.png")), found.overlay())
 
 
+@pytest.mark.parametrize("mean", [True, False])
+def test_images_explained_together_are_those_explained_alone(tiny_model, mean):
+    """Of one size, of several, and more than are decoded at a time; each for a class of its own."""
+    beit = tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean)
+    bit = AutoModelForImageClassification.from_pretrained(tiny_model).eval()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (30, 40, 3), dtype=np.uint8) for _ in range(11)]
+    images[9] = images[9][:20]
+    squares = BeitImageProcessor(size=24, do_center_crop=False)
+    for model, processor in (
+        (bit, AutoImageProcessor.from_pretrained(tiny_model)),
+        (beit, squares),
+    ):
+        names = list(model.config.id2label.values())
+        labels = [names[i % 3] for i in range(11)]
+        together = explain_several(model, processor, iter(images), labels)
+        for image, label, found in zip(images, labels, together, strict=True):
+            alone = explain(model, processor, image, label)
+            assert found.label == label and np.array_equal(found.image, image)
+            assert found.score == pytest.approx(alone.score, rel=1e-4)
+            np.testing.assert_allclose(found.heat, alone.heat, atol=1e-4)
+        most = [found.label for found in explain_several(model, processor, images)]
+        assert most == [explain(model, processor, image).label for image in images]
+
+
 def test_tokens_have_places():
     processor, image = (
         BeitImageProcessor(size=24, do_center_crop=False),
@@ -250,17 +275,17 @@ def test_tokens_have_places():
         )
     tokens = torch.arange(1 + 2 * 3).float().view(1, 7, 1)
     assert torch.equal(
-        as_map(tokens, torch.zeros(1, 3, 4, 6)), torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
+        as_maps(tokens, torch.zeros(1, 3, 4, 6)), torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]])
     )
     cvt = CvtForImageClassification(
         CvtConfig(embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 1, 2], num_labels=3)
     ).eval()
     generator = torch.Generator().manual_seed(0)
-    heat, _, _ = heat_map(cvt, torch.randn(1, 3, 128, 192, generator=generator), 0)
+    heat, _, _ = heat_maps(cvt, torch.randn(1, 3, 128, 192, generator=generator), [0])[0]
     # keys of the last stage, two to each side fewer than its tokens
     assert heat.shape == (4, 6) and heat.max() == 1
     # a last map of 4x6 points at nothing: the stage before
-    heat, _, _ = heat_map(cvt, torch.randn(1, 3, 64, 96, generator=generator), 0)
+    heat, _, _ = heat_maps(cvt, torch.randn(1, 3, 64, 96, generator=generator), [0])[0]
     assert heat.shape == (8, 12) and heat.max() == 1
 
 

@@ -35,7 +35,7 @@ def upper_bound(errors: int, answers: int, level: float = LEVEL) -> float:
     """
     if errors >= answers:
         return 1.0
-    return float(scipy("stats").beta.ppf(level, errors + 1, answers - errors))
+    return float(scipy("special").betaincinv(errors + 1, answers - errors, level))
 
 
 def fewest_answers(max_error: float, level: float = LEVEL) -> int:

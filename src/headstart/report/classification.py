@@ -3,8 +3,10 @@
 Shared by the tasks that give each example one class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +32,16 @@ from headstart.tasks.base import Evaluation
 SHOWN_CLASSES = 40  # a larger matrix cannot be read; its worst pairs are listed instead
 GALLERY = 12
 Pixels = Callable[[int], NDArray[np.uint8]]  # the image of an example
-# the same with what the network looked at for a class or target
-LookedAt = Callable[[int, str], NDArray[np.uint8]]
+# examples, each with a class or target → their images with what the network looked at for it
+LookedAt = Callable[[Sequence[tuple[int, str]]], Iterator[NDArray[np.uint8]]]
+
+
+class Shown(NamedTuple):
+    """An example of a gallery: its row, the class or target that is explained, a caption."""
+
+    row: int
+    label: str
+    caption: str
 
 
 def classification_sections(
@@ -161,30 +171,40 @@ def gallery_sections(
     errors = errors[np.argsort(-confidence[errors], kind="stable")][:GALLERY]
     lowest = np.argsort(confidence, kind="stable")[:GALLERY]
 
-    def image(i: int) -> GalleryImage:
+    def shown(i: int) -> Shown:
         caption = f"{classes[predicted[i]]} {confidence[i]:.0%}"
         if predicted[i] != labels[i]:
             caption += f", is {classes[labels[i]]}"
         caption += f"\n{file_name(names[i])}"
-        return example_image(i, classes[predicted[i]], caption, pixels, looked_at)
+        return Shown(i, classes[predicted[i]], caption)
 
     below = "" if looked_at is None else " Below each: bright is evidence for the prediction."
+    wrong, doubtful = ([shown(int(i)) for i in rows] for rows in (errors, lowest))
+    images = gallery([*wrong, *doubtful], pixels, looked_at)
     sections = []
-    if len(errors):
+    if wrong:
         text = "Wrong predictions of the highest confidence: hard images, or wrong labels." + below
-        shown = [image(int(i)) for i in errors]
-        sections.append(Section("Highest-confidence errors", text, images=shown))
+        sections.append(Section("Highest-confidence errors", text, images=images[: len(wrong)]))
     text = "Images whose best class has the smallest probability, right or wrong." + below
-    shown = [image(int(i)) for i in lowest]
-    return [*sections, Section("Lowest-confidence predictions", text, images=shown, folded=True)]
+    title = "Lowest-confidence predictions"
+    return [*sections, Section(title, text, images=images[len(wrong) :], folded=True)]
 
 
-def example_image(
-    index: int, label: str, caption: str, pixels: Pixels, looked_at: LookedAt | None
-) -> GalleryImage:
-    """The image of an example, and below it what the network looked at for a class or target."""
-    below = None if looked_at is None else image_source(looked_at(index, label))
-    return GalleryImage(image_source(pixels(index)), caption, below)
+def gallery(
+    shown: Sequence[Shown], pixels: Pixels, looked_at: LookedAt | None
+) -> list[GalleryImage]:
+    """Images of examples, and below each what the network looked at for its class or target."""
+    different = list(dict.fromkeys((each.row, each.label) for each in shown))
+    seen = repeat(None, len(different)) if looked_at is None else looked_at(different)
+    sources = {
+        key: (image_source(pixels(key[0])), None if below is None else image_source(below))
+        for key, below in zip(different, seen, strict=True)
+    }
+    return [
+        GalleryImage(source, each.caption, below)
+        for each in shown
+        for source, below in [sources[each.row, each.label]]
+    ]
 
 
 def file_name(name: str) -> str:

@@ -6,8 +6,9 @@ has no place in the image: the attention it paid to each patch, as far as it rai
 (Chefer et al. 2021).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from headstart.images.decode import decode
 
 TINT = np.array([255.0, 120.0, 20.0], np.float32)  # where the network looked
 FINE = 7  # rows and columns that a map must have to point at something
+TOGETHER = 8  # images decoded at a time
+FEW_VALUES = 3 * 128 * 128  # of an image; of larger ones, passes together save no time
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,14 @@ class _Attention(TorchFunctionMode):
         return self.weights[-1] @ v  # (B, A, L, K)
 
 
-def heat_map(
-    model: nn.Module, pixel_values: Tensor, label: int | None = None
-) -> tuple[NDArray[np.float32], Tensor, int]:
-    """Where the evidence for a class is, or what moves a number either way, of one image (1, 3, H,
-    W).
+def heat_maps(
+    model: nn.Module, pixel_values: Tensor, labels: Sequence[int] | None = None
+) -> list[tuple[NDArray[np.float32], Tensor, int]]:
+    """Where the evidence for a class is, or what moves a number either way, in images (B, 3, H, W).
 
     Returns:
-        The heat (h, w) from 0 to 1, the scores (V,), and which of them it is: without `label` the
-        highest class, or the first number.
+        Of each image: the heat (h, w) from 0 to 1, the scores (V,), and which of them it is:
+        without `labels` (B,) the highest class, or the first number.
     """
     config: Any = model.config
     numbers = config.problem_type == REGRESSION
@@ -115,20 +117,24 @@ def heat_map(
         out = model(pixel_values=pixels, output_hidden_states=True)
         if config.average_mirrored:  # the second half of the blocks saw the mirror image
             attention.weights = attention.weights[: len(attention.weights) // 2]
-        scores = out.logits[0].float()  # (V,)
-        highest = 0 if numbers else int(scores.argmax())
-        index = highest if label is None else label
+        scores = out.logits.float()  # (B, V)
+        highest = [0] * len(scores) if numbers else scores.argmax(1).tolist()
+        indices = highest if labels is None else labels
         parts = [_fine(out.hidden_states, pixels), *attention.weights]
-        slope, *slopes = torch.autograd.grad(scores[index], parts, materialize_grads=True)
-    place = as_map(slope, pixels)
-    if place.any():
-        # (h, w)
-        evidence = (place.mean(dim=(1, 2), keepdim=True) * as_map(parts[0], pixels)).sum(0)
-        evidence = evidence.abs() if numbers else evidence.relu()
-    else:
-        evidence = _seen_by_class_token(attention.weights, slopes, pixels)
-    heat: NDArray[np.float32] = (evidence / evidence.max().clamp(min=1e-12)).detach().cpu().numpy()
-    return heat, scores.detach(), index
+        explained = scores[range(len(scores)), indices].sum()  # images do not change each other
+        slope, *slopes = torch.autograd.grad(explained, parts, materialize_grads=True)
+    place = as_maps(slope, pixels)
+    # (B, h, w)
+    evidence = (place.mean(dim=(2, 3), keepdim=True) * as_maps(parts[0], pixels)).sum(1)
+    evidence = evidence.abs() if numbers else evidence.relu()
+    found = []
+    for i, index in enumerate(indices):
+        each = evidence[i]
+        if not place[i].any():
+            each = _seen_by_class_token(attention.weights, slopes, pixels)[i]
+        heat = each / each.max().clamp(min=1e-12)
+        found.append((heat.detach().cpu().numpy(), scores[i].detach(), int(index)))
+    return found
 
 
 def _fine(states: Sequence[Tensor], pixels: Tensor) -> Tensor:
@@ -137,43 +143,44 @@ def _fine(states: Sequence[Tensor], pixels: Tensor) -> Tensor:
     Where there is none, the last of the largest. A network made for large images leaves a map of
     2x2 of a small one, which points at nothing.
     """
-    sides = [min(as_map(state, pixels).shape[1:]) for state in states]
+    sides = [min(as_maps(state, pixels).shape[2:]) for state in states]
     enough = min(FINE, max(sides))
     return next(s for s, side in zip(states[::-1], sides[::-1], strict=True) if side >= enough)
 
 
 def _seen_by_class_token(weights: list[Tensor], slopes: list[Tensor], pixels: Tensor) -> Tensor:
     """Attention of the class token to the patches times its gradient, mean over heads and sum over
-    the blocks of the last grid, (h, w).
+    the blocks of the last grid, (B, h, w).
 
     Heads that lower the score are left out, as are, against the paper, ways through other tokens:
     where keys are fewer than queries (CvT) there are none to follow, and on BEiT they change
     little.
     """
     if not weights:
-        return torch.zeros(1, 1)
+        return torch.zeros(len(pixels), 1, 1)
     keys = weights[-1].shape[-1]
     found = [w * g for w, g in zip(weights, slopes, strict=True) if w.shape[-1] == keys]
-    # (1, 1 + h * w)
+    # (B, 1 + h * w)
     rows = torch.stack([each.float().relu().mean(1)[:, 0] for each in found]).sum(0)
-    return as_map(rows[..., None], pixels)[0]
+    return as_maps(rows[..., None], pixels)[:, 0]
 
 
-def as_map(state: Tensor, pixels: Tensor) -> Tensor:
-    """A hidden state as (C, h, w).
+def as_maps(state: Tensor, pixels: Tensor) -> Tensor:
+    """A hidden state as (B, C, h, w).
 
-    A map (1, C, h, w) as it is, tokens (1, 1 + h·w, C) without the class token in their grid.
+    Maps (B, C, h, w) as they are, tokens (B, 1 + h·w, C) without the class token in their grid.
     """
     if state.ndim == 4:
-        return state[0].float()
-    tokens = state[0, 1:].float()  # (h·w, C)
+        return state.float()
+    tokens = state[:, 1:].float()  # (B, h·w, C)
+    B, L, C = tokens.shape
     ratio = pixels.shape[2] / pixels.shape[3]
-    height = round((len(tokens) * ratio) ** 0.5)
-    if height == 0 or len(tokens) % height:
+    height = round((L * ratio) ** 0.5)
+    if height == 0 or L % height:
         raise ConfigError(
-            f"{len(tokens)} tokens make no grid for an image of {pixels.shape[3]}x{pixels.shape[2]}"
+            f"{L} tokens make no grid for an image of {pixels.shape[3]}x{pixels.shape[2]}"
         )
-    return tokens.T.reshape(tokens.shape[1], height, -1)  # (C, h, w)
+    return tokens.transpose(1, 2).reshape(B, C, height, -1)  # (B, C, h, w)
 
 
 def explain(
@@ -192,30 +199,76 @@ def explain(
     Raises:
         ConfigError: The model has no such class.
     """
+    labels = None if label is None else [label]
+    return next(explain_several(model, processor, [image], labels, temperature))
+
+
+def explain_several(
+    model: nn.Module,
+    processor: Any,
+    images: Iterable[Any],
+    labels: Sequence[str] | None = None,
+    temperature: float = 1.0,
+) -> Iterator[Explanation]:
+    """What a network looked at in each of several images; `TOGETHER` of them are decoded at a time.
+
+    Args:
+        model: See `explain`.
+        processor: See `explain`.
+        images: Each as in `explain`.
+        labels: The class or number to explain of each image; None takes the most probable class,
+            or the first number.
+        temperature: See `explain`.
+
+    Raises:
+        ConfigError: The model has no such class.
+    """
     config: Any = model.config
-    if label is not None and label not in config.label2id:
-        raise ConfigError(
-            f"the model has no class {label!r}; it has {', '.join(map(str, config.label2id))}"
-        )
-    pixels, _ = decode(image)  # (H, W, 3)
-    values = processor(pixels, return_tensors="pt")["pixel_values"].to(model.device)
-    heat, scores, index = heat_map(
-        model.eval(), values, None if label is None else int(config.label2id[label])
-    )
-    if config.problem_type != REGRESSION:
-        scores = (
-            scores.sigmoid() if config.problem_type == MULTI else (scores / temperature).softmax(0)
-        )
-    height, width = values.shape[2:]
-    size = processor.resized_size(*pixels.shape[:2])
-    return Explanation(
-        config.id2label[index],
-        float(scores[index]),
-        _over_image(heat, (height, width), size, pixels.shape[:2]),
-        pixels,
-        (height, width),
-        max(1.0, min(pixels.shape[0] / size[0], pixels.shape[1] / size[1])),
-    )
+    for label in labels or ():
+        if label not in config.label2id:
+            raise ConfigError(
+                f"the model has no class {label!r}; it has {', '.join(map(str, config.label2id))}"
+            )
+    indices = None if labels is None else [int(config.label2id[label]) for label in labels]
+    decoded = (decode(image)[0] for image in images)  # (H, W, 3)
+    done = 0
+    while chunk := list(islice(decoded, TOGETHER)):
+        chosen = None if indices is None else indices[done : done + len(chunk)]
+        yield from _explained(model, processor, chunk, chosen, temperature)
+        done += len(chunk)
+
+
+def _explained(
+    model: Any,
+    processor: Any,
+    images: Sequence[NDArray[np.uint8]],
+    indices: Sequence[int] | None,
+    temperature: float,
+) -> Iterator[Explanation]:
+    """Explanations of decoded images; those that the network sees in one size share one pass."""
+    config = model.eval().config
+    values = [processor(each, return_tensors="pt")["pixel_values"] for each in images]
+    few = all(each.shape == values[0].shape and each.numel() <= FEW_VALUES for each in values)
+    passes = [range(len(images))] if few else [range(i, i + 1) for i in range(len(images))]
+    for rows in passes:
+        batch = torch.cat([values[i] for i in rows]).to(model.device)
+        chosen = None if indices is None else [indices[i] for i in rows]
+        for i, (heat, scores, index) in zip(rows, heat_maps(model, batch, chosen), strict=True):
+            if config.problem_type == MULTI:
+                scores = scores.sigmoid()
+            elif config.problem_type != REGRESSION:
+                scores = (scores / temperature).softmax(0)
+            height, width = batch.shape[2:]
+            shape = images[i].shape[:2]
+            size = processor.resized_size(*shape)
+            yield Explanation(
+                config.id2label[index],
+                float(scores[index]),
+                _over_image(heat, (height, width), size, shape),
+                images[i],
+                (height, width),
+                max(1.0, min(shape[0] / size[0], shape[1] / size[1])),
+            )
 
 
 def _over_image(

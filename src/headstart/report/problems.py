@@ -20,9 +20,10 @@ from headstart.report.classification import (
     GALLERY,
     LookedAt,
     Pixels,
+    Shown,
     classification_sections,
-    example_image,
     file_name,
+    gallery,
 )
 from headstart.report.page import (
     BLUE,
@@ -108,20 +109,14 @@ def label_sections(
         if ((logits[i] > 0) != true[i]).any()
     ]
 
-    def image(i: int) -> GalleryImage:
+    def shown(i: int) -> Shown:
         label = int(surprise[i].argmax())
         chance = 1 / (1 + np.exp(-logits[i, label]))
         verdict = (
             f"{classes[label]} {chance:.0%}, but it is {'' if true[i, label] else 'not '}there"
         )
         there = ", ".join(classes[j] for j in np.flatnonzero(true[i]).tolist()) or "no label"
-        return example_image(
-            i,
-            classes[label],
-            f"{verdict}\nlabels: {there}\n{file_name(names[i])}",
-            pixels,
-            looked_at,
-        )
+        return Shown(i, classes[label], f"{verdict}\nlabels: {there}\n{file_name(names[i])}")
 
     if worst:
         text = "Wrong predictions of the highest confidence: hard images, or wrong labels."
@@ -130,9 +125,8 @@ def label_sections(
             if looked_at is None
             else " Below each: bright where the network saw what speaks for the label."
         )
-        sections.append(
-            Section("Highest-confidence errors", text, images=[image(i) for i in worst])
-        )
+        images = gallery([shown(i) for i in worst], pixels, looked_at)
+        sections.append(Section("Highest-confidence errors", text, images=images))
     return sections
 
 
@@ -175,15 +169,13 @@ def number_sections(
     if pixels is None:
         return sections
 
-    def image(i: int) -> GalleryImage:
+    def shown(i: int) -> Shown:
         farthest = columns[int(np.abs(errors[i] / spread).argmax())]
         lines = (
             f"{name}: {predictions[i, j]:.4g}, is {true[i, j]:.4g}"
             for j, name in enumerate(columns[:4])
         )
-        return example_image(
-            i, farthest, "\n".join([*lines, file_name(names[i])]), pixels, looked_at
-        )
+        return Shown(i, farthest, "\n".join([*lines, file_name(names[i])]))
 
     what = "the number" if len(columns) == 1 else "the number that is farthest off"
     text = "Where the model is farthest off."
@@ -192,7 +184,8 @@ def number_sections(
         if looked_at is None
         else f" Below each: bright where the image moved {what}, up or down."
     )
-    return [*sections, Section("Largest errors", text, images=[image(i) for i in worst])]
+    images = gallery([shown(i) for i in worst], pixels, looked_at)
+    return [*sections, Section("Largest errors", text, images=images)]
 
 
 def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Section:

@@ -3,7 +3,7 @@
 A task with a report of its own has one function here: evaluated task → sections.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from headstart.data.labels import SINGLE
 from headstart.metrics.segmentation import mean_iou
 from headstart.report.classification import file_name
 from headstart.report.distillation import distillation_sections, text_distillation_sections
-from headstart.report.explain import explain
+from headstart.report.explain import TOGETHER, explain_several
 from headstart.report.masked_images import masked_image_sections
 from headstart.report.page import Section
 from headstart.report.problems import duplicate_section, problem_sections
@@ -46,13 +46,14 @@ def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
     examples, model = task.examples[evaluation.split], task.model
     heat = 1.0 if evaluation.calibration is None else evaluation.calibration.temperature
 
-    # an image and its explanation are made one after the other
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=TOGETHER)  # images and their explanations are made side by side
     def pixels(index: int) -> NDArray[np.uint8]:
         return decode(examples.images[index])
 
-    def explained(index: int, label: str) -> NDArray[np.uint8]:
-        return explain(model, task.processor, pixels(index), label, heat).overlay(360)
+    def explained(shown: Sequence[tuple[int, str]]) -> Iterator[NDArray[np.uint8]]:
+        images, labels = (pixels(index) for index, _ in shown), [label for _, label in shown]
+        for found in explain_several(model, task.processor, images, labels, heat):
+            yield found.overlay(360)
 
     looked_at = None if model is None else explained
     sections = problem_sections(
