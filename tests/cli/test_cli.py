@@ -269,7 +269,7 @@ def errors_of_use(photos, model, tuned, folder):  # noqa: F811
             "--set",
             "wings=2",
         ],
-        "precision='fp8'": ["train", photos, "--model", model, "--out", new, "--precision", "fp8"],
+        "--precision fp8": ["train", photos, "--model", model, "--out", new, "--precision", "fp8"],
         "none.yaml: no such file": [
             "train",
             photos,

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from command_line import call
 from headstart import pipeline
@@ -169,6 +171,70 @@ def test_tables_that_cannot_be_continued(tmp_path):
     path.write_bytes(path.read_bytes() + b"x,y\n")
     with pytest.raises(InputError, match="line 3: 2 values for 4 columns"):
         ResultTable(path, COLUMNS, resume=True)
+
+
+FACTS = {"model": "runs/a", "key": "k1", "top": "3"}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_another_model_or_option_does_not_continue_a_table(suffix, complete, tmp_path):
+    path = tmp_path / f"out{suffix}"
+    with ResultTable(path, COLUMNS, facts=FACTS) as table:
+        table.write(row("a"))
+        if complete:
+            table.finish()
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    for changed, match in (
+        (
+            {"model": "runs/b", "key": "k2"},
+            "its rows are of runs/a, and this run's model is runs/b",
+        ),
+        ({"key": "k2"}, "of runs/a with other weights or settings, and this run's model is runs/a"),
+        ({"top": "5"}, "its rows were made with top=3, and this run has top=5; give the same"),
+    ):
+        with pytest.raises(InputError, match=match):
+            ResultTable(path, COLUMNS, resume=True, facts=FACTS | changed)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    moved = FACTS | {"model": "elsewhere/a"}
+    with ResultTable(path, COLUMNS, resume=True, facts=moved) as table:
+        assert remaining(table, ["a"]) == 1
+
+
+def test_a_table_whose_facts_are_lost_is_not_continued(tmp_path):
+    path = tmp_path / "out.csv"
+    with ResultTable(path, COLUMNS, facts=FACTS) as table:
+        table.write(row("a"))
+    beside = tmp_path / "out.csv.run.json"
+    assert json.loads(beside.read_text()) == FACTS
+    beside.unlink()
+    with pytest.raises(InputError, match=r"out.csv.run.json, with the model and the options"):
+        ResultTable(path, COLUMNS, resume=True, facts=FACTS)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predict_notices_another_model_and_other_options(
+    suffix,
+    photos,  # noqa: F811
+    tiny_model,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    model, out = tmp_path / "model", tmp_path / f"results{suffix}"
+    shutil.copytree(tiny_model, model)
+    words = ("predict", model, *files_of(photos), "--out", out, "--resume")
+    assert call(capsys, *words)[0] == 0
+    before = out.read_bytes()
+    assert call(capsys, *words)[0] == 0 and out.read_bytes() == before
+    code, _, err = call(capsys, *words, "--top", 1)
+    assert code == 2 and "top" in err and "1; give the same options" in err
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["classifier.1.bias"] += 0.5
+    save_file(tensors, weights, metadata={"format": "pt"})
+    code, _, err = call(capsys, *words)
+    assert code == 2 and f"its rows are of {model} with other weights or settings" in err
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -179,7 +179,7 @@ def test_another_model_does_not_continue_a_file(suffix, photos, tiny_model, tmp_
         network.bit.embedder.convolution.weight += 1
     network.save_pretrained(tmp_path / "other")
     headstart.BitImageProcessor.from_pretrained(tiny_model).save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="cannot be continued: its model is"):
+    with pytest.raises(InputError, match="cannot be continued: its rows are of"):
         write_embeddings(Embedder(tmp_path / "other"), inputs, out, resume=True)
 
 
@@ -195,6 +195,10 @@ def test_a_file_of_texts(suffix, tokenizer, tmp_path, capsys):
     assert (facts.rows, facts.width, facts.names) == (3, 32, "text")
     names = [block.names for block in embedding_blocks(out, vectors=False)]
     assert [name for block in names for name in block] == found.names
+    again = ("embed", tmp_path / "model", tmp_path / "a.txt", *words, "--resume")
+    assert call(capsys, *again)[0] == 0
+    code, _, err = call(capsys, *again, "--long", "cut")
+    assert code == 2 and "refuse, and this run has" in err
 
 
 def test_files_are_what_other_tools_read(tiny_model, tmp_path):

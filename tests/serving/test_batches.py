@@ -1,12 +1,14 @@
 """Blocks of inputs from any storage, and batches of columns: the rows of predict and embed."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from command_line import call
 from headstart import BatchEmbedder, BatchPredictor, embed
@@ -216,3 +218,20 @@ def test_what_a_cluster_needs_is_said(tiny_model, data, tmp_path, capsys):
     ]:
         code, _, said = call(capsys, "predict", tiny_model, files, *words)
         assert code == 2 and message in said, said
+
+
+def test_a_cluster_notices_another_model_of_the_same_name(data, tiny_model, tmp_path):
+    model, out = tmp_path / "model", str(tmp_path / "out")
+    shutil.copytree(tiny_model, model)
+    options = {"model": str(model), "top": 2}
+    blocks = list(image_blocks([str(data / "files")]))
+    by_ray.check_manifest(out, by_ray.manifest_of("predict", options, blocks), resume=False)
+    for number, block in enumerate(blocks):
+        by_ray.write_block(BatchPredictor(**options), block, by_ray.part_name(out, number))
+    found = by_ray.run_blocks("predict", options, blocks, out, resume=True)  # all is there
+    assert found.done == len(blocks) and found.rows == 11
+    tensors = load_file(model / "model.safetensors")
+    tensors["classifier.1.bias"] += 0.5
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="has other weights or settings than when it was begun"):
+        by_ray.run_blocks("predict", options, blocks, out, resume=True)

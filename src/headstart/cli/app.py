@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -37,6 +37,7 @@ from headstart.cli import (
 )
 from headstart.cli.limits import with_pixel_limit
 from headstart.cli.output import with_json
+from headstart.cli.spelling import Option, options_of, spelled
 from headstart.cli.terminal import plain_warnings
 from headstart.errors import HeadstartError
 
@@ -99,6 +100,13 @@ def application(name: str = "") -> typer.Typer:
     return app
 
 
+def command_options(name: str) -> dict[str, Option]:
+    """The options of a command; none of a name that is not a command's."""
+    group: Any = typer.main.get_command(application(name))
+    command = group.commands.get(name)
+    return {} if command is None else options_of(command)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. What is not a fault of headstart is one clear line and an exit code.
 
@@ -112,8 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with plain_warnings():
             application(*given[:1])(args=arguments, standalone_mode=True)
     except HeadstartError as error:
-        output.emit_failure(error)
-        _stop(str(error), error.exit_code)
+        message = spelled(str(error), command_options(given[0]) if given else {})
+        output.emit_failure(error, message)
+        _stop(message, error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

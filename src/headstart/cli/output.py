@@ -179,9 +179,10 @@ def emit_usage(arguments: Sequence[str], what: str) -> None:
     emit(command, {"error": {"code": "usage", "what": what, "fix": fix}})
 
 
-def emit_failure(error: HeadstartError) -> None:
-    """Prints one of our errors; see `emit_error`."""
-    emit_error(error.code, error.what, error.fix)
+def emit_failure(error: HeadstartError, message: str) -> None:
+    """Prints one of our errors with its message in the words of the command line."""
+    what, _, fix = message.partition("; ")
+    emit_error(error.code, what, fix or error.fix)
 
 
 def result_values(found: "Result") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Commands that use a model on images and texts: predict, explain."""
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +126,7 @@ def predict(
     """
     from headstart.data import text_files
     from headstart.data.results import is_table
-    from headstart.pipelines.base import pipeline, task_of
+    from headstart.pipelines.base import fingerprint, pipeline, task_of
 
     check_model(model)
     task, best = task_of(model), top or 3
@@ -160,29 +161,27 @@ def predict(
         )
     if table is None and resume:
         raise ConfigError("--resume continues a table: give its name with --out results.csv")
+    used = {"refuse": str(refuse), "max_error": str(max_error)}  # options that change rows
     if task in text_files.TASKS:
         inputs = text_files.read_inputs(task, paths, text or [], question, lines)
+        run = text_files.text_pipeline(
+            task,
+            model,
+            batch_size=batch_size,
+            long=long,
+            hash_error=hash_error,
+            settings=values,
+            device=device,
+            refuse=how,
+        )
 
         def results(rest: list[Any]) -> Iterable[tuple[str, list[Any]]]:
-            return text_files.predict_texts(
-                task,
-                model,
-                rest,
-                top=best,
-                batch_size=batch_size,
-                long=long,
-                hash_error=hash_error,
-                settings=values,
-                device=device,
-                refuse=how,
-            )
+            return text_files.stream_texts(run, task, rest, best)
 
         if table is not None:
-            from headstart.auto import AutoConfig
-
-            columns = text_files.text_columns_of(
-                task, AutoConfig.from_pretrained(model).problem_type
-            )
+            columns = text_files.text_columns_of(task, run.model.config.problem_type)
+            used |= {"top": str(best), "long": long, "question": str(question)}
+            used |= {"hash_error": str(hash_error), "set": json.dumps(values, sort_keys=True)}
             _write(
                 table,
                 columns,
@@ -193,6 +192,7 @@ def predict(
                 ),
                 resume,
                 "texts",
+                {"model": model, "key": fingerprint(run), **used},
             )
         elif as_json:
             for name, found in results(inputs):
@@ -220,11 +220,12 @@ def predict(
         )
         kind = pipe.kind
 
+    limit = best if kind in (None, "single_label_classification") else top
+
     def predicted(done: int) -> Iterable["Prediction"]:
         rest: Sequence[ImageInput] = images[done:]
         if paints:
             return predictions.paint(pipe, rest, stems[done:])
-        limit = best if kind in (None, "single_label_classification") else top
         return predictions.classify(pipe, rest, top_k=limit, batch_size=batch_size)
 
     if table is not None:
@@ -234,7 +235,9 @@ def predict(
         def rows(done: int) -> Iterable[dict[str, Any]]:
             return (predictions.row_of(each, columns, where, kind) for each in predicted(done))
 
-        lost = _write(table, columns, [each.name for each in images], rows, resume, "img")
+        used |= {"top": str(limit), "threshold": str(threshold)}
+        facts = {"model": model, "key": fingerprint(pipe), **used}
+        lost = _write(table, columns, [each.name for each in images], rows, resume, "img", facts)
     else:
         compared = not paints and pipe.reference is not None
         lost = _show(predicted(0), kind, as_json, paints, top, compared)
@@ -249,13 +252,17 @@ def _write(
     rows: Callable[[int], Iterable[dict[str, Any]]],
     resume: bool,
     unit: str,
+    facts: Mapping[str, str],
 ) -> int:
     """Writes the rows that are missing in a table; returns how many have an error."""
     from headstart.data.results import ResultTable, remaining
     from headstart.progress import progress_for_terminal
 
     began = time.perf_counter()
-    with ResultTable(path, columns, resume=resume) as table, progress_for_terminal() as progress:
+    with (
+        ResultTable(path, columns, resume=resume, facts=facts) as table,
+        progress_for_terminal() as progress,
+    ):
         first, lost = remaining(table, names), table.lost
         if first < len(names):
             progress.start("predict", len(names), done=first, unit=unit)

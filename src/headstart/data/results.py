@@ -16,7 +16,8 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.checkpoint.documents import parse_json
+from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import parse_json, read_object
 from headstart.errors import FileFormatError, InputError, MissingExtraError
 
 RESULT_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -26,6 +27,7 @@ ROW_GROUP = 10_000  # rows of Parquet that are in memory together
 # "scores" are lists of {"label", "score"}; "json" is any other list; "vector" is base64 of float32
 Kind = Literal["text", "number", "integer", "flag", "scores", "json", "vector"]
 Row = Mapping[str, Any]
+BESIDE = ".run.json"  # ending of the file with the facts of a CSV file or of JSON lines
 FACTS = b"headstart"  # key of the facts of a table in the metadata of Parquet
 
 
@@ -38,14 +40,15 @@ class ResultTable:
     """Appends rows to a table, each of them whole on disk before the next is computed.
 
     Parquet and NumPy files are readable only once they are complete: rows are gathered in
-    `NAME.parquet.jsonl` beside the table, which `finish` turns into the file and removes.
+    `NAME.parquet.jsonl` beside the table, which `finish` turns into the file and removes. Facts of
+    a CSV file or of JSON lines are in `NAME.csv.run.json` beside it.
 
     Args:
         path: The table; its suffix is one of `suffixes`.
         columns: Kind by column; the first column names the row.
         resume: Continue a table that is there; else one that is there is refused.
-        facts: What is true of all rows, such as the model: it is written into Parquet and NumPy
-            files, and a table with other facts is not continued.
+        facts: What is true of all rows: the model, its `key`, and options. A table with other facts
+            is not continued; a model of the same key may have moved.
         suffixes: Formats of this kind of table.
 
     Attributes:
@@ -87,6 +90,7 @@ class ResultTable:
                 raise InputError(
                     f"{each} exists; continue it with --resume, or remove it or choose another name"
                 )
+        self.beside = None if gathers or not facts else path.with_name(f"{path.name}{BESIDE}")
         self.complete = gathers and path.exists()
         self.lost = 0  # rows that are there and have an error
         self.names = list(self._names())
@@ -98,9 +102,11 @@ class ResultTable:
             # unbuffered: a row is one write, and a killed process loses at most a part of one
             self.out = self.file.open("ab", buffering=0)
             if not self.file.stat().st_size:
+                if self.beside is not None:
+                    atomic_write(self.beside, json.dumps(self.facts, indent=2) + "\n")
                 if self.kind == ".csv":
                     self.out.write(_csv_line(list(self.columns)))
-                if self.facts:
+                if self.facts and self.beside is None:
                     self.out.write(f"{json.dumps(self.facts)}\n".encode())
         return self
 
@@ -142,13 +148,20 @@ class ResultTable:
         if not self.file.exists():
             return
         _remove_partial_line(self.file)
+        if self.beside is not None and self.file.stat().st_size:
+            if not self.beside.is_file():
+                raise InputError(
+                    f"{self.path} cannot be continued: {self.beside.name}, with the model and the"
+                    " options of its rows, is not beside it; give another --out"
+                )
+            self._check_facts(read_object(self.beside, InputError))
         with self.file.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             if self.kind == ".csv":
                 yield from self._csv_names(csv.reader(file, strict=True))
                 return
             for number, line in enumerate(file, start=1):
                 row = parse_json(line, f"{self.file} line {number}", InputError)
-                if number == 1 and self.facts:
+                if number == 1 and self.facts and self.beside is None:
                     self._check_facts(row)
                     continue
                 self._check(list(row) if isinstance(row, dict) else [])
@@ -174,12 +187,20 @@ class ResultTable:
         return names
 
     def _check_facts(self, found: Any) -> None:
+        known = found if isinstance(found, dict) else {}
+        what = f"{self.path} cannot be continued: its rows"
+        if "key" in self.facts and known.get("key") != self.facts["key"]:
+            old, new = known.get("model", "another model"), self.facts["model"]
+            other = " with other weights or settings" if old == new else ""
+            raise InputError(
+                f"{what} are of {old}{other}, and this run's model is {new}; give the same model,"
+                " or another --out"
+            )
         for name, value in self.facts.items():
-            other = found.get(name) if isinstance(found, dict) else None
-            if other != value:
+            if known.get(name) != value and (name != "model" or "key" not in self.facts):
                 raise InputError(
-                    f"{self.path} cannot be continued: its {name} is {other}, and this run's is"
-                    f" {value}; give the same model, or another --out"
+                    f"{what} were made with {name}={known.get(name)}, and this run has"
+                    f" {name}={value}; give the same options, or another --out"
                 )
 
     def _csv_names(self, reader: Any) -> Iterator[str]:
@@ -205,7 +226,7 @@ class ResultTable:
     def _gathered(self) -> Iterator[dict[str, Any]]:
         """The gathered rows."""
         with self.file.open(encoding="utf-8", errors="surrogateescape") as lines:
-            if self.facts:
+            if self.facts:  # rows are gathered with their facts
                 next(lines)
             for line in lines:
                 row: dict[str, Any] = json.loads(line)

@@ -108,50 +108,6 @@ def table_texts(task: str, table: RawTable) -> list[Named]:
     return found
 
 
-def predict_texts(
-    task: str,
-    model: str,
-    inputs: list[Named],
-    *,
-    top: int = 3,
-    batch_size: int = 8,
-    long: str = "refuse",
-    hash_error: float | None = None,
-    settings: dict[str, Any] | None = None,
-    device: str | None = None,
-    refuse: bool | float = False,
-) -> Iterator[tuple[str, list[Any]]]:
-    """The name of each text, and what the model predicts for it.
-
-    Args:
-        task: A name in `TASKS`.
-        model: A folder, a Hub id or an authors' name.
-        inputs: From `read_inputs`.
-        top: Labels, guesses or answers for each.
-        batch_size: Texts that go through the network together.
-        long: What becomes of texts that are longer than the network reads: "refuse", "cut", or
-            "extend" (positions are repeated, and attention is sampled).
-        hash_error: Sample attention with as many hashes as keep its error to this fraction.
-        settings: Values of the configuration.
-        device: Where to compute.
-        refuse: See `TextClassificationPipeline`.
-
-    Raises:
-        ConfigError: A task that cannot refuse, or an option that it does not have.
-    """
-    run = text_pipeline(
-        task,
-        model,
-        batch_size=batch_size,
-        long=long,
-        hash_error=hash_error,
-        settings=settings,
-        device=device,
-        refuse=refuse,
-    )
-    return stream_texts(run, task, inputs, top)
-
-
 def text_pipeline(
     task: str,
     model: str,
@@ -163,7 +119,22 @@ def text_pipeline(
     device: str | None = None,
     refuse: bool | float = False,
 ) -> Any:
-    """The pipeline of a text model; arguments and errors are those of `predict_texts`."""
+    """The pipeline of a text model, with the options of the command line.
+
+    Args:
+        task: A name in `TASKS`.
+        model: A folder, a Hub id or an authors' name.
+        batch_size: Texts that go through the network together.
+        long: What becomes of texts that are longer than the network reads: "refuse", "cut", or
+            "extend" (positions are repeated, and attention is sampled).
+        hash_error: Sample attention with as many hashes as keep its error to this fraction.
+        settings: Values of the configuration.
+        device: Where to compute.
+        refuse: See `TextClassificationPipeline`.
+
+    Raises:
+        ConfigError: A task that cannot refuse, or an option that it does not have.
+    """
     if long not in ("refuse", "cut", "extend"):
         raise ConfigError(f"--long {long}; expected refuse, cut or extend")
     if refuse is not False and task != "text-classification":
@@ -186,7 +157,14 @@ def text_pipeline(
 def stream_texts(
     run: Any, task: str, inputs: list[Named], top: int
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The name of each text, and what a pipeline predicts for it."""
+    """The name of each text, and what a pipeline predicts for it.
+
+    Args:
+        run: From `text_pipeline`.
+        task: A name in `TASKS`.
+        inputs: From `read_inputs`.
+        top: Labels, guesses or answers for each.
+    """
     names, texts = [name for name, _ in inputs], [text for _, text in inputs]
     if task == "question-answering":
         for name, text in inputs:
@@ -261,7 +239,7 @@ def text_columns_of(task: str, kind: str | None) -> dict[str, Kind]:
 
 
 def text_row(task: str, name: str, found: list[Any], columns: Mapping[str, Kind]) -> dict[str, Any]:
-    """A result of `predict_texts` as a row of its table."""
+    """A result of `stream_texts` as a row of its table."""
     best = found[0] if found else {}
     if task == "token-classification":
         spans = [

@@ -93,7 +93,7 @@ def export(
         others = {"example": example, "dynamic": dynamic, "normalize": normalize or None}
         given = [name for name, value in others.items() if value is not None]
         if given:
-            raise ConfigError(f"full=True decides {given[0]} itself; leave {given[0]} out")
+            raise ConfigError(f"full=True decides {given[0]}= itself; leave {given[0]}= out")
     elif max_error is not None:
         raise ConfigError("max_error is for full=True")
     if any(not each.is_cpu for each in model.parameters()):

@@ -77,6 +77,13 @@ class OptimizedModel(nn.Module):
             self._network[0] = network.to(self._place)
         return self._network[0]
 
+    @property
+    def engine_files(self) -> list[Path]:
+        """The files of a saved engine, which decide its outputs; none before it is saved."""
+        if self.folder is None:
+            return []
+        return [self.folder / FILE, *sorted((self.folder / FOLDER).rglob("*"))]
+
     @cached_property
     def config(self) -> Any:
         """The network's configuration."""

@@ -116,8 +116,7 @@ def optimize(
     ]
     if precision == "int8" and not samples:
         raise ConfigError(
-            "int8 measures ranges on real inputs; pass calibration= (--calibration), such as a"
-            " hundred images"
+            "int8 measures ranges on real inputs; pass calibration=, such as a hundred images"
         )
     if any(set(each) != set(inputs) for each in samples):
         raise InputError(f"calibration has other inputs than the example ({', '.join(inputs)})")

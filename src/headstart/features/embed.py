@@ -53,7 +53,7 @@ class Embedder:
 
     def __init__(self, model: str | Path, device: Any = None, long: str = "refuse") -> None:
         family, values = family_of(model)
-        self.name, self.reads_text = str(model), family.reads_text
+        self.name, self.reads_text, self.long = str(model), family.reads_text, long
         classifiers = {family.tasks.get(task) for task in CLASSIFIERS} - {None}
         named = next((x for x in values.get("architectures") or [] if x in classifiers), None)
         # what an engine computes does not include the input of the last layer
@@ -226,8 +226,9 @@ def write_embeddings(
     columns = TEXT_COLUMNS if embedder.reads_text else IMAGE_COLUMNS
     names = [each[0] if embedder.reads_text else each.name for each in inputs]
     unit = "texts" if embedder.reads_text else "img"
+    facts = embedder.facts | ({"long": embedder.long} if embedder.reads_text else {})
     with ResultTable(
-        out, columns, resume=resume, facts=embedder.facts, suffixes=EMBEDDING_SUFFIXES
+        out, columns, resume=resume, facts=facts, suffixes=EMBEDDING_SUFFIXES
     ) as table:
         first, began, lost = remaining(table, names), time.perf_counter(), table.lost
         if first < len(names):

@@ -4,7 +4,6 @@ A later run with other labels, splits or settings finds the features again by th
 example's content and of the network with its preprocessing.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.data.features import FeatureStore
+from headstart.nn.weights import weights_hash
 from headstart.progress import Progress
 from headstart.tasks.base import HeadTask
 
@@ -29,18 +29,13 @@ MEASURED = 16  # examples that the time of features is measured on
 
 def model_key(model: nn.Module, preprocessing: Mapping[str, Any]) -> str:
     """Hash of the weights below the head, the configuration and the preprocessing."""
-    whole = hashlib.sha256()
-    heads: tuple[str, ...] = getattr(model, "heads", ())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not any(name.startswith(head + ".") for head in heads):
-            whole.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().flatten()
-            whole.update(flat.view(torch.uint8).numpy().tobytes())
+    whole = weights_hash(model, getattr(model, "heads", ()))
     configuration: Any = model.config
     own = ("id2label", "label2id", "_name_or_path")
     config = {key: value for key, value in configuration.to_dict().items() if key not in own}
     whole.update(json.dumps([config, dict(preprocessing)], sort_keys=True, default=str).encode())
-    return whole.hexdigest()[:32]
+    digest: str = whole.hexdigest()
+    return digest[:32]
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Tensors of a checkpoint in a network: their type, their device, and their assignment."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,6 +35,22 @@ def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
     else:
         owner._buffers[leaf] = value
+
+
+def weights_hash(model: nn.Module, leave_out: Sequence[str] = ()) -> Any:
+    """A `hashlib` object that holds names and values of a network's tensors.
+
+    Args:
+        model: The network.
+        leave_out: Modules whose tensors do not count.
+    """
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not any(name.startswith(f"{module}.") for module in leave_out):
+            whole.update(name.encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            whole.update(flat.view(torch.uint8).numpy().tobytes())
+    return whole
 
 
 PLANS = ("auto", "balanced", "balanced_low_0", "sequential")

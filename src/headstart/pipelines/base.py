@@ -5,8 +5,10 @@ with one line in `PIPELINES`.
 """
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ PIPELINES: dict[str, str] = {
     "token-classification": "headstart.pipelines.texts:TokenClassificationPipeline",
     "question-answering": "headstart.pipelines.texts:QuestionAnsweringPipeline",
 }
+CALIBRATION = ("confidence.json", "unknown.safetensors")  # files beside the weights
 # Other names of the same pipelines.
 ALIASES = {
     "masked-language-modeling": "fill-mask",
@@ -267,6 +270,33 @@ def refuse_random_weights(model: Any, name: str) -> None:
             f" {listed(missing, 4)}. Fine-tune it first (headstart train DATA --model {name}), or"
             " choose a checkpoint that was trained for this task"
         )
+
+
+def fingerprint(pipe: Any) -> str:
+    """Hash of what a pipeline's answers depend on beside its options.
+
+    Weights, configuration, image processor, calibration, and the files of an optimized model.
+    """
+    from headstart.nn.weights import weights_hash
+
+    model = pipe.model
+    whole = weights_hash(model)
+    processor = getattr(pipe, "image_processor", None)
+    values = {
+        "config": {**model.config.to_dict(), "_name_or_path": None},
+        "processor": None if processor is None else processor.to_dict(),
+    }
+    whole.update(json.dumps(values, sort_keys=True, default=str).encode())
+    folder = Path(getattr(model.config, "name_or_path", "") or "")
+    files = [folder / name for name in CALIBRATION] if folder.name else []
+    files += getattr(model, "engine_files", [])  # of an optimized model, which holds no tensors
+    for file in files:
+        if file.is_file():
+            whole.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
+    digest: str = whole.hexdigest()
+    return digest[:32]
 
 
 def is_one_image(value: Any) -> bool:

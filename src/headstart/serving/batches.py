@@ -17,7 +17,7 @@ from headstart.data.results import Kind, arrow_table
 from headstart.data.storage import is_uri
 from headstart.errors import ConfigError, InputError
 from headstart.features.embed import Embedder, vectors_of
-from headstart.pipelines.base import batched, pipeline, task_of
+from headstart.pipelines.base import batched, fingerprint, pipeline, task_of
 
 TOGETHER = 1024  # inputs that are in memory together
 NAMES = ("path", "name", "id")  # usual columns that name a row
@@ -152,7 +152,6 @@ class BatchPredictor(Batches):
     ) -> None:
         self.column, self.keep, self.top = column, keep, top
         self.batch_size, self.workers = batch_size, workers
-        self.facts = {"model": str(model)}
         task = task_of(model)
         self.pipe: Any
         if task in text_files.TASKS:
@@ -169,6 +168,7 @@ class BatchPredictor(Batches):
             )
             kind = self.pipe.model.config.problem_type
             self.columns = text_files.text_columns_of(task, kind)
+            self.facts = {"model": str(model), "key": fingerprint(self.pipe)}
             return
         if task != "image-classification":
             raise ConfigError(
@@ -178,6 +178,7 @@ class BatchPredictor(Batches):
         self.pipe = pipeline(task, model, device=device, refuse=refuse, label_threshold=threshold)
         names = list(self.pipe.model.config.id2label.values())
         self.columns = predictions.columns_of(task, self.pipe.kind, names)
+        self.facts = {"model": str(model), "key": fingerprint(self.pipe)}
 
     def _part(self, inputs: list[Any]) -> Iterator[dict[str, Any]]:
         best = self.top or 3

@@ -204,6 +204,8 @@ def run_blocks(
         else:
             _count(summary, known)
     first = summary.done
+    if first:
+        _check_model(kind, options, summary.facts, out)
     show.start(kind, len(blocks), done=first, unit="blocks")
     if open_ones:
         with connected(address) as ray:
@@ -218,6 +220,16 @@ def run_blocks(
                 show.update(summary.done, {}, rate)
     summary.seconds = time.perf_counter() - began
     return summary
+
+
+def _check_model(kind: str, options: Mapping[str, Any], known: Mapping[str, str], out: str) -> None:
+    """Refuses to continue the results of another model of the same name."""
+    key = _batches(kind, {**options, "device": None}).facts["key"]
+    if known.get("key") != key:
+        raise InputError(
+            f"{out} cannot be continued: {options['model']} has other weights or settings than when"
+            " it was begun; give another --out"
+        )
 
 
 def _count(summary: Summary, found: Mapping[str, Any]) -> None:

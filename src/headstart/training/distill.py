@@ -605,6 +605,6 @@ def _place_tokenizer(
     if callable(source):
         raise ConfigError(
             "which tokenizer? The student is a configuration and the teacher a function; give"
-            " tokenizer= (--tokenizer), a folder that holds one"
+            " tokenizer=, a folder that holds one"
         )
     AutoTokenizer.from_pretrained(source).save_pretrained(out / STUDENT)

@@ -151,8 +151,7 @@ def check_options(shots: int | None, draws: int, max_error: float | None) -> Non
     """
     if draws > 1 and shots is None:
         raise ConfigError(
-            f"draws={draws} are choices of so many examples of each class; say how many with"
-            " shots (--shots)"
+            f"draws={draws} are choices of so many examples of each class; say how many with shots="
         )
     if max_error is not None and not 0 < max_error < 1:
         raise ConfigError(f"max_error={max_error:g}; it must be above 0 and below 1, such as 0.05")
