@@ -94,7 +94,8 @@ class Recipe:
         precision: "fp32", or "bf16" or "fp16" (with scaled gradients) for the network's arithmetic
             with float32 weights.
         seed: Decides order, augmentation, dropout and splits.
-        eval_every: Steps between evaluations; None makes about ten.
+        eval_every: Steps between evaluations along the way, of at least 1,000 and at most as many
+            validation examples as take a fifth of the time; None makes about ten.
         checkpoint_every: Steps between checkpoints; None makes about twenty.
     """
 

@@ -266,6 +266,15 @@ def test_the_loss_counts_hidden_patches_alone(images, tokenizer, network):
     assert abs(parts - float(total)) < 1e-3
 
 
+def test_some_images_are_evaluated(images, tokenizer, network):
+    task, model = ready(images, tokenizer, network)
+    rows, device = np.array([1]), torch.device("cpu")
+    part = task.subset("validation", rows).evaluate(model.eval(), "validation", device)
+    every = task.evaluate(model, "validation", device)
+    assert part.examples == 1 < every.examples
+    assert (part.details["codes"] == every.details["codes"][rows]).all()
+
+
 def test_hidden_pixels_are_not_seen(images, tokenizer, network):
     """What lies under the mask must not reach the network, or it would learn to copy."""
     task, model = ready(images, tokenizer, network)

@@ -558,6 +558,19 @@ def test_made_up_colors_differ():
 # Training -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_some_images_are_evaluated_as_all_are(scenes, tiny_beit, monkeypatch, memory):
+    monkeypatch.setattr("headstart.tasks.semantic_segmentation.MEMORY", memory)
+    task = task_of(scenes)
+    model = task.build(str(tiny_beit), Recipe(crop=32, resize=32)).eval()
+    task.prepare(None)
+    rows, device = np.array([1]), torch.device("cpu")
+    part = task.subset("validation", rows).evaluate(model, "validation", device)
+    every = task.evaluate(model, "validation", device)
+    assert part.examples == 1 < every.examples
+    assert (part.details["confusions"] == every.details["confusions"][rows]).all()
+
+
 def test_a_lone_image_can_be_trained_on(scenes, tiny_beit):
     task = task_of(scenes)
     model = task.build(str(tiny_beit), Recipe(crop=32, augment="none")).train()

@@ -574,6 +574,53 @@ def test_every_word_is_evaluated_however_long(tiny_yoso, tmp_path):
     assert len(first["input_ids"]) == 64 and any("are cut" in note for note in task.data.notes)
 
 
+def part_of_all(task, model, key):
+    """Details of an evaluation of some validation examples, and those that all have there."""
+    model.eval()
+    task.prepare(None)
+    rows = np.array([1, 2, 5])
+    device = torch.device("cpu")
+    part = task.subset("validation", rows).evaluate(model, "validation", device)
+    every = task.evaluate(model, "validation", device)
+    assert part.examples == 3 < every.examples == task.splits["validation"]
+    return part.details[key], every.details[key], rows
+
+
+def test_some_texts_are_evaluated_as_all_are(moods, tiny_yoso, tmp_path):
+    task = TextClassification.read(moods, DataOptions())
+    part, every, rows = part_of_all(task, task.build(str(tiny_yoso), Recipe()), "logits")
+    np.testing.assert_allclose(part, every[rows], rtol=1e-4, atol=1e-5)
+
+
+def test_some_words_are_evaluated_as_all_are(tiny_yoso, tmp_path):
+    (tmp_path / "a.conll").write_text(tagged(40, 0))
+    task = TokenClassification.read(tmp_path / "a.conll", DataOptions())
+    model = task.build(str(tiny_yoso), Recipe())
+    part, every, rows = part_of_all(task, model, "predicted")
+    ends = task.evaluate(model, "validation", torch.device("cpu")).details["ends"]
+    words = np.split(every, ends[:-1])
+    assert (part == np.concatenate([words[row] for row in rows])).all()
+
+
+def test_some_blocks_and_questions_are_evaluated(tiny_yoso, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join([" we man" * 15] * 60))
+    task = MaskedLanguageModeling.read(tmp_path / "a.txt", DataOptions())
+    model = task.build(str(tiny_yoso), Recipe(max_length=20)).eval()
+    task.prepare(None)
+    part = task.subset("validation", np.array([0, 3]))
+    assert part.evaluate(model, "validation", torch.device("cpu")).examples == 2
+    answers = {"text": ["we"], "answer_start": [0]}
+    lines = [
+        {"id": i, "question": "who", "context": f"we saw {i}", "answers": answers}
+        for i in range(40)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = QuestionAnswering.read(tmp_path / "q.jsonl", DataOptions())
+    model = task.build(str(tiny_yoso), Recipe())
+    part, every, rows = part_of_all(task, model, "answers")
+    assert (part == every[rows]).all()
+
+
 def test_question_answering(tiny_yoso, tmp_path):
     def row(text, label, i):
         word = next(w for w in text.split() if w in WORDS[label])

@@ -416,4 +416,4 @@ def test_out_of_time_the_best_weights_are_kept(photos, tiny_model, tmp_path):
         line["step"]: line["validation"]["accuracy"] for line in lines if "validation" in line
     }
     assert list(scores) == [1, 2, 3, 4, 5, 6, 7] and scores[7] < max(scores.values())
-    assert run.best[0] == max(scores.values()) == run.evaluate("validation").metrics["accuracy"]
+    assert run.best[0] == max(scores.values()) == run.evaluate().metrics["accuracy"]

@@ -15,10 +15,11 @@ from headstart.data.options import DataOptions
 from headstart.errors import ConfigError
 from headstart.progress import Silent
 from headstart.recipe import Recipe
+from headstart.report.page import learning_curves
 from headstart.tasks.image_classification import ImageClassification, head_of
 from headstart.training.checkpoints import load_checkpoint
 from headstart.training.log import read_metrics
-from headstart.training.loop import Batches, Loop, cut
+from headstart.training.loop import Batches, Loop, cut, default_interval, evaluated_along
 from headstart.training.micro_batch import fitting_micro_batch
 from headstart.training.optim import Average, depths, freeze, make_optimizer
 from headstart.training.world import World
@@ -193,6 +194,47 @@ def test_evaluation_sees_what_the_processor_makes(photos, tiny_model):
             assert each["score"] == pytest.approx(
                 float(expected[model.config.label2id[each["label"]]]), abs=1e-5
             )
+
+
+def test_along_the_way_the_same_part_is_evaluated(photos, tiny_model, tmp_path, monkeypatch):
+    """Fewer validation examples than there are: their scores are those that all have there, and the
+    log counts them.
+    """
+    monkeypatch.setattr("headstart.training.loop.ALONG", 5)
+    recipe = dataclasses.replace(SMALL, eval_every=1, batch_size=4, micro_batch=4)
+    task, model = ready(photos, tiny_model, recipe)
+    loop = Loop(task, model, task.recipe, tmp_path, World("cpu"), Silent())
+    count = task.splits["validation"]
+    assert loop.along == 5 < count
+    every = task.evaluate(model.eval(), "validation", torch.device("cpu"))
+    part = loop.evaluate()
+    names = list(task.names("validation"))
+    rows = [names.index(name) for name in loop.evaluated.names("validation")]
+    assert part.examples == 5 and rows != list(range(5))
+    np.testing.assert_allclose(
+        part.details["logits"], every.details["logits"][rows], rtol=1e-4, atol=1e-5
+    )
+    assert (part.details["labels"] == every.details["labels"][rows]).all()
+    assert task.splits["validation"] == count  # the result is of all
+    loop.run()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["examples"] for line in lines if "validation" in line] == [5, 5, 5]
+    assert "of 5 random examples" in learning_curves(lines, "accuracy").text
+
+
+@pytest.mark.parametrize(
+    "steps, batch, validation, every, along",
+    [
+        (500, 512, 5000, 50, 5000),  # a fifth of the time is enough for all
+        (100, 64, 20_000, 21, 1008),
+        (100, 64, 40, 10, 40),
+        (10, 64, 20_000, 21, 1008),  # at the end alone
+    ],
+)
+def test_evaluations_take_a_fifth_of_the_time(steps, batch, validation, every, along):
+    recipe, splits = Recipe(steps=steps, batch_size=batch), {"validation": validation}
+    assert default_interval(recipe, splits) == every
+    assert evaluated_along(recipe, splits, every) == along
 
 
 def test_a_zero_head_gives_every_class_the_same_chance(photos, tiny_model):

@@ -160,6 +160,11 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
         "Training values are of examples as the network saw them, augmented and with dropout, so"
         " they may lie below validation."
     )
+    if parts := {line["examples"] for line in evaluated if "examples" in line}:
+        text += (
+            f" Validation along the way is of {max(parts)} random examples, always the same; the"
+            " results of this page are of all."
+        )
     return Section("Learning curves", text, figures)
 
 

@@ -222,6 +222,10 @@ class Task(ABC):
         """Leaves out all other examples of a split, in everything that is in its order."""
 
     @abstractmethod
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """A task to evaluate a model on some examples of a prepared split; this one keeps all."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the processor or tokenizer."""
 

@@ -3,10 +3,11 @@
 Letters: B images, H W sides of what the network sees, N images of a split.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -88,6 +89,18 @@ class ImageTask(Task):
         self.digests_of[split] = [self.digests_of[split][i] for i in indices]
         if split in self.caches:
             self.caches[split].keep(indices)
+
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """See `Task.subset`."""
+        part = copy.copy(self)
+        part.notes, part.bad, part.skipped = list(self.notes), [], []
+        for name, value in vars(self).items():
+            if isinstance(value, dict):  # what is there by split
+                setattr(part, name, dict(value))
+        if split in self.caches:
+            part.caches[split] = copy.copy(self.caches[split])
+        part.keep(split, indices)
+        return part
 
     def drop_known_bad(self, split: str) -> None:
         """Leaves out the images of a split that are known to be bad."""

@@ -321,6 +321,12 @@ class MaskedImageModeling(ImageTask):
 
     # Evaluation -----------------------------------------------------------------------------------
 
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """See `Task.subset`."""
+        part = super().subset(split, indices)
+        part.codes[split] = self.codes[split][indices]
+        return part
+
     def whole(self, split: str, index: int) -> Pixels:
         """What the network sees of an image in evaluation, (S, S, 3)."""
         return network_view(self.caches[split][index], self.config.image, self.processor.resample)

@@ -215,6 +215,8 @@ class SemanticSegmentation(ImageTask):
         """See `ImageTask.keep`."""
         super().keep(split, indices)
         self.scans[split] = [self.scans[split][i] for i in indices]
+        if pairs := self.decoded.get(split):
+            self.decoded[split] = [pairs[i] for i in indices]
 
     def read_pair(self, split: str, index: int) -> Pair:
         """Image (H, W, 3) and classes (H, W) of a pair, from its files."""

@@ -3,6 +3,7 @@
 Letters: B texts, L tokens, V classes, N examples.
 """
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -88,6 +89,15 @@ class TextTask(Task):
         rows = self.data.splits[split]
         self.data.splits[split] = [rows[i] for i in indices]
         self.encoded.pop(split, None)
+
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """See `Task.subset`."""
+        part, rows, examples = copy.copy(self), self.data.splits[split], self.encoded[split]
+        if len(rows) == len(examples):  # blocks of running text are not those of its rows
+            rows = [rows[i] for i in indices]
+        part.data = replace(self.data, splits=self.data.splits | {split: rows})
+        part.encoded = self.encoded | {split: [examples[i] for i in indices]}
+        return part
 
     @property
     def notes(self) -> list[str]:

@@ -290,6 +290,12 @@ class Distillation(LabelledImages):
             self.taught[split] = np.concatenate(rows)
         return self.taught[split]
 
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """See `Task.subset`."""
+        part = super().subset(split, indices)
+        part.taught.pop(split, None)
+        return part
+
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`.

@@ -231,6 +231,12 @@ class TextDistillation(MaskedLanguageModeling):
             self.taught[split] = np.concatenate(parts)
         return self.taught[split]
 
+    def subset(self, split: str, indices: NDArray[np.int64]) -> Self:
+        """See `Task.subset`."""
+        part = super().subset(split, indices)
+        part.taught = {}
+        return part
+
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from headstart.data.cache import threads
+from headstart.data.options import SPLITS
 from headstart.errors import ConfigError
 from headstart.progress import duration
 from headstart.recipe import Recipe
@@ -114,8 +115,8 @@ def measure(loop: Loop) -> Estimate:
     loop.optimizer.zero_grad(set_to_none=True)
     for name, buffer in loop.model.named_buffers():
         buffer.copy_(buffers[name])
-    rounds = recipe.steps // loop.eval_every
-    evaluated = rounds * task.splits.get("validation", 0) + task.splits.get("test", 0)
+    rounds = (recipe.steps - 1) // loop.eval_every
+    evaluated = rounds * loop.along + sum(task.splits.get(name, 0) for name in SPLITS[1:])
     # The passes above held data, weights, gradients and what a micro-batch keeps. Averages of the
     # optimizer, and a copy of everything for a checkpoint, come on top.
     trained = [p for p in loop.model.parameters() if p.requires_grad]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +40,7 @@ from headstart.training.world import World, load_weights, placed, whole
 
 Batch = dict[str, Tensor]
 CHUNK = 16  # examples that one thread makes at a time
+ALONG = 1000  # validation examples that every evaluation along the way has at least
 
 
 class DivergedError(ConfigError):
@@ -175,6 +177,7 @@ class Loop:
             folder / "metrics.jsonl", folder / "tensorboard" if board and world.is_main else None
         )
         self.eval_every = recipe.eval_every or default_interval(recipe, task.splits)
+        self.along = evaluated_along(recipe, task.splits, self.eval_every)
         self.checkpoint_every = recipe.checkpoint_every or max(1, -(-recipe.steps // 20))
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -333,14 +336,27 @@ class Loop:
             self.average.update(self.model, self.step)
         return values | {"lr": rate}
 
-    def evaluate(self, split: str) -> Evaluation:
-        """Evaluates the model as it would be kept.
+    @cached_property
+    def evaluated(self) -> Task:
+        """The task with the held-out examples that are evaluated along the way."""
+        count = self.task.splits["validation"]
+        if self.along == count:
+            return self.task
+        self.progress.say(
+            f"during training {self.along} of {count} validation examples are evaluated, always"
+            " the same random ones; the result is of all"
+        )
+        rng = np.random.default_rng([self.recipe.seed, 0xA10])
+        return self.task.subset("validation", np.sort(rng.permutation(count)[: self.along]))
+
+    def evaluate(self) -> Evaluation:
+        """Evaluates the model as it would be kept, along the way.
 
         The average of the weights where there is one.
         """
         self.model.eval()
         with self.averaged():
-            return self.task.evaluate(self.model, split, self.world.device)
+            return self.evaluated.evaluate(self.model, "validation", self.world.device)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -365,9 +381,10 @@ class Loop:
         were better.
         """
         if "validation" in self.task.splits and (self.world.is_main or self.world.sharded):
-            evaluation = self.evaluate("validation")
+            evaluation = self.evaluate()
             if self.world.is_main:
-                self.log.write({"step": self.step, "validation": evaluation.metrics})
+                part = {"examples": self.along} if self.evaluated is not self.task else {}
+                self.log.write({"step": self.step, "validation": evaluation.metrics} | part)
                 headline, value = self.task.headline, evaluation.metrics[self.task.headline]
                 self.progress.say(
                     f"step {self.step}: validation {headline.replace('_', ' ')}"
@@ -407,10 +424,17 @@ def default_interval(recipe: Recipe, splits: Mapping[str, int]) -> int:
     """Steps between evaluations: a tenth of all, or more where evaluations would dominate.
 
     A forward pass costs about a third of a training step's, so that evaluations take at most about
-    a quarter of the time.
+    a fifth of the time.
     """
-    examples = splits.get("validation", 0)
+    examples = min(ALONG, splits.get("validation", 0))
     return max(1, -(-recipe.steps // 10), -(-4 * examples // (3 * recipe.batch_size)))
+
+
+def evaluated_along(recipe: Recipe, splits: Mapping[str, int], every: int) -> int:
+    """Validation examples of one evaluation along the way: all, or as many as take about a fifth of
+    the time, and at least `ALONG`.
+    """
+    return min(splits.get("validation", 0), max(ALONG, 3 * recipe.batch_size * every // 4))
 
 
 def cut(rows: slice, size: int) -> Iterator[slice]:
