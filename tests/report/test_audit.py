@@ -12,6 +12,7 @@ from PIL import Image
 from conftest import data_dir
 from headstart.cli.app import main
 from headstart.data.duplicates import FLAT, NEAR, difference_hash, near_pairs
+from headstart.progress import Silent
 from headstart.report import suspects
 from headstart.report.audit import audit
 from headstart.report.suspects import doubtful_labels, neighbour_distances, outliers
@@ -135,6 +136,31 @@ def test_flipped_labels_are_doubted():
     )
     assert all(doubt.label_probability < doubt.likely_probability for doubt in found)
     assert agreement == pytest.approx(148 / 160, abs=0.02)
+
+
+class Steps(Silent):
+    """Keeps what is shown."""
+
+    def __init__(self):
+        self.labels, self.steps, self.totals = [], [], []
+
+    def start(self, label, total, done=0, unit="img"):
+        self.labels.append(label)
+        self.totals.append(total)
+
+    def update(self, done, values, rate=None):
+        self.steps.append(done)
+
+
+@pytest.mark.parametrize("large", [0, 1e9])
+def test_the_search_for_wrong_labels_shows_its_progress(monkeypatch, large):
+    monkeypatch.setattr(suspects, "LARGE", large)
+    monkeypatch.setattr("headstart.progress.SHORT", -1.0)
+    features, labels, _ = blobs(classes=3)
+    progress = Steps()
+    doubtful_labels(features, labels, 3, progress=progress)
+    assert progress.labels == ["label errors"]
+    assert len(progress.steps) >= 12 and progress.steps[-1] <= progress.totals[0]
 
 
 @pytest.mark.parametrize("seed", range(4))

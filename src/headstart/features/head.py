@@ -241,18 +241,27 @@ def span(x: Doubles) -> Doubles:
 
 
 def held_out_scores(
-    features: Floats, labels: Ints, classes: int, seed: int = 0, folds: int = 5
+    features: Floats,
+    labels: Ints,
+    classes: int,
+    seed: int = 0,
+    folds: int = 5,
+    seen: Callable[[int], None] = lambda count: None,
 ) -> Doubles:
-    """Scores (N, V) of every example by a head that was fitted to the other folds."""
+    """Scores (N, V) of every example by a head that was fitted to the other folds.
+
+    `seen` receives how many more fits are done, of at most `folds + 5 * len(STRENGTHS)`.
+    """
     x, _ = compact(standardized(features)[0])
     problem = Problem(x, labels, classes)
-    strength, _, _ = choose_strength(problem, SINGLE, seed)
+    strength, _, _ = choose_strength(problem, SINGLE, seed, seen)
     fold = folds_of(labels, folds, np.random.default_rng([seed, 0x5C03E]))
     scores = np.zeros((len(x), classes))
     for number in range(folds):
         train, held = fold != number, fold == number
         found = logistic(problem.take(train), strength, tolerance=1e-5)
         scores[held] = x[held] @ found.weight.T + found.bias
+        seen(1)
     return scores
 
 
@@ -283,7 +292,7 @@ def stratified(labels: Ints, rng: np.random.Generator) -> Ints:
 
 
 def choose_strength(
-    problem: Problem, kind: str, seed: int
+    problem: Problem, kind: str, seed: int, seen: Callable[[int], None] = lambda count: None
 ) -> tuple[float, dict[float, float], int]:
     """The inverse regularization of the smallest cross-validated loss, the losses, and the
     folds.
@@ -295,14 +304,14 @@ def choose_strength(
     if folds < 2:
         return 1.0, {}, folds
     solve, loss = (ridge, squared_error) if kind == REGRESSION else (logistic, log_loss)
-    losses = cross_validate(problem, folds, seed, solve, loss)
+    losses = cross_validate(problem, folds, seed, solve, loss, seen)
     return min(losses, key=lambda each: (losses[each], each)), losses, folds
 
 
 def cross_validate(
-    problem: Problem, folds: int, seed: int, solve: Solver, loss: Loss
+    problem: Problem, folds: int, seed: int, solve: Solver, loss: Loss, seen: Callable[[int], None]
 ) -> dict[float, float]:
-    """Mean loss on held-out folds by strength."""
+    """Mean loss on held-out folds by strength; `seen` receives how many more fits are done."""
     rng = np.random.default_rng([seed, 0xF01D])
     if len(problem.x) > CV_EXAMPLES:
         problem = problem.take(rng.permutation(len(problem.x))[:CV_EXAMPLES])
@@ -315,6 +324,7 @@ def cross_validate(
         train, held = problem.take(fold != number), problem.take(fold == number)
         found = solve(train, strength, starts[number], 1e-5)
         starts[number] = found
+        seen(1)
         return loss(held, found)
 
     for strength in STRENGTHS:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headstart.features.discriminant import Discriminant, Statistics
 from headstart.features.head import (
-    LARGE,
+    STRENGTHS,
     Problem,
     folds_of,
     held_out_scores,
@@ -35,6 +35,9 @@ FAR = 4.0  # robust standard deviations from which on an image is an outlier
 FEW = 20  # images below which distances mean nothing
 POOL = 10_000  # images that neighbors are looked for among
 BLOCK = 1024
+# products of examples, features and classes above which the fits of logistic regressions would take
+# longer than the features: 40 CPU seconds for 1,000 images of 200 classes, whose features take one
+LARGE = 2e7
 FOLDS = 5
 STRENGTH, ITERATIONS = 0.1, 30  # of the logistic regression on the scores of discriminants
 SHRINKAGE = 0.3  # of a discriminant; 0.1 to 0.9 differ little
@@ -77,7 +80,9 @@ def doubtful_labels(
     if features.size * classes > LARGE:
         scores = discriminant_scores(features, labels, classes, seed, progress)
     else:
-        scores = held_out_scores(features, labels, classes, seed)
+        fits = FOLDS * (1 + len(STRENGTHS))
+        with (progress or Silent()).counting("label errors", fits, "fits") as seen:
+            scores = held_out_scores(features, labels, classes, seed, FOLDS, seen)
     probabilities = softmax(scores, best_temperature(scores, labels))  # (N, V)
     own = probabilities[np.arange(len(labels)), labels]
     order = np.argsort(own, kind="stable")
