@@ -48,15 +48,15 @@ def read_tar(path: Path) -> Rows:
     return images, np.array([classes.index(m.name.split("/")[-2]) for m in members])
 
 
-def read_npz(path: Path) -> Rows:
+def read_npz(path: Path, labels: str = "labels") -> Rows:
     """Images and labels of an npz."""
     data = np.load(path)
-    return list(data["images"]), data["labels"]
+    return list(data["images"]), data[labels].astype(np.int64)
 
 
-def read_folder(path: Path) -> Rows:
-    """Images and class numbers of class folders."""
-    files = sorted(path.glob("*/*"))
+def read_folder(path: Path, most: int | None = None) -> Rows:
+    """Images and class numbers of class folders, at most so many images of each class."""
+    files = [file for each in sorted(path.iterdir()) for file in sorted(each.iterdir())[:most]]
     classes = sorted({file.parent.name for file in files})
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     return images, np.array([classes.index(file.parent.name) for file in files])

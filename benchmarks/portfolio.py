@@ -1,6 +1,7 @@
 """What is the choice of a head worth? `--tune head` beside the plain head and scikit-learn's.
 
-    python benchmarks/portfolio.py DATA/images [--draws 3] [--shots 5 10 50] [--sets eurosat …]
+    python benchmarks/portfolio.py DATA/images [--draws 5] [--shots 5 10 50] [--sets eurosat …]
+        [--also scenes=FOLDER imagenette=FOLDER]
 
 Every contender gets the same frozen `bit-mini` and the same random subsets of the training images,
 and is evaluated on the same held-out images. `plain` is logistic regression on the last stage with
@@ -11,12 +12,15 @@ standardized features; AutoGluon itself brings its own torch), `vyntri` that of 
 default values, from its own classes (pip install --no-deps vyntri; left out where it is missing).
 Intervals are of the mean difference to `plain`, by a bootstrap over draws and, within a draw,
 over held-out images in pairs. Nothing is chosen by held-out images. `--also NAME=FOLDER` adds data
-of class folders below train and val, at most 60 and 30 images of each class. `--until HH:MM` stops
-in time; the number of draws that were reached is in every row. Writes the results after every draw.
+of class folders below train and val, at most 60 images of each class. CIFAR-100 is of rows that
+bit-mini 1 was not pretrained on. `--until HH:MM` stops in time; the number of draws that were
+reached is in every row. The results hold which images each contender has right, and are written
+after every draw: a later call goes on from there, if the network is the same.
 """
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -24,7 +28,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from timing import RESULTS, machine
 
+from headstart import AutoModelForImageClassification
 from headstart.data.options import DataOptions
 from headstart.features.choice import Views, read_states, search, states_of
 from headstart.features.extract import extractor_of
@@ -49,36 +54,26 @@ from headstart.tasks.image_classification import ImageClassification
 
 Booleans = NDArray[np.bool_]
 RESAMPLES = 2000
+MOST = 60  # images of each class of a further folder
 
 
 def data_sets(images: Path, also: Sequence[str] = ()) -> dict[str, tuple[Rows, Rows]]:
     """Training and evaluation rows of every data set."""
     cifar, ants, lungs = images / "cifar10", images / "hymenoptera", images / "pneumoniamnist"
-    coarse = np.load(images / "cifar100/val.npz")
-    rows = list(coarse["images"]), coarse["coarse_labels"].astype(np.int64)
-    half = np.random.default_rng(0).permutation(len(rows[1]))
-    parts = [[half[: len(half) // 2], half[len(half) // 2 :]][i] for i in (0, 1)]
-    train, test = (([rows[0][i] for i in part], rows[1][part]) for part in parts)
     found = {
         "flowers": tuple(read_tar(images / f"flowers102/{s}.tar") for s in ("train", "val")),
         "eurosat": tuple(read_tar(images / f"eurosat/{s}.tar") for s in ("train", "val")),
         "ants-bees": (read_folder(ants / "train"), read_folder(ants / "val")),
         "pneumonia": (read_npz(lungs / "train.npz"), read_npz(lungs / "val.npz")),
         "cifar10": (read_npz(cifar / "train_100shot.npz"), read_npz(cifar / "val.npz")),
-        "cifar100-coarse": (train, test),
+        "cifar100-coarse": tuple(
+            read_npz(images / f"cifar100/{s}.npz", "coarse_labels") for s in ("train_10shot", "val")
+        ),
     }
     for each in also:
         name, folder = each.split("=", 1)
-        splits = ((Path(folder) / split, most) for split, most in (("train", 60), ("val", 30)))
-        found[name] = tuple(some(read_folder(path), most) for path, most in splits)
+        found[name] = tuple(read_folder(Path(folder) / split, MOST) for split in ("train", "val"))
     return found
-
-
-def some(rows: Rows, most: int) -> Rows:
-    """At most so many images of each class."""
-    images, labels = rows
-    chosen = np.concatenate([np.flatnonzero(labels == c)[:most] for c in np.unique(labels)])
-    return [images[i] for i in chosen], labels[chosen]
 
 
 def vyntri_scores(x: NDArray[Any], labels: NDArray[Any], test: NDArray[Any]) -> NDArray[Any] | None:
@@ -152,7 +147,7 @@ def contend(
     distances = np.square(test).sum(1)[:, None] - 2 * test @ means.T + np.square(means).sum(1)
     right["nearest mean"] = distances.argmin(1) == truth
     if not search_too:
-        return {"right": right, "seconds": seconds, "chosen": ""}
+        return result_of(right, seconds, "")
 
     began = time.process_time()
     comparison = Comparison(
@@ -170,7 +165,17 @@ def contend(
     seconds["portfolio"] = time.process_time() - began
     held = views.features(view, digests["validation"])[:, -fitted.weight.shape[1] :]
     right["portfolio"] = (held @ fitted.weight.T + fitted.bias).argmax(1) == truth
-    return {"right": right, "seconds": seconds, "chosen": choice.name}
+    return result_of(right, seconds, choice.name)
+
+
+def result_of(right: dict[str, Booleans], seconds: dict[str, float], chosen: str) -> dict[str, Any]:
+    """What the file holds of one trial."""
+    return {
+        "count": len(right["plain"]),
+        "right": {who: packed(each) for who, each in right.items()},
+        "seconds": {who: round(each, 3) for who, each in seconds.items()},
+        "chosen": chosen,
+    }
 
 
 def interval(differences: list[NDArray[Any]], seed: int = 0) -> list[float]:
@@ -184,10 +189,38 @@ def interval(differences: list[NDArray[Any]], seed: int = 0) -> list[float]:
     return [round(100 * float(q), 2) for q in np.quantile(means, (0.025, 0.975))]
 
 
+def subset(labels: NDArray[Any], shots: int, draw: int) -> NDArray[Any]:
+    """So many random rows of each class."""
+    rng = np.random.default_rng(draw)
+    classes = range(labels.max() + 1)
+    each = [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes]
+    return np.concatenate(each)
+
+
+def packed(right: Booleans) -> str:
+    """Zeros and ones, eight a byte, as hexadecimal digits."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> Booleans:
+    """The inverse of `packed`."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
+
+
+def weights_of(model: str) -> str:
+    """First digits of the SHA-256 of the weights."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(
+        AutoModelForImageClassification.from_pretrained(model).state_dict().items()
+    ):
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--shots", nargs="*", type=int, default=[5, 10, 50])
     parser.add_argument("--sets", nargs="*")
     parser.add_argument("--model", default="bit-mini")
@@ -198,35 +231,56 @@ def main() -> None:
     parser.add_argument("--until", help="HH:MM after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS / "portfolio.json")
     args = parser.parse_args()
+    facts = {
+        "model": args.model,
+        "weights": weights_of(args.model),
+        "loaded": args.loaded,
+        "machine": machine(),
+    }
+    trials = known_trials(args.out, facts["weights"])
     sets = data_sets(args.images, args.also)
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as stack:
         ready = {}
         for name in args.sets or sets:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             ready[name] = opened(*sets[name], Path(folder), args.model)
-        runs = itertools.product(range(args.draws), ready, args.shots)
-        for draw, name, shots in runs:
+        draws = range(args.first_draw, args.first_draw + args.draws)
+        for draw, name, shots in itertools.product(draws, ready, args.shots):
             views, sides = ready[name]
             labels = views.task.targets("train")
             if shots > np.bincount(labels).min() or is_late(args.until):
                 continue
-            rng = np.random.default_rng(args.first_draw + draw)
-            each = [
-                rng.permutation(np.flatnonzero(labels == c))[:shots]
-                for c in range(labels.max() + 1)
-            ]
-            seed = args.first_draw + draw
-            result = contend(views, sides, np.concatenate(each), seed, not args.no_search)
-            found.setdefault((name, shots), []).append(result)
-            facts = {
-                "model": args.model,
-                "loaded": args.loaded,
-                "machine": machine(),
-                "rows": [row_of(*key, results) for key, results in found.items()],
-            }
-            args.out.write_text(json.dumps(facts, indent=1) + "\n")
-            print(name, shots, draw, result["seconds"], flush=True)
+            key = {"data": name, "shots": shots, "draw": draw}
+            if any(each | key == each for each in trials):
+                continue
+            rows = subset(labels, shots, draw)
+            trials.append(key | contend(views, sides, rows, draw, not args.no_search))
+            write_results(args.out, facts, trials, row_of)
+            print(name, shots, draw, trials[-1]["seconds"], flush=True)
+
+
+def known_trials(path: Path, weights: str) -> list[dict[str, Any]]:
+    """The trials of an earlier call with the same network."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    return list(found["trials"]) if found.get("weights") == weights else []
+
+
+def write_results(
+    path: Path,
+    facts: dict[str, Any],
+    trials: list[dict[str, Any]],
+    row_of: Callable[[str, int, list[dict[str, Any]]], dict[str, Any]],
+) -> None:
+    """A table of means, and the trials that it is of, one a line."""
+    of_cell: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for each in trials:
+        of_cell.setdefault((each["data"], each["shots"]), []).append(each)
+    rows = [row_of(*key, found) for key, found in sorted(of_cell.items())]
+    text = json.dumps(facts | {"rows": rows}, indent=1)[:-2]
+    lines = ",\n  ".join(map(json.dumps, trials))
+    path.write_text(f'{text},\n "trials": [\n  {lines}\n ]\n}}\n')
 
 
 def is_late(until: str | None) -> bool:
@@ -238,17 +292,17 @@ def row_of(name: str, shots: int, found: list[dict[str, Any]]) -> dict[str, Any]
     """Accuracy, gain and seconds of every contender, over the draws."""
     row: dict[str, Any] = {"data": name, "shots": shots, "draws": len(found)}
     for who in found[0]["right"]:
-        right = [each["right"][who] for each in found]
+        right, plain = (
+            [unpacked(each["right"][key], each["count"]) for each in found]
+            for key in (who, "plain")
+        )
         row[who] = round(100 * float(np.mean([r.mean() for r in right])), 1)
-        gains = [each["right"][who].astype(float) - each["right"]["plain"] for each in found]
-        row[f"{who}: gain"] = [
-            round(100 * float(np.mean([g.mean() for g in gains])), 1),
-            *interval(gains),
-        ]
+        gains = [r.astype(float) - p for r, p in zip(right, plain, strict=True)]
+        mean = float(np.mean([g.mean() for g in gains]))
+        row[f"{who}: gain"] = [round(100 * mean, 1), *interval(gains)]
     for who in found[0]["seconds"]:
         times = [each["seconds"][who] for each in found]
         row[f"{who}: CPU seconds"] = round(float(np.mean(times)), 2)
-    row["chosen"] = [each["chosen"] for each in found]
     return row
 
 

@@ -59,6 +59,9 @@ COMPARING, FITTING = 2e10, 5e11
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
 START_SHRINKAGE = 0.5
+# where the search for a setting begins: more regularization than is usually best takes few
+# iterations, and is where the next ones go on
+FIRST = {"logistic": 0.01}
 WIDEST = 2048  # features from which a discriminant is fitted in the span of fewer examples
 
 
@@ -253,14 +256,14 @@ class Comparison:
         Args:
             candidate: What is tried.
             features: Of the compared examples, (N, D).
-            near: Setting to start from; None takes the usual one.
+            near: Setting to start from; None takes the head's usual one.
             settled: Whether no other setting is tried.
         """
         x, _, _ = scaled(features, candidate.stages)
         x, _ = narrowed(x, candidate.head)
         scores, setting = climb(
             (near,) if settled and near else settings_of(candidate.head),
-            near,
+            near or FIRST.get(candidate.head),
             partial(self.held_out, candidate.head, x),
             lambda found: float(np.mean([self.loss(each) for each in found])),
         )
