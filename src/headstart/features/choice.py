@@ -190,8 +190,8 @@ def search(
     others = [Candidate(usual, stage, kind) for stage in stages for kind in kinds]
     near = {kinds[0]: plain.settings[0]}
     for candidate in others[1:]:
-        found = attempt(candidate, near.get(candidate.head))
-        near.setdefault(candidate.head, found.settings[0])
+        trial = attempt(candidate, near.get(candidate.head))
+        near.setdefault(candidate.head, trial.settings[0])
     better = [trial for trial in comparison.trials if comparison.better(trial, plain)]
     choice = min([plain, *better], key=lambda trial: trial.loss)
     for side in sides[1:]:
