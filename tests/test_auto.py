@@ -131,7 +131,7 @@ def test_everything_that_saves_is_pushed(monkeypatch, tmp_path):
         sent.append(({path.name for path in Path(folder).iterdir()}, repo_id, hub))
         return "address"
 
-    monkeypatch.setattr("headstart.hub.resolve.push_to_hub", upload)
+    monkeypatch.setattr("headstart.hub.push.push_to_hub", upload)
     for thing, files in everything_that_saves():
         kind = type(thing).__name__
         assert thing.push_to_hub("me/mine", private=True) == "address"

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from headstart.checkpoint.documents import check_kind, read_object
 from headstart.config import PreTrainedConfig
 from headstart.errors import ConfigError, NotFoundError
-from headstart.hub.resolve import resolve_file, split_hub, within
+from headstart.hub.options import split_hub, within
+from headstart.hub.resolve import resolve_file
 from headstart.loading import family_of
 from headstart.registry import FAMILIES, Family, families, find_published, register, suggesting
 

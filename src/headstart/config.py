@@ -20,14 +20,9 @@ from headstart.checkpoint.documents import check_kind, check_names, read_object
 from headstart.checkpoint.writing import atomic_write
 from headstart.config_checks import MOST, align_outputs, as_label, check_values
 from headstart.errors import ConfigError, NotFoundError
-from headstart.hub.resolve import (
-    check_upload,
-    push_saved,
-    resolve_file,
-    split_hub,
-    upload_saved,
-    within,
-)
+from headstart.hub.options import split_hub, within
+from headstart.hub.push import check_upload, push_saved, upload_saved
+from headstart.hub.resolve import resolve_file
 from headstart.registry import find_published, read_labels, refuse_saved_code, suggesting
 
 Compat = Literal["authors", "transformers"]

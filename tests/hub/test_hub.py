@@ -27,7 +27,9 @@ from headstart.errors import (
     OfflineError,
 )
 from headstart.hub import download as fetch
-from headstart.hub.resolve import Download, download, push_to_hub, resolve_file, resolve_weights
+from headstart.hub.download import Download, download
+from headstart.hub.push import push_to_hub
+from headstart.hub.resolve import resolve_file, resolve_weights
 from hub_server import HubServer, conversion, running
 
 RNG = np.random.default_rng(0)

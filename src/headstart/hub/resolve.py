@@ -14,34 +14,22 @@ import importlib.util
 import logging
 import os
 import re
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from headstart.errors import (
     AuthError,
-    ConfigError,
     DownloadError,
     HubError,
     InputError,
     NotFoundError,
     OfflineError,
 )
-from headstart.hub.download import Download, download, fetch, is_true
+from headstart.hub.download import Download, fetch, is_true
 from headstart.package_data import EMBEDDED, embedded_folder
-
-__all__ = [
-    "FORMATS",
-    "Download",
-    "download",
-    "push_saved",
-    "push_to_hub",
-    "resolve_file",
-    "resolve_weights",
-]
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +137,7 @@ def resolve_weights(
             path is None
             and kind == "safetensors"
             and revision in (None, "main")
-            and not _offline(local_files_only)
+            and not is_offline(local_files_only)
         ):
             path = _converted(str(name), hub)
         if path is not None:
@@ -162,7 +150,7 @@ def resolve_weights(
         return path
     except NotFoundError as error:
         raise NotFoundError(
-            f"{name} on {_endpoint()} has no weights that can be read here; looked for"
+            f"{name} on {endpoint()} has no weights that can be read here; looked for"
             f" {', '.join(wanted)}"
         ) from error
 
@@ -190,7 +178,7 @@ def _converted(name: str, hub: dict[str, Any]) -> Path | None:
     """
     import huggingface_hub
 
-    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=hub["token"])
+    api = huggingface_hub.HfApi(endpoint=endpoint(), token=hub["token"])
     expected: tuple[type[Exception], ...] = (*transport_errors(), ValueError, KeyError)
     try:
         requests = list(
@@ -227,7 +215,7 @@ def _same_source(api: Any, name: str, revision: str) -> bool:
     import huggingface_hub
 
     def etag(at: str, filename: str) -> str | None:
-        url = huggingface_hub.hf_hub_url(name, filename, revision=at, endpoint=_endpoint())
+        url = huggingface_hub.hf_hub_url(name, filename, revision=at, endpoint=endpoint())
         try:
             return str(api.get_hf_file_metadata(url=url, token=api.token).etag)
         except transport_errors():
@@ -256,10 +244,10 @@ def _from_hub(
         "revision": revision,
         "cache_dir": cache_dir,
         "token": token,
-        "endpoint": _endpoint(),
+        "endpoint": endpoint(),
     }
-    offline = _offline(local_only)
-    with _explained(name, filename, revision, cache_dir, offline):
+    offline = is_offline(local_only)
+    with explained(name, filename, revision, cache_dir, offline):
         try:
             if not offline and (path := _prepare(name, filename, where)) is not None:
                 return path
@@ -452,13 +440,15 @@ def _commit(path: Path) -> str | None:
     return path.parent.name if path.parent.parent.name == "snapshots" else None
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The server of the Hub."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
 
 
-def _offline(local_files_only: bool) -> bool:
+def is_offline(local_files_only: bool) -> bool:
+    """Whether the network may not be used."""
     from huggingface_hub import constants
 
     return local_files_only or is_true("HF_HUB_OFFLINE") or bool(constants.HF_HUB_OFFLINE)
@@ -475,7 +465,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _explained(
+def explained(
     name: str, filename: str, revision: str | None, cache_dir: str | Path | None, offline: bool
 ) -> Iterator[None]:
     """Turns huggingface_hub's errors into ours."""
@@ -493,7 +483,7 @@ def _explained(
         _raise_ours(error, name, filename, revision, cache_dir, offline)
     except RuntimeError as error:  # of the xet client
         raise DownloadError(
-            f"{_endpoint()}: {filename} of {name} failed ({error}); HF_HUB_DISABLE_XET=1 fetches it"
+            f"{endpoint()}: {filename} of {name} failed ({error}); HF_HUB_DISABLE_XET=1 fetches it"
             " by plain HTTP"
         ) from error
 
@@ -515,7 +505,7 @@ def _raise_ours(
     )
     response = getattr(cause, "response", None)
     status = getattr(response, "status_code", None)
-    host = _endpoint()
+    host = endpoint()
     if isinstance(cause, theirs.RevisionNotFoundError):
         raise NotFoundError(f"{name} on {host} has no revision {revision!r}") from error
     if isinstance(cause, theirs.GatedRepoError):
@@ -569,155 +559,3 @@ def _raise_ours(
     raise DownloadError(
         f"{host}: {filename} of {name} failed ({cause}); nothing half-written was kept; try again"
     ) from error
-
-
-def push_to_hub(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload model",
-) -> str:
-    """Uploads a folder as a model and returns the address of the commit.
-
-    Args:
-        folder: What `save_pretrained` wrote.
-        repo_id: "owner/name" (or "name" for the token's owner); made if it does not exist.
-        token: One that may write; the saved one or HF_TOKEN if None.
-        private: For a new repository: hidden from others. None follows the owner's setting.
-        revision: Branch; made if it does not exist.
-        commit_message: One line.
-
-    Raises:
-        NotFoundError, AuthError, OfflineError, DownloadError: As `resolve_file`.
-    """
-    if not Path(folder).is_dir():
-        raise NotFoundError(f"there is no folder {folder}")
-    if _offline(False):
-        raise OfflineError(f"{repo_id} cannot be uploaded: HF_HUB_OFFLINE forbids the network")
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
-    with _explained(repo_id, "the upload", revision, None, False):
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision and revision != "main":
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        try:
-            done = api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                ignore_patterns=["**/.*", ".*", "**/*.tmp"],
-            )
-        except (
-            RuntimeError
-        ) as error:  # huggingface_hub's word for a large file that did not go through
-            raise DownloadError(
-                f"{_endpoint()}: uploading to {repo_id} failed ({error.__cause__ or error}); try"
-                " again"
-            ) from error
-    return str(done.commit_url)
-
-
-UPLOAD_KEYS = ("token", "private", "revision", "commit_message")
-
-
-def check_upload(hub: Mapping[str, Any], method: str = "save_pretrained") -> None:
-    """Refuses keywords that uploading does not know.
-
-    Raises:
-        TypeError: There is one.
-    """
-    if unknown := sorted(set(hub) - set(UPLOAD_KEYS)):
-        raise TypeError(
-            f"{method}() got an unexpected keyword {unknown[0]!r}; expected some of"
-            f" {', '.join(UPLOAD_KEYS)}"
-        )
-
-
-def upload_saved(
-    folder: str | Path, wanted: bool, repo_id: str | None, hub: Mapping[str, Any]
-) -> None:
-    """Uploads what `save_pretrained(push_to_hub=True)` wrote, to `repo_id` or the folder's name."""
-    if wanted:
-        push_to_hub(folder, repo_id or Path(folder).name, **hub)
-
-
-def push_saved(thing: Any, repo_id: str, hub: Mapping[str, Any], *arguments: Any) -> str:
-    """Uploads what `thing.save_pretrained(folder, *arguments)` writes.
-
-    `hub` holds `push_to_hub`'s options. Returns the address.
-
-    Raises:
-        TypeError: An option that is not one of them.
-    """
-    check_upload(hub, "push_to_hub")
-    with tempfile.TemporaryDirectory() as folder:
-        thing.save_pretrained(folder, *arguments)
-        return push_to_hub(folder, repo_id, **hub)
-
-
-HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
-# True of every load here, whatever they say: files are mapped, resumed and recognised.
-IGNORED = (
-    *("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only", "mirror"),
-    *("low_cpu_mem_usage", "use_safetensors", "from_tf", "from_flax", "from_pt"),
-)
-# Keyword of older code → what to do instead, where it asks for something.
-REFUSED = {
-    "force_download": "remove the model from the cache, or pass another cache_dir",
-    "trust_remote_code": "code that comes with a checkpoint never runs",
-    "proxies": "set the environment variable HTTPS_PROXY",
-    "adapter_kwargs": "load adapters with peft",
-    "variant": "pass the path of that file",
-    "quantization_config": "headstart.optimize makes int8 networks",
-    "load_in_8bit": "headstart.optimize makes int8 networks",
-    "load_in_4bit": "headstart.optimize makes int8 networks",
-    "max_memory": "pass a dictionary as device_map",
-    "offload_folder": "weights are mapped from their file",
-    "offload_state_dict": "weights are mapped from their file",
-    "use_flash_attention_2": "attention goes through scaled_dot_product_attention",
-}
-
-
-def split_hub(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords that say where files come from, and the others; older names are translated.
-
-    Raises:
-        ConfigError: A keyword that asks for what is not done here.
-    """
-    given = {key: value for key, value in kwargs.items() if key not in IGNORED}
-    if (token := given.pop("use_auth_token", None)) is not None:
-        given["token"] = token
-    for key, advice in REFUSED.items():
-        if value := given.pop(key, None):
-            raise ConfigError(f"{key}={value!r:.80} is not supported; {advice}")
-    kernel = given.pop("attn_implementation", None)
-    if kernel not in (None, "eager", "sdpa"):
-        raise ConfigError(
-            f"attn_implementation={kernel!r:.80} is not supported; leave it out:"
-            " scaled_dot_product_attention chooses the kernel"
-        )
-    return {k: v for k, v in given.items() if k in HUB_KEYS}, {
-        k: v for k, v in given.items() if k not in HUB_KEYS
-    }
-
-
-def within(name: str | Path, subfolder: str | None) -> str | Path:
-    """The checkpoint in a subfolder of a local folder.
-
-    Raises:
-        ConfigError: Not a local folder, or the subfolder lies outside of it.
-    """
-    if not subfolder:
-        return name
-    folder = Path(name) / subfolder
-    if not Path(name).is_dir() or not folder.resolve().is_relative_to(Path(name).resolve()):
-        raise ConfigError(
-            f"subfolder={subfolder!r} is not inside a local folder {name}; download the model and"
-            " pass the path of its subfolder"
-        )
-    return folder

@@ -516,7 +516,7 @@ class BaseImageProcessor:
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """A processor's values, and the keywords that do not say where it is."""
-        from headstart.hub.resolve import split_hub
+        from headstart.hub.options import split_hub
 
         hub, others = split_hub(kwargs)
         where = {"subfolder": others.pop("subfolder", "")} | hub
@@ -568,7 +568,8 @@ class BaseImageProcessor:
             NotFoundError: No such model or file.
             FileFormatError: The file is no JSON, or holds no values.
         """
-        from headstart.hub.resolve import resolve_file, split_hub, within
+        from headstart.hub.options import split_hub, within
+        from headstart.hub.resolve import resolve_file
 
         older, overrides = split_hub(overrides)
         unused = {}
@@ -623,7 +624,7 @@ class BaseImageProcessor:
             TypeError: Another keyword.
         """
         from headstart.checkpoint import atomic_write
-        from headstart.hub.resolve import check_upload, upload_saved
+        from headstart.hub.push import check_upload, upload_saved
 
         check_upload(hub)
         folder = Path(save_directory)
@@ -640,7 +641,7 @@ class BaseImageProcessor:
             repo_id: "owner/name".
             **hub: `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
+        from headstart.hub.push import push_saved
 
         return push_saved(self, repo_id, hub)
 

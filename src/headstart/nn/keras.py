@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from headstart.checkpoint.names import Names, PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, InputError, MissingExtraError, WeightsError
-from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
+from headstart.hub.options import split_hub, within
+from headstart.hub.push import check_upload, push_saved, upload_saved
 from headstart.nn.pretrained import (
     check_format,
     check_keywords,

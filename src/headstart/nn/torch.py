@@ -18,7 +18,8 @@ from headstart import outputs
 from headstart.checkpoint.names import PublishedNames
 from headstart.config import Compat, PreTrainedConfig
 from headstart.errors import ConfigError, WeightsError
-from headstart.hub.resolve import check_upload, push_saved, split_hub, upload_saved, within
+from headstart.hub.options import split_hub, within
+from headstart.hub.push import check_upload, push_saved, upload_saved
 from headstart.nn.kept import forget
 from headstart.nn.pretrained import (
     check_keywords,

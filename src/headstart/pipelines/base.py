@@ -16,7 +16,7 @@ from typing import Any
 from headstart import auto
 from headstart.checkpoint.documents import read_object, value_of
 from headstart.errors import ConfigError, InputError, listed
-from headstart.hub.resolve import split_hub
+from headstart.hub.options import split_hub
 from headstart.loading import family_of
 
 PIPELINES: dict[str, str] = {

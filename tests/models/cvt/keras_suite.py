@@ -596,7 +596,7 @@ def test_saved_folders_are_read_by_pytorch_and_keras(tmp_path, monkeypatch):
     theirs, ours = pair(tmp_path / "a")
     sent = {}
     monkeypatch.setattr(
-        "headstart.hub.resolve.push_to_hub",
+        "headstart.hub.push.push_to_hub",
         lambda folder, repo, **hub: sent.update(hub, folder=folder, repo=repo),
     )
     ours.save_pretrained(tmp_path / "b", push_to_hub=True, private=True)

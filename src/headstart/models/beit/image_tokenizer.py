@@ -428,7 +428,8 @@ def _find_files(
 
     One with both networks, or the encoder's and (where there is one) the decoder's.
     """
-    from headstart.hub.resolve import Download, download, resolve_file
+    from headstart.hub.download import Download, download
+    from headstart.hub.resolve import resolve_file
 
     path = Path(name).expanduser()
     if path.is_dir():

@@ -212,7 +212,8 @@ class YosoTokenizer(PreparedIds):
             NotFoundError: No such model, or it has no tokenizer of this kind.
             FileFormatError: A file is damaged.
         """
-        from headstart.hub.resolve import resolve_file, split_hub, within
+        from headstart.hub.options import split_hub, within
+        from headstart.hub.resolve import resolve_file
         from headstart.registry import find_published
 
         older, overrides = split_hub(overrides)
@@ -265,7 +266,7 @@ class YosoTokenizer(PreparedIds):
             ConfigError: A `filename_prefix`.
         """
         from headstart.checkpoint import atomic_write
-        from headstart.hub.resolve import check_upload, upload_saved
+        from headstart.hub.push import check_upload, upload_saved
 
         check_upload(hub)
         if filename_prefix:
@@ -359,7 +360,7 @@ class YosoTokenizer(PreparedIds):
 
         `hub` holds `token`, `private`, `revision`, `commit_message`.
         """
-        from headstart.hub.resolve import push_saved
+        from headstart.hub.push import push_saved
 
         return push_saved(self, repo_id, hub)
 
