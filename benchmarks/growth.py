@@ -7,8 +7,9 @@
 Every command is a process of its own on a terminal that is recorded (`--logs` keeps the records).
 A row of the table holds
 
-- wall and CPU seconds (CPU of all threads; on a busy machine only these compare well), the load
-  average before the command, and the peak resident memory in MB;
+- wall and CPU seconds (on a busy machine only CPU compares well, and of one thread alone: several
+  wait for each other at full load; set OMP_NUM_THREADS=1), the load average before the command, and
+  the peak resident memory in MB;
 - seconds to the first visible output, and the longest time in which the screen did not change
   (the turning of a spinner is no change);
 - "over" for a command that was ended at `--limit` CPU seconds, with what it had used by then.
@@ -319,6 +320,7 @@ def main() -> None:
         "commit": commit,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "images": options.name or "noise of 64x64",
         "rows": [],
     }

@@ -1,6 +1,11 @@
 """What commands print on a terminal."""
 
 import io
+import os
+import subprocess
+import sys
+
+import pytest
 
 from headstart.cli import terminal
 
@@ -10,6 +15,19 @@ class Screen(io.StringIO):
 
     def isatty(self):
         return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_shows_that_pytorch_is_loaded():
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "from headstart.cli.terminal import load_torch; load_torch()"
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "loading PyTorch" in shown
 
 
 def test_rows_are_shown_as_they_become_known(monkeypatch):

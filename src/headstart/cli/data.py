@@ -9,7 +9,7 @@ import typer
 from headstart.cli.arguments import check_model, named_values
 from headstart.cli.options import ColumnOption, DataArgument, WorkersOption
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import load_torch, print_table
 
 
 def audit(
@@ -39,6 +39,7 @@ def audit(
     """
     if not quick:
         check_model(model)
+        load_torch()
     from headstart.data.options import DataOptions
     from headstart.progress import progress_for_terminal
     from headstart.report.audit import audit as run

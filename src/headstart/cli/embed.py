@@ -21,7 +21,7 @@ from headstart.cli.options import (
     WorkersOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import load_torch, print_table
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ def embed(
 
     Example: [bold]headstart embed bit-mini photos/ --out features.parquet[/bold]
     """
+    check_model(model)
+    load_torch()
     from headstart.features.embed import Embedder, inputs_for, write_embeddings
     from headstart.progress import progress_for_terminal
     from headstart.training.world import best_device
 
-    check_model(model)
     if ray is not None:
         options = {
             "model": model,

@@ -23,7 +23,7 @@ from headstart.cli.options import (
     RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import load_torch, print_table
 from headstart.errors import ConfigError, counted
 
 MUCH = 8  # times that an image is shrunk before `explain` says so
@@ -162,6 +162,7 @@ def predict(
     if table is None and resume:
         raise ConfigError("--resume continues a table: give its name with --out results.csv")
     used = {"refuse": str(refuse), "max_error": str(max_error)}  # options that change rows
+    load_torch()
     if task in text_files.TASKS:
         inputs = text_files.read_inputs(task, paths, text or [], question, lines)
         run = text_files.text_pipeline(

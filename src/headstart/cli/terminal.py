@@ -30,6 +30,16 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
+def load_torch() -> None:
+    """Imports PyTorch, which takes a second or more; a terminal shows that meanwhile."""
+    if "torch" in sys.modules or not sys.stderr.isatty():
+        return
+    from headstart.progress import progress_for_terminal
+
+    with progress_for_terminal().counting("loading PyTorch", 1, "packages"):
+        import torch  # noqa: F401 - for its modules alone
+
+
 def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known."""
     if not sys.stdout.isatty():

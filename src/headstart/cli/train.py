@@ -39,7 +39,7 @@ from headstart.cli.options import (
     model_names,
 )
 from headstart.cli.output import JsonOption, emit, result_values
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import load_torch, print_table
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def train(
     """
     if model is not None:
         check_model(model)
+    load_torch()
     from headstart.progress import progress_for_terminal
     from headstart.recipe import read_class_weights
     from headstart.training.compare import compare, several
@@ -326,6 +327,7 @@ def evaluate(
     Example: [bold]headstart evaluate runs/photos photos/ --split test[/bold]
     """
     check_model(model)
+    load_torch()
     from headstart.progress import metric_text, metric_title, progress_for_terminal
     from headstart.training.evaluate import evaluate as run
 
