@@ -113,6 +113,16 @@ def test_each_averaged_head_shows_its_own_iterations():
     assert all(0 < max(done) <= total == 500 for _, total, _, done in jobs.jobs)
 
 
+def test_a_candidate_shows_its_fits():
+    features, labels = blobs(90, 3)
+    comparison = compared(features, labels, candidate())
+    once, several = [], []
+    comparison.try_candidate(candidate(), features, 1.0, settled=True, seen=once.append)
+    comparison.try_candidate(candidate(), features, seen=several.append)
+    assert len(once) == comparison.fits("logistic", settled=True) == 15  # 3 times 5 folds
+    assert len(once) < len(several) <= comparison.fits("logistic") == 7 * 15
+
+
 def test_near_duplicates_flatter_unless_they_are_grouped():
     """Noise that is repeated looks learnable; with groups it does not."""
     rng = np.random.default_rng(0)

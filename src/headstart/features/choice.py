@@ -171,7 +171,9 @@ def search(
         features = views.of(candidate, views.features(candidate.view, digests))
         done = len(comparison.trials)
         views.progress.start("comparing heads", max(expected, done + 1), done, unit="heads")
-        found = comparison.try_candidate(candidate, features, near, settled=settled)
+        fits = comparison.fits(candidate.head, settled)
+        with views.progress.counting(candidate.name, fits, "fits") as seen:
+            found = comparison.try_candidate(candidate, features, near, settled=settled, seen=seen)
         views.progress.update(len(comparison.trials), {})
         return found
 

@@ -250,6 +250,7 @@ class Comparison:
         near: float | None = None,
         *,
         settled: bool = False,
+        seen: Callable[[int], None] = lambda count: None,
     ) -> Trial:
         """Cross-validates a candidate, and adds it to the trials.
 
@@ -258,13 +259,14 @@ class Comparison:
             features: Of the compared examples, (N, D).
             near: Setting to start from; None takes the head's usual one.
             settled: Whether no other setting is tried.
+            seen: Receives how many more fits are done.
         """
         x, _, _ = scaled(features, candidate.stages)
         x, _ = narrowed(x, candidate.head)
         scores, setting = climb(
             (near,) if settled and near else settings_of(candidate.head),
             near or FIRST.get(candidate.head),
-            partial(self.held_out, candidate.head, x),
+            partial(self.held_out, candidate.head, x, seen=seen),
             lambda found: float(np.mean([self.loss(each) for each in found])),
         )
         scales: tuple[float, ...] = (1.0,)
@@ -302,7 +304,18 @@ class Comparison:
         gain, error = self.gain(trial, other)
         return gain > error
 
-    def held_out(self, head: str, x: NDArray[Any], setting: float, starts: list[Any]) -> Doubles:
+    def fits(self, head: str, settled: bool = False) -> int:
+        """Most fits that `try_candidate` may take."""
+        return len(self.folds) * self.count * (1 if settled else len(settings_of(head)))
+
+    def held_out(
+        self,
+        head: str,
+        x: NDArray[Any],
+        setting: float,
+        starts: list[Any],
+        seen: Callable[[int], None] = lambda count: None,
+    ) -> Doubles:
         """Scores (R, N, V) of each example by heads that were fitted to the other folds."""
         scores = np.zeros((len(self.folds), len(x), self.classes))
         problem = self.problem(x)
@@ -327,6 +340,7 @@ class Comparison:
                 )
                 starts[at] = found
             scores[r, held] = x[held] @ found.weight.T + found.bias
+            seen(1)
 
         with one_thread():  # each of the folds has its own
             list(parallel(one, range(len(tasks)), None))
