@@ -1,6 +1,6 @@
 """Losses that the networks of several families share.
 
-Shapes: B images or texts, H W height and width, V classes.
+Shapes: B images or texts, L tokens, H W height and width, V classes.
 """
 
 import torch.nn.functional as F
@@ -63,3 +63,30 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100)
     """
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean cross-entropy of (…, V) against (…) over the labels that are not `ignore_index`.
+
+    0 where there are none.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}"
+        )
+    labels = labels.to(logits.device).reshape(-1)
+    return mean_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index)
+
+
+def span_loss(start: Tensor, end: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Mean of the losses of an answer's first and last token.
+
+    Args:
+        start: Scores of each token to begin the answer, (B, L).
+        end: Scores of each token to end it, (B, L).
+        starts: First tokens (B,); those outside the text are left out.
+        ends: Last tokens (B,).
+    """
+    L = start.shape[1]
+    first, last = (each.to(start.device).reshape(-1).clamp(0, L) for each in (starts, ends))
+    return (token_loss(start, first, L) + token_loss(end, last, L)) / 2  # L is outside, and ignored

@@ -22,8 +22,7 @@ from headstart import (
     YosoModel,
 )
 from headstart.errors import ConfigError, InputError
-from headstart.models.yoso import resizing
-from headstart.models.yoso import torch as networks
+from headstart.models.yoso import resizing, sampling
 from headstart.models.yoso.config import PUBLISHED, count_parameters
 from headstart.models.yoso.weights import AUTHORS, released_name
 
@@ -168,12 +167,12 @@ def test_sampled_numbers(case):
         load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs", "grads")
     )
     projections = [inputs.pop(f"Dmat.{i}") for i in range(2)]
-    sampled = networks.sampled_attention
+    sampled = sampling.sampled_attention
 
     def recorded(*args, **kwargs):
         return sampled(*args, **(kwargs | {"projections": projections.pop(0)}))
 
-    with mock.patch.object(networks, "sampled_attention", recorded):
+    with mock.patch.object(sampling, "sampled_attention", recorded):
         out = model(**inputs)
     assert_close(out.logits, outputs["logits"], 1e-5)
     assert_close(out.loss, outputs["loss"], 1e-5)
@@ -363,9 +362,9 @@ def test_hash_error_chooses_the_hashes(monkeypatch):
 
     model = small(use_expectation=False, hash_error=0.2, num_hash=1).eval()
     used = []
-    inner = networks.sampled_attention
+    inner = sampling.sampled_attention
     monkeypatch.setattr(
-        networks,
+        sampling,
         "sampled_attention",
         lambda *x, **options: used.append(options["num_hash"]) or inner(*x, **options),
     )

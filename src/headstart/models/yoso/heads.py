@@ -10,22 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.errors import InputError
+from headstart import outputs
 from headstart.models.yoso.config import YosoConfig
-from headstart.models.yoso.inputs import check_choices, check_mask, chosen
+from headstart.models.yoso.inputs import check_mask, chosen, flat_choices
 from headstart.models.yoso.pooling import pooled
 from headstart.models.yoso.resizing import ResizableScores
 from headstart.models.yoso.torch import YosoModel, YosoPreTrainedModel
 from headstart.nn.layers import activation, named
 from headstart.nn.linear import Linear
-from headstart.nn.losses import classification_loss, mean_cross_entropy
-from headstart.outputs import (
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from headstart.nn.losses import classification_loss, span_loss, token_loss
 
 
 class MaskedLMHead(nn.Module):
@@ -69,19 +62,6 @@ class ClassificationHead(nn.Module):
         x = pooled(x, mask, input_ids, self.pooling, self.separator)  # (B, D), pairs (B, 2 D)
         x = self.act(self.dense(self.dropout(x)))  # the same shape
         return self.out_proj(self.dropout(x))
-
-
-def token_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy of (…, V) against (…) over the labels that are not `ignore_index`.
-
-    0 where there are none.
-    """
-    if logits.shape[:-1] != labels.shape:
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}; expected {tuple(logits.shape[:-1])}"
-        )
-    labels = labels.to(logits.device).reshape(-1)
-    return mean_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index)
 
 
 class YosoForMaskedLM(ResizableScores, YosoPreTrainedModel):
@@ -146,11 +126,11 @@ class YosoForMaskedLM(ResizableScores, YosoPreTrainedModel):
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        x = out.last_hidden_state
-        x, labels = chosen(x, labels, logits_at)  # (positions, D) with logits_at
+        # (positions, D) with logits_at
+        x, labels = chosen(out.last_hidden_state, labels, logits_at)
         logits = self._head(x)  # (B, L, V) or (positions, V)
         loss = None if labels is None else token_loss(logits, labels)
-        out = MaskedLMOutput(loss, logits, out.hidden_states, out.attentions)
+        out = outputs.MaskedLMOutput(loss, logits, out.hidden_states, out.attentions)
         return self.finish(out, return_dict)
 
 
@@ -206,7 +186,7 @@ class YosoForSequenceClassification(YosoPreTrainedModel):
         x = out.last_hidden_state  # (B, L, D)
         logits = self.classifier(x, attention_mask, input_ids)  # (B, V)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
-        out = SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        out = outputs.SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
         return self.finish(out, return_dict)
 
 
@@ -259,20 +239,15 @@ class YosoForMultipleChoice(YosoPreTrainedModel):
             `loss` (with labels), `logits` (B, C), `hidden_states` and `attentions` of the B · C
             texts.
         """
-        choices = check_choices(input_ids, inputs_embeds)
-        mask = None if attention_mask is None else torch.as_tensor(attention_mask)  # (B, C, L)
-        flat = [
-            None if t is None else t.flatten(0, 1)
-            for t in (input_ids, mask, token_type_ids, position_ids)
-        ]  # (B · C, L)
-        embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)  # (B · C, L, D)
+        given = (input_ids, attention_mask, token_type_ids, position_ids)
+        choices, flat, embeds = flat_choices(given, inputs_embeds)  # 4 × (B · C, L), (B · C, L, D)
         out = self.yoso(
             *flat, head_mask, embeds, output_attentions, output_hidden_states, return_dict=True
         )
         x = F.relu(self.pre_classifier(out.last_hidden_state[:, 0]))  # (B · C, D)
         logits = self.classifier(x).view(-1, choices)  # (B, C)
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        out = MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions)
+        out = outputs.MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions)
         return self.finish(out, return_dict)
 
 
@@ -330,7 +305,7 @@ class YosoForTokenClassification(YosoPreTrainedModel):
         if labels is not None and mask is not None:
             labels = labels.masked_fill(mask == 0, -100)
         loss = None if labels is None else token_loss(logits, labels)
-        out = TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        out = outputs.TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions)
         return self.finish(out, return_dict)
 
 
@@ -387,16 +362,11 @@ class YosoForQuestionAnswering(YosoPreTrainedModel):
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         out = self.yoso(*inputs, output_attentions, output_hidden_states, return_dict=True)
-        # 2 × (B, L)
-        start, end = (
-            each.contiguous() for each in self.qa_outputs(out.last_hidden_state).unbind(-1)
-        )
+        scores = self.qa_outputs(out.last_hidden_state)  # (B, L, 2)
+        start, end = (each.contiguous() for each in scores.unbind(-1))  # 2 × (B, L)
         loss = None
         if start_positions is not None and end_positions is not None:
-            L = start.shape[1]
-            ends = [
-                p.to(start.device).reshape(-1).clamp(0, L) for p in (start_positions, end_positions)
-            ]  # L is outside, and ignored
-            loss = (token_loss(start, ends[0], L) + token_loss(end, ends[1], L)) / 2
-        out = QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions)
+            loss = span_loss(start, end, start_positions, end_positions)
+        states, attentions = out.hidden_states, out.attentions
+        out = outputs.QuestionAnsweringModelOutput(loss, start, end, states, attentions)
         return self.finish(out, return_dict)

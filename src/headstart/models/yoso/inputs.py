@@ -3,6 +3,7 @@
 Legend: B texts, L tokens, D hidden size, A heads. Masks are (B, L) and 1 keeps.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,18 +102,29 @@ def check_mask(given: Any, x: Tensor) -> Tensor | None:
     return mask
 
 
-def check_choices(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
-    """Number of choices of a call on questions: C of (B, C, L) tokens or (B, C, L, D) vectors.
+def flat_choices(
+    given: Sequence[Tensor | None], inputs_embeds: Tensor | None
+) -> tuple[int, list[Tensor | None], Tensor | None]:
+    """The inputs of a call on questions, a text for each choice.
+
+    Args:
+        given: Tokens, mask, segments and positions, (B, C, L) each or None.
+        inputs_embeds: The tokens' vectors (B, C, L, D), or None.
+
+    Returns:
+        C, the four as (B · C, L), and the vectors as (B · C, L, D).
 
     Raises:
-        InputError: Another number of axes.
+        InputError: Tokens or vectors have another number of axes.
     """
-    given, expected, axes = input_ids, "(questions, choices, tokens)", 3
+    first, expected, axes = given[0], "(questions, choices, tokens)", 3
     if inputs_embeds is not None:
-        given, expected, axes = inputs_embeds, "(questions, choices, tokens, hidden size)", 4
-    if given is not None and given.ndim != axes:
-        raise InputError(f"the inputs have shape {tuple(given.shape)}; expected {expected}")
-    return 1 if given is None else given.shape[1]
+        first, expected, axes = inputs_embeds, "(questions, choices, tokens, hidden size)", 4
+    if first is not None and first.ndim != axes:
+        raise InputError(f"the inputs have shape {tuple(first.shape)}; expected {expected}")
+    flat = [None if each is None else torch.as_tensor(each).flatten(0, 1) for each in given]
+    embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)
+    return 1 if first is None else first.shape[1], flat, embeds
 
 
 def chosen(x: Tensor, labels: Tensor | None, where: Tensor | None) -> tuple[Tensor, Tensor | None]:

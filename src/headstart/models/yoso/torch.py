@@ -15,17 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.checkpoint.names import PublishedNames
-from headstart.models.yoso.attention import (
-    choose_num_hash,
-    exact_attention,
-    exact_weights,
-    sampled_attention,
-    sampled_weights,
-    weighted_values,
-)
+from headstart.models.yoso.attention import weighted_values
 from headstart.models.yoso.config import FIRST_POSITION, YosoConfig
 from headstart.models.yoso.inputs import check_mask, check_tokens, look_up
 from headstart.models.yoso.resizing import Resizable
+from headstart.models.yoso.sampling import attend, attention_weights
 from headstart.models.yoso.weights import NAMES, UNTIED
 from headstart.nn.checks import expand_head_mask
 from headstart.nn.layers import activation, named
@@ -79,35 +73,9 @@ class SelfAttention(nn.Module):
         """(B, L, D) → (B, A, L, K)."""
         return x.view(*x.shape[:2], self.config.num_attention_heads, -1).transpose(1, 2)
 
-    def sampling(self, length: int) -> dict[str, Any] | None:
-        """Arguments of `sampled_attention` for texts of `length` tokens.
-
-        None for exact attention.
-        """
-        config = self.config
-        if config.use_expectation or length < config.sample_from:
-            return None
-        num_hash, seed = config.num_hash, config.hash_seed
-        if config.hash_error is not None:
-            num_hash = choose_num_hash(config.hash_error, length)
-        if seed is not None:
-            seed = None if self.training else seed * config.num_hidden_layers + self.layer
-        kinds = {"use_fast_hash": config.use_fast_hash, "lsh_backward": config.lsh_backward}
-        return kinds | {"num_hash": num_hash, "seed": seed}
-
     def collide(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, A, L, K): values of the keys that a query (might have) collided with."""
-        tau, sampling = self.config.hash_code_len, self.sampling(q.shape[2])
-        if sampling is None:
-            return exact_attention(q, k, v, hash_code_len=tau, mask=mask)
-        return sampled_attention(q, k, v, hash_code_len=tau, mask=mask, **sampling)
-
-    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, A, L, L): how often a query (might have) collided with each key."""
-        tau, sampling = self.config.hash_code_len, self.sampling(q.shape[2])
-        if sampling is None:
-            return exact_weights(q, k, hash_code_len=tau, mask=mask)
-        return sampled_weights(q, k, hash_code_len=tau, mask=mask, **sampling)
+        return attend(q, k, v, mask, self.config, self.layer, self.training)
 
     def forward(
         self,
@@ -120,7 +88,9 @@ class SelfAttention(nn.Module):
         # 3 × (B, A, L, K)
         q, k, v = (self.heads(project(x)) for project in (self.query, self.key, self.value))
         seen = None if self.config.attend_padding else mask
-        weights = self.weights(q, k, seen) if want_weights else None  # (B, A, L, L)
+        weights = None
+        if want_weights:
+            weights = attention_weights(q, k, seen, self.config, self.layer, self.training)
         # (B, A, L, K)
         y = self.collide(q, k, v, seen) if weights is None else weighted_values(weights, v, seen)
         if self.conv is not None:
