@@ -3,12 +3,13 @@
 import io
 import sys
 import types
+import unicodedata
 
 import pytest
 
 import headstart
 from headstart import progress
-from headstart.progress import Bar, Lines, Notebook, Silent, progress_for_python
+from headstart.progress import Bar, Lines, Notebook, Silent, plain, progress_for_python
 
 
 @pytest.fixture
@@ -94,3 +95,11 @@ def test_short_counted_work_prints_no_lines(monkeypatch):
         "reading images 1/4",
         "reading images 4/4",
     ]
+
+
+def test_plain_text_has_no_control_characters():
+    """Of all characters: those of the categories Cc and Cs go, but for line breaks and tabs."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    kinds = ("Cc", "Cs")
+    kept = "".join(c for c in every if c in "\n\t" or unicodedata.category(c) not in kinds)
+    assert plain(every) == kept

@@ -5,15 +5,17 @@ ipywidgets; `Lines` and `Notebook` report during the run and need nothing.
 """
 
 import copy
+import re
 import sys
 import time
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import Any, Self, TextIO
 
+# all control characters and lone surrogates but line breaks and tabs
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 SHORT = 1.0  # seconds of counted work that nobody needs to see
 TITLES = {
     "r2": "R²",
@@ -292,7 +294,7 @@ def plain(text: str) -> str:
 
     Names of files and classes come from outside. Line breaks and tabs stay.
     """
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return CONTROLS.sub("", text)
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ Floats = NDArray[np.float32]
 Batches = Iterator[tuple[list[str], dict[str, Tensor]]]
 WRITTEN_TOGETHER = 512  # examples after which features are written, so that little is lost
 MEASURED = 16  # examples that the time of features is measured on
+FEW = 32  # examples whose features take so little time that one pass measures it
 
 
 def model_key(model: nn.Module, preprocessing: Mapping[str, Any]) -> str:
@@ -121,7 +122,8 @@ class Extractor:
         first = max(0, len(order) // 2 - MEASURED // 2)
         few = order[first : first + min(MEASURED, 1 + len(order) // 8)]
         times = []
-        for _ in range(3):  # the first pass also allocates; others may be disturbed
+        # the first pass also allocates, and others may be disturbed; few examples take no time
+        for _ in range(3 if len(missing) > FEW else 1):
             began = time.perf_counter()
             for part, inputs in self.batches([missing[i] for i in few]):
                 if part:
