@@ -1,11 +1,14 @@
 """None of my classes: p-values hold on new examples, others get small ones, damage is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import headstart
+from headstart import AutoModelForImageClassification
 from headstart.data.predictions import classify
 from headstart.errors import ConfigError
 from headstart.features.unknown import fit_reference
@@ -113,7 +116,7 @@ def test_damage_is_refused(reference, tmp_path, name, damage, message):
         Reference.read(tmp_path)
 
 
-def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path):
+def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path, caplog):
     """Train on two classes; the pipeline and the table have the p-value and refuse by it."""
     data = tmp_path / "d"
     make_class_folders(data, {"bird": 30, "cat": 30})
@@ -142,6 +145,13 @@ def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path):
 
     row = next(classify(careful, [Input()]))
     assert row.refused and row.p_value == pytest.approx(0.01)
+    # an engine gives no features
+    network = AutoModelForImageClassification.from_pretrained(run.folder)
+    headstart.optimize(network, engine="torch").save_pretrained(tmp_path / "fast")
+    shutil.copy2(run.folder / FILE, tmp_path / "fast")
+    quick = pipeline("image-classification", tmp_path / "fast", refuse=True)
+    assert "only the confidence decides" in caplog.text
+    assert "p_value" not in quick(files[0])[0]
 
 
 def test_a_network_that_was_trained_gives_p_values(tiny_model, tmp_path, monkeypatch):

@@ -195,8 +195,17 @@ def test_folders_that_hold_no_such_run_are_refused(tiny_model, photos, tmp_path)
     with pytest.raises(ConfigError, match="holds no finished run"):
         headstart.update(tmp_path, photos)
     run = run_on(photos, tiny_model, tmp_path / "run")
+    (run / "headstart_optimized.json").write_text("{}")
+    for change in (headstart.update, headstart.forget, headstart.plan):
+        with pytest.raises(ConfigError, match="is an optimized model.*the run that it was made of"):
+            change(run, photos)
+    (run / "headstart_optimized.json").unlink()
     (run / "training.safetensors").unlink()
     with pytest.raises(ConfigError, match="keeps no statistics"):
+        headstart.update(run, photos)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"task": "text-classification"}))
+    with pytest.raises(ConfigError, match="text-classification; update, forget and plan are for"):
         headstart.update(run, photos)
 
 

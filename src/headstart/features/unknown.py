@@ -107,13 +107,18 @@ def principal_axes(centered: Floats, size: int) -> Floats:
     return np.asarray((basis @ inner[:size].T).T)
 
 
+def has_p_values(task: HeadTask) -> bool:
+    """Whether predictions of the task's models have a p-value: of images with one class each."""
+    return task.name == "image-classification" and task.problem.kind == SINGLE
+
+
 def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:
     """What tells a task's classes from others, from the features that its head was fitted on.
 
     Returns:
-        None of other problems than one class each, and where there are too few examples.
+        None where predictions have no p-value, and where there are too few examples.
     """
-    if task.problem.kind != SINGLE:
+    if not has_p_values(task):
         return None
     store, digests = extractor.store(), task.feature_digests()
     rows: dict[str, Any] = {split: store[names] for split, names in digests.items() if names}
@@ -132,7 +137,7 @@ def trained_reference_of(
     Returns:
         As `reference_of`; None where fewer than 40 examples are held out.
     """
-    if task.problem.kind != SINGLE:
+    if not has_p_values(task):
         return None
     rng = np.random.default_rng([seed, 0x0DE])
     digests, labels = task.feature_digests(), task.targets("train")

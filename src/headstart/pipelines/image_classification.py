@@ -1,5 +1,6 @@
 """Images → classes, several classes, or regression targets."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from headstart.errors import ConfigError, InputError
 from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
 from headstart.pipelines.confidence import UNKNOWN, believed, folder_of, minimums_of
 from headstart.pipelines.unknown import LEVEL, Reference, captured, head_of
+
+logger = logging.getLogger("headstart")
 
 
 class ImageClassificationPipeline(ShortRepr):
@@ -96,7 +99,16 @@ class ImageClassificationPipeline(ShortRepr):
                 f"{folder}/confidence.json has {len(self.minimums)} minimums for {outputs} classes"
             )
         layer = head_of(self.model, outputs)
-        if self.reference is None or layer is None:
+        if self.reference is None:
+            return
+        if layer is None:
+            self.reference = None
+            if self.refuses:
+                logger.warning(
+                    "%s is optimized and gives no features: there are no p-values, and only the"
+                    " confidence decides what is refused",
+                    folder,
+                )
             return
         if layer.in_features != len(self.reference.mean):
             raise ConfigError(
@@ -173,8 +185,7 @@ class ImageClassificationPipeline(ShortRepr):
     def compared(self, parts: list[Tensor]) -> tuple[Tensor, list[float | None]]:
         """As `forward`, and the p-value of the known classes of each image.
 
-        A p-value is None where training kept nothing to compare with, and of an optimized model,
-        whose features are not at hand.
+        A p-value is None where training kept nothing to compare with, and of an optimized model.
         """
         same = len({part.shape for part in parts}) == 1
         reference = self.reference

@@ -36,6 +36,7 @@ from headstart.metrics.learning_curve import Forecast
 from headstart.pipelines.base import read_results
 from headstart.progress import Progress, Silent
 from headstart.recipe import Recipe
+from headstart.registry import FOLDER_LOADERS
 from headstart.report.write import write_card
 from headstart.tasks.base import Evaluation
 from headstart.tasks.image_classification import ImageClassification
@@ -208,7 +209,7 @@ def existing_run(run: str | Path) -> Path:
     """The folder of a finished image classifier, after an interrupted exchange too.
 
     Raises:
-        ConfigError: There is none, or it has another task.
+        ConfigError: There is none, it has another task, or it is an optimized model.
     """
     folder = Path(run).resolve()
     if not folder.exists() and previous_of(folder).is_dir():
@@ -218,7 +219,14 @@ def existing_run(run: str | Path) -> Path:
     task = read_results(folder)["task"]
     if task != TASK:
         raise ConfigError(
-            f"{run} is a run of {task}; images can be added to image classifiers only"
+            f"{run} is a run of {task}; update, forget and plan are for image classifiers only."
+            " For other data, train again on all of it: known features are not computed again"
+        )
+    marks = [name for name in FOLDER_LOADERS if (folder / name).is_file()]
+    if marks:
+        raise ConfigError(
+            f"{run} is an optimized model ({marks[0]}), which keeps no statistics of its training"
+            " examples; give the run that it was made of, and optimize the result again"
         )
     return folder
 
