@@ -51,7 +51,7 @@ def test_other_words_are_no_times(text):
 
 
 def estimate(example):
-    return Estimate(example=example, forward=example / 3, load=1e-5, evaluated=1000, memory=1e9)
+    return Estimate(example, example / 3, load=1e-5, evaluated=1000, memory=1e9, last=1000)
 
 
 def full(facts=None):
@@ -173,6 +173,19 @@ def test_a_budget_cuts_the_evaluations_of_a_given_interval_with_the_steps():
     costs = Estimate(example=0.01, forward=0.001, load=0.0, evaluated=800_000, memory=1e9)
     fewer, _ = fit_budget(recipe, costs, 220.5 / RESERVE, head=False)
     # a step takes 1 s, and a tenth of an evaluation 0.1 s
+    assert fewer.steps == 200
+
+
+def test_a_short_run_is_not_charged_with_the_evaluations_of_a_long_one():
+    """800,000 of them take longer than the budget; beside fewer steps there are at most three for
+    four examples that are trained on, and those after training.
+    """
+    recipe = dataclasses.replace(full(), steps=8000, batch_size=100, crop=None)
+    costs = Estimate(
+        example=0.01, forward=0.001, load=0.0, evaluated=800_000, memory=1e9, last=10_000
+    )
+    fewer, _ = fit_budget(recipe, costs, 225.5 / RESERVE, head=False)
+    # a step takes 1 s, what is evaluated beside it at most 0.075 s, and the end 10 s
     assert fewer.steps == 200
 
 

@@ -25,6 +25,7 @@ from headstart.training.micro_batch import memory_per_example
 from headstart.training.optim import autocast
 
 PATIENCE = 5.0  # seconds that one measurement may take
+EVALUATED = 0.75  # examples evaluated for each one trained on, at most; see `default_interval`
 # fraction of a budget that is planned with: reading, writing and a busy machine take the rest
 RESERVE = 0.85
 SMALL = 10_000_000  # weights below which a network's short run takes another recipe
@@ -48,6 +49,7 @@ class Estimate:
         forward: One example forward only.
         load: One example read and augmented, by all threads together.
         evaluated: Examples that are evaluated during and after training.
+        last: Those that are evaluated after it.
         memory: Of the whole process: data, weights, gradients, optimizer, and what a micro-batch
             keeps for the backward pass.
     """
@@ -57,6 +59,7 @@ class Estimate:
     load: float
     evaluated: int
     memory: float
+    last: int = 0
 
     def seconds(self, recipe: Recipe, steps: int | None = None) -> float:
         """Time of so many steps (default all) of a recipe, with its evaluations.
@@ -116,7 +119,8 @@ def measure(loop: Loop) -> Estimate:
     for name, buffer in loop.model.named_buffers():
         buffer.copy_(buffers[name])
     rounds = (recipe.steps - 1) // loop.eval_every
-    evaluated = rounds * loop.along + sum(task.splits.get(name, 0) for name in SPLITS[1:])
+    last = sum(task.splits.get(name, 0) for name in SPLITS[1:])
+    evaluated = rounds * loop.along + last
     # The passes above held data, weights, gradients and what a micro-batch keeps. Averages of the
     # optimizer, and a copy of everything for a checkpoint, come on top.
     trained = [p for p in loop.model.parameters() if p.requires_grad]
@@ -128,7 +132,7 @@ def measure(loop: Loop) -> Estimate:
         added += (size - 2) * memory_per_example(task, loop.model, recipe, device)
     memory = peak_memory(device) + added
     return loop.world.broadcast(
-        Estimate(example / loop.world.size, forward, load, evaluated, memory)
+        Estimate(example / loop.world.size, forward, load, evaluated, memory, last)
     )
 
 
@@ -185,6 +189,24 @@ def short(recipe: Recipe, steps: int) -> Recipe:
     return dataclasses.replace(recipe, **values, micro_batch=micro)
 
 
+def steps_within(recipe: Recipe, estimate: Estimate, seconds: float) -> int:
+    """Steps that fit into a time with their evaluations: of fewer steps these are fewer too.
+
+    Args:
+        recipe: Its number of steps is the one that was estimated.
+        estimate: What its steps take.
+        seconds: For everything.
+    """
+    one = recipe.batch_size * max(estimate.example, estimate.load)
+    along = (estimate.evaluated - estimate.last) * estimate.forward
+    seconds -= estimate.last * estimate.forward
+    if recipe.eval_every is not None:
+        return int(seconds / (one + along / recipe.steps))
+    # as many evaluations as of all steps, or as there are at most beside each step
+    most = EVALUATED * recipe.batch_size * estimate.forward
+    return int(max((seconds - along) / one, seconds / (one + most)))
+
+
 def fit_budget(
     recipe: Recipe, estimate: Estimate, seconds: float, head: bool = True, small: bool = False
 ) -> tuple[Recipe, list[str]]:
@@ -219,11 +241,7 @@ def fit_budget(
             )
     if recipe.crop != first:
         given_up.append(f"images of {recipe.crop} in place of {first} pixels")
-    one_step = recipe.batch_size * max(estimate.example, estimate.load)
-    evaluation = estimate.evaluated * estimate.forward
-    if recipe.eval_every is not None:  # fewer steps are evaluated less often
-        one_step, evaluation = one_step + evaluation / recipe.steps, 0.0
-    steps = int((allowed - evaluation) / one_step)
+    steps = steps_within(recipe, estimate, allowed)
     if head and 2 * steps < recipe.steps:
         return whole.head_only(), ["every weight but the head's stays as it is (--tune head)"]
     steps = max(1, steps)

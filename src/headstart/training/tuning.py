@@ -23,7 +23,7 @@ from headstart.errors import ConfigError
 from headstart.progress import metric_text
 from headstart.recipe import Recipe
 from headstart.tasks import HeadTask
-from headstart.training.estimate import RESERVE, SMALL, Estimate, fit_budget, short
+from headstart.training.estimate import RESERVE, SMALL, Estimate, fit_budget, short, steps_within
 from headstart.training.loop import Batches, DivergedError, Loop
 
 HEAD, STATE = "head", "head.json"
@@ -31,7 +31,6 @@ LARGE_RATE = 1e-4  # of AdamW for the others than small networks
 RATES = (1 / 3, 1.0, 10 / 3)  # times the usual rate
 ROUND = 0.04  # fraction of the steps that a round of the comparison of rates takes
 FEWEST_STEPS = 8  # of a round below which its losses say nothing
-EVALUATED = 0.75  # examples evaluated for each one trained on, at most; see `default_interval`
 HEAD_PART = 0.3  # fraction of a budget that the search for a head may take
 
 
@@ -146,11 +145,7 @@ def within(
 
 def cut_steps(recipe: Recipe, estimate: Estimate, seconds: float) -> tuple[Recipe, list[str]]:
     """The recipe with as many steps as fit into a time, and what was given up for it."""
-    one = recipe.batch_size * max(estimate.example, estimate.load)
-    # The estimate is of the evaluations of a long run; those of a short one are fewer.
-    evaluation = EVALUATED * recipe.batch_size * estimate.forward
-    long = (RESERVE * seconds - estimate.evaluated * estimate.forward) / one
-    steps = int(max(long, RESERVE * seconds / (one + evaluation)))
+    steps = steps_within(recipe, estimate, RESERVE * seconds)
     if steps >= recipe.steps:
         return recipe, []
     return recipe.with_steps(max(1, steps)), [f"{max(1, steps)} in place of {recipe.steps} steps"]
