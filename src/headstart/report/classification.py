@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 
 from headstart.metrics.calibration import Calibration
 from headstart.metrics.classification import confusion_matrix, per_class, reliability, softmax
-from headstart.report.figure import BLUE, GRAY, ORANGE, Axis, Chart, matrix_source, shortened
-from headstart.report.page import GalleryImage, Section, Table, image_source
+from headstart.report.page import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    GalleryImage,
+    Section,
+    Table,
+    figure_source,
+    image_source,
+    new_figure,
+    plain_axes,
+)
 from headstart.report.refusals import refusal_sections
 from headstart.report.unknown import set_sections
 from headstart.tasks.base import Evaluation
@@ -94,17 +104,33 @@ def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Secti
     table = Table(("true class", "predicted", "examples"), pairs) if pairs else None
     if count > SHOWN_CLASSES:
         return Section("Confusion", f"The pairs confused most, of {count} classes.", table=table)
+    side = min(9.0, 2.2 + 0.32 * count)
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
     fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    short = [shortened(name, 18) for name in classes]
-    figure = matrix_source(
-        fraction,
-        lambda i, j: str(confusion[i, j] or ""),
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(confusion):
+        axes.text(
+            j,
+            i,
+            confusion[i, j],
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if fraction[i, j] > 0.5 else "black",
+        )
+    short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
+    axes.set_xticks(
+        range(count),
         short,
-        0.32,
-        turned=count > 6 and max(map(len, short)) > 2,
+        rotation=90 if count > 6 and max(map(len, short)) > 2 else 0,
+        fontsize=8,
     )
+    axes.set_yticks(range(count), short, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     text = "Rows are the true classes; a perfect model has everything on the diagonal."
-    return Section("Confusion", text, [figure], table)
+    return Section("Confusion", text, [figure_source(figure)], table)
 
 
 def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
@@ -193,17 +219,20 @@ def calibration_section(found: Calibration) -> Section:
         shown.append((f"temperature {found.temperature:.2f}", found.crossed))
     errors, figures = [], []
     for title, confidence in shown:
+        figure = new_figure(4.2, 3.2)
+        axes = figure.subplots()
         bins = reliability(confidence, found.right)
         used = bins.count > 0
         errors.append(bins.error)
-        confidences, accuracies = Axis("confidence", 0.0, 1.02), Axis("accuracy", -0.02, 1.05)
-        chart = Chart(4.2, 3.2, confidences, accuracies, f"{title}: error {bins.error:.1%}")
-        chart.line([0.0, 1.0], [0.0, 1.0], GRAY, width=1, dashed=True)
-        x, y = bins.confidence[used].tolist(), bins.accuracy[used].tolist()
-        chart.line(x, y, ORANGE, width=1)
+        axes.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
         area = 12 + 180 * bins.count[used] / bins.count.sum()
-        chart.points(x, y, BLUE, size=np.sqrt(area / np.pi).tolist())
-        figures.append(chart.source())
+        x, y = bins.confidence[used], bins.accuracy[used]
+        axes.scatter(x, y, s=area, color=BLUE, zorder=3, clip_on=False)
+        axes.plot(x, y, color=ORANGE, linewidth=1)
+        axes.set_title(f"{title}: error {bins.error:.1%}", fontsize=10)
+        axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.05), xlabel="confidence", ylabel="accuracy")
+        plain_axes(axes)
+        figures.append(figure_source(figure))
     text = (
         "Where points lie below the line, the model is more confident than it should be. Its"
         f" expected calibration error is {errors[0]:.1%}; "

@@ -1,8 +1,16 @@
 """Sections of the report that answer "is this enough?": the learning curve and what it promises."""
 
 from headstart.metrics.learning_curve import Estimate, Forecast
-from headstart.report.figure import BLUE, GRAY, ORANGE, Axis, Chart
-from headstart.report.page import Section, Table
+from headstart.report.page import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    Section,
+    Table,
+    figure_source,
+    new_figure,
+    plain_axes,
+)
 
 AHEAD = 4  # times the present examples that the chart shows
 SHOWN_GAINS = 20  # classes of a table that is open
@@ -18,21 +26,46 @@ def curve_section(found: Forecast) -> Section:
     """Measured and expected accuracy by number of training examples."""
     import numpy as np
 
+    figure = new_figure(5.6, 3.4)
+    axes = figure.subplots()
     curve, count = found.curve, found.examples
-    ahead = np.geomspace(curve.sizes[-1], AHEAD * count, 40).tolist()
+    ahead = np.geomspace(curve.sizes[-1], AHEAD * count, 40)
     expected = [found.laws.accuracy(n) for n in ahead]
-    sizes, accuracies = curve.sizes.tolist(), (1 - curve.errors).tolist()
-    ticks = sorted({int(sizes[0]), count // 4, count, 2 * count, AHEAD * count})
-    x = Axis("training examples", log=True, ticks=[(tick, f"{tick:,}") for tick in ticks if tick])
-    chart = Chart(5.6, 3.4, x, Axis("accuracy", percent=True))
     low, high = [each.low for each in expected], [each.high for each in expected]
-    chart.band(ahead, low, high, ORANGE)
-    chart.line(ahead, [each.value for each in expected], ORANGE, label="expected, 80 % interval")
-    chart.deviations(sizes, accuracies, curve.deviations.tolist(), BLUE)
-    chart.line(sizes, accuracies, BLUE, label="measured", width=1, marked=True)
-    bottom = min([*low, *accuracies])
-    chart.line([count, count], [bottom, max(high)], GRAY, width=1, dashed=True)
-    chart.text(count, bottom, "now")
+    axes.fill_between(ahead, low, high, color=ORANGE, alpha=0.18, linewidth=0)
+    axes.plot(
+        ahead, [each.value for each in expected], color=ORANGE, label="expected, 80 % interval"
+    )
+    axes.errorbar(
+        curve.sizes,
+        1 - curve.errors,
+        yerr=curve.deviations,
+        fmt="o-",
+        color=BLUE,
+        markersize=4,
+        linewidth=1,
+        capsize=2,
+        label="measured",
+    )
+    axes.axvline(count, color=GRAY, linestyle="--", linewidth=1)
+    axes.annotate(
+        "now",
+        (count, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=GRAY,
+    )
+    axes.set_xscale("log")
+    ticks = sorted({int(curve.sizes[0]), count // 4, count, 2 * count, AHEAD * count})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="training examples", ylabel="accuracy")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     now, doubled = found.now, found.doubled
     text = (
         f"Linear discriminants on the same features, fitted to random parts of the {count} training"
@@ -48,7 +81,7 @@ def curve_section(found: Forecast) -> Section:
         for factor in (1, 2, AHEAD)
     ]
     table = Table(("training examples", "accuracy", "80 % interval"), rows)
-    return Section("Is this enough?", text, [chart.source()], table)
+    return Section("Is this enough?", text, [figure_source(figure)], table)
 
 
 def accuracy_cells(estimate: Estimate) -> list[str]:

@@ -5,16 +5,20 @@ Nothing here knows what they are about.
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.errors import MissingExtraError
 from headstart.progress import plain
-from headstart.report.figure import BLUE, ORANGE, Axis, Chart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "report.html"
+INK, BLUE, ORANGE, GRAY = "#1c2733", "#2364aa", "#d1603d", "#9aa5b1"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Section:
     Args:
         title: Heading.
         text: What the reader sees there, in one or two sentences.
-        figures: Data addresses of figures, see `report.figure`.
+        figures: Data addresses of figures, see `figure_source`.
         table: A table.
         images: A gallery of images.
         folded: Whether the section is closed until it is clicked.
@@ -58,6 +62,40 @@ class Section:
     images: Sequence[GalleryImage] = field(default_factory=list)
     folded: bool = False
     wide: bool = False
+
+
+def new_figure(width: float = 6.4, height: float = 3.6) -> "Figure":
+    """An empty matplotlib figure in the report's style, sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "train") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain_axes(axes: Any) -> None:
+    """Removes the frame and adds a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def figure_source(figure: "Figure") -> str:
+    """A figure as a data address of SVG.
+
+    Its words are rendered by the browser, which knows more scripts than matplotlib's font.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names are data: no formulas, no control characters
+        text.set_parse_math(False)
+        text.set_text(plain(text.get_text()))
+    buffer = io.BytesIO()
+    style = {"svg.fonttype": "none", "text.parse_math": False}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def image_source(pixels: Any, side: int = 180) -> str:
@@ -87,31 +125,37 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
     ]
     figures = []
     for name in shown:  # one figure each, so that a phone shows them one below the other
+        figure = new_figure(4.4, 3.0)
+        axes = figure.subplots()
         x, y = (
             [line["step"] for line in steps if name in line],
             [line[name] for line in steps if name in line],
         )
-        low = 0.0 if name == "loss" and min(y) >= 0 else None
-        title = name.replace("_", " ")
-        chart = Chart(4.4, 3.0, Axis("step"), Axis(low=low), title, title_size=12)
         if y:
-            smooth = _smooth(y, max(1, len(y) // 25))
-            chart.line(x, y, BLUE, width=0.8, alpha=0.3)
-            chart.line(x, smooth, BLUE, label="training (running mean)")
+            axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.8)
+            axes.plot(
+                x, _smooth(y, max(1, len(y) // 25)), color=BLUE, label="training (running mean)"
+            )
         points = [
             (line["step"], line["validation"][name])
             for line in evaluated
             if name in line["validation"]
         ]
         if points:
-            chart.line(
-                [step for step, _ in points],
-                [value for _, value in points],
-                ORANGE,
+            axes.plot(
+                *zip(*points, strict=True),
+                color=ORANGE,
+                marker="o",
+                markersize=4,
                 label="validation",
-                marked=True,
             )
-        figures.append(chart.source())
+        axes.set_xlabel("step")
+        axes.set_title(name.replace("_", " "))
+        if name == "loss" and min(y) >= 0:
+            axes.set_ylim(0, 1.1 * max(y) or 1)
+        plain_axes(axes)
+        axes.legend(frameon=False, fontsize=8)
+        figures.append(figure_source(figure))
     text = (
         "Training values are of examples as the network saw them, augmented and with dropout, so"
         " they may lie below validation."

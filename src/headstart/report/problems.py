@@ -25,8 +25,17 @@ from headstart.report.classification import (
     file_name,
     gallery,
 )
-from headstart.report.figure import BLUE, GRAY, Axis, Chart
-from headstart.report.page import GalleryImage, Section, Table, image_source
+from headstart.report.page import (
+    BLUE,
+    GRAY,
+    GalleryImage,
+    Section,
+    Table,
+    figure_source,
+    image_source,
+    new_figure,
+    plain_axes,
+)
 from headstart.tasks.base import Evaluation
 
 
@@ -212,8 +221,11 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
 
 
 def _scatter(predictions: NDArray[np.float64], true: NDArray[np.float64], name: str) -> str:
+    figure = new_figure(4.4, 3.6)
+    axes = figure.subplots()
     low, high = float(min(predictions.min(), true.min())), float(max(predictions.max(), true.max()))
-    chart = Chart(4.4, 3.6, Axis(f"true {name}"), Axis(f"predicted {name}"))
-    chart.line([low, high], [low, high], GRAY, width=1, dashed=True)
-    chart.points(true.tolist(), predictions.tolist(), BLUE, size=1.6, alpha=0.6)
-    return chart.source()
+    axes.plot([low, high], [low, high], color=GRAY, linestyle="--", linewidth=1)
+    axes.scatter(true, predictions, s=10, color=BLUE, alpha=0.6, linewidths=0)
+    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    plain_axes(axes)
+    return figure_source(figure)

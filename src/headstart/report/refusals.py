@@ -5,8 +5,16 @@ import numpy as np
 from headstart.metrics.calibration import Calibration, confidence_of
 from headstart.metrics.selective import LEVEL, fewest_answers
 from headstart.pipelines.confidence import Choice
-from headstart.report.figure import BLUE, GRAY, ORANGE, Axis, Chart
-from headstart.report.page import Section, Table
+from headstart.report.page import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    Section,
+    Table,
+    figure_source,
+    new_figure,
+    plain_axes,
+)
 
 
 def refusal_sections(found: Calibration, max_error: float | None) -> list[Section]:
@@ -68,11 +76,20 @@ def _figure(found: Calibration, chosen: Choice) -> str:
     """Errors among the answers by the fraction refused."""
     order = np.argsort(-found.fitted, kind="stable")
     count = np.arange(1, len(order) + 1)
+    figure = new_figure(4.4, 3.0)
+    axes = figure.subplots()
     errors = np.cumsum(~found.right[order]) / count
-    x = Axis("fraction refused, lowest confidence first", low=0.0, high=1.0, percent=True)
-    chart = Chart(4.4, 3.0, x, Axis("errors among answers", low=0.0, percent=True))
-    chart.line((1 - count / len(order)).tolist(), errors.tolist(), BLUE)
-    chart.line([0.0, 1.0], [chosen.max_error] * 2, GRAY, width=1, dashed=True)
+    axes.plot(1 - count / len(order), errors, color=BLUE)
+    axes.axhline(chosen.max_error, color=GRAY, linestyle="--", linewidth=1)
     if chosen.error is not None:
-        chart.points([chosen.refused], [chosen.error], ORANGE)
-    return chart.source()
+        axes.scatter([chosen.refused], [chosen.error], color=ORANGE, zorder=3)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, None),
+        xlabel="fraction refused, lowest confidence first",
+        ylabel="errors among answers",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    plain_axes(axes)
+    return figure_source(figure)

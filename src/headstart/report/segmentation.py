@@ -4,6 +4,7 @@ Baselines, classes, confusion, images with overlays.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,14 @@ from numpy.typing import NDArray
 from headstart.metrics.segmentation import class_scores, constant_answer, mean_iou
 from headstart.pipelines.semantic_segmentation import overlay
 from headstart.report.classification import SHOWN_CLASSES
-from headstart.report.figure import legend_source, matrix_source, shortened
-from headstart.report.page import GalleryImage, Section, Table, image_source
+from headstart.report.page import (
+    GalleryImage,
+    Section,
+    Table,
+    figure_source,
+    image_source,
+    new_figure,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -98,17 +105,30 @@ def class_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
 def confusion_section(confusion: NDArray[np.int64], classes: list[str]) -> Section:
     """What each class's pixels were called."""
     fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-
-    def words(i: int, j: int) -> str:
-        return f"{fraction[i, j]:.0%}" if fraction[i, j] >= 0.005 else ""
-
-    short = [shortened(name, 18) for name in classes]
-    figure = matrix_source(fraction, words, short, 0.36, turned=True, size=6.5)
+    side = min(9.0, 2.2 + 0.36 * len(classes))
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(fraction >= 0.005):
+        axes.text(
+            j,
+            i,
+            f"{fraction[i, j]:.0%}",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="white" if fraction[i, j] > 0.5 else "black",
+        )
+    short = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
+    axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(classes)), short, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     text = (
         "What the pixels of each class (rows) were called; a perfect model has everything on the"
         " diagonal."
     )
-    return Section("Confusion", text, [figure])
+    return Section("Confusion", text, [figure_source(figure)])
 
 
 def image_section(
@@ -136,7 +156,7 @@ def image_section(
     return Section(
         "Images",
         text,
-        [legend_source([shortened(classes[i], 20) for i in used], colors[used])],
+        [legend_source([classes[i] for i in used], colors[used])],
         images=images,
         wide=True,
     )
@@ -147,3 +167,17 @@ def side_by_side(panels: Sequence[Pixels], gap: int = 6) -> Pixels:
     white = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
     parts = [part for panel in panels for part in (panel, white)][:-1]
     return np.concatenate(parts, axis=1)
+
+
+def legend_source(names: list[str], colors: Any) -> str:
+    """The classes' colors as a figure."""
+    from matplotlib.patches import Patch
+
+    columns = min(6, max(1, len(names)))
+    figure = new_figure(8.4, 0.25 + 0.24 * -(-len(names) // columns))
+    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    patches = [
+        Patch(color=color / 255, label=name) for name, color in zip(short, colors, strict=True)
+    ]
+    figure.legend(handles=patches, loc="center", ncols=columns, frameon=False, fontsize=8)
+    return figure_source(figure)

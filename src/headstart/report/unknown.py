@@ -1,13 +1,10 @@
 """Sections of the report: sets of classes with a promised coverage, and none of the classes."""
 
-import numpy as np
-
 from headstart.metrics.classification import softmax
 from headstart.metrics.conformal import COVERAGE, ENOUGH, cross_coverage, set_minimums
 from headstart.pipelines.confidence import FEWEST
 from headstart.pipelines.unknown import LEVEL, Reference
-from headstart.report.figure import BLUE, GRAY, MARGIN, Axis, Chart
-from headstart.report.page import Section, Table
+from headstart.report.page import BLUE, GRAY, Section, Table, figure_source, new_figure, plain_axes
 from headstart.tasks.base import Evaluation
 
 
@@ -51,11 +48,12 @@ def reference_sections(reference: Reference | None) -> list[Section]:
         return []
     distances = reference.distances.numpy()
     limit = float(distances[min(len(distances) - 1, int((1 - LEVEL) * (len(distances) + 1)))])
-    counts, edges = np.histogram(distances, bins=30)
-    x, y = Axis("distance to the nearest class"), Axis("known examples", low=0.0)
-    chart = Chart(4.4, 2.4, x, y)
-    chart.bars(edges.tolist(), counts.tolist(), BLUE)
-    chart.line([limit, limit], [0.0, (1 + MARGIN) * counts.max()], GRAY, width=1, dashed=True)
+    figure = new_figure(4.4, 2.4)
+    axes = figure.subplots()
+    axes.hist(distances, bins=30, color=BLUE)
+    axes.axvline(limit, color=GRAY, linestyle="--", linewidth=1)
+    axes.set(xlabel="distance to the nearest class", ylabel="known examples")
+    plain_axes(axes)
     text = (
         f"Examples of the known classes, {len(distances)} that the distances were not fitted to:"
         " how far they are from the nearest class, as the network sees them. An example of"
@@ -63,4 +61,4 @@ def reference_sections(reference: Reference | None) -> list[Section]:
         f" headstart predict --refuse does not answer: this also happens to about {LEVEL:.0%} of"
         " examples of the known classes."
     )
-    return [Section("None of these classes?", text, [chart.source()], folded=True)]
+    return [Section("None of these classes?", text, [figure_source(figure)], folded=True)]

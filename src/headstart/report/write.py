@@ -8,8 +8,16 @@ from headstart.checkpoint import atomic_write
 from headstart.progress import duration, metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.report.enough import enough_sections
-from headstart.report.figure import BLUE, Axis, Chart
-from headstart.report.page import Section, Table, learning_curves, render
+from headstart.report.page import (
+    BLUE,
+    Section,
+    Table,
+    figure_source,
+    learning_curves,
+    new_figure,
+    plain_axes,
+    render,
+)
 from headstart.report.sections import sections_of
 from headstart.report.unknown import reference_sections
 from headstart.tasks.base import Evaluation, Task
@@ -43,15 +51,14 @@ def write_pages(
 
 def spread_section(spread: Spread, headline: str) -> Section:
     """The results of the same training on several random subsets."""
-    mean = spread.mean(headline)
-    low, high = spread.interval(headline)
-    kinds = Axis(low=-0.4, high=0.9, ticks=[(0.0, "each draw"), (0.5, "mean")])
-    chart = Chart(5.0, 1.6, Axis(headline.replace("_", " ")), kinds)
-    chart.points(spread.values[headline], [0.0] * len(spread.seeds), BLUE, alpha=0.7)
-    chart.line([low, high], [0.5, 0.5], BLUE)
-    for end in (low, high):
-        chart.line([end, end], [0.42, 0.58], BLUE)
-    chart.points([mean], [0.5], BLUE)
+    figure = new_figure(5.0, 1.6)
+    axes, mean = figure.subplots(), spread.mean(headline)
+    axes.scatter(spread.values[headline], [0] * len(spread.seeds), color=BLUE, alpha=0.7)
+    half = mean - spread.interval(headline)[0]
+    axes.errorbar([mean], [0.5], xerr=half, fmt="o", color=BLUE, capsize=4)
+    axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=headline.replace("_", " "))
+    axes.set_yticklabels(["each draw", "mean"])
+    plain_axes(axes)
     rows = []
     for name, values in spread.values.items():
         bounds = " to ".join(metric_text(name, bound) for bound in spread.interval(name))
@@ -64,7 +71,7 @@ def spread_section(spread: Spread, headline: str) -> Section:
         " of the first subset; none was chosen by its score."
     )
     table = Table(("metric", "mean", "95 % interval", "draws"), rows)
-    return Section("Other draws", text, [chart.source()], table)
+    return Section("Other draws", text, [figure_source(figure)], table)
 
 
 def heads_sections(trials: Sequence[Mapping[str, Any]]) -> list[Section]:
