@@ -21,7 +21,7 @@ from headstart.data.texts import TextData
 from headstart.errors import ConfigError
 from headstart.metrics.text import answer_scores
 from headstart.tasks.base import Evaluation
-from headstart.tasks.text import BATCH, TextTask
+from headstart.tasks.text import BATCH, TextTask, longest_first
 
 LONGEST_ANSWER = 30  # tokens
 
@@ -130,7 +130,7 @@ class QuestionAnswering(TextTask):
             for i, example in enumerate(self.encoded[split])
             for window in example["windows"]
         ]
-        flat.sort(key=lambda each: len(each[1]["input_ids"]))
+        flat = longest_first(flat, lambda each: len(each[1]["input_ids"]))
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         rows = self.data.splits[split]

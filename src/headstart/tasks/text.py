@@ -6,10 +6,10 @@ Letters: B texts, L tokens, V classes, N examples.
 import copy
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from headstart.pipelines.base import ALIASES, PIPELINES
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Task
 
+T = TypeVar("T")
 BATCH = 32  # texts evaluated together
 TOKENIZED_TOGETHER = 256  # texts
 IGNORE = -100  # label that is left out of a loss
@@ -289,10 +290,8 @@ class TextTask(Task):
         Their numbers and the network's inputs.
         """
         examples = self.encoded[split]
-        order = sorted(
-            range(len(examples)) if some is None else some,
-            key=lambda i: len(self.longest_of(examples[i])),
-        )
+        chosen = range(len(examples)) if some is None else some
+        order = longest_first(chosen, lambda i: len(self.longest_of(examples[i])))
         with self.options.progress.counting("evaluating", len(order), self.unit) as seen:
             for start in range(0, len(order), BATCH):
                 numbers = order[start : start + BATCH]
@@ -342,6 +341,14 @@ class TextTask(Task):
             f'model = {network}.from_pretrained("FOLDER")\n'
             'out = model(**tokenizer("A text.", return_tensors="pt"))\n'
         )
+
+
+def longest_first(items: Iterable[T], length: Callable[[T], int]) -> list[T]:
+    """Texts in the order in which they become batches, alike in length together.
+
+    The memory of a batch then serves the next one: batches that grow take twice as much.
+    """
+    return sorted(items, key=length, reverse=True)
 
 
 def last_linear(model: nn.Module, size: int) -> nn.Linear:

@@ -30,7 +30,14 @@ from headstart.pipelines.base import batched
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
 from headstart.tasks.problems import problem_of
-from headstart.tasks.text import BATCH, TextTask, class_index, class_names, last_linear
+from headstart.tasks.text import (
+    BATCH,
+    TextTask,
+    class_index,
+    class_names,
+    last_linear,
+    longest_first,
+)
 
 SCORE = "score"  # name of the one output of a regression
 
@@ -227,7 +234,7 @@ class TextClassification(TextTask, HeadTask):
 
     def feature_inputs(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Inputs]]:
         """See `HeadTask.feature_inputs`: texts alike in length together."""
-        ordered = sorted(digests, key=lambda digest: len(self._places[digest]["input_ids"]))
+        ordered = longest_first(digests, lambda each: len(self._places[each]["input_ids"]))
         for part in batched(ordered, BATCH):
             batch = self.collate([self.tensors(self._places[digest]) for digest in part])
             yield part, {key: batch[key] for key in ("input_ids", "attention_mask")}

@@ -26,7 +26,7 @@ from headstart.metrics.alignment import linear_cka
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation
 from headstart.tasks.masked_language_modeling import MaskedLanguageModeling
-from headstart.tasks.text import IGNORE
+from headstart.tasks.text import IGNORE, longest_first
 from headstart.training.distill_settings import FUNCTION, TextSettings, teacher_function
 from headstart.training.text_teacher import (
     Taught,
@@ -247,7 +247,8 @@ class TextDistillation(MaskedLanguageModeling):
         taught = self._vectors(split, device)
         found: dict[int, NDArray[np.float32]] = {}
         right, count = 0, 0
-        numbers = sorted(range(len(taught)), key=lambda i: len(self.encoded[split][i]["input_ids"]))
+        encoded = self.encoded[split]
+        numbers = longest_first(range(len(taught)), lambda i: len(encoded[i]["input_ids"]))
         for start in range(0, len(numbers), 32):
             some = numbers[start : start + 32]
             examples = [self.masked(split, i, np.random.default_rng([0x417, i])) for i in some]
