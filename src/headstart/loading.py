@@ -13,7 +13,6 @@ from headstart.config import (
     resolve_compat,
 )
 from headstart.errors import ConfigError, HubError
-from headstart.hub.download import Download, download
 from headstart.hub.resolve import resolve_weights
 from headstart.registry import FAMILIES, Family, Published, families, find_published, suggesting
 
@@ -104,6 +103,8 @@ def weights_file(
     """
     if published is not None and published.url is not None:
         options = {key: hub[key] for key in ("cache_dir", "local_files_only") if hub.get(key)}
+        from headstart.hub.download import Download, download
+
         return download(Download(published.url, published.size, published.sha256), **options)
     if Path(name).is_file():
         return Path(name)

@@ -597,7 +597,7 @@ def test_size_is_shown_before_the_bytes_come(server, monkeypatch, capsys):
 def test_import_is_quick_and_loads_no_client():
     code = (
         "import sys, headstart.hub.resolve; print({'huggingface_hub', 'torch', 'numpy', 'tqdm',"
-        " 'requests', 'httpx'} & set(sys.modules))"
+        " 'requests', 'httpx', 'http.client'} & set(sys.modules))"
     )
     assert (
         subprocess.run(

@@ -28,7 +28,6 @@ from headstart.errors import (
     NotFoundError,
     OfflineError,
 )
-from headstart.hub.download import Download, fetch, is_true
 from headstart.package_data import EMBEDDED, embedded_folder
 
 log = logging.getLogger(__name__)
@@ -304,6 +303,8 @@ def _prepare(name: str, filename: str, where: dict[str, Any]) -> Path | None:
     import huggingface_hub
     from huggingface_hub import constants
 
+    from headstart.hub.download import Download, fetch
+
     url = huggingface_hub.hf_hub_url(
         name, filename, revision=where["revision"], endpoint=where["endpoint"]
     )
@@ -450,6 +451,8 @@ def endpoint() -> str:
 def is_offline(local_files_only: bool) -> bool:
     """Whether the network may not be used."""
     from huggingface_hub import constants
+
+    from headstart.hub.download import is_true
 
     return local_files_only or is_true("HF_HUB_OFFLINE") or bool(constants.HF_HUB_OFFLINE)
 

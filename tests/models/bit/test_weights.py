@@ -176,7 +176,8 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     file = tmp_path / "R50x1.npz"
     asked = []
     monkeypatch.setattr(
-        "headstart.loading.download", lambda source, **options: asked.append(source.url) or file
+        "headstart.hub.download.download",
+        lambda source, **options: asked.append(source.url) or file,
     )
     torch.manual_seed(0)
     save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)
