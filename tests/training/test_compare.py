@@ -9,6 +9,7 @@ from command_line import call
 from headstart.errors import ConfigError
 from headstart.tasks.result import Spread
 from headstart.training.compare import several
+from headstart.training.loop import Loop
 
 
 def test_values_are_compared_in_pairs(photos, tiny_model, tmp_path, capsys):
@@ -34,6 +35,51 @@ def test_values_are_compared_in_pairs(photos, tiny_model, tmp_path, capsys):
     best = max((first, second), key=lambda row: row["mean"])
     assert line["folder"] == best["folder"]
     assert json.loads((out / "comparison.json").read_text())["values"] == [first, second]
+
+
+def test_a_value_that_fails_has_a_row_and_the_comparison_goes_on(
+    photos, tiny_model, tmp_path, capsys, monkeypatch
+):
+    """The first value diverges, the second run is cut off, and --resume trains only that one."""
+    out = tmp_path / "rates"
+    words = ("train", photos, "--model", tiny_model, "--tune", "full", "--steps", 4, "--json")
+    words += ("--shots", 2, "--draws", 2, "--crop", 20, "--resize", 20, "--out", out)
+    words += ("--optimizer", "sgd", "--schedule", "cosine")
+    trained = []
+
+    def cut(self, batch, update=Loop.update):
+        if self.recipe.lr == 0.5 and not trained:
+            trained.append("cut")
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    monkeypatch.setattr(Loop, "update", cut)
+    values = ("--set", "lr=3e38,0.001,0.5")
+    assert call(capsys, *words, *values)[0] == 130
+    rows = json.loads((out / "comparison.json").read_text())["values"]
+    assert [row["value"] for row in rows] == [3e38, 0.001]
+    assert "diverged" in rows[0]["error"] and rows[0]["mean"] is None
+    assert rows[1]["error"] is None and rows[1]["difference"] is None
+    code, _, err = call(capsys, *words, *values)
+    assert code == 2 and "holds a comparison; go on with --resume" in err
+    kept = (out / "lr=0.001" / "results.json").read_bytes()
+    code, text, err = call(capsys, *words, *values, "--resume")
+    assert code == 0, err
+    line = json.loads(text.splitlines()[-1])
+    again = json.loads((out / "comparison.json").read_text())["values"]
+    assert again == line["comparison"] and again[:2] == rows
+    assert again[2]["mean"] is not None and again[2]["difference"] is not None
+    assert (out / "lr=0.001" / "results.json").read_bytes() == kept
+    code, _, err = call(capsys, *words, "--set", "weight_decay=0.1,0.2", "--resume")
+    assert code == 2 and "compares values of lr, not of weight_decay" in err
+
+
+def test_shots_that_take_all_examples_say_so(photos, tiny_model, tmp_path, capsys):
+    words = ("train", photos, "--model", tiny_model, "--tune", "head", "--dry-run")
+    code, _, err = call(capsys, *words, "--shots", 500, "--draws", 2, "--out", tmp_path / "x")
+    assert code == 0 and "several draws have the same ones" in err
+    _, _, err = call(capsys, *words, "--shots", 2, "--draws", 2, "--out", tmp_path / "x")
+    assert "the same ones" not in err
 
 
 def test_what_cannot_be_compared_is_refused(capsys, photos, tmp_path):

@@ -31,7 +31,7 @@ KEYS: dict[str, dict[str, str]] = {
         "seconds": "time of the run",
         "estimated_seconds": "time that was expected, or null",
         "notes": "what the time limit cost",
-        "[comparison]": "value, mean, interval and difference of each, after --set NAME=A,B",
+        "[comparison]": "value, mean, interval, difference or error of each, with --set NAME=A,B",
     },
     "distill": {
         "folder": "path of the result, null after --dry-run",

@@ -212,7 +212,9 @@ def train(
     load_torch()
     from headstart.progress import progress_for_terminal
     from headstart.recipe import read_class_weights
+    from headstart.training.compare import FILE as COMPARISON
     from headstart.training.compare import compare, several
+    from headstart.training.request import RUN
     from headstart.training.run import train as run
 
     values: dict[str, Any] = {
@@ -279,9 +281,11 @@ def train(
         raise ConfigError(f"--dry-run looks at one run; give one value of {name}")
 
     def with_value(value: float, where: Path) -> "Result":
-        return once(where, resume and where.exists(), {name: value})
+        return once(where, resume and (where / RUN).exists(), {name: value})
 
-    best, rows = compare(name, numbers, out, with_value)
+    if (out / COMPARISON).exists() and not (resume or overwrite):
+        raise ConfigError(f"{out} holds a comparison; go on with --resume, or choose another --out")
+    best, rows = compare(name, numbers, out, with_value, resume)
     print_table(
         f"{name}, {draws} draws",
         (name, "mean", "95 % interval", "from the first"),
@@ -296,6 +300,8 @@ def compared_line(row: "Compared") -> tuple[str, ...]:
     from headstart.pipelines.base import read_results
     from headstart.progress import metric_text
 
+    if row.mean is None or row.interval is None:
+        return f"{row.value:g}", "failed", f"{row.error}", ""
     headline = read_results(row.folder)["headline"]
     bounds = " to ".join(metric_text(headline, bound) for bound in row.interval)
     if row.difference is None or row.difference_interval is None:

@@ -194,7 +194,13 @@ def split_rows(
             notes.append(f"too few {unit} to hold any out: the result will not be evaluated")
     train = np.flatnonzero(~held_out)
     if options.shots is not None:
-        train = train[few_shot(labels[train], options.shots, options.shot_generator())]
+        chosen = few_shot(labels[train], options.shots, options.shot_generator())
+        if len(chosen) == len(train):
+            notes.append(
+                f"no class has more than {options.shots} training {unit}: shots take all"
+                f" {len(train)} of them, and several draws have the same ones"
+            )
+        train = train[chosen]
     return train, np.flatnonzero(held_out), notes
 
 
