@@ -15,6 +15,7 @@ from headstart.errors import ConfigError, NotFoundError, OfflineError
 from headstart.package_data import EMBEDDED
 
 FAMILIES = ("bit", "cvt", "beit", "yoso")
+CONVERTED = ("google/bit-50",)  # on the Hub, converted by others from an authors' file
 # File that marks a folder → "module:function" that loads such a folder: (folder, class of the
 # network) → model, or None for a folder of another class.
 FOLDER_LOADERS = {"headstart_optimized.json": "headstart.engine.model:load_as"}
@@ -229,7 +230,7 @@ def suggesting(name: str | Path) -> Iterator[None]:
         yield
     except (NotFoundError, OfflineError) as error:
         near = nearest_names(str(name))
-        if not near or str(name) in near:
+        if not near or str(name) in near or str(name) in CONVERTED:
             raise
         raise type(error)(f"{error}. Did you mean {' or '.join(near)}?") from error
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import headstart
+from command_line import call
 from conftest import assert_close
 from engine_networks import build, pixels
 from headstart.engine.engines import installed
-from headstart.engine.exporting import SUFFIXES
+from headstart.engine.exporting import SUFFIXES, with_suffix
 from headstart.errors import ConfigError, InputError
 
 needs_onnx = pytest.mark.skipif(
@@ -259,6 +260,33 @@ def test_refusals(tmp_path):
     if installed("openvino"):
         with pytest.raises(ConfigError, match="differs from PyTorch by"):
             headstart.export(
-                model, tmp_path / "model", to="openvino", example=inputs, tolerance=-1.0
+                model, tmp_path / "model", to="openvino", example=inputs, tolerance=0.0
             )
         assert not list(tmp_path.iterdir())
+
+
+def test_names_of_files(tmp_path, capsys):
+    """Endings decide the format on the command line; nothing that is there is overwritten."""
+    model, inputs = build("BitForImageClassification")
+    (tmp_path / "folder.pt2").mkdir()
+    for name, to, text in (
+        ("m.xml", "onnx", "is named as a file of openvino, and to='onnx'"),
+        ("m.ONNX", "torch-export", "is named as a file of onnx"),
+        ("folder.pt2", "torch-export", "is a folder; expected the name of a file"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            headstart.export(model, tmp_path / name, to=to, example=inputs)
+    assert with_suffix(tmp_path / "m.v2", "onnx").name == "m.v2.onnx"
+    assert with_suffix(tmp_path / "m.PT2", "torch-export").name == "m.pt2"
+    file = tmp_path / "m.pt2"
+    words = ("export", "bit-mini", "--out", file, "--size", 64)
+    code, out, err = call(capsys, *words)
+    assert code == 0 and f"{file}: largest deviation" in out, err
+    before = file.read_bytes()
+    code, _, err = call(capsys, *words)
+    assert code == 2 and f"{file} exists; choose another name, or give --overwrite" in err
+    assert file.read_bytes() == before
+    file.write_bytes(b"old")
+    assert call(capsys, *words, "--overwrite")[0] == 0 and file.stat().st_size == len(before)
+    code, _, err = call(capsys, *words, "--to", "onnx", "--overwrite")
+    assert code == 2 and "--to torch-export" in err

@@ -10,7 +10,7 @@ import headstart
 from command_line import call
 from engine_networks import build
 from headstart.engine.engines import installed
-from headstart.errors import ConfigError, FileFormatError, NotFoundError
+from headstart.errors import ConfigError, FileFormatError, InputError
 from headstart.metrics.calibration import Choice, Confidence
 from headstart.pipelines.unknown import Reference, captured, head_of
 from photo_data import ODD_SHAPES, odd_photo
@@ -164,7 +164,7 @@ def test_files_without_tests_or_damaged_are_refused(written, tmp_path, capsys):
     from headstart.engine.full_file import FullFile
 
     path = tmp_path / "m.onnx"
-    with pytest.raises(NotFoundError, match="no file"):
+    with pytest.raises(InputError, match="no file"):
         FullFile(path)
     path.write_bytes(written[:5000])
     code, _, err = call(capsys, "predict", path, path)
@@ -196,13 +196,18 @@ def test_what_full_cannot_hold_is_refused(tmp_path, capsys):
     for model, options, text in (
         (bit, {"processor": processor, "to": "torch-export"}, "onnx or openvino"),
         (bit, {}, "needs processor="),
-        (bit, {"processor": processor, "normalize": True}, "leave normalize out"),
-        (bit, {"processor": processor, "dynamic": "size"}, "leave dynamic out"),
+        (bit, {"processor": processor, "normalize": True}, "leave normalize= out"),
+        (bit, {"processor": processor, "dynamic": "size"}, "leave dynamic= out"),
         (bit, {"processor": processor, "max_error": 0.02}, "does not say when"),
+        (bit, {"processor": processor, "max_error": 2}, "max_error=2; it must be above 0"),
+        (bit, {"processor": processor, "max_error": float("nan")}, "max_error=nan; it must be"),
+        (bit, {"processor": processor, "tolerance": float("nan")}, "tolerance=nan; expected"),
+        (bit, {"processor": processor, "tolerance": -1}, "tolerance=-1; expected a number"),
+        (bit, {"processor": processor, "tolerance": 0}, "above the tolerance of 0.0"),
         (segmenter, {"processor": processor}, "image classification"),
     ):
         with pytest.raises(ConfigError, match=text):
-            headstart.export(model, path, full=True, **options)
+            headstart.export(model, tmp_path / "m", full=True, **options)
     with pytest.raises(ConfigError, match="max_error is for full=True"):
         headstart.export(bit, path, processor=processor, max_error=0.02)
     assert not path.exists()

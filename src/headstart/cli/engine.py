@@ -116,7 +116,13 @@ def optimize(
 def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    to: Annotated[str, typer.Option(help="Format: onnx, openvino or torch-export.")] = "onnx",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Format: onnx, openvino or torch-export; default that of the ending of --out"
+            " (.onnx, .xml, .pt2), else onnx."
+        ),
+    ] = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     length: LengthOption = None,
@@ -140,25 +146,33 @@ def export(
         float | None,
         typer.Option(help="With --full: target error rate of the refusal, such as 0.02."),
     ] = None,
-    tolerance: Annotated[float, typer.Option(help=TOLERANCE_HELP)] = 1e-4,
+    tolerance: Annotated[
+        float | None, typer.Option(help=f"{TOLERANCE_HELP[:-1]}; default 0.0001, with --full 0.01.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
 ) -> dict[str, Any]:
     """Export a model to ONNX, OpenVINO or torch.export, and verify it against PyTorch.
 
     Example: [bold]headstart export runs/photos --out photos.onnx[/bold]
     """
     from headstart.engine import export as run
-    from headstart.engine.exporting import with_suffix
+    from headstart.engine.exporting import SUFFIXES, free_path
 
     fixed = {"--size": size, "--length": length, "--dynamic": dynamic}
     fixed |= {"--batch": None if batch == 1 else batch, "--normalize": normalize or None}
     given = [name for name, value in fixed.items() if value is not None]
     if full and given:
         raise ConfigError(f"--full takes one image of any size; leave {given[0]} out")
+    endings = {ending: name for name, ending in SUFFIXES.items()}
+    form: Any = endings.get(out.suffix.lower(), "onnx") if to is None else to
+    file = free_path(out, form, overwrite) if form in SUFFIXES else out  # before a model is loaded
     network, processor = load_both(model)
     deviation = run(
         network,
         out,
-        to=to,
+        to=form,
         example=None if full else example_of(network, processor, size, batch, length),
         dynamic=axes(dynamic),
         opset=opset,
@@ -167,8 +181,8 @@ def export(
         full=full,
         max_error=max_error,
         tolerance=tolerance,
+        overwrite=overwrite,
     )
-    file = with_suffix(out, to)  # type: ignore[arg-type]
     print(f"{file}: largest deviation from PyTorch {deviation.largest:.1e}")
     return {"out": str(file), "deviation": deviation.largest}
 

@@ -1,5 +1,6 @@
 """Commands about checkpoints: models, info, convert."""
 
+import difflib
 import shutil
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def models(
         and (max_size is None or 0 < _file_size(each) <= max_size * MEGABYTE)
     }
     if not found:
-        raise ConfigError("no published model is so; `headstart models` lists them all")
+        raise ConfigError(_nothing(text, family, max_size))
     files = {name: cached_file(each) for name, (_, each) in found.items()}
     if as_json:
         keys = ("name", "parameters", "size", "licence", "image_size", "result", "hub_id", "url")
@@ -82,6 +83,23 @@ def models(
         kept = [head.index(name) for name in ("name", "family", "file", "cached")]
         head, rows = tuple(head[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
     print_table("", head, rows)
+
+
+def _nothing(text: str | None, family: str | None, max_size: float | None) -> str:
+    """That no published model fits, and the nearest names."""
+    from headstart.registry import FAMILIES, published_models
+
+    asked = [f"with {text!r} in its name"] if text is not None else []
+    asked += [f"of --family {family}"] if family is not None else []
+    asked += [f"of at most {max_size:g} MB"] if max_size is not None else []
+    near = []
+    if text is not None:
+        names = {name.lower(): name for name in (*FAMILIES, *published_models())}
+        # a part of a name is short beside the name
+        near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.35)
+        near = [names[each] for each in near]
+    hint = f"the nearest are {', '.join(near)}; " if near else ""
+    return f"there is no published model {' and '.join(asked)}; {hint}`headstart models` lists all"
 
 
 def _file_size(model: "Published") -> int:

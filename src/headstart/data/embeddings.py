@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.checkpoint.documents import parse_json, value_of
-from headstart.data.results import FACTS, ROW_GROUP, Kind, open_numpy, pyarrow_parquet
+from headstart.data.results import (
+    EMBEDDING_SUFFIXES,
+    FACTS,
+    ROW_GROUP,
+    Kind,
+    open_numpy,
+    pyarrow_parquet,
+)
 from headstart.errors import FileFormatError, HeadstartError, InputError
 
 Floats = NDArray[np.float32]
@@ -129,7 +136,15 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         gathered = path.with_name(f"{path.name}.jsonl")
         why = f": the run was cut off; continue it with --resume ({gathered})"
-        raise InputError(f"there is no file {path}{why if gathered.is_file() else ''}")
+        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise InputError(
+            f"{what}{why if gathered.is_file() else ''}; expected what `headstart embed` wrote"
+        )
+    if path.suffix.lower() not in EMBEDDING_SUFFIXES:
+        raise InputError(
+            f"{path} is not a file of vectors; expected what `headstart embed` wrote, a name that"
+            f" ends in {' or '.join(EMBEDDING_SUFFIXES)}"
+        )
 
 
 def _numpy_blocks(path: Path, facts: Facts, vectors: bool) -> Iterator[Embeddings]:

@@ -38,6 +38,7 @@ from headstart.data.sources.raw import (
     Source,
     Tables,
     group_column,
+    is_empty,
     joined,
     numbered,
     take,
@@ -370,7 +371,10 @@ def grouped(splits: Mapping[str, Grouped], parts: Mapping[str, Labelled]) -> lis
     cells = {split: parts[split].groups or [None] * len(part) for split, part in splits.items()}
     if not any(parts[split].groups for split in splits):
         return []
-    numbers = numbered([cell for each in cells.values() for cell in each])
+    every = [cell for each in cells.values() for cell in each]
+    if all(map(is_empty, every)):
+        return ["the column group has no values: no examples are kept together"]
+    numbers = numbered(every)
     ends = np.cumsum([len(each) for each in cells.values()])
     groups = dict(zip(splits, np.split(numbers, ends[:-1]), strict=True))
     for split, rows in groups.items():

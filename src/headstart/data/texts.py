@@ -20,7 +20,7 @@ from headstart.data.interpret import group_notes
 from headstart.data.labels import SINGLE
 from headstart.data.options import DataOptions
 from headstart.data.sources import hub
-from headstart.data.sources.raw import SPLIT_NAMES, RawTable, numbered
+from headstart.data.sources.raw import SPLIT_NAMES, RawTable, is_empty, numbered
 from headstart.data.sources.tables import TABLE_SUFFIXES
 from headstart.data.splits import split_rows
 from headstart.data.text_rows import Reader, Row
@@ -165,7 +165,7 @@ def hold_out(data: TextData, options: DataOptions, labels: Sequence[int] | None 
     classes = np.asarray(labels if labels is not None else np.zeros(len(rows)), dtype=np.int64)
     complete = "validation" in data.splits or "test" in data.splits
     groups = None
-    if any(row.group is not None for each in data.splits.values() for row in each):
+    if any(not is_empty(row.group) for each in data.splits.values() for row in each):
         number = data.groups()
         data.notes += group_notes(number, "rows")
         groups = number["train"]

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from headstart.errors import ConfigError
 
 # Outputs whose largest entry along the last axis (for maps of classes along the second) is an
 # answer.
@@ -71,6 +74,29 @@ def compare(
     if not answers:
         return Deviation(largest, mean, None, 0)
     return Deviation(largest, mean, same / answers, answers, (same + mirrored) / (2 * answers))
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuses a tolerance that is not a number from 0 on.
+
+    Raises:
+        ConfigError: It is negative or NaN.
+    """
+    if not tolerance >= 0:
+        raise ConfigError(f"tolerance={tolerance}; expected a number from 0 on, such as 0.0001")
+
+
+def check_deviation(found: Deviation, path: Path, tolerance: float) -> None:
+    """Refuses a written file that differs too much.
+
+    Raises:
+        ConfigError: It differs by more than the tolerance, or its outputs are not finite.
+    """
+    if not found.largest <= tolerance:
+        raise ConfigError(
+            f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of"
+            f" {tolerance:.1e}; it was removed"
+        )
 
 
 def enough(deviation: Deviation, fraction: float) -> bool:

@@ -23,7 +23,7 @@ from headstart.engine.capture import (
     resized,
     signature_of,
 )
-from headstart.engine.deviation import Deviation, compare
+from headstart.engine.deviation import Deviation, check_deviation, check_tolerance, compare
 from headstart.engine.engines import engine
 from headstart.engine.engines.base import Job
 from headstart.engine.normalized import Normalized
@@ -48,7 +48,8 @@ def export(
     normalize: bool = False,
     full: bool = False,
     max_error: float | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    overwrite: bool = False,
 ) -> Deviation:
     """Writes a network as a program that needs no headstart, runs the file, and compares.
 
@@ -68,13 +69,16 @@ def export(
             `image`, uint8 (H, W, C) of any size, and gives `scores`, `label`, `refused` and
             `pixel_values`. Three test images are inside: see `headstart check`.
         max_error: With `full`, the target error rate of `refused`; default the one of training.
-        tolerance: Largest difference from PyTorch, as a fraction of the largest output.
+        tolerance: Largest difference from PyTorch, as a fraction of the largest output; default
+            0.0001, and with `full` 0.01, since a pixel may be one gray level from the pipeline's.
+        overwrite: Replace a file that is there.
 
     Returns:
         How far the file's outputs are from PyTorch's.
 
     Raises:
-        ConfigError: An unknown format, or a file whose outputs are not the network's.
+        ConfigError: An unknown format, a file that is there, or a file whose outputs are not the
+            network's.
         MissingExtraError: What writes the format is not installed.
 
     Example:
@@ -88,6 +92,9 @@ def export(
     """
     if to not in SUFFIXES:
         raise ConfigError(f"to={to!r}; expected one of {', '.join(SUFFIXES)}")
+    path = free_path(Path(path), to, overwrite)
+    if tolerance is not None:
+        check_tolerance(tolerance)
     engine(ENGINES[to])  # raises where it is not installed
     if full:
         others = {"example": example, "dynamic": dynamic, "normalize": normalize or None}
@@ -102,10 +109,9 @@ def export(
         engine("onnxruntime")
         from headstart.engine.full import export_full
 
-        path = with_suffix(Path(path), to)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = metadata(model, processor)
-        return export_full(model, path, to, opset, processor, max_error, facts)
+        return export_full(model, path, to, opset, processor, max_error, facts, tolerance)
     inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
     network = Normalized(model, processor) if normalize else model
     if normalize:
@@ -114,7 +120,6 @@ def export(
         )
     axes = check_dynamic(dynamic, inputs)
     signature = signature_of(network, inputs, axes)
-    path = with_suffix(Path(path), to)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = metadata(model, processor, normalize)
     if to == "onnx":
@@ -127,11 +132,7 @@ def export(
         _write_torch(network, path, signature, inputs, axes, facts)
     try:
         found = check_file(path, to, network, signature, inputs, axes)
-        if not found.largest <= tolerance:
-            raise ConfigError(
-                f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of"
-                f" {tolerance:.1e}; it was removed"
-            )
+        check_deviation(found, path, TOLERANCE if tolerance is None else tolerance)
     except (ConfigError, RuntimeError):
         for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
             each.unlink()
@@ -140,8 +141,36 @@ def export(
 
 
 def with_suffix(path: Path, to: Format) -> Path:
-    """A file's name with the format's suffix."""
-    return path if path.suffix == SUFFIXES[to] else path.with_name(path.name + SUFFIXES[to])
+    """A file's name with the format's suffix.
+
+    Raises:
+        ConfigError: It has the suffix of another format.
+    """
+    suffix = path.suffix.lower()
+    if suffix == SUFFIXES[to]:
+        return path.with_suffix(suffix)
+    other = next((name for name, each in SUFFIXES.items() if each == suffix), None)
+    if other is not None:
+        raise ConfigError(
+            f"{path} is named as a file of {other}, and to={to!r}; give to={other!r}, or a name"
+            f" that ends in {SUFFIXES[to]}"
+        )
+    return path.with_name(path.name + SUFFIXES[to])
+
+
+def free_path(path: Path, to: Format, overwrite: bool) -> Path:
+    """The file to write, with its suffix.
+
+    Raises:
+        ConfigError: It is there and is not to be overwritten, or its name does not fit.
+    """
+    path = with_suffix(path, to)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected the name of a file to write")
+    for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
+        if each.exists() and not overwrite:
+            raise ConfigError(f"{each} exists; choose another name, or give overwrite=True")
+    return path
 
 
 def metadata(model: Any, processor: Any = None, normalize: bool = False) -> dict[str, str]:

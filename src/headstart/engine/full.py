@@ -21,9 +21,9 @@ from onnxscript import BOOL, FLOAT, INT64, script
 from onnxscript import opset18 as op
 
 from headstart.engine.capture import signature_of
-from headstart.engine.deviation import Deviation, compare
+from headstart.engine.deviation import Deviation, check_deviation, compare
 from headstart.engine.engines.onnxruntime import write_onnx
-from headstart.engine.full_file import VERSION, Array, Example, FullFile
+from headstart.engine.full_file import TOLERANCE, VERSION, Array, Example, FullFile
 from headstart.engine.preprocessing import as_graph, ours, preprocessing_graph
 from headstart.errors import ConfigError
 from headstart.images.decode import resize
@@ -45,6 +45,7 @@ def export_full(
     processor: Any,
     max_error: float | None,
     facts: Mapping[str, str],
+    tolerance: float | None = None,
 ) -> Deviation:
     """Writes an image classifier with everything around it, and checks its three images.
 
@@ -56,6 +57,7 @@ def export_full(
         processor: The network's image processor.
         max_error: Target error rate of the refusal; None is the one that was trained for, if any.
         facts: Metadata.
+        tolerance: Largest difference of a score, as a fraction of the largest; None is 0.01.
 
     Returns:
         How far the scores of the file are from PyTorch's.
@@ -90,11 +92,13 @@ def export_full(
                 f"{path} answers {wrong[0].found} for its test image of {shape}, and PyTorch"
                 f" {wrong[0].expected}, scores differ by {wrong[0].difference:.1e}; it was removed"
             )
+        deviation = compare(wanted, found)
+        check_deviation(deviation, path, TOLERANCE if tolerance is None else tolerance)
     except (ConfigError, RuntimeError):
         for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
             each.unlink(missing_ok=True)
         raise
-    return compare(wanted, found)
+    return deviation
 
 
 def pipeline_of(model: Any, processor: Any, max_error: float | None) -> ImageClassificationPipeline:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint.documents import as_dataclass, check_kind, parse_json
 from headstart.engine.engines import engine
-from headstart.errors import FileFormatError, NotFoundError
+from headstart.errors import FileFormatError, InputError
 
 Array = NDArray[Any]
 Run = Callable[[Array], dict[str, Array]]
@@ -78,15 +78,19 @@ class FullFile:
     Raises:
         FileFormatError: A file without preprocessing and test images, or a damaged one.
         MissingExtraError: Its runtime is not installed.
-        NotFoundError: No such file.
+        InputError: No such file.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise NotFoundError(f"there is no file {path}")
+            what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+            raise InputError(f"{what}; expected a file that `headstart export --full` wrote")
         opens = {".onnx": _open_onnx, ".xml": _open_openvino}
         if path.suffix not in opens:
-            raise FileFormatError(f"{path} is not an ONNX (.onnx) or OpenVINO (.xml) file")
+            raise FileFormatError(
+                f"{path} is not an ONNX (.onnx) or OpenVINO (.xml) file; expected one that"
+                " `headstart export --full` wrote"
+            )
         self.path = path
         self.run, facts = opens[path.suffix](path)
         if facts.get("full") != VERSION:

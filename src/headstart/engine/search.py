@@ -27,7 +27,7 @@ from headstart.engine.capture import (
     resized,
     signature_of,
 )
-from headstart.engine.deviation import AGREEMENT, Deviation, compare, enough
+from headstart.engine.deviation import AGREEMENT, Deviation, check_tolerance, compare, enough
 from headstart.engine.engines import candidates, engine
 from headstart.engine.engines.base import PRECISIONS, Job, Precision, Runner, Streams
 from headstart.engine.engines.torch import on_threads
@@ -108,6 +108,8 @@ def optimize(
         raise ConfigError(f"threads={threads}; expected at least 1")
     if streams is not None and not 1 <= streams <= threads:
         raise ConfigError(f"streams={streams}; expected 1 to {threads}, the number of threads")
+    if tolerance is not None:
+        check_tolerance(tolerance)
     if goal not in get_args(Goal):
         raise ConfigError(f"goal={goal!r}; expected {' or '.join(get_args(Goal))}")
     samples = [

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headstart.data.cache import cache_folder
 from headstart.data.embeddings import Embeddings, Facts, embedding_blocks, read_facts
-from headstart.errors import InputError
+from headstart.errors import DataError, InputError
 from headstart.features.embed import Embedder
 from headstart.images.decode import load_image
 
@@ -70,14 +70,15 @@ def vector_at(path: Path, row: int) -> Floats:
     """The vector (D,) of one row of a file.
 
     Raises:
-        InputError: There is no such row, or it has no vector.
+        InputError: There is no such row.
+        DataError: It has no vector.
     """
     first = 0
     for block in embedding_blocks(path):
         if first <= row < first + len(block):
             at = row - first
             if np.isnan(block.features[at]).any():
-                raise InputError(f"row {row} of {path} has no vector: {block.errors[at]}")
+                raise DataError(f"row {row} of {path} has no vector: {block.errors[at]}")
             found: Floats = block.features[at]
             return found
         first += len(block)
@@ -100,6 +101,7 @@ def query_vector(
 
     Raises:
         InputError: No such row or image, or another model made the file.
+        DataError: The image cannot be read, or the row has no vector.
     """
     if query.isascii() and query.isdigit() and not Path(query).is_file():
         return vector_at(path, int(query[:20])), int(query[:20])
@@ -113,7 +115,13 @@ def query_vector(
         )
     if embedder.reads_text:
         return embedder.of_texts([query], ["the query"])[0], None
-    return embedder.of_images([embedder.pixel_values(load_image(Path(query)))])[0], None
+    try:
+        pixels = load_image(Path(query))
+    except InputError as error:
+        if Path(query).is_file():
+            raise DataError(str(error)) from None
+        raise
+    return embedder.of_images([embedder.pixel_values(pixels)])[0], None
 
 
 def nearest(path: Path, query: Floats, top: int, *, exact: bool = False) -> list[Neighbor]:

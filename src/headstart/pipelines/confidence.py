@@ -132,8 +132,10 @@ def believed(model: Any, refuse: bool | float) -> tuple[float, float]:
         1 and 0 where training has found nothing, and nothing is to be refused.
 
     Raises:
-        ConfigError: Training has not found when to refuse.
+        ConfigError: Training has not found when to refuse, or the rate is not between 0 and 1.
     """
+    if not isinstance(refuse, bool) and not 0 < refuse < 1:
+        raise ConfigError(f"max_error={refuse:g}; it must be above 0 and below 1, such as 0.05")
     folder = folder_of(model)
     if refuse is False and (folder is None or not (folder / FILE).is_file()):
         return 1.0, 0.0

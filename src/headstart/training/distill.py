@@ -521,6 +521,11 @@ def distill(
     if student is None and not resume:
         raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
     texts = _kept_task(out) == TEXTS if resume else _reads_text(student)
+    if not (texts or resume) and Path(images).suffix.lower() == ".txt":
+        raise ConfigError(
+            f"{images} holds texts, and the student {student} learns from images; give a YOSO as"
+            " student=, or images"
+        )
     of_images = {name: recipe_values.get(name) for name in ("crop", "resize", "mixup", "cutmix")}
     _refuse_others(for_images | of_images if texts else for_texts, texts)
     values = {k: v for k, v in (for_texts if texts else for_images).items() if v is not None}

@@ -283,13 +283,17 @@ def group_column(table: RawTable, asked: str | None) -> str | None:
     return table.column("group", asked, ()) if asked else table.usual_column(("group",))
 
 
+def is_empty(cell: Any) -> bool:
+    """Whether a cell holds nothing: None, "" or NaN, as pandas writes a cell without a value."""
+    return cell is None or cell == "" or cell != cell
+
+
 def numbered(cells: Sequence[Any]) -> NDArray[np.int64]:
     """A number for each cell, (N,), the same for equal texts; empty cells get one of their own."""
     numbers: dict[object, int] = {}
     found = np.empty(len(cells), dtype=np.int64)
     for i, cell in enumerate(cells):
-        empty = cell is None or cell == ""
-        found[i] = numbers.setdefault((i,) if empty else str(cell), len(numbers))
+        found[i] = numbers.setdefault((i,) if is_empty(cell) else str(cell), len(numbers))
     return found
 
 
