@@ -624,7 +624,7 @@ def read_config_file(name: str | Path, **hub: Any) -> dict[str, Any]:
     if path.is_file() and path.suffix in (".onnx", ".xml", ".pt2"):
         raise NotFoundError(
             f"{path} is an exported program, which its runtime runs; give the folder that it was"
-            " exported from (`headstart check` runs the test images in the file)"
+            " exported from (`headstart predict` and `check` run files of `export --full`)"
         )
     if path.is_file() and not (path.parent / "config.json").is_file():
         raise NotFoundError(

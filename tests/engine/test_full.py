@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import headstart
 from command_line import call
@@ -167,7 +168,7 @@ def test_files_without_tests_or_damaged_are_refused(written, tmp_path, capsys):
     with pytest.raises(InputError, match="no file"):
         FullFile(path)
     path.write_bytes(written[:5000])
-    code, _, err = call(capsys, "predict", path, path)
+    code, _, err = call(capsys, "info", path)
     assert code == 2 and "is an exported program" in err and "convert" not in err
     with pytest.raises(FileFormatError, match="does not take the file"):
         FullFile(path)
@@ -187,6 +188,44 @@ def test_files_without_tests_or_damaged_are_refused(written, tmp_path, capsys):
             FullFile(path).check()
     (tmp_path / "m.pt2").write_bytes(b"")
     assert call(capsys, "check", tmp_path / "m.pt2")[0] == 3
+
+
+def test_predict_takes_a_file(tmp_path, capsys):
+    """The rows of a file are those of the folder that it was exported from."""
+    from headstart.engine.full import example_images
+
+    model, processor = build("BitForImageClassification")[0], headstart.BitImageProcessor(size=32)
+    folder, file, images = tmp_path / "model", tmp_path / "m.onnx", tmp_path / "images"
+    spread(model, processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert call(capsys, "export", folder, "--out", file, "--full")[0] == 0
+    images.mkdir()
+    for i, image in enumerate(example_images()[:2]):
+        Image.fromarray(image).save(images / f"{i}.png")
+    (images / "words.png").write_text("words")
+    tables = []
+    for each in (folder, file):
+        out = tmp_path / f"{each.name}.jsonl"
+        words = ("predict", each, images, "--top", 2, "--out", out)
+        assert call(capsys, *words)[0] == 3  # one image cannot be read
+        assert call(capsys, *words, "--resume")[0] == 3
+        tables.append([json.loads(line) for line in out.read_text().splitlines()])
+    for row, expected in zip(*reversed(tables), strict=True):
+        assert [row[key] for key in ("path", "label", "error")] == [
+            expected[key] for key in ("path", "label", "error")
+        ]
+        if not row["error"]:
+            assert row["probability"] == pytest.approx(expected["probability"], abs=0.01)
+    before = out.read_bytes()
+    rewritten(file, lambda facts: facts.update(labels=facts["labels"].replace("LABEL", "KIND")))
+    code, _, err = call(capsys, *words, "--resume")
+    assert code == 2 and "with other weights or settings" in err and out.read_bytes() == before
+    for option, text in (
+        (("--max-error", 0.1), "leave --ray, --device and --max-error out"),
+        (("--refuse",), "does not say when to refuse"),
+    ):
+        code, _, err = call(capsys, "predict", file, images, *option)
+        assert code == 2 and text in err, err
 
 
 def test_what_full_cannot_hold_is_refused(tmp_path, capsys):

@@ -26,6 +26,7 @@ from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import load_torch, print_table
 from headstart.errors import ConfigError, counted
 
+PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
 MUCH = 8  # times that an image is shrunk before `explain` says so
 
 if TYPE_CHECKING:
@@ -129,9 +130,17 @@ def predict(
     from headstart.pipelines.base import fingerprint, pipeline, task_of
 
     check_model(model)
-    task, best = task_of(model), top or 3
+    program = Path(model) if Path(model).suffix in PROGRAMS and Path(model).is_file() else None
+    task = "image-classification" if program else task_of(model)
+    best = top or 3
     how: bool | float = refuse if max_error is None else max_error
     values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    if program and (ray is not None or max_error is not None or device not in (None, "cpu")):
+        raise ConfigError(
+            f"{model} is a file of `headstart export --full`: it runs on this machine's CPU and"
+            " refuses as it was exported; leave --ray, --device and --max-error out, or give the"
+            " folder of the model"
+        )
     if ray is not None:
         options: dict[str, Any] = {
             "model": model,
@@ -213,14 +222,18 @@ def predict(
         if how is not False:
             raise ConfigError(f"--refuse is for models that classify; {model} is one of {task}")
         pipe = pipeline(task, model, device=device)
-        kind, folder = None, table.with_suffix("") if table else where_to
+        kind, names, folder = None, [], table.with_suffix("") if table else where_to
         stems = predictions.unique_stems(images, folder or Path("predictions"))
+    elif program:
+        from headstart.engine.full_file import FullClassifier
+
+        pipe = FullClassifier(program, refuse, threshold)
+        kind, names = pipe.kind, pipe.labels
     else:
         pipe = pipeline(
             "image-classification", model, device=device, refuse=how, label_threshold=threshold
         )
-        kind = pipe.kind
-
+        kind, names = pipe.kind, list(pipe.model.config.id2label.values())
     limit = best if kind in (None, "single_label_classification") else top
 
     def predicted(done: int) -> Iterable["Prediction"]:
@@ -230,14 +243,15 @@ def predict(
         return predictions.classify(pipe, rest, top_k=limit, batch_size=batch_size)
 
     if table is not None:
-        columns = predictions.columns_of(task, kind, list(pipe.model.config.id2label.values()))
+        columns = predictions.columns_of(task, kind, names)
         where = table.parent
 
         def rows(done: int) -> Iterable[dict[str, Any]]:
             return (predictions.row_of(each, columns, where, kind) for each in predicted(done))
 
         used |= {"top": str(limit), "threshold": str(threshold)}
-        facts = {"model": model, "key": fingerprint(pipe), **used}
+        key = pipe.key if program else fingerprint(pipe)
+        facts = {"model": model, "key": key, **used}
         lost = _write(table, columns, [each.name for each in images], rows, resume, "img", facts)
     else:
         compared = not paints and pipe.reference is not None

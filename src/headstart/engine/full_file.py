@@ -1,7 +1,8 @@
 """A file that `export(full=True)` wrote: opened, run, and checked against the answers in it."""
 
 import base64
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint.documents import as_dataclass, check_kind, parse_json
 from headstart.engine.engines import engine
-from headstart.errors import FileFormatError, InputError
+from headstart.errors import ConfigError, FileFormatError, InputError
 
 Array = NDArray[Any]
 Run = Callable[[Array], dict[str, Array]]
 VERSION = "1"
+SHOWN = 5  # labels where no number is given
 TOLERANCE = 0.01  # of a score: pixels may be one gray level from the pipeline's
 
 
@@ -104,6 +106,7 @@ class FullFile:
             check_kind(value, kind, f"{path}: {name}")
         self.labels: list[str] = labels
         self.kind = facts.get("kind", "")
+        self.threshold = float(facts.get("threshold", "0"))
         self.examples = [as_dataclass(Example, each, f"{path}: tests") for each in tests]
 
     def __call__(self, image: Array) -> dict[str, Array]:
@@ -133,6 +136,88 @@ class FullFile:
             gap,
             found == best and refused == example.refused and gap <= TOLERANCE,
         )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a file gives for one image.
+
+    Args:
+        scores: (V,).
+        refused: Whether the answer is refused, by the threshold in the file.
+    """
+
+    scores: Array
+    refused: bool
+
+
+class FullClassifier:
+    """A file as `headstart.data.predictions.classify` takes a pipeline.
+
+    Args:
+        path: What `export(full=True)` wrote.
+        refuse: Whether to refuse answers as the file does.
+        label_threshold: Minimum probability of a label of a multi-label model.
+
+    Attributes:
+        kind: `problem_type` of the classifier.
+        labels: Names of the classes or targets.
+        key: Hash of the file.
+        reference: Not None where answers have p-values.
+
+    Raises:
+        ConfigError: It is to refuse, and the file has no threshold.
+    """
+
+    def __init__(self, path: Path, refuse: bool = False, label_threshold: float = 0.5) -> None:
+        self.file, self.refuses, self.label_threshold = FullFile(path), refuse, label_threshold
+        self.kind, self.labels = self.file.kind, self.file.labels
+        whole = hashlib.sha256()
+        for each in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+            with each.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
+        self.key = whole.hexdigest()[:32]
+        first = self.file(self.file.examples[0].image()) if self.file.examples else {}
+        self.reference = first.get("p_value")
+        if refuse and self.reference is None and not self.file.threshold > 0:
+            raise ConfigError(
+                f"{path} does not say when to refuse; export a model whose training measured it, or"
+                " leave refuse= out"
+            )
+
+    def pixel_values(self, image: Array) -> Array:
+        """The image itself: preprocessing is in the file."""
+        return image
+
+    def compared(self, parts: Sequence[Array]) -> tuple[list[Answer], list[float | None]]:
+        """Answer and p-value of each image, uint8 (H, W, C)."""
+        found = [self.file(image) for image in parts]
+        answers = [
+            Answer(out["scores"][0], "refused" in out and bool(out["refused"][0])) for out in found
+        ]
+        return answers, [float(out["p_value"][0]) if "p_value" in out else None for out in found]
+
+    def answer(
+        self, row: Answer, top_k: int | None = None, p_value: float | None = None
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Labels and scores of one image, and whether they are refused."""
+        order = np.argsort(-row.scores, kind="stable")
+        if self.kind == "regression":
+            order = np.arange(len(row.scores))
+        elif top_k is None and self.kind == "multi_label_classification":
+            order = order[: int((row.scores >= self.label_threshold).sum())]
+        else:
+            order = order[: top_k or SHOWN]
+        refused = self.refuses and row.refused
+        if refused and not len(order):
+            order = np.array([int(row.scores.argmax())])
+        more = {} if p_value is None else {"p_value": p_value}
+        labels = [{"label": self.labels[i], "score": float(row.scores[i])} | more for i in order]
+        return labels, refused
+
+    def candidates(self, row: Answer) -> list[str] | None:
+        """None: a file holds no conformal sets."""
+        return None
 
 
 def _open_onnx(path: Path) -> tuple[Run, dict[str, str]]:
@@ -165,7 +250,7 @@ def _open_openvino(path: Path) -> tuple[Run, dict[str, str]]:
         graph = core.read_model(str(path))
         facts = {
             key: str(graph.get_rt_info(["headstart", key]).value)
-            for key in ("full", "labels", "tests", "kind")
+            for key in ("full", "labels", "tests", "kind", "threshold")
             if graph.has_rt_info(["headstart", key])
         }
         program = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
