@@ -19,6 +19,7 @@ from headstart.errors import DataError, MissingExtraError, listed
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 LARGEST_CELL = (1 << 31) - 1  # characters
+DECODED_TOGETHER = 4096  # rows of a Parquet file that is read whole
 READ_TOGETHER = 256  # rows of Parquet that are in memory together
 
 
@@ -150,7 +151,10 @@ def _read_parquet(path: Path) -> RawTable:
     except ImportError:
         raise MissingExtraError("pyarrow", "train") from None
     try:
-        table = pyarrow.parquet.read_table(path, memory_map=True)
+        with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            # in parts: a whole column is decoded into buffers that are copied as they grow
+            parts = file.iter_batches(DECODED_TOGETHER)
+            table = pyarrow.Table.from_batches(parts, file.schema_arrow)
         table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
         columns = {name: ArrowColumn(table.column(name)) for name in table.column_names}
     except (pyarrow.ArrowException, ValueError, KeyError) as error:
