@@ -6,6 +6,7 @@ regression; how strongly it is regularized is chosen by cross-validation.
 Letters: N examples, D features, V outputs.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,9 @@ Ints = NDArray[np.int64]
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 CV_EXAMPLES = 4000  # more hardly change the regularization that is chosen
 ITERATIONS = 500
+# products of examples, features and outputs that the iterations of the last fit may take, where
+# these are not fewer than so many
+FITTING, FEWEST_ITERATIONS = 5e11, 20
 # of the loss, one after another, that a fit takes as long as: 150 to 600 on photos and satellite
 # images
 EVALUATIONS = 400
@@ -477,10 +481,14 @@ def threads_for(large: bool) -> Iterator[None]:
 def fitting_seconds(examples: int, width: int, classes: int) -> float:
     """About how long a head takes to fit.
 
-    How many evaluations of the loss it needs depends on the data, by a factor of 2.
+    How many evaluations of the loss it needs depends on the data, by a factor of 2. The time of one
+    is measured on zeros, and on a part of them where there are many.
     """
-    rows = np.zeros((examples, min(width, examples)), dtype=np.float32)
-    problem = Problem(rows, np.arange(examples) % classes, classes)
+    width = min(width, examples)
+    size = examples * width * classes
+    part = min(examples, math.ceil(4 * LARGE / (width * classes)))
+    rows = np.zeros((part, width), dtype=np.float32)
+    problem = Problem(rows, np.arange(part) % classes, classes)
     times = []
     for _ in range(3):  # the first one also imports the solver
         began = time.perf_counter()
@@ -488,7 +496,8 @@ def fitting_seconds(examples: int, width: int, classes: int) -> float:
         times.append(time.perf_counter() - began)
     repeats = 3 if examples < 300 else 1
     compared = COMPARED_EVALUATIONS * repeats * min(1.0, CV_EXAMPLES / examples)
-    return (EVALUATIONS + compared) * min(times)
+    fitted = min(EVALUATIONS, max(FEWEST_ITERATIONS, FITTING / size))
+    return (fitted + compared) * min(times) * examples / part
 
 
 def install(layer: nn.Linear, fit: Fit) -> None:

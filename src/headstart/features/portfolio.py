@@ -21,6 +21,8 @@ from headstart.data.labels import REGRESSION, SINGLE
 from headstart.features.discriminant import FEW, Discriminant, Statistics
 from headstart.features.head import (
     CV_EXAMPLES,
+    FEWEST_ITERATIONS,
+    FITTING,
     ITERATIONS,
     LARGE,
     STRENGTHS,
@@ -54,8 +56,7 @@ PERFECT = 0.01  # held-out loss below which nothing is left to gain
 # compared; more examples are left out of the comparison
 COMPARED = 4e8
 OF_CLASS = 4  # examples of each class that are compared, where there are so many
-# products that the iterations of a logistic head may take: in the comparison, and of the last fit
-COMPARING, FITTING = 2e10, 5e11
+COMPARING = 2e10  # products that the iterations of a logistic head may take in the comparison
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
 START_SHRINKAGE = 0.5
@@ -519,7 +520,7 @@ def fit_linear(
 def iterations_of(problem: Problem, work: float = FITTING) -> int:
     """Iterations of a logistic head with at most so many products, and at least 20."""
     size = len(problem.x) * problem.x.shape[1] * problem.classes
-    return int(min(ITERATIONS, max(20, work / size)))
+    return int(min(ITERATIONS, max(FEWEST_ITERATIONS, work / size)))
 
 
 def close_start(problem: Problem) -> Solution:
