@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from command_line import call
 from headstart import train
 from headstart.data.options import DataOptions
 from headstart.data.sources.raw import source_bytes
@@ -33,14 +34,23 @@ OPTIONS = (
 )
 
 
-def write_shard(file: Path, first: int, count: int = EACH, damaged: int | None = None) -> None:
-    """Samples `000001.png`, `000001.cls`."""
+def write_shard(
+    file: Path,
+    first: int,
+    count: int = EACH,
+    damaged: int | None = None,
+    *,
+    truncated: bool = False,
+) -> None:
+    """Samples `000001.png`, `000001.cls`; a damaged one is a text or a part of an image."""
     with tarfile.open(file, "w") as tar:
         for i in range(first, first + count):
             label = NAMES[i % len(NAMES)]
             out = io.BytesIO()
             Image.fromarray(make_photo(CLASSES[label], i)).save(out, "PNG")
-            content = b"words" if i == damaged else out.getvalue()
+            content = out.getvalue()
+            if i == damaged:
+                content = content[: len(content) // 2] if truncated else b"words"
             for kind, data in (("png", content), ("cls", label.encode())):
                 member = tarfile.TarInfo(f"{i:06d}.{kind}")
                 member.size = len(data)
@@ -283,7 +293,21 @@ def test_an_unreadable_image_stops_the_run_or_is_replaced(tiny_model, tmp_path):
         result = train(data, out=out, resume=True, skip_bad=True, device="cpu")
     assert len(losses(out)) == 9 and result.evaluation is None
     notes = json.loads((out / "results.json").read_text())["notes"]
-    assert any("unreadable images were replaced" in note for note in notes)
+    assert any("1 unreadable image replaced by others of the first look" in note for note in notes)
+
+
+@pytest.mark.slow
+def test_an_image_that_is_truncated_is_named_once_and_counted_once(tiny_model, tmp_path, capsys):
+    """It is among the first look, which reads no pixels, and comes in every epoch."""
+    for i in range(2):
+        write_shard(tmp_path / f"train-{i}.tar", 12 * i, damaged=14, truncated=True)
+    words = ("train", tmp_path / "train-{0..1}.tar", "--model", tiny_model, "--out", tmp_path / "r")
+    words += ("--stream", "--skip-bad", "--steps", 8, "--batch-size", 12, "--crop", 20)
+    code, _, err = call(capsys, *words, "--mixup", 0, "--device", "cpu", "--resize", 20)
+    assert code == 0, err
+    assert err.count("000014.png: ") == 1 and ": replaced" in err
+    notes = json.loads((tmp_path / "r" / "results.json").read_text())["notes"]
+    assert any("1 unreadable image replaced" in note for note in notes)
 
 
 def test_what_streams_cannot_do_is_refused(shards, tiny_model, photos, tmp_path):
@@ -294,6 +318,8 @@ def test_what_streams_cannot_do_is_refused(shards, tiny_model, photos, tmp_path)
         start(pattern(shards), tune="head")
     with pytest.raises(ConfigError, match="--shots takes a few"):
         start(pattern(shards), shots=2)
+    with pytest.raises(ConfigError, match="leave val_fraction=0.5 out, and give .* with --val"):
+        start(pattern(shards), val_fraction=0.5)
     with pytest.raises(ConfigError, match="--stream is for image-classification"):
         start(pattern(shards), task="semantic-segmentation")
     with pytest.raises(ConfigError, match="lanes=0; expected an integer above 0"):

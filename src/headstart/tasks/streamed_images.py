@@ -26,14 +26,15 @@ from headstart.data.sources.raw import RawTable
 from headstart.data.sources.tars import Streamed, expand_name
 from headstart.data.storage import file_names, file_sizes, is_uri
 from headstart.data.stream import LANES, WINDOW, Stream, is_parquet, stream_shard
-from headstart.errors import ConfigError, DataError, InputError
+from headstart.errors import ConfigError, DataError, InputError, counted
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.image import ImageTask
 from headstart.tasks.image_classification import ImageClassification
 
 LOOK = 1000  # samples of the first look
 LOOKED_INTO = 8  # shards of the first look
-BADS = 100  # unreadable images that are named
+COUNTED = 100_000  # unreadable images of which each is counted once
+SAID = 10  # unreadable images that are said as they are found
 SUFFIXES = (".tar", ".parquet")
 
 
@@ -66,7 +67,7 @@ class StreamedClassification(ImageClassification):
         super().__init__(data, options)
         self.shards, self.label_options = shards, labels
         self.stream: Stream | None = None
-        self.lost: list[str] = []
+        self.lost: dict[str, str] = {}  # name of an unreadable image → why
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -108,7 +109,11 @@ class StreamedClassification(ImageClassification):
             f"{f' and {others}' if others else ''}; {self._describe_labels()} in the first look"
         )
         if self.lost:
-            lines.append(f"{len(self.lost)} unreadable images were replaced: {self.lost[0]}, …")
+            first = next(iter(self.lost.items()))
+            lines.append(
+                f"{counted(len(self.lost), 'unreadable image')} replaced by others of the first"
+                f" look: {': '.join(first)}{', …' if len(self.lost) > 1 else ''}"
+            )
         return lines
 
     # Training -------------------------------------------------------------------------------------
@@ -174,9 +179,17 @@ class StreamedClassification(ImageClassification):
         """An example of the first look in place of one that cannot be read."""
         if not self.options.skip_bad:
             raise DataError(f"{name}: {reason} (--resume --skip-bad goes on without such images)")
-        if len(self.lost) < BADS:
-            self.lost.append(f"{name}: {reason}")
-        return super().example(int(rng.integers(len(self.examples["train"]))), rng)
+        if name not in self.lost and len(self.lost) < COUNTED:  # each epoch reads it again
+            self.lost[name] = reason
+            if len(self.lost) <= SAID:
+                rest = "; further ones are counted only" if len(self.lost) == SAID else ""
+                self.options.progress.say(f"headstart: {name}: {reason}: replaced{rest}")
+        for at in rng.permutation(len(self.examples["train"])).tolist():
+            try:
+                return super().example(at, rng)
+            except InputError:  # truncated too, which the first look does not find
+                continue
+        raise DataError(f"{name}: {reason}; no image of the first look can be decoded either")
 
     def positions(self, step: int) -> NDArray[np.int64]:
         """See `Task.positions`."""
@@ -192,6 +205,11 @@ def _refuse(options: DataOptions) -> None:
     """Refuses options that need all training examples at once."""
     if options.shots is not None:
         raise ConfigError("--stream reads all training data; --shots takes a few: leave one out")
+    if options.val_fraction not in (0, DataOptions().val_fraction):
+        raise ConfigError(
+            f"--stream holds nothing out: leave val_fraction={options.val_fraction:g} out, and give"
+            " the validation data with --val"
+        )
     for name in ("lanes", "window"):
         value = options.extra.get(name, 1)
         if type(value) is not int or value < 1:
@@ -278,13 +296,16 @@ def _evaluation_tables(options: DataOptions) -> dict[str, list[RawTable]]:
 
 def _notes(shards: Shards, looked: int, listed: bool, evaluated: bool) -> list[str]:
     found = [
-        f"a first look at {looked:,} of about {shards.examples:,} images; the others are checked as"
-        " they are read"
+        f"a first look at {looked:,} of about {shards.examples:,} images: their format and size;"
+        " the others, and what is truncated, are found as they are read"
     ]
     if not listed:
         found.append("the classes are those of the first look: a classes.json would list them all")
     if not evaluated:
-        found.append("no validation data (--val): the result will not be evaluated")
+        found.append(
+            "no validation data (--val), and nothing of a stream is held out: the result will not"
+            " be evaluated"
+        )
     if len(shards.names) < LANES:
         found.append(f"{len(shards.names)} shards for {LANES} readers: more shards mix better")
     return found
