@@ -237,6 +237,7 @@ def test_evaluation_decodes_every_image_once(folder, tiny_model, tmp_path, monke
     _, found = evaluate(run, folder, split="train", device="cpu", skip_bad=True, progress=jobs)
     assert found.examples == 19 and len(found.details["logits"]) == 19
     assert len(decoded) == len(set(decoded)) == 20
+    assert ("reading labels", 1, "data sets") in jobs.jobs
     assert ("reading images", 20, "img") in jobs.jobs and ("evaluating", 20, "img") in jobs.jobs
 
 
