@@ -28,6 +28,8 @@ def plain_warnings() -> Iterator[None]:
         handler.addFilter(lambda record: "randomly initialized" not in record.getMessage())
         logger.addHandler(handler)
         logger.propagate = False
+    # it says so where it takes a temporary folder for its fonts, and nobody has to know
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Pillow's, about damaged metadata, name no file; what cannot be read is an error that does
         warnings.filterwarnings("ignore", module=r"PIL\.")
