@@ -127,7 +127,7 @@ def contend(args: argparse.Namespace, theirs: Path, train_: Rows, test: Rows, se
                 data=str(folder / "data.npz"),
                 rates=RATES[who],
                 seconds=mine["seconds"],
-                batch=min(BATCH, len(test[1])),
+                batch=BATCH,
                 seed=seed,
             )
             hits = [np.array(each.pop("answers")) == test[1] for each in found]

@@ -1,6 +1,7 @@
 """Commands that use a model on images and texts: predict, explain."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from headstart.cli.options import (
     RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_line, print_table
+from headstart.cli.terminal import load_torch, print_table
 from headstart.errors import ConfigError, counted
 
 PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
@@ -288,7 +289,7 @@ def _write(
                 progress.update(done, {}, (done - first) / (time.perf_counter() - began))
         table.finish()
     note = f", {lost} without a prediction" if lost else ""
-    print_line(f"{path}: {counted(len(names), 'row')}{note}")
+    print(f"{path}: {counted(len(names), 'row')}{note}")
     return lost
 
 
@@ -319,7 +320,7 @@ def _show(
                 yield each
             else:
                 lost += 1
-                print_line(f"headstart: {each.error}", error=True)
+                print(f"headstart: {each.error}", file=sys.stderr)
 
     if as_json:
         for each in readable():
@@ -384,10 +385,10 @@ def explain(
         values.append(value | {"file": str(image)})
         if found.shrunk >= MUCH:
             height, width = found.seen
-            print_line(
+            print(
                 f"headstart: {file}: the network sees {width}x{height} pixels, {found.shrunk:.0f}"
                 " times smaller than the image; details of fewer pixels than that are lost",
-                error=True,
+                file=sys.stderr,
             )
     print_table("", ("image", "prediction", "heat map"), rows)
     return {"images": values}
