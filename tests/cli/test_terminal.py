@@ -1,13 +1,17 @@
 """What commands print on a terminal."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from headstart.cli import terminal
+from headstart.cli.app import main
+from headstart.progress import plain
 
 
 class Screen(io.StringIO):
@@ -60,3 +64,41 @@ def test_an_empty_table_shows_its_head(monkeypatch):
     monkeypatch.setattr("sys.stdout", screen)
     terminal.print_table("", ("image", "top 1"), [])
     assert "image" in screen.getvalue()
+
+
+NAMES = [
+    ("a[bold]x[/bold].png", "[/x] $a$ :smile:"),
+    ("\x1b[31mred\x9b31m\x07", "two\tcells\nof one"),
+    ("[link=http://a]b", "\ud800"),
+]
+
+
+@pytest.mark.parametrize("screen", [Screen, io.StringIO])
+def test_names_in_tables_are_data(monkeypatch, screen):
+    """Brackets are no markup; no control character, no second row or cell."""
+    out = screen()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("TERM", "dumb")
+    terminal.print_table("[/title]", ("image[/]", "top 1"), NAMES)
+    shown = out.getvalue()
+    for cell in ("a[bold]x[/bold].png", "[/x] $a$ :smile:", "[31mred31m", "two cells of one"):
+        assert cell in shown
+    rows = shown.splitlines()[-3:]
+    first = ["a[bold]x[/bold].png", "[31mred31m", "[link=http://a]b"]
+    assert [row.split()[0] for row in rows] == first
+    assert screen is Screen or [row.count("\t") for row in rows] == [1, 1, 1]
+    assert plain(shown) == shown
+
+
+def test_messages_hold_no_control_characters(capsys):
+    """Of errors, warnings and the log."""
+    with pytest.raises(SystemExit), terminal.plain_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("a \x1b[31mname", stacklevel=1)
+        terminal.print_line("no \x9b31msuch", error=True)
+        main(["predict", "no\x1b[31msuch", "x\x9b.jpg"])
+    shown = capsys.readouterr().err
+    assert "a [31mname" in shown and "no 31msuch" in shown
+    assert plain(shown) == shown
+    record = logging.LogRecord("headstart", logging.WARNING, "", 0, "%s \x07b", ("\x1ba",), None)
+    assert terminal.PlainFormatter().format(record) == "a b"

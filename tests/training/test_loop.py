@@ -227,6 +227,8 @@ def test_along_the_way_the_same_part_is_evaluated(photos, tiny_model, tmp_path, 
     [
         (500, 512, 5000, 50, 5000),  # a fifth of the time is enough for all
         (100, 64, 20_000, 21, 1008),
+        (10, 512, 20_000, 3, 1152),
+        (500, 512, 100, 50, 100),
         (100, 64, 40, 10, 40),
         (10, 64, 20_000, 21, 1008),  # at the end alone
     ],

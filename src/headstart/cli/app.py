@@ -38,7 +38,7 @@ from headstart.cli import (
 from headstart.cli.limits import with_pixel_limit
 from headstart.cli.output import with_json
 from headstart.cli.spelling import Option, options_of, spelled
-from headstart.cli.terminal import plain_warnings
+from headstart.cli.terminal import plain_warnings, print_line
 from headstart.errors import HeadstartError
 
 USAGE_ERROR, ENVIRONMENT_ERROR, INTERRUPTED = 2, 4, 130
@@ -156,7 +156,7 @@ def _stop(message: str, code: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         # what ended every process is said by the first; the launcher ends the others meanwhile
         time.sleep(2)
-    print(f"headstart: {message}", file=sys.stderr)
+    print_line(f"headstart: {message}", error=True)
     sys.exit(code)
 
 

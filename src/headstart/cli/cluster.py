@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from headstart.cli.output import DATA_ERROR, emit
+from headstart.cli.terminal import print_line
 from headstart.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -139,6 +140,6 @@ def _run(
         counts = {"rows": found.rows, "errors": found.errors, "failed": found.failed}
         emit(command, {"out": out} | counts | facts)
     else:
-        print(f"{out}: {found.rows} rows in {found.done} files{lost}{failed}{again}")
+        print_line(f"{out}: {found.rows} rows in {found.done} files{lost}{failed}{again}")
     if found.errors or found.failed:
         raise typer.Exit(DATA_ERROR)

@@ -1,6 +1,5 @@
 """Commands that look at data: audit."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from headstart.cli.arguments import check_model, named_values
 from headstart.cli.options import ColumnOption, DataArgument, WorkersOption
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_table
+from headstart.cli.terminal import load_torch, print_line, print_table
 
 
 def audit(
@@ -89,6 +88,6 @@ def audit(
         ]
         print_table("", ("what", "image", "and"), rows)
         first, *others = found.lines()
-        print(f"{first}: {', '.join(others)}", file=sys.stderr)
+        print_line(f"{first}: {', '.join(others)}", error=True)
     if found.unreadable or found.pairs:
         raise typer.Exit(DATA_ERROR)

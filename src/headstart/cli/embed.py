@@ -1,6 +1,5 @@
 """Commands on vectors of images and texts: embed, search."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,7 @@ from headstart.cli.options import (
     WorkersOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_table
+from headstart.cli.terminal import load_torch, print_line, print_table
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def embed(
         values = {"out": str(out), "rows": len(inputs), "width": embedder.width}
         emit("embed", values | {"key": embedder.key, "errors": lost})
     else:
-        print(f"{out}: {len(inputs)} rows of {embedder.width} features{note}")
+        print_line(f"{out}: {len(inputs)} rows of {embedder.width} features{note}")
     if lost:
         raise typer.Exit(DATA_ERROR)
 
@@ -150,7 +149,7 @@ def search(
     if html is not None:
         image = Path(words) if row is None and Path(words).is_file() else None
         search_sheet(html, words if row is None else f"row {row}", found, source, image)
-        print(f"written: {html}", file=sys.stderr)
+        print_line(f"written: {html}", error=True)
 
 
 def _print_duplicates(source: Path, threshold: float, html: Path | None, as_json: bool) -> None:
@@ -168,7 +167,7 @@ def _print_duplicates(source: Path, threshold: float, html: Path | None, as_json
             print()
     if html is not None:
         duplicates_sheet(html, groups, threshold, source)
-        print(f"written: {html}", file=sys.stderr)
+        print_line(f"written: {html}", error=True)
 
 
 def _values(each: "Neighbor") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 from headstart.cli.options import DeviceOption
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import print_line, print_table
 from headstart.errors import ConfigError, InputError
 
 ModelArgument = Annotated[str, typer.Argument(help="Result folder, Hub id or authors' name.")]
@@ -109,7 +109,7 @@ def optimize(
     )
     fast.save_pretrained(out)
     processor.save_pretrained(out)
-    print(f"{fast.report}\nwritten: {out}")
+    print_line(f"{fast.report}\nwritten: {out}")
     return {"out": str(out), "report": fast.report.to_dict()}
 
 
@@ -183,7 +183,7 @@ def export(
         tolerance=tolerance,
         overwrite=overwrite,
     )
-    print(f"{file}: largest deviation from PyTorch {deviation.largest:.1e}")
+    print_line(f"{file}: largest deviation from PyTorch {deviation.largest:.1e}")
     return {"out": str(file), "deviation": deviation.largest}
 
 
@@ -216,7 +216,7 @@ def check(
             for each in found
         )
         print_table("", head, lines)
-        print(f"{file} answers as PyTorch did" if right else f"{file} answers otherwise")
+        print_line(f"{file} answers as PyTorch did" if right else f"{file} answers otherwise")
     if not right:
         raise typer.Exit(DATA_ERROR)
 

@@ -11,7 +11,7 @@ import typer
 from headstart.cli.arguments import check_model
 from headstart.cli.options import ModelArgument
 from headstart.cli.output import JsonOption, emit
-from headstart.cli.terminal import print_table
+from headstart.cli.terminal import print_line, print_table
 from headstart.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def convert(
 
     how: Any = {"format": format, "compat": compat, "architecture": architecture}
     made = run(source, target, max_shard_size=shard, overwrite=overwrite, **how)
-    print(
+    print_line(
         f"{made.path}: {made.kind} of a {made.network}, {made.weights:,} weights; read again, every"
         " weight and the outputs are equal"
     )

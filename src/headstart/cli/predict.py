@@ -1,7 +1,6 @@
 """Commands that use a model on images and texts: predict, explain."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from headstart.cli.options import (
     RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_table
+from headstart.cli.terminal import load_torch, print_line, print_table
 from headstart.errors import ConfigError, counted
 
 PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
@@ -289,7 +288,7 @@ def _write(
                 progress.update(done, {}, (done - first) / (time.perf_counter() - began))
         table.finish()
     note = f", {lost} without a prediction" if lost else ""
-    print(f"{path}: {counted(len(names), 'row')}{note}")
+    print_line(f"{path}: {counted(len(names), 'row')}{note}")
     return lost
 
 
@@ -320,7 +319,7 @@ def _show(
                 yield each
             else:
                 lost += 1
-                print(f"headstart: {each.error}", file=sys.stderr)
+                print_line(f"headstart: {each.error}", error=True)
 
     if as_json:
         for each in readable():
@@ -385,10 +384,10 @@ def explain(
         values.append(value | {"file": str(image)})
         if found.shrunk >= MUCH:
             height, width = found.seen
-            print(
+            print_line(
                 f"headstart: {file}: the network sees {width}x{height} pixels, {found.shrunk:.0f}"
                 " times smaller than the image; details of fewer pixels than that are lost",
-                file=sys.stderr,
+                error=True,
             )
     print_table("", ("image", "prediction", "heat map"), rows)
     return {"images": values}

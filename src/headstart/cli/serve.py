@@ -7,6 +7,7 @@ import typer
 
 from headstart.cli.options import DeviceOption, ModelArgument
 from headstart.cli.output import JsonOption, emit
+from headstart.cli.terminal import print_line
 from headstart.errors import ConfigError, MissingExtraError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -101,5 +102,5 @@ def serve(
     if as_json:
         emit("serve", {"address": address, "model": model})
     else:
-        print(f"serving {model} on {address} (stop with Ctrl+C)", flush=True)
+        print_line(f"serving {model} on {address} (stop with Ctrl+C)")
     run(settings, workers)

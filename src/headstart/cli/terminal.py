@@ -7,6 +7,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from headstart.progress import plain
+
+# names of files and classes come from outside: a break would make two rows of one
+BREAKS = str.maketrans("\n\t", "  ")
 PATIENCE = 0.5  # seconds after which rows of a table are shown
 LONGEST_NAME = 45  # characters of a first column that is never folded
 
@@ -19,6 +23,7 @@ def plain_warnings() -> Iterator[None]:
     logger = logging.getLogger("headstart")
     if not logger.handlers:
         handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter())
         # a new head is what tuning is for
         handler.addFilter(lambda record: "randomly initialized" not in record.getMessage())
         logger.addHandler(handler)
@@ -28,8 +33,21 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         # Pillow's, about damaged metadata, name no file; what cannot be read is an error that does
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.showwarning = lambda message, *_: print(f"headstart: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print_line(f"headstart: {message}", error=True)
         yield
+
+
+class PlainFormatter(logging.Formatter):
+    """Messages of the log without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return plain(super().format(record))
+
+
+def print_line(text: str, *, error: bool = False) -> None:
+    """A line without control characters on standard output, or on standard error."""
+    print(plain(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def load_torch() -> None:
@@ -43,19 +61,24 @@ def load_torch() -> None:
 
 
 def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known."""
+    """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known.
+
+    What stands in the cells is data: brackets are no markup, control characters are left out.
+    """
+    rows = (tuple(plain(cell).translate(BREAKS) for cell in row) for row in rows)
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row), flush=True)
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console, widths = Console(), [0] * len(head)
     for number, cells in enumerate(_in_time(rows)):
         first = number == 0
         table = Table(
-            title=title or None if first else None,
+            title=Text(title) if title and first else None,
             box=None,
             pad_edge=False,
             show_header=first and any(head),
@@ -67,9 +90,9 @@ def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...
             whole = column == 0 and longest <= LONGEST_NAME
             # later rows stand below the first ones
             least = None if first else widths[column]
-            table.add_column(name, overflow="fold", no_wrap=whole, min_width=least)
+            table.add_column(Text(name), overflow="fold", no_wrap=whole, min_width=least)
         for row in cells:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
 
 

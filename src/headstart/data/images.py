@@ -39,10 +39,11 @@ def read_images(path: str | Path, options: DataOptions) -> ImageData:
     Raises:
         DataError: No such data, or rows that cannot be used; with file and row.
     """
-    tables = read_source(path, options)
-    data = interpret(labelled_by_split(tables, options), options, Path(path))
-    data.notes[:0] = notes_of(tables)
-    return data if options.classes is not None else _split(data, options)
+    with options.progress.counting("reading labels", 1, "data sets"):
+        tables = read_source(path, options)
+        data = interpret(labelled_by_split(tables, options), options, Path(path))
+        data.notes[:0] = notes_of(tables)
+        return data if options.classes is not None else _split(data, options)
 
 
 def read_unlabeled_images(path: str | Path, options: DataOptions) -> ImageData:

@@ -50,11 +50,12 @@ class TextTask(Task):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        data = read_texts(path, options, cls.rows)
-        labels = cls.strata(data)
-        if options.classes is None:
-            hold_out(data, options, labels)
-        return cls(data, options)
+        with options.progress.counting("reading texts", 1, "data sets"):
+            data = read_texts(path, options, cls.rows)
+            labels = cls.strata(data)
+            if options.classes is None:
+                hold_out(data, options, labels)
+            return cls(data, options)
 
     @staticmethod
     @abstractmethod

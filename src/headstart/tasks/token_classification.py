@@ -21,7 +21,7 @@ from headstart.errors import ConfigError
 from headstart.metrics.classification import confusion_matrix, per_class, wilson
 from headstart.metrics.text import entity_scores
 from headstart.tasks.base import Evaluation
-from headstart.tasks.text import IGNORE, TextTask, class_index, class_names
+from headstart.tasks.text import BATCH, IGNORE, TextTask, class_index, class_names, longest_first
 
 
 class TokenClassification(TextTask):
@@ -140,26 +140,31 @@ class TokenClassification(TextTask):
 
         `details` are labels and predicted tags of all words, and where each text ends.
         """
-        predictions: list[list[int]] = []
         examples = self.encoded[split]
-        with self.options.progress.counting("evaluating", len(examples), self.unit) as seen:
-            for example in examples:
-                found: list[int] = []
-                for part in (example, *example["rest"]):
-                    logits = (
-                        model(input_ids=torch.tensor([part["input_ids"]], device=device))
-                        .logits[0]
-                        .float()
-                    )  # (L, V)
-                    if not torch.isfinite(logits).all():
-                        raise ConfigError(
-                            "the model's scores are not finite numbers: training diverged; try a"
-                            " smaller --lr"
-                        )
-                    words = torch.tensor(part["labels"], device=device) != IGNORE
-                    found += logits.argmax(1)[words].tolist()
-                predictions.append(found)
-                seen(1)
+        every = [(i, part) for i, each in enumerate(examples) for part in (each, *each["rest"])]
+        places = longest_first(range(len(every)), lambda place: len(every[place][1]["input_ids"]))
+        found: dict[int, list[int]] = {}  # tags of the words of each part
+        with self.options.progress.counting("evaluating", len(every), self.unit) as seen:
+            for start in range(0, len(places), BATCH):
+                some = places[start : start + BATCH]
+                batch = self.collate([self.tensors(every[place][1]) for place in some])
+                inputs = self.micro(batch, slice(None), device)
+                logits = model(
+                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+                ).logits.float()  # (B, L, V)
+                words = inputs["labels"] != IGNORE  # (B, L)
+                if not torch.isfinite(logits[words]).all():
+                    raise ConfigError(
+                        "the model's scores are not finite numbers: training diverged; try a"
+                        " smaller --lr"
+                    )
+                tags = logits.argmax(2)
+                for row, place in enumerate(some):
+                    found[place] = tags[row][words[row]].tolist()
+                seen(len(some))
+        predictions: list[list[int]] = [[] for _ in examples]
+        for place, (i, _) in enumerate(every):
+            predictions[i] += found[place]
         return self.evaluate_predictions(split, predictions)
 
     def evaluate_predictions(self, split: str, predictions: list[list[int]]) -> Evaluation:
