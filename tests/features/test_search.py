@@ -11,7 +11,7 @@ import headstart
 from command_line import call
 from headstart.data.embeddings import Embeddings, read_embeddings
 from headstart.data.results import EMBEDDING_SUFFIXES, ResultTable, vector_text
-from headstart.errors import InputError
+from headstart.errors import DataError, InputError
 from headstart.features import search
 from headstart.features.search import duplicates, nearest, nearest_exactly, query_vector, vector_at
 
@@ -59,7 +59,7 @@ def test_rows_by_number(tmp_path):
     features = np.arange(12, dtype=np.float32).reshape(4, 3)
     path = write(tmp_path / "f.npz", features, missing=(2,))
     assert np.array_equal(vector_at(path, 3), features[3])
-    with pytest.raises(InputError, match="row 2 of .* has no vector: unreadable"):
+    with pytest.raises(DataError, match="row 2 of .* has no vector: unreadable"):
         vector_at(path, 2)
     with pytest.raises(InputError, match="has rows 0 to 3; there is no row 4"):
         vector_at(path, 4)

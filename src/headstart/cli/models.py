@@ -99,7 +99,8 @@ def _nothing(text: str | None, family: str | None, max_size: float | None) -> st
         near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.35)
         near = [names[each] for each in near]
     hint = f"the nearest are {', '.join(near)}; " if near else ""
-    return f"there is no published model {' and '.join(asked)}; {hint}`headstart models` lists all"
+    what = f"there is no published model {' and '.join(asked)}"
+    return f"{what}; {hint}`headstart models` lists them all"
 
 
 def _file_size(model: "Published") -> int:
