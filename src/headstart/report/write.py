@@ -187,8 +187,7 @@ def write_card(
         recipe: The resolved recipe.
         examples: Lines about the training data; None describes what the task has read.
     """
-    headline, about = results["headline"], task.found()[:1] if examples is None else examples
-    evaluation = results["evaluations"].get("test") or results["evaluations"].get("validation")
+    about = task.found()[:1] if examples is None else examples
     lines = [
         "---",
         "library_name: headstart",
@@ -199,43 +198,7 @@ def write_card(
     ]
     lines += ["", f"# {Path(results['model']).name}, tuned for {task.name.replace('-', ' ')}", ""]
     lines += [*(f"- {line}" for line in [*about, *results["notes"]]), ""]
-    if evaluation:
-        split = "test" if "test" in results["evaluations"] else "validation"
-        lines += [
-            f"## Result on {evaluation['examples']} {split} examples",
-            "",
-            "| metric | value |",
-            "| --- | --- |",
-        ]
-        lines += [
-            f"| {metric_title(name)} | {metric_text(name, value)} |"
-            for name, value in evaluation["metrics"].items()
-        ]
-        if evaluation["confidence_interval_95"]:
-            low, high = (
-                metric_text(headline, bound) for bound in evaluation["confidence_interval_95"]
-            )
-            lines += [
-                "",
-                f"95 % confidence interval of {headline.replace('_', ' ')}: {low} to {high}.",
-                "It is for this choice of training examples: others would give another model.",
-            ]
-        if results["draws"]:
-            mean = results["draws"]["metrics"][headline]
-            low, high = (metric_text(headline, bound) for bound in mean["confidence_interval_95"])
-            count = len(results["draws"]["seeds"])
-            lines += [
-                "",
-                (
-                    f"Over {count} draws of the training examples:"
-                    f" {metric_text(headline, mean['mean'])} on average, "
-                ),
-            ]
-            lines[-1] += (
-                f"95 % interval {low} to {high} (Student's t). This model is of the first draw."
-            )
-    else:
-        lines += ["The model was not evaluated: no data was held out."]
+    lines += card_results(results)
     lines += [
         "",
         "## Use",
@@ -257,3 +220,39 @@ def write_card(
         lines += ["## In transformers", "", "This folder computes something else there:", ""]
         lines += [*(f"- {each}" for each in results["differences"]), ""]
     atomic_write(folder / PAGES[1], "\n".join(lines))
+
+
+def card_results(results: Mapping[str, Any]) -> list[str]:
+    """Lines of the model card: the metrics of the test or else of the validation examples."""
+    split = "test" if results["evaluations"].get("test") else "validation"
+    headline, evaluation = results["headline"], results["evaluations"].get(split)
+    if not evaluation:
+        return ["The model was not evaluated: no data was held out."]
+    lines = [
+        f"## Result on {evaluation['examples']} {split} examples",
+        "",
+        "| metric | value |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| {metric_title(name)} | {metric_text(name, value)} |"
+        for name, value in evaluation["metrics"].items()
+    ]
+    if evaluation["confidence_interval_95"]:
+        low, high = (metric_text(headline, bound) for bound in evaluation["confidence_interval_95"])
+        lines += [
+            "",
+            f"95 % confidence interval of {headline.replace('_', ' ')}: {low} to {high}.",
+            "It is for this choice of training examples: others would give another model.",
+        ]
+    if results["draws"]:
+        mean = results["draws"]["metrics"][headline]
+        low, high = (metric_text(headline, bound) for bound in mean["confidence_interval_95"])
+        count = len(results["draws"]["seeds"])
+        lines += [
+            "",
+            f"Over {count} draws of the training examples:"
+            f" {metric_text(headline, mean['mean'])} on average, "
+            f"95 % interval {low} to {high} (Student's t). This model is of the first draw.",
+        ]
+    return lines
