@@ -151,10 +151,7 @@ def test_wrong_options(folder):
     model, out = folder / "model", folder / "other"
     for options, match in (
         (["optimize", model, "--out", model], "--out is the model's own folder"),
-        (
-            ["optimize", model, "--out", out, "--precision", "int8"],
-            r"pass calibration= \(--calibration\)",
-        ),
+        (["optimize", model, "--out", out, "--precision", "int8"], "pass calibration="),
         (
             ["optimize", model, "--out", out, "--goal", "speed"],
             "goal='speed'; expected latency or throughput",
@@ -163,7 +160,7 @@ def test_wrong_options(folder):
         (["export", model, "--out", out, "--to", "tflite"], "to='tflite'; expected one of onnx"),
         (
             ["export", model, "--out", out, "--to", "torch-export", "--tolerance", "-1"],
-            "above the tolerance of -1.0e",
+            "tolerance=-1.0; expected a number from 0 on",
         ),
     ):
         with pytest.raises(ConfigError, match=match):
