@@ -5,6 +5,7 @@ so.
 """
 
 import logging
+import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,7 +109,7 @@ def optimize(
         raise ConfigError(f"threads={threads}; expected at least 1")
     if streams is not None and not 1 <= streams <= threads:
         raise ConfigError(f"streams={streams}; expected 1 to {threads}, the number of threads")
-    if tolerance is not None:
+    if tolerance is not None and math.isnan(tolerance):
         check_tolerance(tolerance)
     if goal not in get_args(Goal):
         raise ConfigError(f"goal={goal!r}; expected {' or '.join(get_args(Goal))}")
