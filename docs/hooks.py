@@ -123,7 +123,7 @@ def described(folder: Path) -> dict[str, str]:
 
 
 PRETRAINED = (  # pattern at the begin of a name → what the weights were trained on first
-    ("bit-mini", "CIFAR-100"),
+    ("bit-mini", "small photos, distilled"),
     ("BiT-S", "ImageNet-1k"),
     ("BiT-M", "ImageNet-21k"),
     ("BiT-distill", "ImageNet-21k teacher"),

@@ -176,6 +176,7 @@ def test_a_small_model_keeps_its_own_resolution():
     ) == (512, 480)
     small = hyper_rule(Facts(100, 2, 300, 400, model_image_size=64))
     assert (small.resize, small.crop) == (72, 64)
+    assert hyper_rule(Facts(100, 2, 300, 400, model_image_size=128)).crop == 128
     assert hyper_rule(Facts(100, 2, 300, 400, model_image_size=224)).crop == 480
 
 

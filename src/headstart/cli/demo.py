@@ -1,7 +1,7 @@
 """`headstart demo`: the main job on images that come with the package, in about a minute and
 without a network.
 
-`bit-mini`, pretrained on photos of a hundred kinds of things, is transferred to satellite images of
+`bit-mini`, distilled on photos of a thousand kinds of things, is transferred to satellite images of
 ten kinds of land, ten of each, and so is the same network with random weights: what the pretraining
 is worth is the difference. `--digits` takes scikit-learn's handwritten digits.
 """
