@@ -217,5 +217,7 @@ def test_bit_mini_comes_with_the_package():
     with (folder / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     best = logits([folder / row["file"] for row in rows]).topk(5).indices
-    right = [int(row["imagenet1k_index"]) in each for row, each in zip(rows, best.tolist(), strict=True)]
+    right = [
+        int(row["imagenet1k_index"]) in each for row, each in zip(rows, best.tolist(), strict=True)
+    ]
     assert sum(right) >= 10
