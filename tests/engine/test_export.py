@@ -290,3 +290,7 @@ def test_names_of_files(tmp_path, capsys):
     assert call(capsys, *words, "--overwrite")[0] == 0 and file.stat().st_size == len(before)
     code, _, err = call(capsys, *words, "--to", "onnx", "--overwrite")
     assert code == 2 and "--to torch-export" in err
+    again = file.read_bytes()
+    code, _, err = call(capsys, *words, "--overwrite", "--tolerance", 0)
+    assert code == 2 and "m.pt2 differs from PyTorch" in err and "it was not kept" in err
+    assert file.read_bytes() == again and sorted(tmp_path.glob(".*")) == []

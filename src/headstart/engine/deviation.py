@@ -94,8 +94,8 @@ def check_deviation(found: Deviation, path: Path, tolerance: float) -> None:
     """
     if not found.largest <= tolerance:
         raise ConfigError(
-            f"{path} differs from PyTorch by {found.largest:.1e}, above the tolerance of"
-            f" {tolerance:.1e}; it was removed"
+            f"{path.name} differs from PyTorch by {found.largest:.1e}, above the tolerance of"
+            f" {tolerance:.1e}; it was not kept"
         )
 
 

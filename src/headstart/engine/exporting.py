@@ -4,9 +4,11 @@ A network as an ONNX, OpenVINO or torch-export file, with its labels and preproc
 checked after writing.
 """
 
+import contextlib
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,9 +111,9 @@ def export(
         engine("onnxruntime")
         from headstart.engine.full import export_full
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         facts = metadata(model, processor)
-        return export_full(model, path, to, opset, processor, max_error, facts, tolerance)
+        with draft_of(path) as draft:
+            return export_full(model, draft, to, opset, processor, max_error, facts, tolerance)
     inputs = {name: each.cpu() for name, each in make_example(model, example).items()}
     network = Normalized(model, processor) if normalize else model
     if normalize:
@@ -120,24 +122,31 @@ def export(
         )
     axes = check_dynamic(dynamic, inputs)
     signature = signature_of(network, inputs, axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
     facts = metadata(model, processor, normalize)
-    if to == "onnx":
-        from headstart.engine.engines.onnxruntime import write_onnx
+    with draft_of(path) as draft:
+        if to == "onnx":
+            from headstart.engine.engines.onnxruntime import write_onnx
 
-        write_onnx(network, path, signature, inputs, axes, opset, facts)
-    elif to == "openvino":
-        _write_openvino(network, path, signature, inputs, axes, facts)
-    else:
-        _write_torch(network, path, signature, inputs, axes, facts)
-    try:
-        found = check_file(path, to, network, signature, inputs, axes)
-        check_deviation(found, path, TOLERANCE if tolerance is None else tolerance)
-    except (ConfigError, RuntimeError):
-        for each in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
-            each.unlink()
-        raise
+            write_onnx(network, draft, signature, inputs, axes, opset, facts)
+        elif to == "openvino":
+            _write_openvino(network, draft, signature, inputs, axes, facts)
+        else:
+            _write_torch(network, draft, signature, inputs, axes, facts)
+        found = check_file(draft, to, network, signature, inputs, axes)
+        check_deviation(found, draft, TOLERANCE if tolerance is None else tolerance)
     return found
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A place for a file and those beside it, which replace what is at `path` where the block ends
+    without an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".headstart-", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        for each in Path(folder).iterdir():
+            each.replace(path.with_name(each.name))
 
 
 def with_suffix(path: Path, to: Format) -> Path:
