@@ -32,7 +32,7 @@ def test_a_program_gets_no_output_that_it_did_not_request():
 def test_a_notebook_shows_one_bar_and_the_lines_above_it(cell):
     progress = progress_for_python()
     assert isinstance(progress, Notebook)
-    progress.say("classes: <b>cat</b>\x1b[31m & dog")
+    progress.report("classes: <b>cat</b>\x1b[31m & dog")
     progress.start("features <i>", 40)
     progress.update(40, {"accuracy": 0.5}, 12.4)
     assert cell[-1] == (

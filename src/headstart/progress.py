@@ -41,7 +41,7 @@ class Progress(ABC):
         """So many steps are done. `rate` is in units a second."""
 
     @abstractmethod
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """A line that stays on the screen."""
 
     @abstractmethod
@@ -100,8 +100,8 @@ class Silent(Progress):
     def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
         """See `Progress.update`."""
 
-    def say(self, text: str) -> None:
-        """See `Progress.say`."""
+    def report(self, text: str) -> None:
+        """See `Progress.report`."""
 
     def close(self) -> None:
         """See `Progress.close`."""
@@ -128,12 +128,12 @@ class Lines(Progress):
         self.last = now
         left = (now - self.began) / max(1, done - self.first) * (self.total - done)
         speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
-        self.say(
+        self.report(
             f"{self.label} {done}/{self.total}  {value_text(values)}{speed}  {duration(left)} left"
         )
 
-    def say(self, text: str) -> None:
-        """See `Progress.say`."""
+    def report(self, text: str) -> None:
+        """See `Progress.report`."""
         print(plain(text), file=self.out or sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -184,8 +184,8 @@ class Bar(Progress):
         speed = f"{rate:.0f} {self.unit}/s" if rate else ""
         self.bar.update(self.job, completed=done, values=value_text(values), rate=speed)
 
-    def say(self, text: str) -> None:
-        """See `Progress.say`."""
+    def report(self, text: str) -> None:
+        """See `Progress.report`."""
         self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def inner(self) -> Self:
@@ -236,8 +236,8 @@ class Notebook(Progress):
         text = f"{self.label} {done}/{self.total}  {value_text(values)}{speed}"
         self._render(f'<progress value="{done}" max="{self.total}"></progress> {escape(text)}')
 
-    def say(self, text: str) -> None:
-        """See `Progress.say`."""
+    def report(self, text: str) -> None:
+        """See `Progress.report`."""
         self.lines.append(escape(plain(text)))
         self._render("")
 

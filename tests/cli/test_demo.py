@@ -10,12 +10,12 @@ def test_demo(monkeypatch, tmp_path, digits):
     monkeypatch.setattr(demo, "RECIPE", demo.RECIPE | {"steps": 12, "eval_every": 12})
     (tmp_path / "demo").mkdir()
     lines = []
-    found = demo.demo(tmp_path / "demo", draws=1, digits=digits, say=lines.append)
+    found = demo.demo(tmp_path / "demo", draws=1, digits=digits, report=lines.append)
     assert (tmp_path / "demo-2" / "report.html").is_file()  # the folder that existed is kept
     assert not list((tmp_path / "demo").iterdir())
     assert found["pretrained"][0] > found["random"][0] > 0.05
     assert any(f"{found['pretrained'][0]:.1%}" in line for line in lines)
-    answers = [line.split()[0] for line in lines if "it says" in line]
+    answers = [line.split()[0] for line in lines if "predicted" in line]
     assert answers == (["1", "3", "7", "8"] if digits else list(demo.EXAMPLES))
 
 

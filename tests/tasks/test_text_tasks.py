@@ -483,7 +483,7 @@ class Watcher(Silent):
 
     said: list[str] = []
 
-    def say(self, text):
+    def report(self, text):
         self.said.append(text)
 
 

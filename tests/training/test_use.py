@@ -209,7 +209,7 @@ class Jobs(Silent):
     def start(self, label, total, done=0, unit="img"):
         self.jobs.append((label, total, unit))
 
-    def say(self, text):
+    def report(self, text):
         self.lines.append(text)
 
 

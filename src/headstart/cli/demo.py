@@ -91,7 +91,7 @@ def demo(
     out: str | Path = "runs/demo",
     draws: int = 3,
     digits: bool = False,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
     """Fine-tunes bit-mini, and the same network from random weights, once for each draw.
 
@@ -99,7 +99,7 @@ def demo(
         out: Result folder of the first draw's pretrained run; a number is added where it exists.
         draws: Random choices of ten images of each class to train on; the others are evaluated.
         digits: Handwritten digits in place of satellite images.
-        say: Called with each line of output.
+        report: Called with each line of output.
 
     Returns:
         Accuracies on images that were not trained on: "pretrained" and "random", one for each draw.
@@ -113,9 +113,9 @@ def demo(
     if not digits:
         what = "satellite images of each of ten kinds of land"
     held_out = "1,697" if digits else "100"
-    say(f"Fine-tunes the embedded network, pretrained on photos, on {SHOTS} {what};")
-    say(f"evaluates it on {held_out} other images.\n")
-    say("draw   pretrained   random weights")
+    report(f"Fine-tunes the embedded network, pretrained on photos, on {SHOTS} {what};")
+    report(f"evaluates it on {held_out} other images.\n")
+    report("draw   pretrained   random weights")
     found: dict[str, list[float]] = {"pretrained": [], "random": []}
     name = "digits" if digits else "satellite images"
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,19 +129,21 @@ def demo(
                 target = out if first else Path(scratch) / f"{kind}-{draw}-tuned"
                 result = train(images, model=model, out=target, seed=draw, **RECIPE)
                 found[kind].append(result.evaluations["validation"].metrics["accuracy"])
-            say(f"{draw + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}")
+            report(
+                f"{draw + 1:>4}   {found['pretrained'][-1]:>9.1%}   {found['random'][-1]:>13.1%}"
+            )
         classify = pipeline("image-classification", out, top_k=1)
         answers = {
             label: classify(min((Path(scratch) / "0" / name / "val" / label).iterdir()))[0]
             for label in (("1", "3", "7", "8") if digits else EXAMPLES)
         }
     means = {kind: statistics.mean(values) for kind, values in found.items()}
-    say(f"mean   {means['pretrained']:>9.1%}   {means['random']:>13.1%}")
-    say("\nFour images that it has not seen:")
+    report(f"mean   {means['pretrained']:>9.1%}   {means['random']:>13.1%}")
+    report("\nFour images that it has not seen:")
     for label, best in answers.items():
-        say(f"  {label:<12} it says {best['label']}, probability {best['score']:.0%}")
-    say(f"The model and its report are in {out}: open {out / 'report.html'}")
-    say("Your own photos: headstart train PHOTOS --model bit-mini --out runs/photos")
+        report(f"  {label:<12} predicted {best['label']}, probability {best['score']:.0%}")
+    report(f"The model and its report are in {out}: open {out / 'report.html'}")
+    report("Your own photos: headstart train PHOTOS --model bit-mini --out runs/photos")
     return found
 
 

@@ -40,5 +40,5 @@ def plan(
     if out is not None:
         atomic_write(out, text)
     print(plain(text), end="")
-    progress.say(f"{len(found)} {found[0].reason} images to label")
+    progress.report(f"{len(found)} {found[0].reason} images to label")
     return {"images": [str(each.image) for each in found], "reason": found[0].reason}

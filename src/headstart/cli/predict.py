@@ -284,7 +284,7 @@ def _write(
                 table.write(row)
                 if row.get("error"):
                     lost += 1
-                    progress.say(f"headstart: {row['error']}")
+                    progress.report(f"headstart: {row['error']}")
                 progress.update(done, {}, (done - first) / (time.perf_counter() - began))
         table.finish()
     note = f", {lost} without a prediction" if lost else ""

@@ -240,7 +240,7 @@ def write_embeddings(
                 table.write(row | {"text": each.name, "content": each.content})
                 if each.error:
                     lost += 1
-                    show.say(f"headstart: {each.error}")
+                    show.report(f"headstart: {each.error}")
                 show.update(done, {}, (done - first) / (time.perf_counter() - began))
         table.finish()
     return lost

@@ -95,7 +95,9 @@ class Extractor:
         missing = [digest for digest in wanted if digest not in store]
         if len(missing) < len(wanted):
             what = "images" if self.unit == "img" else self.unit
-            progress.say(f"features of {len(wanted) - len(missing)} {what} are known from before")
+            progress.report(
+                f"features of {len(wanted) - len(missing)} {what} are known from before"
+            )
         done, began = 0, time.perf_counter()
         names: list[str] = []
         rows: list[Floats] = []

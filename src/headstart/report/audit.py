@@ -169,7 +169,7 @@ def audit(
         for part in read.splits.values()
         for name, image in zip(part.names, part.images, strict=True)
     }
-    options.progress.say(
+    options.progress.report(
         f"{len(every)} images: about {duration(_looking_seconds(read, options))}"
         " to look at them on this machine"
     )
@@ -211,7 +211,7 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     missing = [each for each in dict.fromkeys(everything) if each and each not in known]
     if missing:
         seconds = extractor.seconds(missing, task.feature_sizes(missing))
-        progress.say(
+        progress.report(
             f"features of {len(missing)} images: about {duration(seconds)} on this machine"
         )
     with progress:

@@ -411,5 +411,5 @@ def open_labelling(
         raise ConfigError(f"{model} reads texts; labelling is of images")
     inputs, features, lost = features_of(image_inputs([folder]), embedder, progress)
     for line in lost:
-        progress.say(f"headstart: {line}")
+        progress.report(f"headstart: {line}")
     return Labelling(inputs, features, LabelTable(out), classes)

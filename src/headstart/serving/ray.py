@@ -212,7 +212,7 @@ def run_blocks(
             for each in _compute(ray, kind, options, open_ones, out, actors):
                 if each["failed"]:
                     summary.failed.append(each["failed"])
-                    show.say(f"headstart: a block failed: {each['failed']}")
+                    show.report(f"headstart: a block failed: {each['failed']}")
                     continue
                 _count(summary, each)
                 _say_errors(each, show)
@@ -244,9 +244,9 @@ def _say_errors(found: Mapping[str, Any], show: Progress) -> None:
     """Shows the first errors of a block."""
     messages = json.loads(found["messages"])
     for message in messages:
-        show.say(f"headstart: {message}")
+        show.report(f"headstart: {message}")
     if found["errors"] > len(messages):
-        show.say(f"headstart: and {found['errors'] - len(messages)} more in this block")
+        show.report(f"headstart: and {found['errors'] - len(messages)} more in this block")
 
 
 def _compute(

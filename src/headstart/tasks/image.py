@@ -143,7 +143,7 @@ class ImageTask(Task):
                 self.caches[split] = cache
                 self.notes += cache.notes
                 for note in cache.notes:
-                    self.options.progress.say(note)
+                    self.options.progress.report(note)
         self.drop_bad(splits)
 
     def image_batches(self, split: str) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:

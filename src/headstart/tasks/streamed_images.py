@@ -183,7 +183,7 @@ class StreamedClassification(ImageClassification):
             self.lost[name] = reason
             if len(self.lost) <= SAID:
                 rest = "; further ones are counted only" if len(self.lost) == SAID else ""
-                self.options.progress.say(f"headstart: {name}: {reason}: replaced{rest}")
+                self.options.progress.report(f"headstart: {name}: {reason}: replaced{rest}")
         for at in rng.permutation(len(self.examples["train"])).tolist():
             try:
                 return super().example(at, rng)

@@ -62,7 +62,7 @@ def other_draw(run: Run, draw: int, seconds: float | None) -> Result:
         if result.evaluation
         else ""
     )
-    run.progress.say(f"draw {draw + 1} of {run.request.draws}:{value}")
+    run.progress.report(f"draw {draw + 1} of {run.request.draws}:{value}")
     return result
 
 

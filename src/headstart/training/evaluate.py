@@ -85,7 +85,7 @@ def evaluate(
         raise DataError(f"{data} has no {chosen} data; it has {', '.join(task.splits)}")
     notes = held_out(Path(model), task, chosen, split is None)
     for note in notes:
-        options.progress.say(note)
+        options.progress.report(note)
     network = task.attach(model).eval()
     # an optimized model stays where it was optimized
     fixed = getattr(network, "fixed_device", None)

@@ -72,8 +72,8 @@ def fit_both_run(run: Run, resume: bool) -> Result:
         restore(run, loop)
     estimate = measure(loop)
     left = run.recipe.steps - loop.step
-    run.progress.say(describe(run.recipe, "all weights, from the fitted head"))
-    run.progress.say(estimate.text(run.recipe, left))
+    run.progress.report(describe(run.recipe, "all weights, from the fitted head"))
+    run.progress.report(estimate.text(run.recipe, left))
     if not resume:
         begin(run)
     try:
@@ -82,7 +82,7 @@ def fit_both_run(run: Run, resume: bool) -> Result:
         note = start.compared(task.headline, value)
     except DivergedError as error:
         note, value = f"{error}; the fitted head is kept", -math.inf
-    run.progress.say(note)
+    run.progress.report(note)
     task.notes.append(note)
     if value > start.value:
         result.trials = start.trials
@@ -115,7 +115,7 @@ def plan_full(run: Run, full: Recipe, fitted: Fitted) -> tuple[Recipe, list[str]
         report_no_full(run, whole)
         return None
     if 2 * run.left < seconds * examples and not run.fixed:
-        run.progress.say("the budget has no time to train every weight: the fitted head is kept")
+        run.progress.report("the budget has no time to train every weight: the fitted head is kept")
         return None
     split = run.held_out[0]
     found = fitted.found
@@ -141,13 +141,13 @@ def plan_full(run: Run, full: Recipe, fitted: Fitted) -> tuple[Recipe, list[str]
     training = dataclasses.replace(estimate, evaluated=0).seconds(cut)
     too_few = examples_of(cut) < examples or training > run.left
     if too_few and not run.fixed:
-        run.progress.say("the budget has no time to train every weight: the fitted head is kept")
+        run.progress.report("the budget has no time to train every weight: the fitted head is kept")
         return None
     steps = 0 if run.fixed else rounds_of(cut, examples)
     if steps:
         rate, losses = choose_rate(lambda each: trial_loop(run, each), cut, steps)
         tried = ", ".join(f"{each:g}: {loss:.3f}" for each, loss in losses.items())
-        run.progress.say(f"learning rate {rate:g}, of (rate: loss of a short trial) {tried}")
+        run.progress.report(f"learning rate {rate:g}, of (rate: loss of a short trial) {tried}")
         cut, _ = cut_steps(dataclasses.replace(cut, lr=rate), estimate, run.left)
     return cut, given_up
 

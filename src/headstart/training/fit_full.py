@@ -43,16 +43,16 @@ def fit_full_run(run: Run, resume: bool) -> Result:
         fitted = fit_budget(run.recipe, estimate, run.left, can_fit_head(task), small)
         run.recipe, given_up = world.broadcast(fitted)
         if given_up:
-            run.progress.say(f"to keep the budget: {', '.join(given_up)}")
+            run.progress.report(f"to keep the budget: {', '.join(given_up)}")
             if run.recipe.tune == "head":
                 return fit_head_run(run, given_up)
             loop = make_loop(run, resume)
             estimate = measure(loop)
     left = run.recipe.steps - loop.step
     expected = estimate.seconds(run.recipe, left)
-    run.progress.say(estimate.text(run.recipe, left))
+    run.progress.report(estimate.text(run.recipe, left))
     if expected > LONG and world.device.type == "cpu" and run.deadline is None:
-        run.progress.say(
+        run.progress.report(
             "that is long: --tune head computes features once and is much quicker; --budget 30m"
             " reduces the recipe"
         )
@@ -84,7 +84,7 @@ def make_loop(run: Run, resume: bool, prepared: bool = False) -> Loop:
         task.prepare(run.out / "cache" / str(world.rank))
     if not resume:
         size = fitting_micro_batch(
-            task, network.to(world.device), run.recipe, world, run.progress.say
+            task, network.to(world.device), run.recipe, world, run.progress.report
         )
         run.recipe = dataclasses.replace(run.recipe, micro_batch=size)
     identity = {"recipe": run.recipe.to_dict(), "fingerprint": task.fingerprint}
@@ -123,23 +123,23 @@ def restore(run: Run, loop: Loop) -> None:
     """
     checkpoint = load_checkpoint(run.out / "checkpoints")
     if checkpoint is None:
-        run.progress.say("no checkpoint was written yet: starting from the beginning")
+        run.progress.report("no checkpoint was written yet: starting from the beginning")
         loop.log.cut(0)
         return
     for damaged in checkpoint.damaged:
-        run.progress.say(f"passed over a damaged checkpoint: {damaged}")
+        run.progress.report(f"passed over a damaged checkpoint: {damaged}")
     if checkpoint.state.get("fingerprint") != run.task.fingerprint:
         raise DataError(
             "the data is not what the run was started with: images, labels or splits changed; start"
             " anew with another --out"
         )
     loop.restore(checkpoint)
-    run.progress.say(f"going on after step {loop.step} of {loop.recipe.steps}")
+    run.progress.report(f"going on after step {loop.step} of {loop.recipe.steps}")
 
 
 def report_no_full(run: Run, seconds: float) -> None:
     """Says why every weight is not trained where no budget asks for it."""
-    run.progress.say(
+    run.progress.report(
         f"training every weight would take about {duration(seconds)} here: the head alone"
         " is fitted (--tune full trains every weight)"
     )

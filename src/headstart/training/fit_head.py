@@ -71,11 +71,11 @@ def find_head(
         if cost.seconds > RESERVE * run.left:
             run.recipe = dataclasses.replace(run.recipe, crop=side)
             views, cost = head_parts(run)
-            run.progress.say(f"to keep the budget: images of {side} pixels")
+            run.progress.report(f"to keep the budget: images of {side} pixels")
             given_up.append(f"images of {side} pixels")
     sides = task.sides()[: None if run.request.free_side else 1]
     cost = cost.with_search(sides)
-    run.progress.say(cost.text())
+    run.progress.report(cost.text())
     free = free_memory(torch.device("cpu"))
     if cost.memory - peak_memory(run.world.device) > free:
         raise ConfigError(
@@ -84,7 +84,7 @@ def find_head(
             " model, or --tune full"
         )
     if cost.seconds - cost.search > run.left:
-        run.progress.say(
+        run.progress.report(
             "that is more than the budget, and nothing is left to give up; a smaller model"
             " takes less"
         )
@@ -112,7 +112,7 @@ def find_head(
                 f" {resume_command(run) if (run.out / RUN).exists() else 'the same command'}"
             ) from None
     for note in found.notes:
-        run.progress.say(note)
+        run.progress.report(note)
     run.recipe = dataclasses.replace(run.recipe, crop=task.side)
     task.notes += found.notes
     return Fitted(found, views, cost, given_up)

@@ -256,7 +256,7 @@ class Loop:
                         and self.world.any(time.perf_counter() > deadline)
                         and self.step < self.recipe.steps
                     ):
-                        self.progress.say(
+                        self.progress.report(
                             f"stopped after step {self.step} of {self.recipe.steps} to keep the"
                             " budget"
                         )
@@ -342,7 +342,7 @@ class Loop:
         count = self.task.splits["validation"]
         if self.along == count:
             return self.task
-        self.progress.say(
+        self.progress.report(
             f"during training {self.along} of {count} validation examples are evaluated, always"
             " the same random ones; the result is of all"
         )
@@ -386,7 +386,7 @@ class Loop:
                 part = {"examples": self.along} if self.evaluated is not self.task else {}
                 self.log.write({"step": self.step, "validation": evaluation.metrics} | part)
                 headline, value = self.task.headline, evaluation.metrics[self.task.headline]
-                self.progress.say(
+                self.progress.report(
                     f"step {self.step}: validation {headline.replace('_', ' ')}"
                     f" {metric_text(headline, value)}"
                 )
@@ -410,7 +410,9 @@ class Loop:
         self.model.load_state_dict(weights)
         self.average = None  # the weights kept are averages already
         if step < self.step:
-            self.progress.say(f"kept the weights of step {step}, the best on the validation data")
+            self.progress.report(
+                f"kept the weights of step {step}, the best on the validation data"
+            )
 
     def _log_step(self, values: dict[str, float], seconds: float) -> None:
         if not self.world.is_main:

@@ -81,7 +81,7 @@ def plan(
     data = ImageData(["images"], {"train": examples}, [], memory.kind)
     task = ImageClassification(data, DataOptions(skip_bad=True, progress=progress))
     if task.bad:
-        progress.say(f"left out because they cannot be read: {counted(len(task.bad), 'image')}")
+        progress.report(f"left out because they cannot be read: {counted(len(task.bad), 'image')}")
     task.drop_bad(("train",))
     known = {digest for split in memory.digests.values() for digest in split}
     _, first = np.unique(task.digests("train"), return_index=True)
@@ -89,7 +89,7 @@ def plan(
     if not len(new):
         raise DataError("the run knows every one of these images; give others")
     if len(new) > POOL:
-        progress.say(f"looking among {POOL} of {len(new)} images, randomly chosen")
+        progress.report(f"looking among {POOL} of {len(new)} images, randomly chosen")
         new = np.random.default_rng([seed, 0x91A]).permutation(new)[:POOL]
     task.keep("train", np.sort(new))
     extractor = attached(folder, task, memory, device)
@@ -100,7 +100,7 @@ def plan(
     present = [digest for digest in memory.digests["train"] if digest in store]
     if len(present) < len(memory.digests["train"]):
         missing = len(memory.digests["train"]) - len(present)
-        progress.say(
+        progress.report(
             f"the features of {missing} labeled images are not in the cache: not looked at"
         )
     labeled = store[present] if present else features[:0]

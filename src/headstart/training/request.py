@@ -372,18 +372,18 @@ def announce(run: Run) -> None:
     Raises:
         ConfigError: A head alone is wanted, and the task has none.
     """
-    recipe, say = run.recipe, run.progress.say
+    recipe, report = run.recipe, run.progress.report
     if recipe.tune == "head" and not can_fit_head(run.task):
         what = f"{run.request.task}{' with --stream' * run.task.streams}"
         raise ConfigError(f"--tune head is not available for {what}; use --tune full")
     for line in run.task.found():
-        say(line)
+        report(line)
     both = recipe.tune == "full" and run.may_start_from_head
-    say(describe(recipe.head_only() if both else recipe, run.request.model))
+    report(describe(recipe.head_only() if both else recipe, run.request.model))
     if run.automatic and recipe.tune == "head":
-        say("its features are made for a head alone; --tune full trains every weight")
+        report("its features are made for a head alone; --tune full trains every weight")
     if recipe.precision == "fp16" and run.world.device.type == "cpu":
-        say(
+        report(
             "float16 works on a CPU, with scaled gradients; bfloat16 (--precision bf16) needs none"
             " and keeps float32's range"
         )

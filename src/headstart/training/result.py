@@ -75,11 +75,11 @@ def finish(run: Run, network: nn.Module, result: Result) -> Result:
         write_report(run, result, values)
         remove_working_files(run.out)
         result.seconds = time.perf_counter() - run.began
-        run.progress.say(summary(run.task, result))
+        run.progress.report(summary(run.task, result))
         if result.spread is not None:
-            run.progress.say(result.spread.text(run.task.headline))
+            run.progress.report(result.spread.text(run.task.headline))
         if result.forecast is not None:
-            run.progress.say(result.forecast.text())
+            run.progress.report(result.forecast.text())
     run.world.barrier()
     return result
 
@@ -198,7 +198,7 @@ def write_report(run: Run, result: Result, values: Mapping[str, Any]) -> None:
         TypeError,
         ValueError,
     ) as error:
-        run.progress.say(
+        run.progress.report(
             f"the report could not be written ({type(error).__name__}: {error}); the model and"
             f" results.json in {run.out} are complete"
         )
@@ -226,7 +226,7 @@ def finished(request: Request, space: Workspace) -> Result:
     result = Result(out, recipe, saved_evaluations(out), spread=read_spread(out))
     whole = all((out / name).is_file() for name in PAGES)
     what = "nothing to do" if whole else "its report is written now"
-    space.progress.say(f"the run in {out} is finished: {what}")
+    space.progress.report(f"the run in {out} is finished: {what}")
     if not world.is_main:
         return result
     with locked(out):

@@ -187,7 +187,7 @@ def estimate_run(run: Run) -> Result:
     if run.recipe.tune == "head":
         views, cost = head_parts(run)
         cost = cost.with_search(views.task.sides()[: None if run.request.free_side else 1])
-        run.progress.say(cost.text())
+        run.progress.report(cost.text())
         return Result(None, run.recipe, estimated=cost.seconds)
     network = make_network(run)
     run.task.prepare(None)
@@ -196,10 +196,10 @@ def estimate_run(run: Run) -> Result:
     run.recipe = dataclasses.replace(run.recipe, micro_batch=size)
     loop = Loop(run.task, network, run.recipe, run.out, world, Silent(), workers=run.workers)
     estimate = measure(loop)
-    run.progress.say(estimate.text(run.recipe))
+    run.progress.report(estimate.text(run.recipe))
     seconds = estimate.seconds(run.recipe)
     if run.automatic and seconds > AUTO_SECONDS:
-        run.progress.say("the head alone would be fitted, which is much quicker (--tune head)")
+        run.progress.report("the head alone would be fitted, which is much quicker (--tune head)")
     return Result(None, run.recipe, estimated=seconds)
 
 

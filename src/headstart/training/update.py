@@ -394,10 +394,10 @@ def replace_run(change: Change) -> Result:
     with exchanged(change.folder) as new:
         write_state(new, change, result)
     for note in notes:
-        change.progress.say(note)
-    change.progress.say(summary(change.task, result))
+        change.progress.report(note)
+    change.progress.report(summary(change.task, result))
     if found is not None:
-        change.progress.say(found.text())
+        change.progress.report(found.text())
     return result
 
 
