@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from headstart.cli.terminal import load_torch, print_line, print_table
 from headstart.errors import ConfigError, counted
 
 PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
+SHOWN = 3  # predictions for an input
 MUCH = 8  # times that an image is shrunk before `explain` says so
 
 if TYPE_CHECKING:
@@ -125,15 +127,28 @@ def predict(
     Example: [bold]headstart predict runs/photos holiday/ --top 1 --refuse[/bold]
     """
     from headstart.data import text_files
-    from headstart.data.results import is_table
-    from headstart.pipelines.base import fingerprint, pipeline, task_of
+    from headstart.pipelines.base import task_of
 
     check_model(model)
     program = Path(model) if Path(model).suffix in PROGRAMS and Path(model).is_file() else None
-    task = "image-classification" if program else task_of(model)
-    best = top or 3
-    how: bool | float = refuse if max_error is None else max_error
-    values = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
+    wanted = _Wanted(
+        model=model,
+        task="image-classification" if program else task_of(model),
+        program=program,
+        out=None if out is None else Path(out),
+        top=top,
+        batch_size=batch_size,
+        threshold=threshold,
+        refuse=refuse,
+        max_error=max_error,
+        device=device,
+        long=long,
+        hash_error=hash_error,
+        settings={name: parsed(text) for name, text in named_values(set_, "--set").items()},
+        question=question,
+        as_json=as_json,
+        resume=resume,
+    )
     if program and (ray is not None or max_error is not None or device not in (None, "cpu")):
         raise ConfigError(
             f"{model} is a file of `headstart export --full`: it runs on this machine's CPU and"
@@ -141,122 +156,210 @@ def predict(
             " folder of the model"
         )
     if ray is not None:
-        options: dict[str, Any] = {
-            "model": model,
-            "top": top,
-            "batch_size": batch_size,
-            "threshold": threshold,
-            "refuse": how,
-            "device": device,
-        }
-        if task in text_files.TASKS:
-            options |= {"long": long, "hash_error": hash_error, "settings": values}
         chosen = Inputs(files or [], text or [], question, lines)
-        cluster.predict(task, options, chosen, out, as_json, Cluster(ray, actors, resume))
+        options = wanted.batch_options()
+        cluster.predict(wanted.task, options, chosen, out, as_json, Cluster(ray, actors, resume))
         return
     cluster.check_absent(files, out, actors)
-    paths, where_to = [Path(each) for each in files or []], Path(out) if out else None
-    paints = task in ("semantic-segmentation", "masked-image-modeling")
-    table = where_to if is_table(where_to) else None
-    if out is not None and table is None and not paints:
-        raise ConfigError(
-            f"--out {out}: a model of {task} writes a table; expected a name that ends in .csv,"
-            " .jsonl or .parquet"
-        )
-    if table is not None and as_json:
-        raise ConfigError(
-            "--json prints and --out writes; choose one (--out results.jsonl has the same values)"
-        )
-    if table is None and resume:
-        raise ConfigError("--resume continues a table: give its name with --out results.csv")
-    used = {"refuse": str(refuse), "max_error": str(max_error)}  # options that change rows
+    wanted.check_output()
     load_torch()
-    if task in text_files.TASKS:
-        inputs = text_files.read_inputs(task, paths, text or [], question, lines)
-        run = text_files.text_pipeline(
-            task,
-            model,
-            batch_size=batch_size,
-            long=long,
-            hash_error=hash_error,
-            settings=values,
-            device=device,
-            refuse=how,
+    paths = [Path(each) for each in files or []]
+    if wanted.reads_texts:
+        _predict_texts(
+            wanted, text_files.read_inputs(wanted.task, paths, text or [], question, lines)
+        )
+    elif _predict_images(wanted, paths):
+        raise typer.Exit(DATA_ERROR)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a call of `predict` asks for: its options, and what follows from them."""
+
+    model: str
+    task: str
+    program: Path | None  # a file of `headstart export --full`
+    out: Path | None
+    top: int | None
+    batch_size: int
+    threshold: float
+    refuse: bool
+    max_error: float | None
+    device: str | None
+    long: str
+    hash_error: float | None
+    settings: dict[str, Any]
+    question: str | None
+    as_json: bool
+    resume: bool
+
+    @property
+    def refusal(self) -> bool | float:
+        """What a pipeline takes as `refuse`."""
+        return self.refuse if self.max_error is None else self.max_error
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether inputs are texts."""
+        from headstart.data import text_files
+
+        return self.task in text_files.TASKS
+
+    @property
+    def paints(self) -> bool:
+        """Whether a prediction is an image."""
+        return self.task in ("semantic-segmentation", "masked-image-modeling")
+
+    @property
+    def table(self) -> Path | None:
+        """The table to write, if any."""
+        from headstart.data.results import is_table
+
+        return self.out if is_table(self.out) else None
+
+    def batch_options(self) -> dict[str, Any]:
+        """Arguments of `BatchPredictor`."""
+        options: dict[str, Any] = {
+            "model": self.model,
+            "top": self.top,
+            "batch_size": self.batch_size,
+            "threshold": self.threshold,
+            "refuse": self.refusal,
+            "device": self.device,
+        }
+        if self.reads_texts:
+            options |= {"long": self.long, "hash_error": self.hash_error, "settings": self.settings}
+        return options
+
+    def check_output(self) -> None:
+        """Refuses options of the output that do not fit each other or the task."""
+        if self.out is not None and self.table is None and not self.paints:
+            raise ConfigError(
+                f"--out {self.out}: a model of {self.task} writes a table; expected a name that"
+                " ends in .csv, .jsonl or .parquet"
+            )
+        if self.table is not None and self.as_json:
+            raise ConfigError(
+                "--json prints and --out writes; choose one (--out results.jsonl has the same"
+                " values)"
+            )
+        if self.table is None and self.resume:
+            raise ConfigError("--resume continues a table: give its name with --out results.csv")
+        if self.paints and self.refusal is not False:
+            raise ConfigError(
+                f"--refuse is for models that classify; {self.model} is one of {self.task}"
+            )
+
+    def facts(self, key: str, **values: str) -> dict[str, str]:
+        """What a table that is continued must have in common with this call."""
+        used = {"refuse": str(self.refuse), "max_error": str(self.max_error)}
+        return {"model": self.model, "key": key, **used, **values}
+
+
+def _predict_texts(wanted: _Wanted, inputs: list[tuple[str, Any]]) -> None:
+    """Predictions for texts, in a table or on the terminal."""
+    from headstart.data import text_files
+    from headstart.pipelines.base import fingerprint
+
+    task, best = wanted.task, wanted.top or SHOWN
+    run = text_files.text_pipeline(
+        task,
+        wanted.model,
+        batch_size=wanted.batch_size,
+        long=wanted.long,
+        hash_error=wanted.hash_error,
+        settings=wanted.settings,
+        device=wanted.device,
+        refuse=wanted.refusal,
+    )
+
+    def results(rest: list[Any]) -> Iterable[tuple[str, list[Any]]]:
+        return text_files.stream_texts(run, task, rest, best)
+
+    if wanted.table is not None:
+        columns = text_files.text_columns_of(task, run.model.config.problem_type)
+
+        def rows(done: int) -> Iterable[dict[str, Any]]:
+            return (
+                text_files.text_row(task, name, found, columns)
+                for name, found in results(inputs[done:])
+            )
+
+        facts = wanted.facts(
+            fingerprint(run),
+            top=str(best),
+            long=wanted.long,
+            question=str(wanted.question),
+            hash_error=str(wanted.hash_error),
+            set=json.dumps(wanted.settings, sort_keys=True),
+        )
+        names = [name for name, _ in inputs]
+        _write(wanted.table, columns, names, rows, wanted.resume, "texts", facts)
+    elif wanted.as_json:
+        for name, found in results(inputs):
+            emit("predict", {"text": name, text_files.KEYS[task]: found})
+    else:
+        print_table(
+            "",
+            ("text", text_files.KEYS[task]),
+            ((name, text_files.as_line(task, found)) for name, found in results(inputs)),
         )
 
-        def results(rest: list[Any]) -> Iterable[tuple[str, list[Any]]]:
-            return text_files.stream_texts(run, task, rest, best)
 
-        if table is not None:
-            columns = text_files.text_columns_of(task, run.model.config.problem_type)
-            used |= {"top": str(best), "long": long, "question": str(question)}
-            used |= {"hash_error": str(hash_error), "set": json.dumps(values, sort_keys=True)}
-            _write(
-                table,
-                columns,
-                [name for name, _ in inputs],
-                lambda done: (
-                    text_files.text_row(task, name, found, columns)
-                    for name, found in results(inputs[done:])
-                ),
-                resume,
-                "texts",
-                {"model": model, "key": fingerprint(run), **used},
-            )
-        elif as_json:
-            for name, found in results(inputs):
-                emit("predict", {"text": name, text_files.KEYS[task]: found})
-        else:
-            print_table(
-                "",
-                ("text", text_files.KEYS[task]),
-                ((name, text_files.as_line(task, found)) for name, found in results(inputs)),
-            )
-        return
+def _predict_images(wanted: _Wanted, paths: list[Path]) -> int:
+    """Predictions for images, in a table or on the terminal; returns how many have an error."""
     from headstart.data import predictions
     from headstart.data.inputs import ImageInput, image_inputs
+    from headstart.pipelines.base import fingerprint
 
-    images = image_inputs(paths)
-    if paints:
-        if how is not False:
-            raise ConfigError(f"--refuse is for models that classify; {model} is one of {task}")
-        pipe = pipeline(task, model, device=device)
-        kind, names, folder = None, [], table.with_suffix("") if table else where_to
+    images, table, top = image_inputs(paths), wanted.table, wanted.top
+    pipe, kind, names = _image_pipeline(wanted)
+    stems: Sequence[Path] = ()
+    if wanted.paints:
+        folder = table.with_suffix("") if table else wanted.out
         stems = predictions.unique_stems(images, folder or Path("predictions"))
-    elif program:
-        from headstart.engine.full_file import FullClassifier
-
-        pipe = FullClassifier(program, refuse, threshold)
-        kind, names = pipe.kind, pipe.labels
-    else:
-        pipe = pipeline(
-            "image-classification", model, device=device, refuse=how, label_threshold=threshold
-        )
-        kind, names = pipe.kind, list(pipe.model.config.id2label.values())
-    limit = best if kind in (None, "single_label_classification") else top
+    limit = top or SHOWN if kind in (None, "single_label_classification") else top
 
     def predicted(done: int) -> Iterable["Prediction"]:
         rest: Sequence[ImageInput] = images[done:]
-        if paints:
+        if wanted.paints:
             return predictions.paint(pipe, rest, stems[done:])
-        return predictions.classify(pipe, rest, top_k=limit, batch_size=batch_size)
+        return predictions.classify(pipe, rest, top_k=limit, batch_size=wanted.batch_size)
 
-    if table is not None:
-        columns = predictions.columns_of(task, kind, names)
-        where = table.parent
+    if table is None:
+        compared = not wanted.paints and pipe.reference is not None
+        return _show(predicted(0), kind, wanted.as_json, wanted.paints, top, compared)
+    columns = predictions.columns_of(wanted.task, kind, names)
+    where = table.parent
 
-        def rows(done: int) -> Iterable[dict[str, Any]]:
-            return (predictions.row_of(each, columns, where, kind) for each in predicted(done))
+    def rows(done: int) -> Iterable[dict[str, Any]]:
+        return (predictions.row_of(each, columns, where, kind) for each in predicted(done))
 
-        used |= {"top": str(limit), "threshold": str(threshold)}
-        key = pipe.key if program else fingerprint(pipe)
-        facts = {"model": model, "key": key, **used}
-        lost = _write(table, columns, [each.name for each in images], rows, resume, "img", facts)
-    else:
-        compared = not paints and pipe.reference is not None
-        lost = _show(predicted(0), kind, as_json, paints, top, compared)
-    if lost:
-        raise typer.Exit(DATA_ERROR)
+    key = pipe.key if wanted.program else fingerprint(pipe)
+    facts = wanted.facts(key, top=str(limit), threshold=str(wanted.threshold))
+    inputs = [each.name for each in images]
+    return _write(table, columns, inputs, rows, wanted.resume, "img", facts)
+
+
+def _image_pipeline(wanted: _Wanted) -> tuple[Any, str | None, list[str]]:
+    """What predicts for images, the kind of its labels (None: it paints), and their names."""
+    from headstart.pipelines.base import pipeline
+
+    if wanted.paints:
+        return pipeline(wanted.task, wanted.model, device=wanted.device), None, []
+    if wanted.program:
+        from headstart.engine.full_file import FullClassifier
+
+        program = FullClassifier(wanted.program, wanted.refuse, wanted.threshold)
+        return program, program.kind, program.labels
+    pipe = pipeline(
+        "image-classification",
+        wanted.model,
+        device=wanted.device,
+        refuse=wanted.refusal,
+        label_threshold=wanted.threshold,
+    )
+    return pipe, pipe.kind, list(pipe.model.config.id2label.values())
 
 
 def _write(
@@ -304,7 +407,7 @@ def _show(
     form, lost = ".4g" if kind == "regression" else ".1%", 0
 
     def line(each: "Prediction") -> tuple[str, ...]:
-        labels = each.shown()[: top or 3] if paints else each.shown()
+        labels = each.shown()[: top or SHOWN] if paints else each.shown()
         words = "  ".join(f"{one['label']} {one['score']:{form}}" for one in labels)
         written = ", ".join(map(str, each.files.values()))
         if paints:
@@ -326,10 +429,10 @@ def _show(
             emit("predict", _values(each, paints))
         return lost
     if paints:
-        head: tuple[str, ...] = ("image", f"largest {top or 3}", "written")
+        head: tuple[str, ...] = ("image", f"largest {top or SHOWN}", "written")
     else:
         single = kind in (None, "single_label_classification")
-        head = ("image", f"top {top or 3}" if single else "labels")
+        head = ("image", f"top {top or SHOWN}" if single else "labels")
         head += ("p-value",) * compared
     rows = (line(each) for each in readable())
     print_table("", head, rows)
