@@ -59,7 +59,7 @@ def test_answers_are_the_pipelines(client, model):
     ):
         assert response.status_code == 200, response.text
         for answer, photo in zip(response.json()["answers"], photos, strict=False):
-            assert answer["refused"] is True and len(answer["predictions"]) == 100
+            assert answer["refused"] is True and len(answer["predictions"]) == 1000
             for ours, theirs in zip(answer["predictions"], pipe(photo), strict=False):
                 assert ours["label"] == theirs["label"]
                 assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
@@ -67,7 +67,7 @@ def test_answers_are_the_pipelines(client, model):
 
 def test_the_model_its_report_and_a_heat_map(client):
     about = client.get("/model").json()
-    assert about["task"] == "image-classification" and len(about["labels"]) == 100
+    assert about["task"] == "image-classification" and len(about["labels"]) == 1000
     assert about["refuses"] and about["report"] and about["limits"]["max_items"] == 32
     report = client.get("/report")
     assert "The report" in report.text and "sandbox" in report.headers["content-security-policy"]

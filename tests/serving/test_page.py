@@ -67,7 +67,7 @@ def test_a_person_uses_the_page(browser, address, tmp_path):
     ).save(photo)
     browser.size(1100, 800)
     browser.send("Page.navigate", url=address)
-    browser.until('document.getElementById("facts")?.textContent.includes("100 labels")')
+    browser.until('document.getElementById("facts")?.textContent.includes("1000 labels")')
     browser.image("serve-start")
 
     choose(browser, photo)
