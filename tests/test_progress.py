@@ -98,8 +98,16 @@ def test_short_counted_work_prints_no_lines(monkeypatch):
 
 
 def test_plain_text_has_no_control_characters():
-    """Of all characters: those of the categories Cc and Cs go, but for line breaks and tabs."""
+    """Of all characters: those of the categories Cc and Cs go, but for line breaks and tabs, and
+    those that turn the direction of text around.
+    """
     every = "".join(map(chr, range(sys.maxunicode + 1)))
-    kinds = ("Cc", "Cs")
-    kept = "".join(c for c in every if c in "\n\t" or unicodedata.category(c) not in kinds)
+    kinds, turns = ("Cc", "Cs"), ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    kept = "".join(
+        c
+        for c in every
+        if c in "\n\t"
+        or (unicodedata.category(c) not in kinds and unicodedata.bidirectional(c) not in turns)
+    )
     assert plain(every) == kept
+    assert plain("a\udcff\u202eb", keep_bytes=True) == "a\udcffb"

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any, Self, TextIO
 
-# all control characters and lone surrogates but line breaks and tabs
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# all control characters but line breaks and tabs, and those that turn the direction of text around
+_CODES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+CONTROLS = re.compile(f"[{_CODES}]")
+CONTROLS_AND_SURROGATES = re.compile(rf"[{_CODES}\ud800-\udfff]")
 SHORT = 1.0  # seconds of counted work that nobody needs to see
 TITLES = {
     "r2": "R²",
@@ -289,12 +291,16 @@ def metric_title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def plain(text: str) -> str:
+def plain(text: str, *, keep_bytes: bool = False) -> str:
     """A text without control characters, which could change a terminal, a page or a table.
 
     Names of files and classes come from outside. Line breaks and tabs stay.
+
+    Args:
+        text: The text.
+        keep_bytes: Keep surrogates, which stand for the bytes of a name that is not UTF-8.
     """
-    return CONTROLS.sub("", text)
+    return (CONTROLS if keep_bytes else CONTROLS_AND_SURROGATES).sub("", text)
 
 
 def duration(seconds: float) -> str:

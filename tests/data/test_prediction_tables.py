@@ -14,6 +14,7 @@ from command_line import call
 from conftest import ROOT
 from data.test_predictions import files_of, table_rows
 from headstart import pipeline
+from headstart.data.results import csv_cell
 
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 TEXTS = {
@@ -83,6 +84,40 @@ def test_a_target_called_as_a_column_is_refused(photos, tmp_path, capsys):
     words = ("predict", model, files_of(photos)[0], "--out", tmp_path / "r.csv")
     code, _, err = call(capsys, *words)
     assert code == 2 and "called 'path', as a column is" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        (" @SUM(A1)", "' @SUM(A1)"),
+        ("-2+3", "'-2+3"),
+        ("+1 up", "'+1 up"),
+        ("-1.5", "-1.5"),
+        ("-1.5|2e-3", "-1.5|2e-3"),
+        ("-", "-"),
+        ("a=b", "a=b"),
+        ("x\x1b[31my\u202e", "x[31my"),
+    ],
+)
+def test_cells_are_no_formulas_and_no_escapes(text, written):
+    assert csv_cell(text) == written
+
+
+def test_a_table_of_odd_names_goes_on(photos, tmp_path, capsys, monkeypatch):
+    """Resuming knows names that CSV holds in another form; JSON lines hold them as they are."""
+    model = save_classifier(tmp_path / "m", id2label={0: "=1+1", 1: "+a"})
+    monkeypatch.chdir(tmp_path)
+    names = ["=a.png", "b\x1b[1m.png", "@c.png"]
+    for name, file in zip(names, files_of(photos), strict=False):
+        (tmp_path / name).write_bytes(file.read_bytes())
+    for out in ("r.csv", "r.jsonl"):
+        assert call(capsys, "predict", model, *names[:2], "--out", out)[0] == 0
+        assert call(capsys, "predict", model, *names, "--out", out, "--resume")[0] == 0
+        rows = table_rows(tmp_path / out)
+        exact = out == "r.jsonl"
+        assert [row["path"] for row in rows] == [n if exact else csv_cell(n) for n in names]
+        assert all((row["label"][0] == "'") != exact for row in rows)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

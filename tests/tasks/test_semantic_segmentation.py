@@ -645,6 +645,13 @@ def test_a_run_learns_and_leaves_a_folder(result, scenes):
         "results.json",
         "report.html",
     } <= names
+    values = json.loads((result.folder / "results.json").read_text())["evaluations"]["validation"]
+    ious = [each["iou"] for each in values["classes"].values() if each["iou"] is not None]
+    assert np.mean(ious) == pytest.approx(result.metrics["mean_iou"])
+    pixels = [each["pixels"] for each in values["classes"].values()]
+    assert [sum(row) for row in values["confusion_matrix"]] == pixels
+    rows = (result.folder / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "split,name,mean_iou,pixel_accuracy" and len(rows) == 1 + values["examples"]
     page = (result.folder / "report.html").read_text()
     assert (
         "Against one answer for all" in page

@@ -1,5 +1,6 @@
 """Text tasks: readers, measures, and whole runs of every task on tiny networks."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -556,6 +557,48 @@ def test_token_classification(tiny_yoso, tmp_path):
     (tmp_path / "data" / "dev.conll").write_text(tagged(30, 1))
     result = run(tmp_path / "data", tiny_yoso, tmp_path / "out", "token-classification")
     assert result.metrics["f1"] > 0.9 and result.metrics["entities"] == 30
+    figures, rows = held_out(result)
+    assert figures["entities"].keys() == {"good", "bad"}
+    assert sum(each["count"] for each in figures["entities"].values()) == 30
+    assert figures["classes"].keys() == {"O", "B-good", "B-bad"}
+    assert sum(map(sum, figures["confusion_matrix"])) == len(rows)
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == pytest.approx(result.metrics["accuracy"])
+    words = tagged(30, 1).split("\n")[0].split("\t")
+    assert rows[0]["name"].endswith(f"word 1: {words[0]}") and rows[0]["label"] == words[1]
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def held_out(result):
+    """Figures of the validation examples in `results.json`, and the rows of `predictions.csv`."""
+    figures = json.loads((result.folder / "results.json").read_text())["evaluations"]["validation"]
+    with (result.folder / "predictions.csv").open(newline="") as file:
+        return figures, list(csv.DictReader(file))
+
+
+def test_a_tag_that_only_held_out_texts_have_does_not_end_a_run(tmp_path):
+    rows = [{"tokens": ["a", "b"], "tags": ["X" if i == 7 else "A", "B"]} for i in range(10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    read = [
+        TokenClassification.read(tmp_path / "a.jsonl", DataOptions(seed=seed, val_fraction=0.5))
+        for seed in range(8)
+    ]
+    assert all(task.tags == ["A", "B", "X"] for task in read)
+    notes = ["no training text has the tag X" in task.data.notes for task in read]
+    trained = ["X" in row.values["tags"] for task in read for row in task.data.splits["train"]]
+    assert 0 < sum(notes) < 8 and sum(notes) + sum(trained) == 8
+
+
+def test_digits_of_other_scripts_are_names(tmp_path):
+    """`str.isdigit` holds for ② and `int` refuses it."""
+    rows = [(f"text {i}", "②①"[i % 2] if i % 3 else "10") for i in range(12)]
+    file = write(tmp_path / "a.tsv", [*rows, ("x", "9")], ("text", "label"))
+    task = TextClassification.read(file, DataOptions(val_fraction=0.0))
+    assert task.classes == ["9", "10", "①", "②"]
+    lines = [{"tokens": ["a", "b"], "tags": ["②", "10"]}] * 3
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tags = TokenClassification.read(tmp_path / "b.jsonl", DataOptions(val_fraction=0.0)).tags
+    assert tags == ["10", "②"]
 
 
 def test_every_word_is_evaluated_however_long(tiny_yoso, tmp_path):
@@ -641,6 +684,12 @@ def test_question_answering(tiny_yoso, tmp_path):
         result.metrics["f1"] > 0.8
         and {"exact_match", "no_answer_accuracy", "f1_answered"} <= result.metrics.keys()
     )
+    _, rows = held_out(result)
+    assert len(rows) == 40 and sum(row["label"] == "" for row in rows) == 10
+    f1 = sum(float(row["f1"]) for row in rows) / 40
+    assert f1 == pytest.approx(result.metrics["f1"], abs=1e-4)
+    exact = [row for row in rows if float(row["exact_match"])]
+    assert exact and all(row["label"] == row["prediction"].strip() for row in exact)
 
 
 def test_windows_hold_every_answer(tiny_yoso):
@@ -706,6 +755,10 @@ def test_multiple_choice(tiny_yoso, tmp_path):
         )
     result = run(tmp_path / "data", tiny_yoso, tmp_path / "out", "multiple-choice", steps=80)
     assert result.metrics["accuracy"] > 0.9 and result.metrics["chance"] == pytest.approx(1 / 3)
+    figures, rows = held_out(result)
+    assert figures["classes"].keys() == {"0", "1", "2"} and len(rows) == 40
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right == np.trace(figures["confusion_matrix"]) == 40 * result.metrics["accuracy"]
 
 
 def test_masked_language_modeling(tiny_yoso, tmp_path):

@@ -135,11 +135,11 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
         return
     values["class names"] = listed(names, 10)
     if results.is_file():
-        from headstart.progress import metric_text
+        from headstart.progress import metric_text, metric_title
 
         name = made["headline"]
         parts = (
-            f"{split} {name.replace('_', ' ')} {metric_text(name, e['metrics'][name])}"
+            f"{split} {metric_title(name)} {metric_text(name, e['metrics'][name])}"
             for split, e in made["evaluations"].items()
         )
         values["evaluations"] = ", ".join(parts)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import parse_json, read_object
+from headstart.data.labels import as_number
 from headstart.errors import FileFormatError, InputError, MissingExtraError
+from headstart.progress import plain
 
 RESULT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 EMBEDDING_SUFFIXES = (".parquet", ".npz")
@@ -28,6 +31,7 @@ ROW_GROUP = 10_000  # rows of Parquet that are in memory together
 Kind = Literal["text", "number", "integer", "flag", "scores", "json", "vector"]
 Row = Mapping[str, Any]
 BESIDE = ".run.json"  # ending of the file with the facts of a CSV file or of JSON lines
+FORMULA = re.compile(r"\s*[=+@-].")  # what a spreadsheet computes where a cell begins with it
 FACTS = b"headstart"  # key of the facts of a table in the metadata of Parquet
 
 
@@ -217,7 +221,8 @@ class ResultTable:
             raise InputError(f"{self.file} line {reader.line_num}: {error}") from None
 
     def _check(self, found: Sequence[str]) -> None:
-        if list(found) != list(self.columns):
+        written = map(csv_cell, self.columns) if self.kind == ".csv" else self.columns
+        if list(found) != list(written):
             raise InputError(
                 f"{self.file} cannot be continued: its columns are {', '.join(found)}; this model"
                 f" gives {', '.join(self.columns)}"
@@ -286,8 +291,9 @@ def remaining(table: ResultTable, names: Sequence[str]) -> int:
         InputError: The rows of the table are of other inputs.
     """
     done = len(table.names)
-    if table.names != list(names[:done]):
-        pairs = zip(table.names, [*names, *[""] * done], strict=False)
+    written = [csv_cell(name) for name in names] if table.kind == ".csv" else list(names)
+    if table.names != written[:done]:
+        pairs = zip(table.names, [*written, *[""] * done], strict=False)
         first = next(i for i, (old, new) in enumerate(pairs) if old != new)
         raise InputError(
             f"{table.path} cannot be continued: its row {first + 1} is of {table.names[first]}, the"
@@ -324,9 +330,21 @@ def _utf8(text: str | None) -> str | None:
     return text and text.encode(errors="surrogateescape").decode(errors="replace")
 
 
+def csv_cell(text: str) -> str:
+    """A text as a cell of CSV: without control characters, and never a formula.
+
+    An apostrophe stands before what a spreadsheet would compute, such as `=HYPERLINK(…)`; numbers
+    stay as they are.
+    """
+    text = plain(text, keep_bytes=True)
+    if not FORMULA.match(text) or all(as_number(part) is not None for part in text.split("|")):
+        return text
+    return f"'{text}"
+
+
 def _csv_line(values: Sequence[str]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
+    csv.writer(text, lineterminator="\n").writerow(map(csv_cell, values))
     return text.getvalue().encode(errors="surrogateescape")
 
 

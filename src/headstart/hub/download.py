@@ -312,7 +312,7 @@ def _wait_asked(headers: Message) -> float | None:
     value = headers.get("Retry-After")
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     from email.utils import parsedate_to_datetime
 
@@ -336,7 +336,7 @@ def _start(response: http.client.HTTPResponse, have: int) -> int:
 
 def _total(response: http.client.HTTPResponse, start: int) -> int | None:
     length = response.headers.get("Content-Length")
-    return start + int(length) if length and length.isdigit() else None
+    return start + int(length) if length and length.isdecimal() else None
 
 
 def _copy(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 GRID = np.linspace(-math.log(20), math.log(20), 33)  # of -log temperature
+MATRIX_CLASSES = 200  # above, results.json holds no confusion matrix
 PASS_CELLS = 1 << 20  # scores that are exponentiated together, to stay in the cache
 
 
@@ -37,7 +39,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     spread = math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     half = z * spread / (1 + z * z / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = max(0.0, centre - half) if successes else 0.0
+    return low, min(1.0, centre + half) if successes < trials else 1.0
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -65,6 +68,21 @@ def per_class(confusion: Ints) -> PerClass:
     recall = right / np.maximum(count, 1)
     f1 = 2 * right / np.maximum(count + predicted, 1)
     return PerClass(count, precision, recall, f1)
+
+
+def figures_of_classes(confusion: Ints, classes: Sequence[str]) -> dict[str, Any]:
+    """Figures of each class, and the confusion matrix where the classes are few, as JSON."""
+    table = per_class(confusion)
+    columns = {"examples": table.count, "precision": table.precision, "recall": table.recall}
+    columns["f1"] = table.f1
+    found: dict[str, Any] = {}
+    if len(classes) <= MATRIX_CLASSES:
+        found["confusion_matrix"] = confusion.tolist()
+    found["classes"] = {
+        name: {key: column[i].item() for key, column in columns.items()}
+        for i, name in enumerate(classes)
+    }
+    return found
 
 
 def negative_log_likelihood(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import MissingExtraError
-from headstart.progress import plain
+from headstart.progress import metric_title, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,7 +150,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], headline: str) -> Sect
                 label="validation",
             )
         axes.set_xlabel("step")
-        axes.set_title(name.replace("_", " "))
+        axes.set_title(metric_title(name))
         if name == "loss" and min(y) >= 0:
             axes.set_ylim(0, 1.1 * max(y) or 1)
         plain_axes(axes)

@@ -56,14 +56,14 @@ def spread_section(spread: Spread, headline: str) -> Section:
     axes.scatter(spread.values[headline], [0] * len(spread.seeds), color=BLUE, alpha=0.7)
     half = mean - spread.interval(headline)[0]
     axes.errorbar([mean], [0.5], xerr=half, fmt="o", color=BLUE, capsize=4)
-    axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=headline.replace("_", " "))
+    axes.set(yticks=[0, 0.5], ylim=(-0.4, 0.9), xlabel=metric_title(headline))
     axes.set_yticklabels(["each draw", "mean"])
     plain_axes(axes)
     rows = []
     for name, values in spread.values.items():
         bounds = " to ".join(metric_text(name, bound) for bound in spread.interval(name))
         each = ", ".join(metric_text(name, value) for value in values)
-        rows.append([name.replace("_", " "), metric_text(name, spread.mean(name)), bounds, each])
+        rows.append([metric_title(name), metric_text(name, spread.mean(name)), bounds, each])
     text = (
         f"The same training on {len(spread.seeds)} random subsets of the training examples, all"
         f" evaluated on the same {spread.split} examples. The interval (Student's t) is of the mean"
@@ -131,7 +131,7 @@ def write_report(
         ),
         found=[*task.found()[:1], *results["notes"]],
         evaluated=evaluated,
-        headline=task.headline.replace("_", " "),
+        headline=metric_title(task.headline),
         headline_text=metric_text(task.headline, evaluated.metrics[task.headline])
         if evaluated
         else "",
@@ -242,7 +242,7 @@ def card_results(results: Mapping[str, Any]) -> list[str]:
         low, high = (metric_text(headline, bound) for bound in evaluation["confidence_interval_95"])
         lines += [
             "",
-            f"95 % confidence interval of {headline.replace('_', ' ')}: {low} to {high}.",
+            f"95 % confidence interval of {metric_title(headline)}: {low} to {high}.",
             "It is for this choice of training examples: others would give another model.",
         ]
     if results["draws"]:

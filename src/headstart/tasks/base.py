@@ -91,6 +91,8 @@ class Task(ABC):
     # `DataOptions.extra` may hold these and "validation" and "test"
     option_names: ClassVar[tuple[str, ...]] = ()
     default_model: ClassVar[str | None] = None  # pretrained model where none is given
+    # columns of `predictions.csv` after split and name
+    prediction_columns: ClassVar[tuple[str, ...]] = ("label", "prediction", "probability")
     streams: ClassVar[bool] = False  # whether training examples are read from front to back
     notes: list[str]  # what the user should know about the data
 
@@ -205,6 +207,18 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """Evaluates the model on a split, without augmentation."""
+
+    def class_figures(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Figures of each class and the confusion matrix, as `results.json` holds them; none where
+        the examples have no classes.
+        """
+        return {}
+
+    def prediction_rows(self, evaluation: Evaluation) -> list[tuple[str, ...]]:
+        """Name and `prediction_columns` of every example of an evaluation; none where it is not
+        known what was predicted.
+        """
+        return []
 
     def finish(self, model: nn.Module) -> None:  # noqa: B027 - most tasks have nothing to do
         """Puts what only training knew into the weights; called once, before they are written."""

@@ -15,7 +15,13 @@ from headstart.data.options import DataOptions
 from headstart.data.text_rows import read_choices
 from headstart.data.texts import TextData
 from headstart.errors import DataError
-from headstart.metrics.classification import negative_log_likelihood, wilson
+from headstart.metrics.classification import (
+    confusion_matrix,
+    figures_of_classes,
+    negative_log_likelihood,
+    softmax,
+    wilson,
+)
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import TextTask
 
@@ -100,3 +106,21 @@ class MultipleChoice(TextTask):
             wilson(int(right.sum()), len(labels)),
             {"logits": logits, "labels": labels},
         )
+
+    def class_figures(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See `Task.class_figures`: of the choices by their number, from 0."""
+        logits, labels = evaluation.details["logits"], evaluation.details["labels"]
+        confusion = confusion_matrix(labels, logits.argmax(1), self.choices)
+        return figures_of_classes(confusion, [str(number) for number in range(self.choices)])
+
+    def prediction_rows(self, evaluation: Evaluation) -> list[tuple[str, ...]]:
+        """See `Task.prediction_rows`: the numbers of the choices, from 0."""
+        logits, labels = evaluation.details["logits"], evaluation.details["labels"]
+        calibration = evaluation.calibration
+        chances = softmax(logits, 1.0 if calibration is None else calibration.temperature)
+        return [
+            (row.name, str(label), str(found.argmax()), f"{found.max():.6g}")
+            for row, label, found in zip(
+                self.data.splits[evaluation.split], labels.tolist(), chances, strict=True
+            )
+        ]

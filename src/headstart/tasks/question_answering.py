@@ -30,6 +30,7 @@ class QuestionAnswering(TextTask):
     """Spans of a context: SQuAD's files of either version."""
 
     name: ClassVar[str] = "question-answering"
+    prediction_columns: ClassVar[tuple[str, ...]] = ("label", "prediction", "f1", "exact_match")
     headline: ClassVar[str] = "f1"
     rows = staticmethod(read_questions)
     auto = AutoModelForQuestionAnswering
@@ -182,6 +183,22 @@ class QuestionAnswering(TextTask):
             None,
             {"scores": scores, "answers": np.array(predictions, dtype=np.str_)},
         )
+
+    def prediction_rows(self, evaluation: Evaluation) -> list[tuple[str, ...]]:
+        """See `Task.prediction_rows`: the first of the right answers, and the predicted one."""
+        rows, scores = self.data.splits[evaluation.split], evaluation.details["scores"].tolist()
+        return [
+            (
+                row.name,
+                next((answer["text"] for answer in row.values["answers"]), ""),
+                text,
+                f"{f1:.6g}",
+                f"{exact:g}",
+            )
+            for row, text, (exact, f1) in zip(
+                rows, evaluation.details["answers"].tolist(), scores, strict=True
+            )
+        ]
 
     def card(self) -> str:
         """See `Task.card`."""

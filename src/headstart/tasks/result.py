@@ -53,7 +53,7 @@ class Spread:
         """One line for the terminal."""
         low, high = (metric_text(headline, bound) for bound in self.interval(headline))
         return (
-            f"{len(self.seeds)} draws: {self.split} {headline.replace('_', ' ')}"
+            f"{len(self.seeds)} draws: {self.split} {metric_title(headline)}"
             f" {metric_text(headline, self.mean(headline))} on average (95 % interval {low} to"
             f" {high}); the model kept is that of the first draw, not the one that scored best"
         )

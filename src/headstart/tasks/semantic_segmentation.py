@@ -32,8 +32,10 @@ from headstart.data.masks import (
 from headstart.data.options import SPLITS, DataOptions
 from headstart.errors import ConfigError, InputError, counted, listed
 from headstart.images.decode import BILINEAR
+from headstart.metrics.classification import MATRIX_CLASSES
 from headstart.metrics.segmentation import (
     bootstrap_interval,
+    class_scores,
     mean_iou,
     pixel_confusion,
     segmentation_metrics,
@@ -59,6 +61,7 @@ class SemanticSegmentation(ImageTask):
     """
 
     name: ClassVar[str] = "semantic-segmentation"
+    prediction_columns: ClassVar[tuple[str, ...]] = ("mean_iou", "pixel_accuracy")
     option_names: ClassVar[tuple[str, ...]] = ("classes", "masks", "mode", "reduce_labels")
     unreadable: ClassVar[str] = "unusable pairs"
     headline: ClassVar[str] = "mean_iou"
@@ -336,6 +339,29 @@ class SemanticSegmentation(ImageTask):
         shown |= {f"answer/{index}": predicted for _, index, predicted in worst}
         metrics, interval = segmentation_metrics(confusions.sum(0)), bootstrap_interval(confusions)
         return Evaluation(split, count, metrics, interval, {"confusions": confusions, **shown})
+
+    def class_figures(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See `Task.class_figures`: None where a class has no pixel to measure it on."""
+        confusion = evaluation.details["confusions"].sum(0)
+        scores = class_scores(confusion)
+        columns = {"iou": scores.iou, "accuracy": scores.accuracy, "precision": scores.precision}
+        classes = {
+            name: {"pixels": int(scores.pixels[i])}
+            | {key: None if np.isnan(each[i]) else float(each[i]) for key, each in columns.items()}
+            for i, name in enumerate(self.classes.names)
+        }
+        found: dict[str, Any] = {"classes": classes}
+        if len(classes) <= MATRIX_CLASSES:
+            found["confusion_matrix"] = confusion.tolist()
+        return found
+
+    def prediction_rows(self, evaluation: Evaluation) -> list[tuple[str, ...]]:
+        """See `Task.prediction_rows`: how well each image was segmented."""
+        found = [segmentation_metrics(each) for each in evaluation.details["confusions"]]
+        return [
+            (name, f"{each['mean_iou']:.6g}", f"{each['pixel_accuracy']:.6g}")
+            for name, each in zip(self.names(evaluation.split), found, strict=True)
+        ]
 
     def card(self) -> str:
         """See `Task.card`."""

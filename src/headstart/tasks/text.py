@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from headstart.auto import AutoConfig, AutoTokenizer
 from headstart.data.cache import Bad
+from headstart.data.labels import class_key
 from headstart.data.options import SPLITS, DataOptions
 from headstart.data.sources.raw import RawTable
 from headstart.data.text_rows import Row
@@ -366,9 +367,7 @@ def class_names(values: list[str], options: DataOptions, what: str = "class") ->
 
     Or those of an existing model.
     """
-    names = options.classes or sorted(
-        set(values), key=lambda name: (0, int(name), name) if name.isdigit() else (1, 0, name)
-    )
+    names = options.classes or sorted(set(values), key=class_key)
     if len(names) < 2:
         raise DataError(
             f"the data has one {what}, {names[0]!r}; telling things apart needs at least two"

@@ -17,8 +17,8 @@ from headstart.auto import AutoModelForTokenClassification
 from headstart.data.options import DataOptions
 from headstart.data.text_rows import Row, read_tagged
 from headstart.data.texts import TextData, hold_out, read_texts
-from headstart.errors import ConfigError
-from headstart.metrics.classification import confusion_matrix, per_class, wilson
+from headstart.errors import ConfigError, listed
+from headstart.metrics.classification import confusion_matrix, figures_of_classes, per_class, wilson
 from headstart.metrics.text import entity_scores
 from headstart.tasks.base import Evaluation
 from headstart.tasks.text import BATCH, IGNORE, TextTask, class_index, class_names, longest_first
@@ -38,9 +38,16 @@ class TokenClassification(TextTask):
 
     def __init__(self, data: TextData, options: DataOptions) -> None:
         super().__init__(data, options)
+        # of all rows: a rare tag may be held out with the few texts that have it
         self.tags = class_names(
-            [tag for row in data.splits["train"] for tag in row.values["tags"]], options, "tag"
+            [tag for rows in data.splits.values() for row in rows for tag in row.values["tags"]],
+            options,
+            "tag",
         )
+        learned = {tag for row in data.splits["train"] for tag in row.values["tags"]}
+        unknown = [tag for tag in self.tags if tag not in learned]
+        if unknown and options.classes is None:
+            data.notes.append(f"no training text has the tag {listed(unknown)}")
         if "O" in self.tags and options.classes is None:  # first, as everybody has it
             self.tags = ["O", *(tag for tag in self.tags if tag != "O")]
         self.numbers = {tag: i for i, tag in enumerate(self.tags)}
@@ -110,7 +117,9 @@ class TokenClassification(TextTask):
                     seen |= set() if word is None else {word}
                 part["labels"] = labels
             examples.append(
-                parts[i][0] | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and training}
+                parts[i][0]
+                | {"rest": parts[i][1:], "cut": len(parts[i]) > 1 and training}
+                | {"read": sorted(seen)}  # words that have a token
             )
         return examples
 
@@ -138,12 +147,14 @@ class TokenClassification(TextTask):
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`.
 
-        `details` are labels and predicted tags of all words, and where each text ends.
+        `details` are labels and predicted tags of all words, their probabilities, and where each
+        text ends.
         """
         examples = self.encoded[split]
         every = [(i, part) for i, each in enumerate(examples) for part in (each, *each["rest"])]
         places = longest_first(range(len(every)), lambda place: len(every[place][1]["input_ids"]))
         found: dict[int, list[int]] = {}  # tags of the words of each part
+        certain: dict[int, list[float]] = {}  # their probabilities
         with self.options.progress.counting("evaluating", len(every), self.unit) as seen:
             for start in range(0, len(places), BATCH):
                 some = places[start : start + BATCH]
@@ -158,14 +169,21 @@ class TokenClassification(TextTask):
                         "the model's scores are not finite numbers: training diverged; try a"
                         " smaller --lr"
                     )
-                tags = logits.argmax(2)
+                chances, tags = logits.softmax(2).max(2)  # 2 × (B, L)
                 for row, place in enumerate(some):
                     found[place] = tags[row][words[row]].tolist()
+                    certain[place] = chances[row][words[row]].tolist()
                 seen(len(some))
         predictions: list[list[int]] = [[] for _ in examples]
+        probabilities: list[list[float]] = [[] for _ in examples]
         for place, (i, _) in enumerate(every):
             predictions[i] += found[place]
-        return self.evaluate_predictions(split, predictions)
+            probabilities[i] += certain[place]
+        evaluation = self.evaluate_predictions(split, predictions)
+        evaluation.details["probabilities"] = np.array(
+            [each for text in probabilities for each in text], dtype=np.float64
+        )
+        return evaluation
 
     def evaluate_predictions(self, split: str, predictions: list[list[int]]) -> Evaluation:
         """The numbers of predicted tags (of words that the tokenizer gave at least one token)."""
@@ -189,6 +207,39 @@ class TokenClassification(TextTask):
         )
         metrics["accuracy"] = right / max(1, len(labels))
         return Evaluation(split, len(true), metrics, self.interval(right, len(labels)), details)
+
+    def class_figures(self, evaluation: Evaluation) -> dict[str, Any]:
+        """See `Task.class_figures`: of words by tag, and of exact entities by kind."""
+        details = evaluation.details
+        confusion = confusion_matrix(details["labels"], details["predicted"], len(self.tags))
+        found = figures_of_classes(confusion, self.tags)
+        if self.finds_entities:
+            ends = details["ends"][:-1]
+            true, predicted = (
+                [[self.tags[n] for n in part] for part in np.split(details[key], ends)]
+                for key in ("labels", "predicted")
+            )
+            found["entities"] = {
+                kind: {"count": s.count, "precision": s.precision, "recall": s.recall, "f1": s.f1}
+                for kind, s in entity_scores(true, predicted).items()
+                if kind
+            }
+        return found
+
+    def prediction_rows(self, evaluation: Evaluation) -> list[tuple[str, ...]]:
+        """See `Task.prediction_rows`: one row for each word."""
+        examples, rows = self.encoded[evaluation.split], self.data.splits[evaluation.split]
+        names = [
+            f"{row.name} word {word + 1}: {row.values['words'][word]}"
+            for example, row in zip(examples, rows, strict=True)
+            for word in example["read"]
+        ]
+        details = evaluation.details
+        columns = (details[key].tolist() for key in ("labels", "predicted", "probabilities"))
+        return [
+            (name, self.tags[label], self.tags[tag], f"{chance:.6g}")
+            for name, label, tag, chance in zip(names, *columns, strict=True)
+        ]
 
     def measure(self, true: list[list[str]], predictions: list[list[str]]) -> dict[str, float]:
         """Scores of exact entities."""

@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from headstart.progress import metric_text
+from headstart.progress import metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.tasks.result import Result
 from headstart.training.fit_both import fit_both_run
@@ -58,7 +58,7 @@ def other_draw(run: Run, draw: int, seconds: float | None) -> Result:
     if run.world.is_main:
         _forget_weights(folder)
     value = (
-        f" {headline.replace('_', ' ')} {metric_text(headline, result.metrics[headline])}"
+        f" {metric_title(headline)} {metric_text(headline, result.metrics[headline])}"
         if result.evaluation
         else ""
     )

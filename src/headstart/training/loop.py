@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from headstart.data.cache import threads
 from headstart.errors import ConfigError, TrainingInterrupted
-from headstart.progress import Progress, metric_text
+from headstart.progress import Progress, metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.tasks.base import Evaluation, Task
 from headstart.training.checkpoints import Checkpoint, save_checkpoint
@@ -387,7 +387,7 @@ class Loop:
                 self.log.write({"step": self.step, "validation": evaluation.metrics} | part)
                 headline, value = self.task.headline, evaluation.metrics[self.task.headline]
                 self.progress.report(
-                    f"step {self.step}: validation {headline.replace('_', ' ')}"
+                    f"step {self.step}: validation {metric_title(headline)}"
                     f" {metric_text(headline, value)}"
                 )
             score = evaluation.metrics[self.task.headline]

@@ -13,22 +13,20 @@ import numpy as np
 
 from headstart.checkpoint import atomic_write
 from headstart.data.labels import MULTI, SINGLE
-from headstart.metrics.classification import confusion_matrix, per_class, softmax
+from headstart.data.results import csv_cell
+from headstart.metrics.classification import confusion_matrix, figures_of_classes, softmax
 from headstart.metrics.multilabel import per_label
 from headstart.progress import plain
 from headstart.tasks.base import Evaluation, HeadTask, Task
 
 PREDICTIONS = "predictions.csv"
-MATRIX_CLASSES = 200  # above, results.json holds no confusion matrix
-HEAD = ("split", "name", "label", "prediction", "probability")
 
 
 def figures_of(task: Task, evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as `results.json` holds it, with figures of each class where it has classes."""
-    kind, classes = None, list[str]()
     if isinstance(task, HeadTask):
-        kind, classes = task.problem.kind, task.classes
-    return figures(evaluation, kind, classes)
+        return figures(evaluation, task.problem.kind, task.classes)
+    return figures(evaluation, None, []) | task.class_figures(evaluation)
 
 
 def figures(evaluation: Evaluation, kind: str | None, classes: Sequence[str]) -> dict[str, Any]:
@@ -49,19 +47,13 @@ def figures(evaluation: Evaluation, kind: str | None, classes: Sequence[str]) ->
     logits, labels = evaluation.details["logits"], evaluation.details["labels"]
     if kind == SINGLE:
         confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-        table = per_class(confusion)
-        columns = {"examples": table.count, "precision": table.precision, "recall": table.recall}
-        columns["f1"] = table.f1
-        if len(classes) <= MATRIX_CLASSES:
-            values["confusion_matrix"] = confusion.tolist()
-    elif kind == MULTI:
+        return values | figures_of_classes(confusion, classes)
+    if kind == MULTI:
         columns = per_label(logits, labels > 0.5)
-    else:
-        return values
-    values["classes"] = {
-        name: {key: column[i].item() for key, column in columns.items()}
-        for i, name in enumerate(classes)
-    }
+        values["classes"] = {
+            name: {key: column[i].item() for key, column in columns.items()}
+            for i, name in enumerate(classes)
+        }
     return values
 
 
@@ -95,12 +87,24 @@ def prediction_rows(task: HeadTask, evaluation: Evaluation) -> list[tuple[str, .
 
 
 def write_predictions(folder: Path, task: Task, evaluations: Mapping[str, Evaluation]) -> None:
-    """Writes `predictions.csv`: one row for each held-out example of a classifier or regression."""
-    if not isinstance(task, HeadTask) or not evaluations:
+    """Writes `predictions.csv`: one row for each held-out example, for tokens for each word; none
+    for masked words and patches.
+    """
+    rows = [
+        (split, *row)
+        for split, evaluation in evaluations.items()
+        for row in _rows_of(task, evaluation)
+    ]
+    if not rows:
         return
     text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(HEAD)
-    for split, evaluation in evaluations.items():
-        rows.writerows((split, *row) for row in prediction_rows(task, evaluation))
+    table = csv.writer(text)
+    table.writerow(("split", "name", *task.prediction_columns))
+    table.writerows([csv_cell(cell) for cell in row] for row in rows)
     atomic_write(folder / PREDICTIONS, plain(text.getvalue()))
+
+
+def _rows_of(task: Task, evaluation: Evaluation) -> list[tuple[str, ...]]:
+    if isinstance(task, HeadTask):
+        return prediction_rows(task, evaluation)
+    return task.prediction_rows(evaluation)

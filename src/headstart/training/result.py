@@ -20,7 +20,7 @@ from headstart.errors import ConfigError, HeadstartError, MissingExtraError
 from headstart.metrics.calibration import confidence_of
 from headstart.metrics.conformal import with_sets
 from headstart.pipelines.base import read_results
-from headstart.progress import duration, metric_text
+from headstart.progress import duration, metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.report.write import PAGES, write_pages
 from headstart.tasks.base import Evaluation, Task
@@ -154,7 +154,7 @@ def summary(task: Task, result: Result) -> str:
     expected = f" (expected {duration(result.estimated)})" if result.estimated else ""
     value = metric_text(task.headline, evaluation.metrics[task.headline])
     return (
-        f"{evaluation.split} {task.headline.replace('_', ' ')} {value}{low_high} on"
+        f"{evaluation.split} {metric_title(task.headline)} {value}{low_high} on"
         f" {evaluation.examples} examples, after {time}{expected}; the result is in"
         f" {result.folder}"
     )

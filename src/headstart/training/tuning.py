@@ -20,7 +20,7 @@ from torch import nn
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.errors import ConfigError
-from headstart.progress import metric_text
+from headstart.progress import metric_text, metric_title
 from headstart.recipe import Recipe
 from headstart.tasks import HeadTask
 from headstart.training.estimate import RESERVE, SMALL, Estimate, fit_budget, short, steps_within
@@ -61,7 +61,7 @@ class Start:
 
     def compared(self, headline: str, value: float) -> str:
         """What came out of full training beside the head."""
-        name = headline.replace("_", " ")
+        name = metric_title(headline)
         kept = "kept" if value > self.value else "the head alone is kept"
         return (
             f"every weight trained from the fitted head: {self.split} {name}"
