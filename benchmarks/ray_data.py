@@ -1,17 +1,23 @@
 """How predictions on a Ray cluster of this machine grow with actors and images.
 
     python benchmarks/ray_data.py [--images 10000 200000] [--actors 1 2 4] [--model bit-mini]
+                                  [--folder FOLDER] [--minutes 15]
 
 Images are JPEG files of 96 x 96 pixels in one Parquet file, a thousand different ones. Each run is
-a new cluster. CPU time is that of all of Ray's processes and of this one; the rate is of wall time,
-without the start of the cluster and of the actors in the second column. Keeps
-`benchmarks/results/ray_data.json`.
+a new cluster. CPU time is that of all of Ray's processes and of the one that drives them; the rate
+is of wall time, without the start of the cluster and of the actors in the second column.
+
+With `--minutes` every process of a run is ended by SIGKILL after that time, and so is this script;
+the next call with the same `--folder` resumes the run. Times are then sums over the pieces. A kept
+run has one row for every image. Keeps `benchmarks/results/ray_data.json`.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -25,8 +31,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from headstart.data.blocks import image_blocks
-from headstart.serving.ray import connected, run_blocks
+from headstart.data.blocks import BLOCK_ROWS, image_blocks
+from headstart.serving.ray import MANIFEST, connected, run_blocks
 
 RESULTS = Path(__file__).parent / "results" / "ray_data.json"
 EVERY = 0.5  # seconds between looks at the processes
@@ -80,35 +86,89 @@ def write_images(file: Path, count: int) -> None:
             writer.write_table(pyarrow.table({"image": part}, schema))
 
 
-def measure(file: Path, count: int, actors: int, model: str, folder: Path) -> dict[str, object]:
-    """One run."""
+def predict(file: Path, out: Path, actors: int, model: str) -> None:
+    """Computes the blocks that are missing; a process of its own, so that it can be killed."""
+    logging.disable(logging.WARNING)
     blocks = list(image_blocks([str(file)]))
-    watch = Watch()
-    before = psutil.cpu_times_percent(interval=1.0)
+    options = {"model": model, "batch_size": 32, "workers": 1}
+    resume = (out / MANIFEST).exists()
     with connected("local"):
-        began = time.perf_counter()
-        options = {"model": model, "batch_size": 32, "workers": 1}
-        out = folder / f"out-{count}-{actors}"
-        found = run_blocks("predict", options, blocks, str(out), actors=actors)
-        seconds = time.perf_counter() - began
-        stamps = sorted(each.stat().st_mtime for each in out.glob("part-*"))
-    assert found.rows == count and not found.errors and not found.failed
-    processor, memory = watch.stop()
-    # the first block of each actor starts it
-    steady = (
-        (len(stamps) - actors) * count / len(blocks) / max(stamps[-1] - stamps[actors - 1], 1e-9)
+        found = run_blocks("predict", options, blocks, str(out), actors=actors, resume=resume)
+    assert not found.errors and not found.failed
+
+
+def kill_tree(pid: int) -> None:
+    """Ends a process and all below it at once."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes)
+
+
+def run_piece(file: Path, out: Path, actors: int, model: str, seconds: float | None) -> dict:
+    """One piece of a run: its times, memory and blocks."""
+    idle = psutil.cpu_times_percent(interval=1.0).idle
+    known = set(out.glob("part-*"))
+    began = time.time()
+    child = multiprocessing.get_context("spawn").Process(
+        target=predict, args=(file, out, actors, model)
     )
+    child.start()
+    watch = Watch()
+    child.join(seconds)
+    processor, memory = watch.stop()
+    if child.exitcode is None:
+        kill_tree(child.pid)
+    elif child.exitcode:
+        raise SystemExit(f"the run failed with {child.exitcode}")
+    new = [each for each in out.glob("part-*") if each not in known]
+    stamps = sorted(each.stat().st_mtime for each in new)
+    steady = stamps[actors:]  # the first block of each actor starts it
+    return {
+        "seconds": time.time() - began,
+        "cpu_seconds": processor,
+        "largest_process_mb": memory,
+        "steady_blocks": len(steady),
+        "steady_seconds": steady[-1] - stamps[actors - 1] if steady else 0.0,
+        "idle_before_percent": idle,
+    }
+
+
+def measure(
+    file: Path, count: int, actors: int, model: str, minutes: float | None
+) -> dict[str, object] | None:
+    """One run, or None where its end has not come."""
+    out = file.parent / f"out-{count}-{actors}"
+    kept = file.parent / f"out-{count}-{actors}.json"
+    pieces = json.loads(kept.read_text()) if kept.exists() else []
+    pieces.append(run_piece(file, out, actors, model, minutes and 60 * minutes))
+    kept.write_text(json.dumps(pieces))
+    parts = sorted(out.glob("part-*"))
+    print(f"{count} images, {actors} actors: {len(parts)} blocks written", flush=True)
+    if len(parts) < len(list(image_blocks([str(file)]))):
+        return None
+    names = [name for part in parts for name in read_names(part)]
+    assert len(names) == len(set(names)) == count  # every image exactly once
+    total = {key: sum(piece[key] for piece in pieces) for key in pieces[0]}
+    steady = total["steady_blocks"] * BLOCK_ROWS / max(total["steady_seconds"], 1e-9)
     return {
         "images": count,
         "actors": actors,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(count / seconds, 1),
+        "seconds": round(total["seconds"], 1),
+        "images_per_second": round(count / total["seconds"], 1),
         "steady_images_per_second": round(steady, 1),
-        "cpu_seconds": round(processor, 1),
-        "images_per_cpu_second": round(count / processor, 1),
-        "largest_process_mb": round(memory),
-        "idle_before_percent": round(before.idle, 1),
+        "cpu_seconds": round(total["cpu_seconds"], 1),
+        "images_per_cpu_second": round(count / total["cpu_seconds"], 1),
+        "largest_process_mb": round(max(piece["largest_process_mb"] for piece in pieces)),
+        "idle_before_percent": round(total["idle_before_percent"] / len(pieces), 1),
+        "killed_and_resumed": len(pieces) - 1,
     }
+
+
+def read_names(part: Path) -> list[str]:
+    """The inputs that a block has rows of."""
+    return pyarrow.parquet.read_table(part, columns=["path"]).column("path").to_pylist()
 
 
 def main() -> None:
@@ -117,15 +177,21 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--model", default="bit-mini")
     parser.add_argument("--note", default="")
+    parser.add_argument("--folder", type=Path, help="where runs are kept; a temporary one")
+    parser.add_argument("--minutes", type=float, help="kill a run after so many minutes")
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for count in arguments.images:
-            file = Path(folder) / f"{count}.parquet"
-            write_images(file, count)
+            file = folder / f"{count}.parquet"
+            if not file.exists():
+                write_images(file, count)
             for actors in arguments.actors:
-                found = measure(file, count, actors, arguments.model, Path(folder))
+                found = measure(file, count, actors, arguments.model, arguments.minutes)
+                if found is None:
+                    return  # the next call resumes it
                 found |= {"model": arguments.model, "note": arguments.note}
                 print(json.dumps(found), flush=True)
                 same = {"images": count, "actors": actors, "model": arguments.model}
