@@ -293,7 +293,7 @@ def test_an_unreadable_image_stops_the_run_or_is_replaced(tiny_model, tmp_path):
         result = train(data, out=out, resume=True, skip_bad=True, device="cpu")
     assert len(losses(out)) == 9 and result.evaluation is None
     notes = json.loads((out / "results.json").read_text())["notes"]
-    assert any("1 unreadable image replaced by others of the first look" in note for note in notes)
+    assert any("1 unreadable image replaced by other training images" in note for note in notes)
 
 
 @pytest.mark.slow

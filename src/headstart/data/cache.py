@@ -164,16 +164,22 @@ class PixelCache:
         self.examples, self.side, self.view, self.file = examples, side, view, file
         self.pixels: NDArray[np.uint8] | None = None  # (M, side, side, 3), of different files
         self.which = np.arange(len(examples))  # row of `pixels` of each example
+        self.stored = np.zeros(0, dtype=bool)  # (M,), whether the image is in `pixels`
         self.notes: list[str] = []  # why images are decoded again in every epoch
 
     def fill(
-        self, workers: int | None, seen: Callable[[int], None] = lambda count: None
+        self,
+        workers: int | None,
+        seen: Callable[[int], None] = lambda count: None,
+        *,
+        lazily: bool = False,
     ) -> list[tuple[int, str]]:
         """Decodes every file once, and stores it where there is room.
 
         Args:
             workers: Threads.
             seen: Receives how many more images are done.
+            lazily: Decode an image when it is read first, in place of all of them now.
 
         Returns:
             Index and reason of each image that cannot be decoded; of none where there is no file
@@ -182,6 +188,10 @@ class PixelCache:
         first, self.which = distinct(self.examples.images)
         rows = np.bincount(self.which, minlength=len(first)).tolist()
         array = self.reserve(len(first))
+        self.stored = np.full(len(first), not lazily)
+        if lazily:
+            self.pixels = array
+            return []
         if array is None and self.file is None:
             return []  # `stream` decodes them when they are needed, once
 
@@ -242,16 +252,20 @@ class PixelCache:
             except InputError as error:
                 return str(error)
 
-        if self.pixels is not None:
+        if self.pixels is not None and self.stored.all():
             return map(one, range(len(self.examples)))
         return parallel(one, range(len(self.examples)), workers)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """One image, (side, side, 3) uint8."""
-        if self.pixels is not None:
-            stored: NDArray[np.uint8] = self.pixels[self.which[index]]
-            return stored
-        return self.view(decode(self.examples.images[index]))
+        if self.pixels is None:
+            return self.view(decode(self.examples.images[index]))
+        at = self.which[index]
+        if not self.stored[at]:
+            self.pixels[at] = self.view(decode(self.examples.images[index]))
+            self.stored[at] = True
+        found: NDArray[np.uint8] = self.pixels[at]
+        return found
 
 
 def random_part(
@@ -272,11 +286,19 @@ def random_part(
     return slice(0, height), slice(0, width)
 
 
-def check_bad(bad: list[Bad], skip: bool, total: int) -> None:
-    """Stops the run over unreadable images, unless they are to be skipped."""
+def check_bad(bad: list[Bad], skip: bool, total: int, *, begun: bool = False) -> None:
+    """Stops the run over unreadable images, unless they are to be skipped.
+
+    Args:
+        bad: The images.
+        skip: Whether they are to be skipped.
+        total: Images that were looked at, or are to be.
+        begun: Whether training may have begun.
+    """
     if bad and not skip:
+        further = "; a run that has begun goes on with --resume --skip-bad" if begun else ""
         lines = listed((f"{each.name}: {each.reason}" for each in bad), 20, "\n  ")
         raise DataError(
             f"{len(bad)} of {total} images cannot be read (remove them, or leave them out with"
-            f" --skip-bad):\n  {lines}"
+            f" --skip-bad{further}):\n  {lines}"
         )

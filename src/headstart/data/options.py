@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "validation", "test")
+LOOK = 5000  # images that are opened before training starts, where there are many
+MANY = 10  # times as many: data sets up to there are opened whole
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,22 @@ def trained_reference_of(
     if not has_p_values(task):
         return None
     rng = np.random.default_rng([seed, 0x0DE])
-    digests, labels = task.feature_digests(), task.targets("train")
-    held_out = [name for split, names in digests.items() if split != "train" for name in names]
+    labels, splits = task.targets("train"), [split for split in task.splits if split != "train"]
+    places = [(split, row) for split in splits for row in range(task.splits[split])]
+    if len(places) < FEWEST:
+        return None
+    chosen = [places[i] for i in rng.permutation(len(places))[:EXAMPLES]]
+    rows = rng.permutation(len(labels))[:EXAMPLES]
+    held_out = [
+        name
+        for split in splits
+        for name in task.digests_at(split, [row for each, row in chosen if each == split])
+    ]
+    names = task.digests_at("train", rows.tolist())
+    store = extractor.fill([*names, *held_out], progress)
+    read = np.array([name in store for name in names])  # not what turned out to be unreadable
+    held_out = [name for name in held_out if name in store]
     if len(held_out) < FEWEST:
         return None
-    held_out = [held_out[i] for i in rng.permutation(len(held_out))[:EXAMPLES]]
-    rows = rng.permutation(len(labels))[:EXAMPLES]
-    names = [digests["train"][row] for row in rows]
-    store = extractor.fill([*names, *held_out], progress)
-    return fit_reference(store[names], labels[rows], store[held_out], seed, trained=True)
+    names = [name for name in names if name in store]
+    return fit_reference(store[names], labels[rows[read]], store[held_out], seed, trained=True)

@@ -188,12 +188,15 @@ def number_sections(
     return [*sections, Section("Largest errors", text, images=images)]
 
 
-def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Section:
+def duplicate_section(
+    pairs: Sequence[Pair], where: Mapping[str, Source], among: tuple[int, int] | None = None
+) -> Section:
     """Images of the data that are the same.
 
     Args:
         pairs: Duplicates, leaks first.
         where: Where each image is, by name.
+        among: Number of images that were looked at, and of all; None is all.
     """
     leaks, contradictions = (
         sum(pair.leaks for pair in pairs),
@@ -207,6 +210,8 @@ def duplicate_section(pairs: Sequence[Pair], where: Mapping[str, Source]) -> Sec
         f"{text if pairs else 'No two images are the same.'} headstart audit, which reads the files"
         " again, looks closer."
     )
+    if among is not None:
+        text = f"Among {among[0]:,} of {among[1]:,} images, those opened before training: {text}"
 
     def image(pair: Pair) -> GalleryImage:
         first, second = (image_source(decode(where[name])) for name in (pair.first, pair.second))

@@ -30,6 +30,7 @@ from headstart.report.texts import (
     text_sections,
 )
 from headstart.tasks.base import Evaluation, Task
+from headstart.tasks.image import UNOPENED
 
 # images of a fitted head whose hashes are looked up; those not cached are decoded once more
 DECODED = 5000
@@ -79,26 +80,36 @@ def hashes_of(task: Any) -> dict[str, NDArray[np.uint64]]:
 
     if not task.caches and sum(task.splits.values()) <= DECODED:  # only a head was fitted
         return {s: task.difference_hashes(s, np.arange(n)) for s, n in task.splits.items()}
-    workers = task.options.workers
-    return {
-        split: np.array(
-            list(parallel(look, [(split, i) for i in range(count)], workers)), dtype=np.uint64
-        )
-        for split, count in task.splits.items()
-    }
+    hashes = {split: np.full(n, FLAT, dtype=np.uint64) for split, n in task.splits.items()}
+    for split, rows in opened_rows(task).items():
+        at = [(split, row) for row in rows.tolist()]
+        hashes[split][rows] = list(parallel(look, at, task.options.workers))
+    return hashes
+
+
+def opened_rows(task: Any) -> dict[str, NDArray[np.int64]]:
+    """Numbers of the images of each split that were opened before training."""
+    return {split: np.flatnonzero(task.sizes[split][:, 0] != UNOPENED) for split in task.splits}
 
 
 def duplicates_of(task: Any, hashes: dict[str, NDArray[np.uint64]]) -> Section:
-    """Images that are the same, or look so where their pixels are at hand."""
-    every = [(split, index) for split in task.splits for index in range(task.splits[split])]
-    together = np.concatenate([hashes[split] for split in task.splits])
-    digests = [task.digests(split)[index] for split, index in every]
+    """Images that are the same, or look so where their pixels are at hand; among those that were
+    opened before training.
+    """
+    opened = opened_rows(task)
+    every = [(split, index) for split, rows in opened.items() for index in rows.tolist()]
+    together = np.concatenate([hashes[split][rows] for split, rows in opened.items()])
+    digests = [task.digests_of[split][index] for split, index in every]
+    pairs = pairs_in(task.data, every, digests, together)
+    shown = {name for pair in pairs for name in (pair.first, pair.second)}
     images = {
-        name: image
-        for part in task.examples.values()
-        for name, image in zip(part.names, part.images, strict=True)
+        part.names[index]: part.images[index]
+        for split, part in task.examples.items()
+        for index in opened[split].tolist()
+        if part.names[index] in shown
     }
-    return duplicate_section(pairs_in(task.data, every, digests, together), images)
+    total = sum(task.splits.values())
+    return duplicate_section(pairs, images, (len(every), total) if len(every) < total else None)
 
 
 def mask_sections(task: Any, evaluation: Evaluation) -> list[Section]:

@@ -227,6 +227,11 @@ class Task(ABC):
         """How each example of a split is named to the user; empty where it has no name."""
         return []
 
+    @property
+    def looks_at_a_part(self) -> bool:
+        """Whether examples were left unopened before training started."""
+        return False
+
     def digests(self, split: str) -> Sequence[str]:
         """Content hash of each example of a split; empty where none is known."""
         return []
@@ -269,6 +274,11 @@ class HeadTask(Task):
     @abstractmethod
     def feature_digests(self) -> dict[str, list[str]]:
         """Hash of the content of every example by split, by which its features are found again."""
+
+    def digests_at(self, split: str, rows: Sequence[int]) -> list[str]:
+        """Those of some examples of a split; "" of one that cannot be read."""
+        digests = self.feature_digests()[split]
+        return [digests[row] for row in rows]
 
     @abstractmethod
     def feature_sizes(self, digests: Sequence[str]) -> list[int]:

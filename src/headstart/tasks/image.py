@@ -4,7 +4,7 @@ Letters: B images, H W sides of what the network sees, N images of a split.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from headstart.data.cache import Bad, PixelCache, check_bad, inspect_all
 from headstart.data.options import SPLITS, DataOptions
+from headstart.data.sources.raw import take
 from headstart.errors import DataError
 from headstart.pipelines.base import batched
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Task
 
 BATCH = 32  # images evaluated together
+UNOPENED = -1  # height and width of an image that was not opened yet
 
 
 class ImageTask(Task):
@@ -41,7 +43,8 @@ class ImageTask(Task):
         self.bad: list[Bad] = []  # found since the last `drop_bad`
         self.skipped: list[Bad] = []
         self.digests_of: dict[str, list[str]] = {}
-        self.sizes: dict[str, NDArray[np.int64]] = {}  # (N, 2): height and width, 0 where unknown
+        # (N, 2): height and width, 0 where unknown, UNOPENED where not looked for yet
+        self.sizes: dict[str, NDArray[np.int64]] = {}
         self.caches: dict[str, PixelCache] = {}
         self.recipe, self.trains = Recipe(), True
         self.processor: Any = None
@@ -60,18 +63,52 @@ class ImageTask(Task):
         """See `Task.digests`."""
         return self.digests_of[split]
 
-    def inspect(self) -> None:
-        """Reads content hash and size of every image; those without a header are bad."""
-        total = sum(self.splits.values())
+    def inspect(self, most: int | None = None) -> None:
+        """Reads content hash and size of images; those without a header are bad.
+
+        Args:
+            most: Images that are opened, a random choice; None opens every one. The others are
+                opened when they are needed.
+        """
+        for split, count in self.splits.items():
+            self.digests_of[split] = [""] * count
+            self.sizes[split] = np.full((count, 2), UNOPENED)
+        whole = np.arange(sum(self.splits.values()))
+        if most is not None:
+            rng = np.random.default_rng([self.options.seed, 0x100C])
+            whole = np.sort(rng.permutation(whole)[:most])
+        ends = np.cumsum(list(self.splits.values()))
+        parts = np.split(whole, np.searchsorted(whole, ends[:-1]))
+        starts = ends - list(self.splits.values())
+        rows = zip(parts, starts, strict=True)
+        self.open_images(
+            dict(zip(self.splits, (part - start for part, start in rows), strict=True))
+        )
+
+    def open_images(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Reads content hash and size of some images of each split."""
+        total = sum(map(len, rows.values()))
         with self.options.progress.counting("reading images", total, self.unit) as seen:
-            for split, examples in self.examples.items():
-                results = inspect_all(examples.images, self.options.workers, seen)
-                read = [("", 0, 0) if isinstance(each, str) else each for each in results]
-                self.digests_of[split] = [digest for digest, _, _ in read]
-                self.sizes[split] = np.array([size for _, *size in read]).reshape(-1, 2)
-                for index, each in enumerate(results):
+            for split, chosen in rows.items():
+                images = take(self.examples[split].images, chosen)
+                results = inspect_all(images, self.options.workers, seen)
+                self.sizes[split][chosen] = 0
+                for index, each in zip(chosen.tolist(), results, strict=True):
                     if isinstance(each, str):
-                        self.bad.append(Bad(split, index, examples.names[index], each))
+                        self.bad.append(Bad(split, index, self.names(split)[index], each))
+                        continue
+                    digest, *size = each
+                    self.digests_of[split][index] = digest
+                    self.sizes[split][index] = size
+
+    @property
+    def looks_at_a_part(self) -> bool:
+        """See `Task.looks_at_a_part`."""
+        return any(len(self.unopened(split)) for split in self.splits)
+
+    def unopened(self, split: str) -> NDArray[np.int64]:
+        """Numbers of the images of a split that were not opened yet."""
+        return np.flatnonzero(self.sizes[split][:, 0] == UNOPENED)
 
     def facts(self) -> Facts:
         """See `Task.facts`; sizes are those of the median training image by area."""
@@ -119,7 +156,9 @@ class ImageTask(Task):
         """
         total = sum(count for split, count in self.splits.items() if split in splits)
         everything = self.skipped + self.bad
-        check_bad(everything, self.options.skip_bad, total + len(self.skipped))
+        check_bad(
+            everything, self.options.skip_bad, total + len(self.skipped), begun=self.looks_at_a_part
+        )
         for split in splits:
             if split in self.examples:
                 self.drop_known_bad(split)
@@ -133,12 +172,14 @@ class ImageTask(Task):
         """Decodes every image of these splits, and drops what cannot be read."""
         self.bad = [each for each in self.bad if each.split in splits]
         present = [split for split in splits if split in self.examples]
-        total = sum(self.splits[split] for split in present)
+        # What was not opened is decoded when it is needed, and may be unreadable then.
+        later = {split for split in present if len(self.unopened(split))}
+        total = sum(self.splits[split] for split in present if split not in later)
         with self.options.progress.counting("decoding images", total, self.unit) as seen:
             for split in present:
                 self.drop_known_bad(split)
                 cache = self.cache(split, folder / f"{split}.npy" if folder else None)
-                failed = cache.fill(self.options.workers, seen)
+                failed = cache.fill(self.options.workers, seen, lazily=split in later)
                 self.bad += [Bad(split, i, cache.examples.names[i], reason) for i, reason in failed]
                 self.caches[split] = cache
                 self.notes += cache.notes

@@ -22,9 +22,9 @@ from headstart.data.duplicates import difference_hash, near_pairs
 from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
-from headstart.data.options import SPLITS, DataOptions
+from headstart.data.options import MANY, SPLITS, DataOptions
 from headstart.data.sources.raw import Source
-from headstart.errors import ConfigError, DataError, InputError
+from headstart.errors import ConfigError, DataError, InputError, counted
 from headstart.pipelines.base import batched
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
@@ -36,6 +36,8 @@ from headstart.tasks.problems import problem_of
 FEATURES_BATCH = 16
 READ_TOGETHER = 512  # images that threads read ahead of the network
 LARGER_SIDES = (1.5, 2.0)  # times the usual side: tried for a fitted head
+COUNTED = 100_000  # unreadable images of which each is counted once
+REPORTED = 10  # unreadable images that are named as they are found
 HASHES = "difference-hashes"  # where they are cached, one bit a feature
 
 
@@ -49,8 +51,10 @@ class LabelledImages(ImageTask):
         self.model: nn.Module | None = None
         self.unread: dict[str, str] = {}  # digest → reason, of images without features
         self.hashes: dict[str, int] = {}  # difference hashes of images that were decoded
-        self.inspect()
-        others = {d for split in self.splits if split != "train" for d in self.digests(split) if d}
+        self.lost: dict[str, str] = {}  # name of an unreadable training image → why
+        self._look()
+        digests = self.digests_of.items()
+        others = {d for split, each in digests if split != "train" for d in each if d}
         leaked = sum(digest in others for digest in self.digests_of.get("train", []))
         if leaked:
             self.notes.append(
@@ -62,6 +66,28 @@ class LabelledImages(ImageTask):
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
         return cls(read_images(path, options), options)
+
+    def _look(self) -> None:
+        """Opens every image, or a random part of very many where the option "look" bounds it."""
+        look, total = self.options.extra.get("look"), sum(self.splits.values())
+        if look is not None and (type(look) is not int or look < 1):
+            raise ConfigError(f"--option look={look}; expected a number of images above 0")
+        if look is None or total <= MANY * look:
+            self.inspect()
+            return
+        self.inspect(look)
+        then = "is left out or replaced" if self.options.skip_bad else "stops the run"
+        self.notes.append(
+            f"{look:,} of {total:,} images were opened, a random choice (--option look=N); the"
+            f" others are opened when they are needed: one that cannot be read {then} then"
+        )
+
+    def digests(self, split: str) -> Sequence[str]:
+        """See `Task.digests`: opens the images that were not opened yet."""
+        unopened = self.unopened(split)
+        if len(unopened):
+            self.open_images({split: unopened})
+        return self.digests_of[split]
 
     @property
     def headline(self) -> str:
@@ -75,8 +101,16 @@ class LabelledImages(ImageTask):
 
     @property
     def fingerprint(self) -> str:
-        """See `Task.fingerprint`: of classes, and of content, label and split of every image."""
-        return combined_fingerprint(self.classes, self.examples, self.digests_of)
+        """See `Task.fingerprint`: of classes, and of content, label and split of every image.
+
+        Where an image was not opened, its file name stands for its content.
+        """
+        digests = {split: list(each) for split, each in self.digests_of.items()}
+        for split, each in digests.items():
+            names = self.names(split)
+            for i in self.unopened(split).tolist():
+                each[i] = names[i].rpartition("/")[2]
+        return combined_fingerprint(self.classes, self.examples, digests)
 
     def facts(self) -> Facts:
         """See `Task.facts`."""
@@ -100,7 +134,14 @@ class LabelledImages(ImageTask):
                 + ("" if balanced else " (--class-weights balanced makes up for it)")
             )
         if self.bad:
-            lines.append(f"{len(self.bad)} of {total} images cannot be read")
+            opened = total - sum(len(self.unopened(split)) for split in self.splits)
+            lines.append(f"{len(self.bad)} of {opened} images cannot be read")
+        if self.lost:
+            first = next(iter(self.lost.items()))
+            lines.append(
+                f"{counted(len(self.lost), 'unreadable image')} replaced by other training images:"
+                f" {': '.join(first)}{', …' if len(self.lost) > 1 else ''}"
+            )
         return lines + self.notes
 
     def _counts(self) -> NDArray[np.int64]:
@@ -207,9 +248,38 @@ class LabelledImages(ImageTask):
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """See `Task.example`: image (3, H, W) uint8, and its label."""
+        try:
+            return self._example(index, rng)
+        except InputError as error:  # an image that was not opened before
+            return self.replaced(self.names("train")[index], str(error), rng)
+
+    def _example(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         return self.augmented(
             self.caches["train"][index], self.examples["train"].labels[index], rng
         )
+
+    def replaced(self, name: str, reason: str, rng: np.random.Generator) -> dict[str, Tensor]:
+        """An example in place of one that cannot be read.
+
+        Raises:
+            DataError: `skip_bad` does not allow it.
+        """
+        if not self.options.skip_bad:
+            raise DataError(
+                f"{name}: {reason} (--skip-bad goes on without such images; a run that has begun"
+                " with --resume --skip-bad)"
+            )
+        if name not in self.lost and len(self.lost) < COUNTED:  # each epoch reads it again
+            self.lost[name] = reason
+            if len(self.lost) <= REPORTED:
+                rest = "; further ones are counted only" if len(self.lost) == REPORTED else ""
+                self.options.progress.report(f"headstart: {name}: {reason}: replaced{rest}")
+        for at in rng.permutation(len(self.examples["train"])).tolist():
+            try:
+                return self._example(at, rng)
+            except InputError:
+                continue
+        raise DataError(f"{name}: {reason}; no other training image can be decoded either")
 
     def augmented(
         self, image: NDArray[np.uint8], label: Any, rng: np.random.Generator
@@ -306,7 +376,14 @@ class ImageClassification(LabelledImages, HeadTask):
     """
 
     name: ClassVar[str] = "image-classification"
-    option_names: ClassVar[tuple[str, ...]] = ("classes", "lanes", "max_error", "stream", "window")
+    option_names: ClassVar[tuple[str, ...]] = (
+        "classes",
+        "lanes",
+        "look",
+        "max_error",
+        "stream",
+        "window",
+    )
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> "ImageClassification":
@@ -338,8 +415,15 @@ class ImageClassification(LabelledImages, HeadTask):
         return values
 
     def feature_digests(self) -> dict[str, list[str]]:
-        """See `HeadTask.feature_digests`: of the files."""
-        return self.digests_of
+        """See `HeadTask.feature_digests`: of the files, each of which is opened for it."""
+        return {split: list(self.digests(split)) for split in self.splits}
+
+    def digests_at(self, split: str, rows: Sequence[int]) -> list[str]:
+        """See `HeadTask.digests_at`: opens those that were not opened yet."""
+        unopened = np.intersect1d(self.unopened(split), np.asarray(rows, dtype=np.int64))
+        if len(unopened):
+            self.open_images({split: unopened})
+        return [self.digests_of[split][row] for row in rows]
 
     def feature_sizes(self, digests: Sequence[str]) -> list[int]:
         """See `HeadTask.feature_sizes`: all images cost the same."""
@@ -347,10 +431,12 @@ class ImageClassification(LabelledImages, HeadTask):
 
     def feature_inputs(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Inputs]]:
         """See `HeadTask.feature_inputs`."""
+        wanted = set(digests)
         sources = {
-            digest: source
+            digest: examples.images[row]
             for split, examples in self.examples.items()
-            for digest, source in zip(self.digests_of[split], examples.images, strict=True)
+            for row, digest in enumerate(self.digests_of[split])
+            if digest in wanted
         }
         size = FEATURES_BATCH if processor_side(self.processor) else 1
         for part in batched(digests, READ_TOGETHER):

@@ -26,15 +26,13 @@ from headstart.data.sources.raw import RawTable
 from headstart.data.sources.tars import Streamed, expand_name
 from headstart.data.storage import file_names, file_sizes, is_uri
 from headstart.data.stream import LANES, WINDOW, Stream, is_parquet, stream_shard
-from headstart.errors import ConfigError, DataError, InputError, counted
+from headstart.errors import ConfigError, DataError, InputError
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.image import ImageTask
 from headstart.tasks.image_classification import ImageClassification
 
 LOOK = 1000  # samples of the first look
 LOOKED_INTO = 8  # shards of the first look
-COUNTED = 100_000  # unreadable images of which each is counted once
-SAID = 10  # unreadable images that are said as they are found
 SUFFIXES = (".tar", ".parquet")
 
 
@@ -67,7 +65,6 @@ class StreamedClassification(ImageClassification):
         super().__init__(data, options)
         self.shards, self.label_options = shards, labels
         self.stream: Stream | None = None
-        self.lost: dict[str, str] = {}  # name of an unreadable image → why
 
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
@@ -108,12 +105,6 @@ class StreamedClassification(ImageClassification):
             f"about {self.shards.examples:,} training images in {len(self.shards.names)} shards"
             f"{f' and {others}' if others else ''}; {self._describe_labels()} in the first look"
         )
-        if self.lost:
-            first = next(iter(self.lost.items()))
-            lines.append(
-                f"{counted(len(self.lost), 'unreadable image')} replaced by others of the first"
-                f" look: {': '.join(first)}{', …' if len(self.lost) > 1 else ''}"
-            )
         return lines
 
     # Training -------------------------------------------------------------------------------------
@@ -172,24 +163,8 @@ class StreamedClassification(ImageClassification):
         try:
             pixels = self.caches["train"].view(decode(examples.images[at]))
         except InputError as error:
-            return self._replaced(examples.names[at], str(error), rng)
+            return self.replaced(examples.names[at], str(error), rng)
         return self.augmented(pixels, examples.labels[at], rng)
-
-    def _replaced(self, name: str, reason: str, rng: np.random.Generator) -> dict[str, Tensor]:
-        """An example of the first look in place of one that cannot be read."""
-        if not self.options.skip_bad:
-            raise DataError(f"{name}: {reason} (--resume --skip-bad goes on without such images)")
-        if name not in self.lost and len(self.lost) < COUNTED:  # each epoch reads it again
-            self.lost[name] = reason
-            if len(self.lost) <= SAID:
-                rest = "; further ones are counted only" if len(self.lost) == SAID else ""
-                self.options.progress.report(f"headstart: {name}: {reason}: replaced{rest}")
-        for at in rng.permutation(len(self.examples["train"])).tolist():
-            try:
-                return super().example(at, rng)
-            except InputError:  # truncated too, which the first look does not find
-                continue
-        raise DataError(f"{name}: {reason}; no image of the first look can be decoded either")
 
     def positions(self, step: int) -> NDArray[np.int64]:
         """See `Task.positions`."""
@@ -210,6 +185,8 @@ def _refuse(options: DataOptions) -> None:
             f"--stream holds nothing out: leave val_fraction={options.val_fraction:g} out, and give"
             " the validation data with --val"
         )
+    if options.extra.get("look") is not None:
+        raise ConfigError("--stream opens few images beforehand by itself: leave look out")
     for name in ("lanes", "window"):
         value = options.extra.get(name, 1)
         if type(value) is not int or value < 1:

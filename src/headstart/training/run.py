@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.labels import kind_named
+from headstart.data.options import LOOK
 from headstart.errors import ConfigError
 from headstart.progress import Progress, Silent, progress_for_python
 from headstart.tasks import task_class
@@ -159,6 +160,8 @@ def train(
         wanted = RecipeOptions(config, recipe, recipe_values, epochs, full=fsdp)
         extra = {"validation": validation, "test": test, "max_error": max_error}
         extra |= {"stream": stream or None}
+        if task_class(task).name == "image-classification" and not stream:
+            extra["look"] = LOOK
         options = {
             "seed": wanted.get("seed") or 0,
             "problem_type": None if problem_type is None else kind_named(problem_type),
