@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from command_line import call
 from headstart import pipeline
 from headstart.data.cache import parallel
-from headstart.data.inputs import image_inputs
-from headstart.data.predictions import classify, unique_stems
+from headstart.data.inputs import ImageInput, image_inputs
+from headstart.data.predictions import classify, in_batches, unique_stems
 from headstart.data.results import ResultTable, remaining
 from headstart.errors import InputError
 from photo_data import photos, tiny_model  # noqa: F401 - fixtures
@@ -98,6 +98,26 @@ def test_classify_gives_what_the_pipeline_gives(photos, tiny_model, tmp_path):  
         torch.testing.assert_close(
             [one["score"] for one in each.labels], [one["score"] for one in labels]
         )
+
+
+def test_batches_hold_as_many_pixels_as_eight_large_images():
+    def sizes(count, side, batch_size=None):
+        inputs = [ImageInput(str(i), Path(str(i))) for i in range(count)]
+        ready = [torch.zeros(1, 3, side, side)] * count
+        ready[0] = InputError("damaged")
+        batches = list(in_batches(inputs, ready, batch_size))
+        assert [each.name for batch in batches for each, _ in batch] == [
+            str(i) for i in range(count)
+        ]
+        return [len(batch) for batch in batches]
+
+    assert sizes(30, 224) == [9, 8, 8, 5]  # the first of them is damaged
+    assert sizes(70, 128) == [26, 25, 19]
+    assert sizes(130, 32) == [64, 64, 2]
+    assert sizes(3, 640) == [2, 1]
+    assert sizes(8, 224, 3) == [3, 3, 2]
+    with pytest.raises(InputError, match="batch_size=0"):
+        sizes(2, 8, 0)
 
 
 def test_parallel_keeps_the_order_and_reads_no_more_than_it_may():

@@ -21,6 +21,7 @@ from headstart.training.estimate import (
     measure,
     parse_budget,
     peak_memory,
+    unknown_seconds,
 )
 from headstart.training.loop import Loop
 from headstart.training.world import World
@@ -260,6 +261,18 @@ def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):
     loop = Loop(task, model, task.recipe, tmp_path, World("cpu"), Silent())
     loop.run(deadline=time.perf_counter() - 1)
     assert loop.step == 1
+
+
+def test_what_follows_training_is_expected_but_not_cut(photos):
+    """Features for p-values and the report are part of the time that is said."""
+    recipe = Recipe(steps=100, batch_size=10)
+    costs = Estimate(0.01, 0.002, 0.0, 500, 1e9, after=20.0)
+    assert costs.seconds(recipe) == pytest.approx(11.0)
+    assert costs.total(recipe) == pytest.approx(31.0)
+    assert costs.text(recipe).startswith("about 31s ")
+    task = ImageClassification.read(photos, DataOptions())
+    assert unknown_seconds(task, 0.5, 1) == pytest.approx(0.5 * sum(task.splits.values()))
+    assert unknown_seconds(task, 0.5, 2) == unknown_seconds(task, 50.0, 1) == 0.0
 
 
 def test_the_cost_is_reported_first(photos, tiny_model, tmp_path, capsys):

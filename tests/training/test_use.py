@@ -9,8 +9,10 @@ import yaml
 
 import headstart
 from headstart.data import cache
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.progress import Lines, Silent, plain
+from headstart.tasks import task_class
 from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
 from headstart.training.log import read_metrics
@@ -242,3 +244,21 @@ def test_what_is_decoded_in_every_epoch_is_said(folder, tiny_model, tmp_path, mo
     assert any(line in each for each in jobs.lines)
     assert line in (found.folder / "report.html").read_text()
     assert ("decoding images", 20, "img") in jobs.jobs and ("evaluating", 4, "img") in jobs.jobs
+    assert ("measuring the time", 1, "runs") in jobs.jobs
+    assert ("writing results and report", 2, "files") in jobs.jobs
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("text-classification", {"text": "a good book", "label": "good"}),
+        ("token-classification", {"tokens": ["a", "book"], "tags": ["O", "B-X"]}),
+        ("multiple-choice", {"text": "a", "choices": ["b", "c"], "label": 0}),
+    ],
+)
+def test_texts_are_not_read_in_silence(task, row, tmp_path):
+    rows = [row, row | {"label": "poor"} if task == "text-classification" else row] * 4
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    jobs = Jobs()
+    task_class(task).read(tmp_path / "t.jsonl", DataOptions(progress=jobs))
+    assert jobs.jobs == [("reading texts", 1, "data sets")]

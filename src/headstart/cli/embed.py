@@ -37,7 +37,7 @@ def embed(
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     lines: LinesOption = False,
     long: LongOption = "refuse",
-    batch_size: BatchOption = 8,
+    batch_size: BatchOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the file of a run that was cut off.")
     ] = False,

@@ -69,7 +69,14 @@ LongOption = Annotated[
     str,
     typer.Option(help="Texts above the maximum length: refuse, cut or extend (sampled attention)."),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images or texts in one forward pass.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images or texts in one forward pass; default 8 texts, 8 images of 224x224 pixels, or"
+        " up to 64 smaller ones.",
+    ),
+]
 RayOption = Annotated[
     str | None,
     typer.Option(

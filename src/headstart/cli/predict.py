@@ -54,7 +54,7 @@ def predict(
         ),
     ] = 0.5,
     as_json: JsonOption = False,
-    batch_size: BatchOption = 8,
+    batch_size: BatchOption = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -181,7 +181,7 @@ class _Wanted:
     program: Path | None  # a file of `headstart export --full`
     out: Path | None
     top: int | None
-    batch_size: int
+    batch_size: int | None
     threshold: float
     refuse: bool
     max_error: float | None

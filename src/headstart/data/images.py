@@ -51,13 +51,14 @@ def read_unlabeled_images(path: str | Path, options: DataOptions) -> ImageData:
     labels; there is one class.
     """
     options = replace(options, target="none")
-    tables = read_source(path, options)
-    splits = {
-        split: Examples(part.images, np.zeros(len(part.images), dtype=np.int64), part.names)
-        for split, part in labelled_by_split(tables, options).items()
-    }
-    data = ImageData(["images"], splits, notes_of(tables))
-    return data if options.classes is not None else _split(data, options)
+    with options.progress.counting("reading images", 1, "data sets"):
+        tables = read_source(path, options)
+        splits = {
+            split: Examples(part.images, np.zeros(len(part.images), dtype=np.int64), part.names)
+            for split, part in labelled_by_split(tables, options).items()
+        }
+        data = ImageData(["images"], splits, notes_of(tables))
+        return data if options.classes is not None else _split(data, options)
 
 
 def notes_of(tables: Tables) -> list[str]:

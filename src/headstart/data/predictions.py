@@ -2,7 +2,8 @@
 gives one row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from headstart.data.cache import parallel
 from headstart.data.inputs import ImageInput
 from headstart.data.results import Kind
 from headstart.errors import ConfigError, InputError
-from headstart.pipelines.base import batched
 from headstart.pipelines.confidence import UNKNOWN
 
 T = TypeVar("T")
+VALUES = 8 * 3 * 224 * 224  # of preprocessed images in one forward pass, by default
+MOST = 64  # images in one forward pass, by default
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,40 @@ def attempt(
     return parallel(one, inputs, workers)
 
 
+def in_batches(
+    inputs: Sequence[ImageInput], ready: Iterable[Any], batch_size: int | None
+) -> Iterator[list[tuple[ImageInput, Any]]]:
+    """Images with what was prepared of each, in batches for one forward pass.
+
+    Args:
+        inputs: The images.
+        ready: An array of each, with a shape, or why there is none.
+        batch_size: Images in a batch; None takes 8 of 224 x 224 pixels, and more of smaller ones,
+            at most 64: a forward pass of few small images is mostly overhead.
+
+    Raises:
+        InputError: `batch_size` is not positive.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; it must be at least 1")
+    batch: list[tuple[ImageInput, Any]] = []
+    values = 0
+    for pair in zip(inputs, ready, strict=True):
+        batch.append(pair)
+        values += 0 if isinstance(pair[1], InputError) else math.prod(pair[1].shape)
+        if len(batch) == (batch_size or MOST) or (batch_size is None and values >= VALUES):
+            yield batch
+            batch, values = [], 0
+    if batch:
+        yield batch
+
+
 def classify(
     pipe: Any,
     inputs: Sequence[ImageInput],
     *,
     top_k: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int | None = None,
 ) -> Iterator[Prediction]:
     """The prediction for every image, in order.
@@ -73,11 +103,11 @@ def classify(
         pipe: A pipeline of image classification.
         inputs: The images.
         top_k: Labels of each image; None as the pipeline has it.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass; see `in_batches`.
         workers: Threads that read and preprocess; None is one for each processor, at most 8.
     """
     ready = attempt(lambda each: pipe.pixel_values(each.pixels()), inputs, workers)
-    for batch in batched(zip(inputs, ready, strict=True), batch_size):
+    for batch in in_batches(inputs, ready, batch_size):
         parts = [values for _, values in batch if not isinstance(values, InputError)]
         rows = iter(zip(*pipe.compared(parts), strict=True) if parts else ())
         for each, values in batch:

@@ -112,7 +112,7 @@ def text_pipeline(
     task: str,
     model: str,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     long: str = "refuse",
     hash_error: float | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -124,7 +124,7 @@ def text_pipeline(
     Args:
         task: A name in `TASKS`.
         model: A folder, a Hub id or an authors' name.
-        batch_size: Texts that go through the network together.
+        batch_size: Texts that go through the network together; None is as the pipeline has it.
         long: What becomes of texts that are longer than the network reads: "refuse", "cut", or
             "extend" (positions are repeated, and attention is sampled).
         hash_error: Sample attention with as many hashes as keep its error to this fraction.
@@ -149,7 +149,9 @@ def text_pipeline(
     }
     if refuse is not False:
         options["refuse"] = refuse
-    run = pipeline(task, model, device=device, batch_size=batch_size, **options)
+    if batch_size is not None:
+        options["batch_size"] = batch_size
+    run = pipeline(task, model, device=device, **options)
     run.ways_out = ("--long cut", "--long extend")
     return run
 

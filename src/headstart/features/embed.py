@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headstart.auto import AutoImageProcessor, AutoTokenizer
 from headstart.data.embeddings import IMAGE_COLUMNS, TEXT_COLUMNS, Embeddings, read_embeddings
 from headstart.data.inputs import ImageInput, image_inputs
-from headstart.data.predictions import attempt
+from headstart.data.predictions import attempt, in_batches
 from headstart.data.results import EMBEDDING_SUFFIXES, ResultTable, remaining, vector_text
 from headstart.data.text_files import read_inputs
 from headstart.errors import ConfigError, InputError
@@ -31,6 +31,7 @@ from headstart.pipelines.features import FeatureExtractionPipeline
 from headstart.progress import Progress, Silent
 
 Floats = NDArray[np.float32]
+TEXTS = 8  # in one forward pass, by default
 CLASSIFIERS = ("image-classification", "text-classification")
 
 
@@ -165,11 +166,14 @@ class Embedded:
 
 
 def image_vectors(
-    embedder: Embedder, inputs: Sequence[ImageInput], batch_size: int, workers: int | None = None
+    embedder: Embedder,
+    inputs: Sequence[ImageInput],
+    batch_size: int | None,
+    workers: int | None = None,
 ) -> Iterator[Embedded]:
     """The vector of each image, in order; reading and preprocessing overlap with the network."""
     ready = attempt(lambda each: embedder.pixel_values(each.pixels()), inputs, workers)
-    for batch in batched(zip(inputs, ready, strict=True), batch_size):
+    for batch in in_batches(inputs, ready, batch_size):
         parts = [values for _, values in batch if not isinstance(values, InputError)]
         vectors = iter(embedder.of_images(parts) if parts else ())
         for each, values in batch:
@@ -180,17 +184,17 @@ def image_vectors(
 
 
 def text_vectors(
-    embedder: Embedder, inputs: Sequence[tuple[str, str]], batch_size: int
+    embedder: Embedder, inputs: Sequence[tuple[str, str]], batch_size: int | None
 ) -> Iterator[Embedded]:
     """The vector of each named text, in order."""
-    for batch in batched(inputs, batch_size):
+    for batch in batched(inputs, TEXTS if batch_size is None else batch_size):
         names, texts = [name for name, _ in batch], [text for _, text in batch]
         for name, text, vector in zip(names, texts, embedder.of_texts(texts, names), strict=True):
             yield Embedded(name, vector, content=text)
 
 
 def vectors_of(
-    embedder: Embedder, inputs: Sequence[Any], batch_size: int, workers: int | None = None
+    embedder: Embedder, inputs: Sequence[Any], batch_size: int | None, workers: int | None = None
 ) -> Iterator[Embedded]:
     """The vector of each `ImageInput`, or of each pair of name and text, in order."""
     if embedder.reads_text:
@@ -203,7 +207,7 @@ def write_embeddings(
     inputs: Sequence[Any],
     out: Path,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -214,7 +218,8 @@ def write_embeddings(
         embedder: The network.
         inputs: `ImageInput`s, or pairs of name and text.
         out: A Parquet or .npz file.
-        batch_size: Images or texts in one forward pass.
+        batch_size: Images or texts in one forward pass; None takes 8 texts, 8 images of 224 x 224
+            pixels, or up to 64 smaller ones.
         workers: Threads that read and preprocess images.
         resume: Continue a file.
         progress: Shows what is done.
@@ -252,7 +257,7 @@ def embed(
     *,
     texts: Sequence[str] = (),
     out: str | Path | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: Any = None,
     workers: int | None = None,
     long: str = "refuse",
@@ -268,7 +273,8 @@ def embed(
             model text files and tables. Also arrays (H, W, 3) of uint8.
         texts: Texts themselves, for a text model.
         out: A file that ends in .parquet or .npz, written row by row; None keeps all in memory.
-        batch_size: Images or texts in one forward pass.
+        batch_size: Images or texts in one forward pass; None takes 8 texts, 8 images of 224 x 224
+            pixels, or up to 64 smaller ones.
         device: Where to compute; None is the CPU.
         workers: Threads that read and preprocess images.
         long: What becomes of texts above the maximum length: "refuse", "cut" or "extend".

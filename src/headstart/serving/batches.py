@@ -109,7 +109,8 @@ class BatchPredictor(Batches):
         column: Column of images or texts; None is the first of image, bytes, item, path, text.
         keep: Columns of the batch to pass on.
         top: Labels of each row.
-        batch_size: Images or texts in one forward pass.
+        batch_size: Images or texts in one forward pass; None takes 8 texts, 8 images of 224 x 224
+            pixels, or up to 64 smaller ones.
         threshold: Minimum probability of a label of a multi-label model.
         refuse: Whether to refuse answers of low confidence, or the target error rate.
         long: What becomes of texts above the maximum length: "refuse", "cut" or "extend".
@@ -141,7 +142,7 @@ class BatchPredictor(Batches):
         column: str | None = None,
         keep: Sequence[str] = (),
         top: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         threshold: float = 0.5,
         refuse: bool | float = False,
         long: str = "refuse",
@@ -204,7 +205,8 @@ class BatchEmbedder(Batches):
         model: A result folder, a Hub id or an authors' name.
         column: Column of images or texts; None is the first of image, bytes, item, path, text.
         keep: Columns of the batch to pass on.
-        batch_size: Images or texts in one forward pass.
+        batch_size: Images or texts in one forward pass; None takes 8 texts, 8 images of 224 x 224
+            pixels, or up to 64 smaller ones.
         long: What becomes of texts above the maximum length: "refuse", "cut" or "extend".
         device: Where to compute; None is the CPU.
         workers: Threads that read and preprocess images.
@@ -231,7 +233,7 @@ class BatchEmbedder(Batches):
         *,
         column: str | None = None,
         keep: Sequence[str] = (),
-        batch_size: int = 8,
+        batch_size: int | None = None,
         long: str = "refuse",
         device: Any = None,
         workers: int | None = None,

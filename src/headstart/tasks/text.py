@@ -7,6 +7,7 @@ import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -34,6 +35,11 @@ TOKENIZED_TOGETHER = 256  # texts
 IGNORE = -100  # label that is left out of a loss
 
 
+def reading(options: DataOptions) -> AbstractContextManager[object]:
+    """Shows that texts are read and interpreted, which takes a second for every 100,000."""
+    return options.progress.counting("reading texts", 1, "data sets")
+
+
 class TextTask(Task):
     """Base of the text tasks: a task says how rows are read, become tensors, and are evaluated."""
 
@@ -51,7 +57,7 @@ class TextTask(Task):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        with options.progress.counting("reading texts", 1, "data sets"):
+        with reading(options):
             data = read_texts(path, options, cls.rows)
             labels = cls.strata(data)
             if options.classes is None:

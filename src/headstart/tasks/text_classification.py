@@ -37,6 +37,7 @@ from headstart.tasks.text import (
     class_names,
     last_linear,
     longest_first,
+    reading,
 )
 
 SCORE = "score"  # name of the one output of a regression
@@ -67,28 +68,29 @@ class TextClassification(TextTask, HeadTask):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        data = read_texts(path, options, read_labelled)
-        kind = options.problem_type or kind_of_rows(
-            [row for rows in data.splits.values() for row in rows], options
-        )
-        for row in (row for rows in data.splits.values() for row in rows):
-            row.values["label"] = _parsed(row, kind)
-        if options.classes is None:
-            strata = None
-            if kind == SINGLE:
-                numbers = {
-                    label: i
-                    for i, label in enumerate(
-                        sorted({row.values["label"] for row in data.splits["train"]})
+        with reading(options):
+            data = read_texts(path, options, read_labelled)
+            kind = options.problem_type or kind_of_rows(
+                [row for rows in data.splits.values() for row in rows], options
+            )
+            for row in (row for rows in data.splits.values() for row in rows):
+                row.values["label"] = _parsed(row, kind)
+            if options.classes is None:
+                strata = None
+                if kind == SINGLE:
+                    numbers = {
+                        label: i
+                        for i, label in enumerate(
+                            sorted({row.values["label"] for row in data.splits["train"]})
+                        )
+                    }
+                    strata = [numbers[row.values["label"]] for row in data.splits["train"]]
+                hold_out(data, options, strata)
+                if kind != SINGLE:
+                    data.notes.append(
+                        f"labels: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)"
                     )
-                }
-                strata = [numbers[row.values["label"]] for row in data.splits["train"]]
-            hold_out(data, options, strata)
-            if kind != SINGLE:
-                data.notes.append(
-                    f"labels: {WORDS[kind]} ({kind}; --problem-type chooses otherwise)"
-                )
-        return cls(data, options, kind)
+            return cls(data, options, kind)
 
     def _find_classes(self) -> list[str]:
         if self.kind == REGRESSION:

@@ -21,7 +21,15 @@ from headstart.errors import ConfigError, listed
 from headstart.metrics.classification import confusion_matrix, figures_of_classes, per_class, wilson
 from headstart.metrics.text import entity_scores
 from headstart.tasks.base import Evaluation
-from headstart.tasks.text import BATCH, IGNORE, TextTask, class_index, class_names, longest_first
+from headstart.tasks.text import (
+    BATCH,
+    IGNORE,
+    TextTask,
+    class_index,
+    class_names,
+    longest_first,
+    reading,
+)
 
 
 class TokenClassification(TextTask):
@@ -59,16 +67,17 @@ class TokenClassification(TextTask):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`."""
-        data = read_texts(path, options, read_tagged)
-        if options.classes is None:
-            hold_out(data, options)
-        tags = options.classes or [
-            tag for row in data.splits["train"] for tag in row.values["tags"]
-        ]
-        iob = any(tag.startswith("B-") for tag in tags) or all(
-            tag == "O" or tag.startswith("I-") for tag in tags
-        )
-        return (TokenClassification if iob else WordTagging)(data, options)  # type: ignore[return-value]
+        with reading(options):
+            data = read_texts(path, options, read_tagged)
+            if options.classes is None:
+                hold_out(data, options)
+            tags = options.classes or [
+                tag for row in data.splits["train"] for tag in row.values["tags"]
+            ]
+            iob = any(tag.startswith("B-") for tag in tags) or all(
+                tag == "O" or tag.startswith("I-") for tag in tags
+            )
+            return (TokenClassification if iob else WordTagging)(data, options)  # type: ignore[return-value]
 
     @property
     def labels(self) -> list[str]:

@@ -18,13 +18,17 @@ import torch
 from headstart.data.cache import threads
 from headstart.data.options import SPLITS
 from headstart.errors import ConfigError
+from headstart.features.head import REPORT
+from headstart.features.unknown import EXAMPLES
 from headstart.progress import duration
 from headstart.recipe import Recipe
+from headstart.tasks.base import HeadTask, Task
 from headstart.training.loop import Loop, seed_all
 from headstart.training.micro_batch import memory_per_example
 from headstart.training.optim import autocast
 
 PATIENCE = 5.0  # seconds that one measurement may take
+UNKNOWN_PATIENCE = 300.0  # seconds that features for the p-values of a trained network may take
 EVALUATED = 0.75  # examples evaluated for each one trained on, at most; see `default_interval`
 # fraction of a budget that is planned with: reading, writing and a busy machine take the rest
 RESERVE = 0.85
@@ -52,6 +56,7 @@ class Estimate:
         last: Those that are evaluated after it.
         memory: Of the whole process: data, weights, gradients, optimizer, and what a micro-batch
             keeps for the backward pass.
+        after: Seconds of p-values and report, after the last evaluation.
     """
 
     example: float
@@ -60,6 +65,7 @@ class Estimate:
     evaluated: int
     memory: float
     last: int = 0
+    after: float = 0.0
 
     def seconds(self, recipe: Recipe, steps: int | None = None) -> float:
         """Time of so many steps (default all) of a recipe, with its evaluations.
@@ -67,15 +73,18 @@ class Estimate:
         Reading goes on beside computing.
         """
         per_example = max(self.example, self.load)
-        return (
-            recipe.steps if steps is None else steps
-        ) * recipe.batch_size * per_example + self.evaluated * self.forward
+        examples = (recipe.steps if steps is None else steps) * recipe.batch_size
+        return examples * per_example + self.evaluated * self.forward
+
+    def total(self, recipe: Recipe, steps: int | None = None) -> float:
+        """`seconds`, and what follows the last evaluation."""
+        return self.seconds(recipe, steps) + self.after
 
     def text(self, recipe: Recipe, steps: int | None = None) -> str:
         """One line for the user."""
         rate, memory = 1 / max(self.example, self.load, 1e-9), self.memory / 2**30
         return (
-            f"about {duration(self.seconds(recipe, steps))} on this machine ({rate:.0f}"
+            f"about {duration(self.total(recipe, steps))} on this machine ({rate:.0f}"
             f" examples/s), {memory:.1f} GB of memory"
         )
 
@@ -85,6 +94,11 @@ def measure(loop: Loop) -> Estimate:
 
     Weights and later random numbers stay as they are.
     """
+    with loop.progress.counting("measuring the time", 1, "runs"):
+        return _measured(loop)
+
+
+def _measured(loop: Loop) -> Estimate:
     task, recipe, device = loop.task, loop.recipe, loop.world.device
     buffers = {name: buffer.clone() for name, buffer in loop.model.named_buffers()}
     size = min(recipe.micro_batch or recipe.batch_size, task.splits["train"])
@@ -132,8 +146,33 @@ def measure(loop: Loop) -> Estimate:
         added += (size - 2) * memory_per_example(task, loop.model, recipe, device)
     memory = peak_memory(device) + added
     return loop.world.broadcast(
-        Estimate(example / loop.world.size, forward, load, evaluated, memory, last)
+        Estimate(
+            example / loop.world.size,
+            forward,
+            load,
+            evaluated,
+            memory,
+            last,
+            REPORT + unknown_seconds(task, forward, loop.world.size),
+        )
     )
+
+
+def unknown_seconds(task: Task, forward: float, processes: int) -> float:
+    """Time of the features that tell a trained classifier's classes from others.
+
+    Args:
+        task: Its examples.
+        forward: Seconds of one example.
+        processes: That train together.
+
+    Returns:
+        0 where they are not computed: other tasks, several processes, or too slow a network.
+    """
+    if not isinstance(task, HeadTask) or task.name != "image-classification" or processes > 1:
+        return 0.0
+    seconds = forward * min(2 * EXAMPLES, sum(task.splits.values()))
+    return seconds if seconds < UNKNOWN_PATIENCE else 0.0
 
 
 def peak_memory(device: torch.device) -> float:

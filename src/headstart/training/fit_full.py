@@ -8,12 +8,12 @@ from torch import nn
 
 from headstart.errors import DataError
 from headstart.features.extract import extractor_of
-from headstart.features.unknown import EXAMPLES, trained_reference_of
+from headstart.features.unknown import trained_reference_of
 from headstart.progress import duration
 from headstart.tasks import HeadTask, can_fit_head
 from headstart.tasks.result import Result
 from headstart.training.checkpoints import load_checkpoint
-from headstart.training.estimate import LONG, SMALL, Estimate, fit_budget, measure
+from headstart.training.estimate import LONG, SMALL, Estimate, fit_budget, measure, unknown_seconds
 from headstart.training.fit_head import AUTO_SECONDS, fit_head_run
 from headstart.training.loop import Loop
 from headstart.training.micro_batch import fitting_micro_batch
@@ -21,8 +21,6 @@ from headstart.training.request import Run
 from headstart.training.result import begin, finish, resume_command
 from headstart.training.tuning import Start, begin_with
 from headstart.training.world import whole
-
-PATIENCE = 300.0  # seconds that features for the p-values of a trained network may take
 
 
 def fit_full_run(run: Run, resume: bool) -> Result:
@@ -67,10 +65,9 @@ def find_unknown(run: Run, network: nn.Module, result: Result, estimate: Estimat
     """Adds what tells the classes of an image classifier from others, where there is time for the
     features of some thousand examples.
     """
-    task, seconds = run.task, estimate.forward * min(2 * EXAMPLES, sum(run.task.splits.values()))
-    if not isinstance(task, HeadTask) or task.name != "image-classification":
-        return
-    if run.world.size == 1 and seconds < min(run.left, PATIENCE):
+    task = run.task
+    seconds = unknown_seconds(task, estimate.forward, run.world.size)
+    if isinstance(task, HeadTask) and 0 < seconds < run.left:
         extractor = extractor_of(task, network.eval(), run.world.device)
         with run.progress:
             result.reference = trained_reference_of(task, extractor, run.recipe.seed, run.progress)
@@ -154,7 +151,7 @@ def run_loop(
         The network as it is saved, and the result, which is not written yet.
     """
     task, world = run.task, run.world
-    expected = estimate.seconds(run.recipe, run.recipe.steps - loop.step)
+    expected = estimate.total(run.recipe, run.recipe.steps - loop.step)
     # At the deadline the last weights are evaluated once more against the best so far.
     examples = sum(task.splits[split] for split in run.held_out)
     evaluation = (examples + task.splits.get("validation", 0)) * estimate.forward

@@ -128,7 +128,8 @@ def head_parts(run: Run) -> tuple[Views, HeadCost]:
     if states := states_of(network):
         read_states(network, task.head(network), states)
     extractor = extractor_of(task, network, device)
-    cost = run.world.broadcast(head_cost(task, extractor, peak_memory(device)))
+    with run.progress.counting("measuring the time", 1, "runs"):
+        cost = run.world.broadcast(head_cost(task, extractor, peak_memory(device)))
     return Views(task, extractor, usual, run.progress), cost
 
 

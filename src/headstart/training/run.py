@@ -197,13 +197,13 @@ def estimate_run(run: Run) -> Result:
     world = run.world
     size = fitting_micro_batch(run.task, network.to(world.device), run.recipe, world, print_nothing)
     run.recipe = dataclasses.replace(run.recipe, micro_batch=size)
-    loop = Loop(run.task, network, run.recipe, run.out, world, Silent(), workers=run.workers)
+    loop = Loop(run.task, network, run.recipe, run.out, world, run.progress, workers=run.workers)
     estimate = measure(loop)
     run.progress.report(estimate.text(run.recipe))
     seconds = estimate.seconds(run.recipe)
     if run.automatic and seconds > AUTO_SECONDS:
         run.progress.report("the head alone would be fitted, which is much quicker (--tune head)")
-    return Result(None, run.recipe, estimated=seconds)
+    return Result(None, run.recipe, estimated=estimate.total(run.recipe))
 
 
 def print_nothing(text: str) -> None:
