@@ -266,15 +266,11 @@ def read_calibration(
 ) -> Iterator[dict[str, Any]]:
     """Calls of one image or text each."""
     if network.main_input_name == "pixel_values":
-        from headstart.data.sources.raw import IMAGE_SUFFIXES
+        from headstart.data.inputs import image_files
 
-        files = (
-            sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if path.is_dir()
-            else []
-        )
-        if not files:
-            raise InputError(f"{path} is no folder with images")
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder of images")
+        files = image_files([path])
         for file in files[:: max(1, len(files) // 256)]:
             yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
         return

@@ -13,7 +13,7 @@ from headstart.data.cache import decode
 from headstart.data.interpret import source_of
 from headstart.data.options import DataOptions
 from headstart.data.sources.folders import FILE_SUFFIXES, read_source
-from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, RawTable, Source
+from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, RawTable, Source, files_below
 from headstart.errors import InputError
 from headstart.images.decode import load_image
 
@@ -47,7 +47,10 @@ class ImageInput:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The images among the paths, folders searched through.
+    """The images among the paths, folders searched through, linked ones too.
+
+    What a folder holds under the name of an image is taken even where it cannot be read, such as a
+    link to nothing, so that it is reported.
 
     Raises:
         InputError: No paths, one that does not exist, or a folder without images.
@@ -59,8 +62,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(
                 file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                for file in map(Path, files_below(path))
+                if file.suffix.lower() in IMAGE_SUFFIXES
             )
             if not inside:
                 raise InputError(f"the folder {path} holds no images")

@@ -147,7 +147,7 @@ class Limits:
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         length = headers.get(b"content-length", b"0")
-        if not length.isdecimal() or int(length[:20]) > self.settings.max_bytes:
+        if not length.isdigit() or int(length[:20]) > self.settings.max_bytes:
             return problem(413, f"a request has at most {self.settings.max_bytes:,} bytes")
         if scope["method"] == "POST" and self.active >= self.settings.queue:
             return problem(503, "too many requests at once; try again")

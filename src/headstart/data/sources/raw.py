@@ -60,7 +60,10 @@ IMAGE_COLUMNS = (
 )
 # folders that network drives, archivers and systems write beside the user's own
 SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+    {
+        *("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin"),
+        *("system volume information", "lost+found"),
+    }
 )
 LARGEST_FILE = 1 << 30  # bytes of one image
 
@@ -74,10 +77,17 @@ def files_below(folder: Path) -> list[str]:
     """Paths of the files anywhere below a folder, in the order of their names.
 
     Linked folders are followed, each folder once; hidden ones and those of systems are left out.
+
+    Raises:
+        OSError: A folder cannot be read.
     """
+
+    def failed(error: OSError) -> None:
+        raise error
+
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
         status = Path(place).stat()
         if (status.st_dev, status.st_ino) in seen:
