@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -298,3 +299,19 @@ def test_options_of_tables_that_are_refused(photos, tiny_model, tmp_path, capsys
     ):
         code, _, err = call(capsys, "predict", tiny_model, file, *words)
         assert code == 2 and match in err, err
+
+
+def test_a_folder_is_searched_as_training_does(photos, tiny_model, tmp_path, capsys):  # noqa: F811
+    """Linked folders are followed, thumbnails of a drive are not, and what is no file is named."""
+    (tmp_path / "d" / "@eaDir").mkdir(parents=True)
+    (tmp_path / "d" / "more").symlink_to(photos / "val")
+    file = files_of(photos)[0]
+    (tmp_path / "d" / "@eaDir" / "thumb.png").write_bytes(file.read_bytes())
+    (tmp_path / "d" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "d" / "pipe.png")
+    out = tmp_path / "r.jsonl"
+    assert call(capsys, "predict", tiny_model, tmp_path / "d", "--out", out)[0] == 3
+    rows = {row["path"]: row["error"] for row in table_rows(out)}
+    bad = {Path(path).name for path, error in rows.items() if error}
+    assert bad == {"lost.png", "pipe.png"} and len(rows) == 2 + len(files_of(photos))
+    assert not any("@eaDir" in path for path in rows)
