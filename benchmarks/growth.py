@@ -155,18 +155,21 @@ def subset(images: Path | None, target: Path, count: int) -> None:
             image.save(target / str(name) / f"{number:06d}.jpg")
 
 
-def image_commands(folder: Path, images: Path | None, count: int) -> dict[str, tuple[str, ...]]:
+def image_commands(
+    folder: Path, options: argparse.Namespace, count: int
+) -> dict[str, tuple[str, ...]]:
     """What is run on so many images."""
-    subset(images, folder / "images", count)
+    subset(options.images, folder / "images", count)
+    model = options.model
     data, run, head, again = (str(folder / name) for name in ("images", "run", "head", "again"))
-    train, tuned = ("train", data, "--model", "bit-mini", "--out"), ("--tune", "head")
+    train, tuned = ("train", data, "--model", model, "--out"), ("--tune", "head")
     return {
         "dry run": (*train, head, *tuned, "--dry-run"),
         "train full, 5 steps": (*train, run, *FEW),
         "evaluate": ("evaluate", run, data, "--split", "train"),
         "predict": ("predict", run, data, "--out", str(folder / "p.csv")),
-        "embed": ("embed", "bit-mini", data, "--out", str(folder / "e.npz")),
-        "audit": ("audit", data),
+        "embed": ("embed", model, data, "--out", str(folder / "e.npz")),
+        "audit": ("audit", data, "--model", model),
         "train head": (*train, head, *tuned),
         "train head, cached": (*train, again, *tuned),
     }
@@ -184,7 +187,7 @@ def sentences(rows: int) -> Iterator[tuple[str, str]]:
         yield " ".join([*rng.choices(words, k=count), label * rng.randint(0, 1)]), label
 
 
-def text_commands(folder: Path, _: Path | None, count: int) -> dict[str, tuple[str, ...]]:
+def text_commands(folder: Path, _: argparse.Namespace, count: int) -> dict[str, tuple[str, ...]]:
     """What is run on so many texts."""
     with (folder / "t.csv").open("w") as file:
         file.write("text,label\n")
@@ -207,7 +210,7 @@ def measure_commands(
         logs = options.logs or folder
         logs.mkdir(parents=True, exist_ok=True)
         lost = ""  # the folder of a model that was not finished
-        for what, arguments in make(folder, options.images, count).items():
+        for what, arguments in make(folder, options, count).items():
             if options.only and what not in options.only:
                 continue
             if lost in arguments:
@@ -304,6 +307,7 @@ def measure_tables(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, help="class folders; without them noise is made")
+    parser.add_argument("--model", default="bit-mini", help="network of the images")
     parser.add_argument("--name", help="what the images are, in the results")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--rows", type=int, nargs="*", default=[], help="rows of tables of images")
@@ -322,6 +326,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "images": options.name or "noise of 64x64",
+        "model": Path(options.model).name,
         "rows": [],
     }
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from headstart.checkpoint.reading import read_tensors
 from headstart.cli.app import main
 from headstart.data import features
 from headstart.data.features import FeatureStore, cached_networks, evict, limit
@@ -35,14 +36,54 @@ def test_a_damaged_shard_is_left_out(damage, tmp_path):
     assert len(FeatureStore("key", tmp_path).rows) == 2 and not part.exists()
 
 
-def test_many_shards_become_one(tmp_path):
+def test_many_shards_become_few(tmp_path):
     store = FeatureStore("key", tmp_path)
-    for i in range(40):
+    for i in range(70):
         store.add([f"{i:02d}"], np.full((1, 3), i, np.float32))
+        assert len(list((tmp_path / "key").iterdir())) <= features.MANY_SHARDS
+    for each in (store, FeatureStore("key", tmp_path)):
+        assert each[["07", "69"]].tolist() == [[7] * 3, [69] * 3] and len(each.rows) == 70
+        assert all(not part.flags.owndata for part in each.parts if len(part)), "all are mapped"
+
+
+def test_large_shards_are_not_merged(tmp_path, monkeypatch):
+    """What is merged is in memory, so that only so much is."""
+    monkeypatch.setattr(features, "SMALL", 80)
+    monkeypatch.setattr(features, "TOGETHER", 100)
+    rows = np.arange(3 * 400, dtype=np.float32).reshape(400, 3)
+    store = FeatureStore("key", tmp_path)
+    for i in range(400):
+        store.add([f"{i:03d}"], rows[i : i + 1])
+    sizes = sorted(part.nbytes for part in store.parts if len(part))
+    assert sizes[0] == 12 and sizes[-1] == 96 and sum(sizes) == rows.nbytes
+    assert sum(size < 80 for size in sizes) <= features.MANY_SHARDS
     again = FeatureStore("key", tmp_path)
-    assert len(list((tmp_path / "key").iterdir())) == 1
-    for each in (again, FeatureStore("key", tmp_path)):
-        assert each[["07", "39"]].tolist() == [[7] * 3, [39] * 3] and len(each.rows) == 40
+    np.testing.assert_array_equal(again[[f"{i:03d}" for i in range(400)]], rows)
+
+
+def test_a_shard_that_another_process_has_merged(tmp_path, monkeypatch, caplog):
+    FeatureStore("key", tmp_path).add(["a"], ROWS[:1])
+
+    def gone(path, framework):
+        path.unlink()
+        return read_tensors(path, framework)
+
+    monkeypatch.setattr(features, "read_tensors", gone)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        assert "a" not in FeatureStore("key", tmp_path)
+    assert not caplog.records
+
+
+def test_a_shard_that_cannot_be_opened_is_not_removed(tmp_path, monkeypatch, caplog):
+    FeatureStore("key", tmp_path).add(["a"], ROWS[:1])
+
+    def fails(path, framework):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "headstart"):
+        patch.setattr(features, "read_tensors", fails)
+        assert "a" not in FeatureStore("key", tmp_path)
+    assert "Too many open files" in caplog.text and "a" in FeatureStore("key", tmp_path)
 
 
 def test_the_least_recently_used_features_go_first(tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 Every network has a folder of safetensors shards. A shard holds `digests` (N, L) uint8, the hashes
 of the examples, and `features` (N, D) float32, which are mapped: only the rows that are asked for
-are read. Folders are removed, the least recently used first, when all of them exceed `limit()`.
+are read. Small shards are merged where there are many. Folders are removed, the least recently used
+first, when all of them exceed `limit()`.
 """
 
 import contextlib
@@ -20,12 +21,15 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.reading import read_tensors
+from headstart.checkpoint.safetensors_file import write
 from headstart.data.cache import cache_folder
 from headstart.errors import ConfigError, HeadstartError
 
 Floats = NDArray[np.float32]
 LIMIT = 10  # GB
-MANY_SHARDS = 32  # more are merged into one
+MANY_SHARDS = 32  # more small ones are merged
+SMALL = 64 << 20  # bytes of features in a small shard
+TOGETHER = 256 << 20  # bytes of features that are merged at once, and in memory meanwhile
 # Digests and features that could not be written, by folder, for later stores of this process.
 UNWRITTEN: dict[Path, list[tuple[Sequence[str], Floats]]] = {}
 
@@ -59,46 +63,71 @@ class FeatureStore:
         self.folder = (root or features_folder()) / key
         self.parts: list[Floats] = []
         self.rows: dict[str, tuple[int, int]] = {}  # part and row of each digest
+        self.shards: dict[Path, int] = {}  # part of each file
         self.stored = True
-        shards = sorted(self.folder.glob("*.safetensors"))
-        for shard in shards:
+        for shard in sorted(self.folder.glob("*.safetensors")):
             self._read(shard)
-        if shards:
-            self._tidy(shards)
+        if self.shards:
+            self._tidy()
         for digests, features in UNWRITTEN.get(self.folder, []):
             self._index(digests, features)
             self.stored = False
 
-    def _read(self, shard: Path) -> None:
+    def _read(self, shard: Path) -> bool:
+        """Maps a shard; whether it could be."""
         try:
             tensors = read_tensors(shard, "numpy")
             features = tensors["features"]
             digests = [bytes(row).rstrip(b"\0").decode("ascii") for row in tensors["digests"]]
             if features.ndim != 2 or len(features) != len(digests):
                 raise ValueError
-        except (HeadstartError, OSError, ValueError, KeyError):  # computed again
+        except (HeadstartError, OSError, ValueError, KeyError) as error:  # computed again
+            if not shard.exists():  # another process has merged or removed it
+                return False
+            if isinstance(error, OSError):
+                log.warning("%s cannot be read and is left out: %s", shard, error)
+                return False
             log.warning("%s is damaged and is left out", shard)
             with contextlib.suppress(OSError):  # a cache that is only read
                 shard.unlink(missing_ok=True)
-            return
-        self._index(digests, features)
+            return False
+        self.shards[shard] = self._index(digests, features)
+        return True
 
-    def _index(self, digests: Sequence[str], features: Floats) -> None:
+    def _index(self, digests: Sequence[str], features: Floats) -> int:
+        """The number of a new part."""
         number = len(self.parts)
         self.parts.append(features)
         self.rows.update((digest, (number, row)) for row, digest in enumerate(digests))
+        return number
 
-    def _tidy(self, shards: list[Path]) -> None:
+    def _tidy(self) -> None:
         """Marks the folder as used now, and merges many shards."""
         try:
             os.utime(self.folder)
-            if len(shards) > MANY_SHARDS:
-                digests = list(self.rows)
-                if self._write(digests, self[digests]):
-                    for shard in set(shards) - {self._shard(digests)}:
-                        shard.unlink(missing_ok=True)
+            self._merge()
         except OSError:  # a cache that is only read
             self.stored = False
+
+    def _merge(self) -> None:
+        """Merges small shards where there are many, the smallest first."""
+        sizes = {shard: self.parts[number].nbytes for shard, number in self.shards.items()}
+        small = sorted((shard for shard in sizes if sizes[shard] < SMALL), key=sizes.__getitem__)
+        if len(small) <= MANY_SHARDS:
+            return
+        fitting = int(np.searchsorted(np.cumsum([sizes[each] for each in small]), TOGETHER))
+        merged = {shard: self.shards[shard] for shard in small[: max(2, fitting)]}
+        numbers = set(merged.values())
+        digests = [digest for digest, (number, _) in self.rows.items() if number in numbers]
+        shard = self._write(digests, self[digests])
+        if shard is None or not self._read(shard):
+            return
+        width = self.parts[0].shape[1]
+        for old, number in merged.items():
+            if old != shard:
+                old.unlink(missing_ok=True)
+                del self.shards[old]
+            self.parts[number] = np.empty((0, width), dtype=np.float32)  # no longer mapped
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.rows
@@ -115,32 +144,30 @@ class FeatureStore:
 
     def add(self, digests: Sequence[str], features: Floats) -> None:
         """Stores features (N, D), on disk too."""
-        self._index(digests, features)
-        if self.stored and self._write(digests, features):
-            evict(self.folder.parent, keep=self.folder)
-        else:
+        shard = self._write(digests, features) if self.stored else None
+        if shard is None or not self._read(shard):
+            self._index(digests, features)
             UNWRITTEN.setdefault(self.folder, []).append((list(digests), features))
+            return
+        self._merge()
+        evict(self.folder.parent, keep=self.folder)
 
-    def _shard(self, digests: Sequence[str]) -> Path:
+    def _write(self, digests: Sequence[str], features: Floats) -> Path | None:
+        """The shard that was written, or None where it cannot be."""
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        return self.folder / f"{name}.safetensors"
-
-    def _write(self, digests: Sequence[str], features: Floats) -> bool:
-        """Whether a shard was written."""
-        from safetensors.numpy import save
-
+        shard = self.folder / f"{name}.safetensors"
         texts = np.array([digest.encode() for digest in digests])  # (N,) of L bytes
         tensors: dict[str, NDArray[Any]] = {
             "digests": texts.view(np.uint8).reshape(len(texts), -1),
             "features": np.ascontiguousarray(features, dtype=np.float32),
         }
         try:
-            atomic_write(self._shard(digests), save(tensors))
+            return atomic_write(shard, lambda file: write(file, tensors, {}))
         except (HeadstartError, OSError) as error:
             if not UNWRITTEN:  # said once a process
                 log.warning("features are not stored: %s", error)
             self.stored = False
-        return self.stored
+            return None
 
 
 def features_folder() -> Path:
