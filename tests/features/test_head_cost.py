@@ -1,9 +1,11 @@
 """What fitting a head is said to cost."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from headstart.features import head
-from headstart.features.head import HeadCost
+from headstart.features.head import HeadCost, head_cost
 
 
 def test_larger_and_mirrored_images_are_counted_by_their_pixels():
@@ -40,3 +42,30 @@ def test_the_time_of_a_large_head_is_measured_on_a_part(monkeypatch):
     rows.clear()
     head.fitting_seconds(500, 768, 2)
     assert rows == [(500, 500)] * 3
+
+
+@pytest.mark.parametrize(
+    ("train", "features", "classes", "expected"),
+    [
+        # 8 bytes: features, two copies of the training ones, three arrays of scores, the solver
+        (100, 30, 5, 4 * 110 * 30 + 16 * 100 * 30 + 24 * 100 * 5 + 192 * 5 * 30),
+        # 4 bytes above LARGE
+        (90_000, 768, 200, 4 * 90_010 * 768 + 8 * 90_000 * 768 + 12 * 90_000 * 200 + 192 * 153_600),
+    ],
+)
+def test_memory_follows_from_examples_features_and_classes(
+    train, features, classes, expected, monkeypatch
+):
+    monkeypatch.setattr(head, "fitting_seconds", lambda N, D, V: 1.0)
+    digests = {"train": [f"t{i}" for i in range(train)], "validation": [f"v{i}" for i in range(10)]}
+    task = SimpleNamespace(
+        feature_digests=lambda: digests, classes=range(classes), feature_sizes=lambda rows: rows
+    )
+    extractor = SimpleNamespace(
+        store=lambda: {"t0": None},
+        layer=SimpleNamespace(in_features=features),
+        seconds=lambda missing, sizes: len(missing) / 1000,
+    )
+    cost = head_cost(task, extractor, 1e6)
+    assert cost.memory == 1e6 + expected
+    assert cost.features == pytest.approx((train + 10 - 1) / 1000)

@@ -275,6 +275,16 @@ def test_what_follows_training_is_expected_but_not_cut(photos):
     assert unknown_seconds(task, 0.5, 2) == unknown_seconds(task, 50.0, 1) == 0.0
 
 
+def test_a_head_that_does_not_fit_into_memory_is_refused(photos, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("headstart.training.fit_head.free_memory", lambda device: 1000.0)
+    monkeypatch.setattr("headstart.training.fit_head.peak_memory", lambda device: 0.0)
+    with pytest.raises(
+        ConfigError, match=r"needs about \d+\.\d GB of memory, and 0\.0 GB are free"
+    ):
+        headstart.train(photos, model=tiny_model, out=tmp_path / "run", tune="head", crop=20)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_cost_is_reported_first(photos, tiny_model, tmp_path, capsys):
     headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", progress=Lines(), **SMALL | {"steps": 2}
