@@ -39,6 +39,7 @@ from headstart.pipelines.semantic_segmentation import (
     segment,
     starts,
 )
+from headstart.progress import Silent
 from headstart.recipe import Recipe
 from headstart.report.page import learning_curves
 from headstart.tasks import task_class
@@ -130,6 +131,17 @@ def test_splits_classes_and_facts(scenes):
     assert (facts.examples, facts.classes, facts.height, facts.width) == (6, 3, 40, 56)
     # one row of forty
     assert any("2.5% of the training pixels have no class" in line for line in task.found())
+
+
+def test_masks_are_not_read_in_silence(scenes):
+    class Jobs(Silent):
+        labels: list = []
+
+        def start(self, label, total, done=0, unit="img"):
+            self.labels.append((label, total))
+
+    task = task_of(scenes, progress=Jobs())
+    assert Jobs.labels == [("reading pairs", 1), ("reading masks", sum(task.splits.values()))]
 
 
 def test_other_layouts_give_the_same_pairs(tmp_path):

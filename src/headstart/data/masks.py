@@ -7,7 +7,7 @@ A mask is a PNG (or TIFF, …) of the image's size that holds class numbers, or 
 Letters: H W sides of an image, V classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -373,10 +373,22 @@ def read_values(source: Source, colors: NDArray[np.uint8] | None) -> NDArray[np.
     return values
 
 
-def scan(pairs: Pairs, colors: NDArray[np.uint8] | None, workers: int | None) -> list[Scan | str]:
+def scan(
+    pairs: Pairs,
+    colors: NDArray[np.uint8] | None,
+    workers: int | None,
+    seen: Callable[[int], None] = lambda count: None,
+) -> list[Scan | str]:
     """Reads every mask and every image's header.
 
-    What was found, or the reason why a pair cannot be used.
+    Args:
+        pairs: Images and masks.
+        colors: Of the classes, (V, 3), where masks have colors.
+        workers: Threads.
+        seen: Receives how many more pairs are read.
+
+    Returns:
+        What was found, or the reason why a pair cannot be used.
     """
 
     def one(index: int) -> Scan | str:
@@ -401,7 +413,11 @@ def scan(pairs: Pairs, colors: NDArray[np.uint8] | None, workers: int | None) ->
             dict(zip(found.tolist(), counts.tolist(), strict=True)),
         )
 
-    return list(parallel(one, range(len(pairs)), workers))
+    results = []
+    for result in parallel(one, range(len(pairs)), workers):
+        seen(1)
+        results.append(result)
+    return results
 
 
 def name_classes(classes: ClassList, seen: set[int]) -> list[str]:

@@ -71,16 +71,18 @@ class SemanticSegmentation(ImageTask):
         self.classes = data.classes
         self.classes.reduce |= bool(options.extra.get("reduce_labels"))
         self.scans: dict[str, list[Scan | None]] = {}
-        for split, pairs in data.splits.items():
-            results = scan(pairs, self.classes.colors, options.workers)
-            self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
-            for index, each in enumerate(results):
-                if isinstance(each, str):
-                    self.bad.append(Bad(split, index, pairs.names[index], each))
-            known = self.scans[split]
-            self.digests_of[split] = [each.digest if each else "" for each in known]
-            sizes = [(each.height, each.width) if each else (0, 0) for each in known]
-            self.sizes[split] = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        total = sum(self.splits.values())
+        with options.progress.counting("reading masks", total, self.unit) as seen:
+            for split, pairs in data.splits.items():
+                results = scan(pairs, self.classes.colors, options.workers, seen)
+                self.scans[split] = [each if isinstance(each, Scan) else None for each in results]
+                for index, each in enumerate(results):
+                    if isinstance(each, str):
+                        self.bad.append(Bad(split, index, pairs.names[index], each))
+                known = self.scans[split]
+                self.digests_of[split] = [each.digest if each else "" for each in known]
+                sizes = [(each.height, each.width) if each else (0, 0) for each in known]
+                self.sizes[split] = np.array(sizes, dtype=np.int64).reshape(-1, 2)
         found = [each for scans in self.scans.values() for each in scans if each]
         if not found:
             check_bad(self.bad, False, sum(self.splits.values()))
@@ -91,7 +93,9 @@ class SemanticSegmentation(ImageTask):
     @classmethod
     def read(cls, path: str | Path, options: DataOptions) -> Self:
         """See `Task.read`. Masks are read here already, for they hold the classes."""
-        return cls(read_pairs(path, options), options)
+        with options.progress.counting("reading pairs", 1, "data sets"):
+            pairs = read_pairs(path, options)
+        return cls(pairs, options)
 
     @property
     def fingerprint(self) -> str:
