@@ -36,3 +36,8 @@ def truth(data, split="train"):
         (data.classes[label], source_bytes(image))
         for image, label in zip(part.images, part.labels, strict=True)
     ]
+
+
+def table(tmp_path, text, name="t.csv"):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.formats import FORMATS, make_seeds
+from fuzz.formats import FORMATS
+from fuzz.seeds import make_seeds
 from fuzz.worker import input_of, quiet
 
 HANG = 60  # seconds of one input, on a busy machine

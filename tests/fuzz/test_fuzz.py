@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SHARED
-from fuzz.formats import FORMATS, fill, make_seeds
+from fuzz.formats import FORMATS, fill
 from fuzz.run import fuzz
+from fuzz.seeds import make_seeds
 from fuzz.worker import Watch, outcome
 
 CORPUS = Path(__file__).with_name("corpus")

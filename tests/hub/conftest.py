@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
+from hub_server import running
+
 
 @pytest.fixture
 def slept(monkeypatch):
@@ -37,3 +39,11 @@ def point_at(monkeypatch, tmp_path, slept) -> Callable[[str], None]:
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
     return point
+
+
+@pytest.fixture
+def server(point_at):
+    """A Hub on this machine."""
+    with running() as made:
+        point_at(made.url)
+        yield made

@@ -1,4 +1,4 @@
-"""Runs `keras_suite.py` on each backend of Keras.
+"""Runs `keras_suite.py` and `keras_training_suite.py` on each backend of Keras.
 
 One process a backend, one test for each of its checks.
 """
@@ -16,14 +16,18 @@ import pytest
 from conftest import ROOT
 
 pytest.importorskip("keras")
-SUITE = Path(__file__).with_name("keras_suite.py")
-CHECKS = re.findall(r"^def (test_\w+)", SUITE.read_text(), re.MULTILINE)
+SUITES = sorted(Path(__file__).parent.glob("keras_*suite.py"))
+CHECKS = [
+    name
+    for suite in SUITES
+    for name in re.findall(r"^def (test_\w+)", suite.read_text(), re.MULTILINE)
+]
 
 
 @functools.cache
 def report(backend: str) -> dict[str, list[str]]:
     """Check → what went wrong in each of its cases ("" where nothing did), from one run of the
-    suite.
+    suites.
     """
     pytest.importorskip(backend)
     file = Path(os.environ.get("TMPDIR", "/tmp")) / f"headstart-keras-{backend}-{os.getpid()}.xml"
@@ -34,7 +38,8 @@ def report(backend: str) -> dict[str, list[str]]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     quiet |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling takes most of the time
-    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "--tb=short", f"--junitxml={file}"]
+    options = ["-q", "--tb=short", f"--junitxml={file}"]
+    command = [sys.executable, "-m", "pytest", *map(str, SUITES), *options]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True, timeout=1800
     )
