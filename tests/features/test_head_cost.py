@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from headstart.data.labels import SINGLE
 from headstart.features import head
 from headstart.features.head import HeadCost, head_cost
 
@@ -38,7 +39,7 @@ def test_the_time_of_a_large_head_is_measured_on_a_part(monkeypatch):
     monkeypatch.setattr(head.time, "perf_counter", lambda: now[0])
     seconds = head.fitting_seconds(80_000, 768, 200)
     assert rows == [(5209, 768)] * 3
-    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 2700 * 4000 / 80_000)
+    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 2700 * 800 / 80_000)
     rows.clear()
     head.fitting_seconds(500, 768, 2)
     assert rows == [(500, 500)] * 3
@@ -57,9 +58,13 @@ def test_memory_follows_from_examples_features_and_classes(
     train, features, classes, expected, monkeypatch
 ):
     monkeypatch.setattr(head, "fitting_seconds", lambda N, D, V: 1.0)
+    monkeypatch.setattr(head, "closed_seconds", lambda N, D, V: 1.0)
     digests = {"train": [f"t{i}" for i in range(train)], "validation": [f"v{i}" for i in range(10)]}
     task = SimpleNamespace(
-        feature_digests=lambda: digests, classes=range(classes), feature_sizes=lambda rows: rows
+        feature_digests=lambda: digests,
+        classes=range(classes),
+        feature_sizes=lambda rows: rows,
+        problem=SimpleNamespace(kind=SINGLE),
     )
     extractor = SimpleNamespace(
         store=lambda: {"t0": None},
@@ -69,3 +74,25 @@ def test_memory_follows_from_examples_features_and_classes(
     cost = head_cost(task, extractor, 1e6)
     assert cost.memory == 1e6 + expected
     assert cost.features == pytest.approx((train + 10 - 1) / 1000)
+
+
+def test_heads_of_a_closed_form_take_little(monkeypatch):
+    """200 classes: the sums of 1,000 examples take a second, and each of 55 inverses another."""
+    now = [0.0]
+
+    class Sums:
+        @staticmethod
+        def of(rows, labels, classes):
+            assert rows.shape == (1000, 900) and len(set(labels)) == classes == 200
+            now[0] += 1
+
+    class Solved:
+        @staticmethod
+        def from_statistics(statistics, shrinkage):
+            now[0] += 1
+
+    monkeypatch.setattr(head, "Statistics", Sums)
+    monkeypatch.setattr(head, "Discriminant", Solved)
+    monkeypatch.setattr(head.time, "perf_counter", lambda: now[0])
+    assert head.closed_form(1000, 900, 200, SINGLE)
+    assert head.closed_seconds(1000, 900, 200) == 55 + 5 + 1

@@ -163,7 +163,7 @@ def search(
     Returns:
         The choice, and what was left out.
     """
-    kinds, notes = list(heads_of(comparison.kind)), list[str]()
+    kinds, notes = comparison.heads, list[str]()
     usual = View(sides[0] if sides else None)
     expected = 4 * len(kinds) + len(sides)
 
@@ -274,7 +274,7 @@ def tune_head(
         compared = [digests["train"][row] for row in comparison.rows]
         choice, notes = search(views, comparison, compared, sides, afford)
     else:
-        plain = Candidate(usual, "last", next(heads_of(problem.kind)))
+        plain = Candidate(usual, "last", heads_of(problem.kind)[0])
         choice = Trial((plain,), (1.0,), (1.0,), np.zeros(0), ())
         notes = []
     view = choice.candidates[0].view
@@ -330,8 +330,8 @@ def describe(choice: Trial, comparison: Comparison, fit: Fit) -> list[str]:
     lines = [f"head: {choice.name} ({choice.setting_text}), {how}"]
     if choice.gain > 0:
         lines.append(
-            f"its held-out loss is {choice.gain:.3f} below that of logistic or ridge regression on"
-            f" the last stage (standard error {choice.error:.3f})"
+            f"its held-out loss is {choice.gain:.3f} below that of {comparison.plain.name}"
+            f" (standard error {choice.error:.3f})"
         )
     if not fit.converged:
         lines.append("the head's solver was stopped before it converged")

@@ -7,6 +7,7 @@ gives the head that a fit to the remaining ones would give.
 Letters: N examples, D features, V classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -50,6 +51,7 @@ class Statistics:
         labels: NDArray[np.int64],
         classes: int,
         weights: Doubles | None = None,
+        seen: Callable[[int], None] = lambda count: None,
     ) -> Self:
         """The statistics of examples.
 
@@ -58,6 +60,7 @@ class Statistics:
             labels: Class of each example, (N,), from 0 to V - 1.
             classes: V.
             weights: Weight of each example, (N,); None weighs all the same.
+            seen: Receives how many more examples are done.
 
         Returns:
             The statistics, in float64.
@@ -73,6 +76,7 @@ class Statistics:
             counts += members.sum(axis=1) if weights is None else members @ weights[rows]
             sums += members @ weighted
             moments += weighted.T @ x
+            seen(len(x))
         return cls(counts, sums, moments)
 
     def __add__(self, other: Self) -> Self:
@@ -116,8 +120,10 @@ class Statistics:
 
     def within(self) -> Doubles:
         """Pooled covariance of the examples around the mean of their class, (D, D)."""
-        around = self.transformed(self.mean, np.ones(len(self.mean)))  # loses fewer digits
-        scatter = around.moments - around.sums.T @ around.means
+        mean = self.mean
+        sums = self.sums - self.counts[:, None] * mean  # around the mean, to lose fewer digits
+        scatter = self.moments - np.outer(self.total * mean, mean)
+        scatter -= sums.T @ (sums / self.counts[:, None])
         return np.asarray(scatter / max(1.0, self.total - len(self.counts)))
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.data.cache import parallel
-from headstart.data.labels import REGRESSION, SINGLE
+from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError
+from headstart.features.discriminant import FEW, ROWS, Discriminant, Statistics
 from headstart.features.extract import Extractor
 from headstart.metrics.optional import scikit_learn, scipy
 from headstart.progress import Progress, Silent, duration
@@ -81,6 +82,14 @@ Ints = NDArray[np.int64]
 # inverse regularization, on features of mean square 1
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 CV_EXAMPLES = 4000  # more hardly change the regularization that is chosen
+# products of examples, features and classes in one evaluation of the loss up to which logistic
+# heads are compared: half a CPU minute
+COMPARED = 5e7
+FEWEST_COMPARED = 500  # examples, if there are so many, where there is no head of a closed form
+OF_CLASS = 4  # examples of each class that are compared at least
+# examples of each class on which logistic heads have to be compared where not all are; with as
+# many or fewer, shrunken discriminants of all stages are as accurate or better
+ENOUGH = 20
 ITERATIONS = 500
 # products of examples, features and outputs that the iterations of the last fit may take, where
 # these are not fewer than so many
@@ -91,6 +100,8 @@ EVALUATIONS = 400
 # in the comparison of heads by cross-validation, which is repeated for few examples
 COMPARED_EVALUATIONS = 2700
 REPORT = 3.0  # seconds that figures, page and learning curve take, whatever the size of the data
+# discriminants that are fitted in the comparison of heads, and passes over the compared examples
+CLOSED_FITS, CLOSED_PASSES = 55, 5
 # p (1 - p) of a class, on average over the examples of a fitted head
 CURVATURE = 0.03
 # products in one evaluation from which on all threads work, in float32: smaller ones lose more by
@@ -451,6 +462,7 @@ def logistic(
                 "ftol": tolerance / 100 if dtype == torch.float64 else max(1e-9, tolerance / 100),
             },
         )
+    progress.update(iterations, {})  # the solver seldom takes all
     found = pace * result.x.reshape(V, D + 1)
     return Solution(found[:, :-1], found[:, -1], result.nit < iterations)
 
@@ -479,11 +491,12 @@ def threads_for(large: bool) -> Iterator[None]:
 
 
 def fitting_seconds(examples: int, width: int, classes: int) -> float:
-    """About how long a head takes to fit.
+    """About how long logistic heads take to compare and to fit.
 
     How many evaluations of the loss it needs depends on the data, by a factor of 2. The time of one
     is measured on zeros, and on a part of them where there are many.
     """
+    part_compared = compared_examples(examples, width, classes, MULTI) / examples
     width = min(width, examples)
     size = examples * width * classes
     part = min(examples, math.ceil(4 * LARGE / (width * classes)))
@@ -495,9 +508,52 @@ def fitting_seconds(examples: int, width: int, classes: int) -> float:
         logistic(problem, 1.0, tolerance=1.0, iterations=1)
         times.append(time.perf_counter() - began)
     repeats = 3 if examples < 300 else 1
-    compared = COMPARED_EVALUATIONS * repeats * min(1.0, CV_EXAMPLES / examples)
+    compared = COMPARED_EVALUATIONS * repeats * part_compared
     fitted = min(EVALUATIONS, max(FEWEST_ITERATIONS, FITTING / size))
     return (fitted + compared) * min(times) * examples / part
+
+
+def comparable(width: int, classes: int) -> int:
+    """Examples on which logistic heads can be compared in little time.
+
+    Fewer examples than features are a problem of as many dimensions (`compact`).
+    """
+    each = COMPARED / classes
+    return int(min(CV_EXAMPLES, max(each / width, min(width, each**0.5))))
+
+
+def closed_form(examples: int, width: int, classes: int, kind: str) -> bool:
+    """Whether heads are compared and fitted in closed form, as shrunken discriminants.
+
+    Logistic ones would take many times as long as the features.
+    """
+    most = comparable(width, classes)
+    return kind == SINGLE and most < min(examples, ENOUGH * classes)
+
+
+def compared_examples(examples: int, width: int, classes: int, kind: str) -> int:
+    """Examples on which heads are compared by cross-validation."""
+    if closed_form(examples, width, classes, kind):
+        return min(examples, max(CV_EXAMPLES, OF_CLASS * classes))
+    fewest = max(FEWEST_COMPARED, OF_CLASS * classes)
+    return min(examples, CV_EXAMPLES, max(fewest, comparable(width, classes)))
+
+
+def closed_seconds(examples: int, width: int, classes: int) -> float:
+    """About how long heads of a closed form take to compare and to fit, measured on zeros."""
+    compared = compared_examples(examples, width, classes, SINGLE)
+    rows = np.zeros((min(compared, ROWS), width), dtype=np.float32)
+    labels = np.arange(len(rows)) % classes
+    began = time.perf_counter()
+    statistics = Statistics.of(rows, labels, classes)
+    added = time.perf_counter()
+    if FEW * len(rows) < width:
+        Discriminant.from_few(rows, labels, classes, 0.5)
+    else:
+        Discriminant.from_statistics(statistics, 0.5)
+    solved = time.perf_counter() - added
+    passes = CLOSED_PASSES * compared + examples
+    return CLOSED_FITS * solved + (added - began) * passes / len(rows)
 
 
 def install(layer: nn.Linear, fit: Fit) -> None:
@@ -524,4 +580,6 @@ def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadC
     # features, their standardized copy and what goes into the solver; scores and their slopes
     memory = base_memory + 4 * total * D + 2 * size * N * D + 3 * size * N * V + 24 * V * D * 8
     seconds = extractor.seconds(missing, task.feature_sizes(missing))
-    return HeadCost(seconds, fitting_seconds(N, D, V), memory, report=REPORT)
+    closed = closed_form(N, D, V, task.problem.kind)
+    fit = closed_seconds(N, D, V) if closed else fitting_seconds(N, D, V)
+    return HeadCost(seconds, fit, memory, report=REPORT)

@@ -7,7 +7,7 @@ error of that gain.
 Letters: N examples, D features, V outputs, R repetitions of the cross-validation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,9 @@ from headstart.features.head import (
     Fit,
     Problem,
     Solution,
+    closed_form,
     compact,
+    compared_examples,
     folds_of,
     log_loss,
     logistic,
@@ -40,7 +42,7 @@ from headstart.features.head import (
     stratified,
 )
 from headstart.metrics.optional import scipy
-from headstart.progress import Progress
+from headstart.progress import Progress, Silent
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -52,10 +54,6 @@ REPEATED = 300  # examples below which the folds are sampled several times
 REPEATS = 3
 BEST = 3  # candidates that are averaged
 PERFECT = 0.01  # held-out loss below which nothing is left to gain
-# products of examples, features and outputs in one evaluation of the loss on which heads are
-# compared; more examples are left out of the comparison
-COMPARED = 4e8
-OF_CLASS = 4  # examples of each class that are compared, where there are so many
 COMPARING = 2e10  # products that the iterations of a logistic head may take in the comparison
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
@@ -165,6 +163,9 @@ class Trial:
 class Comparison:
     """Cross-validation of candidates on the same folds.
 
+    Heads for so many classes that logistic ones would take longer than the features are shrunken
+    discriminants only.
+
     Args:
         labels: Classes (N,), or labels and regression targets (N, V).
         classes: V.
@@ -188,8 +189,8 @@ class Comparison:
         widest: int = 1,
     ) -> None:
         rng = np.random.default_rng([seed, 0x9047])
-        fewest = max(500, OF_CLASS * classes)
-        most = int(min(CV_EXAMPLES, max(fewest, COMPARED / (widest * classes))))
+        most = compared_examples(len(labels), widest, classes, kind)
+        self.heads = heads_of(kind, closed=closed_form(len(labels), widest, classes, kind))
         self.rows = np.arange(len(labels))
         if len(labels) > most:
             order = stratified(labels, rng) if kind == SINGLE else rng.permutation(len(labels))
@@ -503,7 +504,12 @@ def fit_linear(
 ) -> Solution:
     """A head of one kind, with at most so many products in its iterations."""
     if head == DISCRIMINANT:
-        statistics = Statistics.of(problem.x, problem.labels, problem.classes, problem.weights)
+        with (progress or Silent()).counting(
+            "fitting the head", len(problem.x), "examples"
+        ) as seen:
+            statistics = Statistics.of(
+                problem.x, problem.labels, problem.classes, problem.weights, seen
+            )
         return discriminant(statistics, setting)
     if head == "ridge":
         return ridge(problem, setting)
@@ -581,11 +587,12 @@ def fit_trial(
     return Fit(*head, trial.settings[0], {}, FOLDS, converged)
 
 
-def heads_of(kind: str) -> Iterator[str]:
-    """Kinds of head for labels of a kind, the plain one first."""
+def heads_of(kind: str, *, closed: bool = False) -> tuple[str, ...]:
+    """Kinds of head for labels of a kind, the plain one first; for classes those of a closed form
+    alone where this is wanted.
+    """
     if kind == REGRESSION:
-        yield "ridge"
-        return
-    yield "logistic"
-    if kind == SINGLE:
-        yield DISCRIMINANT
+        return ("ridge",)
+    if kind != SINGLE:
+        return ("logistic",)
+    return (DISCRIMINANT,) if closed else ("logistic", DISCRIMINANT)
