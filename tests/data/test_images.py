@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import data_dir
-from headstart.data.cache import inspect
+from headstart.data.cache import decode, inspect
 from headstart.data.images import read_images
 from headstart.data.options import DataOptions
 from headstart.data.sources.raw import source_bytes
 from headstart.data.splits import batch_indices, few_shot, stratified
-from headstart.errors import DataError
+from headstart.errors import DataError, InputError
 from photo_data import CLASSES, make_class_folders, make_photo
 
 
@@ -222,6 +222,8 @@ def test_batches_go_through_the_data_evenly(examples, batch_size, seed):
 )
 def test_why_an_image_cannot_be_read(data, reason):
     assert inspect(data) == reason
+    with pytest.raises(InputError, match=reason):
+        decode(data)
 
 
 def wrong_csv(text, tmp_path):

@@ -65,6 +65,9 @@ def test_every_kind_of_input_names_the_same_images(photos, tmp_path, monkeypatch
     assert [each.name for each in image_inputs([folder / "**" / "*.png"])] == names
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n\n"))
     assert [each.name for each in image_inputs([Path("-")])] == names
+    odd = [*names, "a\nb.png"]  # `find -print0`
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{name}\0" for name in odd)))
+    assert [each.name for each in image_inputs([Path("-")])] == odd
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         for each in files:
             tar.add(each, each.relative_to(folder))

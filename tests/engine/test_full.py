@@ -1,6 +1,7 @@
 """Files with preprocessing, network and answers inside: they answer as the pipeline does."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -226,6 +227,21 @@ def test_predict_takes_a_file(tmp_path, capsys):
     ):
         code, _, err = call(capsys, "predict", file, images, *option)
         assert code == 2 and text in err, err
+
+
+def test_p_values_without_a_threshold_refuse_nothing(folder, tmp_path, capsys):
+    """As of a folder whose training was evaluated on too few examples."""
+    bare, file = tmp_path / "bare", tmp_path / "m.onnx"
+    shutil.copytree(folder, bare)
+    (bare / "confidence.json").unlink()
+    assert call(capsys, "export", bare, "--out", file, "--full")[0] == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for model in (bare, file):
+        code, _, err = call(capsys, "predict", model, tmp_path / "a.png", "--refuse")
+        assert code == 2 and "does not say when" in err, err
+        out = tmp_path / f"{model.name}.jsonl"
+        assert call(capsys, "predict", model, tmp_path / "a.png", "--out", out)[0] == 0
+        assert json.loads(out.read_text())["p_value"] is not None
 
 
 def test_what_full_cannot_hold_is_refused(tmp_path, capsys):

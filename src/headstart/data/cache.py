@@ -115,7 +115,7 @@ def inspect(source: Source) -> tuple[str, int, int] | str:
             turned = orientation(image) >= 5  # lying on its side
             width, height = image.size
     except DAMAGE as error:
-        return damage_text(error) if data else "the file is empty"
+        return damage_text(error)
     return (digest, width, height) if turned else (digest, height, width)
 
 

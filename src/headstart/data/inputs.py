@@ -81,7 +81,7 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
     Args:
         paths: Images; folders of them; globs such as `photos/**/*.jpg`; tables (CSV, TSV, JSONL,
             Parquet) with a column of paths, which are relative to the table; tars; or `-`,
-            standard input with one path a line.
+            standard input with one path a line, or with NUL after each (`find -print0`).
 
     Raises:
         InputError: No images, or a path that does not exist.
@@ -94,7 +94,9 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
     found: list[ImageInput] = []
     for path in paths:
         if str(path) == STDIN:
-            lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+            text = sys.stdin.read()
+            parts = text.split("\0" if "\0" in text else "\n")
+            lines = [line for line in parts if line.strip()]
             if not lines:
                 raise InputError("standard input (-) is empty; expected one path a line")
             found += [ImageInput(line, Path(line)) for line in lines]

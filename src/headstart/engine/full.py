@@ -78,6 +78,7 @@ def export_full(
         "kind": pipe.kind or "single_label_classification",
         "temperature": repr(pipe.temperature),
         "threshold": repr(pipe.threshold),
+        "refuses": str(pipe.refuses),
         "tests": json.dumps([asdict(each) for each in examples]),
     }
     write_full(graph, path, to, facts)

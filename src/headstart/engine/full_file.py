@@ -107,6 +107,8 @@ class FullFile:
         self.labels: list[str] = labels
         self.kind = facts.get("kind", "")
         self.threshold = float(facts.get("threshold", "0"))
+        # files of earlier versions do not say it; their p-values alone refuse nothing
+        self.refuses = facts.get("refuses", str(self.threshold > 0)) == "True"
         self.examples = [as_dataclass(Example, each, f"{path}: tests") for each in tests]
 
     def __call__(self, image: Array) -> dict[str, Array]:
@@ -179,7 +181,7 @@ class FullClassifier:
         self.key = whole.hexdigest()[:32]
         first = self.file(self.file.examples[0].image()) if self.file.examples else {}
         self.reference = first.get("p_value")
-        if refuse and self.reference is None and not self.file.threshold > 0:
+        if refuse and not self.file.refuses:
             raise ConfigError(
                 f"{path} does not say when to refuse; export a model whose training measured it, or"
                 " leave refuse= out"

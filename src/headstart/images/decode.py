@@ -162,6 +162,8 @@ def open_image(data: bytes) -> Image.Image:
             than 2^17.
         OSError: And whatever else Pillow raises for a damaged file.
     """
+    if not data:
+        raise OSError("the file is empty")
     if data[:4] == b"RIFF":  # Pillow allocates the canvas of a WebP when it opens it
         _check_size(*webp_size(data))
     with _opening:
