@@ -3,13 +3,15 @@
     python benchmarks/ray_data.py [--images 10000 200000] [--actors 1 2 4] [--model bit-mini]
                                   [--folder FOLDER] [--minutes 15]
 
-Images are JPEG files of 96 x 96 pixels in one Parquet file, a thousand different ones. Each run is
-a new cluster. CPU time is that of all of Ray's processes and of the one that drives them; the rate
-is of wall time, without the start of the cluster and of the actors in the second column.
+Images are JPEG files of 96 x 96 pixels in one Parquet file, a thousand different ones. `--model
+tiny` is a randomly initialized BiT of 10 classes at 32 pixels: its runs cost reading, decoding and
+writing. Each run is a new cluster. CPU time is that of all of Ray's processes and of the one that
+drives them; the rate is of wall time, without the start of the cluster and of the actors in the
+second column.
 
-With `--minutes` every process of a run is ended by SIGKILL after that time, and so is this script;
-the next call with the same `--folder` resumes the run. Times are then sums over the pieces. A kept
-run has one row for every image. Keeps `benchmarks/results/ray_data.json`.
+After `--minutes` this script ends, and every process of the run in progress by SIGKILL; the next
+call with the same `--folder` resumes it. Times are then sums over the pieces. A kept run has one
+row for every image. Keeps `benchmarks/results/ray_data.json`.
 """
 
 import argparse
@@ -29,8 +31,10 @@ import numpy as np
 import psutil
 import pyarrow
 import pyarrow.parquet
+import torch
 from PIL import Image
 
+from headstart import BitConfig, BitForImageClassification, BitImageProcessor
 from headstart.data.blocks import BLOCK_ROWS, image_blocks
 from headstart.serving.ray import MANIFEST, connected, run_blocks
 
@@ -136,13 +140,13 @@ def run_piece(file: Path, out: Path, actors: int, model: str, seconds: float | N
 
 
 def measure(
-    file: Path, count: int, actors: int, model: str, minutes: float | None
+    file: Path, count: int, actors: int, model: str, seconds: float | None
 ) -> dict[str, object] | None:
     """One run, or None where its end has not come."""
-    out = file.parent / f"out-{count}-{actors}"
-    kept = file.parent / f"out-{count}-{actors}.json"
+    name = f"{Path(model).name}-{count}-{actors}"
+    out, kept = file.parent / name, file.parent / f"{name}.json"
     pieces = json.loads(kept.read_text()) if kept.exists() else []
-    pieces.append(run_piece(file, out, actors, model, minutes and 60 * minutes))
+    pieces.append(run_piece(file, out, actors, model, seconds))
     kept.write_text(json.dumps(pieces))
     parts = sorted(out.glob("part-*"))
     print(f"{count} images, {actors} actors: {len(parts)} blocks written", flush=True)
@@ -171,6 +175,17 @@ def read_names(part: Path) -> list[str]:
     return pyarrow.parquet.read_table(part, columns=["path"]).column("path").to_pylist()
 
 
+def tiny_network(folder: Path) -> str:
+    """Writes a small randomly initialized network, whose cost hardly counts."""
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    config = BitConfig(**sizes, num_groups=4, num_labels=10)
+    BitForImageClassification(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    BitImageProcessor(size=size, do_center_crop=False).save_pretrained(folder)
+    return str(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 50_000, 200_000])
@@ -178,23 +193,31 @@ def main() -> None:
     parser.add_argument("--model", default="bit-mini")
     parser.add_argument("--note", default="")
     parser.add_argument("--folder", type=Path, help="where runs are kept; a temporary one")
-    parser.add_argument("--minutes", type=float, help="kill a run after so many minutes")
+    parser.add_argument("--minutes", type=float, help="end after so many minutes")
     arguments = parser.parse_args()
+    deadline = arguments.minutes and time.monotonic() + 60 * arguments.minutes
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        model = arguments.model
+        if model == "tiny" and not (folder / model).exists():
+            tiny_network(folder / model)
+        model = str(folder / model) if model == "tiny" else model
         for count in arguments.images:
             file = folder / f"{count}.parquet"
             if not file.exists():
                 write_images(file, count)
             for actors in arguments.actors:
-                found = measure(file, count, actors, arguments.model, arguments.minutes)
+                same = {"images": count, "actors": actors, "model": arguments.model}
+                if deadline and any(same.items() <= each.items() for each in kept["runs"]):
+                    continue  # an earlier call finished it
+                left = deadline and deadline - time.monotonic()
+                found = measure(file, count, actors, model, left)
                 if found is None:
                     return  # the next call resumes it
                 found |= {"model": arguments.model, "note": arguments.note}
                 print(json.dumps(found), flush=True)
-                same = {"images": count, "actors": actors, "model": arguments.model}
                 kept["runs"] = [each for each in kept["runs"] if {k: each[k] for k in same} != same]
                 kept["runs"].append(found)
                 kept |= {"processors": os.cpu_count(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
