@@ -49,6 +49,16 @@ def test_the_temperature_of_the_others_mends_a_fold():
     )
 
 
+def test_the_folds_share_few_passes_over_the_scores(monkeypatch):
+    """A search for each of ten folds would take more than a hundred."""
+    logits, labels = scores(500)
+    passes, split = [], torch.split
+    monkeypatch.setattr(torch, "split", lambda x, size: passes.append(len(x)) or split(x, size))
+    temperatures, _ = cross_fit(logits, labels)
+    assert len(set(temperatures.tolist())) == 10
+    assert set(passes) == {500} and len(passes) <= 12
+
+
 def test_it_is_not_flattered_by_few_examples():
     """On 20 examples a temperature fitted on themselves looks better than it is on 4,000 others.
 

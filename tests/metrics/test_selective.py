@@ -1,11 +1,14 @@
 """Thresholds whose error rate holds on new examples: the bound, the order of tests, the promise."""
 
+import re
+
 import numpy as np
 import pytest
 
 from headstart.metrics.calibration import calibrate, confidence_of
 from headstart.metrics.classification import softmax
 from headstart.metrics.selective import NEVER, fewest_answers, promised_threshold, upper_bound
+from headstart.report.refusals import refusal_sections
 
 
 def scores(rng: np.random.Generator, count: int):
@@ -14,6 +17,17 @@ def scores(rng: np.random.Generator, count: int):
     chances = softmax(logits).cumsum(axis=1)
     labels = (chances > rng.random((count, 1))).argmax(axis=1)
     return logits.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("count", [25, 200])
+def test_no_confidence_above_all_is_written(count):
+    """A threshold that nothing reaches is 2."""
+    logits, labels = scores(np.random.default_rng(4), count)
+    (section,) = refusal_sections(calibrate(logits, labels), None)
+    cells = [cell for row in section.table.rows for cell in row]
+    percentages = re.findall(r"(\d+(?:\.\d+)?)%", " ".join([section.text, *cells]))
+    assert percentages and max(map(float, percentages)) <= 100
+    assert any("needs" in cell or cell == "none" for cell in cells)
 
 
 @pytest.mark.parametrize("errors, answers, level", [(0, 45, 0.9), (3, 40, 0.95), (9, 11, 0.9)])

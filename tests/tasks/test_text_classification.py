@@ -117,6 +117,8 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
         progress=Watcher(),
     )
     assert any("features of 80 texts are known from before" in line for line in lines)
+    assert any("fitting a new head" in line for line in lines)
+    assert not any(word in line for line in lines for word in ("pixels", "img", "images"))
     assert again.metrics == pytest.approx(result.metrics)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     after = model.state_dict()
