@@ -318,3 +318,20 @@ def test_a_folder_is_searched_as_training_does(photos, tiny_model, tmp_path, cap
     bad = {Path(path).name for path, error in rows.items() if error}
     assert bad == {"lost.png", "pipe.png"} and len(rows) == 2 + len(files_of(photos))
     assert not any("@eaDir" in path for path in rows)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_two_processes_do_not_write_one_table(suffix, tmp_path):
+    path, row = tmp_path / f"r{suffix}", {"path": "a", "label": "x", "probability": 1.0}
+    row["top_k"] = []
+    with ResultTable(path, COLUMNS) as first:
+        first.write(row)
+        second = ResultTable(path, COLUMNS, resume=True)
+        with pytest.raises(InputError, match=f"another run writes {path}"), second:
+            pass
+        first.write(row | {"path": "b"})
+    with pytest.raises(InputError, match="another run writes"), second:  # rows have come since
+        pass
+    with ResultTable(path, COLUMNS, resume=True) as third:
+        assert third.names == ["a", "b"]
+        third.finish()

@@ -5,6 +5,8 @@ Write beside, flush to disk, then rename.
 
 import contextlib
 import errno
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -50,6 +52,22 @@ def atomic_write(path: Path | str, content: Content) -> Path:
     with written_beside([(path, content)]):
         pass
     return path
+
+
+def take_lock(handle: int) -> bool:
+    """Takes the lock of an open file; False where another process holds it.
+
+    The lock is the kernel's, so that it ends with the handle and with the process, however that
+    ends.
+    """
+    if not importlib.util.find_spec("fcntl"):  # Windows has no such locks
+        return True
+    fcntl = importlib.import_module("fcntl")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

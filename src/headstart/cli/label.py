@@ -36,6 +36,8 @@ def label(
         from headstart.serving.label_app import serve_labels
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
+    from headstart.checkpoint.writing import take_lock
+    from headstart.errors import InputError
     from headstart.progress import progress_for_terminal
     from headstart.serving.labelling import open_labelling
     from headstart.training.world import best_device
@@ -51,7 +53,10 @@ def label(
         print(f"{done} of {total} images have a label; open {address} (stop with Ctrl+C)")
     sys.stdout.flush()
     try:
-        serve_labels(labelling, port)
+        with out.open("rb") as table:
+            if not take_lock(table.fileno()):
+                raise InputError(f"{out} is being labelled already; give another --out")
+            serve_labels(labelling, port)
     finally:
         more = f"headstart train {out} --model {model} --out runs/{out.stem}"
         print(f"{counted(len(labelling.labels), 'label')} in {out}: {more}", file=sys.stderr)

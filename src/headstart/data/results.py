@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import parse_json, read_object
+from headstart.checkpoint.writing import take_lock
 from headstart.data.labels import as_number
 from headstart.errors import FileFormatError, InputError, MissingExtraError
 from headstart.progress import plain
@@ -59,7 +60,8 @@ class ResultTable:
         names: First cells of the rows that were there.
 
     Raises:
-        InputError: A table that is there, without `resume`; or one that cannot be continued.
+        InputError: A table that is there, without `resume`; or one that cannot be continued, or
+            that another process writes.
         MissingExtraError: pyarrow is not installed, and the table is a Parquet file.
 
     Example:
@@ -98,6 +100,7 @@ class ResultTable:
         self.complete = gathers and path.exists()
         self.lost = 0  # rows that are there and have an error
         self.names = list(self._names())
+        self.size = self.file.stat().st_size if self.file.exists() else 0  # bytes of these rows
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.out: BinaryIO | None = None
 
@@ -105,7 +108,8 @@ class ResultTable:
         if not self.complete:
             # unbuffered: a row is one write, and a killed process loses at most a part of one
             self.out = self.file.open("ab", buffering=0)
-            if not self.file.stat().st_size:
+            self._hold(self.out)
+            if not self.size:
                 if self.beside is not None:
                     atomic_write(self.beside, json.dumps(self.facts, indent=2) + "\n")
                 if self.kind == ".csv":
@@ -122,6 +126,22 @@ class ResultTable:
     ) -> None:
         if self.out is not None:
             self.out.close()
+
+    def _hold(self, out: BinaryIO) -> None:
+        """Keeps other processes from writing this table until it is closed.
+
+        Raises:
+            InputError: One writes it, or has done so since its rows were read.
+        """
+        status = os.fstat(out.fileno())
+        if take_lock(out.fileno()) and self.file.exists():
+            there = self.file.stat()
+            if there.st_ino == status.st_ino and there.st_size == self.size:
+                return
+        out.close()
+        raise InputError(
+            f"another run writes {self.path}; wait for it, or choose another name with --out"
+        )
 
     def write(self, row: Row) -> None:
         """Appends one row, which has a value or None for each column."""
