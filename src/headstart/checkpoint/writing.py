@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -79,19 +80,19 @@ def written_beside(files: list[tuple[Path, Content]]) -> Iterator[None]:
     made: list[tuple[Path, Path]] = []
     try:
         for path, content in files:
-            with _explained(path):
+            with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Hidden, in the same folder (a rename must not cross disks), and with the usual
                 # permissions (mkstemp's are private).
                 beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
-                with beside.open("xb") as file:
+                with _Noting(io.FileIO(beside, "x")) as file:
                     made.append((beside, path))
                     _write(file, content)
                     file.flush()
                     os.fsync(file.fileno())
         yield
         for beside, path in made:
-            with _explained(path):
+            with explained(path):
                 beside.replace(path)
         for folder in {path.parent for _, path in made}:
             _flush_folder(folder)
@@ -100,9 +101,28 @@ def written_beside(files: list[tuple[Path, Content]]) -> Iterator[None]:
             beside.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, content: Content) -> None:
+class _Noting(io.BufferedWriter):
+    """A file that keeps the error of a write, which PyTorch turns into another one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """See `io.BufferedWriter.write`."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _write(file: _Noting, content: Content) -> None:
     if callable(content):
-        content(file)
+        try:
+            content(file)
+        except RuntimeError:
+            if file.error is not None:
+                raise file.error from None
+            raise
     else:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -121,7 +141,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Says what could not be written and why, and that what was there before still is."""
     try:
         yield

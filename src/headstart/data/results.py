@@ -1,6 +1,7 @@
 """Tables of results that grow row by row and can be continued: CSV, JSON lines, Parquet."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import parse_json, read_object
-from headstart.checkpoint.writing import take_lock
+from headstart.checkpoint.writing import explained, take_lock
 from headstart.data.labels import as_number
 from headstart.errors import FileFormatError, InputError, MissingExtraError
 from headstart.progress import plain
@@ -147,10 +148,13 @@ class ResultTable:
         """Appends one row, which has a value or None for each column."""
         assert self.out is not None
         if self.kind == ".csv":
-            self.out.write(_csv_line([_cell(row[name]) for name in self.columns]))
-            return
-        text = json.dumps({name: row[name] for name in self.columns}, ensure_ascii=False)
-        self.out.write(f"{text}\n".encode(errors="surrogateescape"))
+            data = _csv_line([_cell(row[name]) for name in self.columns])
+        else:
+            text = json.dumps({name: row[name] for name in self.columns}, ensure_ascii=False)
+            data = f"{text}\n".encode(errors="surrogateescape")
+        with explained(self.file):
+            if self.out.write(data) != len(data):  # as much as there was room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def finish(self) -> None:
         """Ends the table: all rows are written."""

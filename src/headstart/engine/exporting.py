@@ -6,6 +6,7 @@ checked after writing.
 
 import contextlib
 import copy
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headstart.checkpoint import atomic_write
 from headstart.engine.capture import (
     Signature,
     check_dynamic,
@@ -206,14 +208,12 @@ def _write_openvino(
     dynamic: tuple[str, ...],
     facts: Mapping[str, str],
 ) -> None:
-    import openvino as ov
-
-    from headstart.engine.engines.openvino import convert
+    from headstart.engine.engines.openvino import convert, save_graph
 
     graph = convert(Job(network, signature, inputs, dynamic, "float32", torch.get_num_threads()))
     for key, value in facts.items():
         graph.set_rt_info(value, ["headstart", key.removeprefix("headstart.")])
-    ov.save_model(graph, str(path), compress_to_fp16=False)
+    save_graph(graph, path)
 
 
 def _write_torch(
@@ -226,8 +226,10 @@ def _write_torch(
 ) -> None:
     program = program_of(network, signature, inputs, dynamic)
     names = {"inputs": json.dumps(signature.inputs), "outputs": json.dumps(signature.outputs)}
+    buffer = io.BytesIO()  # PyTorch ends the process where it cannot write a file
     with quiet():
-        torch.export.save(program, path, extra_files=names | dict(facts))
+        torch.export.save(program, buffer, extra_files=names | dict(facts))
+    atomic_write(path, buffer.getvalue())
 
 
 def check_file(

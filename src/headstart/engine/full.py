@@ -243,12 +243,14 @@ def write_full(graph: onnx.ModelProto, path: Path, to: str, facts: Mapping[str, 
         return
     import openvino as ov
 
+    from headstart.engine.engines.openvino import save_graph
+
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(graph, f"{folder}/full.onnx")
         program = ov.convert_model(f"{folder}/full.onnx")
     for key, value in facts.items():
         program.set_rt_info(value, ["headstart", key.removeprefix("headstart.")])
-    ov.save_model(program, str(path), compress_to_fp16=False)
+    save_graph(program, path)
 
 
 # Images and answers -------------------------------------------------------------------------------

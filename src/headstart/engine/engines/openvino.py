@@ -5,6 +5,9 @@ saved folder holds the graph alone: it is compiled again when it is loaded, sinc
 in a folder would be code from whoever wrote the folder.
 """
 
+import errno
+import os
+import shutil
 import tempfile
 import threading
 import warnings
@@ -19,6 +22,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
+from headstart.checkpoint.writing import explained
 from headstart.engine.capture import Program, Signature, program_of, quiet
 from headstart.engine.engines.base import Job, saved_file
 from headstart.engine.normalized import portable
@@ -174,7 +178,7 @@ class OpenVinoRunner:
         """Writes the graph."""
         # files that somebody has loaded stay whole for him
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            ov.save_model(self.graph, str(Path(scratch) / MODEL), compress_to_fp16=False)
+            save_graph(self.graph, Path(scratch) / MODEL)
             for name in (WEIGHTS, MODEL):
                 (Path(scratch) / name).replace(folder / name)
         return {
@@ -182,6 +186,21 @@ class OpenVinoRunner:
             "shapes": [list(shape) for shape in self.shapes],
             "hint": self.hint,
         }
+
+
+def save_graph(graph: Any, path: Path) -> None:
+    """Writes a graph as .xml and .bin, in its own precision.
+
+    Raises:
+        OSError: The disk is full, or the like: OpenVINO knows no more than that.
+    """
+    with explained(path):
+        try:
+            ov.save_model(graph, str(path), compress_to_fp16=False)
+        except RuntimeError as error:
+            full = shutil.disk_usage(path.parent).free < 1 << 20
+            code = errno.ENOSPC if full else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.checkpoint import unwrap
+from headstart.checkpoint import atomic_write, unwrap
 from headstart.checkpoint.names import NameTable, PublishedNames
 from headstart.config import Compat
 from headstart.errors import WeightsError
@@ -221,4 +221,4 @@ def save_pth(model: Any, path: str | Path) -> None:
     import torch
 
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    torch.save(TO_AUTHORS.to_theirs(state), path)
+    atomic_write(path, lambda file: torch.save(TO_AUTHORS.to_theirs(state), file))

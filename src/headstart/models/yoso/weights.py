@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.checkpoint import unwrap
+from headstart.checkpoint import atomic_write, unwrap
 from headstart.checkpoint.names import NameTable, PublishedNames, concatenate
 from headstart.config import Compat
 from headstart.errors import ConfigError, WeightsError
@@ -217,4 +217,4 @@ def save_authors(model: Any, path: str | Path, released: bool = True) -> None:
     named = AUTHORS.to_theirs(state)
     if not released:
         named = {_trained(key): value for key, value in named.items()}
-    torch.save({"model_state_dict": named}, path)
+    atomic_write(path, lambda file: torch.save({"model_state_dict": named}, file))
