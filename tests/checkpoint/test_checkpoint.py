@@ -455,3 +455,11 @@ def test_raw_knows_its_extent():
     assert Raw(b"", "float32", (2, 3), 0, (5, 1)).extent == 8
     assert Raw(b"", "float32", (2, 0, 3)).extent == 0
     assert Raw(b"", "float32", ()).extent == 1
+
+
+def test_a_full_disk_is_the_error_of_pytorch_too(tmp_path, full_disk):
+    """`torch.save` makes a RuntimeError of its own of a write that failed."""
+    state = {"w": torch.zeros(40_000)}
+    with pytest.raises(OSError, match="cannot write w.bin .No space left"):
+        atomic_write(tmp_path / "w.bin", lambda file: torch.save(state, file))
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,15 @@ def test_two_processes_do_not_write_one_table(suffix, tmp_path):
     with ResultTable(path, COLUMNS, resume=True) as third:
         assert third.names == ["a", "b"]
         third.finish()
+
+
+def test_a_row_that_is_written_in_part_is_an_error(tmp_path):
+    row = {"path": "a", "label": "x", "probability": 1.0, "top_k": []}
+    with ResultTable(tmp_path / "r.csv", COLUMNS) as table:
+        table.write(row)
+        out = table.out
+        table.out = types.SimpleNamespace(write=lambda data: out.write(data[:4]))
+        with pytest.raises(OSError, match="cannot write r.csv"):
+            table.write(row | {"path": "b"})
+        table.out = out
+    assert ResultTable(tmp_path / "r.csv", COLUMNS, resume=True).names == ["a"]

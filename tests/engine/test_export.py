@@ -294,3 +294,14 @@ def test_names_of_files(tmp_path, capsys):
     code, _, err = call(capsys, *words, "--overwrite", "--tolerance", 0)
     assert code == 2 and "m.pt2 differs from PyTorch" in err and "it was not kept" in err
     assert file.read_bytes() == again and sorted(tmp_path.glob(".*")) == []
+
+
+def test_openvino_on_a_full_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    from headstart.engine.engines.openvino import save_graph
+
+    def full(*arguments, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("openvino.save_model", full)
+    with pytest.raises(OSError, match="cannot write a.xml"):
+        save_graph(None, tmp_path / "a.xml")

@@ -85,7 +85,7 @@ def written_beside(files: list[tuple[Path, Content]]) -> Iterator[None]:
                 # Hidden, in the same folder (a rename must not cross disks), and with the usual
                 # permissions (mkstemp's are private).
                 beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
-                with _Noting(io.FileIO(beside, "x")) as file:
+                with _Noting(beside.open("xb", buffering=0)) as file:
                     made.append((beside, path))
                     _write(file, content)
                     file.flush()
