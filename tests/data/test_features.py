@@ -96,6 +96,8 @@ def test_the_least_recently_used_features_go_first(tmp_path, monkeypatch):
     size = sum(cached_networks(tmp_path).values())
     assert [folder.name for folder in evict(tmp_path, bound=size - 1)] == ["old"]
     monkeypatch.setenv("HEADSTART_CACHE_LIMIT", "0")
+    FeatureStore("older", tmp_path)  # the limit holds where nothing is added
+    assert [folder.name for folder in cached_networks(tmp_path)] == ["older"]
     FeatureStore("last", tmp_path).add(["a"], ROWS[:1])
     assert [folder.name for folder in cached_networks(tmp_path)] == ["last"]
     monkeypatch.setenv("HEADSTART_CACHE_LIMIT", "ten")

@@ -102,10 +102,11 @@ class FeatureStore:
         return number
 
     def _tidy(self) -> None:
-        """Marks the folder as used now, and merges many shards."""
+        """Marks the folder as used now, and merges many shards; the limit may be a new one."""
         try:
             os.utime(self.folder)
             self._merge()
+            evict(self.folder.parent, keep=self.folder)
         except OSError:  # a cache that is only read
             self.stored = False
 

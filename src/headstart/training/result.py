@@ -71,11 +71,9 @@ def finish(run: Run, network: nn.Module, result: Result) -> Result:
                 f"the result folder {run.out} was removed during the run; nothing was written"
             )
         result.seconds = time.perf_counter() - run.began
-        with run.progress.counting("writing results and report", 2, "files") as seen:
+        with run.progress.counting("writing results and report", 1, "folders"):
             values = write_result(run.task, network, result, run.request, run.world.device)
-            seen(1)
             write_report(run, result, values)
-            seen(1)
         remove_working_files(run.out)
         result.seconds = time.perf_counter() - run.began
         run.progress.report(summary(run.task, result))
