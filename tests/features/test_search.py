@@ -61,7 +61,7 @@ def test_rows_by_number(tmp_path):
     assert np.array_equal(vector_at(path, 3), features[3])
     with pytest.raises(DataError, match="row 2 of .* has no vector: unreadable"):
         vector_at(path, 2)
-    with pytest.raises(InputError, match="has rows 0 to 3; there is no row 4"):
+    with pytest.raises(InputError, match=r"no row 4 in .*; give a row from 0 to 3"):
         vector_at(path, 4)
 
 

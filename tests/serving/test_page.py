@@ -59,6 +59,13 @@ ANSWERED = (
 )
 
 
+ONE_LINE = """[...document.querySelectorAll("#bars span:last-child")].every((each) => {
+  const range = document.createRange();
+  range.selectNodeContents(each);
+  return range.getClientRects().length === 1;
+})"""
+
+
 def test_a_person_uses_the_page(browser, address, tmp_path):
     photo = tmp_path / "photo.png"
     y, x = np.mgrid[:240, :320]
@@ -79,6 +86,7 @@ def test_a_person_uses_the_page(browser, address, tmp_path):
 
     browser.size(375, 800)
     assert browser.run("document.documentElement.scrollWidth <= 375")
+    assert browser.run(ONE_LINE)  # beside a long label too
     browser.image("serve-phone")
 
     browser.run('document.getElementById("bars").replaceChildren()')

@@ -82,7 +82,7 @@ def vector_at(path: Path, row: int) -> Floats:
             found: Floats = block.features[at]
             return found
         first += len(block)
-    raise InputError(f"{path} has rows 0 to {first - 1}; there is no row {row}")
+    raise InputError(f"there is no row {row} in {path}; give a row from 0 to {first - 1}")
 
 
 def query_vector(
