@@ -15,7 +15,7 @@ from headstart.data.cache import PixelCache, decode, inspect, inspect_all
 from headstart.data.examples import distinct
 from headstart.data.images import read_images
 from headstart.data.interpret import class_names
-from headstart.data.labels import MULTI, as_list, class_key
+from headstart.data.labels import MULTI, as_list, class_key, look_alikes
 from headstart.data.masks import read_classes, read_pairs
 from headstart.data.options import DataOptions
 from headstart.data.sources import hub
@@ -347,3 +347,27 @@ def test_an_epoch_is_shuffled_once(monkeypatch):
     for step in range(20):
         batch_indices(100, 7, step, 0)
     assert splits.permutation.cache_info().misses == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("image\tlabel\np/0.png\tcat\np/1.png\tdog\n", "utf-16"),  # Excel's "Unicode text"
+        ("image\tlabel\np/0.png\tcat\np/1.png\tdog\n", "utf-8"),
+        ("image;label\r\np/0.png;cat\r\np/1.png;dog\r\n;\r\n", "utf-8-sig"),
+        ("image,label\np/0.png,cat\u200b\np/1.png,\u00a0dog\n,\n", "utf-8"),
+    ],
+)
+def test_tables_that_spreadsheets_write(text, encoding, tmp_path):
+    (tmp_path / "p").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "p" / f"{i}.png")
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    data = read_images(tmp_path / "t.csv", DataOptions(val_fraction=0.0))
+    assert data.classes == ["cat", "dog"] and len(data.splits["train"].labels) == 2
+
+
+def test_classes_that_may_be_one_class_or_none_are_named():
+    assert look_alikes(["cat", "dog"]) == []
+    notes = look_alikes(["Cat", "NA", "cat", "dog"])
+    assert "letter case alone: Cat, cat" in notes[0] and "class NA" in notes[1]

@@ -24,6 +24,7 @@ from headstart.data.labels import (
     classes_in,
     is_number,
     kind_of,
+    look_alikes,
     numbers_in,
 )
 from headstart.data.options import SPLITS, DataOptions
@@ -326,7 +327,7 @@ def interpret(parts: dict[str, Labelled], options: DataOptions, path: Path) -> I
     else:
         classes, splits = _indexed(parts, options, path, kind)
         if options.classes is None:
-            notes += _absent(classes, splits, kind)
+            notes += [*look_alikes(classes), *_absent(classes, splits, kind)]
     notes += grouped(splits, parts)
     return ImageData(classes, splits, notes, kind)
 

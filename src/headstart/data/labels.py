@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from headstart.checkpoint.documents import parse_json
-from headstart.errors import ConfigError, DataError, FileFormatError
+from headstart.errors import ConfigError, DataError, FileFormatError, listed
 
 SINGLE, MULTI, REGRESSION = KINDS = (
     "single_label_classification",
@@ -22,6 +22,10 @@ SINGLE, MULTI, REGRESSION = KINDS = (
 )
 WORDS = {SINGLE: "one class each", MULTI: "several classes each", REGRESSION: "numbers"}
 SEPARATORS = "|;"  # between the classes in one cell of text
+# spaces that do not break become spaces; the mark of byte order and what has no width go
+SAME_LOOK = {0xA0: " ", 0x2007: " ", 0x202F: " ", 0xAD: None, 0x200B: None, 0x2060: None}
+SAME_LOOK |= {0xFEFF: None}
+MISSING = ("NA", "N/A", "#N/A", "nan", "NaN", "NULL")  # what tables hold where nothing is known
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 # a text in quotes, or a number, as Python writes them inside a list
 ITEM = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([-+]?\d[\w.+-]*)""")
@@ -110,8 +114,30 @@ def class_key(name: str) -> tuple[int, int, str]:
 
 
 def class_name(text: str) -> str:
-    """A class name in one Unicode form, without spaces around it: é is one letter or two."""
-    return unicodedata.normalize("NFC", text).strip()
+    """A class name in one Unicode form, without spaces around it: é is one letter or two.
+
+    Spaces that do not break are spaces, and what has no width is left out.
+    """
+    return unicodedata.normalize("NFC", text.translate(SAME_LOOK)).strip()
+
+
+def look_alikes(classes: Iterable[str]) -> list[str]:
+    """Notes on classes that may be one class, or none: they differ in letter case alone, or stand
+    for a missing label.
+    """
+    by_case: dict[str, list[str]] = {}
+    for name in classes:
+        by_case.setdefault(name.casefold(), []).append(name)
+    notes = [
+        f"classes that differ in letter case alone: {listed(names)}; give them one name if they are"
+        " one class"
+        for names in by_case.values()
+        if len(names) > 1
+    ]
+    missing = [name for names in by_case.values() for name in names if name in MISSING]
+    if missing:
+        notes.append(f"class {listed(missing)}: remove these rows if they have no label")
+    return notes
 
 
 def kind_of(labels: Sequence[Cells], *, several: bool = False) -> str:

@@ -19,6 +19,7 @@ from headstart.data.labels import (
     as_class,
     classes_in,
     kind_of,
+    look_alikes,
     numbers_in,
 )
 from headstart.data.options import DataOptions
@@ -58,6 +59,8 @@ class TextClassification(TextTask, HeadTask):
         self.problem = problem_of(kind, multi_label_classification="micro_f1", regression="pearson")
         self._classes = self._find_classes()
         self.numbers = {name: i for i, name in enumerate(self._classes)}
+        if options.classes is None and kind != REGRESSION:
+            data.notes += look_alikes(self._classes)
         self._places: dict[str, dict[str, Any]] = {}  # examples by the digest of their tokens
 
     @property

@@ -59,18 +59,23 @@ def read_table(path: str | Path, *, header: bool = True) -> RawTable:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     if not len(table):
         raise DataError(f"{path} has no rows")
     return table
 
 
 def _read_csv(path: Path, header: bool) -> RawTable:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open("rb") as begin:
+        # spreadsheets write "Unicode text" as UTF-16 with a mark of its byte order, and tabs
+        wide = begin.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    with path.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as file:
         head = file.readline(1 << 20)
         file.seek(0)
         # semicolons are written by spreadsheets where the comma is for decimals
-        separator = ";" if ";" in head and "," not in head else ","
+        separator = next((mark for mark in (",;\t" if header else ",;") if mark in head), ",")
         if path.suffix.lower() == ".tsv":
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
@@ -89,7 +94,7 @@ def _csv_columns(path: Path, reader: Any, header: bool) -> RawTable:
     cells: list[list[str]] = [[] for _ in names or ()]
     places: list[int] = []
     for values in reader:
-        if not values:
+        if not values or (len(values) > 1 and not any(values)):  # spreadsheets end with such rows
             continue
         if names is None:
             names = [str(i) for i in range(1, len(values) + 1)]
