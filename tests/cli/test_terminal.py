@@ -34,6 +34,18 @@ def test_a_terminal_shows_that_pytorch_is_loaded():
     assert done.returncode == 0 and "loading PyTorch" in shown
 
 
+def test_pytorch_is_imported_without_collections_of_garbage():
+    code = """
+import gc
+from headstart.cli.terminal import load_torch
+passes = []
+gc.callbacks.append(lambda phase, info: passes.append(info["generation"]))
+load_torch()
+assert not passes and gc.isenabled() and gc.get_freeze_count() > 100_000
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_rows_are_shown_as_they_become_known(monkeypatch):
     """The first row is on the screen before the last one is made; columns stay aligned."""
     screen = Screen()

@@ -272,9 +272,9 @@ def is_kind(value: object, kind: Any) -> bool:
     An integer is a float too, but a bool is not a number; a list may stand for a tuple and the
     other way round. Integers have at most 63 bits.
     """
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or (type(value) is kind and kind is not int):
         return True
+    origin, args = _parts(kind)
     if origin in (typing.Union, types.UnionType):
         return any(is_kind(value, each) for each in args)
     if origin is Literal:
@@ -293,6 +293,11 @@ def is_kind(value: object, kind: Any) -> bool:
         number = isinstance(value, Integral) and not isinstance(value, bool)
         return number and abs(int(value)) <= MAX_INTEGER  # type: ignore[call-overload]
     return isinstance(value, kind)
+
+
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
 
 
 def _are_kinds(values: Sequence[Any], origin: Any, args: tuple[Any, ...]) -> bool:
