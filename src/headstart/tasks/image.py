@@ -67,23 +67,17 @@ class ImageTask(Task):
         """Reads content hash and size of images; those without a header are bad.
 
         Args:
-            most: Images that are opened, a random choice; None opens every one. The others are
-                opened when they are needed.
+            most: About as many images are opened, a random choice of each split; None opens every
+                one. The others are opened when they are needed.
         """
+        total, chosen = sum(self.splits.values()), {}
         for split, count in self.splits.items():
             self.digests_of[split] = [""] * count
             self.sizes[split] = np.full((count, 2), UNOPENED)
-        whole = np.arange(sum(self.splits.values()))
-        if most is not None:
             rng = np.random.default_rng([self.options.seed, 0x100C])
-            whole = np.sort(rng.permutation(whole)[:most])
-        ends = np.cumsum(list(self.splits.values()))
-        parts = np.split(whole, np.searchsorted(whole, ends[:-1]))
-        starts = ends - list(self.splits.values())
-        rows = zip(parts, starts, strict=True)
-        self.open_images(
-            dict(zip(self.splits, (part - start for part, start in rows), strict=True))
-        )
+            part = count if most is None else max(1, round(most * count / total))
+            chosen[split] = np.sort(rng.permutation(count)[:part])
+        self.open_images(chosen)
 
     def open_images(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
         """Reads content hash and size of some images of each split."""
@@ -113,6 +107,10 @@ class ImageTask(Task):
     def facts(self) -> Facts:
         """See `Task.facts`; sizes are those of the median training image by area."""
         sizes = self.sizes["train"][self.sizes["train"].min(axis=1) > 0]
+        unopened = self.unopened("train")
+        if not len(sizes) and len(unopened):  # none of those that were opened can be read
+            self.open_images({"train": unopened})
+            sizes = self.sizes["train"][self.sizes["train"].min(axis=1) > 0]
         if not len(sizes):
             check_bad(self.bad, False, sum(self.splits.values()))
         order = np.argsort(sizes.prod(axis=1), kind="stable")

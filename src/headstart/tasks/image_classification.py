@@ -77,8 +77,9 @@ class LabelledImages(ImageTask):
             return
         self.inspect(look)
         then = "is left out or replaced" if self.options.skip_bad else "stops the run"
+        opened = total - sum(len(self.unopened(split)) for split in self.splits)
         self.notes.append(
-            f"{look:,} of {total:,} images were opened, a random choice (--option look=N); the"
+            f"{opened:,} of {total:,} images were opened, a random choice (--option look=N); the"
             f" others are opened when they are needed: one that cannot be read {then} then"
         )
 
