@@ -305,7 +305,7 @@ def trained(name: str, calibration: Path, photos: Path, seconds: float) -> dict[
             logits = torch.cat([each(part).logits for part in unseen.split(8)])
             found[precision] = {
                 "computed_in": each.report.chosen.precision,
-                "int8_share": each.report.chosen.int8_share,
+                "int8_share": each.report.chosen.int8_fraction,
                 "ms": {batch: round(row[precision], 3) for batch, row in times.items()},
                 "times_as_fast": {
                     batch: round(row["eager"] / row[precision], 2) for batch, row in times.items()

@@ -280,7 +280,7 @@ def test_what_is_too_far_off_falls_back_with_a_warning(caplog):
     fast = headstart.optimize(
         model, example=inputs, engine="torch", precision="bfloat16", tolerance=1e-3
     )
-    assert fast.report.chosen.precision == "float32" and fast.report.asked == "bfloat16"
+    assert fast.report.chosen.precision == "float32" and fast.report.requested == "bfloat16"
     assert (
         "no engine is close enough in bfloat16" in caplog.text
         and "bfloat16 was requested" in str(fast.report)
@@ -316,6 +316,11 @@ def test_reports_say_what_was_measured():
     text = str(report)
     assert "before: " in text and "a second" in text and "answers the same" in text and "MB" in text
     assert type(report).from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    old = json.loads(json.dumps(report.to_dict()))  # with the keys of older reports
+    old["asked"] = old.pop("requested")
+    for trial in (old["chosen"], *old["trials"]):
+        trial["int8_share"] = trial.pop("int8_fraction")
+    assert type(report).from_dict(old) == report
 
 
 def test_an_optimised_model_is_not_trained_or_moved():

@@ -65,7 +65,7 @@ def test_a_trained_network_keeps_99_percent_of_its_answers(name, tmp_path):
     fast = headstart.optimize(
         model, example=calibration[0], engine="openvino", precision="int8", calibration=calibration
     )
-    assert fast.report.chosen.precision == "int8" and fast.report.chosen.int8_share > 0.3, str(
+    assert fast.report.chosen.precision == "int8" and fast.report.chosen.int8_fraction > 0.3, str(
         fast.report
     )
     with torch.no_grad():

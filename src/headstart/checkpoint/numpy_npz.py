@@ -4,7 +4,6 @@ https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
 import io
-import math
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from headstart.checkpoint.raw import (
     from_array,
     map_file,
     numpy_dtype,
-    to_numpy,
 )
 from headstart.errors import FileFormatError
 
@@ -47,31 +45,6 @@ def read_npz(path: Path) -> dict[str, Raw]:
             buffer, start, stop, f"{path}: {entry.removesuffix('.npy')}"
         )
     return bounded(path, raws)
-
-
-def read_arrays(path: Path) -> "dict[str, np.ndarray[Any, Any]]":
-    """The arrays of a data set's .npz, which may also hold texts (labels).
-
-    Raises:
-        FileFormatError: As `read_npz`; also for texts that are not valid Unicode.
-    """
-    data = map_file(path)
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for entry, info in zips.entries(path).items():
-        where = f"{path}: {entry}"
-        buffer, start, stop = zips.unpack(path, data, info)
-        shape, fortran, dtype, begin = _header(buffer, start, stop, where)
-        if dtype.kind != "U":
-            raw = _array(buffer, start, stop, where)
-            arrays[entry.removesuffix(".npy")] = to_numpy({"": raw})[""]
-            continue
-        if begin + math.prod(shape) * dtype.itemsize != stop or not dtype.itemsize or fortran:
-            raise FileFormatError(f"{where} has another size than its shape says")
-        codes = np.frombuffer(bytes(buffer[begin:stop]), dtype.newbyteorder("=").str[0] + "u4")
-        if codes.size and (codes.max() > 0x10FFFF or np.any((codes >> 11) == 0x1B)):
-            raise FileFormatError(f"{where} holds texts that are not valid Unicode")
-        arrays[entry.removesuffix(".npy")] = codes.view(dtype).reshape(shape)
-    return arrays
 
 
 def read_npy(path: Path) -> dict[str, Raw]:

@@ -155,7 +155,6 @@ KEYS: dict[str, dict[str, str]] = {
     "cache clear": {"bytes": "what was removed"},
     "skill": {"skill": "the text"},
 }
-ERROR_KEYS = {"code": "cause in one word", "what": "what was wrong", "fix": "what to do"}
 _running: list[str] = []  # the command that prints JSON, while it runs
 
 

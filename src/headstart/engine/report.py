@@ -7,6 +7,8 @@ from headstart.checkpoint.documents import as_dataclass, value_of
 from headstart.engine.deviation import Deviation
 from headstart.errors import FileFormatError
 
+OLD = {"asked": "requested", "int8_share": "int8_fraction"}  # key of an older report → ours
+
 
 @dataclass
 class Trial:
@@ -21,8 +23,8 @@ class Trial:
         memory_mb: Megabytes that the process grew by, exporting included.
         refused: Why it was not taken, or None.
         streams: Images or texts that run side by side, each on a fraction of the threads.
-        int8_share: Fraction of the multiplications by weights that is in int8, where that is known;
-            the rest is in float32.
+        int8_fraction: Fraction of the multiplications by weights that is in int8, where that is
+            known; the rest is in float32.
     """
 
     engine: str
@@ -33,7 +35,7 @@ class Trial:
     memory_mb: float = 0.0
     refused: str | None = None
     streams: int = 1
-    int8_share: float | None = None
+    int8_fraction: float | None = None
 
     def describe(self) -> str:
         """One line."""
@@ -41,8 +43,8 @@ class Trial:
             f"{self.engine} {self.precision}"
             + (f" in {self.streams} streams" if self.streams > 1 else "")
         ]
-        if self.int8_share is not None:
-            parts.append(f"{self.int8_share:.0%} of the products in int8")
+        if self.int8_fraction is not None:
+            parts.append(f"{self.int8_fraction:.0%} of the products in int8")
         if self.ms is not None:
             parts.append(f"{self.ms:.1f} ms")
         if self.deviation is not None:
@@ -68,7 +70,7 @@ class Report:
         original_ms: Median milliseconds of the network in PyTorch, in the same run.
         batch: Images or texts of a call that was timed.
         threads: Threads of the engine.
-        asked: Requested precision; `chosen.precision` is higher where that was not close
+        requested: Requested precision; `chosen.precision` is higher where that was not close
             enough.
         trials: Everything that was tried.
         callers: How many called at once; milliseconds are then the time of all, divided by them.
@@ -81,7 +83,7 @@ class Report:
     original_ms: float
     batch: int
     threads: int
-    asked: str
+    requested: str
     trials: list[Trial] = field(default_factory=list)
     callers: int = 1
     original_threads: int | None = None
@@ -107,8 +109,8 @@ class Report:
             ),
             f"taken:  {self.chosen.describe()}",
         ]
-        if self.chosen.precision != self.asked:
-            lines.append(f"{self.asked} was requested, and no engine was close enough in it")
+        if self.chosen.precision != self.requested:
+            lines.append(f"{self.requested} was requested, and no engine was close enough in it")
         return "\n".join(
             lines + [f"tried:  {trial.describe()}" for trial in self.trials if trial != self.chosen]
         )
@@ -126,7 +128,7 @@ class Report:
         """
         trials = [_trial(each, where) for each in value_of(values, "trials", list[Any], where)]
         chosen = _trial(value_of(values, "chosen", dict[str, Any], where), where)
-        plain = {key: value for key, value in dict(values).items() if key != "speedup"}  # type: ignore[call-overload]  # a mapping, as value_of checked
+        plain = {OLD.get(key, key): each for key, each in dict(values).items() if key != "speedup"}  # type: ignore[call-overload]  # a mapping, as value_of checked
         report: Report = as_dataclass(cls, plain, where, chosen=chosen, trials=trials)
         for name, value in (("original_ms", report.original_ms), ("batch", report.batch)):
             if value <= 0:
@@ -137,4 +139,5 @@ class Report:
 def _trial(values: object, where: object) -> Trial:
     found = value_of(values, "deviation", dict[str, Any] | None, where)
     deviation = None if found is None else as_dataclass(Deviation, found, where)
-    return as_dataclass(Trial, values, where, deviation=deviation)
+    plain = {OLD.get(key, key): each for key, each in dict(values).items()}  # type: ignore[call-overload]  # as above
+    return as_dataclass(Trial, plain, where, deviation=deviation)

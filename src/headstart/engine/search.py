@@ -214,7 +214,7 @@ class Search:
                     self.samples,
                 )
                 runner = engine(name).build(job)
-                trial.int8_share = getattr(runner, "int8_share", None)
+                trial.int8_fraction = getattr(runner, "int8_fraction", None)
                 trial.deviation = self.deviation(runner)
                 trial.build_seconds, trial.memory_mb = (
                     time.perf_counter() - start,

@@ -71,7 +71,7 @@ class OpenVinoRunner:
         hint: OpenVINO's name of the precision ("f32", "bf16") of what is not int8.
         threads: Threads of a call, or of all streams together.
         streams: How many calls run side by side, each on some of the threads.
-        int8_share: Fraction of the products that is in int8, where the graph was just made.
+        int8_fraction: Fraction of the products that is in int8, where the graph was just made.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class OpenVinoRunner:
         hint: str,
         threads: int,
         streams: int = 1,
-        int8_share: float | None = None,
+        int8_fraction: float | None = None,
     ) -> None:
         self.graph, self.signature, self.shapes = graph, signature, shapes
         self.hint, self.threads, self.streams = hint, threads, streams
-        self.int8_share = int8_share
+        self.int8_fraction = int8_fraction
         self.device = torch.device("cpu")
         self._compiled: dict[bool, Any] = {}
         self._lock, self._local = threading.Lock(), threading.local()
@@ -157,7 +157,7 @@ class OpenVinoRunner:
             self.hint,
             self.threads,
             streams,
-            self.int8_share,
+            self.int8_fraction,
         )
 
     def _side_by_side(self, arrays: Sequence[Any]) -> list[Tensor]:
@@ -227,7 +227,7 @@ def build(job: Job) -> OpenVinoRunner:
 
         graph, share, hint = quantize(graph, job)
     shapes = tuple(tuple(job.example[name].shape) for name in job.signature.inputs)
-    return OpenVinoRunner(graph, job.signature, shapes, hint, job.threads, int8_share=share)
+    return OpenVinoRunner(graph, job.signature, shapes, hint, job.threads, int8_fraction=share)
 
 
 def load(
