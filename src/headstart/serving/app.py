@@ -189,6 +189,45 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="headstart", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.add_middleware(Limits, settings=settings, tokens=tokens)
+    if settings.host in LOOPBACK:  # a page elsewhere whose name is made to lead here stays out
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    add_measurements(app, settings)
+    add_errors(app, settings)
+    add_answers(app, settings, answers, batcher)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def is_ready() -> Any:
+        """Whether the model is loaded and requests are taken."""
+        return {"status": "ready"} if ready else problem(503, "not ready")
+
+    @app.get("/model")
+    async def model() -> dict[str, Any]:
+        """Task, labels, card and limits."""
+        limits = {key: getattr(settings, key) for key in ("max_bytes", "max_pixels", "max_items")}
+        return answers.describe() | {"limits": limits, "version": __version__}
+
+    @app.get("/report")
+    async def report() -> Response:
+        """The report of the training."""
+        if answers.report is None:
+            return problem(404, "this model has no report")
+        return HTMLResponse(
+            answers.report.read_bytes(), headers={"Content-Security-Policy": REPORT_POLICY}
+        )
+
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(path, page_route(name, kind), include_in_schema=False)
+    return app
+
+
+def add_measurements(app: FastAPI, settings: Settings) -> None:
+    """Counts and times every request, adds the headers of every response, and `/metrics`."""
     registry = CollectorRegistry()
     requests = Counter(
         "headstart_requests_total", "Requests by path and status.", ["path", "status"],
@@ -197,9 +236,6 @@ def create_app(settings: Settings) -> FastAPI:
     seconds = Histogram(
         "headstart_request_seconds", "Seconds of a request.", ["path"], registry=registry
     )
-    app.add_middleware(Limits, settings=settings, tokens=tokens)
-    if settings.host in LOOPBACK:  # a page elsewhere whose name is made to lead here stays out
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
 
     @app.middleware("http")
     async def measured(request: Request, call_next: Any) -> Any:
@@ -217,6 +253,19 @@ def create_app(settings: Settings) -> FastAPI:
         response.headers.setdefault("Referrer-Policy", "no-referrer")
         return response
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        source = registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            source = CollectorRegistry()
+            multiprocess.MultiProcessCollector(source)
+        return Response(generate_latest(source), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_errors(app: FastAPI, settings: Settings) -> None:
+    """What our own errors become: a status and a line of JSON."""
+
     @app.exception_handler(HeadstartError)
     async def known_error(_: Request, error: HeadstartError) -> JSONResponse:
         return problem(503 if isinstance(error, Busy) else 422, str(error))
@@ -229,39 +278,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def too_large(_: Request, error: TooLarge) -> JSONResponse:
         return problem(413, f"a request has at most {settings.max_bytes:,} bytes")
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process runs."""
-        return {"status": "ok"}
 
-    @app.get("/ready")
-    async def is_ready() -> Any:
-        """Whether the model is loaded and requests are taken."""
-        return {"status": "ready"} if ready else problem(503, "not ready")
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Counts and times for Prometheus."""
-        source = registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            source = CollectorRegistry()
-            multiprocess.MultiProcessCollector(source)
-        return Response(generate_latest(source), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/model")
-    async def model() -> dict[str, Any]:
-        """Task, labels, card and limits."""
-        limits = {key: getattr(settings, key) for key in ("max_bytes", "max_pixels", "max_items")}
-        return answers.describe() | {"limits": limits, "version": __version__}
-
-    @app.get("/report")
-    async def report() -> Response:
-        """The report of the training."""
-        if answers.report is None:
-            return problem(404, "this model has no report")
-        return HTMLResponse(
-            answers.report.read_bytes(), headers={"Content-Security-Policy": REPORT_POLICY}
-        )
+def add_answers(app: FastAPI, settings: Settings, answers: Answers, batcher: Batcher) -> None:
+    """Adds what runs the network: `/predict` and `/explain`."""
+    one_at_a_time = asyncio.Lock()
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
@@ -281,11 +301,6 @@ def create_app(settings: Settings) -> FastAPI:
                 raise InputError(f"{len(items)} images; one heat map at a time is made")
             async with one_at_a_time:
                 return await asyncio.to_thread(answers.explain, items[0])
-
-    one_at_a_time = asyncio.Lock()
-    for path, (name, kind) in PAGE.items():
-        app.add_api_route(path, page_route(name, kind), include_in_schema=False)
-    return app
 
 
 def page_route(name: str, kind: str) -> Any:
