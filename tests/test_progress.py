@@ -97,6 +97,17 @@ def test_short_counted_work_prints_no_lines(monkeypatch):
     ]
 
 
+def test_counted_work_that_ends_early_is_complete(monkeypatch):
+    monkeypatch.setattr(progress, "SHORT", 0.0)
+    out = io.StringIO()
+    with Lines(out, every=0.0).counting("logistic regression", 35, "fits") as seen:
+        seen(14)
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == [
+        "logistic regression 14/35",
+        "logistic regression 35/35",
+    ]
+
+
 def test_plain_text_has_no_control_characters():
     """Of all characters: those of the categories Cc and Cs go, but for line breaks and tabs, and
     those that turn the direction of text around.

@@ -76,6 +76,8 @@ class Progress(ABC):
         inner.start(label, total, unit=unit)
         try:
             yield add
+            if 0 < done < total:  # fewer steps were enough: no line stays at "14/50"
+                add(total - done)
         finally:
             inner.remove()
 

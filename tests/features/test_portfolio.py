@@ -313,9 +313,10 @@ def sharper(features, factor):
     return features + factor * noise * features.std(axis=0)
 
 
-def choose(features, labels, sides, afford=lambda view: True):
-    comparison = Comparison(labels, int(labels.max()) + 1)
-    choice, notes = search(Pages(features), comparison, list(labels), sides, afford)
+def choose(features, labels, sides, afford=lambda view: True, progress=None):
+    comparison, pages = Comparison(labels, int(labels.max()) + 1), Pages(features)
+    pages.progress = progress or pages.progress
+    choice, notes = search(pages, comparison, list(labels), sides, afford)
     return choice, comparison, notes
 
 
@@ -357,7 +358,10 @@ def test_a_perfect_plain_head_ends_the_search():
     labels = np.arange(60) % 3
     features = 20 * np.eye(16, dtype=np.float32)[labels + 10]
     features += 0.01 * rng.normal(size=features.shape).astype(np.float32)
-    choice, comparison, notes = choose({View(32): features}, labels, [32, 48])
+    jobs = Jobs()
+    choice, comparison, notes = choose({View(32): features}, labels, [32, 48], progress=jobs)
+    (label, total, *_), *_, (*_, steps) = jobs.jobs
+    assert label == "comparing heads" and steps[-1] == total == 10
     assert len(comparison.trials) == 1 and choice is comparison.plain
     assert notes == ["nothing is left to gain: no other head was tried"]
 

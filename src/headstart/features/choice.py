@@ -187,6 +187,7 @@ def search(
 
     plain = choice = attempt(Candidate(usual, "last", kinds[0]))
     if plain.loss < PERFECT:
+        views.progress.update(expected, {})
         return plain, ["nothing is left to gain: no other head was tried"]
     stages = ("last", "all") if views.wide else ("last",)
     others = [Candidate(usual, stage, kind) for stage in stages for kind in kinds]
@@ -214,6 +215,7 @@ def search(
             gain, error = comparison.gain(best, found)
             if found is not best and gain < HOPELESS * error:
                 attempt(replace(candidate, view=view), found.settings[0])
+    views.progress.update(max(expected, len(comparison.trials)), {})
     average = comparison.average_best(view)
     if average is not None and comparison.better(average, choice):
         choice = average
