@@ -348,3 +348,22 @@ def test_a_row_that_is_written_in_part_is_an_error(tmp_path):
             table.write(row | {"path": "b"})
         table.out = out
     assert ResultTable(tmp_path / "r.csv", COLUMNS, resume=True).names == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--text", "x"], "--text is for texts"),
+        (["--long", "cut"], "--long is for texts"),
+        (["--question", "who?"], "--question is for texts"),
+    ],
+)
+def test_a_model_of_images_refuses_options_of_texts(
+    option,
+    message,
+    photos,  # noqa: F811
+    tiny_model,  # noqa: F811
+    capsys,
+):
+    code, _, err = call(capsys, "predict", tiny_model, photos, *option)
+    assert code == 2 and message in err

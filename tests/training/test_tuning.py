@@ -34,6 +34,7 @@ from headstart.training.tuning import (
 )
 
 FEW = {"steps": 4, "lr": 0.01, "batch_size": 8, "tune": "auto", "device": "cpu", "seed": 3}
+ALONE = {"batch_size": 8, "tune": "head", "device": "cpu", "seed": 3}  # the head of `FEW`
 LARGE = 25_000_000
 
 
@@ -74,7 +75,7 @@ def test_the_better_one_is_kept(photos, tiny_model, tmp_path, capsys, monkeypatc
     Either way folder, note and evaluation are those of what was kept.
     """
     values = {"model": tiny_model, "progress": Lines()}
-    head = headstart.train(photos, out=tmp_path / "h", **values | FEW | {"tune": "head"})
+    head = headstart.train(photos, out=tmp_path / "h", **values | ALONE)
     found = {}
     for name, value in (("kept", 2.0), ("replaced", -1.0)):
         claim(monkeypatch, value)
@@ -299,7 +300,9 @@ def test_other_labels_than_classes(photos, tiny_model, tmp_path, monkeypatch, ki
     how["problem_type"] = {"labels": "multi-label", "numbers": "regression"}[kind]
     claim(monkeypatch, value)
     found = headstart.train(data, out=tmp_path / "run", **how | {"lr": 1e-5})
-    head = headstart.train(data, out=tmp_path / "head", **how | {"tune": "head"})
+    head = headstart.train(
+        data, out=tmp_path / "head", **{k: how[k] for k in how if k not in FEW} | ALONE
+    )
     _, again = evaluate(tmp_path / "run", data, columns={"label": "a,b"}, device="cpu")
     assert again.metrics == pytest.approx(found.metrics, rel=1e-4, abs=1e-5)
     if value > 0:

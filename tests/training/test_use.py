@@ -262,3 +262,21 @@ def test_texts_are_not_read_in_silence(task, row, tmp_path):
     jobs = Jobs()
     task_class(task).read(tmp_path / "t.jsonl", DataOptions(progress=jobs))
     assert jobs.jobs == [("reading texts", 1, "data sets")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"lr": 0.1}, {"mixup": 0.2}, {"epochs": 2}, {"freeze": ["bit"]}, {"precision": "bf16"}],
+)
+def test_a_fitted_head_refuses_values_of_training(folder, tiny_model, tmp_path, values):
+    with pytest.raises(ConfigError, match=f"has no use for {next(iter(values))}=; leave it out"):
+        headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD, **values)
+
+
+def test_texts_refuse_values_of_images(tmp_path):
+    rows = [f"text {i}\t{i % 2}" for i in range(20)]
+    (tmp_path / "t.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    with pytest.raises(ConfigError, match="reads texts, and crop=, mixup= is for images"):
+        headstart.train(
+            tmp_path / "t.tsv", task="text-classification", out=tmp_path / "run", crop=20, mixup=0.5
+        )

@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             application(*given[:1])(args=arguments, standalone_mode=True)
     except HeadstartError as error:
         message = spelled(str(error), command_options(given[0]) if given else {})
+        message = message.removeprefix("options: ")  # where the values of a recipe come from
         output.emit_failure(error, message)
         _stop(message, error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

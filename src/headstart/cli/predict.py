@@ -149,6 +149,18 @@ def predict(
         as_json=as_json,
         resume=resume,
     )
+    texts_only = {
+        "--text": bool(text),
+        "--question": question is not None,
+        "--lines": lines,
+        "--long": long != "refuse",
+        "--hash-error": hash_error is not None,
+    }
+    unused = [name for name, given in texts_only.items() if given]
+    if unused and not wanted.reads_texts:
+        raise ConfigError(f"{model} reads images, and {', '.join(unused)} is for texts")
+    if question is not None and wanted.task != "question-answering":
+        raise ConfigError(f"--question is for question answering; {model} is of {wanted.task}")
     if program and (ray is not None or max_error is not None or device not in (None, "cpu")):
         raise ConfigError(
             f"{model} is a file of `headstart export --full`: it runs on this machine's CPU and"

@@ -40,6 +40,9 @@ from headstart.training.world import World
 RUN, RESULTS = "run.json", "results.json"
 # recipe values that also have an effect on a head alone; any other asks for full training
 SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
+# what a call may give with `tune="head"`; `lora_rank` has an error of its own
+WITH_HEADS = (*SHARED_VALUES, "resize", "batch_size", "micro_batch", "lora_rank")
+OF_IMAGES = ("resize", "crop", "mixup", "cutmix", "augment")
 
 
 @dataclass(frozen=True)
@@ -280,6 +283,25 @@ class RecipeOptions:
         tune = self.values.get("tune")
         return not self.is_fixed if tune is None else bool(tune == "auto")
 
+    def check_used(self, reads_text: bool) -> None:
+        """Refuses values of the call that would have no effect.
+
+        Raises:
+            ConfigError: Values of full training for a fitted head, or of images for texts.
+        """
+        given = [key for key, value in self.values.items() if value is not None]
+        given += ["epochs"] * (self.epochs is not None)
+        unused = [key for key in given if key not in WITH_HEADS]
+        if unused and self.get("tune") == "head":
+            raise ConfigError(
+                "tune='head' fits the last layer without training steps, and has no use for"
+                f" {', '.join(f'{key}=' for key in unused)}; leave it out, or give tune='full'"
+            )
+        unused = [key for key in given if key in OF_IMAGES]
+        if unused and reads_text:
+            names = ", ".join(f"{key}=" for key in unused)
+            raise ConfigError(f"the model reads texts, and {names} is for images; leave it out")
+
     def resolve(self, model: str, task: Task, revision: str | None) -> Recipe:
         """The recipe from its four layers; the family's own is a function that it names.
 
@@ -293,6 +315,7 @@ class RecipeOptions:
         """
         family, _ = family_of(model, revision=revision)
         check_task(family, task.result_task)
+        self.check_used(family.reads_text)
         facts, name = task.facts(), self.name or self.file.get("recipe")
         if name is not None:
             base = named_recipe(name, facts)
