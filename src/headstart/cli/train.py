@@ -235,11 +235,7 @@ def train(
         "lora_rank": lora,
         "class_weights": read_class_weights(class_weights) if class_weights else None,
     }
-    given = {name: parsed(text) for name, text in named_values(set_, "--set").items()}
-    twice = [name for name in given if values.get(name) is not None]
-    if twice:
-        raise ConfigError(f"--set {twice[0]} stands beside the option of that name; give one")
-    values |= given
+    values |= set_values(set_, values)
     compared = several(values, draws)
 
     def once(where: Path, goes_on: bool, changed: dict[str, Any]) -> "Result":
@@ -280,19 +276,34 @@ def train(
     if dry_run:
         raise ConfigError(f"--dry-run looks at one run; give one value of {name}")
 
+    if (out / COMPARISON).exists() and not (resume or overwrite):
+        raise ConfigError(f"{out} holds a comparison; go on with --resume, or choose another --out")
+
     def with_value(value: float, where: Path) -> "Result":
         return once(where, resume and (where / RUN).exists(), {name: value})
 
-    if (out / COMPARISON).exists() and not (resume or overwrite):
-        raise ConfigError(f"{out} holds a comparison; go on with --resume, or choose another --out")
     best, rows = compare(name, numbers, out, with_value, resume)
+    print_comparison(name, rows, draws)
+    return result_values(best) | {"comparison": [asdict(each) for each in rows]}
+
+
+def set_values(given: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Values of `--set NAME=VALUE`; none of them may be given as an option too."""
+    values = {name: parsed(text) for name, text in named_values(given, "--set").items()}
+    twice = [name for name in values if options.get(name) is not None]
+    if twice:
+        raise ConfigError(f"--set {twice[0]} stands beside the option of that name; give one")
+    return values
+
+
+def print_comparison(name: str, rows: "list[Compared]", draws: int) -> None:
+    """The results of several values of an option as a table."""
     print_table(
         f"{name}, {draws} draws",
         (name, "mean", "95 % interval", "from the first"),
         (compared_line(each) for each in rows),
     )
     print("The highest of several means is optimistic by itself: evaluate it on other examples.")
-    return result_values(best) | {"comparison": [asdict(each) for each in rows]}
 
 
 def compared_line(row: "Compared") -> tuple[str, ...]:
