@@ -354,7 +354,7 @@ def hyper_rule(facts: Facts) -> Recipe:
         warmup, decays, steps = 500, (6_000, 12_000, 18_000), 20_000
     resize, crop = hyper_rule_resolution(facts.height, facts.width)
     # made for smaller images than any published BiT
-    if facts.model_image_size is not None and facts.model_image_size <= 128:
+    if facts.model_image_size is not None and facts.model_image_size <= 160:
         resize, crop = round(facts.model_image_size * 1.125), facts.model_image_size
     return Recipe(
         name="hyperrule",

@@ -259,7 +259,7 @@ def count_parameters(depths: list[int], width: int, labels: int) -> int:
 
 def _published() -> dict[str, Published]:
     mini = "distilled from EfficientNet-Lite0 (comes with the package)"
-    table = {"bit-mini": Published("bit-mini", parameters=2_738_888, image_size=128, result=mini)}
+    table = {"bit-mini": Published("bit-mini", parameters=2_738_888, image_size=160, result=mini)}
 
     def add(name: str, path: str, arch: str, classes: int, **more: Any) -> None:
         depths, width, _ = ARCHITECTURES[arch]
