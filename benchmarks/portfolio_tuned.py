@@ -1,16 +1,16 @@
 """`--tune auto` in a budget beside full training by others in the same CPU seconds.
 
     python benchmarks/portfolio_tuned.py DATA/images --peer PYTHON [--fastai FOLDER] [--shots 10]
-        [--draws 1] [--budget 20] [--also scenes=FOLDER …]
+        [--draws 1] [--budget 20] [--size 128] [--also scenes=FOLDER …]
 
 The Hugging Face Trainer (AdamW, linear schedule) and fastai (`fine_tune`'s two one-cycle schedules)
-train the same `bit-mini` on the same images as `portfolio.py`, cropped from 72 to 64 pixels, in as
-many CPU seconds as `train --tune auto --budget` took, features included. Each tries three rates
-with that time for every one, and the rate that is best on the held-out images counts, which
-flatters them; ours decides by a fifth of its training images. On a busy machine a budget of wall
-clock time means little: CPU seconds count, here also for the budget. PYTHON is an interpreter with
-transformers and accelerate; FOLDER holds fastai, for the same interpreter. Writes the results after
-every trial; a later call goes on from there, if the network is the same.
+train the same `bit-mini` on the same images as `portfolio.py`, randomly cropped to 128 pixels of
+144, in as many CPU seconds as `train --tune auto --budget` took, features included. Each tries
+three rates with that time for every one, and the rate that is best on the held-out images counts,
+which flatters them; ours decides by a fifth of its training images. On a busy machine a budget of
+wall clock time means little: CPU seconds count, here also for the budget. PYTHON is an interpreter
+with transformers and accelerate; FOLDER holds fastai, for the same interpreter. Writes the results
+after every trial; a later call goes on from there, if the network is the same.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from headstart.engine.convert import convert
 from headstart.training.run import train
 
 RATES = {"trainer": (3e-4, 1e-3, 3e-3), "fastai": (1e-3, 3e-3, 1e-2)}
-BATCH, RESIZE, CROP = 32, 72, 64
+BATCH = 32
 
 
 def squares(images: list[NDArray[np.uint8]], side: int) -> NDArray[np.uint8]:
@@ -95,7 +95,7 @@ def ask(args: argparse.Namespace, **words: Any) -> Any:
 
 def same_weights(args: argparse.Namespace, folder: Path) -> float:
     """Largest difference of transformers' scores from ours, over the largest score."""
-    pixels = torch.randn(4, 3, CROP, CROP, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(4, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     np.save(folder / "pixels.npy", pixels.numpy())
     theirs = torch.tensor(ask(args, model=str(folder / "theirs"), check=str(folder / "pixels.npy")))
     with torch.inference_mode():
@@ -112,9 +112,9 @@ def contend(args: argparse.Namespace, theirs: Path, train_: Rows, test: Rows, se
         mine = ours(args.model, folder, args.budget, seed)
         np.savez(
             folder / "data.npz",
-            train_images=squares(train_[0], RESIZE),
+            train_images=squares(train_[0], round(1.125 * args.size)),
             train_labels=train_[1],
-            test_images=squares(test[0], CROP),
+            test_images=squares(test[0], args.size),
         )
         right = {"headstart": packed(np.array(mine["answers"]) == test[1])}
         seconds = {"headstart": mine["seconds"]}
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--first-draw", type=int, default=100)
     parser.add_argument("--budget", type=float, default=20.0, help="CPU seconds of ours")
+    parser.add_argument("--size", type=int, default=128, help="pixels that the others train on")
     parser.add_argument("--sets", nargs="*")
     parser.add_argument("--also", nargs="*", default=[])
     parser.add_argument("--loaded", action="store_true", help="say that the machine was busy")
@@ -185,6 +186,7 @@ def main() -> None:
         "model": args.model,
         "weights": weights_of(args.model),
         "budget": args.budget,
+        "size": args.size,
         "rates": RATES,
         "loaded": args.loaded,
         "machine": machine(),

@@ -80,7 +80,7 @@ def test_optimize_and_predict(folder):
             "--tolerance=-1",
         )
     assert not (folder / "other").exists()
-    with pytest.raises(InputError, match="no folder with images"):
+    with pytest.raises(InputError, match="holds no images"):
         call(
             "optimize",
             folder / "model",
