@@ -214,7 +214,7 @@ def test_what_a_cluster_needs_is_said(tiny_model, data, tmp_path, capsys):
         (("--ray", "local"), "--out is missing: with --ray it is a folder"),
         (("--ray", "local", "--out", "x.parquet"), "with --ray it is a folder"),
         (("--ray", "local", "--out", out, "--json"), "leave --json out"),
-        (("--ray", "local", "--out", out, "--lines"), "this one reads images"),
+        (("--ray", "local", "--out", out, "--lines"), "reads images, and --lines is for texts"),
     ]:
         code, _, said = call(capsys, "predict", tiny_model, files, *words)
         assert code == 2 and message in said, said

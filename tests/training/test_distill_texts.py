@@ -350,7 +350,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(texts, teacher):
         ({"vector_weight": 0.0, "hidden_weight": 0.0}, "nothing would be learned"),
         ({"temperature": 2.0}, "temperature=2.0 is for students of images"),
         ({"lora_rank": 2}, "lora_rank"),
-        ({"tune": "head"}, "tune head is not available"),
+        ({"tune": "head", "steps": None, "lr": None}, "tune head is not available"),
         ({"tokenizer": "x"}, "tokenizer=x: this student has its own"),
     ],
 )
