@@ -5,7 +5,7 @@
 
 Every contender gets the same frozen `bit-mini` and the same random subsets of the training images,
 and is evaluated on the same held-out images. `plain` is logistic regression on the last stage with
-cross-validated regularization, at the usual 64 pixels; `scikit-learn` its `LogisticRegression` with
+cross-validated regularization, at the usual size; `scikit-learn` its `LogisticRegression` with
 default values on the same features, standardized; `nearest mean` gives the class of the nearest
 mean. `svm` is the head of AutoGluon's few-shot predictor (scikit-learn's `SVC(gamma="auto")` on
 standardized features; AutoGluon itself brings its own torch), `vyntri` that of vyntri 1.5 with its
