@@ -7,20 +7,9 @@ import sys
 import numpy as np
 import torch
 
+from beit_networks import SMALL
 from headstart import BeitConfig, BeitForImageClassification
 
-SMALL = {
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "image_size": [24, 40],
-    "patch_size": 8,
-    "vocab_size": 17,
-    "num_labels": 5,
-    "use_relative_position_bias": True,
-    "drop_path_rate": 0.0,
-}
 TWO = {"num_hidden_layers": 2}
 
 
