@@ -49,10 +49,15 @@ try:
 except SystemExit:
     pass
 import torch
-print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+spin = os.environ.get("GOMP_SPINCOUNT")
+print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], spin)
 """
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    for extra, expected in (({}, "1 PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE")):
+    plain = {key: value for key, value in os.environ.items() if "OMP_" not in key}
+    for extra, expected in (
+        ({}, "1 PASSIVE 1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "1 PASSIVE 7"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code],
             env=plain | extra,

@@ -146,8 +146,9 @@ class ImageClassificationPipeline(ShortRepr):
         """Classes of the conformal set of probabilities (V,), best first; None without minimums."""
         if self.minimums is None:
             return None
-        names, order = self.model.config.id2label, row.argsort(descending=True).tolist()
-        return [names[i] for i in order if float(row[i]) >= self.minimums[i]]
+        order = row.argsort(descending=True)
+        inside = row.double() >= torch.tensor(self.minimums, dtype=torch.float64)
+        return [self.model.config.id2label[i] for i in order[inside[order]].tolist()]
 
     def is_refused(self, row: Tensor, p_value: float | None) -> bool:
         """Whether probabilities (V,) are too low for an answer, or the image is of no class."""
