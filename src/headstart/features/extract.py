@@ -122,7 +122,7 @@ class Extractor:
             return 0.0
         order = sorted(range(len(missing)), key=lambda i: sizes[i])
         first = max(0, len(order) // 2 - MEASURED // 2)
-        few = order[first : first + min(MEASURED, 1 + len(order) // 8)]
+        few = order[first : first + min(MEASURED, 1 + len(order) // FEW)]
         times = []
         # the first pass also allocates, and others may be disturbed; few examples take no time
         for _ in range(3 if len(missing) > FEW else 1):
