@@ -8,11 +8,13 @@ import typer
 from headstart.errors import FileFormatError, NotFoundError
 
 
-def check_model(name: str) -> None:
-    """Refuses at once what can be no model.
+def check_model(name: str | None) -> None:
+    """Refuses at once what cannot be a model; None, which names none, passes.
 
     Neither a path, nor a published name, nor `owner/name` on the Hub.
     """
+    if name is None:
+        return
     from headstart.package_data import EMBEDDED
     from headstart.registry import find_published, nearest_names
 

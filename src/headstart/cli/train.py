@@ -1,6 +1,8 @@
 """Commands that train and evaluate: train, evaluate, demo."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -207,14 +209,11 @@ def train(
         --resume[/bold] · LoRA: [bold]… --lora 8[/bold] · many processes:
     [bold]torchrun --nproc-per-node 2 -m headstart train …[/bold]
     """
-    if model is not None:
-        check_model(model)
+    check_model(model)
     load_torch()
     from headstart.progress import progress_for_terminal
     from headstart.recipe import read_class_weights
-    from headstart.training.compare import FILE as COMPARISON
-    from headstart.training.compare import compare, several
-    from headstart.training.request import RUN
+    from headstart.training.compare import several
     from headstart.training.run import train as run
 
     values: dict[str, Any] = {
@@ -238,49 +237,71 @@ def train(
     values |= set_values(set_, values)
     compared = several(values, draws)
 
-    def once(where: Path, goes_on: bool, changed: dict[str, Any]) -> "Result":
-        return run(
-            data,
-            model=model,
-            out=where,
-            task=task,
-            config=config,
-            recipe=recipe,
-            resume=goes_on,
-            dry_run=dry_run,
-            shots=shots,
-            draws=draws,
-            problem_type=problem_type,
-            val_fraction=val_fraction,
-            skip_bad=skip_bad,
-            columns=named_values(column, "--column"),
-            validation=val,
-            test=test,
-            stream=stream,
-            task_options=task_options(option, masks),
-            device=device,
-            workers=workers,
-            budget=budget,
-            fsdp=fsdp,
-            tensorboard=tensorboard,
-            max_error=max_error,
-            epochs=epochs,
-            overwrite=overwrite,
-            progress=progress_for_terminal(),
-            **(values | changed),
-        )
-
+    once = partial(
+        run,
+        data,
+        model=model,
+        task=task,
+        config=config,
+        recipe=recipe,
+        dry_run=dry_run,
+        shots=shots,
+        draws=draws,
+        problem_type=problem_type,
+        val_fraction=val_fraction,
+        skip_bad=skip_bad,
+        columns=named_values(column, "--column"),
+        validation=val,
+        test=test,
+        stream=stream,
+        task_options=task_options(option, masks),
+        device=device,
+        workers=workers,
+        budget=budget,
+        fsdp=fsdp,
+        tensorboard=tensorboard,
+        max_error=max_error,
+        epochs=epochs,
+        overwrite=overwrite,
+        progress=progress_for_terminal(),
+        **values,
+    )
     if compared is None:
-        return result_values(once(out, resume, {}))
-    name, numbers = compared
+        return result_values(once(out=out, resume=resume))
     if dry_run:
-        raise ConfigError(f"--dry-run looks at one run; give one value of {name}")
+        raise ConfigError(f"--dry-run looks at one run; give one value of {compared[0]}")
+    return compare_values(once, *compared, out=out, draws=draws, resume=resume, overwrite=overwrite)
 
-    if (out / COMPARISON).exists() and not (resume or overwrite):
+
+def compare_values(
+    once: "Callable[..., Result]",
+    name: str,
+    numbers: list[float],
+    *,
+    out: Path,
+    draws: int,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The best of one run for each value of an option, shown with the others as a table.
+
+    Args:
+        once: Trains into a folder, with a value by its name.
+        name: The option.
+        numbers: Its values.
+        out: Folder of the comparison.
+        draws: Random subsets that each value is trained on.
+        resume: Whether runs that were stopped go on.
+        overwrite: Whether a comparison in `out` is replaced.
+    """
+    from headstart.training.compare import FILE, compare
+    from headstart.training.request import RUN
+
+    if (out / FILE).exists() and not (resume or overwrite):
         raise ConfigError(f"{out} holds a comparison; go on with --resume, or choose another --out")
 
     def with_value(value: float, where: Path) -> "Result":
-        return once(where, resume and (where / RUN).exists(), {name: value})
+        return once(out=where, resume=resume and (where / RUN).exists(), **{name: value})
 
     best, rows = compare(name, numbers, out, with_value, resume)
     print_comparison(name, rows, draws)

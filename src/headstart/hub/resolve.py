@@ -491,6 +491,22 @@ def explained(
         ) from error
 
 
+def _of_status(
+    status: int, name: str, filename: str, revision: str | None
+) -> AuthError | NotFoundError | DownloadError:
+    """The error of an answer that is not the file."""
+    host = endpoint()
+    if status in (401, 403):
+        return AuthError(
+            f"{host} refuses {filename} of {name} ({status}): give a token that may read it (token="
+            " or HF_TOKEN)"
+        )
+    if status == 404:
+        at = f" at revision {revision!r}" if revision else ""
+        return NotFoundError(f"{name} on {host} has no {filename}{at}")
+    return DownloadError(f"{host} answered {status} for {filename} of {name}; try again later")
+
+
 def _raise_ours(
     error: Exception,
     name: str,
@@ -526,20 +542,8 @@ def _raise_ours(
             f"there is no model {name!r} here or on {host}; if it is private, give a token that may"
             " read it (token= or HF_TOKEN)"
         ) from error
-    if status in (401, 403):
-        raise AuthError(
-            f"{host} refuses {filename} of {name} ({status}): give a token that may read it (token="
-            " or HF_TOKEN)"
-        ) from error
-    if status == 404:
-        raise NotFoundError(
-            f"{name} on {host} has no {filename}"
-            + (f" at revision {revision!r}" if revision else "")
-        ) from error
     if status is not None:
-        raise DownloadError(
-            f"{host} answered {status} for {filename} of {name}; try again later"
-        ) from error
+        raise _of_status(status, name, filename, revision) from error
     if offline:
         why = "HF_HUB_OFFLINE or local_files_only forbids the network"
         raise OfflineError(

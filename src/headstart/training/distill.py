@@ -518,20 +518,12 @@ def distill(
         "mask_weight": mask_weight,
         "tokenizer": None if tokenizer is None else str(tokenizer),
     }
-    if student is None and not resume:
-        raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
-    texts = _kept_task(out) == TEXTS if resume else _reads_text(student)
-    if not (texts or resume) and Path(images).suffix.lower() == ".txt":
-        raise ConfigError(
-            f"{images} holds texts, and the student {student} learns from images; give a YOSO as"
-            " student=, or images"
-        )
+    texts = _saved_task(out) == TEXTS if resume else _learns_from_texts(student, images)
     of_images = {name: recipe_values.get(name) for name in ("crop", "resize", "mixup", "cutmix")}
     _refuse_others(for_images | of_images if texts else for_texts, texts)
     values = {k: v for k, v in (for_texts if texts else for_images).items() if v is not None}
     values |= {"teacher": FUNCTION if callable(teacher) else str(teacher), "scratch": scratch}
     values.pop("tokenizer", None)
-    name: str | None = None
     if resume:
         if tokenizer is not None:
             raise ConfigError(f"the run in {out} has its tokenizer; leave tokenizer out")
@@ -572,16 +564,28 @@ def distill(
         teacher_function.reset(given)
 
 
-def _kept_task(out: Path) -> str:
+def _learns_from_texts(student: str | Path | PreTrainedConfig | None, images: str | Path) -> bool:
+    """Whether the student of a new run is a network of texts; the data must fit it."""
+    if student is None:
+        raise ConfigError("which student? Give --student NAME, or a configuration in a .json file")
+    texts = _reads_text(student)
+    if not texts and Path(images).suffix.lower() == ".txt":
+        raise ConfigError(
+            f"{images} holds texts, and the student {student} learns from images; give a YOSO as"
+            " student=, or images"
+        )
+    return texts
+
+
+def _saved_task(out: Path) -> str:
     """The task of the run in a folder."""
     return Request.read(out).task
 
 
-def _reads_text(student: str | Path | PreTrainedConfig | None) -> bool:
+def _reads_text(student: str | Path | PreTrainedConfig) -> bool:
     """Whether a student is a network of texts."""
     if isinstance(student, PreTrainedConfig):
         return families()[student.model_type].reads_text
-    assert student is not None
     if Path(student).suffix == ".json":
         return _reads_text(AutoConfig.from_pretrained(student))
     return family_of(student)[0].reads_text
