@@ -8,9 +8,11 @@ import torch
 
 import headstart
 from headstart.data.labels import MULTI, REGRESSION
+from headstart.data.options import DataOptions
 from headstart.features import head
-from headstart.features.choice import search
+from headstart.features.choice import Views, search
 from headstart.features.discriminant import Discriminant, Statistics
+from headstart.features.extract import Extractor, extractor_of
 from headstart.features.head import Problem, log_loss, logistic
 from headstart.features.portfolio import (
     Candidate,
@@ -25,6 +27,7 @@ from headstart.features.portfolio import (
     scaled,
 )
 from headstart.progress import Silent
+from headstart.recipe import Recipe
 from headstart.tasks.base import joined_groups
 from headstart.tasks.image_classification import ImageClassification
 
@@ -298,9 +301,11 @@ class Pages:
 
     def __init__(self, features):
         self.by_view, self.usual, self.wide, self.progress = features, LAST, True, Silent()
+        self.asked = {}  # most examples of each view
 
     def features(self, view, digests):
-        return self.by_view[view]
+        self.asked[view] = max(len(digests), self.asked.get(view, 0))
+        return self.by_view[view][digests]
 
     def of(self, candidate, features):
         return reads(features, candidate.stages)
@@ -316,8 +321,8 @@ def sharper(features, factor):
 def choose(features, labels, sides, afford=lambda view: True, progress=None):
     comparison, pages = Comparison(labels, int(labels.max()) + 1), Pages(features)
     pages.progress = progress or pages.progress
-    choice, notes = search(pages, comparison, list(labels), sides, afford)
-    return choice, comparison, notes
+    choice, notes = search(pages, comparison, list(range(len(labels))), sides, afford)
+    return choice, comparison, notes, pages.asked
 
 
 def test_larger_images_are_taken_while_they_gain():
@@ -329,7 +334,7 @@ def test_larger_images_are_taken_while_they_gain():
         View(96): best,  # never reached: 64 pixels gain nothing over 48
         View(48, True): sharper(best, 1.5),
     }
-    choice, comparison, _ = choose(views, labels, [32, 48, 64, 96])
+    choice, comparison, *_ = choose(views, labels, [32, 48, 64, 96])
     tried = {each.view for trial in comparison.trials for each in trial.candidates}
     assert choice.candidates[0].view == View(48) and View(96) not in tried
     assert choice.gain > choice.error
@@ -338,14 +343,76 @@ def test_larger_images_are_taken_while_they_gain():
 def test_mirror_images_are_taken_where_they_gain():
     best, labels = blobs(150, 3, noise=0.5)
     views = {View(32): sharper(best, 2.0), View(32, True): best}
-    choice, _, _ = choose(views, labels, [32])
+    choice, *_ = choose(views, labels, [32])
     assert choice.candidates[0].view == View(32, True)
+
+
+def test_a_view_without_promise_is_computed_for_a_part_of_the_examples():
+    best, labels = blobs(600, 3, noise=2.5)
+    views = {View(32): best, View(48): sharper(best, 1.0), View(32, True): best}
+    choice, comparison, notes, asked = choose(views, labels, [32, 48, 64])
+    assert asked == {View(32): 600, View(48): 200, View(32, True): 200}
+    assert {each.view for trial in comparison.trials for each in trial.candidates} == {View(32)}
+    assert choice.candidates[0].view == View(32)
+    assert notes[0].startswith("48 pixels: tried on 200 examples alone, where the held-out loss is")
+    assert "higher (standard error" in notes[0]
+
+
+def test_a_view_that_gains_on_a_part_is_compared_on_all():
+    best, labels = blobs(600, 3, noise=1.0)
+    views = {View(32): sharper(best, 3.0), View(48): best, View(48, True): best}
+    choice, comparison, notes, asked = choose(views, labels, [32, 48])
+    assert asked == {View(32): 600, View(48): 600, View(48, True): 200}
+    assert choice.candidates[0].view == View(48) and len(choice.losses) == 600
+    assert len(notes) == 1 and notes[0].startswith("48 pixels, mirror images: tried on 200")
+
+
+def test_a_part_has_all_classes_and_whole_groups_in_a_fold():
+    rng = np.random.default_rng(3)
+    labels, groups = np.repeat(np.arange(3), [500, 60, 40]), np.arange(600) // 4
+    whole = Comparison(labels, 3, groups=lambda rows: groups[rows], weights=rng.random(600))
+    places, part = whole.part()
+    assert len(places) == 200 and np.bincount(part.labels).tolist() == [167, 20, 13]
+    np.testing.assert_array_equal(part.labels, labels[places])
+    np.testing.assert_array_equal(part.groups, groups[places])
+    np.testing.assert_array_equal(part.weights, whole.weights[places])
+    for fold in part.folds:
+        assert all(len(set(fold[part.groups == group])) == 1 for group in set(part.groups))
+    numbers = Comparison(rng.normal(size=(500, 2)), 2, REGRESSION)
+    assert [len(each) for each in (numbers.part()[0], numbers.part()[1].labels)] == [200, 200]
+
+
+def test_few_examples_have_no_part():
+    assert Comparison(np.arange(399) % 3, 3).part() is None
+    assert Comparison(np.arange(400) % 100, 100).part() is None
+
+
+def test_time_for_a_view_grows_with_pixels(tmp_path, monkeypatch, tiny_model, photos):
+    """Nothing is measured again once features were computed."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    task = ImageClassification.read(photos, DataOptions())
+    model = task.build(tiny_model, Recipe(tune="head", crop=20)).eval()
+    extractor = extractor_of(task, model, torch.device("cpu"))
+    views = Views(task, extractor, task.head(model).in_features)
+    names = [name for split in task.feature_digests().values() for name in split]
+    assert views.seconds(View(28), names) > 0 and not views.paces  # measured
+    monkeypatch.setattr(Extractor, "seconds", None)
+    monkeypatch.setattr("headstart.features.choice.MEASURED", len(names) + 1)
+    views.fill(20, True, names[:1])
+    assert not views.paces  # too few to tell
+    monkeypatch.setattr("headstart.features.choice.MEASURED", len(names))
+    views.compute(20)
+    assert views.seconds(View(20), names) == 0
+    views.paces[20] = 0.5
+    assert views.seconds(View(40), names) == pytest.approx(4 * 0.5 * len(names))
+    assert views.seconds(View(40, True), names) == pytest.approx(8 * 0.5 * len(names))
+    assert views.seconds(View(20, True), names) == pytest.approx(0.5 * (len(names) - 1))
 
 
 def test_what_there_is_no_time_for_is_not_tried():
     best, labels = blobs(150, 3)
     views = {View(32): sharper(best, 2.0)}
-    choice, _, notes = choose(views, labels, [32, 48], lambda view: False)
+    choice, _, notes, _ = choose(views, labels, [32, 48], lambda view: False)
     assert choice.candidates[0].view == View(32)
     assert notes == [
         "not tried for lack of time: 48 pixels",
@@ -359,7 +426,7 @@ def test_a_perfect_plain_head_ends_the_search():
     features = 20 * np.eye(16, dtype=np.float32)[labels + 10]
     features += 0.01 * rng.normal(size=features.shape).astype(np.float32)
     jobs = Jobs()
-    choice, comparison, notes = choose({View(32): features}, labels, [32, 48], progress=jobs)
+    choice, comparison, notes, _ = choose({View(32): features}, labels, [32, 48], progress=jobs)
     (label, total, *_), *_, (*_, steps) = jobs.jobs
     assert label == "comparing heads" and steps[-1] == total == 10
     assert len(comparison.trials) == 1 and choice is comparison.plain
@@ -396,7 +463,7 @@ def test_a_search_among_many_classes_fits_no_logistic_head(monkeypatch):
     monkeypatch.setattr(head, "COMPARED", 100.0)
     best, labels = blobs(120, 4)
     views = {View(32): best, View(32, True): best}
-    _, comparison, _ = choose(views, labels, [32])
+    _, comparison, *_ = choose(views, labels, [32])
     tried = [each for trial in comparison.trials for each in trial.candidates]
     assert {each.head for each in tried} == {"discriminant"}
     assert {each.stages for each in tried} == {"last", "all"}

@@ -3,6 +3,7 @@
 Letters: N examples, D features, V outputs.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.data.features import FeatureStore
-from headstart.features.extract import Batches, Extractor, extractor_of
+from headstart.features.extract import MEASURED, Batches, Extractor, extractor_of
 from headstart.features.head import Fit, install
 from headstart.features.portfolio import (
     PERFECT,
@@ -78,6 +79,7 @@ class Views:
     usual: int
     progress: Progress = field(default_factory=Silent)
     stores: dict[tuple[int | None, bool], FeatureStore] = field(default_factory=dict)
+    paces: dict[int | None, float] = field(default_factory=dict)  # seconds a unit of size, by side
 
     @property
     def wide(self) -> bool:
@@ -113,27 +115,43 @@ class Views:
         """
         if (side, False) not in self.stores:
             every = [digest for split in self.task.feature_digests().values() for digest in split]
-            self.stores[side, False] = self.extractor_of(side, False).fill(every, self.progress)
+            self.fill(side, False, every)
             self.task.drop_unread()
+
+    def fill(self, side: int | None, flipped: bool, digests: Sequence[str]) -> None:
+        """Computes the features that are not cached, and remembers how long that takes."""
+        missing = self.missing(side, flipped, digests)
+        extractor, began = self.extractor_of(side, flipped), time.perf_counter()
+        self.stores[side, flipped] = extractor.fill(digests, self.progress)
+        if len(missing) >= MEASURED:
+            seconds = time.perf_counter() - began
+            self.paces[side] = seconds / sum(self.task.feature_sizes(missing))
 
     def features(self, view: View, digests: Sequence[str]) -> Floats:
         """Features (N, D) of these examples, of all stages."""
         rows = []
         for flipped in (False, True)[: 1 + view.mirrored]:
             if missing := self.missing(view.side, flipped, digests):
-                extractor = self.extractor_of(view.side, flipped)
-                self.stores[view.side, flipped] = extractor.fill(missing, self.progress)
+                self.fill(view.side, flipped, missing)
             rows.append(self.stores[view.side, flipped][digests])
         self.task.set_side(view.side)
         return rows[0] if len(rows) == 1 else np.asarray((rows[0] + rows[1]) / 2, np.float32)
 
     def seconds(self, view: View, digests: Sequence[str]) -> float:
-        """About how long the features of these examples will take."""
+        """About how long the features of these examples will take.
+
+        Time grows with the number of pixels; it is measured where nothing was computed yet.
+        """
         total = 0.0
         for flipped in (False, True)[: 1 + view.mirrored]:
             missing = self.missing(view.side, flipped, digests)
-            extractor = self.extractor_of(view.side, flipped)
-            total += extractor.seconds(missing, self.task.feature_sizes(missing))
+            sizes = self.task.feature_sizes(missing)
+            if not self.paces:
+                total += self.extractor_of(view.side, flipped).seconds(missing, sizes)
+                continue
+            side = view.side if view.side in self.paces else max(self.paces, key=lambda s: s or 0)
+            growth = (view.side / side) ** 2 if view.side and side else 1.0
+            total += self.paces[side] * growth * sum(sizes)
         return total
 
     def of(self, candidate: Candidate, features: Floats) -> Floats:
@@ -177,12 +195,40 @@ def search(
         views.progress.update(len(comparison.trials), {})
         return found
 
+    part = comparison.part()
+
+    def promises(candidate: Candidate, choice: Trial) -> bool:
+        """Whether another view gains on a part of the examples too, where they are many."""
+        if part is None:
+            return True
+        rows, few = part
+        names = [digests[row] for row in rows]
+        before, after = (
+            few.try_candidate(
+                each,
+                views.of(each, views.features(each.view, names)),
+                choice.settings[0],
+                settled=True,
+            )
+            for each in (choice.candidates[0], candidate)
+        )
+        gain, error = few.gain(after, before)
+        if gain <= error:
+            notes.append(
+                f"{candidate.view.name}: tried on {len(rows)} examples alone, where the held-out"
+                f" loss is {abs(gain):.3f} {'lower' if gain > 0 else 'higher'} (standard error"
+                f" {error:.3f})"
+            )
+        return gain > error
+
     def attempt_view(view: View, choice: Trial) -> Trial | None:
-        """The chosen head on another view; None where there is no time for it."""
+        """The chosen head on another view; None where there is no time for it, or no promise."""
         if not afford(view):
             notes.append(f"not tried for lack of time: {view.name}")
             return None
         candidate = replace(choice.candidates[0], view=view)
+        if not promises(candidate, choice):
+            return None
         return attempt(candidate, choice.settings[0], settled=True)
 
     plain = choice = attempt(Candidate(usual, "last", kinds[0]))

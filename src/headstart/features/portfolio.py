@@ -25,6 +25,7 @@ from headstart.features.head import (
     FITTING,
     ITERATIONS,
     LARGE,
+    OF_CLASS,
     STRENGTHS,
     Fit,
     Problem,
@@ -54,6 +55,7 @@ REPEATED = 300  # examples below which the folds are sampled several times
 REPEATS = 3
 BEST = 3  # candidates that are averaged
 PERFECT = 0.01  # held-out loss below which nothing is left to gain
+PART = 200  # examples on which another view has to gain before all are computed in it
 COMPARING = 2e10  # products that the iterations of a logistic head may take in the comparison
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
@@ -206,6 +208,28 @@ class Comparison:
             self.groups = None  # a class is a single group: its examples count as different
             self.folds = self.divide(repeats, rng)
         self.trials: list[Trial] = []
+
+    def part(self) -> tuple[Ints, "Comparison"] | None:
+        """Some of the compared examples, by their place among them, and a comparison on these.
+
+        None where not even half would be saved, or a class would have too few.
+        """
+        count = max(PART, OF_CLASS * self.classes)
+        if 2 * count > len(self.rows):
+            return None
+        rng = np.random.default_rng([len(self.rows), 0x9A47])
+        single = self.kind == SINGLE
+        order = stratified(self.labels, rng) if single else rng.permutation(len(self.rows))
+        places = np.sort(order[:count])
+        groups, weights = self.groups, self.weights
+        found = Comparison(
+            self.labels[places],
+            self.classes,
+            self.kind,
+            weights=None if weights is None else weights[places],
+            groups=None if groups is None else lambda rows: groups[places][rows],
+        )
+        return (places, found) if found.possible else None
 
     def divide(self, repeats: int, rng: np.random.Generator) -> list[Ints]:
         """Folds of each repetition; none where there are too few examples."""
