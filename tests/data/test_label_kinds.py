@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from headstart.data.images import read_images
-from headstart.data.labels import MULTI, REGRESSION, SINGLE, kind_named, kind_of
+from headstart.data.labels import MULTI, REGRESSION, SINGLE, kind_named, kind_of, look_alikes
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
+from headstart.tasks.text_classification import TextClassification
 from source_data import WHOLE, table
 
 
@@ -140,3 +141,39 @@ def test_tables_of_numbers(tmp_path):
 def test_wrong_labels(text, kind, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read_images(table(tmp_path, text), DataOptions(val_fraction=0.0, problem_type=kind))
+
+
+@pytest.mark.parametrize(
+    "cell", ["['a', 'b", "a', 'b']", '("a", "b"', "['a' 'b", '["a", "b"', "{'a', 'b'"]
+)
+def test_a_list_whose_end_is_missing(tmp_path, cell):
+    whole = "['a', 'b']"
+    for other in (whole, "a"):  # several classes each, one class each
+        file = tmp_path / "t.jsonl"
+        rows = [{"image": "1.png", "label": other}, {"image": "2.png", "label": cell}]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match=r"t\.jsonl line 2: label is .* ends like a list"):
+            read_images(file, WHOLE)
+        rows = [{"text": row["image"], "label": row["label"]} for row in rows]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match=r"t\.jsonl line 2: the label is .* ends like a list"):
+            TextClassification.read(file, WHOLE)
+
+
+def test_one_bracket_is_a_cut_list_among_lists_only(tmp_path):
+    with pytest.raises(DataError, match="line 3: label is '\\[0, 1', which begins or ends like"):
+        read_images(table(tmp_path, 'image,label\n1.png,"[0, 2]"\n2.png,"[0, 1"\n'), WHOLE)
+    names = 'image,label\n1.png,[other]\n2.png,(none)\n3.png,dog [1\n4.png,5"\n'
+    found = read_images(table(tmp_path, names), WHOLE).classes
+    assert found == ["(none)", '5"', "[other]", "dog [1"]
+
+
+@pytest.mark.parametrize("cells", [("3,5", "4"), ("-1.234,5", "2,25"), ("0,5", "1.5")])
+def test_decimal_commas(tmp_path, cells):
+    text = "image;label\n" + "".join(f"{i}.png;{cells[i % 2]}\n" for i in range(4))
+    notes = read_images(table(tmp_path, text), WHOLE).notes
+    assert any("look like numbers with decimal commas" in note for note in notes)
+    numbers = DataOptions(val_fraction=0.0, problem_type=REGRESSION)
+    with pytest.raises(DataError, match="expected a number with a decimal point"):
+        read_images(table(tmp_path, text), numbers)
+    assert look_alikes(["a", "3,5"]) == look_alikes(["1", "2"]) == []

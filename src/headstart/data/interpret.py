@@ -27,7 +27,7 @@ from headstart.data.labels import (
     look_alikes,
     numbers_in,
 )
-from headstart.data.options import SPLITS, DataOptions
+from headstart.data.options import SPLITS, DataOptions, refuse_columns
 from headstart.data.sources.raw import (
     IMAGE_COLUMNS,
     MASK_NAMES,
@@ -50,6 +50,7 @@ SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # names that prom
 LABEL_COLUMNS = (
     *("label", "labels", "class", "category", "target", "class_name", "name", "species", "y"),
 )
+LABEL_ROLES = ("label", "labels", "score")  # of which a table may have one
 SCORE_COLUMNS = ("score", "similarity", "rating")
 ID_COLUMNS = ("id", "index", "key", "__key__", "__url__")
 MANY = 20  # integers of more values than this may be meant as regression targets
@@ -109,6 +110,11 @@ def labelled_by_split(tables: Tables, options: DataOptions) -> dict[str, Labelle
         DataError: No such columns, or a row without an image.
     """
     found: dict[str, list[Labelled]] = {}
+    every = [table for parts in tables.values() for table in parts]
+    known = next((table for table in every if table.labels), None)
+    if options.target == "label" and known and all(table.labels for table in every):
+        labels = {role: options.columns[role] for role in LABEL_ROLES if role in options.columns}
+        refuse_columns(labels, known.path, "labelled arrays" if known.unit else "class folders")
     for split, parts in tables.items():
         for table in parts:
             image = table.column(
@@ -247,7 +253,7 @@ def _label_columns(
         return (table.column("mask", options.columns.get("mask"), MASK_NAMES),)
     if table.labels is not None:
         return table.labels
-    roles = (role for role in ("label", "labels", "score") if role in options.columns)
+    roles = (role for role in LABEL_ROLES if role in options.columns)
     asked = next((options.columns[role] for role in roles), None)
     if asked is not None and asked not in table.columns and "," in asked:
         return tuple(table.column("label", name.strip(), ()) for name in asked.split(","))

@@ -29,6 +29,9 @@ MISSING = ("NA", "N/A", "#N/A", "nan", "NaN", "NULL")  # what tables hold where 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 # a text in quotes, or a number, as Python writes them inside a list
 ITEM = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([-+]?\d[\w.+-]*)""")
+# a list whose beginning or end is missing: ['a', 'b or a', 'b']
+CUT_LIST = re.compile(r"""[\[({]\s*['"]|.*['"]\s*[\])}]$""", re.DOTALL)
+DECIMAL_COMMA = re.compile(r"[-+]?\d[\d.' ]*,\d+")
 Cells = tuple[Any, ...]
 
 
@@ -96,6 +99,29 @@ def _written_list(text: str) -> list[str] | None:
     return [re.sub(r"\\(.)", r"\1", a or b) or number for a, b, number in found]
 
 
+def check_list(cell: Any, place: str, column: str, *, several: bool = False) -> None:
+    """Refuses a cell that begins or ends as a list does and that is none.
+
+    Args:
+        cell: The cell.
+        place: Where it is.
+        column: Its column.
+        several: Whether other cells of the column hold several classes: then one square bracket is
+            enough.
+
+    Raises:
+        DataError: It is such a cell.
+    """
+    if not isinstance(cell, str) or as_list(cell) is not None:
+        return
+    text = cell.strip()
+    if CUT_LIST.match(text) or (several and (text[:1] == "[") != (text[-1:] == "]")):
+        raise DataError(
+            f"{place}: {column} is {cell!r:.200}, which begins or ends like a list; expected a"
+            " whole list such as ['a', 'b'], or a class name"
+        )
+
+
 def separated(cell: str) -> list[str]:
     """The classes in a cell of text with separators between them; an empty cell has none."""
     for mark in SEPARATORS[1:]:
@@ -134,6 +160,13 @@ def look_alikes(classes: Iterable[str]) -> list[str]:
         for names in by_case.values()
         if len(names) > 1
     ]
+    commas = [name for names in by_case.values() for name in names if DECIMAL_COMMA.fullmatch(name)]
+    others = [name for names in by_case.values() for name in names if name not in commas]
+    if commas and all(as_number(name) is not None for name in others):
+        notes.append(
+            f"classes {listed(sorted(commas), 3)} look like numbers with decimal commas; write"
+            " points for regression"
+        )
     missing = [name for names in by_case.values() for name in names if name in MISSING]
     if missing:
         notes.append(f"class {listed(missing)}: remove these rows if they have no label")
@@ -207,6 +240,7 @@ def classes_in(
             raise DataError(
                 f"{place}: {columns[0]} is {cell!r}; expected a list of classes, such as a|b"
             )
+        check_list(cell, place, columns[0], several=True)
         parts = separated(cell)
     return sorted(
         {with_name(as_class(part), names, place, columns[0]) for part in parts if as_class(part)}
@@ -229,6 +263,7 @@ def class_in(
             )
         return found[0]
     cell = cells[0]
+    check_list(cell, place, columns[0])
     parts = as_list(cell)
     if parts is not None and len(parts) == 1:
         cell = parts[0]
@@ -260,6 +295,8 @@ def numbers_in(cells: Cells, columns: Sequence[str], place: str) -> list[float]:
     for column, cell in zip(columns, cells, strict=True):
         value = as_number(cell)
         if value is None or not np.isfinite(value):
-            raise DataError(f"{place}: {column} is {cell!r}; expected a number")
+            comma = isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell.strip())
+            point = " with a decimal point" if comma else ""
+            raise DataError(f"{place}: {column} is {cell!r}; expected a number{point}")
         found.append(value)
     return found

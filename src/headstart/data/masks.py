@@ -20,7 +20,7 @@ from headstart.data.cache import decode, inspect, parallel
 from headstart.data.images import notes_of
 from headstart.data.interpret import grouped, labelled_by_split
 from headstart.data.labels import SINGLE
-from headstart.data.options import DataOptions
+from headstart.data.options import DataOptions, refuse_columns
 from headstart.data.sources.folders import holds_files, read_source
 from headstart.data.sources.raw import (
     IMAGE_SUFFIXES,
@@ -143,6 +143,8 @@ def read_pairs(path: str | Path, options: DataOptions) -> SegmentationData:
     """
     path = Path(path)
     masks = options.extra.get("masks")
+    if masks or (path.is_dir() and not holds_files(path)):
+        refuse_columns(options.columns, path, "images and masks")
     splits, notes = (_in_two(path, Path(masks)), []) if masks else _splits_of(path, options)
     for split in ("validation", "test"):
         if options.extra.get(split):

@@ -1,8 +1,10 @@
 """How a data set is read: the options that every reader of this package takes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from headstart.errors import ConfigError, DataError
 from headstart.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -10,6 +12,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 LOOK = 5000  # images that are opened before training starts, where there are many
+# What columns of a table may be to labelled images, and to labelled texts.
+IMAGE_ROLES = ("image", "label", "labels", "score", "split", "group")
+TEXT_ROLES = ("text", "pair", "label", "labels", "score", "split", "group")
 MANY = 10  # times as many: data sets up to there are opened whole
 
 
@@ -56,3 +61,39 @@ class DataOptions:
         import numpy as np
 
         return np.random.default_rng([self.seed, 0x540, *([self.draw] if self.draw else [])])
+
+
+def check_roles(columns: Mapping[str, str], roles: Sequence[str], what: str) -> None:
+    """Refuses roles of columns that nothing reads.
+
+    Args:
+        columns: Columns by role.
+        roles: Those that are read.
+        what: Who reads them.
+
+    Raises:
+        ConfigError: Names one, and those that there are.
+    """
+    for role, column in columns.items():
+        if role not in roles:
+            raise ConfigError(
+                f"--column {role}={column}: {what} has no role {role!r}; its roles:"
+                f" {', '.join(roles)}"
+            )
+
+
+def refuse_columns(columns: Mapping[str, str], path: object, what: str) -> None:
+    """Refuses columns that were given for data without any.
+
+    Args:
+        columns: Columns by role.
+        path: The data, as it is named to the user.
+        what: What is there in place of columns.
+
+    Raises:
+        DataError: There are columns.
+    """
+    for role, column in columns.items():
+        raise DataError(
+            f"--column {role}={column}: {path} holds {what} and no columns; leave it out"
+        )

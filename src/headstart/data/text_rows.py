@@ -13,7 +13,7 @@ from headstart.checkpoint.documents import read_json, read_text
 from headstart.data.cache import Bad
 from headstart.data.interpret import LABEL_COLUMNS, SCORE_COLUMNS
 from headstart.data.labels import as_list, is_number
-from headstart.data.options import DataOptions
+from headstart.data.options import DataOptions, refuse_columns
 from headstart.data.sources.raw import RawTable, group_column
 from headstart.data.sources.tables import read_table
 from headstart.errors import DataError
@@ -213,6 +213,7 @@ def read_plain(source: Path | RawTable, options: DataOptions) -> Iterator[Row | 
     Each line of a text file that is not empty, or a column of a table.
     """
     if isinstance(source, Path) and source.suffix.lower() == ".txt":
+        refuse_columns(options.columns, source, "lines of text")
         for i, line in enumerate(read_lines(source), start=1):
             if line.strip():
                 yield Row({"text": line}, f"{source} line {i}")
@@ -375,6 +376,7 @@ def read_questions(source: Path | RawTable, options: DataOptions) -> Iterator[Ro
     """
     articles = _squad(source) if isinstance(source, Path) else None
     if articles is not None:
+        refuse_columns(options.columns, source, "articles of SQuAD")
         yield from _squad_rows(articles, str(source))
         return
     table = table_of(source, options)

@@ -20,7 +20,7 @@ from headstart.data.duplicates import Pair, difference_hash, label_of, pairs_in
 from headstart.data.examples import distinct
 from headstart.data.images import ImageData, read_images
 from headstart.data.labels import SINGLE
-from headstart.data.options import DataOptions
+from headstart.data.options import IMAGE_ROLES, DataOptions, check_roles
 from headstart.data.quality import KINDS, Look, bad_photos, look
 from headstart.data.sources.raw import Source
 from headstart.errors import InputError, counted
@@ -161,6 +161,7 @@ def audit(
         model: Network whose features tell wrong labels and outliers; None leaves these out.
     """
     options = options or DataOptions(val_fraction=0.0)
+    check_roles(options.columns, IMAGE_ROLES, "an audit")
     read = data if isinstance(data, ImageData) else read_images(data, options)
     every = [(split, i) for split, examples in read.splits.items() for i in range(len(examples))]
     found = Audit(len(every))

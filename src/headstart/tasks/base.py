@@ -29,7 +29,7 @@ and `micro` knows about it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.data.options import SPLITS, DataOptions
+from headstart.data.options import SPLITS, DataOptions, check_roles
 from headstart.data.splits import batch_indices
 from headstart.errors import ConfigError
 from headstart.metrics.calibration import Calibration, calibrate
@@ -90,6 +90,7 @@ class Task(ABC):
     unit: ClassVar[str] = "examples"  # what the examples are, in rates
     # `DataOptions.extra` may hold these and "validation" and "test"
     option_names: ClassVar[tuple[str, ...]] = ()
+    column_roles: ClassVar[tuple[str, ...]] = ()  # what `DataOptions.columns` may name
     default_model: ClassVar[str | None] = None  # pretrained model where none is given
     # columns of `predictions.csv` after split and name
     prediction_columns: ClassVar[tuple[str, ...]] = ("label", "prediction", "probability")
@@ -102,16 +103,17 @@ class Task(ABC):
         return self.name
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuses options that the task does not have.
+    def check_options(cls, options: DataOptions) -> None:
+        """Refuses options of the task, and roles of columns, that it does not have.
 
         Raises:
             ConfigError: Names one, and those that there are.
         """
-        unknown = [name for name in options if name not in {*cls.option_names, *SPLITS[1:]}]
+        unknown = [name for name in options.extra if name not in {*cls.option_names, *SPLITS[1:]}]
         if unknown:
             known = ", ".join(sorted(cls.option_names)) or "none"
             raise ConfigError(f"{cls.name} has no option {unknown[0]!r}; its options: {known}")
+        check_roles(options.columns, cls.column_roles, cls.name)
 
     @classmethod
     @abstractmethod

@@ -22,7 +22,7 @@ from headstart.data.duplicates import difference_hash, near_pairs
 from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
-from headstart.data.options import MANY, SPLITS, DataOptions
+from headstart.data.options import IMAGE_ROLES, MANY, SPLITS, DataOptions
 from headstart.data.sources.raw import Source
 from headstart.errors import ConfigError, DataError, InputError, counted
 from headstart.pipelines.base import batched
@@ -377,6 +377,7 @@ class ImageClassification(LabelledImages, HeadTask):
     """
 
     name: ClassVar[str] = "image-classification"
+    column_roles: ClassVar[tuple[str, ...]] = IMAGE_ROLES
     option_names: ClassVar[tuple[str, ...]] = (
         "classes",
         "lanes",

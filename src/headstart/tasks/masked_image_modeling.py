@@ -60,6 +60,7 @@ class MaskedImageModeling(ImageTask):
     """
 
     name: ClassVar[str] = "masked-image-modeling"
+    column_roles: ClassVar[tuple[str, ...]] = ("image", "split")
     option_names: ClassVar[tuple[str, ...]] = ("mask_ratio", "scratch", "tokenizer", "views")
     headline: ClassVar[str] = "code_accuracy"
 

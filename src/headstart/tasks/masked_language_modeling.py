@@ -30,6 +30,7 @@ class MaskedLanguageModeling(TextTask):
 
     name: ClassVar[str] = "masked-language-modeling"
     headline: ClassVar[str] = "accuracy"
+    column_roles: ClassVar[tuple[str, ...]] = ("text",)
     rows = staticmethod(read_plain)
     auto = AutoModelForMaskedLM
 

@@ -30,6 +30,7 @@ class MultipleChoice(TextTask):
     """The right one of several texts, such as SWAG's endings."""
 
     name: ClassVar[str] = "multiple-choice"
+    column_roles: ClassVar[tuple[str, ...]] = ("text", "choices", "label", "split")
     option_names: ClassVar[tuple[str, ...]] = ("max_error",)
     headline: ClassVar[str] = "accuracy"
     rows = staticmethod(read_choices)

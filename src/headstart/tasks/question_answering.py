@@ -32,6 +32,7 @@ class QuestionAnswering(TextTask):
     name: ClassVar[str] = "question-answering"
     prediction_columns: ClassVar[tuple[str, ...]] = ("label", "prediction", "f1", "exact_match")
     headline: ClassVar[str] = "f1"
+    column_roles: ClassVar[tuple[str, ...]] = ("answers",)
     rows = staticmethod(read_questions)
     auto = AutoModelForQuestionAnswering
 

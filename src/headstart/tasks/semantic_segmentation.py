@@ -62,6 +62,7 @@ class SemanticSegmentation(ImageTask):
 
     name: ClassVar[str] = "semantic-segmentation"
     prediction_columns: ClassVar[tuple[str, ...]] = ("mean_iou", "pixel_accuracy")
+    column_roles: ClassVar[tuple[str, ...]] = ("image", "mask", "split", "group")
     option_names: ClassVar[tuple[str, ...]] = ("classes", "masks", "mode", "reduce_labels")
     unreadable: ClassVar[str] = "unusable pairs"
     headline: ClassVar[str] = "mean_iou"

@@ -17,12 +17,13 @@ from headstart.data.labels import (
     SINGLE,
     WORDS,
     as_class,
+    check_list,
     classes_in,
     kind_of,
     look_alikes,
     numbers_in,
 )
-from headstart.data.options import DataOptions
+from headstart.data.options import TEXT_ROLES, DataOptions
 from headstart.data.text_rows import Row, read_labelled
 from headstart.data.texts import TextData, hold_out, read_texts
 from headstart.metrics.regression import spearman
@@ -48,6 +49,7 @@ class TextClassification(TextTask, HeadTask):
     """A class, several classes or a number for each text or pair, as the labels of the data say."""
 
     name: ClassVar[str] = "text-classification"
+    column_roles: ClassVar[tuple[str, ...]] = TEXT_ROLES
     option_names: ClassVar[tuple[str, ...]] = ("max_error",)
     default_model: ClassVar[str | None] = "yoso-mini"
     rows = staticmethod(read_labelled)
@@ -288,4 +290,7 @@ def _parsed(row: Row, kind: str) -> Any:
     label = (row.values["label"],)
     if kind == REGRESSION:
         return numbers_in(label, ("the label",), row.name)[0]
-    return classes_in(label, ("the label",), row.name) if kind == MULTI else as_class(label[0])
+    if kind == MULTI:
+        return classes_in(label, ("the label",), row.name)
+    check_list(label[0], row.name, "the label")
+    return as_class(label[0])

@@ -41,6 +41,7 @@ class TokenClassification(TextTask):
     name: ClassVar[str] = "token-classification"
     headline: ClassVar[str] = "f1"
     finds_entities: ClassVar[bool] = True
+    column_roles: ClassVar[tuple[str, ...]] = ("words", "tags")
     rows = staticmethod(read_tagged)
     auto = AutoModelForTokenClassification
 

@@ -27,7 +27,7 @@ from headstart.config import PreTrainedConfig
 from headstart.data.cache import PixelCache, decode, parallel, square
 from headstart.data.images import ImageData, read_images, read_unlabeled_images
 from headstart.data.labels import SINGLE
-from headstart.data.options import DataOptions
+from headstart.data.options import IMAGE_ROLES, DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.loading import family_of
 from headstart.metrics.classification import wilson
@@ -53,6 +53,7 @@ class Distillation(LabelledImages):
     """Answers of a teacher for images; what it leaves is an image classifier."""
 
     name: ClassVar[str] = "distillation"
+    column_roles: ClassVar[tuple[str, ...]] = IMAGE_ROLES
     option_names: ClassVar[tuple[str, ...]] = ("max_error", *Settings.names())
 
     def __init__(self, data: ImageData, options: DataOptions) -> None:

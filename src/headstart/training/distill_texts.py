@@ -44,6 +44,7 @@ class TextDistillation(MaskedLanguageModeling):
     """Vectors and hidden states of a teacher for texts; what it leaves reads texts."""
 
     name: ClassVar[str] = "text-distillation"
+    column_roles: ClassVar[tuple[str, ...]] = ("text", "pair", "split", "words", "tags", "answers")
     option_names: ClassVar[tuple[str, ...]] = ("max_error", *TextSettings.names())
     headline: ClassVar[str] = "cka"
     rows = staticmethod(read_any_text)

@@ -78,7 +78,7 @@ def evaluate(
         extra=extra,
         progress=progress or progress_for_python(),
     )
-    task_class(task_name).check_options(extra)
+    task_class(task_name).check_options(options)
     task = task_class(task_name).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in task.splits)
     if chosen not in task.splits:

@@ -232,7 +232,7 @@ def read_data(request: Request, workers: int | None, progress: Progress) -> Task
     """
     options = DataOptions(**(request.options | {"workers": workers, "progress": progress}))
     kind = task_class(request.task)
-    kind.check_options(options.extra)
+    kind.check_options(options)
     task = kind.read(request.data, options)
     if isinstance(task, HeadTask) and task.problem.kind != SINGLE and "max_error" in options.extra:
         raise ConfigError(

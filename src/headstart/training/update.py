@@ -108,6 +108,7 @@ def update(
             workers=workers,
             progress=progress,
         )
+        ImageClassification.check_options(options)
         task = ImageClassification.read(data, options)
         names = merged_classes(memory, task.classes)
         extractor = attached(folder, task, memory, device)
