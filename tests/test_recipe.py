@@ -158,6 +158,9 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("lr: [1\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml is not YAML"):
         read_recipe_file(tmp_path / "bad.yaml")
+    (tmp_path / "octal.yaml").write_text("batch_size: 010\n")
+    with pytest.raises(ConfigError, match=r"octal\.yaml: batch_size='010'; expected an integer"):
+        resolve_recipe(Recipe(), tmp_path / "octal.yaml")
     (tmp_path / "typo.yaml").write_text("momentun: 0.5\n")
     with pytest.raises(ConfigError, match=r"typo\.yaml.*did you mean momentum"):
         resolve_recipe(Recipe(), tmp_path / "typo.yaml")

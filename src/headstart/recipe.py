@@ -499,9 +499,9 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     NAME` there chooses the recipe that they change.
     """
     values = read_yaml(path, ConfigError)
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected lines of the form `name: value`")
-    return {key: _yaml_float(key, value) for key, value in values.items()}
+    return values
 
 
 def read_class_weights(text: str) -> Any:
@@ -526,16 +526,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long for a name, or a NUL in it
         return False
-
-
-def _yaml_float(key: str, value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text; a value that should be a float becomes one."""
-    if isinstance(value, str) and "float" in str(_FIELD_TYPES.get(key, "")):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def resolve_recipe(

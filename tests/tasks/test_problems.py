@@ -120,7 +120,7 @@ def test_weights_of_classes():
 
 def test_class_weights_as_they_are_written(tmp_path):
     (tmp_path / "w.yaml").write_text("cat: 2\n3: 0.5\n")
-    assert read_class_weights(str(tmp_path / "w.yaml")) == {"cat": 2, 3: 0.5}
+    assert read_class_weights(str(tmp_path / "w.yaml")) == {"cat": 2, "3": 0.5}
     assert Recipe().updated({"class_weights": {"cat": 2, 3: 0.5}}).class_weights == {
         "cat": 2,
         "3": 0.5,

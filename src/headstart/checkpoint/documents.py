@@ -29,6 +29,14 @@ MAX_INTEGER = (1 << 63) - 1  # what torch, NumPy and the engines can hold
 
 Error = type[HeadstartError]
 T = TypeVar("T")
+# What values without quotes stand for in YAML 1.2's core schema, and how they begin.
+YAML_WORDS = (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"(?:~|null|Null|NULL|)$", "~nN"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?(?:\.\d+|(?:0|[1-9]\d*)(?:\.\d*)?)(?:[eE][-+]?\d+)?$", "-+.0123456789"),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -195,7 +203,12 @@ def _yaml() -> Any:
         raise MissingExtraError("pyyaml", "train") from None
 
     class Loader(yaml.SafeLoader):
-        """Plain values only: no tags, aliases, dates or repeated keys, and bounded depth."""
+        """Plain values only: no tags, aliases or repeated keys, and bounded depth.
+
+        A value without quotes is what YAML 1.2 and JSON take it for: `no` is a text and not false,
+        `1:30` is not 90, `1e-3` is a number. `010`, 8 to some readers and 10 to others, is a text.
+        Keys are texts as they are written.
+        """
 
         depth = 0
 
@@ -213,15 +226,18 @@ def _yaml() -> Any:
             return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            _pairs([(self.construct_object(key, deep=True), None) for key, _ in node.value])
-            return super().construct_mapping(node, deep)
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise _Refused("a key is a list or a mapping; expected a text")
+            keys = [key.value for key, _ in node.value]
+            _pairs([(key, None) for key in keys])
+            values = [self.construct_object(value, deep=True) for _, value in node.value]
+            return dict(zip(keys, values, strict=True))
 
-    # Dates and `<<` would become something that is neither a number nor a text.
-    odd = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if tag not in odd]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    Loader.yaml_implicit_resolvers = {}
+    for kind, pattern, first in YAML_WORDS:
+        tag = f"tag:yaml.org,2002:{kind}"
+        Loader.add_implicit_resolver(tag, re.compile(pattern, re.ASCII), [*first, None])
     return yaml, Loader
 
 
@@ -244,8 +260,8 @@ def parse_yaml(text: str, where: str, error: Error = FileFormatError) -> Any:
         raise error(f"{where} is not YAML: {' '.join(str(problem).split())}") from problem
     except RecursionError as problem:
         raise error(f"{where}: nested more than {MAX_DEPTH} deep") from problem
-    # A damaged number (`0b_`), an unhashable key, an integer of thousands of digits.
-    except (ValueError, TypeError, LookupError, AttributeError) as problem:
+    # infinity, half of a surrogate pair, thousands of digits; a character \\UFFFFFFFF
+    except (ValueError, OverflowError) as problem:
         raise error(f"{where}: {problem}") from problem
     return value
 
