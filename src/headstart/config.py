@@ -609,7 +609,8 @@ def resolve_compat(
         _ANNOUNCED.add(name)
         logger.warning(
             "%s was written by transformers %s: running its arithmetic (compat='transformers');"
-            " pass compat='authors' for the authors'",
+            " for the authors' use from_pretrained(…, compat='authors') or"
+            " `headstart convert --compat authors`",
             name,
             values["transformers_version"],
         )

@@ -192,6 +192,19 @@ def test_explain(tuned, photos, tmp_path, capsys):  # noqa: F811
     assert code == 2 and "no class 'wing'; it has bird, cat, dog" in err
 
 
+def test_explain_writes_one_file(tuned, photos, tmp_path, capsys):  # noqa: F811
+    files = sorted((photos / "val").rglob("*.png"))[:2]
+    one = tmp_path / "new" / "seen.png"
+    assert call(capsys, "explain", tuned, files[0], "--out", one)[0] == 0
+    with Image.open(one) as heat, Image.open(files[0]) as whole:
+        assert heat.size == whole.size
+    (tmp_path / "notes.txt").touch()
+    for images, name in ((files, "both.png"), (files[:1], "a.jpg"), (files[:1], "notes.txt")):
+        code, _, err = call(capsys, "explain", tuned, *images, "--out", tmp_path / name)
+        assert code == 2 and f"{name} names a file" in err and "expected a folder, or a name" in err
+    assert not (tmp_path / "both.png").exists() and not (tmp_path / "a.jpg").exists()
+
+
 def test_audit(photos, tmp_path, capsys):  # noqa: F811
     code, out, err = call(
         capsys, "audit", make_class_folders(tmp_path / "train", {"bird": 3, "cat": 3}).parent

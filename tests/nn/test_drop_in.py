@@ -339,6 +339,7 @@ def test_whose_arithmetic_is_logged_once_a_folder(tmp_path, caplog):
             headstart.AutoConfig.from_pretrained(tmp_path)
     assert model.config.compat == "transformers"
     assert caplog.text.count("running its arithmetic") == 1
+    assert "`headstart convert --compat authors`" in caplog.text
 
 
 def test_gradient_checkpointing_in_a_configuration_of_older_code(tmp_path):

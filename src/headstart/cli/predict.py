@@ -462,7 +462,9 @@ def _values(each: "Prediction", paints: bool) -> dict[str, Any]:
 def explain(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the heat maps.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the heat maps, or a PNG file for that of one image.")
+    ],
     label: Annotated[
         str | None,
         typer.Option(
@@ -479,19 +481,18 @@ def explain(
 
     check_model(model)
     files = image_files(images)
+    maps = _heat_map_files(out, files)
     from PIL import Image
 
     from headstart.pipelines.base import pipeline
     from headstart.report.explain import explain as run
 
     classify = pipeline("image-classification", model, device=device)
-    out.mkdir(parents=True, exist_ok=True)
+    maps[0].parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = []
     values: list[dict[str, Any]] = []
-    for number, file in enumerate(files, start=1):
+    for file, image in zip(files, maps, strict=True):
         found = run(classify.model, classify.image_processor, file, label, classify.temperature)
-        # the number keeps files of the same name apart
-        image = out / f"{number:04d}_{file.stem}.png"
         Image.fromarray(found.overlay()).save(image)
         score = f"{found.score:.4g}" if classify.kind == "regression" else f"{found.score:.1%}"
         rows.append((str(file), f"{found.label} {score}", str(image)))
@@ -506,3 +507,23 @@ def explain(
             )
     print_table("", ("image", "prediction", "heat map"), rows)
     return {"images": values}
+
+
+def _heat_map_files(out: Path, files: Sequence[Path]) -> list[Path]:
+    """The file of the heat map of each image.
+
+    Raises:
+        ConfigError: `out` names a file, and not the PNG of one image.
+    """
+    from headstart.data.sources.raw import IMAGE_SUFFIXES
+
+    suffix = out.suffix.lower()
+    if suffix == ".png" and len(files) == 1 and not out.is_dir():
+        return [out]
+    if out.is_file() or (suffix in IMAGE_SUFFIXES and not out.is_dir()):
+        raise ConfigError(
+            f"--out {out} names a file, and there are {counted(len(files), 'image')}; expected a"
+            " folder, or a name that ends in .png for one image"
+        )
+    # the number keeps files of the same name apart
+    return [out / f"{i:04d}_{file.stem}.png" for i, file in enumerate(files, start=1)]
