@@ -185,3 +185,21 @@ def test_deviations_are_counted_right():
         ).agreement
         is None
     )
+
+
+@pytest.mark.parametrize(("real", "agreement", "answers"), [(3, 1.0, 6), (0, 0.0, 5)])
+def test_answers_are_counted_on_real_inputs_alone(real, agreement, answers):
+    """The example, which may be noise, counts only where there is nothing else."""
+    model, inputs = build("BitForImageClassification")
+    samples = [pixels(seed=1 + seed) for seed in range(real)]
+    made = search.Search(model, inputs, samples, ("batch",), 1, "int8")
+    first = inputs["pixel_values"][0]
+
+    def runner(tensors):
+        with torch.inference_mode():
+            logits = model(*tensors).logits
+        return [-logits] if torch.equal(tensors[0][0], first) else [logits]
+
+    found = made.deviation(runner)
+    assert (found.agreement, found.answers) == (agreement, answers)
+    assert found.largest > 0.1  # of every input

@@ -163,6 +163,7 @@ class Search:
                 )
         chosen = samples[:: max(1, len(samples) // SAMPLES[precision])][: SAMPLES[precision]]
         self.checks = [dict(inputs), resized(inputs, dynamic), *chosen]
+        self.real = len(chosen)  # how many of the checks, the last ones, are the user's own
         with torch.inference_mode():
             self.wanted = [flatten(model(**each, **bare(model))) for each in self.checks]
 
@@ -232,7 +233,11 @@ class Search:
         return ready
 
     def deviation(self, runner: Runner) -> Deviation:
-        """How far an engine is from the network, on every check."""
+        """How far an engine is from the network, on every check.
+
+        Answers are counted on real inputs alone where there are any: an example may be noise, which
+        says little about any class.
+        """
         found = []
         for each in self.checks:
             tensors = self.signature.prepare(each, self.device)
@@ -242,7 +247,13 @@ class Search:
                     f" {self.signature.shapes}"
                 )
             found.append(dict(zip(self.signature.outputs, runner(tensors), strict=True)))
-        return compare(self.wanted, found)
+        every = compare(self.wanted, found)
+        if not self.samples:
+            return every
+        real = compare(self.wanted[-self.real :], found[-self.real :])
+        return replace(
+            every, agreement=real.agreement, answers=real.answers, expected=real.expected
+        )
 
     def race(
         self, ready: list[tuple[Trial, Runner]], trials: list[Trial], precision: Precision
