@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import headstart
+from headstart.features import enough
 from headstart.features.enough import (
     MOST,
     forecast_of,
@@ -74,6 +75,38 @@ def test_a_class_without_examples_is_never_predicted():
     kept = labels != 1
     x = spanned(features)
     assert set(predictions(x[kept], labels[kept], x, 12)) == {0, 2}
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_the_curve_of_many_examples_goes_on_to_all_of_them(monkeypatch, held_out):
+    """Its last point is one head on everything but what is tested."""
+    monkeypatch.setattr(enough, "MOST", 40)
+    monkeypatch.setattr(enough, "ROWS", 64)
+    features, labels = blobs(700)
+    others = blobs(30, seed=1) if held_out else None
+    curve, recalls = measure(features, labels, 3, others)
+    expected = [80, 138, 237, 407, 700] if held_out else [80, 136, 230, 389, 660]
+    assert curve.sizes[-5:].tolist() == expected
+    assert (np.diff(curve.sizes) > 0).all() and len(recalls) == len(curve.sizes)
+    order = stratified(labels, np.random.default_rng([0, 0xE0F]))
+    tests, train = others or (features[order[-40:]], labels[order[-40:]]), order[: curve.sizes[-1]]
+    first = features[order[:80]].astype(np.float64)
+    x, z = ((each - first.mean(0)) / first.std(0) for each in (features[train], tests[0]))
+    wrong = predictions(x, labels[train], z, 12) != tests[1]
+    assert curve.errors[-1] == pytest.approx(wrong.mean())
+    np.testing.assert_allclose(
+        recalls[-1], [1 - wrong[tests[1] == label].mean() for label in range(3)]
+    )
+    found = forecast_of(features, labels, "abc", others)
+    assert found.laws.examples == curve.sizes[-1] and len(found.gains) == 3
+
+
+def test_a_class_with_one_example_is_known_from_where_it_comes_first(monkeypatch):
+    monkeypatch.setattr(enough, "MOST", 40)
+    features, labels = blobs(400)
+    labels[7] = 3
+    curve, recalls = measure(features, labels, 5, blobs(30, seed=1))
+    assert np.isfinite(curve.errors).all() and recalls.shape == (len(curve.sizes), 5)
 
 
 def test_large_data_is_measured_on_a_part():

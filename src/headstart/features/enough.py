@@ -1,19 +1,21 @@
 """Is this enough? Heads fitted to subsets of the training examples, on features that are known.
 
 The head is a shrunken linear discriminant, which takes a closed form: some fifty of them are fitted
-in about a second, whatever head the run itself has.
+in about a second, whatever head the run itself has. Of many examples the curve goes on to all of
+them, as a discriminant's statistics add up.
 
 Letters: N training examples, M held-out examples, D features, R dimensions of their span, V
 classes, K sizes.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.labels import SINGLE
-from headstart.features.discriminant import FEW, Discriminant, Statistics
+from headstart.features.discriminant import FEW, ROWS, Discriminant, Statistics
 from headstart.features.extract import Extractor
 from headstart.features.head import compact, one_thread, stratified
 from headstart.metrics.learning_curve import Forecast, LearningCurve, class_gains, fit_power_laws
@@ -104,7 +106,7 @@ def measure(
     """Errors of heads fitted to stratified subsets.
 
     Every head is tested on the held-out examples and on the training examples that its subset
-    leaves out.
+    leaves out. Subsets of more than `2 * MOST` examples are nested, one of each size.
 
     Args:
         features: (N, D).
@@ -118,20 +120,61 @@ def measure(
         The errors by size, and the recall of each class (K, V); NaN where none was tested.
     """
     rng = np.random.default_rng([seed, 0xE0F])
-    few = stratified(labels, rng)[: 2 * MOST]
-    features, labels = features[few], labels[few]
+    order = stratified(labels, rng)
     if held_out is not None:
         some = rng.permutation(len(held_out[1]))[:MOST]
-        features = np.concatenate([features, held_out[0][some]])
-        answers = np.concatenate([labels, held_out[1][some]])
-    else:
-        answers = labels
+        held_out = held_out[0][some], held_out[1][some]
+    pool = order if held_out is not None else order[:-MOST]
+    further = larger_sizes(len(pool))
+    progress = progress or Silent()
+    few = order[: 2 * MOST]
+    curve, recalls = measure_few(
+        features[few], labels[few], classes, held_out, rng, progress, len(further)
+    )
+    if not len(further):
+        return curve, recalls
+    tests = held_out or (features[order[-MOST:]], labels[order[-MOST:]])
+    rows = []
+    for answers in measure_many(features, labels, classes, pool, further, tests[0]):
+        rows.append(answers == tests[1])
+        progress.update(DRAWS * len(curve.sizes) + len(rows), {})
+    right = np.stack(rows)  # (K, M)
+    errors = 1 - right.mean(axis=1)
+    deviations = np.sqrt(np.maximum(errors * (1 - errors), LEAST_CHANCE) / len(tests[1]))
+    of_class = tests[1] == np.arange(classes)[:, None]  # (V, M)
+    with np.errstate(invalid="ignore"):
+        found = (right[:, None] & of_class).sum(axis=2) / of_class.sum(axis=1)
+    whole = LearningCurve(
+        np.append(curve.sizes, further),
+        np.append(curve.errors, errors),
+        np.append(curve.deviations, deviations),
+        curve.tested,
+    )
+    return whole, np.concatenate([recalls, found])
+
+
+def measure_few(
+    features: Floats,
+    labels: Ints,
+    classes: int,
+    held_out: tuple[Floats, Ints] | None,
+    rng: np.random.Generator,
+    progress: Progress,
+    further: int,
+) -> tuple[LearningCurve, Doubles]:
+    """As `measure`, of at most `2 * MOST` training examples, with several draws of each size.
+
+    `further` heads will follow on the progress bar.
+    """
+    answers = labels
+    if held_out is not None:
+        features = np.concatenate([features, held_out[0]])
+        answers = np.concatenate([labels, held_out[1]])
     x, N, width = spanned(features), len(labels), features.shape[1]
     sizes = subset_sizes(N, classes, len(answers) - N)
     wrong = np.full((DRAWS, len(sizes)), np.nan)
     right_of, tested_of = np.zeros((2, len(sizes), classes))
-    progress = progress or Silent()
-    progress.start("learning curve", DRAWS * len(sizes), unit="heads")
+    progress.start("learning curve", DRAWS * len(sizes) + further, unit="heads")
     with one_thread():
         for draw in range(DRAWS):
             order = np.append(stratified(labels, rng), np.arange(N, len(answers)))
@@ -157,6 +200,30 @@ def measure(
         return curve, right_of / tested_of
 
 
+def measure_many(
+    features: Floats, labels: Ints, classes: int, order: Ints, sizes: Ints, others: Floats
+) -> Iterator[Ints]:
+    """Answers (M,) for other examples of heads fitted to the first of an order, by size.
+
+    Each head takes the statistics of the one before it and adds the examples in between.
+    """
+    first = features[order[: sizes[0]]]
+    center, scale = first.mean(axis=0, dtype=np.float64), first.std(axis=0, dtype=np.float64)
+    scale[scale == 0] = 1.0
+    standard = (others - center) / scale
+    statistics = Statistics.of(first[:0], labels[:0], classes)
+    done = 0
+    for size in sizes.tolist():
+        for start in range(done, size, ROWS):
+            rows = order[start : min(start + ROWS, size)]
+            statistics += Statistics.of((features[rows] - center) / scale, labels[rows], classes)
+        present = np.flatnonzero(statistics.counts)
+        known = Statistics(statistics.counts[present], statistics.sums[present], statistics.moments)
+        head = Discriminant.from_statistics(known, SHRINKAGE)
+        yield present[(standard @ head.weight.T + head.bias).argmax(axis=1)]
+        done = size
+
+
 def spanned(features: Floats) -> Doubles:
     """Features in standard deviations, rotated into the span of the examples, (N, R)."""
     x = np.asarray(features - features.mean(axis=0), dtype=np.float64)
@@ -170,6 +237,14 @@ def subset_sizes(examples: int, classes: int, held_out: int) -> Ints:
     largest = pool if held_out and pool == examples else round(0.9 * pool)
     smallest = max(SMALLEST * pool, min(2 * classes, pool / 3), 4)
     return np.unique(np.geomspace(smallest, largest, SIZES).round().astype(np.int64))
+
+
+def larger_sizes(examples: int) -> Ints:
+    """Sizes above those of `subset_sizes`, about twice as large each, up to all examples."""
+    if examples <= 2 * MOST:
+        return np.zeros(0, dtype=np.int64)
+    count = 1 + math.ceil(math.log2(examples / (2 * MOST)))
+    return np.geomspace(2 * MOST, examples, count).round().astype(np.int64)
 
 
 def predictions(x: Doubles, labels: Ints, others: Doubles, width: int) -> Ints:
