@@ -135,7 +135,10 @@ class Views:
                 self.fill(view.side, flipped, missing)
             rows.append(self.stores[view.side, flipped][digests])
         self.task.set_side(view.side)
-        return rows[0] if len(rows) == 1 else np.asarray((rows[0] + rows[1]) / 2, np.float32)
+        if view.mirrored:
+            rows[0] += rows[1]
+            rows[0] /= 2
+        return rows[0]
 
     def seconds(self, view: View, digests: Sequence[str]) -> float:
         """About how long the features of these examples will take.

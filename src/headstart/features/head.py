@@ -231,9 +231,18 @@ def standardized(features: Floats) -> tuple[NDArray[Any], Floats, float]:
     """
     mean = features.mean(axis=0)
     centred = features - mean
-    scale = float(np.sqrt(np.square(centred).mean())) or 1.0
+    scale = float(np.sqrt(squares(centred, np.zeros_like(mean)).mean())) or 1.0
+    centred /= scale
     dtype = np.float32 if features.size > LARGE / 10 else np.float64
-    return np.asarray(centred / scale, dtype=dtype), mean, scale
+    return np.asarray(centred, dtype=dtype), mean, scale
+
+
+def squares(features: Floats, center: NDArray[Any]) -> Doubles:
+    """Mean squares (D,) of features (N, D) around a center, in float64 by parts of the examples."""
+    total = np.zeros(features.shape[1])
+    for start in range(0, len(features), ROWS):
+        total += np.square(features[start : start + ROWS] - center, dtype=np.float64).sum(axis=0)
+    return total / len(features)
 
 
 def compact(x: NDArray[Any]) -> tuple[NDArray[Any], Doubles | None]:

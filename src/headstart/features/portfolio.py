@@ -39,6 +39,7 @@ from headstart.features.head import (
     losses_of,
     one_thread,
     ridge,
+    squares,
     standardized,
     stratified,
 )
@@ -454,11 +455,13 @@ def scaled(features: Floats, stages: str) -> tuple[NDArray[Any], Doubles, Double
         x, mean, scale = standardized(features)
         return x, mean.astype(np.float64), np.full(features.shape[1], scale)
     mean = features.mean(axis=0, dtype=np.float64)
-    deviations = features.std(axis=0, dtype=np.float64)
+    deviations = np.asarray(np.sqrt(squares(features, mean)))
     # a feature that hardly varies is left small
     scale = np.maximum(deviations, 1e-2 * (deviations.mean() or 1.0))
     if features.size > LARGE / 10:  # as where the last stage is standardized
-        return (features - mean.astype(np.float32)) / scale.astype(np.float32), mean, scale
+        x = features - mean.astype(np.float32)
+        x /= scale.astype(np.float32)
+        return x, mean, scale
     return (features - mean) / scale, mean, scale
 
 
