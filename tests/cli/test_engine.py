@@ -206,6 +206,39 @@ def test_texts(tmp_path):
         call("optimize", tmp_path / "model", "--out", tmp_path / "other", "--length", "41")
 
 
+def test_calibration_comes_in_calls_of_a_fixed_shape(folder, tmp_path):
+    """3 images fill one call of 4; texts are padded to the one length."""
+    options = ("--engine", "torch", "--dynamic", "none", "--calibration")
+    fixed = ("--batch", "4", *options, folder / "photos")
+    result = call("optimize", folder / "model", "--out", tmp_path / "images", *fixed)
+    assert result.exit_code == 0 and "of 12 answers the same" in result.output
+    model, _ = build("YosoForSequenceClassification", vocab_size=300)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = headstart.YosoTokenizer.train(["a fine text"], vocab_size=270)
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("a\n\na fine text\n" + "fine " * 40)
+    for dynamic in ("none", "length", "batch"):
+        shape = ("--batch", "2", "--length", "20", "--engine", "torch", "--dynamic", dynamic)
+        out = tmp_path / dynamic
+        result = call(
+            "optimize", tmp_path / "model", "--out", out, *shape,
+            "--calibration", tmp_path / "texts.txt",
+        )  # fmt: skip
+        assert result.exit_code == 0 and "answers the same" in result.output
+
+
+@pytest.mark.parametrize("name, option", [("Yoso", "--size"), ("Bit", "--length")])
+def test_a_shape_that_the_inputs_do_not_have(name, option, tmp_path):
+    model, _ = build("YosoForMaskedLM" if name == "Yoso" else "BitForImageClassification")
+    model.save_pretrained(tmp_path)
+    tokenizer = headstart.YosoTokenizer.train(["a"], 258)
+    processor = headstart.BitImageProcessor() if name == "Bit" else tokenizer
+    processor.save_pretrained(tmp_path)
+    for command in ("optimize", "export"):
+        with pytest.raises(ConfigError, match=rf"{option[2:]}=30: the model takes .* leave it out"):
+            call(command, tmp_path, "--out", tmp_path / "x", option, "30")
+
+
 @pytest.mark.skipif(not installed("openvino"), reason="needs openvino")
 def test_export(folder):
     result = call(

@@ -15,7 +15,7 @@ import headstart
 from conftest import assert_close
 from engine_networks import CASES, build, pixels, tokens
 from headstart.engine import load, search
-from headstart.engine.capture import flatten
+from headstart.engine.capture import check_dynamic, flatten
 from headstart.engine.engines import installed
 from headstart.errors import ConfigError, FileFormatError, HeadstartError, InputError
 
@@ -343,7 +343,9 @@ def test_wrong_arguments():
         ({"precision": "int4"}, "precision='int4'"),
         ({"engine": "torch", "precision": "int8"}, "the torch engine has no int8"),
         ({"precision": "int8"}, "pass calibration="),
-        ({"dynamic": "width"}, "dynamic='width'"),
+        ({"dynamic": "width"}, "dynamic='width'; the axes of images are batch and size"),
+        ({"dynamic": "batch,length"}, "dynamic='length'; the axes of images are batch and size"),
+        ({"dynamic": "none,size"}, "dynamic='none'"),
         ({"threads": 0}, "threads=0"),
         ({"threads": 2, "streams": 3}, "streams=3; expected 1 to 2"),
         (
@@ -356,6 +358,11 @@ def test_wrong_arguments():
             headstart.optimize(model, example=inputs, **wrong)
     with pytest.raises(InputError, match="takes tensors named pixel_values"):
         headstart.optimize(model, example={"input_ids": torch.zeros(1, 2)})
+    with pytest.raises(InputError, match=r"pixel_values has shape \(0, 3, 8, 8\); expected at"):
+        headstart.optimize(model, example=torch.zeros(0, 3, 8, 8))
+    with pytest.raises(ConfigError, match="dynamic='size'; the axes of texts are batch and length"):
+        check_dynamic("size", {"input_ids": torch.zeros(1, 2)})
+    assert check_dynamic("none", inputs) == check_dynamic((), inputs) == ()
     with pytest.raises(ConfigError, match="training mode"):
         headstart.optimize(model.train(), example=inputs)
     with pytest.raises(ConfigError, match="Linear is no PyTorch network of headstart; load one"):

@@ -1,9 +1,10 @@
 """The commands `headstart optimize`, `headstart export` and `headstart check`."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -27,9 +28,12 @@ DynamicOption = Annotated[
     ),
 ]
 TOLERANCE_HELP = "Largest difference of an output, as a fraction of the largest."
+CALIBRATED = 256  # images or texts, of which there may be up to twice as many
 CALIBRATION_HELP = (
     "Folder of images, or file of texts, one a line: int8 and deviations are measured on them."
 )
+
+T = TypeVar("T")
 
 
 def optimize(
@@ -87,20 +91,22 @@ def optimize(
 
     if out.resolve() == Path(model).resolve():
         raise ConfigError(f"--out is the model's own folder, {out}; name another one")
-    place = best_device(device)
+    place, changing = best_device(device), axes(dynamic)
     network, processor = load_both(model)
-    calls = (
-        list(read_calibration(calibration, processor, network, length))
-        if calibration is not None
-        else []
-    )
     example = example_of(network, processor, size, batch, length)
+    calls: list[dict[str, Any]] = []
+    if calibration is not None:
+        together = batch if changing is not None and "batch" not in changing else 1
+        fixed = changing is not None and "length" not in changing
+        if fixed and "input_ids" in example:
+            length = example["input_ids"].shape[-1]
+        calls = list(read_calibration(calibration, processor, network, length, together, fixed))
     fast = run(
         network.to(place),
         example=example,
         engine=engine,
         precision=precision,
-        dynamic=axes(dynamic),
+        dynamic=changing,
         threads=threads,
         streams=streams,
         goal=goal,
@@ -246,7 +252,12 @@ def example_of(
 
     from headstart.engine.capture import make_example
 
-    if network.main_input_name != "pixel_values":
+    reads_text = network.main_input_name != "pixel_values"
+    if (size if reads_text else length) is not None:
+        given = f"size={size}" if reads_text else f"length={length}"
+        what = "texts, which have no size" if reads_text else "images, which have no length"
+        raise ConfigError(f"{given}: the model takes {what}; leave it out")
+    if reads_text:
         return {
             key: torch.cat([value] * batch)
             for key, value in make_example(network, length=length).items()
@@ -262,17 +273,25 @@ def example_of(
 
 
 def read_calibration(
-    path: Path, processor: Any, network: Any, length: int | None
+    path: Path, processor: Any, network: Any, length: int | None, together: int, fixed: bool
 ) -> Iterator[dict[str, Any]]:
-    """Calls of one image or text each."""
+    """Calls of as many images or texts each as the program will take.
+
+    Args:
+        path: Folder of images, or file of texts.
+        processor: Makes the inputs.
+        network: Takes them.
+        length: Tokens of a text; None is as many as the network takes.
+        together: Images or texts of a call; the first ones come again to fill the last call.
+        fixed: Whether every text has as many tokens.
+    """
     if network.main_input_name == "pixel_values":
         from headstart.data.inputs import image_files
 
         if not path.is_dir():
             raise InputError(f"{path} is not a folder of images")
-        files = image_files([path])
-        for file in files[:: max(1, len(files) // 256)]:
-            yield {"pixel_values": processor(file, return_tensors="pt")["pixel_values"]}
+        for files in _calls(image_files([path]), together):
+            yield {"pixel_values": processor(files, return_tensors="pt")["pixel_values"]}
         return
     from headstart.checkpoint.documents import read_text
 
@@ -282,9 +301,20 @@ def read_calibration(
     if not lines:
         raise InputError(f"{path} is no file with texts, one a line")
     limit = length or network.config.max_position_embeddings
-    for line in lines[:: max(1, len(lines) // 256)]:
-        found = processor(line, truncation=True, max_length=limit, return_tensors="pt")
+    padding: Any = "max_length" if fixed else True
+    for texts in _calls(lines, together):
+        found = processor(
+            texts, truncation=True, padding=padding, max_length=limit, return_tensors="pt"
+        )
         yield {key: found[key] for key in ("input_ids", "attention_mask")}
+
+
+def _calls(items: Sequence[T], together: int) -> Iterator[list[T]]:
+    """At most about `CALIBRATED` of the items, so many in each call."""
+    chosen = items[:: max(1, len(items) // CALIBRATED)]
+    calls = math.ceil(len(chosen) / together)
+    for call in range(calls):
+        yield [chosen[i % len(chosen)] for i in range(call * together, (call + 1) * together)]
 
 
 def axes(text: str | None) -> tuple[str, ...] | None:

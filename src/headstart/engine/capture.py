@@ -200,17 +200,23 @@ def check_dynamic(
     """The axes that may change.
 
     Raises:
-        ConfigError: A word that is no axis.
+        ConfigError: Not an axis of these inputs.
     """
     if dynamic is None:
         return default_dynamic(inputs)
+    axes: tuple[Axis, ...] = ("batch", "size" if "pixel_values" in inputs else "length")
     if isinstance(dynamic, bool):
-        sizes: Axis = "size" if "pixel_values" in inputs else "length"
-        return ("batch", sizes) if dynamic else ()
+        return axes if dynamic else ()
     words = tuple(dynamic.replace(",", " ").split()) if isinstance(dynamic, str) else tuple(dynamic)
-    unknown = [word for word in words if word not in AXES]
+    if words == ("none",):
+        return ()
+    unknown = [word for word in words if word not in axes]
     if unknown:
-        raise ConfigError(f"dynamic={unknown[0]!r}; expected some of {', '.join(AXES)}")
+        what = "images" if "pixel_values" in inputs else "texts"
+        raise ConfigError(
+            f"dynamic={unknown[0]!r}; the axes of {what} are {' and '.join(axes)}, and none fixes"
+            " both"
+        )
     return tuple(axis for axis in AXES if axis in words)
 
 
@@ -271,6 +277,11 @@ def make_example(model: Any, example: Any = None, length: int | None = None) -> 
         raise InputError(
             f"example has {wrong or 'nothing'}; {type(model).__name__} takes tensors named"
             f" {', '.join(known)}"
+        )
+    empty = next((name for name, value in found.items() if not value.numel()), None)
+    if empty is not None:
+        raise InputError(
+            f"example: {empty} has shape {tuple(found[empty].shape)}; expected at least one value"
         )
     return found
 
