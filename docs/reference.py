@@ -107,8 +107,8 @@ def body(thing: Any) -> Iterator[str]:
             shown = True
             yield table(thing, described)
         elif kind in ("returns", "yields"):
-            said = " ".join(f"{each.name or ''} {each.description}" for each in section.value)
-            yield f"**{kind.title()}** {cell(said)}"
+            text = " ".join(f"{each.name or ''} {each.description}" for each in section.value)
+            yield f"**{kind.title()}** {cell(text)}"
         elif kind == "raises":
             rows = (f"- `{each.annotation}`: {cell(each.description)}" for each in section.value)
             yield "**Raises**\n\n" + "\n".join(rows)

@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scale", type=float, default=1.0, help="Share of the steps.")
+    parser.add_argument("--scale", type=float, default=1.0, help="Fraction of the steps.")
     args = parser.parse_args()
     prepare(args.data, args.out)
 

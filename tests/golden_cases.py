@@ -56,7 +56,7 @@ def check_case(
 ) -> None:
     """Compares outputs, gradients, buffers and (if `tuples`) the tuple form.
 
-    `skip` holds beginnings of output names that are no target.
+    `skip` holds beginnings of output names that are not compared.
     """
     folder, meta, model, inputs = load_case(family, case)
     expected = load_file(folder / "outputs.safetensors")

@@ -37,7 +37,7 @@ class ReplayServer(ThreadingHTTPServer):
     def addressed(self, value: str) -> str:
         return value.replace("{hub}", self.url).replace("{cdn}", self.cdn_url)
 
-    def asked(self, method: str, part: str = "") -> list[tuple[str, str, str, str | None]]:
+    def requested(self, method: str, part: str = "") -> list[tuple[str, str, str, str | None]]:
         return [each for each in self.requests if each[0] == method and part in each[1]]
 
 

@@ -29,7 +29,7 @@ class Fault:
         drop_after: Close the connection after so many bytes of the body.
         lie: Announce so many bytes more than there are.
         no_length: Do not say how long the body is; its end is the end of the connection.
-        ignore_range: Send everything although only the rest was asked for.
+        ignore_range: Send everything although only the rest was requested.
         times: How often.
     """
 
@@ -75,7 +75,7 @@ class Repo:
 class HubServer(ThreadingHTTPServer):
     """The server. `url` is its address.
 
-    `requests` lists (method, path, Range) of everything asked.
+    `requests` lists (method, path, Range) of everything requested.
     """
 
     daemon_threads = True
@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _model(self, repo: Repo, repo_id: str, verb: str, rest: str, body: bytes) -> None:
         revision = rest or "main"
         if verb == "discussions":
-            # All of them, whoever was asked for, as a mirror might: whose they are must be checked.
+            # All of them, as a mirror might answer: whose they are must be checked.
             return self._json(
                 {"discussions": repo.discussions, "count": len(repo.discussions), "start": 0}
             )

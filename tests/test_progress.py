@@ -44,7 +44,7 @@ def test_a_notebook_shows_one_bar_and_the_lines_above_it(cell):
     progress.start("train", 1000)
     for step in range(1, 1000):
         progress.update(step, {})
-    assert len(cell) < shown + 100  # a cell is not drawn anew for every step
+    assert len(cell) < shown + 100  # a cell is not rendered anew for every step
     progress.close()
     assert "<progress" not in cell[-1] and "classes: " in cell[-1]
 

@@ -334,7 +334,7 @@ class PreTrainedConfig:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """Builds a configuration from `to_dict`'s values; keywords win over them.
 
-        `return_unused_kwargs=True` returns the keywords that are no values of the configuration
+        `return_unused_kwargs=True` returns the keywords that are not values of the configuration
         beside it, rather than keep them in it.
 
         Raises:
@@ -476,7 +476,7 @@ class PreTrainedConfig:
             pretrained_model_name_or_path: A folder, a config.json, a Hub id, or an authors' name.
             subfolder: Where in a local folder config.json lies.
             compat: See `from_file_values`.
-            return_unused_kwargs: Return the keywords that are no values of the configuration,
+            return_unused_kwargs: Return the keywords that are not values of the configuration,
                 rather than keep them in it.
             **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, and values that win over
                 the file's.

@@ -53,12 +53,12 @@ class Recipe:
         optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`).
         lr: Learning rate after the warm-up.
         weight_decay: Applied to matrices and convolutions, not to biases and norms.
-        layer_decay: The rate of each layer is this times the rate of the layer above it.
+        layer_decay: The learning rate of each layer is this times that of the layer above it.
         clip_grad: Largest allowed norm of the gradient; None leaves it as it is.
         schedule: "staircase" multiplies by `decay_factor` after each step in `decay_at`; "cosine"
             and "poly" (`power`) go down to `final_lr`; "constant" stays.
         steps: Updates of the weights.
-        warmup_steps: Steps over which the rate rises linearly from `warmup_lr` to `lr`.
+        warmup_steps: Steps over which the learning rate rises linearly from `warmup_lr` to `lr`.
         batch_size: Examples in one update. A smaller data set is sampled with replacement to fill
             it.
         micro_batch: Examples in one forward pass; the gradient is that of the whole batch. None
@@ -534,8 +534,8 @@ def resolve_recipe(
     """The family's recipe, then the file's values, then the command line's, where None is an option
     that was not given.
 
-    LoRA's rate, where neither says one, is `LORA_RATE` times that of the family's recipe, which is
-    for tuning every weight.
+    LoRA's learning rate, where neither gives one, is `LORA_RATE` times that of the family's recipe,
+    which is for tuning every weight.
     """
     recipe, values = base, dict[str, Any]()
     if file is not None:

@@ -146,8 +146,8 @@ def register(model_type: str, cls: Any, *, task: str | None = None, exist_ok: bo
         exist_ok: Replace a class that is there.
 
     Raises:
-        ConfigError: The family has such a class already, or (for a class that is no configuration)
-            no family has that model type.
+        ConfigError: The family has such a class already, or (for a class that is not a
+            configuration) no family has that model type.
     """
     name = cls.__name__
     family = families().get(model_type)

@@ -1,4 +1,4 @@
-"""NumPy, HDF5 and Flax files, what is no checkpoint at all, and damage of every kind."""
+"""NumPy, HDF5 and Flax files, what is not a checkpoint at all, and damage of every kind."""
 
 import mmap
 import os

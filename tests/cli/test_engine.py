@@ -110,16 +110,16 @@ def test_every_command_takes_the_folder(engine, folder, capsys):
         (folder / "evaluated" / label).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "evaluated" / label / f"{i}.png")
-    said = []
+    printed = []
     for each in (model, fast):
         for arguments in (["evaluate", each, folder / "evaluated"], ["predict", each, photo]):
             with pytest.raises(SystemExit) as stopped:
                 main([*map(str, arguments), "--json"])
             assert stopped.value.code == 0
-            said.append(json.loads(capsys.readouterr().out))
-    assert said[0]["examples"] == said[2]["examples"] == 10
-    assert said[0]["metrics"] == pytest.approx(said[2]["metrics"], abs=1e-4)
-    assert said[1]["labels"][0]["label"] == said[3]["labels"][0]["label"]
+            printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0]["examples"] == printed[2]["examples"] == 10
+    assert printed[0]["metrics"] == pytest.approx(printed[2]["metrics"], abs=1e-4)
+    assert printed[1]["labels"][0]["label"] == printed[3]["labels"][0]["label"]
 
 
 def test_refusal_and_heat_maps_survive(folder, capsys):
@@ -129,7 +129,7 @@ def test_refusal_and_heat_maps_survive(folder, capsys):
     choice = Choice(**{field.name: known.get(field.name, 0.0) for field in fields(Choice)})
     Confidence(temperature=2.0, examples=40, choices=[choice], max_error=0.05).write(model)
     assert call("optimize", model, "--out", fast).exit_code == 0
-    said = []
+    printed = []
     for each in (model, fast):
         for arguments in (
             ["predict", each, photo, "--refuse"],
@@ -138,9 +138,9 @@ def test_refusal_and_heat_maps_survive(folder, capsys):
             with pytest.raises(SystemExit) as stopped:
                 main([*map(str, arguments)])
             assert stopped.value.code == 0
-            said.append(capsys.readouterr().out.replace(f"seen-{each.name}", "seen"))
-    assert said[0] == said[2] and said[1] == said[3]
-    assert "I don't know" in said[0]
+            printed.append(capsys.readouterr().out.replace(f"seen-{each.name}", "seen"))
+    assert printed[0] == printed[2] and printed[1] == printed[3]
+    assert "I don't know" in printed[0]
     images = [
         np.asarray(Image.open(folder / f"seen-{each}" / "0001_1.png")) for each in ("model", "fast")
     ]
@@ -172,7 +172,7 @@ def test_wrong_options(folder):
 
 
 def test_texts(tmp_path):
-    """Of the length that was asked for.
+    """Of the requested length.
 
     The pipeline reads the folder with the tokenizer that was copied.
     """

@@ -17,10 +17,10 @@ def test_max_pixels(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit) as end:
             main(["predict", "bit-mini", str(image), "--max-pixels", limit])
         codes.append(end.value.code)
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         if limit == "29999":
-            assert "map.png" in said.err and "--max-pixels 30000" in said.err
+            assert "map.png" in printed.err and "--max-pixels 30000" in printed.err
         else:
-            assert "map.png" in said.out
+            assert "map.png" in printed.out
     assert codes[0] != 0 and codes[1] == 0
     assert "HEADSTART_MAX_PIXELS" not in os.environ

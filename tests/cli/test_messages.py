@@ -90,7 +90,7 @@ def test_empty_groups_are_none(empty, photos, tmp_path):  # noqa: F811
 
 
 def test_the_home_of_matplotlib_is_not_our_news():
-    """A folder that cannot be written is said by matplotlib on standard error."""
+    """Matplotlib reports a folder that cannot be written on standard error."""
     code = (
         "from headstart.cli.terminal import plain_warnings\n"
         "with plain_warnings():\n"

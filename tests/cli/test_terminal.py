@@ -89,7 +89,7 @@ NAMES = [
 
 @pytest.mark.parametrize("screen", [Screen, io.StringIO])
 def test_names_in_tables_are_data(monkeypatch, screen):
-    """Brackets are no markup; no control character, no second row or cell."""
+    """Brackets are not markup; no control character, no second row or cell."""
     out = screen()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setenv("TERM", "dumb")

@@ -167,7 +167,7 @@ def test_every_parameter_gets_a_gradient(name):
     target = out.loss if labels else sum(t.float().pow(2).mean() for t in flatten(out).values())
     target.backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    # A backbone's last norm, and a base model's parts that only heads read, are no part of its
+    # A backbone's last norm, and a base model's parts that only heads read, are not part of its
     # outputs.
     allowed = (
         ("norm", "pooler", "mask_token")

@@ -117,7 +117,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, caplog, monkeypatch):
     later.add(["d"], ROWS[3:])
     np.testing.assert_array_equal(later[["c", "d", "a"]], ROWS[[2, 3, 0]])
     assert "a" not in FeatureStore("other", tmp_path / "file")
-    assert len(caplog.records) == 1 and "not stored" in caplog.text, "said once"
+    assert len(caplog.records) == 1 and "not stored" in caplog.text, "logged once"
 
 
 def test_cache_commands(tmp_path, monkeypatch, capsys):

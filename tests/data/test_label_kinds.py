@@ -71,8 +71,8 @@ def test_tables_of_several_labels(tmp_path):
             data.splits["train"].labels.tolist() == [[1, 1], [0, 0], [0, 1]]
             and data.splits["train"].labels.dtype == np.float32
         )
-    asked = DataOptions(val_fraction=0.0, columns={"labels": "sun,sea"})
-    assert read_images(table(tmp_path, hot), asked).splits["train"].labels.tolist() == [
+    requested = DataOptions(val_fraction=0.0, columns={"labels": "sun,sea"})
+    assert read_images(table(tmp_path, hot), requested).splits["train"].labels.tolist() == [
         [1, 1],
         [0, 0],
         [1, 0],

@@ -176,8 +176,8 @@ def test_texts(name, suffix, tmp_path, capsys):
     mask = f"{tokenizer.mask_token} " if task == "fill-mask" else ""
     texts = [f"{mask}We went.", f"{mask}They went home, é."]
     (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
-    asked = ("--question", "Who?") if task == "question-answering" else ()
-    words = ("predict", model, tmp_path / "t.txt", "--lines", *asked, "--out", out, "--top", 2)
+    requested = ("--question", "Who?") if task == "question-answering" else ()
+    words = ("predict", model, tmp_path / "t.txt", "--lines", *requested, "--out", out, "--top", 2)
     assert call(capsys, *words)[0] == 0
     rows = table_rows(out)
     assert [row["text"] for row in rows] == [f"{tmp_path / 't.txt'} line {i}" for i in (1, 2)]

@@ -306,7 +306,7 @@ def test_options_of_tables_that_are_refused(photos, tiny_model, tmp_path, capsys
 
 
 def test_a_folder_is_searched_as_training_does(photos, tiny_model, tmp_path, capsys):  # noqa: F811
-    """Linked folders are followed, thumbnails of a drive are not, and what is no file is named."""
+    """Linked folders are followed, thumbnails of a drive are not; what is not a file is named."""
     (tmp_path / "d" / "@eaDir").mkdir(parents=True)
     (tmp_path / "d" / "more").symlink_to(photos / "val")
     file = files_of(photos)[0]

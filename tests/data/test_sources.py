@@ -191,10 +191,10 @@ def test_a_copy_of_a_hub_repository(hub, tmp_path):
 
 def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     datasets, make = hub
-    asked = []
+    requested = []
 
     def load(name, config=None, **options):
-        asked.append((name, config, options))
+        requested.append((name, config, options))
         return datasets.DatasetDict({"train": make(6), "validation": make(4, 10)})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -208,14 +208,14 @@ def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
         "hf://datasets/some/birds",
     ):
         check(read_images(name, options))
-    assert [each[:2] for each in asked] == [
+    assert [each[:2] for each in requested] == [
         ("some/birds", None),
         ("some/birds", None),
         ("some/birds", "small"),
         ("some/birds", None),
     ]
-    assert asked[2][2] == {"revision": "main"} and not any(
-        "trust_remote_code" in each[2] for each in asked
+    assert requested[2][2] == {"revision": "main"} and not any(
+        "trust_remote_code" in each[2] for each in requested
     )
     (tmp_path / "some" / "birds" / "empty").mkdir(parents=True)
     with pytest.raises(DataError, match="empty holds no images"):  # a path that exists is a path
@@ -249,7 +249,7 @@ def test_what_is_no_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", absent)
     with pytest.raises(DataError, match="no data set of that name on the Hub"):
         read_images("some/birds", WHOLE)
-    with pytest.raises(DataError, match="is no name of a data set"):
+    with pytest.raises(DataError, match="is not a name of a data set"):
         read_images("hf:some/birds/more", WHOLE)
 
 

@@ -195,7 +195,7 @@ def localised(text: str, folder: Path) -> str:
 def run(text: str, folder: Path) -> None:
     """Runs the `headstart` commands of a block here.
 
-    Other commands are no part of the project and may not be left unmarked.
+    Other commands are not part of the project and may not be left unmarked.
     """
     before = Path.cwd()
     os.chdir(folder)
@@ -218,10 +218,10 @@ def run(text: str, folder: Path) -> None:
                 words += (
                     SHORT.split() if "head" not in words else ["--workers", "1", "--device", "cpu"]
                 )
-            with pytest.raises(SystemExit) as ended, redirect_stderr(io.StringIO()) as said:
+            with pytest.raises(SystemExit) as ended, redirect_stderr(io.StringIO()) as printed:
                 main(words[1:])
             usual = (0, 1) if words[1] == "audit" else (0,)  # 1: the audit found something
-            assert (ended.value.code or 0) in usual, f"{line}: {said.getvalue()[-2000:]}"
+            assert (ended.value.code or 0) in usual, f"{line}: {printed.getvalue()[-2000:]}"
     finally:
         os.chdir(before)
 

@@ -49,10 +49,10 @@ def test_flax_goes_on_where_it_stopped_and_pytorch_reads_it(folder, tmp_path):
     pytest.importorskip("orbax.checkpoint")
     two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     options = ("--tiny", "--batch", "6", "--rate", "1e-3")
-    said = run("flax_finetune.py", folder, tmp_path, *options, "--epochs", "3", **two_devices)
-    assert "2 devices, from step 0" in said and "epoch 3" in said
-    said = run("flax_finetune.py", folder, tmp_path, *options, "--epochs", "8", **two_devices)
-    assert "from step 12" in said and "epoch 3:" not in said and "epoch 8:" in said
+    printed = run("flax_finetune.py", folder, tmp_path, *options, "--epochs", "3", **two_devices)
+    assert "2 devices, from step 0" in printed and "epoch 3" in printed
+    printed = run("flax_finetune.py", folder, tmp_path, *options, "--epochs", "8", **two_devices)
+    assert "from step 12" in printed and "epoch 3:" not in printed and "epoch 8:" in printed
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "accuracy": 1.0,
         "classes": ["bright", "dark"],

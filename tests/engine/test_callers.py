@@ -134,7 +134,7 @@ def test_a_folder_of_another_device_says_so(tmp_path, monkeypatch):
 
 @needs_onnx
 def test_onnx_runtime_goes_to_cuda_where_it_can(monkeypatch):
-    """No GPU is needed: what is asked of ONNX Runtime is looked at."""
+    """No GPU is needed: what ONNX Runtime is given is compared."""
     import onnxruntime as ort
 
     from headstart.engine.engines.onnxruntime import OnnxRunner
@@ -145,12 +145,12 @@ def test_onnx_runtime_goes_to_cuda_where_it_can(monkeypatch):
         ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
     assert candidates(None, "float32", "cuda") == ["torch", "onnxruntime"]
-    asked = []
+    requested = []
     monkeypatch.setattr(
-        ort, "InferenceSession", lambda graph, options, providers: asked.extend(providers)
+        ort, "InferenceSession", lambda graph, options, providers: requested.extend(providers)
     )
     OnnxRunner(b"", None, 1, torch.device("cuda:1"))
-    assert asked == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
+    assert requested == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -115,7 +115,7 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(HeadstartError, match=r"noise\.pth"):
         convert(tmp_path / "noise.pth", tmp_path / "a")
     torch.save({"something": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="is no file of the families' authors"):
+    with pytest.raises(WeightsError, match="is not a file of the families' authors"):
         convert(tmp_path / "other.pth", tmp_path / "a")
     assert (
         convert(tmp_path / "mine", tmp_path / "mine", overwrite=True, format="bin").kind

@@ -177,7 +177,7 @@ def test_refusals():
     )
     with pytest.raises(ConfigError, match="training mode"):
         fold(model.train())
-    with pytest.raises(ConfigError, match="Linear is no PyTorch network"):
+    with pytest.raises(ConfigError, match="Linear is not a PyTorch network"):
         fold(nn.Linear(2, 2))
     yoso = headstart.YosoModel(
         headstart.YosoConfig(

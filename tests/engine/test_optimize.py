@@ -365,5 +365,5 @@ def test_wrong_arguments():
     assert check_dynamic("none", inputs) == check_dynamic((), inputs) == ()
     with pytest.raises(ConfigError, match="training mode"):
         headstart.optimize(model.train(), example=inputs)
-    with pytest.raises(ConfigError, match="Linear is no PyTorch network of headstart; load one"):
+    with pytest.raises(ConfigError, match="Linear is not a PyTorch network of headstart; load one"):
         headstart.optimize(torch.nn.Linear(2, 2), example=inputs)

@@ -156,9 +156,9 @@ def test_a_file_that_was_cut_off_is_continued(
         read_embeddings(out)
     code, _, err = call(capsys, *words)
     assert code == 2 and "--resume" in err
-    code, said, err = call(capsys, *words, "--resume")
+    code, printed, err = call(capsys, *words, "--resume")
     # the bad one was named before, and counts
-    assert code == 3 and "13 rows of 24 features, 1 without a vector" in said
+    assert code == 3 and "13 rows of 24 features, 1 without a vector" in printed
     found = read_embeddings(out)
     assert found.names == [str(each) for each in given]
     assert [i for i, error in enumerate(found.errors) if error] == [5]

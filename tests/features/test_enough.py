@@ -126,8 +126,8 @@ def test_a_forecast_is_repeatable_and_close():
     assert first.doubled.value == pytest.approx(right, abs=0.05)
 
 
-@pytest.mark.parametrize("each, said", [(8, False), (15, True)])
-def test_a_run_says_whether_its_data_is_enough(each, said, tiny_model, tmp_path, capsys):
+@pytest.mark.parametrize("each, shown", [(8, False), (15, True)])
+def test_a_run_says_whether_its_data_is_enough(each, shown, tiny_model, tmp_path, capsys):
     data = make_class_folders(tmp_path / "data", {"bird": each, "cat": each})
     run = headstart.train(
         data, model=tiny_model, out=tmp_path / "run", tune="head", crop=20, device="cpu",
@@ -135,9 +135,9 @@ def test_a_run_says_whether_its_data_is_enough(each, said, tiny_model, tmp_path,
     )  # fmt: skip
     values = json.loads((run.folder / "results.json").read_text())
     page = (run.folder / "report.html").read_text()
-    assert (values["enough"] is not None) == said == (run.forecast is not None)
-    assert ("Is this enough?" in page) == said
-    assert ("is this enough? " in capsys.readouterr().err) == said
-    if said:
+    assert (values["enough"] is not None) == shown == (run.forecast is not None)
+    assert ("Is this enough?" in page) == shown
+    assert ("is this enough? " in capsys.readouterr().err) == shown
+    if shown:
         assert values["enough"]["forecast"][1]["examples"] == 48
         assert {each["name"] for each in values["enough"]["classes"]} == {"bird", "cat"}

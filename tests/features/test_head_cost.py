@@ -1,4 +1,4 @@
-"""What fitting a head is said to cost."""
+"""The estimated cost of fitting a head."""
 
 from types import SimpleNamespace
 

@@ -227,5 +227,5 @@ def _tables(base: Path) -> None:
     entry = {"id": "1", "question": "who?", "answers": [{"text": "cat", "answer_start": 2}]}
     paragraph = {"context": "a cat sat", "qas": [entry]}
     _write(base / "squad.json", {"version": "1", "data": [{"paragraphs": [paragraph]}]})
-    asked = [{"question": "who?", "context": "a cat", "answers": answers} for _ in range(3)]
-    (base / "qa.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    questions = [{"question": "who?", "context": "a cat", "answers": answers} for _ in range(3)]
+    (base / "qa.jsonl").write_text("\n".join(map(json.dumps, questions)))

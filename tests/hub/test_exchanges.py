@@ -34,7 +34,7 @@ def test_a_small_file_through_the_resolve_cache(hub):
         and path.parent.name == "5bedfd096acd665c6d49c3d6cbe5065b18cc573d"
     )
     assert resolve_file(BIT, "config.json", token="secret") == path
-    assert len(hub.asked("GET")) == 1
+    assert len(hub.requested("GET")) == 1
 
 
 @pytest.mark.parametrize("hub", ["large_file", "old_storage"], indirect=True)
@@ -59,26 +59,26 @@ def test_a_broken_large_file_is_not_taken(hub):
 
 @pytest.fixture
 def xet(monkeypatch):
-    """Takes the place of the xet client: what it was asked for."""
+    """Takes the place of the xet client: which files were requested."""
     pytest.importorskip("hf_xet")
     from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    asked = []
+    requested = []
 
     def xet_get(*, incomplete_path, xet_file_data, **rest):
-        asked.append(xet_file_data.file_hash)
+        requested.append(xet_file_data.file_hash)
         Path(incomplete_path).write_text(WEIGHTS)
 
     monkeypatch.setattr(file_download, "xet_get", xet_get)
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize("hub", ["large_file"], indirect=True)
 def test_xet_storage_is_left_to_the_xet_client(hub, xet):
     path = resolve_weights(BIT, formats=("safetensors",))
     assert path.read_text() == WEIGHTS and len(xet) == 1 and len(xet[0]) == 64
-    assert not hub.asked("GET", "xet-bridge")
+    assert not hub.requested("GET", "xet-bridge")
 
 
 @pytest.mark.parametrize("hub", ["large_file"], indirect=True)
@@ -205,8 +205,8 @@ def test_a_partial_snapshot_is_completed(hub, tmp_path):
 
 
 def test_every_exchange_has_its_source():
-    told = (EXCHANGES / "README.md").read_text()
+    readme = (EXCHANGES / "README.md").read_text()
     for path in EXCHANGES.glob("*.json"):
-        assert f"`{path.stem}`" in told
+        assert f"`{path.stem}`" in readme
         for each in json.loads(path.read_text())["exchanges"]:
             assert {"method", "path", "status", "headers"} <= set(each)

@@ -264,7 +264,7 @@ def test_offline_uses_the_cache_and_says_what_is_not_in_it(server, tmp_path, mon
     server.add("o/new", saved(tmp_path))
     resolve_file("o/m", "config.json")
     resolve_weights("o/m")
-    asked = len(server.requests)
+    requested = len(server.requests)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     same_weights(resolve_weights("o/m"))
     resolve_file("o/m", "config.json")
@@ -279,7 +279,7 @@ def test_offline_uses_the_cache_and_says_what_is_not_in_it(server, tmp_path, mon
     same_weights(resolve_weights("o/m", local_files_only=True))
     with pytest.raises(OfflineError, match="local_files_only"):
         resolve_weights("o/new", local_files_only=True)
-    assert len(server.requests) == asked
+    assert len(server.requests) == requested
 
 
 def test_offline_with_only_a_configuration_does_not_claim_that_there_are_no_weights(

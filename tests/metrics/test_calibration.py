@@ -24,7 +24,7 @@ from photo_data import make_class_folders
 
 
 def scores(count: int, seed: int = 0, heat: float = 3.0):
-    """Logits (N, 4) that are `heat` times too large, and labels drawn from the honest
+    """Logits (N, 4) that are `heat` times too large, and labels sampled from the honest
     probabilities.
     """
     rng = np.random.default_rng(seed)

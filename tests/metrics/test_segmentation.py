@@ -17,10 +17,10 @@ from headstart.metrics.segmentation import (
 )
 
 
-def slow_measures(labels, said, classes):
+def slow_measures(labels, predicted, classes):
     """The definitions, one pixel at a time."""
     inter, union, true, right = ([0] * classes for _ in range(4))
-    for a, b in zip(labels.ravel().tolist(), said.ravel().tolist(), strict=True):
+    for a, b in zip(labels.ravel().tolist(), predicted.ravel().tolist(), strict=True):
         if a == IGNORED:
             continue
         true[a] += 1
@@ -40,9 +40,9 @@ def test_measures_are_the_definitions(seed, classes):
     labels = rng.integers(0, rng.integers(1, classes + 1), (5, 9))
     labels[rng.random((5, 9)) < 0.3] = IGNORED
     labels[0, 0] = 0
-    said = rng.integers(0, classes, (5, 9))
-    metrics = segmentation_metrics(pixel_confusion(labels, said, classes))
-    expected = slow_measures(labels, said, classes)
+    predicted = rng.integers(0, classes, (5, 9))
+    metrics = segmentation_metrics(pixel_confusion(labels, predicted, classes))
+    expected = slow_measures(labels, predicted, classes)
     assert np.allclose(
         [metrics["mean_iou"], metrics["pixel_accuracy"], metrics["mean_accuracy"]],
         expected,
@@ -52,12 +52,12 @@ def test_measures_are_the_definitions(seed, classes):
 
 def test_ignored_pixels_never_count():
     rng = np.random.default_rng(0)
-    labels, said = rng.integers(0, 4, (2, 30, 30))
+    labels, predicted = rng.integers(0, 4, (2, 30, 30))
     ignored = rng.random((30, 30)) < 0.4
     labels[ignored] = IGNORED
-    other = np.where(ignored, rng.integers(0, 4, (30, 30)), said)
-    assert np.array_equal(pixel_confusion(labels, said, 4), pixel_confusion(labels, other, 4))
-    assert pixel_confusion(labels, said, 4).sum() == (~ignored).sum()
+    other = np.where(ignored, rng.integers(0, 4, (30, 30)), predicted)
+    assert np.array_equal(pixel_confusion(labels, predicted, 4), pixel_confusion(labels, other, 4))
+    assert pixel_confusion(labels, predicted, 4).sum() == (~ignored).sum()
     nothing = np.full((3, 3), IGNORED)
     assert pixel_confusion(nothing, np.zeros((3, 3), int), 4).sum() == 0 and math.isnan(
         mean_iou(np.zeros((4, 4), np.int64))
@@ -69,11 +69,11 @@ def test_ignored_pixels_never_count():
 def test_measures_agree_with_torchmetrics():
     classification = pytest.importorskip("torchmetrics.functional.classification")
     rng = np.random.default_rng(1)
-    labels, said = rng.integers(0, 5, (2, 4, 20, 30))
+    labels, predicted = rng.integers(0, 5, (2, 4, 20, 30))
     labels[rng.random(labels.shape) < 0.2] = IGNORED
     # class 5 does not occur
-    confusion = sum(pixel_confusion(a, b, 6) for a, b in zip(labels, said, strict=True))
-    a, b = torch.from_numpy(said), torch.from_numpy(labels)
+    confusion = sum(pixel_confusion(a, b, 6) for a, b in zip(labels, predicted, strict=True))
+    a, b = torch.from_numpy(predicted), torch.from_numpy(labels)
     theirs = classification.multiclass_jaccard_index(a, b, num_classes=6, ignore_index=IGNORED)
     ours = segmentation_metrics(confusion)
     assert abs(ours["mean_iou"] - float(theirs)) < 1e-6

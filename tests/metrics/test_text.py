@@ -15,11 +15,11 @@ def test_correlations():
         a, b
     ) == pytest.approx(stats.spearmanr(a, b)[0])
     assert pearson(a, np.ones(50)) == 0.0
-    true, said = rng.integers(0, 2, 40), rng.integers(0, 2, 40)
-    tp, tn = ((true == 1) & (said == 1)).sum(), ((true == 0) & (said == 0)).sum()
-    fp, fn = ((true == 0) & (said == 1)).sum(), ((true == 1) & (said == 0)).sum()
+    true, predicted = rng.integers(0, 2, 40), rng.integers(0, 2, 40)
+    tp, tn = ((true == 1) & (predicted == 1)).sum(), ((true == 0) & (predicted == 0)).sum()
+    fp, fn = ((true == 0) & (predicted == 1)).sum(), ((true == 1) & (predicted == 0)).sum()
     expected = (tp * tn - fp * fn) / np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    assert matthews(true, said) == pytest.approx(expected)
+    assert matthews(true, predicted) == pytest.approx(expected)
     assert matthews(true, true) == 1.0 and matthews(true, np.zeros(40, int)) == 0.0
 
 
@@ -40,8 +40,8 @@ def test_entities(tags, expected):
 
 def test_entity_scores():
     true = [["B-a", "I-a", "O", "B-b"], ["O", "B-a"]]
-    said = [["B-a", "I-a", "O", "B-a"], ["O", "B-a"]]
-    scores = entity_scores(true, said)
+    predicted = [["B-a", "I-a", "O", "B-a"], ["O", "B-a"]]
+    scores = entity_scores(true, predicted)
     assert (scores[""].precision, scores[""].recall, scores[""].count) == (2 / 3, 2 / 3, 3)
     assert scores["a"].f1 == pytest.approx(4 / 5) and scores["b"].f1 == 0.0
 

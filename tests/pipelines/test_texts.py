@@ -345,8 +345,8 @@ def test_memory_of_inference_is_linear(moods, fill, monkeypatch):
 def predict(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
         main(["predict", *map(str, arguments)])
-    said = capsys.readouterr()
-    return end.value.code, said.out.splitlines(), said.err
+    printed = capsys.readouterr()
+    return end.value.code, printed.out.splitlines(), printed.err
 
 
 def test_predict_reads_files_tables_and_texts(moods, tmp_path, capsys):

@@ -224,11 +224,11 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
     )
     found = explain(model, processor, tmp_path / "p.png", label)
     assert found.heat[2:9, 11:18].mean() > 1.5 * found.heat[11:, :9].mean()
-    said = {
+    printed = {
         each["label"]: each["score"]
         for each in pipeline("image-classification", out)(tmp_path / "p.png", top_k=3)
     }
-    assert found.score == pytest.approx(said[label], rel=1e-5)
+    assert found.score == pytest.approx(printed[label], rel=1e-5)
     shown = f"{label} {found.score:.4g}" if kind == REGRESSION else f"{label} {found.score:.1%}"
     assert shown in " ".join(capsys.readouterr().out.split())
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seen" / "0001_p.png")), found.overlay())

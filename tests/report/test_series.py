@@ -39,7 +39,7 @@ def test_flat_images_and_missing_ones_are_like_none(hashes):
 
 
 def test_where_all_images_are_alike_fewer_bits_may_differ(hashes):
-    """X-rays of chests: 16 bits apart on average, so 5 bits are no sign of a series."""
+    """X-rays of chests: 16 bits apart on average, so 5 bits are not a sign of a series."""
     _, rng = hashes
     trained = flipped(np.zeros(100, dtype=np.uint64), 8, rng)
     assert not alike(flipped(trained[:20], 5, rng), trained).any()

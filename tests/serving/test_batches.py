@@ -216,8 +216,8 @@ def test_what_a_cluster_needs_is_said(tiny_model, data, tmp_path, capsys):
         (("--ray", "local", "--out", out, "--json"), "leave --json out"),
         (("--ray", "local", "--out", out, "--lines"), "reads images, and --lines is for texts"),
     ]:
-        code, _, said = call(capsys, "predict", tiny_model, files, *words)
-        assert code == 2 and message in said, said
+        code, _, printed = call(capsys, "predict", tiny_model, files, *words)
+        assert code == 2 and message in printed, printed
 
 
 def test_a_cluster_notices_another_model_of_the_same_name(data, tiny_model, tmp_path):

@@ -82,15 +82,17 @@ def test_a_node_is_killed_and_every_row_is_there_once(
 
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 2)
     images, out = make_images(tmp_path / "images"), tmp_path / "out"
-    code, _, said = call(capsys, "predict", tiny_model, images, "--out", tmp_path / "plain.parquet")
-    assert code == 3 and "020.png" in said
+    code, _, errors = call(
+        capsys, "predict", tiny_model, images, "--out", tmp_path / "plain.parquet"
+    )
+    assert code == 3 and "020.png" in errors
     killer = kill_when_begun(cluster, out)
     options = ("--ray", cluster.address, "--actors", 2, "--out", out)
-    code, printed, said = call(capsys, "predict", tiny_model, images, *options)
+    code, printed, errors = call(capsys, "predict", tiny_model, images, *options)
     killer.join()
-    assert code == 3, said
+    assert code == 3, errors
     assert f"{IMAGES} rows in {IMAGES // 2} files, 1 with an error" in printed
-    assert "020.png" in said and "failed" not in said
+    assert "020.png" in errors and "failed" not in errors
     assert len(list(cluster.list_all_nodes())) == 1
     rows, plain = rows_of(out), rows_of(tmp_path / "plain.parquet")
     assert [row["path"] for row in rows] == [row["path"] for row in plain]

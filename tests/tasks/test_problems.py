@@ -50,16 +50,16 @@ def test_measures_of_labels_against_scikit_learn():
     logits = RNG.normal(size=(60, 4)).round(1)  # rounded: equal scores
     true = (RNG.random((60, 4)) < 0.3).astype(np.float32)
     found, (low, high) = problem_of(MULTI).measure(logits, true)
-    said = logits > 0
+    predicted = logits > 0
     np.testing.assert_allclose(
         average_precision(logits, true > 0.5),
         metrics.average_precision_score(true, logits, average=None),
     )
     expected = {
         "mean_average_precision": metrics.average_precision_score(true, logits),
-        "micro_f1": metrics.f1_score(true, said, average="micro"),
-        "macro_f1": metrics.f1_score(true, said, average="macro"),
-        "exact_match": metrics.accuracy_score(true, said),
+        "micro_f1": metrics.f1_score(true, predicted, average="micro"),
+        "macro_f1": metrics.f1_score(true, predicted, average="macro"),
+        "exact_match": metrics.accuracy_score(true, predicted),
         "loss": sum(
             metrics.log_loss(true[:, i], 1 / (1 + np.exp(-logits[:, i])), labels=[0, 1])
             for i in range(4)
@@ -72,13 +72,15 @@ def test_measures_of_labels_against_scikit_learn():
 def test_measures_of_numbers_against_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     true = RNG.normal(size=(50, 2)) * (1, 30) + (0, 100)
-    said = true + RNG.normal(size=(50, 2)) * (0.5, 9)
-    found, (low, high) = problem_of(REGRESSION).measure(said, true)
-    assert found["r2"] == pytest.approx(metrics.r2_score(true, said)) and low < found["r2"] < high
-    assert found["mae"] == pytest.approx(metrics.mean_absolute_error(true, said))
-    assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(true, said))
+    predicted = true + RNG.normal(size=(50, 2)) * (0.5, 9)
+    found, (low, high) = problem_of(REGRESSION).measure(predicted, true)
+    assert (
+        found["r2"] == pytest.approx(metrics.r2_score(true, predicted)) and low < found["r2"] < high
+    )
+    assert found["mae"] == pytest.approx(metrics.mean_absolute_error(true, predicted))
+    assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(true, predicted))
     assert found["pearson"] == pytest.approx(
-        np.mean([np.corrcoef(said[:, i], true[:, i])[0, 1] for i in range(2)])
+        np.mean([np.corrcoef(predicted[:, i], true[:, i])[0, 1] for i in range(2)])
     )
     assert r_squared(np.ones((3, 1)), np.ones((3, 1))) == 0.0
 
@@ -100,8 +102,8 @@ def test_weights_of_classes():
         problem.look(["a", "b"], labels, weights)
         wanted = torch.tensor(expected, dtype=torch.float32)[target]
         assert wanted.mean() == pytest.approx(1), "the learning rate keeps its meaning"
-        for asked in (target, F.one_hot(target, 2).float()):
-            loss, _ = problem.compare(logits, asked, 0.0)
+        for requested in (target, F.one_hot(target, 2).float()):
+            loss, _ = problem.compare(logits, requested, 0.0)
             torch.testing.assert_close(loss, (each * wanted).sum())
     problem = problem_of(MULTI)
     there = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], dtype=np.float32)
@@ -110,7 +112,7 @@ def test_weights_of_classes():
     loss, _ = problem.compare(torch.zeros(4, 2), torch.from_numpy(there), 0.0)
     # presences and absences of each label weigh the same
     assert float(loss) == pytest.approx(math.log(2) * (3 + 3 + 1 + 3 * 1 / 3))
-    with pytest.raises(ConfigError, match="'c', which is no class; the classes are a, b"):
+    with pytest.raises(ConfigError, match="'c', which is not a class; the classes are a, b"):
         problem_of(SINGLE).look(["a", "b"], labels, {"c": 1.0})
     with pytest.raises(ConfigError, match="3 numbers for 2 classes"):
         problem_of(SINGLE).look(["a", "b"], labels, (1, 2, 3))
@@ -206,8 +208,8 @@ def test_fitted_heads_learn(width):
     x = (RNG.normal(size=(60, width)) * 7 + 3).astype(np.float32)
     numbers = np.stack([x[:, 0] - x[:, 1], 100 * x[:, 2] + 40], axis=1)
     fit = fit_head(x, numbers, 2, kind=REGRESSION)
-    said = x @ fit.weight.T + fit.bias
-    assert r_squared(said, numbers) > 0.9 and fit.folds == 5
+    predicted = x @ fit.weight.T + fit.bias
+    assert r_squared(predicted, numbers) > 0.9 and fit.folds == 5
     fit = fit_head(x, (x[:, :3] > 3).astype(np.float32), 3, kind=MULTI)
     assert (((x @ fit.weight.T + fit.bias) > 0) == (x[:, :3] > 3)).mean() > 0.85
 
@@ -254,11 +256,11 @@ def test_several_labels(colors, tiny_model, tmp_path, tune, capsys):
         progress=Lines(),
         **small(tune),
     )
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "column labels: several classes each" in said
-        and "2 labels each" in said
-        and "mean average precision" in said
+        "column labels: several classes each" in printed
+        and "2 labels each" in printed
+        and "mean average precision" in printed
     )
     assert (
         set(result.evaluations) == {"validation", "test"}
@@ -299,8 +301,8 @@ def test_numbers(colors, tiny_model, tmp_path, tune, capsys):
     assert "<h2>Predicted against true</h2>" in page and "<h2>Largest errors</h2>" in page
     job, again = evaluate(tmp_path / "run", colors / "light.csv", device="cpu")
     assert again.metrics == pytest.approx(result.metrics, rel=1e-3)
-    (said,) = pipeline("image-classification", tmp_path / "run")(colors / "31.png")
-    assert said["label"] == "light" and abs(said["score"] - 13.5) < 6
+    (answer,) = pipeline("image-classification", tmp_path / "run")(colors / "31.png")
+    assert answer["label"] == "light" and abs(answer["score"] - 13.5) < 6
 
 
 def test_from_the_command_line(colors, tiny_model, tmp_path, capsys):
@@ -319,8 +321,8 @@ def test_from_the_command_line(colors, tiny_model, tmp_path, capsys):
             with pytest.raises(SystemExit) as stop:
                 main(command)
             assert stop.value.code == 0
-    said = capsys.readouterr()
-    assert "mean average precision\t" in said.out and "RMSE\t" in said.out
+    printed = capsys.readouterr()
+    assert "mean average precision\t" in printed.out and "RMSE\t" in printed.out
     for out, expected in (("multi", ["red", "green", "%"]), ("numbers", ["light 1"])):
         with pytest.raises(SystemExit):
             main(["predict", str(tmp_path / out), str(colors / "31.png"), "--threshold", "0.3"])
@@ -413,8 +415,8 @@ def test_draws(tiny_model, tmp_path, tune, capsys):
     result = headstart.train(
         tmp_path / "d", out=tmp_path / "run", shots=1, draws=3, progress=Lines(), **values
     )
-    said = capsys.readouterr().err
-    assert "3 draws: validation accuracy" in said and "not the one that scored best" in said
+    printed = capsys.readouterr().err
+    assert "3 draws: validation accuracy" in printed and "not the one that scored best" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())["draws"]
     accuracies = results["metrics"]["accuracy"]["values"]
     assert (

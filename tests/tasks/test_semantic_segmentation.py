@@ -147,8 +147,8 @@ def test_pipeline_answers_at_the_images_size(result, tmp_path):
     )
     assert abs(sum(each["fraction"] for each in found["classes"]) - 1) < 1e-9
     assert np.array_equal(predict.colors, COLORS)  # those of the data, kept with the model
-    said = found["mask"][:-1]
-    assert (said == classes[:-1]).mean() > 0.6
+    predicted = found["mask"][:-1]
+    assert (predicted == classes[:-1]).mean() > 0.6
     Image.fromarray(image).save(tmp_path / "p.png")
     written = predict.write(tmp_path / "p.png", tmp_path / "out" / "p")
     mask = Image.open(written["mask_file"])

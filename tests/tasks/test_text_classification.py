@@ -90,7 +90,7 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     columns = {names[1]: names[1]}
     before = YosoForMaskedLM.from_pretrained(tiny_yoso).state_dict()
     lines = []
-    monkeypatch.setattr(Watcher, "said", lines)
+    monkeypatch.setattr(Watcher, "printed", lines)
     with pytest.raises(
         ConfigError, match="bit has no network for text-classification; families that have: yoso"
     ):
@@ -134,12 +134,12 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
 
 
 class Watcher(Silent):
-    """Keeps what was said."""
+    """Keeps what was reported."""
 
-    said: list[str] = []
+    printed: list[str] = []
 
     def report(self, text):
-        self.said.append(text)
+        self.printed.append(text)
 
 
 def test_pairs(tiny_yoso, tmp_path):

@@ -90,7 +90,7 @@ class Fault:
 
 
 def in_child(work: Callable[[], object]) -> tuple[str, str]:
-    """Runs something in a process of its own: how it ended, and what it said.
+    """Runs something in a process of its own: how it ended, and its error message.
 
     "done"; "error" for an error that a person can act on, with its text; "killed"; "foreign" for
     any other exception.
@@ -99,22 +99,22 @@ def in_child(work: Callable[[], object]) -> tuple[str, str]:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        code, said = 0, ""
+        code, printed = 0, ""
         try:
             work()
         except (HeadstartError, OSError) as error:
-            code, said = 2, str(error)
+            code, printed = 2, str(error)
         except BaseException as error:  # a process of its own reports everything
-            code, said = 1, f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode(errors="replace")[:4000])
+            code, printed = 1, f"{type(error).__name__}: {error}"
+        os.write(writing, printed.encode(errors="replace")[:4000])
         os._exit(code)
     os.close(writing)
     with os.fdopen(reading, errors="replace") as pipe:
-        said = pipe.read()
+        printed = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return "killed", said
-    return {0: "done", 2: "error"}.get(os.waitstatus_to_exitcode(status), "foreign"), said
+        return "killed", printed
+    return {0: "done", 2: "error"}.get(os.waitstatus_to_exitcode(status), "foreign"), printed
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -147,9 +147,9 @@ class Harness:
             self.train(self.unbroken)
             (folder / "operations").write_text(str(counted.seen))
 
-        ended, said = in_child(run)
+        ended, printed = in_child(run)
         if ended != "done":
-            raise RuntimeError(f"the run without a fault: {ended} {said}")
+            raise RuntimeError(f"the run without a fault: {ended} {printed}")
         self.operations = int((folder / "operations").read_text())
         self.expected = outcome(self.unbroken)
 
@@ -169,16 +169,16 @@ class Harness:
             sys.addaudithook(fault)
             self.train(out)
 
-        ended, said = in_child(spoiled)
+        ended, printed = in_child(spoiled)
         where = f"operation {at} of {self.operations}"
         if ended == "foreign" or (ended != "done" and kind == "clock"):
-            return kind, f"{where}: {ended} {said}"
+            return kind, f"{where}: {ended} {printed}"
         if ended != "done" or not (out / "report.html").exists():
-            ended, said = in_child(lambda: self.train(out, resume=True))
+            ended, printed = in_child(lambda: self.train(out, resume=True))
             if ended == "error":  # nothing to go on with, and it says so
-                ended, said = in_child(lambda: self.train(out, overwrite=True))
+                ended, printed = in_child(lambda: self.train(out, overwrite=True))
             if ended != "done":
-                return kind, f"{where}: then {ended} {said}"
+                return kind, f"{where}: then {ended} {printed}"
         found = outcome(out)
         wrong = [key for key, value in self.expected.items() if found[key] != value]
         return kind, f"{where}: other {', '.join(wrong)}" if wrong else ""

@@ -205,10 +205,10 @@ def test_a_budget_cuts_steps(photos, tiny_model, tmp_path, capsys, monkeypatch):
         progress=Lines(),
         **SMALL | {"steps": 50},
     )
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
         found.recipe.steps in (30, 31)
-        and f"to keep the budget: {found.recipe.steps} in place of 50 steps" in said
+        and f"to keep the budget: {found.recipe.steps} in place of 50 steps" in printed
     )
 
 
@@ -221,10 +221,12 @@ def test_a_budget_is_respected_and_leaves_a_model(photos, tiny_model, tmp_path, 
     found = headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", budget="4s", progress=Lines(), **options
     )
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     # writing the report on a busy machine is not part of training
     assert time.perf_counter() - began < 12
-    assert "to keep the budget: " in said and "for features" in said and "(expected " in said
+    assert (
+        "to keep the budget: " in printed and "for features" in printed and "(expected " in printed
+    )
     assert found.recipe.tune == "head" and found.metrics["accuracy"] > 0.5
     values = json.loads((tmp_path / "run" / "results.json").read_text())
     assert values["estimated_seconds"] > 0 and any(
@@ -264,7 +266,7 @@ def test_a_deadline_ends_the_loop(photos, tiny_model, tmp_path):
 
 
 def test_what_follows_training_is_expected_but_not_cut(photos):
-    """Features for p-values and the report are part of the time that is said."""
+    """Features for p-values and the report are part of the time that is printed."""
     recipe = Recipe(steps=100, batch_size=10)
     costs = Estimate(0.01, 0.002, 0.0, 500, 1e9, after=20.0)
     assert costs.seconds(recipe) == pytest.approx(11.0)
@@ -289,11 +291,11 @@ def test_the_cost_is_reported_first(photos, tiny_model, tmp_path, capsys):
     headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", progress=Lines(), **SMALL | {"steps": 2}
     )
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        said.index("27 images")
-        < said.index("tuning")
-        < said.index("on this machine")
-        < said.index("validation accuracy")
+        printed.index("27 images")
+        < printed.index("tuning")
+        < printed.index("on this machine")
+        < printed.index("validation accuracy")
     )
-    assert "(expected " in said.splitlines()[-1]
+    assert "(expected " in printed.splitlines()[-1]

@@ -58,9 +58,9 @@ def resume(photos, out, capsys):
     """
     with pytest.raises(SystemExit) as end:
         cli.main(["train", str(photos), "--out", str(out), "--resume", "--device", "cpu"])
-    said = capsys.readouterr().err
-    assert end.value.code == 0, said
-    return said
+    printed = capsys.readouterr().err
+    assert end.value.code == 0, printed
+    return printed
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def run(tiny_model, tmp_path):
 
 
 def test_images_of_a_group_without_labels_are_planned_first(run, tmp_path):
-    """Dogs are no class yet, so that the run has no label near them."""
+    """Dogs are not a class yet, so that the run has no label near them."""
     new = make_class_folders(tmp_path / "new", {"bird": 3, "dog": 6}, first_seed=300)
     shutil.copy(tmp_path / "data" / "cat" / "cat_0.png", new / "known.png")
     shutil.copy(new / "dog" / "dog_0.png", new / "again.png")

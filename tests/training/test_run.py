@@ -162,14 +162,14 @@ def test_the_test_data_is_evaluated_once_at_the_end(
     )
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr().err
-    assert end.value.code == 0, said
+    printed = capsys.readouterr().err
+    assert end.value.code == 0, printed
     # a head is evaluated on the features
     assert evaluated == (["validation"] * 4 + ["test"] if tune == "full" else [])
     assert (
-        "12 train, 12 validation, 8 test" in said
-        and "no test image is dog" in said
-        and "test accuracy" in said.splitlines()[-1]
+        "12 train, 12 validation, 8 test" in printed
+        and "no test image is dog" in printed
+        and "test accuracy" in printed.splitlines()[-1]
     )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["splits"] == {"train": 12, "validation": 12, "test": 8} and set(
@@ -206,8 +206,8 @@ def test_splits_that_do_not_fit_together(tiny_model, tmp_path, capsys):
                     str(tmp_path / "run"),
                 ]
             )
-        said = " ".join(capsys.readouterr().err.split())
-        assert end.value.code == 3 and message in said, said
+        printed = " ".join(capsys.readouterr().err.split())
+        assert end.value.code == 3 and message in printed, printed
     assert not (tmp_path / "run").exists()
 
 
@@ -264,11 +264,11 @@ def test_a_dry_run_writes_nothing(photos, tiny_model, tmp_path, capsys):
     found = headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", dry_run=True, progress=Lines(), **SMALL
     )
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert found.folder is None and not (tmp_path / "run").exists()
     assert (
-        "27 images (15 train, 12 validation), 3 classes of 4 to 6 training images" in said
-        and "30 steps of 16 examples" in said
+        "27 images (15 train, 12 validation), 3 classes of 4 to 6 training images" in printed
+        and "30 steps of 16 examples" in printed
     )
 
 

@@ -191,9 +191,9 @@ def test_two_processes_and_a_killed_run_have_the_losses_of_one(shards, tiny_mode
     two = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29547", "-m")
     for name, launcher in (("one", ()), ("two", two)):
         process = run(shards, tiny_model, tmp_path / name, launcher)
-        _, said = process.communicate(timeout=180)
-        assert process.returncode == 0, said
-    assert "a first look at 72 of about 72 images" in said
+        _, printed = process.communicate(timeout=180)
+        assert process.returncode == 0, printed
+    assert "a first look at 72 of about 72 images" in printed
     assert len(losses(tmp_path / "one")) == 6
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 

@@ -82,9 +82,9 @@ def test_the_better_one_is_kept(photos, tiny_model, tmp_path, capsys, monkeypatc
         found[name] = headstart.train(photos, out=tmp_path / name, **values | FEW)
         monkeypatch.undo()
         monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
-        said = capsys.readouterr().err
-        assert "every weight trained from the fitted head: validation accuracy" in said
-        assert ("the head alone is kept" in said) == (name == "kept")
+        printed = capsys.readouterr().err
+        assert "every weight trained from the fitted head: validation accuracy" in printed
+        assert ("the head alone is kept" in printed) == (name == "kept")
         results = json.loads((tmp_path / name / "results.json").read_text())
         assert any("trained from the fitted head" in note for note in results["notes"])
         assert (
@@ -149,10 +149,12 @@ def test_a_budget_is_for_the_head_and_for_what_follows(
     found = headstart.train(
         photos, model=tiny_model, out=tmp_path / "run", budget="1m", progress=Lines(), device="cpu"
     )
-    said = capsys.readouterr().err
-    steps = re.search(r"from the fitted head with recipe hyperrule: (\d+) steps of 64", said)
-    assert steps and 1 <= int(steps[1]) <= 16 and "adamw at 0.0003" in said  # of a minute
-    assert said.index("head: ") < said.index("from the fitted head with") < said.index("kept")
+    printed = capsys.readouterr().err
+    steps = re.search(r"from the fitted head with recipe hyperrule: (\d+) steps of 64", printed)
+    assert steps and 1 <= int(steps[1]) <= 16 and "adamw at 0.0003" in printed  # of a minute
+    assert (
+        printed.index("head: ") < printed.index("from the fitted head with") < printed.index("kept")
+    )
     assert any("in place of 4000 steps" in each for each in found.given_up)
 
 

@@ -156,8 +156,8 @@ def test_the_head_alone_where_full_training_takes_long(
     found = headstart.train(folder, out=tmp_path / "a", **values)
     assert found.recipe.tune == "head"
     assert "the head alone is fitted (--tune full trains every weight)" in capsys.readouterr().err
-    asked = headstart.train(folder, out=tmp_path / "b", steps=2, batch_size=4, **values)
-    assert asked.recipe.tune == "full", "a number of steps asks for full training"
+    requested = headstart.train(folder, out=tmp_path / "b", steps=2, batch_size=4, **values)
+    assert requested.recipe.tune == "full", "a number of steps asks for full training"
     auto = headstart.train(folder, out=tmp_path / "c", steps=2, batch_size=4, tune="auto", **values)
     assert auto.recipe.tune == "head"
 
@@ -203,7 +203,7 @@ def test_a_result_is_shown_in_a_notebook(folder, tiny_model, tmp_path):
 
 
 class Jobs(Silent):
-    """Notes the pieces of work with their totals, and what was said."""
+    """Notes the pieces of work with their totals, and what was reported."""
 
     def __init__(self):
         self.jobs, self.lines = [], []

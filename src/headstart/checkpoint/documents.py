@@ -411,7 +411,7 @@ def as_dataclass(
 
     Args:
         cls: The dataclass.
-        values: The object; keys that are no fields, and missing ones, are refused.
+        values: The object; keys that are not fields, and missing ones, are refused.
         where: File, for the message.
         error: Class of the error.
         **given: Fields that are ready, whatever the object says.

@@ -92,7 +92,7 @@ class _Reader:
                 depth,
             )
         raise FileFormatError(
-            f"{self.path} is no Flax checkpoint: byte {self.here - 1} is {first:#x}"
+            f"{self.path} is not a Flax checkpoint: byte {self.here - 1} is {first:#x}"
         )
 
     def _text(self, length: int) -> str:
@@ -162,7 +162,7 @@ def read(path: Path) -> dict[str, Raw]:
     reader = _Reader(path, data, 0, len(data), budget)
     tree = reader.value()
     if reader.here != len(data) or not isinstance(tree, dict | list):
-        raise FileFormatError(f"{path} is no Flax checkpoint, or has bytes after its end")
+        raise FileFormatError(f"{path} is not a Flax checkpoint, or has bytes after its end")
     raws: dict[str, Raw] = {}
     _flatten(path, tree, "", raws)
     return bounded(path, raws)

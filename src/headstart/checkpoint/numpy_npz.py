@@ -39,7 +39,7 @@ def read_npz(path: Path) -> dict[str, Raw]:
     raws = {}
     for entry, info in zips.entries(path).items():
         if not entry.endswith(".npy"):
-            raise FileFormatError(f"{path} holds {entry!r}, which is no array")
+            raise FileFormatError(f"{path} holds {entry!r}, which is not an array")
         buffer, start, stop = zips.unpack(path, data, info)
         raws[entry.removesuffix(".npy")] = _array(
             buffer, start, stop, f"{path}: {entry.removesuffix('.npy')}"

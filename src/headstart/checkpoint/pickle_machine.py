@@ -1,6 +1,6 @@
 """Reads a pickle without running anything that the pickle names.
 
-A pickle is a program for a stack machine. Python's own machine imports and calls what it is told
+A pickle is a program for a stack machine. Python's own machine imports and calls what it is given
 to; this one knows only plain values, the containers of Python, and a short table of functions that
 rebuild tensors (all ours). Every other class becomes an `Inert` object that keeps its state and
 does nothing; every other call is refused. Instructions: the docstrings of Python's `pickletools`.

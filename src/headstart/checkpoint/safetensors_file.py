@@ -38,7 +38,7 @@ def read_header(path: Path, data: Any) -> tuple[dict[str, Any], int]:
     where = f"{path} (damaged safetensors header)"
     header = parse_json(decode_text(bytes(data[8 : 8 + length]), where), where)
     if not isinstance(header, dict):
-        raise FileFormatError(f"{path} has a safetensors header that is no table of tensors")
+        raise FileFormatError(f"{path} has a safetensors header that is not a table of tensors")
     return header, 8 + length
 
 

@@ -330,7 +330,7 @@ def _storage(ident: Any) -> Storage:
         or ident[0] != "storage"
         or ident[5:] not in ((), (None,))
     ):
-        raise ValueError("a reference to something that is no storage")
+        raise ValueError("a reference to something that is not a storage")
     _, kind, key, _, count = ident[:5]
     name = kind.name.removeprefix("torch.") if isinstance(kind, Name) else ""
     dtype = None if name == "storage.UntypedStorage" else STORAGES.get(name.removesuffix("Storage"))

@@ -66,8 +66,8 @@ READ_IMAGES = {
 }  # fmt: skip
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from headstart._version import __version__
 
         print(f"headstart {__version__}")
@@ -76,7 +76,7 @@ def _version(asked: bool) -> None:
 
 VersionOption = Annotated[
     bool,
-    typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and stop."),
+    typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
 ]
 
 

@@ -21,7 +21,7 @@ class Inputs:
     Args:
         files: Paths and URIs.
         texts: Texts themselves.
-        question: What every text is asked.
+        question: The question about every text.
         by_line: Each line of a text file is a text.
     """
 

@@ -77,11 +77,11 @@ def audit(
             rows.append((", ".join(words), pair.first, pair.second))
         rows += [(each.kind, each.name, each.reason) for each in found.bad_photos]
         for doubt in found.mislabelled:
-            said = (
+            reason = (
                 f"is {doubt.label} ({doubt.probability:.0%}), looks like {doubt.likely}"
                 f" ({doubt.likely_probability:.0%})"
             )
-            rows.append(("probably mislabelled", doubt.name, said))
+            rows.append(("probably mislabelled", doubt.name, reason))
         rows += [
             ("outlier", each.name, f"{each.label}, {each.distance:.1f} deviations from the others")
             for each in found.outliers

@@ -299,7 +299,7 @@ def read_calibration(
         [line for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
     )
     if not lines:
-        raise InputError(f"{path} is no file with texts, one a line")
+        raise InputError(f"{path} is not a file with texts, one a line")
     limit = length or network.config.max_position_embeddings
     padding: Any = "max_length" if fixed else True
     for texts in _calls(lines, together):

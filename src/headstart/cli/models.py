@@ -89,9 +89,9 @@ def _nothing(text: str | None, family: str | None, max_size: float | None) -> st
     """That no published model fits, and the nearest names."""
     from headstart.registry import FAMILIES, published_models
 
-    asked = [f"with {text!r} in its name"] if text is not None else []
-    asked += [f"of --family {family}"] if family is not None else []
-    asked += [f"of at most {max_size:g} MB"] if max_size is not None else []
+    requested = [f"with {text!r} in its name"] if text is not None else []
+    requested += [f"of --family {family}"] if family is not None else []
+    requested += [f"of at most {max_size:g} MB"] if max_size is not None else []
     near = []
     if text is not None:
         names = {name.lower(): name for name in (*FAMILIES, *published_models())}
@@ -99,7 +99,7 @@ def _nothing(text: str | None, family: str | None, max_size: float | None) -> st
         near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.35)
         near = [names[each] for each in near]
     hint = f"the nearest are {', '.join(near)}; " if near else ""
-    what = f"there is no published model {' and '.join(asked)}"
+    what = f"there is no published model {' and '.join(requested)}"
     return f"{what}; {hint}`headstart models` lists them all"
 
 

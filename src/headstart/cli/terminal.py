@@ -76,7 +76,7 @@ def load_torch() -> None:
 def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere, each as soon as it is known.
 
-    What stands in the cells is data: brackets are no markup, control characters are left out.
+    What stands in the cells is data: brackets are not markup, control characters are left out.
     """
     rows = (tuple(plain(cell).translate(BREAKS) for cell in row) for row in rows)
     if not sys.stdout.isatty():

@@ -133,8 +133,8 @@ def labelled_by_split(tables: Tables, options: DataOptions) -> dict[str, Labelle
 
 
 def _split_column(table: RawTable, options: DataOptions) -> str | None:
-    asked = options.columns.get("split")
-    return table.column("split", asked, ()) if asked else table.usual_column(("split",))
+    requested = options.columns.get("split")
+    return table.column("split", requested, ()) if requested else table.usual_column(("split",))
 
 
 def _rows_by_split(
@@ -244,7 +244,7 @@ def _label_columns(
     """The column of the label, or the columns where there is one for each class or target; the
     column of the mask.
 
-    Those that were asked for; those that the source or a model names; one with a usual name;
+    Those that were requested; those that the source or a model names; one with a usual name;
     several columns of 0 and 1; the only column of numbers with a point.
     """
     if options.target == "none":
@@ -254,11 +254,11 @@ def _label_columns(
     if table.labels is not None:
         return table.labels
     roles = (role for role in LABEL_ROLES if role in options.columns)
-    asked = next((options.columns[role] for role in roles), None)
-    if asked is not None and asked not in table.columns and "," in asked:
-        return tuple(table.column("label", name.strip(), ()) for name in asked.split(","))
-    if asked is not None:
-        return (table.column("label", asked, ()),)
+    requested = next((options.columns[role] for role in roles), None)
+    if requested is not None and requested not in table.columns and "," in requested:
+        return tuple(table.column("label", name.strip(), ()) for name in requested.split(","))
+    if requested is not None:
+        return (table.column("label", requested, ()),)
     several = options.classes and options.problem_type not in (None, SINGLE)
     if several and options.classes and set(options.classes) <= set(table.columns):
         return tuple(options.classes)

@@ -289,7 +289,7 @@ def numbers_in(cells: Cells, columns: Sequence[str], place: str) -> list[float]:
     """The numbers of an example.
 
     Raises:
-        DataError: A cell is no number, or not finite.
+        DataError: A cell is not a number, or not finite.
     """
     found = []
     for column, cell in zip(columns, cells, strict=True):

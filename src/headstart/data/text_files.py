@@ -34,7 +34,7 @@ def read_inputs(
         paths: Text files, each one text; tables, each row one text, pair or question; folders of
             text files.
         texts: Texts themselves.
-        question: What is asked of every text.
+        question: The question about every text.
         by_line: Each line of a text file is a text.
 
     Raises:
@@ -56,7 +56,7 @@ def read_inputs(
     if task != "question-answering":
         return found
     if question is None and any(isinstance(each, str) for _, each in found):
-        raise InputError("what is asked? Give --question, or a table of questions and contexts")
+        raise InputError("which question? Give --question, or a table of questions and contexts")
     return [
         (name, {"question": question, "context": each} if isinstance(each, str) else each)
         for name, each in found

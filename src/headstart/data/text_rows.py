@@ -61,7 +61,7 @@ Reader = Callable[[Path | RawTable, DataOptions], Iterator[Row | Bad]]
 def table_of(source: Path | RawTable, options: DataOptions) -> RawTable:
     """The table of a file.
 
-    Where every column is asked for by number ("1" is the first), the file has no line of names.
+    Where every column is given by number ("1" is the first), the file has no line of names.
     """
     if isinstance(source, RawTable):
         return source
@@ -71,10 +71,10 @@ def table_of(source: Path | RawTable, options: DataOptions) -> RawTable:
 
 def text_columns(table: RawTable, options: DataOptions) -> tuple[str, str | None]:
     """The columns of the text and, where rows are pairs, of the second text."""
-    asked = options.columns
-    if "text" in asked or "pair" in asked:
-        return table.column("text", asked.get("text"), TEXT_COLUMNS), (
-            table.column("pair", asked["pair"], ()) if "pair" in asked else None
+    requested = options.columns
+    if "text" in requested or "pair" in requested:
+        return table.column("text", requested.get("text"), TEXT_COLUMNS), (
+            table.column("pair", requested["pair"], ()) if "pair" in requested else None
         )
     for first, second in PAIR_COLUMNS:
         a, b = table.usual_column((first,)), table.usual_column((second,))
@@ -85,8 +85,8 @@ def text_columns(table: RawTable, options: DataOptions) -> tuple[str, str | None
 
 def split_column(table: RawTable, options: DataOptions) -> str | None:
     """The column that holds the split of a row."""
-    asked = options.columns.get("split")
-    return table.column("split", asked, ()) if asked else table.usual_column(("split",))
+    requested = options.columns.get("split")
+    return table.column("split", requested, ()) if requested else table.usual_column(("split",))
 
 
 def text_cell(row: dict[str, Any], column: str, bad: list[str], *, empty: bool = False) -> str:
@@ -104,11 +104,11 @@ def read_labelled(source: Path | RawTable, options: DataOptions) -> Iterator[Row
     """Rows of a text-classification table: text, pair, label (as it was written), split."""
     table = table_of(source, options)
     first, second = text_columns(table, options)
-    asked = next(
+    requested = next(
         (options.columns[role] for role in ("label", "labels", "score") if role in options.columns),
         None,
     )
-    label = asked or table.usual_column(
+    label = requested or table.usual_column(
         (*(c for c in CLASS_COLUMNS if c not in (first.lower(), second)), *SCORE_COLUMNS)
     )
     label = table.column("label", label, ())
@@ -346,12 +346,12 @@ def _block(block: Block, path: Path, options: DataOptions, numbered: bool) -> Ro
 
 def _column_number(options: DataOptions, role: str, usual: int) -> int:
     """A column of a CoNLL file by its number from 1."""
-    asked = options.columns.get(role)
-    if asked is None:
+    requested = options.columns.get(role)
+    if requested is None:
         return usual
-    if not is_number(asked) or int(asked) < 1:
-        raise DataError(f"--column {role}={asked}: columns of a CoNLL file are numbered from 1")
-    return int(asked)
+    if not is_number(requested) or int(requested) < 1:
+        raise DataError(f"--column {role}={requested}: columns of a CoNLL file are numbered from 1")
+    return int(requested)
 
 
 def _tagged(words: Any, tags: Any, name: str, index: int) -> Row | Bad:

@@ -151,7 +151,7 @@ def family_of_file(path: Path) -> Family:
             reasons.append(f"{family.model_type}: {str(error).splitlines()[0]}")
     lines = "\n".join(f"  {reason}" for reason in reasons)
     raise WeightsError(
-        f"{path} is no file of the families' authors, and there is no config.json beside"
+        f"{path} is not a file of the families' authors, and there is no config.json beside"
         f" it:\n{lines}"
     )
 

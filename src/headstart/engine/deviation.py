@@ -44,7 +44,7 @@ class Deviation:
 
 
 def top_classes(name: str, scores: Tensor) -> Tensor | None:
-    """The classes that scores name, flat; None where they are no scores of several classes."""
+    """The classes that scores name, flat; None where they are not scores of several classes."""
     if name not in ANSWERS or scores.ndim < 2:
         return None
     axis = 1 if scores.ndim == 4 else -1

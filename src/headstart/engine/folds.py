@@ -52,7 +52,7 @@ def check(model: nn.Module) -> Family:
     family = families().get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is None or not hasattr(model, "name_table"):
         raise ConfigError(
-            f"{type(model).__name__} is no PyTorch network of headstart; load one with"
+            f"{type(model).__name__} is not a PyTorch network of headstart; load one with"
             " from_pretrained"
         )
     if model.training:

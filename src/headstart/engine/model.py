@@ -350,4 +350,4 @@ def _class_of(name: str) -> type[nn.Module]:
     for family in families().values():
         if name in family.tasks.values():
             return family.load(name)  # type: ignore[no-any-return]
-    raise FileFormatError(f"the folder names {name!r}, which is no network of headstart")
+    raise FileFormatError(f"the folder names {name!r}, which is not a network of headstart")

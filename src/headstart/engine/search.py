@@ -221,10 +221,7 @@ class Search:
                     time.perf_counter() - start,
                     memory() - before,
                 )
-            except (
-                HeadstartError,
-                RuntimeError,
-            ) as error:  # an engine that cannot run this network is no reason to give up
+            except (HeadstartError, RuntimeError) as error:  # another engine may run this network
                 trial.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 continue
             trial.refused = refusal(trial.deviation, precision, tolerance)

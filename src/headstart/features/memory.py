@@ -148,7 +148,7 @@ class Sums:
             weight = np.asarray(solver.cho_solve(solver.cho_factor(inner), right.T)).T / scale
             bias = self.targets / self.examples
         else:
-            raise ConfigError(f"a {head.kind} head is no closed form of sums")
+            raise ConfigError(f"a {head.kind} head is not a closed form of sums")
         weight = head.factor * weight
         return weight, head.factor * bias - weight @ mean
 

@@ -86,7 +86,7 @@ def download(
         / quote(parts.path.strip("/") + parts.query, safe="/._-")
     )
     if ".." in path.parts:
-        raise InputError(f"{source.url!r} is no address of a file")
+        raise InputError(f"{source.url!r} is not an address of a file")
     if path.is_file() and source.size in (None, path.stat().st_size):
         return path
     if local_files_only or is_true("HF_HUB_OFFLINE"):
@@ -166,9 +166,9 @@ def _transfer(source: Download, path: Path, headers: dict[str, str], shown: str)
                     if here
                     else ""
                 )
-                asked = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
+                pause = f"; the server asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
                 raise DownloadError(
-                    f"fetching {source.url} failed: {broken}{kept}{asked}"
+                    f"fetching {source.url} failed: {broken}{kept}{pause}"
                 ) from broken
             log.info("%s; trying again in %.1f s", broken, wait)
             time.sleep(wait)

@@ -480,7 +480,8 @@ def explained(
         raise
     except HFValidationError as error:
         raise NotFoundError(
-            f"{name!r} is no folder here, and cannot be the id of a model on the Hub ('owner/name')"
+            f"{name!r} is not a folder here, and cannot be the id of a model on the Hub"
+            " ('owner/name')"
         ) from error
     except transport_errors() as error:
         _raise_ours(error, name, filename, revision, cache_dir, offline)
@@ -536,8 +537,8 @@ def _raise_ours(
         raise AuthError(f"{name} on {host} is disabled: nobody can load it") from error
     # An unknown model and one that the token may not read are answered alike; huggingface_hub
     # knows that of https addresses only.
-    said = getattr(response, "headers", {}).get("X-Error-Message")
-    if isinstance(cause, theirs.RepositoryNotFoundError) or (status == 401 and said == _UNKNOWN):
+    message = getattr(response, "headers", {}).get("X-Error-Message")
+    if isinstance(cause, theirs.RepositoryNotFoundError) or (status == 401 and message == _UNKNOWN):
         raise NotFoundError(
             f"there is no model {name!r} here or on {host}; if it is private, give a token that may"
             " read it (token= or HF_TOKEN)"

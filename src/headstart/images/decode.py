@@ -336,7 +336,7 @@ def channel_axis(shape: Sequence[int], *, torch_like: bool = False) -> str:
         if first or last:
             return CHANNELS_FIRST if first and (torch_like or not last) else CHANNELS_LAST
     raise InputError(
-        f"an array of shape {tuple(shape)} is no image: expected (H, W), (H, W, C) or (C, H, W)"
+        f"an array of shape {tuple(shape)} is not an image: expected (H, W), (H, W, C) or (C, H, W)"
         ' with 1, 3 or 4 channels; say which with input_data_format="channels_first",'
         ' "channels_last" or "none"'
     )
@@ -359,7 +359,7 @@ def to_numpy(value: Any) -> Array:
         array = array.astype(np.float32)
     if array.dtype.kind not in "buif":
         raise InputError(
-            f"an array of {array.dtype} is no image: expected integers, bool or floats"
+            f"an array of {array.dtype} is not an image: expected integers, bool or floats"
         )
     return array
 
@@ -436,8 +436,8 @@ def flatten(images: Any, ndim: int = 3) -> Iterator[Any]:
                 yield from flatten(images[i], ndim)
     else:
         raise InputError(
-            f"{type(images).__name__} is no image: expected a path, bytes, a PIL image, an array or"
-            " tensor of numpy, torch, JAX or TensorFlow, or a list of them"
+            f"{type(images).__name__} is not an image: expected a path, bytes, a PIL image, an"
+            " array or tensor of numpy, torch, JAX or TensorFlow, or a list of them"
         )
 
 

@@ -321,7 +321,7 @@ class BaseImageProcessor:
             rescale_factor` and `(x - image_mean) / image_std`, as far as those steps are on.
 
         Raises:
-            InputError: What is no image, images of different sizes for one tensor, or a value
+            InputError: What is not an image, images of different sizes for one tensor, or a value
                 that no step can take; the one of a list is named.
         """
         call = {
@@ -371,7 +371,7 @@ class BaseImageProcessor:
         if not single:
             raise InputError("no images: the list is empty")
         ready = []
-        # Statistics of four channels are of arrays whose fourth channel is no transparency.
+        # Statistics of four channels are of arrays whose fourth channel is not transparency.
         convert = self.do_convert_rgb and np.size(self.image_mean) != 4
         for i, image in enumerate(single):
             try:
@@ -561,12 +561,12 @@ class BaseImageProcessor:
             cache_dir: Where downloads are kept.
             token: Token of the Hub.
             local_files_only: Take only what is on disk.
-            return_unused_kwargs: Return the keywords that are no fields beside the processor.
+            return_unused_kwargs: Return the keywords that are not fields beside the processor.
             **overrides: Fields that win over the file's.
 
         Raises:
             NotFoundError: No such model or file.
-            FileFormatError: The file is no JSON, or holds no values.
+            FileFormatError: The file is not JSON, or holds no values.
         """
         from headstart.hub.options import split_hub, within
         from headstart.hub.resolve import resolve_file

@@ -448,7 +448,7 @@ class PreTrainedModel(keras.Model):
             input_signature = [keras.InputSpec(shape=shape, dtype="float32")]
         if keras.backend.backend() == "jax" and format == "tf_saved_model":
             # Gradients of convolutions with strides have no form for images of any size. JAX has
-            # to be told that no map is empty. Keras calls the open sides a, b, in their order.
+            # to know that no map is empty. Keras calls the open sides a, b, in their order.
             open_sides = [
                 side for each in keras.tree.flatten(input_signature) for side in each.shape[1:]
             ].count(None)

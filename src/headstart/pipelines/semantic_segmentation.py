@@ -68,11 +68,11 @@ def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | Non
     tops, lefts = (
         starts(side, size, max(1, int(size * STRIDE))) for side, size in ((H, rows), (W, columns))
     )
-    places = [(top, left) for top in tops for left in lefts]
+    positions = [(top, left) for top in tops for left in lefts]
     total: Tensor | None = None
     seen = torch.zeros(H, W, device=pixels.device)
-    for first in range(0, len(places), WINDOWS):
-        some = places[first : first + WINDOWS]
+    for first in range(0, len(positions), WINDOWS):
+        some = positions[first : first + WINDOWS]
         scores = _scores(
             model,
             torch.stack([pixels[:, top : top + rows, left : left + columns] for top, left in some]),
@@ -88,7 +88,7 @@ def class_scores(model: nn.Module, pixels: Tensor, window: tuple[int, int] | Non
 def _scores(model: nn.Module, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) → (B, V, H, W).
 
-    Sides that are no multiple of the patches are filled up with the mean color, and cut off again.
+    Sides that are not a multiple of the patches are padded with the mean color, and cropped again.
     """
     _, _, H, W = pixels.shape
     patch: tuple[int, int] = getattr(model.config, "patch", (1, 1))

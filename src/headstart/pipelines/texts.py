@@ -263,10 +263,10 @@ class FillMaskPipeline(TextPipeline):
             scores = self.run(batch, logits_at=hidden).logits.float().cpu().softmax(-1)
             rows = iter(scores)
             for ids, at in zip(batch["input_ids"].cpu(), hidden.cpu(), strict=True):
-                places = at.nonzero()[:, 0].tolist()
+                positions = at.nonzero()[:, 0].tolist()
                 found = [
-                    self._guesses(next(rows), ids, place, top_k, among, len(places) == 1)
-                    for place in places
+                    self._guesses(next(rows), ids, position, top_k, among, len(positions) == 1)
+                    for position in positions
                 ]
                 yield found[0] if len(found) == 1 else found
             done += len(some)
@@ -287,7 +287,13 @@ class FillMaskPipeline(TextPipeline):
         return torch.tensor(sorted({each[0] for each in ids}))
 
     def _guesses(
-        self, scores: Tensor, ids: Tensor, place: int, top_k: int, among: Tensor | None, only: bool
+        self,
+        scores: Tensor,
+        ids: Tensor,
+        position: int,
+        top_k: int,
+        among: Tensor | None,
+        only: bool,
     ) -> list[dict[str, Any]]:
         if among is not None:
             scores = torch.zeros_like(scores).index_copy_(0, among, scores[among])
@@ -295,7 +301,9 @@ class FillMaskPipeline(TextPipeline):
         pad, found = self.tokenizer.pad_token_id, []
         for score, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             filled = [
-                token if i == place else each for i, each in enumerate(ids.tolist()) if each != pad
+                token if i == position else each
+                for i, each in enumerate(ids.tolist())
+                if each != pad
             ]
             text = self.tokenizer.decode(filled, skip_special_tokens=only)
             found.append(
@@ -564,7 +572,7 @@ class QuestionAnsweringPipeline(TextPipeline):
 
 
 def _softmax_at(logits: Any, seen: Any) -> Any:
-    """Softmax over the places that are seen, 0 elsewhere."""
+    """Softmax over the positions that are seen, 0 elsewhere."""
     if not seen.any():
         return np.zeros_like(logits)
     powers = np.where(seen, np.exp(logits - logits[seen].max()), 0.0)
@@ -617,7 +625,9 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[Mapping[s
     questions = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     for each in questions:
         if not isinstance(each, Mapping) or not {"question", "context"} <= set(each):
-            raise InputError(f"{each!r} is no question; expected a dict with question and context")
+            raise InputError(
+                f"{each!r} is not a question; expected a dict with question and context"
+            )
     return questions, isinstance(inputs, Mapping)
 
 

@@ -127,7 +127,7 @@ class Audit:
             counted(len(self.outliers), "outlier"),
         ]
         if self.mislabelled and self.agreement is not None:
-            suspects[0] += f" (says a head that agrees with {self.agreement:.0%} of all labels)"
+            suspects[0] += f" (by a head that agrees with {self.agreement:.0%} of all labels)"
         return [
             counted(self.images, "image"),
             f"{len(self.unreadable)} unreadable",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "report.html"
-INK, BLUE, ORANGE, GRAY = "#1c2733", "#2364aa", "#d1603d", "#9aa5b1"
+BLUE, ORANGE, GRAY = "#2364aa", "#d1603d", "#9aa5b1"
 
 
 @dataclass(frozen=True)

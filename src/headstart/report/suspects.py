@@ -69,9 +69,9 @@ def doubtful_labels(
     head agrees with.
 
     Labels are doubted from the least probable one on, as long as half of those doubted or more
-    should be wrong: if all labels were drawn from the head's own calibrated probabilities, as many
-    as the sum of all probabilities up to t would have one of at most t. What is seen beyond these
-    is wrong (tail-area false discovery rate, Efron 2010).
+    should be wrong: if all labels were sampled from the head's own calibrated probabilities, as
+    many as the sum of all probabilities up to t would have one of at most t. What is seen beyond
+    these is wrong (tail-area false discovery rate, Efron 2010).
 
     The head is logistic regression, or a shrunken discriminant where that would take longer than
     the features.

@@ -68,10 +68,10 @@ class MaskedLanguageModeling(TextTask):
         """
         shown = np.array(ids, dtype=np.int64)
         special = np.isin(shown, self.tokenizer.all_special_ids)
-        places = np.flatnonzero(~special)
+        positions = np.flatnonzero(~special)
         labels = np.full_like(shown, IGNORE)
-        if len(places):
-            chosen = rng.permutation(places)[: max(1, round(HIDDEN * len(places)))]
+        if len(positions):
+            chosen = rng.permutation(positions)[: max(1, round(HIDDEN * len(positions)))]
             labels[chosen] = shown[chosen]
             kind = rng.random(len(chosen))
             shown[chosen[kind < MASKED]] = self.tokenizer.mask_token_id

@@ -60,7 +60,7 @@ class Problem(ABC):
             unknown = [name for name in given if name not in names]
             if unknown:
                 raise ConfigError(
-                    f"class_weights names {unknown[0]!r}, which is no class; the classes are"
+                    f"class_weights names {unknown[0]!r}, which is not a class; the classes are"
                     f" {', '.join(names[:20])}"
                 )
             values = np.array([float(given.get(name, 1.0)) for name in names])

@@ -57,7 +57,7 @@ class SemanticSegmentation(ImageTask):
     """A class for every pixel: images and masks, see `headstart.data.masks.read_pairs`.
 
     Options of `DataOptions.extra`: "masks" (their folder), "classes" (a JSON file), "reduce_labels"
-    (mask value 0 is no class), "mode" of prediction ("slide" or "whole").
+    (mask value 0 is not a class), "mode" of prediction ("slide" or "whole").
     """
 
     name: ClassVar[str] = "semantic-segmentation"

@@ -35,7 +35,7 @@ from headstart.tasks.text import (
 class TokenClassification(TextTask):
     """Entities: IOB tags, evaluated on exact entities.
 
-    `read` gives `WordTagging` where tags are no IOB tags.
+    `read` gives `WordTagging` where tags are not IOB tags.
     """
 
     name: ClassVar[str] = "token-classification"
@@ -162,13 +162,15 @@ class TokenClassification(TextTask):
         """
         examples = self.encoded[split]
         every = [(i, part) for i, each in enumerate(examples) for part in (each, *each["rest"])]
-        places = longest_first(range(len(every)), lambda place: len(every[place][1]["input_ids"]))
+        positions = longest_first(
+            range(len(every)), lambda position: len(every[position][1]["input_ids"])
+        )
         found: dict[int, list[int]] = {}  # tags of the words of each part
         certain: dict[int, list[float]] = {}  # their probabilities
         with self.options.progress.counting("evaluating", len(every), self.unit) as seen:
-            for start in range(0, len(places), BATCH):
-                some = places[start : start + BATCH]
-                batch = self.collate([self.tensors(every[place][1]) for place in some])
+            for start in range(0, len(positions), BATCH):
+                some = positions[start : start + BATCH]
+                batch = self.collate([self.tensors(every[position][1]) for position in some])
                 inputs = self.micro(batch, slice(None), device)
                 logits = model(
                     input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
@@ -180,15 +182,15 @@ class TokenClassification(TextTask):
                         " smaller --lr"
                     )
                 chances, tags = logits.softmax(2).max(2)  # 2 × (B, L)
-                for row, place in enumerate(some):
-                    found[place] = tags[row][words[row]].tolist()
-                    certain[place] = chances[row][words[row]].tolist()
+                for row, position in enumerate(some):
+                    found[position] = tags[row][words[row]].tolist()
+                    certain[position] = chances[row][words[row]].tolist()
                 seen(len(some))
         predictions: list[list[int]] = [[] for _ in examples]
         probabilities: list[list[float]] = [[] for _ in examples]
-        for place, (i, _) in enumerate(every):
-            predictions[i] += found[place]
-            probabilities[i] += certain[place]
+        for position, (i, _) in enumerate(every):
+            predictions[i] += found[position]
+            probabilities[i] += certain[position]
         evaluation = self.evaluate_predictions(split, predictions)
         evaluation.details["probabilities"] = np.array(
             [each for text in probabilities for each in text], dtype=np.float64
@@ -262,7 +264,7 @@ class TokenClassification(TextTask):
         }
 
     def interval(self, right: int, count: int) -> tuple[float, float] | None:
-        """Of the headline; F1 is no fraction of independent trials."""
+        """Of the headline; F1 is not a fraction of independent trials."""
         return None
 
 

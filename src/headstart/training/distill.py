@@ -103,15 +103,15 @@ class Distillation(LabelledImages):
                 " without labels"
             )
         known = {name: i for i, name in reversed(list(enumerate(self.teacher.classes or [])))}
-        places = np.array([known.get(name, -1) for name in data.classes])
-        if (places < 0).all():
+        positions = np.array([known.get(name, -1) for name in data.classes])
+        if (positions < 0).all():
             names = ", ".join((self.teacher.classes or ["(no names)"])[:5])
             raise DataError(
                 f"label_weight: no class of the data ({', '.join(data.classes[:5])}, …) is one of"
                 f" the teacher's ({names}, …); leave it out to distill without labels"
             )
         for examples in data.splits.values():
-            examples.labels = places[examples.labels]
+            examples.labels = positions[examples.labels]
         unknown = [name for name in data.classes if name not in known]
         if unknown:
             data.notes.append(

@@ -2,7 +2,7 @@
 interruption.
 
 Every step is a function of (weights, optimizer, seed, step): order, augmentation and dropout are
-drawn from generators seeded with the step, so that a run that was killed and resumed goes through
+sampled from generators seeded with the step, so that a run that was killed and resumed goes through
 the same numbers as one that was not.
 """
 
@@ -44,7 +44,7 @@ ALONG = 1000  # validation examples that every evaluation along the way has at l
 
 
 class DivergedError(ConfigError):
-    """The loss is no finite number."""
+    """The loss is not a finite number."""
 
 
 class Batches:
@@ -283,7 +283,7 @@ class Loop:
         micro-batch.
 
         Returns:
-            The mean loss, the task's measures, and the rate.
+            The mean loss, the task's measures, and the learning rate.
         """
         recipe, device = self.recipe, self.world.device
         rate = recipe.lr_at(self.step)

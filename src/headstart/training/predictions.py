@@ -34,7 +34,7 @@ def figures(evaluation: Evaluation, kind: str | None, classes: Sequence[str]) ->
 
     Args:
         evaluation: With details "logits" and "labels" where there is a kind.
-        kind: What the labels are; None where they are no classes or targets.
+        kind: What the labels are; None where they are not classes or targets.
         classes: Names of classes or targets.
     """
     values: dict[str, Any] = {

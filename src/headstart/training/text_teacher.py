@@ -28,7 +28,7 @@ class Taught:
         vectors: A vector of each text, (B, T).
         states: Hidden states (M, T) of each text; None where the teacher gives none.
         offsets: First and last character (exclusive) of each of these tokens, (M, 2); equal ones
-            are no characters.
+            are not characters.
     """
 
     vectors: Tensor

@@ -286,20 +286,20 @@ def test_initial_values():
     apart = FlaxBeitModel(config, seed=3, _do_init=False)
     with pytest.raises(InputError, match="holds no parameters"):
         apart.params  # noqa: B018
-    drawn = model.init_weights(
+    initialized = model.init_weights(
         jax.random.key(3), params={"embeddings": {"cls_token": jnp.ones((1, 1, 96))}}
     )
     embeddings = model.params["embeddings"]
     assert jnp.array_equal(
-        drawn["embeddings"]["position_embeddings"], embeddings["position_embeddings"]
+        initialized["embeddings"]["position_embeddings"], embeddings["position_embeddings"]
     )
-    assert bool((drawn["embeddings"]["cls_token"] == 1).all())
+    assert bool((initialized["embeddings"]["cls_token"] == 1).all())
     with pytest.raises(InputError, match="_do_init=False"):
-        apart.params = drawn
+        apart.params = initialized
     with pytest.raises(WeightsError, match="missing: embeddings/mask_token"):
         rest = {key: value for key, value in embeddings.items() if key != "mask_token"}
         model.params = model.params | {"embeddings": rest}
-    model.params = drawn
+    model.params = initialized
     assert float(model.params["embeddings"]["cls_token"].min()) == 1.0
 
 

@@ -47,7 +47,7 @@ def test_the_bias_is_expanded_once(monkeypatch, no_gradients):
         first = model(images()).last_hidden_state
         assert len(calls) == 4
         assert torch.equal(model(images()).last_hidden_state, first) and len(calls) == 4
-    # what was kept is no hindrance to training
+    # what was kept is not a hindrance to training
     model.train()(images()).last_hidden_state.sum().backward()
     assert len(calls) == 8
     with no_gradients():
@@ -289,7 +289,7 @@ def test_masked_modelling_with_class_token_pooling_has_one_norm():
 
 @pytest.mark.parametrize("case", ["wrong_channels", "abs_nonsquare_config", "patch_tuple_rel"])
 def test_what_transformers_refuses(case):
-    """Other shapes of images and patches work here; what cannot be is said clearly."""
+    """Other shapes of images and patches work here; what cannot be raises a clear error."""
     rows = json.loads((golden_dir("transformers") / "RAISES.json").read_text())
     row = next(each for each in rows if (each["class"], each["case"]) == ("BeitModel", case))
     model = BeitModel(BeitConfig(**row["config"])).eval()

@@ -177,15 +177,15 @@ def test_an_authors_name_is_downloaded(compat, eps, monkeypatch, tmp_path):
     `compat` decides whose arithmetic.
     """
     file = tmp_path / "R50x1.npz"
-    asked = []
+    requested = []
     monkeypatch.setattr(
         "headstart.hub.download.download",
-        lambda source, **options: asked.append(source.url) or file,
+        lambda source, **options: requested.append(source.url) or file,
     )
     torch.manual_seed(0)
     save_npz(BitForImageClassification(BitConfig(num_labels=1000)), file)
     model = BitForImageClassification.from_pretrained("BiT-M-R50x1-ILSVRC2012", compat=compat)
-    assert asked == ["https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"]
+    assert requested == ["https://storage.googleapis.com/bit_models/BiT-M-R50x1-ILSVRC2012.npz"]
     assert model.config.conv_eps == eps and model.config.id2label[0] == "tench, Tinca tinca"
 
 

@@ -1,6 +1,6 @@
 """CvT's recipe.
 
-The paper's numbers for the paper's data sets, and `train` takes it without being asked.
+The paper's numbers for the paper's data sets, and `train` takes it by default.
 """
 
 import json

@@ -104,7 +104,7 @@ def clustered(tokens_in_text, seed=0, size=64):
 @pytest.mark.parametrize("length", [200, 1000])
 @pytest.mark.parametrize("target", [0.3, 0.1])
 def test_chosen_number_of_hashes_meets_the_target(length, target):
-    """Both ways of choosing land within a third of the error that was asked for."""
+    """Both ways of choosing land within a third of the requested error."""
     query, key, value = clustered(length)
     expected = exact_attention(query, key, value, hash_code_len=9)
     for num_hash in (

@@ -45,7 +45,7 @@ def instruction_set(request, monkeypatch):
     if request.param not in available:
         pytest.skip(f"this machine has no {request.param}")
     monkeypatch.setattr(cpu, "instruction_sets", lambda: [request.param])
-    # as many threads as are asked for, even for small problems
+    # as many threads as requested, even for small problems
     monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
     return request.param
 
@@ -276,11 +276,11 @@ def test_half_precision(instruction_set, dtype, tolerance):
 
 def test_threads_are_pytorchs(monkeypatch):
     """As many as `torch.set_num_threads` says, and one where there is little to do."""
-    asked, before = [], torch.get_num_threads()
+    requested, before = [], torch.get_num_threads()
 
     class Library:
         def yoso_exact_forward(self, problem, instruction_set):
-            asked.append(problem._obj.threads)
+            requested.append(problem._obj.threads)
             return 0
 
     monkeypatch.setattr(cpu, "library", Library)
@@ -291,7 +291,7 @@ def test_threads_are_pytorchs(monkeypatch):
             cpu.exact_forward(*torch.zeros(3, 1, 2, tokens, 16), 8)
     finally:
         torch.set_num_threads(before)
-    assert asked == [1, 3, 7, 1]
+    assert requested == [1, 3, 7, 1]
 
 
 MEMORY = """

@@ -154,9 +154,9 @@ def test_hash_seed_repeats_evaluation_only():
     model.config.hash_seed = None
     assert not torch.equal(model(x).last_hidden_state, model(x).last_hidden_state)
     torch.manual_seed(5)
-    drawn = model(x).last_hidden_state
+    sampled = model(x).last_hidden_state
     torch.manual_seed(5)
-    assert torch.equal(drawn, model(x).last_hidden_state)
+    assert torch.equal(sampled, model(x).last_hidden_state)
 
 
 def test_with_a_seed_the_same_text_gives_the_same_answer():
@@ -233,9 +233,9 @@ def test_short_texts_stay_exact_where_we_choose(monkeypatch):
     model.read_long_texts(20)
     found = [model(ids(1, length)).last_hidden_state for length in (7, 8)]
     assert torch.equal(found[0], exact[0]) and not torch.allclose(found[1], exact[1], atol=1e-2)
-    asked = small(num_hash=2, use_expectation=False)
-    asked.read_long_texts(20)
-    assert not torch.allclose(asked(ids(1, 7)).last_hidden_state, exact[0], atol=1e-2)
+    requested = small(num_hash=2, use_expectation=False)
+    requested.read_long_texts(20)
+    assert not torch.allclose(requested(ids(1, 7)).last_hidden_state, exact[0], atol=1e-2)
 
 
 def test_sampled_attention_comes_near_the_expectation():

@@ -97,7 +97,7 @@ def load_hub(name: str) -> dict[str, Any]:
     found = NAME.fullmatch(name)
     if found is None:
         raise DataError(
-            f"{name!r} is no name of a data set; expected hf:owner/name,"
+            f"{name!r} is not a name of a data set; expected hf:owner/name,"
             " hf:owner/name:configuration or …@revision"
         )
     try:

@@ -258,22 +258,24 @@ class RawTable:
         place = self.places[index]
         return f"{self.path} {self.unit} {place}" if self.unit else str(place)
 
-    def column(self, role: str, asked: str | None, names: Sequence[str]) -> str:
-        """The column that plays a role: the one asked for, else the first of the usual names.
+    def column(self, role: str, requested: str | None, names: Sequence[str]) -> str:
+        """The column that plays a role: the one requested, else the first of the usual names.
 
         Args:
             role: How the user knows it, for example "image".
-            asked: The column the user named.
+            requested: The column the user named.
             names: Usual names, best first.
 
         Raises:
             DataError: No such column.
         """
         listed = ", ".join(self.columns)
-        if asked is not None:
-            if asked not in self.columns:
-                raise DataError(f"{self.path} has no column {asked!r}; its columns are {listed}")
-            return asked
+        if requested is not None:
+            if requested not in self.columns:
+                raise DataError(
+                    f"{self.path} has no column {requested!r}; its columns are {listed}"
+                )
+            return requested
         found = self.usual_column(names)
         if found is None:
             raise DataError(
@@ -288,9 +290,9 @@ class RawTable:
         return next((by_lower[name] for name in names if name in by_lower), None)
 
 
-def group_column(table: RawTable, asked: str | None) -> str | None:
-    """The column whose equal cells belong together: the one asked for, else "group"."""
-    return table.column("group", asked, ()) if asked else table.usual_column(("group",))
+def group_column(table: RawTable, requested: str | None) -> str | None:
+    """The column whose equal cells belong together: the one requested, else "group"."""
+    return table.column("group", requested, ()) if requested else table.usual_column(("group",))
 
 
 def is_empty(cell: Any) -> bool:

@@ -36,8 +36,8 @@ class BeitConfig(BackboneConfig):
         use_absolute_position_embeddings: Whether each position has an embedding.
         use_relative_position_bias: Whether each block has a table of biases by relative position.
         use_shared_relative_position_bias: Whether all blocks share one.
-        layer_scale_init_value: Initial scale of each branch (0.1 base, 1e-5 large); 0 is no layer
-            scale.
+        layer_scale_init_value: Initial scale of each branch (0.1 base, 1e-5 large); 0 means no
+            layer scale.
         drop_path_rate: Stochastic depth of the last block; grows evenly from 0 at the first.
         use_mean_pooling: Classify the mean of the patches rather than the class token.
         pool_scales: Grids of the pyramid pooling.

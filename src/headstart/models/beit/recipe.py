@@ -31,9 +31,9 @@ class Paper:
         batch: Examples in one update.
         lr: Rate at that batch.
         epochs: Passes over the data; 0 where the paper counts `steps`.
-        warmup_epochs: Passes over which the rate rises.
+        warmup_epochs: Passes over which the learning rate rises.
         steps: Updates, where they are counted.
-        warmup_steps: Updates over which the rate rises, where they are counted.
+        warmup_steps: Updates over which the learning rate rises, where they are counted.
         values: Further values of the recipe.
     """
 
