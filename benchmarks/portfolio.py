@@ -100,7 +100,8 @@ def write(rows: Rows, folder: Path) -> None:
 
 def opened(train: Rows, test: Rows, folder: Path, model: str) -> tuple[Views, list[int]]:
     """A task with these images, its features in every view, and the sides to try."""
-    write(train, folder / "train"), write(test, folder / "val")
+    write(train, folder / "train")
+    write(test, folder / "val")
     task = ImageClassification.read(folder, DataOptions())
     network = task.build(model, Recipe(tune="head")).eval()
     usual = task.head(network).in_features

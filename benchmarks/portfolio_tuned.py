@@ -108,7 +108,8 @@ def contend(args: argparse.Namespace, theirs: Path, train_: Rows, test: Rows, se
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         os.environ["HEADSTART_CACHE"] = str(folder / "cache")  # no features of earlier trials
-        write(train_, folder / "train"), write(test, folder / "val")
+        write(train_, folder / "train")
+        write(test, folder / "val")
         mine = ours(args.model, folder, args.budget, seed)
         np.savez(
             folder / "data.npz",

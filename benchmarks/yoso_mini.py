@@ -234,11 +234,18 @@ def read_tags(folder: Path, name: str, split: str) -> Tagged:
     return sentences
 
 
+def kind_of_character(c: str) -> str:
+    """0 for digits, X and x for letters, and the character itself for others."""
+    if c.isdigit():
+        return "0"
+    if c.isupper():
+        return "X"
+    return "x" if c.islower() else c
+
+
 def shape(word: str) -> str:
     """Its kinds of characters, such as Xx-0."""
-    kinds = [
-        "0" if c.isdigit() else "X" if c.isupper() else "x" if c.islower() else c for c in word
-    ]
+    kinds = [kind_of_character(c) for c in word]
     return "".join(kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1])
 
 

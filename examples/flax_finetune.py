@@ -142,21 +142,16 @@ def load(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path), parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="microsoft/beit-base-patch16-224-pt22k-ft22k")
     parser.add_argument("--tiny", action="store_true", help="a small network from random weights")
-    (
-        parser.add_argument("--epochs", type=int, default=10),
-        parser.add_argument("--batch", type=int, default=16),
-    )
-    (
-        parser.add_argument("--rate", type=float, default=1e-4),
-        parser.add_argument("--decay", type=float, default=0.05),
-    )
-    (
-        parser.add_argument("--seed", type=int, default=0),
-        parser.add_argument("--bf16", action="store_true", help="compute in bfloat16"),
-    )
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--decay", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     arguments = parser.parse_args()
 
     classes = sorted(p.name for p in (arguments.data / "train").iterdir() if p.is_dir())

@@ -137,11 +137,9 @@ def main() -> None:
     first, state_file = 0, args.out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        (
-            model.load_state_dict(state["model"]),
-            average.load_state_dict(state["average"]),
-            optimizer.load_state_dict(state["optimizer"]),
-        )
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
         first = state["epoch"]
 
     for epoch in range(first, args.epochs):

@@ -295,16 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             )
         if verb == "preupload":
-            wanted = json.loads(body)["files"]
-            kinds = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["size"] >= LARGE else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in wanted
-            ]
-            return self._json({"files": kinds})
+            return self._json({"files": [_upload_mode(each) for each in json.loads(body)["files"]]})
         if verb == "commit":
             self._take(files, body)
             made = repo.commit(revision)
@@ -354,3 +345,12 @@ def running() -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
+    """How a file is to be uploaded, as the Hub answers."""
+    return {
+        "path": file["path"],
+        "uploadMode": "lfs" if file["size"] >= LARGE else "regular",
+        "shouldIgnore": False,
+    }

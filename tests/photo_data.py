@@ -84,9 +84,9 @@ def odd_photo(shape, seed=0):
 
 def pillow_levels(processor, image):
     """The definition, (1, 3, R, S): Pillow's resize, then a crop with zeros around."""
-    size, crop = processor._geometry(*image.shape[:2])
+    size, crop = processor.resized_size(*image.shape[:2]), processor.target[1]
     rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
-    height, width = size or image.shape[:2]
+    height, width = size
     whole = np.asarray(
         Image.fromarray(rgb).resize((width, height), Image.Resampling(processor.resample))
     )

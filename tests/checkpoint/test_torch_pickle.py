@@ -421,7 +421,7 @@ def test_no_instruction_of_pickle_is_forgotten():
         "BINGET",
         "LONG_BINGET",
     }
-    known = inline | pickle_machine._VALUES | pickle_machine._CONSTANTS.keys()
+    known = inline | pickle_machine.VALUES | pickle_machine.CONSTANTS.keys()
     missing = (
         {op.name for op in pickletools.opcodes}
         - known

@@ -59,13 +59,8 @@ def test_other_layouts_give_the_same_pairs(tmp_path):
     assert task_of(tmp_path / "b").splits == {"train": 1, "validation": 1}
 
 
-def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
-    """Tables, WebDataset shards, saved data sets and Parquet files.
-
-    The same pairs as folders, and a whole run on them.
-    """
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
+def write_other_sources(scenes, tmp_path, datasets):
+    """The pairs as tables, WebDataset shards, a saved data set and Parquet files."""
     saved = {}
     (tmp_path / "tables").mkdir()
     (tmp_path / "tars").mkdir()
@@ -91,6 +86,16 @@ def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
     for split, rows in saved.items():
         (tmp_path / "repository" / "data").mkdir(parents=True, exist_ok=True)
         rows.to_parquet(tmp_path / "repository" / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def test_other_sources_give_the_same_pairs(tmp_path, scenes, tiny_beit):
+    """Tables, WebDataset shards, saved data sets and Parquet files.
+
+    The same pairs as folders, and a whole run on them.
+    """
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    write_other_sources(scenes, tmp_path, datasets)
     expected = task_of(scenes, extra={"classes": str(scenes / "classes.json")})
     for name in ("tables", "tars", "saved", "repository"):
         found = task_of(tmp_path / name, extra={"classes": str(scenes / "classes.json")})

@@ -201,7 +201,7 @@ def test_masks_in_jpeg_files(tmp_path):
 def test_a_mistyped_folder_is_not_looked_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(hub, "reach", lambda *_: pytest.fail("reached the Hub"))
     with pytest.raises(DataError, match="did you mean a path below photos.*hf:photo/train"):
         read_images("photo/train", WHOLE)
 

@@ -157,6 +157,33 @@ def test_segmentation(suffix, photos, tmp_path, capsys):
         assert classes == pytest.approx(fractions) and sum(fractions.values()) == pytest.approx(1)
 
 
+def check_text_row(row, text, run, suffix):
+    """Compares a row of the table with what the pipeline gives for its text."""
+    task = run.task
+    if task == "text-classification":
+        expected = run(text, top_k=2)
+        assert row["label"] == expected[0]["label"]
+        assert float(row["probability"]) == pytest.approx(expected[0]["score"], abs=1e-4)
+        found = cell(row["top_k"], suffix)
+        assert [each["label"] for each in found] == [each["label"] for each in expected]
+    elif task == "fill-mask":
+        expected = run(text, top_k=2)
+        (found,) = cell(row["masks"], suffix)
+        assert [each["token_str"] for each in found] == [each["token_str"] for each in expected]
+    elif task == "token-classification":
+        expected = run(text, aggregation_strategy="simple")
+        found = cell(row["spans"], suffix)
+        keys = ("start", "end")
+        assert [[each[key] for key in keys] for each in found] == [
+            [each[key] for key in keys] for each in expected
+        ]
+        assert [each["label"] for each in found] == [each["entity_group"] for each in expected]
+    else:
+        expected = run(question="Who?", context=text, top_k=2)
+        assert (row["answer"] or "") == expected[0]["answer"]
+        assert (int(row["start"]), int(row["end"])) == (expected[0]["start"], expected[0]["end"])
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts(name, suffix, tmp_path, capsys):
@@ -183,31 +210,7 @@ def test_texts(name, suffix, tmp_path, capsys):
     assert [row["text"] for row in rows] == [f"{tmp_path / 't.txt'} line {i}" for i in (1, 2)]
     run = pipeline(task, model)
     for row, text in zip(rows, texts, strict=True):
-        if task == "text-classification":
-            expected = run(text, top_k=2)
-            assert row["label"] == expected[0]["label"]
-            assert float(row["probability"]) == pytest.approx(expected[0]["score"], abs=1e-4)
-            found = cell(row["top_k"], suffix)
-            assert [each["label"] for each in found] == [each["label"] for each in expected]
-        elif task == "fill-mask":
-            expected = run(text, top_k=2)
-            (found,) = cell(row["masks"], suffix)
-            assert [each["token_str"] for each in found] == [each["token_str"] for each in expected]
-        elif task == "token-classification":
-            expected = run(text, aggregation_strategy="simple")
-            found = cell(row["spans"], suffix)
-            keys = ("start", "end")
-            assert [[each[key] for key in keys] for each in found] == [
-                [each[key] for key in keys] for each in expected
-            ]
-            assert [each["label"] for each in found] == [each["entity_group"] for each in expected]
-        else:
-            expected = run(question="Who?", context=text, top_k=2)
-            assert (row["answer"] or "") == expected[0]["answer"]
-            assert (int(row["start"]), int(row["end"])) == (
-                expected[0]["start"],
-                expected[0]["end"],
-            )
+        check_text_row(row, text, run, suffix)
 
 
 def test_every_kind_of_input_makes_the_same_rows(photos, tiny_model, tmp_path, capsys, monkeypatch):

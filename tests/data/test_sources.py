@@ -198,7 +198,7 @@ def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
         return datasets.DatasetDict({"train": make(6), "validation": make(4, 10)})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub_data, "_ask", lambda *_: None)
+    monkeypatch.setattr(hub_data, "reach", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     options = DataOptions(val_fraction=0.0, columns={"label": "kind"})
     for name in (

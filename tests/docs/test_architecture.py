@@ -1,5 +1,6 @@
 """The five steps of docs/architecture.md, followed for a toy family and a toy engine."""
 
+import re
 import textwrap
 
 import pytest
@@ -134,6 +135,9 @@ def test_the_page_names_what_is_there():
             part = source / name.split("/")[0]
             assert part.exists() or part.with_suffix(".py").exists() or name == "serving", name
     assert engines.ENGINES and "engine.engines.ENGINES" in text
+    files = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.]+)`", text)
+    named = [each for each in files if "NAME" not in each and "/toy/" not in each]
+    assert len(named) >= 6 and all((ROOT / each).exists() for each in named), named
     for heading in ("family", "task", "engine", "file format"):
         steps = text.split(f"## Add a{'n' if heading == 'engine' else ''} {heading}")[1].split(
             "##"

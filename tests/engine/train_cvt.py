@@ -20,8 +20,8 @@ from headstart.progress import progress_for_terminal
 STEPS = 3500
 
 
-def main(data: Path, run: Path) -> None:
-    images, start = run / "images", run / "random"
+def write_images(data: Path, images: Path) -> None:
+    """CIFAR-100 with its coarse classes, as arrays."""
     images.mkdir(parents=True)
     sheets = sorted((data / "images" / "cifar100" / "train").glob("sheet_*.avif"))
     tiles = [
@@ -35,6 +35,11 @@ def main(data: Path, run: Path) -> None:
     np.savez(images / "train.npz", images=np.concatenate(tiles), labels=labels)
     val = np.load(data / "images" / "cifar100" / "val.npz")
     np.savez(images / "val.npz", images=val["images"], labels=val["coarse_labels"])
+
+
+def main(data: Path, run: Path) -> None:
+    images, start = run / "images", run / "random"
+    write_images(data, images)
     config = headstart.CvtConfig(
         patch_sizes=[3, 3, 3],
         patch_stride=[2, 2, 2],

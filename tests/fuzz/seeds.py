@@ -105,10 +105,8 @@ def _write(path: Path, values: Any) -> None:
 
 def _results_files(base: Path) -> None:
     import yaml
-    from safetensors.torch import save_file
 
     from headstart.recipe import Recipe
-    from headstart.training.checkpoints import MANIFEST, STATE, TENSORS, file_hash
 
     metrics = {"accuracy": 0.5, "loss": 1.25}
     evaluated = {"examples": 9, "metrics": metrics, "confidence_interval_95": [0.1, 0.9]}
@@ -146,13 +144,21 @@ def _results_files(base: Path) -> None:
     lines = [json.dumps({"step": i, "loss": 1 / (i + 1)}) for i in range(3)]
     (base / "metrics.jsonl").write_text("\n".join(lines))
     (base / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _checkpoint(base)
+
+
+def _checkpoint(base: Path) -> None:
+    """A checkpoint that a run goes on from, and its files beside it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from headstart.training.checkpoints import MANIFEST, STATE, TENSORS, file_hash
+
     (base / "weights.yaml").write_text("ant: 2\nbee: 1.5\n'3': .5\n")
     palette = [[0, 0, 0], [255, 0, 0]]
     _write(base / "seg.json", {"classes": ["a", "b"], "palette": palette, "ignore_index": [7]})
     step = base / "resume" / "step-1"
     step.mkdir(parents=True)
-    import torch
-
     save_file({"w": torch.zeros(3)}, step / TENSORS)
     _write(step / STATE, {"step": 1, "values": [1, 2]})
     sizes = {
@@ -208,6 +214,11 @@ def _tables(base: Path) -> None:
                         info = tarfile.TarInfo(f"{i}.{kind}")
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data.encode()))
+    _text_tables(base)
+
+
+def _text_tables(base: Path) -> None:
+    """Tables and files of every text task."""
     texts = [{"text": f"word {i}", "label": "xy"[i % 2]} for i in range(5)]
     (base / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
     (base / "text.csv").write_text(

@@ -116,11 +116,9 @@ def test_a_target_error_needs_one_class_an_example(tiny_model, tmp_path):
         headstart.train(tmp_path / "d", task="masked-image-modeling", **wanted)
 
 
-def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
-    """Classes that cannot be distinguished.
-
-    The report says so, and the pipeline refuses what is not sure enough.
-    """
+@pytest.fixture
+def unsure(tiny_model, tmp_path):
+    """A run on classes that cannot be distinguished."""
     make_class_folders(tmp_path / "d", {"bird": 40, "cat": 40})
     for i, file in enumerate(sorted((tmp_path / "d" / "cat").iterdir())):
         if i % 3 == 0:  # a third of the cats are birds
@@ -134,9 +132,14 @@ def test_a_trained_model_refuses(tiny_model, tmp_path, monkeypatch):
         "val_fraction": 0.4,
         "max_error": 0.03,
     }
-    found = headstart.train(
+    return headstart.train(
         tmp_path / "d", model=tiny_model, out=tmp_path / "run", lr=0.02, **values
     )
+
+
+def test_a_trained_model_refuses(unsure, tmp_path):
+    """The report says so, and the pipeline refuses what is not sure enough."""
+    found = unsure
     saved = json.loads((found.folder / "confidence.json").read_text())
     assert saved["max_error"] == 0.03 and saved["examples"] == found.evaluation.examples == 32
     page = (found.folder / "report.html").read_text()

@@ -174,12 +174,8 @@ def test_it_looks_at_what_decides(photos, tiny_model, tmp_path):
     assert found.overlay().shape == (20, 20, 3) and np.array_equal(found.image, image)
 
 
-@pytest.mark.parametrize("kind", [MULTI, REGRESSION])
-def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, capsys):
-    """Images with one or two patches; the number is how large the red one is.
-
-    The report and the command show where.
-    """
+def write_patches(tmp_path, kind):
+    """A table of images with one or two patches; the number is how large the red one is."""
     rng, lines = np.random.default_rng(0), ["image,label"]
     for i in range(40):
         chosen = rng.permutation(list(CLASSES))[: 1 + i % 2]
@@ -198,25 +194,23 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
             f"{i}.png,{side * side * (1 + i % 2) + 0.5 if kind == REGRESSION else '|'.join(chosen)}"
         )
     (tmp_path / "t.csv").write_text("\n".join(lines))
+    return tmp_path / "t.csv"
+
+
+@pytest.mark.parametrize("kind", [MULTI, REGRESSION])
+def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, capsys):
+    """The report and the command show where."""
+    table = write_patches(tmp_path, kind)
     out = headstart.train(
-        tmp_path / "t.csv", model=tiny_model, out=tmp_path / "run", problem_type=kind, **SMALL
+        table, model=tiny_model, out=tmp_path / "run", problem_type=kind, **SMALL
     ).folder
     page = (out / "report.html").read_text()
     assert page.count("Below each: bright where") == 1 and page.count('alt=""><img') >= 1
     Image.fromarray(patch(CLASSES["bird"])).save(tmp_path / "p.png")
     label = "label" if kind == REGRESSION else "bird"
     with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "explain",
-                str(out),
-                str(tmp_path / "p.png"),
-                "--out",
-                str(tmp_path / "seen"),
-                "--label",
-                label,
-            ]
-        )
+        photo, seen = str(tmp_path / "p.png"), str(tmp_path / "seen")
+        main(["explain", str(out), photo, "--out", seen, "--label", label])
     assert end.value.code == 0
     model, processor = (
         AutoModelForImageClassification.from_pretrained(out),

@@ -198,16 +198,42 @@ def press(page, key):
     page.send("Input.dispatchKeyEvent", type="keyUp", key=key)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_table(out, given):
+    """The table holds the label of every image of the folder."""
+    rows = rows_of(out)
+    assert rows[0] == ["image", "label"] and len(rows) == 37
+    found = {(out.parent / image).name: label for image, label in rows[1:]}
+    assert found == {Path(name).name: label for name, label in given.items()}
+
+
+def label_image(browser):
+    """Gives the image of the page the class in its name, by its key or as a new one."""
+    name = browser.run('document.getElementById("file").textContent')
+    label = name.removesuffix(".png").rpartition("_")[2]
+    shown = browser.run("state.classes.map((each) => each.label)")
+    if label in shown:
+        press(browser, str(shown.index(label) + 1))
+    else:
+        press(browser, "n")
+        browser.until('document.activeElement.id === "new"')
+        browser.send("Input.insertText", text=label)
+        browser.run('document.getElementById("new-form").requestSubmit()')
+    return name, label
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_an_annotator_labels_a_folder(browser, folder, tmp_path):  # noqa: F811
     """Types classes and keys, takes one back, the server is killed in between: nothing is lost."""
-    out = tmp_path / "labels.csv"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    out, port = tmp_path / "labels.csv", free_port()
     process = serve(folder, out, port)
     given, milliseconds, taken_back = {}, [], {5, 20}
     try:
@@ -224,16 +250,7 @@ def test_an_annotator_labels_a_folder(browser, folder, tmp_path):  # noqa: F811
                 browser.until(
                     'document.getElementById("facts")?.textContent.startsWith("17 of 36")'
                 )
-            name = browser.run('document.getElementById("file").textContent')
-            label = name.removesuffix(".png").rpartition("_")[2]
-            shown = browser.run("state.classes.map((each) => each.label)")
-            if label in shown:
-                press(browser, str(shown.index(label) + 1))
-            else:
-                press(browser, "n")
-                browser.until('document.activeElement.id === "new"')
-                browser.send("Input.insertText", text=label)
-                browser.run('document.getElementById("new-form").requestSubmit()')
+            name, label = label_image(browser)
             given[name] = label
             browser.until(f"!busy && state.done === {len(given)}")
             milliseconds.append(browser.run("state.milliseconds"))
@@ -250,10 +267,7 @@ def test_an_annotator_labels_a_folder(browser, folder, tmp_path):  # noqa: F811
     finally:
         process.terminate()
         process.wait(60)
-    rows = rows_of(out)
-    assert rows[0] == ["image", "label"] and len(rows) == 37
-    found = {(out.parent / image).name: label for image, label in rows[1:]}
-    assert found == {Path(name).name: label for name, label in given.items()}
+    check_table(out, given)
     print(f"update {np.median(milliseconds):.1f} ms")
     result = headstart.train(
         out, model="bit-mini", out=tmp_path / "run", tune="head", val_fraction=0.3, device="cpu"

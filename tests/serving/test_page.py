@@ -66,12 +66,16 @@ ONE_LINE = """[...document.querySelectorAll("#bars span:last-child")].every((eac
 })"""
 
 
-def test_a_person_uses_the_page(browser, address, tmp_path):
-    photo = tmp_path / "photo.png"
+def gradient(path):
+    """A file with an image whose color changes over its width and height."""
     y, x = np.mgrid[:240, :320]
-    Image.fromarray(
-        np.stack([x * 255 // 320, y * 255 // 240, 128 + 0 * x], -1).astype(np.uint8)
-    ).save(photo)
+    pixels = np.stack([x * 255 // 320, y * 255 // 240, 128 + 0 * x], -1)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_person_uses_the_page(browser, address, tmp_path):
+    photo = gradient(tmp_path / "photo.png")
     browser.size(1100, 800)
     browser.send("Page.navigate", url=address)
     browser.until('document.getElementById("facts")?.textContent.includes("1000 labels")')
@@ -107,7 +111,11 @@ def test_a_person_uses_the_page(browser, address, tmp_path):
     assert "not an image" in browser.run('document.getElementById("error").textContent')
     assert browser.run('document.getElementById("error").getAttribute("role")') == "alert"
     browser.image("serve-error")
+    check_events(browser, address)
 
+
+def check_events(browser, address):
+    """Nothing was requested from elsewhere, and no script failed."""
     urls = [
         each["params"]["request"]["url"]
         for each in browser.events

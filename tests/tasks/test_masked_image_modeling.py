@@ -118,13 +118,8 @@ def test_images_need_no_labels(images, tmp_path):
         task_of(images, mask_ratio=1.5)
 
 
-def test_labels_are_not_looked_at(images, tmp_path):
-    """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do.
-
-    The same images are read from each.
-    """
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
+def write_other_sources(images, tmp_path, datasets):
+    """The images as arrays, labelled or not, a table, tars, a saved data set and Parquet."""
     files = {split: sorted((images / split / "deep").iterdir()) for split in ("train", "val")}
     arrays = {
         split: np.stack([np.asarray(Image.open(file)) for file in found])
@@ -157,6 +152,16 @@ def test_labels_are_not_looked_at(images, tmp_path):
     )
     saved.save_to_disk(tmp_path / "saved")
     saved["train"].to_parquet(tmp_path / "one.parquet")
+
+
+def test_labels_are_not_looked_at(images, tmp_path):
+    """Arrays, tables, tars and saved data sets, labelled or not, whose classes would not do.
+
+    The same images are read from each.
+    """
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    write_other_sources(images, tmp_path, datasets)
     expected = task_of(images)
     for name in ("table.csv", "tars", "saved"):
         assert task_of(tmp_path / name).digests_of == expected.digests_of, name

@@ -329,6 +329,12 @@ def test_from_the_command_line(colors, tiny_model, tmp_path, capsys):
         line = capsys.readouterr().out
         assert all(word in line for word in expected) and ("%" in line) == (out == "multi")
     assert "balanced" in (tmp_path / "multi" / "recipe.yaml").read_text()
+
+
+def test_the_command_line_refuses_what_does_not_fit_the_labels(
+    colors, tiny_model, tmp_path, capsys
+):
+    options = ["--model", str(tiny_model), "--tune", "head", "--crop", "20", "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
         main(
             [

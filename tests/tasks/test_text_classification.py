@@ -66,6 +66,25 @@ def test_every_weight_from_a_fitted_head(tiny_yoso, tmp_path, monkeypatch, kind,
         assert each == pytest.approx(result.metrics[name], rel=1e-3, abs=1e-4), name
 
 
+def labelled(kind):
+    """Rows of 80 texts with labels of a kind, and the names of their columns."""
+    texts = sentences(80)
+    if kind == "classes":
+        return texts, ("text", "label")
+    if kind == "lists":
+        rows = [(text, f"{mood}|seen" if "seen" in text else mood) for text, mood in texts]
+        return rows, ("text", "labels")
+    return [(text, 1.5 if mood == "good" else -0.25) for text, mood in texts], ("text", "score")
+
+
+def test_a_network_of_images_has_no_text_task(tmp_path):
+    data = write(tmp_path / "data.tsv", *labelled("classes"))
+    with pytest.raises(
+        ConfigError, match="bit has no network for text-classification; families that have: yoso"
+    ):
+        train(data, model="bit-mini", out=tmp_path / "a", task="text-classification")
+
+
 @pytest.mark.parametrize("kind", ["classes", "lists", "numbers"])
 def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     """The last layer alone learns.
@@ -73,49 +92,16 @@ def test_tuned_head(tiny_yoso, tmp_path, monkeypatch, kind):
     Features are computed once, and the saved network gives what was evaluated.
     """
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
-    texts = sentences(80)
-    if kind == "classes":
-        rows, names = texts, ("text", "label")
-    elif kind == "lists":
-        rows, names = (
-            [(text, f"{mood}|seen" if "seen" in text else mood) for text, mood in texts],
-            ("text", "labels"),
-        )
-    else:
-        rows, names = (
-            [(text, 1.5 if mood == "good" else -0.25) for text, mood in texts],
-            ("text", "score"),
-        )
+    rows, names = labelled(kind)
     data = write(tmp_path / "data.tsv", rows, names)
     columns = {names[1]: names[1]}
     before = YosoForMaskedLM.from_pretrained(tiny_yoso).state_dict()
     lines = []
     monkeypatch.setattr(Watcher, "printed", lines)
-    with pytest.raises(
-        ConfigError, match="bit has no network for text-classification; families that have: yoso"
-    ):
-        train(
-            data, model="bit-mini", out=tmp_path / "a", task="text-classification", columns=columns
-        )
-    result = train(
-        data,
-        model=tiny_yoso,
-        out=tmp_path / "a",
-        task="text-classification",
-        tune="head",
-        columns=columns,
-        progress=Watcher(),
-    )
+    values = {"task": "text-classification", "tune": "head", "columns": columns}
+    result = train(data, model=tiny_yoso, out=tmp_path / "a", progress=Watcher(), **values)
     assert not any("known from before" in line for line in lines)
-    again = train(
-        data,
-        model=tiny_yoso,
-        out=tmp_path / "b",
-        task="text-classification",
-        tune="head",
-        columns=columns,
-        progress=Watcher(),
-    )
+    again = train(data, model=tiny_yoso, out=tmp_path / "b", progress=Watcher(), **values)
     assert any("features of 80 texts are known from before" in line for line in lines)
     assert any("fitting a new head" in line for line in lines)
     assert not any(word in line for line in lines for word in ("pixels", "img", "images"))

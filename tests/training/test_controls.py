@@ -311,6 +311,55 @@ def test_tensorboard_shows_the_numbers_of_the_log(photos, tiny_model, tmp_path):
     )
 
 
+# A recipe none of whose values is its default, but for those that the test names.
+EVERY_VALUE = Recipe(
+    name="mine",
+    optimizer="adamw",
+    lr=0.002,
+    momentum=0.8,
+    betas=(0.8, 0.99),
+    weight_decay=0.01,
+    layer_decay=0.9,
+    clip_grad=2.0,
+    schedule="poly",
+    steps=3,
+    warmup_steps=1,
+    warmup_lr=1e-4,
+    decay_at=(2,),
+    decay_factor=0.5,
+    final_lr=1e-5,
+    power=2.0,
+    batch_size=6,
+    micro_batch=4,
+    resize=24,
+    crop=20,
+    max_length=9,
+    augment="flip",
+    mixup=0.1,
+    cutmix=0.2,
+    mix_fraction=0.7,
+    rand_augment=3.0,
+    color_jitter=0.1,
+    erasing=0.2,
+    label_smoothing=0.05,
+    drop_path=0.1,
+    zero_head=False,
+    freeze=("bit.embedder",),
+    unfreeze=("bit.embedder.convolution",),
+    lora_rank=2,
+    lora_alpha=3.0,
+    lora_targets=("conv1",),
+    lora_dropout=0.0,
+    gradient_checkpointing=True,
+    ema=0.9,
+    precision="bf16",
+    seed=4,
+    eval_every=2,
+    checkpoint_every=2,
+    class_weights="balanced",
+)
+
+
 def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tiny_model, tmp_path):
     """A file that sets every value, one of which an option overrides.
 
@@ -318,53 +367,7 @@ def test_every_recipe_value_goes_through_a_file_and_the_command_line(photos, tin
     """
     import yaml
 
-    requested = Recipe(
-        name="mine",
-        optimizer="adamw",
-        lr=0.002,
-        momentum=0.8,
-        betas=(0.8, 0.99),
-        weight_decay=0.01,
-        layer_decay=0.9,
-        clip_grad=2.0,
-        schedule="poly",
-        steps=3,
-        warmup_steps=1,
-        warmup_lr=1e-4,
-        decay_at=(2,),
-        decay_factor=0.5,
-        final_lr=1e-5,
-        power=2.0,
-        batch_size=6,
-        micro_batch=4,
-        resize=24,
-        crop=20,
-        max_length=9,
-        augment="flip",
-        mixup=0.1,
-        cutmix=0.2,
-        mix_fraction=0.7,
-        rand_augment=3.0,
-        color_jitter=0.1,
-        erasing=0.2,
-        label_smoothing=0.05,
-        drop_path=0.1,
-        zero_head=False,
-        freeze=("bit.embedder",),
-        unfreeze=("bit.embedder.convolution",),
-        lora_rank=2,
-        lora_alpha=3.0,
-        lora_targets=("conv1",),
-        lora_dropout=0.0,
-        gradient_checkpointing=True,
-        ema=0.9,
-        precision="bf16",
-        seed=4,
-        eval_every=2,
-        checkpoint_every=2,
-        class_weights="balanced",
-    )
-    default = Recipe()
+    requested, default = EVERY_VALUE, Recipe()
     untouched = {
         f.name
         for f in dataclasses.fields(Recipe)

@@ -143,32 +143,8 @@ def test_the_loss_is_the_definition(texts, teacher):
     batch["labels"][0, 1:4] = batch["input_ids"][0, 1:4]  # texts count alike, not their words
     inputs = task.micro(batch, slice(0, 4), torch.device("cpu"))
     loss, measures = task.loss(model, inputs)
-    maps, parts = getattr(model, MAPS), dict.fromkeys(measures, 0.0)
-    lines = [row.values["text"] for row in task.data.splits["train"]]
-    tokens = task.tokenizer
-    for row in range(4):  # one text at a time, token by token, without padding
-        line = lines[int(batch["index"][row])]
-        encoded = tokens(line, return_offsets_mapping=True, return_tensors="pt")
-        ids = encoded["input_ids"]
-        x = model(ids, output_hidden_states=True).hidden_states[-1][0]
-        vectors, states, offsets = words_of([line])
-        guess = maps["vector"](x.mean(0))
-        wanted = F.layer_norm(vectors[0], (7,))
-        parts["vector_error"] += float((guess - wanted).square().mean())
-        errors = []
-        for at, (a, b) in enumerate(encoded["offset_mapping"][0].tolist()):
-            for number, (c, d) in enumerate(offsets[0].tolist()):
-                if a < b and c <= a < d:
-                    state = F.layer_norm(states[0][number], (7,))
-                    errors.append(float((maps["states"](x[at]) - state).square().mean()))
-        assert len(errors) >= len(line.split())
-        parts["hidden_error"] += float(np.mean(errors))
-        length = ids.shape[1]
-        shown, labels = batch["shown"][row, :length], batch["labels"][row, :length]
-        logits = model(shown[None]).logits[0]
-        assert (labels != IGNORE).any()
-        assert torch.equal(ids[0][labels != IGNORE], labels[labels != IGNORE])
-        parts["masked_loss"] += float(F.cross_entropy(logits, labels))
+    parts = slow_loss_parts(task, model, batch)
+    assert set(parts) == set(measures)
     for name, value in parts.items():
         assert float(measures[name]) == pytest.approx(value, rel=1e-4), name
     expected = 0.5 * parts["vector_error"] + 2 * parts["hidden_error"] + 0.25 * parts["masked_loss"]
@@ -178,6 +154,37 @@ def test_the_loss_is_the_definition(texts, teacher):
         for rows in (slice(0, 2), slice(2, 4))
     ]
     assert float(sum(halves)) == pytest.approx(float(loss), rel=1e-5)
+
+
+def slow_loss_parts(task, model, batch):
+    """One text at a time, token by token, without padding."""
+    maps = getattr(model, MAPS)
+    parts = dict.fromkeys(("vector_error", "hidden_error", "masked_loss"), 0.0)
+    lines = [row.values["text"] for row in task.data.splits["train"]]
+    for row in range(4):
+        line = lines[int(batch["index"][row])]
+        encoded = task.tokenizer(line, return_offsets_mapping=True, return_tensors="pt")
+        ids = encoded["input_ids"]
+        x = model(ids, output_hidden_states=True).hidden_states[-1][0]
+        vectors, states, offsets = words_of([line])
+        guess = maps["vector"](x.mean(0))
+        wanted = F.layer_norm(vectors[0], (7,))
+        parts["vector_error"] += float((guess - wanted).square().mean())
+        errors = [
+            float((maps["states"](x[at]) - F.layer_norm(states[0][number], (7,))).square().mean())
+            for at, (a, b) in enumerate(encoded["offset_mapping"][0].tolist())
+            for number, (c, d) in enumerate(offsets[0].tolist())
+            if a < b and c <= a < d
+        ]
+        assert len(errors) >= len(line.split())
+        parts["hidden_error"] += float(np.mean(errors))
+        length = ids.shape[1]
+        shown, labels = batch["shown"][row, :length], batch["labels"][row, :length]
+        logits = model(shown[None]).logits[0]
+        assert (labels != IGNORE).any()
+        assert torch.equal(ids[0][labels != IGNORE], labels[labels != IGNORE])
+        parts["masked_loss"] += float(F.cross_entropy(logits, labels))
+    return parts
 
 
 def test_a_student_comes_closer_to_its_teacher(texts, teacher, tmp_path):

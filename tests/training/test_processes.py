@@ -13,6 +13,30 @@ from safetensors.torch import load_file
 OPTIONS = "--steps 4 --lr 0.05 --resize 24 --crop 20 --micro-batch 3 --mixup 0.3 --device cpu"
 
 
+ALONE = [sys.executable, "-m", "headstart", "train"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def in_two(port):
+    """The command in two processes."""
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m"]
+    return [sys.executable, "-m", *launcher, "headstart", "train"]
+
+
+def completed(command):
+    """What a command that succeeds writes to standard error."""
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def result_of(folder):
+    """The losses of a run, and its weights."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return losses, load_file(folder / "model.safetensors")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "batch, precision, shared, near",
@@ -27,44 +51,16 @@ def test_two_processes_give_the_numbers_of_one(
     Losses and weights agree within float error, and one process writes.
     """
     pytest.importorskip("accelerate")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = []
-    for launcher in (
-        [],
-        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541", "-m"],
+    start = [str(photos), "--model", str(tiny_model), *OPTIONS.split()]
+    start += ["--batch-size", str(batch), "--precision", precision, "--out"]
+    for command in (
+        [*ALONE, *start, str(tmp_path / "one")],
+        [*in_two("29541"), *start, str(tmp_path / "two"), *shared],
     ):
-        out = tmp_path / f"run{len(launcher)}"
-        command = [
-            sys.executable,
-            "-m",
-            *launcher,
-            "headstart",
-            "train",
-            str(photos),
-            "--model",
-            str(tiny_model),
-            "--out",
-            str(out),
-        ]
-        command += [
-            *OPTIONS.split(),
-            "--batch-size",
-            str(batch),
-            "--precision",
-            precision,
-            *(shared if launcher else []),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("the result is in") == 1
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        found.append(
-            (
-                [line["loss"] for line in lines if "loss" in line],
-                load_file(out / "model.safetensors"),
-            )
-        )
-    (losses, weights), (losses_of_two, weights_of_two) = found
+        errors = completed(command)
+        assert errors.count("the result is in") == 1
+    losses, weights = result_of(tmp_path / "one")
+    losses_of_two, weights_of_two = result_of(tmp_path / "two")
     assert losses_of_two == pytest.approx(losses, rel=near) and len(losses) == 4
     for name, tensor in weights.items():
         assert (tensor - weights_of_two[name]).abs().max() <= 10 * near, name
@@ -87,7 +83,6 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
 
     Resumed, the run has the losses and weights of a single process's run.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     options = (
         "--steps 24 --lr 0.02 --resize 24 --crop 20 --batch-size 12 --micro-batch 4 --device cpu"
         " --lora 2 --set ema=0.9"
@@ -97,29 +92,12 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
         " --optimizer adamw"
     )
     start = [str(photos), "--model", str(tiny_model), *options.split(), "--out"]
-    alone = [sys.executable, "-m", "headstart", "train"]
-    shared = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "29542",
-        *alone[1:],
-    ]
+    shared = in_two("29542")
 
-    single = subprocess.run(
-        [*alone, *start, str(tmp_path / "one")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert single.returncode == 0, single.stderr
+    completed([*ALONE, *start, str(tmp_path / "one")])
     out = tmp_path / "two"
     process = subprocess.Popen(
-        [*shared, *start, str(out), "--fsdp"], stderr=subprocess.PIPE, text=True, env=environment
+        [*shared, *start, str(out), "--fsdp"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     while not list((out / "checkpoints").glob("step-*")) and process.poll() is None:
         time.sleep(0.01)
@@ -131,15 +109,10 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
         "headstart: another process of this run has ended; go on from the last checkpoint with"
         " --resume"
     ], errors
-    again = [*shared, str(photos), "--out", str(out), "--resume", "--fsdp"]
-    done = subprocess.run(again, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr and done.stderr.count("the result is in") == 1
-    losses, weights = [], []
-    for folder in (tmp_path / "one", out):
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        losses.append([line["loss"] for line in lines if "loss" in line])
-        weights.append(load_file(folder / "model.safetensors"))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 24
-    for name, tensor in weights[0].items():
-        assert (tensor - weights[1][name]).abs().max() <= 1e-3, name
+    resumed = completed([*shared, str(photos), "--out", str(out), "--resume", "--fsdp"])
+    assert "going on after step" in resumed and resumed.count("the result is in") == 1
+    losses, weights = result_of(tmp_path / "one")
+    losses_of_two, weights_of_two = result_of(out)
+    assert losses_of_two == pytest.approx(losses, rel=1e-3) and len(losses) == 24
+    for name, tensor in weights.items():
+        assert (tensor - weights_of_two[name]).abs().max() <= 1e-3, name

@@ -144,22 +144,11 @@ def test_the_test_data_is_evaluated_once_at_the_end(
             evaluated.append(split) or evaluate_task(self, model, split, *rest)
         ),
     )
-    arguments = [
-        "train",
-        str(tmp_path / "data"),
-        "--model",
-        str(tiny_model),
-        "--out",
-        str(tmp_path / "run"),
-        "--tune",
-        tune,
-    ]
-    arguments += ["--device", "cpu"]
-    arguments += (
-        ["--steps", "4", "--batch-size", "8", "--crop", "20", "--set", "eval_every=1"]
-        if tune == "full"
-        else []
-    )
+    run = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "data"), "--model", str(tiny_model), "--out", str(run)]
+    arguments += ["--tune", tune, "--device", "cpu"]
+    if tune == "full":
+        arguments += ["--steps", "4", "--batch-size", "8", "--crop", "20", "--set", "eval_every=1"]
     with pytest.raises(SystemExit) as end:
         main(arguments)
     printed = capsys.readouterr().err
@@ -171,17 +160,12 @@ def test_the_test_data_is_evaluated_once_at_the_end(
         and "no test image is dog" in printed
         and "test accuracy" in printed.splitlines()[-1]
     )
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["splits"] == {"train": 12, "validation": 12, "test": 8} and set(
-        results["evaluations"]
-    ) == {"validation", "test"}
-    lines = (
-        [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        if tune == "full"
-        else []
-    )
-    assert not any("test" in line for line in lines)
-    page, card = ((tmp_path / "run" / file).read_text() for file in ("report.html", "README.md"))
+    results = json.loads((run / "results.json").read_text())
+    assert results["splits"] == {"train": 12, "validation": 12, "test": 8}
+    assert set(results["evaluations"]) == {"validation", "test"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines and not any("test" in line for line in lines)
+    page, card = ((run / file).read_text() for file in ("report.html", "README.md"))
     assert "on 8 test examples" in page and "## Result on 8 test examples" in card
 
 

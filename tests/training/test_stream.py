@@ -268,12 +268,12 @@ def test_a_class_that_the_first_look_lacks(shards, tmp_path, monkeypatch):
     assert task.classes == ["bird", "cat"]
     samples = list(stream_tar(files(shards)[0]))
     with pytest.raises(DataError, match=r"000002\.png: class 'dog' is not among .* classes\.json"):
-        task._label(files(shards)[0], samples)
+        task.labelled(files(shards)[0], samples)
     listed = tmp_path / "names.json"
     listed.write_text(json.dumps(["dog", "cat", "bird"]))
     task = read(pattern(shards), extra={"classes": str(listed)})
     assert task.classes == ["dog", "cat", "bird"]
-    assert task._label(files(shards)[0], samples).labels[:3].tolist() == [2, 1, 0]
+    assert task.labelled(files(shards)[0], samples).labels[:3].tolist() == [2, 1, 0]
 
 
 @pytest.mark.slow

@@ -32,13 +32,13 @@ def as_key(value: Any) -> Any:
 
 # Opcodes whose argument is the value itself, as `pickletools` decodes it.
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_VALUES = frozenset((
+VALUES = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
     "BINSTRING", "SHORT_BINSTRING",
     "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
     "BINBYTES8", "BYTEARRAY8",
 ))  # fmt: skip
-_CONSTANTS: dict[str, Callable[[], Any]] = {
+CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set,
 }  # fmt: skip
@@ -126,7 +126,7 @@ class Machine:
         raise FileFormatError(f"{self.where} is a pickle without an end")
 
     def _step(self, op: str, argument: Any) -> None:
-        if op in _VALUES:
+        if op in VALUES:
             self.stack.append(argument)
         elif op in ("BINPUT", "LONG_BINPUT", "PUT"):
             self.memo[int(argument)] = self.stack[-1]
@@ -134,8 +134,8 @@ class Machine:
             self.memo[len(self.memo)] = self.stack[-1]
         elif op in ("BINGET", "LONG_BINGET", "GET"):
             self.stack.append(self.memo[int(argument)])
-        elif op in _CONSTANTS:
-            self.stack.append(_CONSTANTS[op]())
+        elif op in CONSTANTS:
+            self.stack.append(CONSTANTS[op]())
         elif op == "GLOBAL":
             self.stack.append(Name(argument.replace(" ", ".", 1)))
         elif op not in ("PROTO", "FRAME"):

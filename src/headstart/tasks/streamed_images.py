@@ -135,7 +135,7 @@ class StreamedClassification(ImageClassification):
             extra = self.options.extra
             self.stream = Stream(
                 self.shards.names,
-                self._label,
+                self.labelled,
                 recipe.batch_size,
                 recipe.seed,
                 lanes=extra.get("lanes", LANES),
@@ -143,7 +143,7 @@ class StreamedClassification(ImageClassification):
             )
         return self.stream
 
-    def _label(self, shard: str, samples: Sequence[Streamed]) -> Examples:
+    def labelled(self, shard: str, samples: Sequence[Streamed]) -> Examples:
         """Samples of a shard with their labels."""
         table = table_of(shard, samples)
         parts = labelled_by_split({"train": [table]}, self.label_options)

@@ -251,8 +251,9 @@ def test_layouts_are_each_other_s_inverse(shape):
     assert theirs.shape == ((5, 4) if len(shape) == 2 else (5, 4, 2, 3))
 
 
-def test_initial_values():
-    config = BeitConfig(
+def config_with_everything():
+    """Of a small network with every parameter that is optional."""
+    return BeitConfig(
         hidden_size=96,
         num_hidden_layers=2,
         num_attention_heads=3,
@@ -263,7 +264,10 @@ def test_initial_values():
         use_mask_token=True,
         use_absolute_position_embeddings=True,
     )
-    model = FlaxBeitModel(config, seed=3)
+
+
+def test_initial_values():
+    model = FlaxBeitModel(config_with_everything(), seed=3)
     flat = {torch_name(path): value for path, value in flatten_dict(model.params).items()}
     for name, std in {
         "embeddings.patch_embeddings.projection.weight": 0.02,
@@ -283,6 +287,11 @@ def test_initial_values():
     )
     assert all(not value.any() for name, value in flat.items() if name.endswith(("bias", "table")))
     assert np.allclose(flat["encoder.layer.1.lambda_2"], 1e-5)
+
+
+def test_parameters_are_initialized_apart_and_given():
+    config = config_with_everything()
+    model = FlaxBeitModel(config, seed=3)
     apart = FlaxBeitModel(config, seed=3, _do_init=False)
     with pytest.raises(InputError, match="holds no parameters"):
         apart.params  # noqa: B018

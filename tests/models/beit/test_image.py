@@ -64,7 +64,7 @@ def test_label_maps(case: str) -> None:
         assert not set(np.unique(theirs)) <= set(np.unique(allowed)), (
             "transformers no longer invents labels here"
         )
-        nearest = processor._with(resample=0)(
+        nearest = BeitImageProcessor.from_dict(processor.to_dict() | {"resample": 0})(
             np.zeros((*labels.shape, 3), np.uint8), given, return_tensors="np"
         ).labels
         np.testing.assert_array_equal(batch.labels, nearest)
@@ -217,9 +217,11 @@ def test_authors_preprocessing() -> None:
     classifier = BeitImageProcessor.for_published(
         SimpleNamespace(image_size=224, labels="imagenet-1k")
     )
-    assert classifier._geometry(375, 500) == ((256, 341), (224, 224))
+    assert classifier.resized_size(375, 500) == (256, 341)
+    assert classifier.target[1] == (224, 224)
     segmenter = BeitImageProcessor.for_published(SimpleNamespace(image_size=640, labels="ade20k"))
-    assert segmenter._geometry(375, 500) == ((640, 853), None)
+    assert segmenter.resized_size(375, 500) == (640, 853)
+    assert segmenter.target[1] is None
     assert segmenter.do_reduce_labels
 
 

@@ -26,7 +26,8 @@ def test_equals_transformers(case: str, name: str) -> None:
     ],
 )
 def test_crop_keeps_its_share_below_384(edge: int, crop_pct: float, resized: tuple) -> None:
-    assert ConvNextImageProcessor(size=edge, crop_pct=crop_pct)._geometry(50, 60) == resized
+    processor = ConvNextImageProcessor(size=edge, crop_pct=crop_pct)
+    assert (processor.resized_size(50, 60), processor.target[1]) == resized
 
 
 def test_old_file(tmp_path: Path) -> None:
@@ -67,7 +68,8 @@ def test_authors_preprocessing() -> None:
         image_size = 224
 
     processor = ConvNextImageProcessor.for_published(Published())
-    assert processor._geometry(375, 500) == ((256, 341), (224, 224))
+    assert processor.resized_size(375, 500) == (256, 341)
+    assert processor.target[1] == (224, 224)
     assert processor(np.zeros((1, 1), np.uint8), return_tensors="np").pixel_values.shape == (
         1,
         3,

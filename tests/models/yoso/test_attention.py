@@ -93,7 +93,7 @@ def test_weights_give_the_attention():
 @pytest.mark.parametrize("length", [1, 3, 129, 1100])
 def test_blocks_agree_with_the_plain_form(length, monkeypatch):
     monkeypatch.setattr(exact.cpu, "usable", lambda *tensors: False)
-    monkeypatch.setattr(exact, "_BLOCK_ON_CPU", 2**14)  # several blocks of heads, too
+    monkeypatch.setattr(exact, "BLOCK_ON_CPU", 2**14)  # several blocks of heads, too
     monkeypatch.setattr(exact, "_QUERIES_IN_BLOCK", 48)
     query, key, value = (x.requires_grad_() for x in tokens(2, 2, length, 6, dtype=torch.float64))
     mask = torch.ones(2, length)
@@ -267,7 +267,7 @@ def test_memory_is_linear_in_the_length(monkeypatch):
     with Watch():
         exact.sum_in_blocks(query, key, value, 9)
         exact.gradients_in_blocks(value, query, key, value, 9)
-    assert largest <= exact._BLOCK_ON_CPU < length * length / 8
+    assert largest <= exact.BLOCK_ON_CPU < length * length / 8
 
 
 def test_refuses_what_does_not_fit():

@@ -84,6 +84,13 @@ def way(request, tmp_path_factory):
     return request.param, [*runner, str(program)]
 
 
+def answer_of(command, data):
+    """What a program writes that gets `data`, as float32; its report where it fails."""
+    done = subprocess.run(command, input=data, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).copy())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -117,15 +124,7 @@ def test_results_and_memory(way, shape, entry):
         for number in numbers:
             if number == "1" and name not in EMULATED and "avx2" not in cpu.instruction_sets():
                 continue
-            done = subprocess.run(
-                [*command, entry, number, str(threads)],
-                input=data,
-                capture_output=True,
-                timeout=300,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr.decode()[-3000:]
-            got = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).copy())
+            got = answer_of([*command, entry, number, str(threads)], data)
             expected = torch.cat(
                 [
                     x.flatten()

@@ -239,7 +239,7 @@ def test_strided_inputs_are_read_in_place(instruction_set):
     )
     projections = random_projections(6, 16, hash_code_len=4, num_hash=8, seed=0)
     args = (query, key, value, projections, 4, 8)
-    assert not query.is_contiguous() and cpu._rows(query).data_ptr() == query.data_ptr()
+    assert not query.is_contiguous() and cpu.as_rows(query).data_ptr() == query.data_ptr()
     assert_close(sampled.sampled_sum(*args, True), in_torch(sampled.sampled_sum, *args, True))
     for ours, plain in zip(
         sampled.sampled_sum_backward(grad, *args),
@@ -356,7 +356,7 @@ def test_callers_defaults_change_nothing():
 
 def test_structure_has_the_fields_of_the_header():
     """A field that only one side knows would shift all that follow."""
-    assert cpu.library().yoso_problem_bytes() == ctypes.sizeof(cpu._Problem)
+    assert cpu.library().yoso_problem_bytes() == ctypes.sizeof(cpu.Problem)
 
 
 def test_one_warning_without_the_library(monkeypatch, tmp_path):

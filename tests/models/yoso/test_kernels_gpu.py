@@ -294,7 +294,7 @@ def test_codes_and_order(tau):
     projections = random_projections(
         2, 20, hash_code_len=tau, num_hash=5, use_fast_hash=False, seed=0, device=DEVICE
     )
-    side = gpu._side(query, projections, 1, 3, 5, tau)
+    side = gpu.one_side(query, projections, 1, 3, 5, tau)
     expected = hash_codes(query.double(), projections, hash_code_len=tau, num_hash=5)[
         :, :, 1:4
     ].transpose(1, 2)

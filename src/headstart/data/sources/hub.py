@@ -106,7 +106,7 @@ def load_hub(name: str) -> dict[str, Any]:
         raise DataError(
             f"there is no file or folder {name}; for the data set of that name on the Hub: {error}"
         ) from None
-    _ask(name, found["id"], found["revision"])
+    reach(name, found["id"], found["revision"])
     expected: tuple[type[Exception], ...] = (ValueError, RuntimeError, *transport_errors())
     try:
         loaded = datasets.load_dataset(found["id"], found["config"], revision=found["revision"])
@@ -117,7 +117,7 @@ def load_hub(name: str) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _ask(name: str, repository: str, revision: str | None) -> None:
+def reach(name: str, repository: str, revision: str | None) -> None:
     """Asks the Hub whether there is such a data set, once.
 
     The library itself asks again and again for half a minute.

@@ -28,8 +28,8 @@ from headstart.nn.kept import jit_traced
 
 # Weights in one block, over all the heads that are worked on together: what stays in the cache of
 # two CPU cores, and enough to fill a GPU.
-_BLOCK_ON_CPU = 2**18
-_BLOCK_ON_GPU = 2**25
+BLOCK_ON_CPU = 2**18
+BLOCK_ON_GPU = 2**25
 _QUERIES_IN_BLOCK = 128
 _KEYS_IN_BLOCK = 512
 
@@ -114,7 +114,7 @@ def _blocks(
     rows: int, queries: int, keys: int, device: torch.device
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Slices of heads, queries and keys that cover all weights once."""
-    budget = _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK_ON_GPU
+    budget = BLOCK_ON_CPU if device.type == "cpu" else BLOCK_ON_GPU
     some_keys = max(1, min(keys, _KEYS_IN_BLOCK))
     some_queries = max(1, min(queries, _QUERIES_IN_BLOCK))
     some_rows = max(1, min(rows, budget // (some_keys * some_queries)))

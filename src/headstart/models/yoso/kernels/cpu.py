@@ -37,7 +37,7 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     """`Problem` of yoso.h, field by field."""
 
     _fields_ = [
@@ -76,7 +76,7 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     loaded.yoso_problem_bytes.restype = ctypes.c_int64
-    if loaded.yoso_problem_bytes() != ctypes.sizeof(_Problem):
+    if loaded.yoso_problem_bytes() != ctypes.sizeof(Problem):
         warnings.warn(
             f"{path.name} was built from other sources; reinstall headstart. Attention runs in"
             " plain PyTorch.",
@@ -125,7 +125,7 @@ def usable(*tensors: Tensor) -> bool:
     return fits and bool(instruction_sets())
 
 
-def _rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """As (texts, heads, tokens, size) in float32 with a contiguous last dimension.
 
     Copied only where that is needed.
@@ -154,7 +154,7 @@ def _run(
     """Calls one entry point of the library and returns its outputs as (texts, heads, tokens, size)
     in float32.
     """
-    rows = {field: _rows(x) for field, x in inputs.items()}
+    rows = {field: as_rows(x) for field, x in inputs.items()}
     texts, heads, queries, size = rows["query"].shape
     keys, value_size = rows["value"].shape[2:]
     shapes = {
@@ -171,7 +171,7 @@ def _run(
             )
     if max(queries, keys) >= 2**31:
         raise InputError(f"{max(queries, keys)} tokens; the kernel counts them in 32 bits")
-    problem = _Problem(
+    problem = Problem(
         texts=texts, heads=heads, queries=queries, keys=keys, size=size, value_size=value_size
     )
     results = []

@@ -54,7 +54,7 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _side(
+def one_side(
     x: Tensor, directions: Tensor, first_hash: int, some_hashes: int, num_hash: int, tau: int
 ) -> _Side:
     """Hashes x (rows, tokens, K) and sorts the tokens by bucket."""
@@ -215,7 +215,7 @@ def sampled_forward(
             _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len),
         ):
             q_side, k_side = (
-                _side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
+                one_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
             )
             _sum_over_buckets(q_side, k_side, v[n], out[n], 1 / num_hash)
     return out.view(*query.shape[:-1], value.shape[-1]).to(value.dtype)
@@ -244,7 +244,7 @@ def sampled_backward(
             _bytes_of_a_pair(q.shape[1], k.shape[1], v.shape[2], hash_code_len),
         ):
             q_side, k_side = (
-                _side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
+                one_side(x[n], directions[n], first, some, num_hash, hash_code_len) for x in (q, k)
             )
             _sum_over_buckets(k_side, q_side, g[n], g_value[n], 1 / num_hash)
             _through_buckets(q_side, k_side, g[n], v[n], k[n], g_query[n], scale)
