@@ -12,6 +12,7 @@ that are finished are not made again.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,17 @@ def run(out: Path, data: Path, **values: object) -> dict[str, float]:
     ).metrics
 
 
-def main() -> None:
+def write_cifar10(source: Path, few: Path) -> Path:
+    """CIFAR-10 as `train` reads it."""
+    few.mkdir(exist_ok=True)
+    names = {"train.npz": "train_100shot.npz", "val.npz": "val.npz", "classes.json": "classes.json"}
+    for name, file in names.items():
+        shutil.copyfile(source / file, few / name)
+    return few
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("tokenizer", type=Path)
@@ -96,7 +107,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=100, help="CIFAR-10 images of each class")
     parser.add_argument("--tune-steps", type=int, default=400)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
 
     images = write_images(args.data, args.out / "images", args.images)
     network = args.out / "random"
@@ -137,16 +152,7 @@ def main() -> None:
         "shots": args.shots,
         "eval_every": max(1, args.tune_steps // 4),
     }
-    few = args.out / "cifar10"
-    if not few.exists():
-        few.mkdir()
-        for name, source in (("train", "train_100shot.npz"), ("val", "val.npz")):
-            (few / f"{name}.npz").write_bytes(
-                (args.data / "images" / "cifar10" / source).read_bytes()
-            )
-        (few / "classes.json").write_bytes(
-            (args.data / "images" / "cifar10" / "classes.json").read_bytes()
-        )
+    few = write_cifar10(args.data / "images" / "cifar10", args.out / "cifar10")
     summary = {
         "masked_codes_guessed": guessed["code_accuracy"],
         "most_common_code": guessed["most_common_code_accuracy"],

@@ -140,7 +140,8 @@ def load(
     return model, BeitImageProcessor(size=size, do_center_crop=False)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -152,7 +153,11 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
 
     classes = sorted(p.name for p in (arguments.data / "train").iterdir() if p.is_dir())
     model, processor = load(arguments, classes)

@@ -88,10 +88,10 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - 128) * gain + 128 + shift).clamp(0, 255)
 
 
-def loss_of(logits: Tensor, labels: Tensor, others: Tensor, share: float) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, others: Tensor, fraction: float) -> Tensor:
     """Cross-entropy against two mixed labels, smoothed by 0.1."""
     one, two = (F.cross_entropy(logits, each, label_smoothing=0.1) for each in (labels, others))
-    return share * one + (1 - share) * two
+    return fraction * one + (1 - fraction) * two
 
 
 @torch.no_grad()
@@ -105,14 +105,36 @@ def accuracy(model: BitForImageClassification, images: Tensor, labels: Tensor, s
     return right / len(labels)
 
 
-def main() -> None:
+def schedule(done: float) -> float:
+    """Factor of the learning rate: a warm-up, then half a cosine."""
+    return min(1.0, done / 0.1) * 0.5 * (1 + math.cos(math.pi * max(0.0, (done - 0.1) / 0.9)))
+
+
+def optimizer_of(model: BitForImageClassification, lr: float) -> torch.optim.Optimizer:
+    """SGD whose weight decay spares what is not a filter."""
+    filters = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [{"params": filters, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
+        lr=lr,
+        momentum=0.9,
+        nesterov=True,
+    )
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
     args.out.mkdir(parents=True, exist_ok=True)
 
     images, labels = read_sheets(args.data)
@@ -124,16 +146,8 @@ def main() -> None:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
     )
-    filters = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": filters, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
-        lr=args.lr,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimizer = optimizer_of(model, args.lr)
     steps = len(images) // args.batch_size
-    total = steps * args.epochs
     first, state_file = 0, args.out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -150,21 +164,14 @@ def main() -> None:
         model.train()
         start, seen, losses = time.time(), 0, 0.0
         for i in range(steps):
-            done = (epoch * steps + i) / total
-            rate = (
-                args.lr
-                * min(1.0, done / 0.1)
-                * 0.5
-                * (1 + math.cos(math.pi * max(0.0, (done - 0.1) / 0.9)))
-            )
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = args.lr * schedule((epoch + i / steps) / args.epochs)
             chosen = order[i * args.batch_size : (i + 1) * args.batch_size]
             x, y = to_input(augment(images[chosen], generator), size), labels[chosen]
-            share = float(rng.beta(0.2, 0.2))
+            mixed = float(rng.beta(0.2, 0.2))
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(share * x + (1 - share) * x.flip(0)).logits
-            loss = loss_of(logits.float(), y, y.flip(0), share)
+                logits = model(mixed * x + (1 - mixed) * x.flip(0)).logits
+            loss = loss_of(logits.float(), y, y.flip(0), mixed)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -126,7 +126,8 @@ def save_images(tokenizer: DalleImageTokenizer, images: Tensor, path: Path) -> N
     image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -150,7 +151,11 @@ def main() -> None:
         default=0.02,
         help="largest weight of the codes' divergence from even use",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
     args.out.mkdir(parents=True, exist_ok=True)
 
     images = read_images(args.data, args.size)
@@ -177,12 +182,9 @@ def main() -> None:
     )
     for step in range(args.steps):
         done = step / args.steps
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                args.lr
-                * min(1.0, (step + 1) / 50)
-                * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
-            )
+            group["lr"] = args.lr * min(1.0, (step + 1) / 50) * cosine
         temperature = max(
             LAST_TEMPERATURE,
             FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** (done / 0.8),
