@@ -59,7 +59,7 @@ def test_optimize_and_predict(folder):
     )
     assert (
         result.exit_code == 0
-        and "of 6 answers the same" in result.output
+        and "of 3 answers the same" in result.output
         and "a speed-up of" in result.output
     )
     photo = folder / "photos" / "1.png"
