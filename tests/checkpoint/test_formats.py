@@ -454,3 +454,12 @@ def test_a_file_of_claims_fills_no_memory(tmp_path):
             file.create_dataset(f"w{i}", shape=(1 << 27,), dtype="f4", fillvalue=1.0)
     with pytest.raises(FileFormatError, match="claims 536,870,912 bytes"):
         read_tensors(tmp_path / "a.h5")
+
+
+def test_names_are_bounded(tmp_path):
+    """Each is looked up in tables of names: 300,000 took eight seconds."""
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"{i}":{entry}' for i in range(100_001)) + "}").encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(FileFormatError, match="has more than 100,000 names"):
+        read_tensors(tmp_path / "a.safetensors")

@@ -32,6 +32,7 @@ ITEM_SIZE = {
 }  # fmt: skip
 MAX_DIMENSIONS = 32
 MAX_ENTRIES = 1_000_000  # tensors, and the containers and values around them
+MAX_TENSORS = 100_000  # each of which is looked up in tables of names
 MAX_NAME, MAX_NAMES = 1_000, 1 << 26  # characters of one name, and of all names
 # Weights hardly shrink, except where they are constant: a file that unpacks, expands or fills to
 # more than this is not a checkpoint but an attempt to fill the memory.
@@ -47,13 +48,16 @@ class Budget:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self.path, self.entries, self.characters = path, 0, 0
+        self.path, self.entries, self.characters, self.tensors = path, 0, 0, 0
         self.bytes = max(MAX_UNPACKED, MAX_RATIO * size)
 
     def entry(self, name: str = "", count: int = 1) -> None:
         """Takes entries, and the characters of a name."""
         self.entries += count
         self.characters += len(name)
+        self.tensors += count if name else 0
+        if self.tensors > MAX_TENSORS:
+            raise FileFormatError(f"{self.path} has more than {MAX_TENSORS:,} names")
         if self.entries > MAX_ENTRIES:
             raise FileFormatError(f"{self.path} has more than {MAX_ENTRIES:,} entries")
         if len(name) > MAX_NAME or self.characters > MAX_NAMES:

@@ -319,6 +319,9 @@ def test_clear_errors():
         BeitConfig(image_size="big")
     with pytest.raises(ConfigError, match="smaller than patch_size=16"):
         BeitConfig(image_size=8)
+    with pytest.raises(ConfigError, match="makes 1,048,576 patches; expected at most 262,144"):
+        BeitConfig(image_size=4096, patch_size=4)
+    assert BeitConfig(image_size=4096, patch_size=8).grid == (512, 512)
     with pytest.raises(ConfigError, match="bias_resize='nearest'"):
         BeitConfig(bias_resize="nearest")
 

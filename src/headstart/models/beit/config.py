@@ -1,5 +1,6 @@
 """What a BEiT network is, and the ones that its authors published."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, Self
@@ -11,6 +12,7 @@ from headstart.registry import Published
 
 # of every LayerNorm: what the authors train with, what the conversions' configurations say
 EPS_AUTHORS, EPS_CONVERTED = 1e-6, 1e-12
+MAX_PATCHES = 1 << 18  # of an image: tables of positions are made before any weight is read
 Size = int | list[int] | tuple[int, int]
 
 
@@ -143,6 +145,11 @@ class BeitConfig(BackboneConfig):
         if min(self.grid) < 1:
             raise ConfigError(
                 f"image_size={self.image_size!r} is smaller than patch_size={self.patch_size!r}"
+            )
+        if math.prod(self.grid) > MAX_PATCHES:
+            raise ConfigError(
+                f"image_size={self.image_size!r} with patch_size={self.patch_size!r} makes"
+                f" {math.prod(self.grid):,} patches; expected at most {MAX_PATCHES:,}"
             )
         one_of("semantic_loss_mean", self.semantic_loss_mean, ("all", "valid"))
         one_of("bias_resize", self.bias_resize, ("geometric", "bilinear"))
