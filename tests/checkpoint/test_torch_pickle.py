@@ -445,7 +445,5 @@ def test_a_shared_list_does_not_multiply(tmp_path):
     for _ in range(10):
         value = [value] * 20
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"x" * 300: value}, protocol=2))
-    with pytest.raises(
-        FileFormatError, match="has more than 1|names of more"
-    ):
+    with pytest.raises(FileFormatError, match="has more than 1|names of more"):
         read_tensors(tmp_path / "a.pkl")
