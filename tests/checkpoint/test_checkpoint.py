@@ -463,3 +463,13 @@ def test_a_full_disk_is_the_error_of_pytorch_too(tmp_path, full_disk):
     with pytest.raises(OSError, match="cannot write w.bin .No space left"):
         atomic_write(tmp_path / "w.bin", lambda file: torch.save(state, file))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tensors, shards", [(100_001, 1), (5000, 5000)])
+def test_an_index_is_bounded(tmp_path, tensors, shards):
+    """Each file is looked for: 200,000 of them took 15 seconds."""
+    names = {f"n{i}": f"s{i % shards}.safetensors" for i in range(tensors)}
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(FileFormatError, match=f"lists {tensors:,} tensors in {shards:,} files"):
+        read_index(file)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 import headstart
 from headstart.data import cache
@@ -16,7 +17,7 @@ from headstart.tasks import task_class
 from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
 from headstart.training.log import read_metrics
-from photo_data import make_class_folders
+from photo_data import make_class_folders, make_photo
 
 SMALL = {"steps": 3, "lr": 0.05, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu"}
 HEAD = {"tune": "head", "crop": 20, "device": "cpu"}
@@ -134,6 +135,32 @@ def test_evaluation_leaves_out_what_was_trained_on(folder, tiny_model, tmp_path,
     other = make_class_folders(tmp_path / "other", {"bird": 3, "cat": 3}, first_seed=900)
     _, new = evaluate(found.folder, other, device="cpu")
     assert new.examples == 6 and new.notes == []
+
+
+def test_copies_that_were_saved_again_are_noticed(tiny_model, tmp_path):
+    """Their bytes are others; their looks are those of the training images."""
+    folder = tmp_path / "photos"
+    make_class_folders(folder, {"bird": 10})
+    make_class_folders(folder, {"cat": 10}, first_seed=50)
+    run = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD).folder
+    assert run is not None
+    for file in folder.rglob("*.png"):
+        copy = tmp_path / "copies" / file.relative_to(folder).with_suffix(".bmp")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.save(copy)
+    _, found = evaluate(run, tmp_path / "copies", device="cpu")
+    assert found.examples == 20 and found.notes == [
+        "warning: 16 of these 20 images look the same as images that the model was trained on, so"
+        " the result may be too good"
+    ]
+    same = make_class_folders(tmp_path / "same", {"bird": 10, "cat": 10})
+    for i in range(10):  # data whose images look alike: the hash cannot tell copies from others
+        Image.fromarray(make_photo((200, 40, 40), 3)).save(same / "cat" / f"cat_{i}.png")
+    alike = headstart.train(same, model=tiny_model, out=tmp_path / "alike", **HEAD).folder
+    assert alike is not None
+    _, found = evaluate(alike, tmp_path / "copies", device="cpu")
+    assert found.notes == []
 
 
 def test_epochs_are_steps(folder, tiny_model, tmp_path):

@@ -16,7 +16,7 @@ from headstart.checkpoint import (
     zips,
 )
 from headstart.checkpoint.documents import check_regular, read_object, value_of
-from headstart.checkpoint.raw import Raw, to_numpy, to_torch
+from headstart.checkpoint.raw import MAX_TENSORS, Raw, to_numpy, to_torch
 from headstart.errors import FileFormatError, HeadstartError, NotFoundError, listed
 
 SAFETENSORS_INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
@@ -29,7 +29,7 @@ WEIGHT_FILES = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-MAX_INDEX_BYTES = 100_000_000
+MAX_INDEX_BYTES, MAX_SHARDS = 100_000_000, 4096
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # Parts of a training checkpoint beside the model.
 TRAINING_STATE = (
@@ -178,7 +178,13 @@ def read_index(path: Path | str) -> dict[str, str]:
     files: dict[str, str] = value_of(index, "weight_map", dict[str, str], path)
     if not files:
         raise FileFormatError(f"{path} lists no tensors under 'weight_map'")
-    for name in set(files.values()):
+    shards = set(files.values())
+    if len(shards) > MAX_SHARDS or len(files) > MAX_TENSORS:
+        raise FileFormatError(
+            f"{path} lists {len(files):,} tensors in {len(shards):,} files; expected at most"
+            f" {MAX_TENSORS:,} in {MAX_SHARDS:,}"
+        )
+    for name in shards:
         _refuse_outside(path, name)
     return files
 

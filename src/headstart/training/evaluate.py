@@ -14,7 +14,7 @@ from headstart.progress import Progress, progress_for_python
 from headstart.tasks import Evaluation, Task, task_class
 from headstart.tasks.semantic_segmentation import CLASSES
 from headstart.training.request import RESULTS, absolute
-from headstart.training.seen import trained_on
+from headstart.training.seen import looks_trained_on, trained_on
 from headstart.training.world import World
 
 
@@ -82,7 +82,10 @@ def evaluate(
     task = task_class(task_name).read(data, options)
     chosen = split or next(name for name in ("test", "validation", "train") if name in task.splits)
     if chosen not in task.splits:
-        raise DataError(f"{data} has no {chosen} data; it has {', '.join(task.splits)}")
+        raise DataError(
+            f"{data} has no {chosen} data; it has {', '.join(task.splits)}. Leave split= out to"
+            " evaluate what the model was not trained on"
+        )
     notes = held_out(Path(model), task, chosen, split is None)
     for note in notes:
         options.progress.report(note)
@@ -92,6 +95,13 @@ def evaluate(
     place = World(device or fixed).device
     task.prepare(None, (chosen,))
     evaluation = task.evaluate(network.to(place), chosen, place)
+    alike = looks_trained_on(Path(model), task, chosen)
+    if not notes and alike is not None and alike.any():
+        notes.append(
+            f"warning: {alike.sum()} of these {len(alike)} images look the same as images that the"
+            " model was trained on, so the result may be too good"
+        )
+        options.progress.report(notes[-1])
     evaluation.notes = notes
     return task, evaluation
 
