@@ -119,7 +119,7 @@ def pair(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
 def peers(
     case: Case, peer: torch.nn.Module, x: torch.Tensor, wanted: set[str]
 ) -> dict[str, Callable[[], Any]]:
-    """Ways to run the peer's network that were asked for."""
+    """Ways to run the peer's network that were requested."""
     plain = Plain(peer).eval()
     runs: dict[str, Callable[[], Any]] = {"transformers": lambda: plain(x)}
     if "compile" in wanted:
@@ -465,7 +465,7 @@ def plot(table: dict[str, Any]) -> None:
     axes.axvline(1, color="black", linewidth=0.5)
     figure.tight_layout()
     figure.savefig(PLOT)
-    print(f"drawn: {PLOT}")
+    print(f"plotted: {PLOT}")
 
 
 def main() -> None:

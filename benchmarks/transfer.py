@@ -38,7 +38,7 @@ BICUBIC = 3
 
 
 def sources(images: Path) -> dict[str, tuple[dict[str, Any], str]]:
-    """Data sets: how `train` is told about them, and what they are."""
+    """Data sets: the arguments of `train` for them, and what they are."""
     return {
         "cifar10": (
             {

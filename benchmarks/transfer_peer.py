@@ -84,7 +84,7 @@ def run(
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    if "pixels" in task:  # what the untouched weights say of these pixels
+    if "pixels" in task:  # the features of the untouched weights
         pixels = torch.from_numpy(np.load(task["pixels"]))
         with torch.inference_mode():
             print(
@@ -97,7 +97,7 @@ def main() -> None:
         return
     data = dict(np.load(task["data"]))
     steps = task["steps"]
-    if steps is None:  # as many as fit into the time, told by a few
+    if steps is None:  # as many as fit into the time, measured on a few
         _, few = run(task, data, 10)
         steps = max(1, round(task["seconds"] / float(np.mean(np.diff(few.cpu)[1:]))))
     began = time.process_time()
@@ -109,8 +109,10 @@ def main() -> None:
             torch.stack([held[i]["pixel_values"] for i in range(s, min(s + 32, len(held)))])
             for s in range(0, len(held), 32)
         ]
-        said = torch.cat([model(pixel_values=batch).logits.argmax(1) for batch in batches]).numpy()
-    accuracy = float((said == data["validation_labels"]).mean())
+        predicted = torch.cat(
+            [model(pixel_values=batch).logits.argmax(1) for batch in batches]
+        ).numpy()
+    accuracy = float((predicted == data["validation_labels"]).mean())
     per_step = float(np.median(np.diff(clock.cpu))) if len(clock.cpu) > 1 else None
     print(
         json.dumps(

@@ -3,7 +3,7 @@
     python benchmarks/wrong_labels.py
     ../shared/data/images/{cifar10/train_100shot.npz,eurosat,flowers102,hymenoptera}
 
-The flipped ones are drawn anew for each of three seeds. Labels that were wrong before count as
+The flipped ones are sampled anew for each of three seeds. Labels that were wrong before count as
 mistakes of the audit, so that it is at least as right as is printed. Writes
 results/wrong_labels.json.
 """

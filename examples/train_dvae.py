@@ -4,7 +4,7 @@
     python examples/train_dvae.py photos/ OUT --size 128                # any folder of photos
 
 The recipe is that of DALL-E's paper (Ramesh et al. 2021, appendix A) at a small scale: codes are
-drawn softly (Gumbel-softmax) at a temperature that falls from 1 to 1/16, the decoder gives each
+sampled softly (Gumbel-softmax) at a temperature that falls from 1 to 1/16, the decoder gives each
 color a logit-Laplace distribution, and a growing fraction of the divergence from even use of all
 codes keeps codes from dying. The result folder is what `DalleImageTokenizer.from_pretrained` and
 `headstart train --task masked-image-modeling --option tokenizer=OUT` read; `reconstructions.png`

@@ -182,7 +182,7 @@ class AutoModelForSemanticSegmentation(_AutoModel):
 
 
 class AutoModelForMaskedImageModeling(_AutoModel):
-    """Masked image modelling: `logits` of the visual codes (B, patches, codes).
+    """Masked image modeling: `logits` of the visual codes (B, patches, codes).
 
     Example:
         >>> from headstart import AutoModelForMaskedImageModeling as Auto, BeitConfig
@@ -196,7 +196,7 @@ class AutoModelForMaskedImageModeling(_AutoModel):
 
 
 class AutoModelForMaskedLM(_AutoModel):
-    """Masked language modelling: `logits` (B, L, vocabulary).
+    """Masked language modeling: `logits` (B, L, vocabulary).
 
     Example:
         >>> from headstart import AutoModelForMaskedLM as Auto, YosoConfig

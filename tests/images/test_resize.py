@@ -51,9 +51,9 @@ def slow_line(line: list[float], new: int, resample: int) -> list[float]:
     wide = max(scale, 1.0)
     result = []
     for i in range(new):
-        centre = (i + 0.5) * scale
+        center = (i + 0.5) * scale
         weights = [
-            weight((x + 0.5 - centre) / wide) if abs(x + 0.5 - centre) <= support * wide else 0.0
+            weight((x + 0.5 - center) / wide) if abs(x + 0.5 - center) <= support * wide else 0.0
             for x in range(len(line))
         ]
         value = sum(w * v for w, v in zip(weights, line, strict=True)) / sum(weights)

@@ -97,7 +97,7 @@ def test_heat_lies_over_the_image_itself(tiny_model):
     found = explain(model, processor, np.full((240, 480, 3), 110, np.uint8))
     assert found.heat.shape == (240, 480) and found.overlay().shape == (240, 480, 3)
     assert found.seen == (20, 20) and found.shrunk == 10
-    # 20 of 24 rows and 20 of 48 columns, from the centre
+    # 20 of 24 rows and 20 of 48 columns, from the center
     assert found.heat[20:220, 140:340].any()
     assert not found.heat[:19].any() and not found.heat[:, :139].any()
     assert not found.heat[221:].any() and not found.heat[:, 341:].any()

@@ -1,4 +1,4 @@
-"""Masked image modelling.
+"""Masked image modeling.
 
 Views and their codes, the loss on hidden patches, and runs that classification goes on from.
 """

@@ -89,7 +89,7 @@ def matrix_of(resample: int) -> Any:
     def matrix(old, new, start, count):
         result = op.Range(0, count, 1) + start  # (N,)
         pixel = op.Range(0, old, 1)  # (old,)
-        # from a result's centre to a pixel's, in filter widths; a filter shrinks no pixel
+        # from a result's center to a pixel's, in filter widths; a filter shrinks no pixel
         right = op.Unsqueeze((pixel * 2 + 1) * new, [0])
         left = op.Unsqueeze((result * 2 + 1) * old, [1])
         distance = op.Cast(right - left, to=DOUBLE) / op.Cast(op.Max(old, new) * 2, to=DOUBLE)

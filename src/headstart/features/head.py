@@ -230,11 +230,11 @@ def standardized(features: Floats) -> tuple[NDArray[Any], Floats, float]:
     In float64, and in float32 from a size on where a head is fitted in float32 too.
     """
     mean = features.mean(axis=0)
-    centred = features - mean
-    scale = float(np.sqrt(squares(centred, np.zeros_like(mean)).mean())) or 1.0
-    centred /= scale
+    centered = features - mean
+    scale = float(np.sqrt(squares(centered, np.zeros_like(mean)).mean())) or 1.0
+    centered /= scale
     dtype = np.float32 if features.size > LARGE / 10 else np.float64
-    return np.asarray(centred, dtype=dtype), mean, scale
+    return np.asarray(centered, dtype=dtype), mean, scale
 
 
 def squares(features: Floats, center: NDArray[Any]) -> Doubles:

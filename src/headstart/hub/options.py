@@ -7,7 +7,7 @@ from typing import Any
 from headstart.errors import ConfigError
 
 HUB_KEYS = ("revision", "cache_dir", "token", "local_files_only")
-# True of every load here, whatever they say: files are mapped, resumed and recognised.
+# True of every load here, whatever they say: files are mapped, resumed and recognized.
 IGNORED = (
     *("_fast_init", "_from_auto", "_commit_hash", "resume_download", "weights_only", "mirror"),
     *("low_cpu_mem_usage", "use_safetensors", "from_tf", "from_flax", "from_pt"),

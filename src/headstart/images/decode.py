@@ -618,11 +618,11 @@ def _bands(old: int, new: int, start: int, count: int) -> list[tuple[int, int, i
 
     scale = old / new
     wide = max(scale, 1.0)  # the filter spans 2 * wide pixels to either side
-    centre = (np.arange(start, start + count) + 0.5) * scale
-    low = np.maximum((centre - 2 * wide + 0.5).astype(int), 0)
-    high = np.minimum((centre + 2 * wide + 0.5).astype(int), old)
+    center = (np.arange(start, start + count) + 0.5) * scale
+    low = np.maximum((center - 2 * wide + 0.5).astype(int), 0)
+    high = np.minimum((center + 2 * wide + 0.5).astype(int), old)
     at = low[:, None] + np.arange((high - low).max())  # (count, taps): pixels under the filter
-    x = np.abs((at - centre[:, None] + 0.5) / wide)
+    x = np.abs((at - center[:, None] + 0.5) / wide)
     weights = np.where(
         x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0)
     )  # Keys, a = -0.5

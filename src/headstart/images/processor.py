@@ -485,7 +485,7 @@ class BaseImageProcessor:
         return to_framework(np.stack(arrays) if batch is None else batch, kind)
 
     def _scale_and_shift(self) -> tuple[Array, Array]:
-        """`x * scale + shift` is rescaling and normalising in one.
+        """`x * scale + shift` is rescaling and normalizing in one.
 
         Each of one entry a channel, or one for all.
         """

@@ -36,11 +36,11 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
         return 0.0, 1.0
     z = 1.959963984540054  # 97.5 % quantile of the normal distribution
     p = successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    center = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     spread = math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     half = z * spread / (1 + z * z / trials)
-    low = max(0.0, centre - half) if successes else 0.0
-    return low, min(1.0, centre + half) if successes < trials else 1.0
+    low = max(0.0, center - half) if successes else 0.0
+    return low, min(1.0, center + half) if successes < trials else 1.0
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:

@@ -41,7 +41,7 @@ def tokenizer_view(image: Pixels, grid: tuple[int, int]) -> Pixels:
     return np.ascontiguousarray(resize(image, (grid[0] * stride, grid[1] * stride), LANCZOS))
 
 
-def normalised(images: Tensor, processor: Any) -> Tensor:
+def normalized(images: Tensor, processor: Any) -> Tensor:
     """Values as the network wants them, of uint8 (B, 3, H, W)."""
     mean, std = (
         torch.tensor(v, device=images.device).view(3, 1, 1)
@@ -175,7 +175,7 @@ class MaskedImageModelingPipeline(ShortRepr):
                 raise InputError(f"a grid of {config.grid} patches is too small to be masked")
             hidden = torch.from_numpy(mask)[None].to(self.device)
             guessed = guess_codes(
-                self.model, normalised(as_tensor([view], self.device), self.image_processor), hidden
+                self.model, normalized(as_tensor([view], self.device), self.image_processor), hidden
             )
             right = float((guessed == true)[hidden].float().mean())
             shown = panels(view, mask, true[0], guessed[0], self.tokenizer)

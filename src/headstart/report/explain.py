@@ -277,7 +277,7 @@ def _over_image(
     resized: tuple[int, int],
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """The heat of a centre crop of the resized image, over the image itself, (H, W)."""
+    """The heat of a center crop of the resized image, over the image itself, (H, W)."""
     scale = [large / small for large, small in zip(shape, resized, strict=True)]
     begin = [(r - c) // 2 * f for r, c, f in zip(resized, crop, scale, strict=True)]
     box = [round(begin[0]), round(begin[1])]

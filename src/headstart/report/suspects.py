@@ -148,9 +148,9 @@ def outliers(features: Floats, progress: Progress | None = None) -> list[tuple[i
     if len(features) < FEW:
         return []
     distance = np.log(np.maximum(neighbour_distances(features, progress=progress), 1e-6))
-    centre = np.median(distance)
-    spread = 1.4826 * float(np.median(np.abs(distance - centre)))
-    score = (distance - centre) / max(spread, 1e-6)
+    center = np.median(distance)
+    spread = 1.4826 * float(np.median(np.abs(distance - center)))
+    score = (distance - center) / max(spread, 1e-6)
     return [(int(i), float(score[i])) for i in np.argsort(-score, kind="stable") if score[i] > FAR]
 
 

@@ -274,8 +274,8 @@ class Labelling:
             near = self.unit[free] @ self.unit[list(self.labels)].T
             self.current = int(free[np.argmin(near.max(axis=1))])
         else:
-            centre = self.unit[free] @ self.unit[free].mean(axis=0)
-            self.current = int(free[np.argmax(centre)])
+            center = self.unit[free] @ self.unit[free].mean(axis=0)
+            self.current = int(free[np.argmax(center)])
 
     def suggestions(self, most: int = 3) -> list[Suggestion]:
         """Classes that the head finds probable for the current image, best first."""

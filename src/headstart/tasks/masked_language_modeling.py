@@ -1,4 +1,4 @@
-"""Masked language modelling: guess hidden tokens of running text.
+"""Masked language modeling: guess hidden tokens of running text.
 
 Texts are joined into blocks of `max_length` tokens. In each block 15 % of the tokens are to be
 guessed: 80 % of them are shown as the mask token, 10 % as a random token, 10 % as they are (Devlin

@@ -255,7 +255,7 @@ class Regression(Problem):
     def __init__(self, headline: str = "r2") -> None:
         super().__init__()
         self.headline = headline
-        self.centre: NDArray[np.float64] | None = None  # (V,)
+        self.center: NDArray[np.float64] | None = None  # (V,)
         self.scale: NDArray[np.float64] | None = None
 
     def look(self, names: Sequence[str], labels: NDArray[Any], weights: Weights = "none") -> None:
@@ -266,7 +266,7 @@ class Regression(Problem):
             )
         values = labels.astype(np.float64).reshape(len(labels), -1)
         spread = values.std(axis=0)
-        self.centre, self.scale = values.mean(axis=0), np.where(spread > 0, spread, 1.0)
+        self.center, self.scale = values.mean(axis=0), np.where(spread > 0, spread, 1.0)
 
     def balanced(self, labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
         """Regression targets have no classes."""
@@ -277,11 +277,11 @@ class Regression(Problem):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Problem.compare`; the loss in the log is in the labels' units, as in `measure`."""
         target = target.reshape(len(target), -1).to(logits.dtype)
-        if self.centre is None or self.scale is None:
+        if self.center is None or self.scale is None:
             return (loss := (logits - target).square().mean(1).sum()), {"loss": loss.detach()}
         scale = torch.as_tensor(self.scale, dtype=logits.dtype, device=logits.device)
         wanted = (
-            target - torch.as_tensor(self.centre, dtype=logits.dtype, device=logits.device)
+            target - torch.as_tensor(self.center, dtype=logits.dtype, device=logits.device)
         ) / scale
         errors = (logits - wanted).square()  # (B, V)
         return errors.mean(1).sum(), {"loss": (errors.detach() * scale.square()).mean(1).sum()}
@@ -307,41 +307,41 @@ class Regression(Problem):
 
     def use_units(self) -> None:
         """See `Problem.use_units`."""
-        self.centre = self.scale = None
+        self.center = self.scale = None
 
     def in_units(self, logits: NDArray[Any]) -> NDArray[Any]:
         """See `Problem.in_units`."""
-        if self.centre is None or self.scale is None:
+        if self.center is None or self.scale is None:
             return logits
-        return np.asarray(logits * self.scale + self.centre, dtype=np.float32)
+        return np.asarray(logits * self.scale + self.center, dtype=np.float32)
 
     def finish(self, layer: nn.Linear) -> None:
         """See `Problem.finish`.
 
         W f + b in standard deviations is (scale W) f + (scale b + center) in units.
         """
-        if self.centre is None or self.scale is None:
+        if self.center is None or self.scale is None:
             return
-        scale, centre = (
+        scale, center = (
             torch.as_tensor(each, dtype=layer.weight.dtype, device=layer.weight.device)
-            for each in (self.scale, self.centre)
+            for each in (self.scale, self.center)
         )
         with torch.no_grad():
             layer.weight.mul_(scale[:, None])
-            layer.bias.mul_(scale).add_(centre)
+            layer.bias.mul_(scale).add_(center)
         self.use_units()
 
     def standardize(self, layer: nn.Linear) -> None:
         """See `Problem.standardize`."""
-        if self.centre is None or self.scale is None:
+        if self.center is None or self.scale is None:
             return
-        scale, centre = (
+        scale, center = (
             torch.as_tensor(each, dtype=layer.weight.dtype, device=layer.weight.device)
-            for each in (self.scale, self.centre)
+            for each in (self.scale, self.center)
         )
         with torch.no_grad():
             layer.weight.div_(scale[:, None])
-            layer.bias.sub_(centre).div_(scale)
+            layer.bias.sub_(center).div_(scale)
 
 
 def problem_of(kind: str, **headlines: str) -> Problem:

@@ -38,7 +38,7 @@ def test_relative_position_index_is_the_definition(height, width):
     assert int(slow.max()) == table_rows(height, width) - 1
 
 
-def normalised(x, weight, bias, eps):
+def normalized(x, weight, bias, eps):
     return (x - x.mean(-1, keepdim=True)) / (
         x.var(-1, unbiased=False, keepdim=True) + eps
     ).sqrt() * weight + bias
@@ -71,7 +71,7 @@ def slow_beit(model, pixels, height, width):
             for k, v in t.items()
             if k.startswith(f"encoder.layer.{i}.")
         }
-        y = normalised(x, layer["layernorm_before.weight"], layer["layernorm_before.bias"], eps)
+        y = normalized(x, layer["layernorm_before.weight"], layer["layernorm_before.bias"], eps)
         q = (
             y @ layer["attention.attention.query.weight"].T
             + layer["attention.attention.query.bias"]
@@ -95,13 +95,13 @@ def slow_beit(model, pixels, height, width):
             + layer["attention.output.dense.bias"]
         )
         x = x + layer["lambda_1"] * y
-        y = normalised(x, layer["layernorm_after.weight"], layer["layernorm_after.bias"], eps)
+        y = normalized(x, layer["layernorm_after.weight"], layer["layernorm_after.bias"], eps)
         y = y @ layer["intermediate.dense.weight"].T + layer["intermediate.dense.bias"]
         y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
         x = x + layer["lambda_2"] * (
             y @ layer["output.dense.weight"].T + layer["output.dense.bias"]
         )
-    pooled = normalised(
+    pooled = normalized(
         x[1:].mean(0), t["pooler.layernorm.weight"], t["pooler.layernorm.bias"], eps
     )
     return x, pooled, attentions

@@ -86,7 +86,7 @@ def test_converted_to_a_hub_folder(tmp_path):
     model.save_pretrained(tmp_path)
     x, logits = expected()
     assert_close(BitForImageClassification.from_pretrained(tmp_path)(x).logits, logits)
-    assert "standardised with eps 1e-10 here" in (tmp_path / "README.md").read_text()
+    assert "standardized with eps 1e-10 here" in (tmp_path / "README.md").read_text()
 
 
 def test_body_alone_and_another_head():

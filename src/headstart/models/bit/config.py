@@ -196,7 +196,7 @@ class BitConfig(BackboneConfig):
         out = super().differences()
         if self.conv_eps != EPS_TRANSFORMERS:
             out.append(
-                f"filters are standardised with eps {self.conv_eps:g} here, {EPS_TRANSFORMERS:g}"
+                f"filters are standardized with eps {self.conv_eps:g} here, {EPS_TRANSFORMERS:g}"
                 " there"
             )
         if self.width_factor != 1:

@@ -78,7 +78,7 @@ def read_authors(
         if not any(
             word in key for word in ("root", "block", "group_norm", "norm-pre-head", "head")
         ):
-            continue  # optimiser state, step counters
+            continue  # optimizer state, step counters
         target = hub_name(key)
         hub[target] = _as_pytorch(value, foreign, target)
     if config is None:
