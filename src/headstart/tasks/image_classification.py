@@ -24,7 +24,7 @@ from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import IMAGE_ROLES, MANY, SPLITS, DataOptions
 from headstart.data.sources.raw import Source
-from headstart.errors import ConfigError, DataError, InputError, counted
+from headstart.errors import ConfigError, DataError, InputError, counted, listed
 from headstart.pipelines.base import batched
 from headstart.recipe import Facts, Recipe
 from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
@@ -161,8 +161,7 @@ class LabelledImages(ImageTask):
                 f"{name} from {low:.4g} to {high:.4g}"
                 for name, low, high in zip(self.classes, labels.min(0), labels.max(0), strict=True)
             ]
-            more = f" and {len(ranges) - 4} more numbers" if len(ranges) > 4 else ""
-            return ", ".join(ranges[:4]) + more
+            return listed(ranges, 4)
         low, high = self._counts().min(), self._counts().max()
         balance = f"{low} to {high}" if low < high else str(low)
         if self.data.kind == MULTI:
