@@ -5,6 +5,9 @@
 Half of each set tests, half is the pool. Of a part of the pool, the user's data, a fifth is held
 out, the rest is what the forecast knows; it is compared with a head that is fitted to the whole
 pool. The test examples were seen by nothing before; how finite they are is added to the interval.
+Two floors show how much of the error no forecast could avoid: what the final accuracy of one pool
+is off the mean of the other pools, and the error of a forecast that knows the whole curve of the
+data set from the other pools and only measures its level, on the user's own examples.
 A class is named as gaining most; its rank among all by what it gained says whether that was right.
 Parts with fewer than 5 training examples a class are left out, as the report does. Prints a table
 and writes results/enough.json.
@@ -14,6 +17,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from feature_sets import SETS, features_and_labels
@@ -41,7 +45,7 @@ def answers(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: n
     return found == labels[test]
 
 
-def trial(features: np.ndarray, labels: np.ndarray, seed: int) -> list[dict[str, float]]:
+def trial(features: np.ndarray, labels: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """The forecasts from every fraction of one random pool."""
     rng = np.random.default_rng([FIRST_SEED, seed])
     order, classes = stratified(labels, rng), int(labels.max()) + 1
@@ -77,6 +81,7 @@ def trial(features: np.ndarray, labels: np.ndarray, seed: int) -> list[dict[str,
             "high": float(high),
             "now": found.now.value,
             "seconds": seconds,
+            "curve": found.curve,
         }
         if fraction == 0.5 and classes > 2 and found.gains:
             before = answers(features, labels, train, test)
@@ -88,7 +93,26 @@ def trial(features: np.ndarray, labels: np.ndarray, seed: int) -> list[dict[str,
     return rows
 
 
-def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+def add_floors(rows: list[dict[str, Any]]) -> None:
+    """Adds to each row of one set and fraction what forecasts from other pools are off.
+
+    "noise" is for the mean final accuracy of the others; "known_shape" for their mean curve, moved
+    to the level of the last three sizes here.
+    """
+    errors = np.stack([np.maximum(row["curve"].errors, 1e-3) for row in rows])  # (T, K)
+    deviations = np.stack([row["curve"].deviations for row in rows])
+    finals = np.array([row["final"] for row in rows])
+    for i, row in enumerate(rows):
+        others = np.arange(len(rows)) != i
+        usual, final = errors[others].mean(axis=0), finals[others].mean()
+        weights = 1 / ((deviations[others].mean(axis=0) / usual) ** 2 + 1e-4)
+        ratios = np.log(errors[i] / usual)
+        level = np.exp(np.average(ratios[-3:], weights=weights[-3:]))
+        row["noise"] = row["final"] - float(final)
+        row["known_shape"] = row["final"] - float(1 - (1 - final) * level)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Coverage and errors of forecasts."""
     final, forecast, low, high, now = (
         np.array([row[key] for row in rows]) for key in ("final", "forecast", "low", "high", "now")
@@ -100,6 +124,8 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
         "bias": float((forecast - final).mean()),
         "median_gain": float(np.median(final - now)),
         "width": float(np.median(high - low)),
+        "noise_floor": float(np.median([abs(row["noise"]) for row in rows])),
+        "known_shape_floor": float(np.median([abs(row["known_shape"]) for row in rows])),
     }
 
 
@@ -111,9 +137,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=SETS)
     args = parser.parse_args()
     table: dict[str, dict[str, dict[str, float]]] = {}
-    everything, ranks = [], []
+    everything: list[dict[str, Any]] = []
+    ranks: list[float] = []
     head = f"{'data':26} {'of all':>6} {'n':>5} {'covered':>8} {'error':>6} {'bias':>6} {'gain':>6}"
-    print(f"{head} {'width':>6}")
+    print(f"{head} {'width':>6} {'noise':>6} {'shape':>6}")
     for name in args.sets:
         features, labels = features_and_labels(name, args.data, args.model)
         rows = [row for seed in range(args.trials) for row in trial(features, labels, seed)]
@@ -123,6 +150,7 @@ def main() -> None:
         for fraction in FRACTIONS:
             some = [row for row in rows if row["fraction"] == fraction]
             if some:
+                add_floors(some)
                 table[name][str(fraction)] = found = summary(some) | {
                     "examples": some[0]["examples"]
                 }
@@ -155,6 +183,7 @@ def line(name: str, fraction: float, found: dict[str, float]) -> str:
         f"{name:26} {fraction:6.0%} {found['examples']:5.0f} {found['coverage']:8.0%}"
         f" {100 * found['median_error']:6.1f} {100 * found['bias']:+6.1f}"
         f" {100 * found['median_gain']:+6.1f} {100 * found['width']:6.1f}"
+        f" {100 * found['noise_floor']:6.1f} {100 * found['known_shape_floor']:6.1f}"
     )
 
 
