@@ -4,8 +4,8 @@
 
 Half of each set tests. In the other half two images of each class are labeled at random; then, in
 rounds of one image a class, those that are planned, or random ones. Heads are those of "Is this
-enough?". Prints the labels that 90 % of the accuracy with all labels takes, and the accuracy after
-ten labels a class on average; writes results/plan.json.
+enough?". Prints the labels that 90 % of the accuracy with all labels takes, and the accuracy with
+5, 10 and 20 labels a class on average; writes results/plan.json.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from headstart.features.plan import FEW, margins_of, typical, uncertain
 
 SETS = ("CIFAR-10", "EuroSAT", "pneumonia", "digits", "CIFAR-100 coarse, unseen")
 WAYS = ("random", "plan", "typical", "uncertain")
-ROUNDS = 18  # of one label a class
+ROUNDS = 24  # of one label a class, after the first two
+STAGES = (5, 10, 20)  # labels a class on average at which accuracies are shown
 GOAL = 0.9
 
 
@@ -68,6 +69,11 @@ def labels_for(accuracies, goal, classes):
     return classes * (2 + (reached[0] if reached else len(accuracies)))
 
 
+def percents(accuracies):
+    """Mean accuracies in percent."""
+    return ", ".join(f"{100 * each:.1f}" for each in np.mean(accuracies, axis=0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
@@ -89,18 +95,24 @@ def main() -> None:
             for way in WAYS:
                 found = curve(way, features, labels, pool, test, seed)
                 needed[way].append(labels_for(found, goal, classes))
-                accuracy[way].append(found[min(8, len(found) - 1)])
+                accuracy[way].append([found[min(stage - 2, len(found) - 1)] for stage in STAGES])
         table[name] = {
             "classes": classes,
             "pool": len(labels) // 2,
             "labels": needed,
-            "accuracy_at_10_labels_a_class": accuracy,
+            "accuracy": accuracy,
         }
         text = "  ".join(
-            f"{way} {np.mean(needed[way]):.0f} ({np.mean(accuracy[way]):.1%})" for way in WAYS
+            f"{way} {np.mean(needed[way]):.0f} ({percents(accuracy[way])})" for way in WAYS
         )
         print(f"{name:26} {text}", flush=True)
-    facts = {"model": args.model, "trials": args.trials, "machine": machine(), "sets": table}
+    facts = {
+        "model": args.model,
+        "trials": args.trials,
+        "labels_a_class": STAGES,
+        "machine": machine(),
+        "sets": table,
+    }
     (RESULTS / "plan.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
