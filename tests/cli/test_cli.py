@@ -199,6 +199,12 @@ def test_explain_writes_one_file(tuned, photos, tmp_path, capsys):  # noqa: F811
     with Image.open(one) as heat, Image.open(files[0]) as whole:
         assert heat.size == whole.size
     (tmp_path / "notes.txt").touch()
+    config = json.loads((tuned / "config.json").read_text())
+    config["architectures"] = ["BeitForSemanticSegmentation"]
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "config.json").write_text(json.dumps(config))
+    code, _, err = call(capsys, "explain", tmp_path / "scenes", files[0], "--out", tmp_path / "s")
+    assert code == 2 and "gives every pixel a class, which `headstart predict` shows" in err
     for images, name in ((files, "both.png"), (files[:1], "a.jpg"), (files[:1], "notes.txt")):
         code, _, err = call(capsys, "explain", tuned, *images, "--out", tmp_path / name)
         assert code == 2 and f"{name} names a file" in err and "expected a folder, or a name" in err

@@ -123,6 +123,8 @@ def test_evaluation_leaves_out_what_was_trained_on(folder, tiny_model, tmp_path,
     """The data of the training, which has no split of its own, gives the held-out result."""
     found = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD)
     task, again = evaluate(found.folder, folder, device="cpu", progress=Lines())
+    assert repr(task) == "ImageClassification(4 train)"
+    assert repr(again).startswith("Evaluation('train', 4 examples, accuracy=")
     assert again.examples == found.evaluation.examples == 4
     for name, value in again.metrics.items():
         assert value == pytest.approx(found.metrics[name], abs=1e-4), name

@@ -484,9 +484,16 @@ def explain(
     maps = _heat_map_files(out, files)
     from PIL import Image
 
+    from headstart.loading import family_of
     from headstart.pipelines.base import pipeline
     from headstart.report.explain import explain as run
 
+    named = family_of(model)[1].get("architectures") or []
+    if any(str(name).endswith("SemanticSegmentation") for name in named):
+        raise ConfigError(
+            f"{model} gives every pixel a class, which `headstart predict` shows; explain is for"
+            " models that give an image one answer"
+        )
     classify = pipeline("image-classification", model, device=device)
     maps[0].parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = []

@@ -74,6 +74,10 @@ class Evaluation:
     max_error: float | None = None
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        shown = "".join(f", {name}={value:.4g}" for name, value in list(self.metrics.items())[:3])
+        return f"Evaluation({self.split!r}, {self.examples} examples{shown})"
+
     @cached_property
     def calibration(self) -> Calibration | None:
         """The cross-fit of the temperature; None unless each example has one class."""
@@ -96,6 +100,10 @@ class Task(ABC):
     prediction_columns: ClassVar[tuple[str, ...]] = ("label", "prediction", "probability")
     streams: ClassVar[bool] = False  # whether training examples are read from front to back
     notes: list[str]  # what the user should know about the data
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        return f"{type(self).__name__}({counts})"
 
     @property
     def result_task(self) -> str:
