@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
 from headstart.data.duplicates import near_pairs
-from headstart.report.sections import DECODED
+from headstart.report.sections import DECODED, hashes_of
 from headstart.tasks.base import Task
 from headstart.tasks.image_classification import ImageClassification
 
@@ -27,9 +27,9 @@ def write_seen(folder: Path, task: Task) -> None:
     """Writes the hashes of the examples of each split, where the task knows those of all."""
     if task.streams or task.looks_at_a_part:
         return
-    write_digests(
-        folder, {split: task.digests(split) for split in task.splits}, _looks(task, "train")
-    )
+    # of the pixels that are at hand: decoding large photos again would take minutes
+    looks = hashes_of(task)["train"] if isinstance(task, ImageClassification) else None
+    write_digests(folder, {split: task.digests(split) for split in task.splits}, looks)
 
 
 def write_digests(
