@@ -120,13 +120,23 @@ def test_a_cache_that_cannot_be_written(tmp_path, caplog, monkeypatch):
     assert len(caplog.records) == 1 and "not stored" in caplog.text, "logged once"
 
 
+def test_sizes_while_another_process_removes_files(tmp_path):
+    store = FeatureStore("network", tmp_path)
+    store.folder.mkdir()
+    (store.folder / "gone.safetensors").symlink_to(tmp_path / "nothing")  # listed, yet not there
+    store.add(["a"], ROWS[:1])
+    assert "a" in FeatureStore("network", tmp_path)
+    (shard,) = (file for file in store.folder.iterdir() if file.exists())
+    assert features.cached_networks(tmp_path) == {store.folder: shard.stat().st_size}
+
+
 def test_cache_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
-    FeatureStore("network").add(["a"], ROWS[:1])
+    FeatureStore("network").add(["a"], np.zeros((1, 100_000), dtype=np.float32))
     for arguments in (["cache", "info"], ["cache", "clear", "--yes"], ["cache", "info"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert not stop.value.code
     shown = capsys.readouterr().out
-    assert "1 network," in shown and "network  " in shown and "MB removed" in shown
+    assert "1 network, 0.4 MB" in shown and "network  " in shown and "MB removed" in shown
     assert "0 networks" in shown and features.cached_networks() == {}

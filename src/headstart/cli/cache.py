@@ -15,18 +15,14 @@ def info() -> dict[str, Any]:
     from headstart.errors import counted
 
     sizes = cached_networks()
+    bound, total = limit(), sum(sizes.values())
     number = counted(len(sizes), "network")
-    print(f"{features_folder()}: {number}, {sum(sizes.values()) / 1e9:.2f} GB")
-    print(f"limit {limit() / 1e9:g} GB (HEADSTART_CACHE_LIMIT), least recently used removed first")
+    print(f"{features_folder()}: {number}, {total / 1e6:.1f} MB")
+    print(f"limit {bound / 1e9:g} GB (HEADSTART_CACHE_LIMIT), least recently used removed first")
     for folder, size in sizes.items():
         print(f"{folder.name}  {size / 1e6:.1f} MB")
     networks = {folder.name: size for folder, size in sizes.items()}
-    return {
-        "folder": str(features_folder()),
-        "bytes": sum(sizes.values()),
-        "limit": limit(),
-        "networks": networks,
-    }
+    return {"folder": str(features_folder()), "bytes": total, "limit": bound, "networks": networks}
 
 
 def clear(

@@ -177,11 +177,27 @@ def features_folder() -> Path:
 
 
 def cached_networks(root: Path | None = None) -> dict[Path, int]:
-    """Bytes of the features of each network, the least recently used first."""
+    """Bytes of the features of each network, the least recently used first.
+
+    Other processes may write, merge and remove files meanwhile: what has gone takes no bytes.
+    """
     root = root or features_folder()
-    folders = [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
-    folders.sort(key=lambda folder: folder.stat().st_mtime)
-    return {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    used: dict[Path, float] = {}
+    sizes: dict[Path, int] = {}
+    for folder in root.iterdir() if root.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            files = list(folder.iterdir())
+            used[folder] = folder.stat().st_mtime
+            sizes[folder] = sum(_size(file) for file in files)
+    return {folder: sizes[folder] for folder in sorted(sizes, key=used.__getitem__)}
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file, 0 if it has gone."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def evict(root: Path, keep: Path | None = None, bound: int | None = None) -> list[Path]:
