@@ -15,6 +15,7 @@ from torch import nn
 import headstart
 from conftest import assert_close
 from headstart.errors import TrainingInterrupted
+from headstart.features.extract import Extractor
 from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
 from headstart.tasks.problems import Regression
@@ -313,3 +314,26 @@ def test_other_labels_than_classes(photos, tiny_model, tmp_path, monkeypatch, ki
     else:  # hardly trained: still where the head was, in the same units
         assert found.recipe.tune == "full"
         assert found.metrics["loss"] == pytest.approx(head.metrics["loss"], rel=0.1)
+
+
+def test_features_that_are_done_outlive_a_stopped_run(
+    photos, tiny_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    options = {"model": tiny_model, "tune": "head", "device": "cpu", "out": tmp_path / "run"}
+    monkeypatch.setattr("headstart.tasks.image_classification.FEATURES_BATCH", 4)
+    compute, calls = Extractor.compute, []
+
+    def stopped(self, inputs):
+        calls.append(len(inputs["pixel_values"]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compute(self, inputs)
+
+    monkeypatch.setattr(Extractor, "compute", stopped)
+    monkeypatch.setattr(Extractor, "seconds", lambda *_: 0.0)
+    with pytest.raises(TrainingInterrupted, match="in the cache"):
+        headstart.train(photos, **options)
+    monkeypatch.setattr(Extractor, "compute", compute)
+    headstart.train(photos, progress=Lines(), **options)
+    assert f"features of {calls[0]} images are known from before" in capsys.readouterr().err

@@ -103,17 +103,19 @@ class Extractor:
         rows: list[Floats] = []
         if missing:
             progress.start("features", len(missing), unit=self.unit)
-        for part, inputs in self.batches(missing):
-            if part:
-                names += part
-                rows.append(self.compute(inputs))
-            if len(names) >= WRITTEN_TOGETHER:
-                store.add(names, np.concatenate(rows))
-                names, rows = [], []
-            done += len(part)
-            progress.update(done, {}, done / (time.perf_counter() - began))
-        if names:
-            store.add(names, np.concatenate(rows))
+        try:
+            for part, inputs in self.batches(missing):
+                if part:
+                    rows.append(self.compute(inputs))
+                    names += part
+                if len(names) >= WRITTEN_TOGETHER:
+                    store.add(names, np.concatenate(rows))
+                    names, rows = [], []
+                done += len(part)
+                progress.update(done, {}, done / (time.perf_counter() - began))
+        finally:  # what is done when the run is stopped is kept
+            if names:
+                store.add(names, np.concatenate(rows)[: len(names)])
         return store
 
     def seconds(self, missing: Sequence[str], sizes: Sequence[int]) -> float:
