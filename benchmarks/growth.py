@@ -114,7 +114,7 @@ def recorded(
                     break
                 screen.show(shown)
                 file.write(shown)
-            elif not over and cpu_seconds(process.pid) > limit:
+            if not over and cpu_seconds(process.pid) > limit:
                 over = True
                 process.send_signal(signal.SIGKILL)
     os.close(ours)
