@@ -1,5 +1,6 @@
 """The estimated cost of fitting a head."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,13 @@ from headstart.features.head import HeadCost, head_cost
 def test_larger_and_mirrored_images_are_counted_by_their_pixels():
     cost = HeadCost(features=4.0, fit=1.0, memory=2**30)
     assert cost.seconds == 5 and "larger" not in cost.text()
-    # 96 and 128 pixels after 64, and mirror images of the largest
+    # all are compared at 96 and 128 pixels after 64, then twice 128: as they are, and mirrored
     searched = cost.with_search([64, 96, 128])
-    assert searched.search == 4 * (2.25 + 4 + 4) and searched.seconds == 46
-    assert "4s for features, up to 41s for larger and mirrored images" in searched.text()
+    assert searched.search == 4 * (2.25 + 4 + 8) and searched.seconds == 62
+    assert "4s for features, up to 57s for larger and mirrored images" in searched.text()
+    part = replace(cost, part=0.1).with_search([64, 96, 128], limit=16)
+    assert part.search == pytest.approx(0.1 * 4 * (2.25 + 4) + 4 * 4)  # nothing above 16 s
+    assert cost.with_search([64], limit=3).search == 0
     assert cost.with_search([64]).search == 4  # mirror images alone
     assert cost.with_search([]) == cost  # texts
 
@@ -39,7 +43,7 @@ def test_the_time_of_a_large_head_is_measured_on_a_part(monkeypatch):
     monkeypatch.setattr(head.time, "perf_counter", lambda: now[0])
     seconds = head.fitting_seconds(80_000, 768, 200)
     assert rows == [(5209, 768)] * 3
-    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 2700 * 800 / 80_000)
+    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 2700 * 1302 / 80_000)
     rows.clear()
     head.fitting_seconds(500, 768, 2)
     assert rows == [(500, 500)] * 3

@@ -40,6 +40,7 @@ class HeadCost:
         memory: Bytes.
         search: Seconds for the features of larger and of mirrored images, if all are tried.
         report: Seconds for the report.
+        part: Fraction of the examples that heads are compared on.
     """
 
     features: float
@@ -47,20 +48,24 @@ class HeadCost:
     memory: float
     search: float = 0.0
     report: float = 0.0
+    part: float = 1.0
 
     @property
     def seconds(self) -> float:
         """Of everything."""
         return self.features + self.search + self.fit + self.report
 
-    def with_search(self, sides: Sequence[int]) -> Self:
-        """The cost where images of these sides are tried, the usual one first, and mirrored ones.
+    def with_search(self, sides: Sequence[int], limit: float = math.inf) -> Self:
+        """The most that trying images of these sides costs, the usual one first, and mirrored ones.
 
-        Time grows with the number of pixels.
+        Time grows with the number of pixels. Views are compared on a part of the examples; one is
+        computed of all that takes no longer than the limit.
         """
-        growth = [(side / sides[0]) ** 2 for side in sides]
-        times = sum(growth[1:]) + max(growth, default=0.0)
-        return replace(self, search=self.features * times)
+        times = [self.features * (side / sides[0]) ** 2 for side in sides]
+        # of all examples: larger images, mirrored ones, and those that are both
+        views = [*times[1:], *times[:1], *(2 * each for each in times[1:])]
+        last = max((each for each in views if each <= limit), default=0.0)
+        return replace(self, search=self.part * sum(times[1:]) + last)
 
     def text(self) -> str:
         """One line for the user."""
@@ -594,4 +599,5 @@ def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadC
     seconds = extractor.seconds(missing, task.feature_sizes(missing))
     closed = closed_form(N, D, V, task.problem.kind)
     fit = closed_seconds(N, D, V) if closed else fitting_seconds(N, D, V)
-    return HeadCost(seconds, fit, memory, report=REPORT)
+    part = compared_examples(N, D, V, task.problem.kind) / N
+    return HeadCost(seconds, fit, memory, report=REPORT, part=part)

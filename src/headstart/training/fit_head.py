@@ -74,7 +74,8 @@ def find_head(
             run.progress.report(f"to keep the budget: images of {side} pixels")
             given_up.append(f"images of {side} pixels")
     sides = task.sides()[: None if run.request.free_side else 1]
-    cost = cost.with_search(sides)
+    limit = view_limit(run, part)
+    cost = cost.with_search(sides, limit)
     run.progress.report(cost.text())
     free = free_memory(torch.device("cpu"))
     if cost.memory - peak_memory(run.world.device) > free:
@@ -88,7 +89,6 @@ def find_head(
             "that is more than the budget, and nothing is left to give up; a smaller model"
             " takes less"
         )
-    limit = min(part * RESERVE * run.left, AUTO_SECONDS)
 
     def afford(view: View) -> bool:
         """Whether the features of all examples fit into the budget, or into ten minutes."""
@@ -116,6 +116,11 @@ def find_head(
     run.recipe = dataclasses.replace(run.recipe, crop=task.side)
     task.notes += found.notes
     return Fitted(found, views, cost, given_up)
+
+
+def view_limit(run: Run, part: float = 1.0) -> float:
+    """Seconds that the features of all examples in one more view may take."""
+    return min(part * RESERVE * run.left, AUTO_SECONDS)
 
 
 def head_parts(run: Run) -> tuple[Views, HeadCost]:

@@ -19,7 +19,7 @@ from headstart.tasks.result import Result
 from headstart.training.draws import carry_out
 from headstart.training.estimate import measure, parse_budget
 from headstart.training.fit_full import make_network
-from headstart.training.fit_head import AUTO_SECONDS, head_parts
+from headstart.training.fit_head import AUTO_SECONDS, head_parts, view_limit
 from headstart.training.lock import locked
 from headstart.training.loop import Loop
 from headstart.training.micro_batch import fitting_micro_batch
@@ -189,7 +189,8 @@ def estimate_run(run: Run) -> Result:
     """The result of a dry run: what the run would take."""
     if run.recipe.tune == "head":
         views, cost = head_parts(run)
-        cost = cost.with_search(views.task.sides()[: None if run.request.free_side else 1])
+        sides = views.task.sides()[: None if run.request.free_side else 1]
+        cost = cost.with_search(sides, view_limit(run))
         run.progress.report(cost.text())
         return Result(None, run.recipe, estimated=cost.seconds)
     network = make_network(run)
