@@ -150,7 +150,8 @@ def test_a_file_that_was_cut_off_is_continued(
         write(self, row)
 
     monkeypatch.setattr(ResultTable, "write", cut)
-    assert call(capsys, *words)[0] == 130
+    code, _, err = call(capsys, *words)
+    assert code == 130 and "interrupted; " in err and "with --resume" in err
     monkeypatch.setattr(ResultTable, "write", write)
     with pytest.raises(InputError, match="the run was cut off; continue it with --resume"):
         read_embeddings(out)

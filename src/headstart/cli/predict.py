@@ -23,7 +23,7 @@ from headstart.cli.options import (
     RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_line, print_table
+from headstart.cli.terminal import load_torch, print_line, print_table, resumable
 from headstart.errors import ConfigError, counted
 
 PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
@@ -389,6 +389,7 @@ def _write(
 
     began = time.perf_counter()
     with (
+        resumable(path),
         ResultTable(path, columns, resume=resume, facts=facts) as table,
         progress_for_terminal() as progress,
     ):

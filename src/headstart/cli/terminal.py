@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from headstart.progress import plain
 
@@ -120,3 +121,14 @@ def _in_time(rows: Iterable[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]
             part, began, shown = [], time.monotonic(), True
     if part or not shown:
         yield part
+
+
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Says of a file of rows that was cut off how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f"{path} holds the rows so far; to go on: the same command with --resume"
+        print_line(f"headstart: interrupted; {how}", error=True)
+        raise
