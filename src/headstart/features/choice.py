@@ -200,37 +200,14 @@ def search(
 
     part = comparison.part()
 
-    def promises(candidate: Candidate, choice: Trial) -> bool:
-        """Whether another view gains on a part of the examples too, where they are many."""
-        if part is None:
-            return True
-        rows, few = part
-        names = [digests[row] for row in rows]
-        before, after = (
-            few.try_candidate(
-                each,
-                views.of(each, views.features(each.view, names)),
-                choice.settings[0],
-                settled=True,
-            )
-            for each in (choice.candidates[0], candidate)
-        )
-        gain, error = few.gain(after, before)
-        if gain <= error:
-            notes.append(
-                f"{candidate.view.name}: tried on {len(rows)} examples alone, where the held-out"
-                f" loss is {abs(gain):.3f} {'lower' if gain > 0 else 'higher'} (standard error"
-                f" {error:.3f})"
-            )
-        return gain > error
-
     def attempt_view(view: View, choice: Trial) -> Trial | None:
         """The chosen head on another view; None where there is no time for it, or no promise."""
         if not afford(view):
             notes.append(f"not tried for lack of time: {view.name}")
             return None
         candidate = replace(choice.candidates[0], view=view)
-        if not promises(candidate, choice):
+        if part is not None and (hopeless := no_promise(views, part, digests, choice, candidate)):
+            notes.append(hopeless)
             return None
         return attempt(candidate, choice.settings[0], settled=True)
 
@@ -269,6 +246,42 @@ def search(
     if average is not None and comparison.better(average, choice):
         choice = average
     return choice, notes
+
+
+def no_promise(
+    views: Views,
+    part: tuple[NDArray[np.int64], Comparison],
+    digests: Sequence[str],
+    choice: Trial,
+    candidate: Candidate,
+) -> str | None:
+    """Why another view is not worth computing: what it loses on a part of the examples.
+
+    Args:
+        views: Gives the features.
+        part: From `Comparison.part`.
+        digests: Of the compared examples.
+        choice: The chosen head so far.
+        candidate: The same head on another view.
+
+    Returns:
+        A line for the user; None where the view gains more than the standard error.
+    """
+    rows, few = part
+    names = [digests[row] for row in rows]
+    before, after = (
+        few.try_candidate(
+            each, views.of(each, views.features(each.view, names)), choice.settings[0], settled=True
+        )
+        for each in (choice.candidates[0], candidate)
+    )
+    gain, error = few.gain(after, before)
+    if gain > error:
+        return None
+    return (
+        f"{candidate.view.name}: tried on {len(rows)} examples alone, where the held-out loss is"
+        f" {abs(gain):.3f} {'lower' if gain > 0 else 'higher'} (standard error {error:.3f})"
+    )
 
 
 @dataclass(frozen=True)
