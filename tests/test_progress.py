@@ -9,6 +9,7 @@ import pytest
 
 import headstart
 from headstart import progress
+from headstart.cli.terminal import print_line
 from headstart.progress import Bar, Lines, Notebook, Silent, plain, progress_for_python
 
 
@@ -106,6 +107,17 @@ def test_counted_work_that_ends_early_is_complete(monkeypatch):
         "logistic regression 14/35",
         "logistic regression 35/35",
     ]
+
+
+def test_a_line_is_written_by_one_call(monkeypatch):
+    """Two processes of a run write to one stream: a break of its own can come after other text."""
+    calls = []
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "write", calls.append)
+    monkeypatch.setattr(sys, "stderr", stream)
+    print_line("headstart: lost", error=True)
+    Lines(stream, every=0).report("step 1")
+    assert calls == ["headstart: lost\n", "step 1\n"]
 
 
 def test_plain_text_has_no_control_characters():

@@ -138,7 +138,7 @@ class Lines(Progress):
 
     def report(self, text: str) -> None:
         """See `Progress.report`."""
-        print(plain(text), file=self.out or sys.stderr, flush=True)
+        write_line(plain(text), self.out or sys.stderr)
 
     def close(self) -> None:
         """See `Progress.close`."""
@@ -303,6 +303,15 @@ def plain(text: str, *, keep_bytes: bool = False) -> str:
         keep_bytes: Keep surrogates, which stand for the bytes of a name that is not UTF-8.
     """
     return (CONTROLS if keep_bytes else CONTROLS_AND_SURROGATES).sub("", text)
+
+
+def write_line(text: str, out: TextIO) -> None:
+    """Writes a line in one call, which lines of other processes on the same stream cannot split.
+
+    `print` writes the line break by a second call, and torchrun starts Python without buffers.
+    """
+    out.write(f"{text}\n")
+    out.flush()
 
 
 def duration(seconds: float) -> str:

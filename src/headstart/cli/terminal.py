@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headstart.progress import plain
+from headstart.progress import plain, write_line
 
 # names of files and classes come from outside: a break would make two rows of one
 BREAKS = str.maketrans("\n\t", "  ")
@@ -49,7 +49,7 @@ class PlainFormatter(logging.Formatter):
 
 def print_line(text: str, *, error: bool = False) -> None:
     """A line without control characters on standard output, or on standard error."""
-    print(plain(text), file=sys.stderr if error else sys.stdout, flush=True)
+    write_line(plain(text), sys.stderr if error else sys.stdout)
 
 
 def load_torch() -> None:

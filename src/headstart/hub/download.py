@@ -30,6 +30,7 @@ from headstart.errors import (
     NotFoundError,
     OfflineError,
 )
+from headstart.progress import write_line
 
 log = logging.getLogger(__name__)
 
@@ -382,6 +383,6 @@ def _progress(shown: str, start: int, total: int | None) -> Iterator[Any]:
             yield bar.update
     else:
         size = f"{total / 1e6:,.1f} MB" if total else "unknown size"
-        print(f"downloading {shown} ({size})", file=sys.stderr)
+        write_line(f"downloading {shown} ({size})", sys.stderr)
         yield lambda count: None
-        print(f"downloaded {shown}", file=sys.stderr)
+        write_line(f"downloaded {shown}", sys.stderr)
