@@ -14,7 +14,8 @@ from engine_networks import build
 from headstart.engine.engines import installed
 from headstart.errors import ConfigError, FileFormatError, InputError
 from headstart.metrics.calibration import Choice, Confidence
-from headstart.pipelines.unknown import Reference, captured, head_of
+from headstart.nn.hooks import inputs_of
+from headstart.pipelines.unknown import Reference, head_of
 from photo_data import ODD_SHAPES, odd_photo
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def folder(tmp_path_factory):
     model = spread(build("BitForImageClassification")[0], processor)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    with torch.no_grad(), captured(head_of(model, 5)) as seen:
+    with torch.no_grad(), inputs_of(head_of(model, 5)) as seen:
         logits = model(pixel_values=pixels_of(processor)).logits
     threshold = float((logits / 1.7).softmax(1).amax(1).median())
     choice = Choice(max_error=0.05, threshold=threshold, refused=0.1, error=0.01)

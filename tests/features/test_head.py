@@ -12,8 +12,9 @@ from PIL import Image
 import headstart
 from headstart import AutoModelForImageClassification
 from headstart.errors import DataError
-from headstart.features.extract import inputs_of, model_key
+from headstart.features.extract import model_key
 from headstart.features.head import STRENGTHS, Problem, fit_head, install, logistic, span
+from headstart.nn.hooks import inputs_of
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
 from headstart.training.evaluate import evaluate

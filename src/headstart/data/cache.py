@@ -56,18 +56,32 @@ def threads(workers: int | None) -> int:
     return workers or min(8, os.cpu_count() or 1)
 
 
-def parallel(function: Callable[[T], U], items: Iterable[T], workers: int | None) -> Iterator[U]:
+def parallel(
+    function: Callable[[T], U],
+    items: Iterable[T],
+    workers: int | None,
+    *,
+    waiting: int = 64,
+    start: Callable[[], None] | None = None,
+) -> Iterator[U]:
     """`map` over threads, in order, with a bounded number of results waiting.
 
     Threads work on while the caller uses a result; what is not begun when it stops is dropped.
+
+    Args:
+        function: What is called.
+        items: Its arguments, one a call.
+        workers: Threads; None takes one for each processor, at most 8.
+        waiting: Items that are begun or waiting, for each thread.
+        start: Called by each thread when it starts.
     """
     count, remaining = threads(workers), iter(items)
-    with ThreadPoolExecutor(count) as pool:
-        waiting = deque(pool.submit(function, each) for each in islice(remaining, 64 * count))
+    with ThreadPoolExecutor(count, initializer=start) as pool:
+        begun = deque(pool.submit(function, each) for each in islice(remaining, waiting * count))
         try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, each) for each in islice(remaining, 1))
+            while begun:
+                result = begun.popleft().result()
+                begun.extend(pool.submit(function, each) for each in islice(remaining, 1))
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)

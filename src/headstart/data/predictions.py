@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from headstart.data.cache import parallel
 from headstart.data.inputs import ImageInput
+from headstart.data.passes import forward_passes
 from headstart.data.results import Kind
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.confidence import UNKNOWN
@@ -89,6 +90,23 @@ def in_batches(
         yield batch
 
 
+def computed(
+    function: Callable[[list[Any]], Iterable[Any]], batch: Sequence[tuple[ImageInput, Any]]
+) -> list[tuple[ImageInput, Any]]:
+    """The images of a batch with what a forward pass gives for each, or why there is nothing.
+
+    Args:
+        function: The forward pass: one result for each array.
+        batch: Images with the array of each, or why there is none.
+    """
+    parts = [values for _, values in batch if not isinstance(values, InputError)]
+    results = iter(function(parts) if parts else ())
+    return [
+        (each, values if isinstance(values, InputError) else next(results))
+        for each, values in batch
+    ]
+
+
 def classify(
     pipe: Any,
     inputs: Sequence[ImageInput],
@@ -107,14 +125,16 @@ def classify(
         workers: Threads that read and preprocess; None is one for each processor, at most 8.
     """
     ready = attempt(lambda each: pipe.pixel_values(each.pixels()), inputs, workers)
-    for batch in in_batches(inputs, ready, batch_size):
-        parts = [values for _, values in batch if not isinstance(values, InputError)]
-        rows = iter(zip(*pipe.compared(parts), strict=True) if parts else ())
-        for each, values in batch:
-            if isinstance(values, InputError):
-                yield Prediction(each.name, error=str(values))
+    for batch in forward_passes(
+        lambda batch: computed(lambda parts: zip(*pipe.compared(parts), strict=True), batch),
+        in_batches(inputs, ready, batch_size),
+        pipe.model,
+    ):
+        for each, found in batch:
+            if isinstance(found, InputError):
+                yield Prediction(each.name, error=str(found))
             else:
-                row, p_value = next(rows)
+                row, p_value = found
                 labels, refused = pipe.answer(row, top_k, p_value)
                 known = {"p_value": p_value, "candidates": pipe.candidates(row)}
                 yield Prediction(each.name, labels, refused, **known)

@@ -166,10 +166,13 @@ class FullClassifier:
         labels: Names of the classes or targets.
         key: Hash of the file.
         reference: Not None where answers have p-values.
+        model: None, as the engine computes on its own threads.
 
     Raises:
         ConfigError: It is to refuse, and the file has no threshold.
     """
+
+    model = None
 
     def __init__(self, path: Path, refuse: bool = False, label_threshold: float = 0.5) -> None:
         self.file, self.refuses, self.label_threshold = FullFile(path), refuse, label_threshold

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from headstart.auto import AutoImageProcessor, AutoTokenizer
 from headstart.data.embeddings import IMAGE_COLUMNS, TEXT_COLUMNS, Embeddings, read_embeddings
 from headstart.data.inputs import ImageInput, image_inputs
-from headstart.data.predictions import attempt, in_batches
+from headstart.data.passes import forward_passes
+from headstart.data.predictions import attempt, computed, in_batches
 from headstart.data.results import EMBEDDING_SUFFIXES, ResultTable, remaining, vector_text
 from headstart.data.text_files import read_inputs
 from headstart.errors import ConfigError, InputError
-from headstart.features.extract import inputs_of, model_key
+from headstart.features.extract import model_key
 from headstart.loading import family_of
+from headstart.nn.hooks import inputs_of
 from headstart.pipelines.base import batched, is_one_image, refuse_random_weights
 from headstart.pipelines.features import FeatureExtractionPipeline
 from headstart.progress import Progress, Silent
@@ -173,14 +175,16 @@ def image_vectors(
 ) -> Iterator[Embedded]:
     """The vector of each image, in order; reading and preprocessing overlap with the network."""
     ready = attempt(lambda each: embedder.pixel_values(each.pixels()), inputs, workers)
-    for batch in in_batches(inputs, ready, batch_size):
-        parts = [values for _, values in batch if not isinstance(values, InputError)]
-        vectors = iter(embedder.of_images(parts) if parts else ())
-        for each, values in batch:
-            if isinstance(values, InputError):
-                yield Embedded(each.name, None, str(values))
+    for batch in forward_passes(
+        lambda batch: computed(embedder.of_images, batch),
+        in_batches(inputs, ready, batch_size),
+        embedder.network,
+    ):
+        for each, found in batch:
+            if isinstance(found, InputError):
+                yield Embedded(each.name, None, str(found))
             else:
-                yield Embedded(each.name, next(vectors))
+                yield Embedded(each.name, found)
 
 
 def text_vectors(

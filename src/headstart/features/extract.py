@@ -7,7 +7,6 @@ example's content and of the network with its preprocessing.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.data.features import FeatureStore
+from headstart.data.passes import forward_passes
+from headstart.nn.hooks import inputs_of
 from headstart.nn.weights import weights_hash
 from headstart.progress import Progress
 from headstart.tasks.base import HeadTask
@@ -37,19 +38,6 @@ def model_key(model: nn.Module, preprocessing: Mapping[str, Any]) -> str:
     whole.update(json.dumps([config, dict(preprocessing)], sort_keys=True, default=str).encode())
     digest: str = whole.hexdigest()
     return digest[:32]
-
-
-@contextmanager
-def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what goes into a layer while the block is open."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(
-        lambda module, arguments: seen.append(arguments[0].detach())
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,15 @@ class Extractor:
         features: Floats = seen[0].float().cpu().numpy()
         return features
 
+    def parts(self, missing: Sequence[str]) -> Iterator[tuple[list[str], Floats]]:
+        """Digests of examples with their features, batch by batch; both empty if none is read."""
+
+        def one(batch: tuple[list[str], dict[str, Tensor]]) -> tuple[list[str], Floats]:
+            names, inputs = batch
+            return names, self.compute(inputs) if names else np.empty((0, 0), dtype=np.float32)
+
+        return forward_passes(one, self.batches(missing), self.model)
+
     def fill(self, digests: Iterable[str], progress: Progress) -> FeatureStore:
         """The store with the features of these examples, computed where they are missing.
 
@@ -104,9 +101,9 @@ class Extractor:
         if missing:
             progress.start("features", len(missing), unit=self.unit)
         try:
-            for part, inputs in self.batches(missing):
+            for part, features in self.parts(missing):
                 if part:
-                    rows.append(self.compute(inputs))
+                    rows.append(features)
                     names += part
                 if len(names) >= WRITTEN_TOGETHER:
                     store.add(names, np.concatenate(rows))
@@ -129,9 +126,8 @@ class Extractor:
         # the first pass also allocates, and others may be disturbed; few examples take no time
         for _ in range(3 if len(missing) > FEW else 1):
             began = time.perf_counter()
-            for part, inputs in self.batches([missing[i] for i in few]):
-                if part:
-                    self.compute(inputs)
+            for _ in self.parts([missing[i] for i in few]):
+                pass
             times.append(time.perf_counter() - began)
         return min(times) * sum(sizes) / sum(sizes[i] for i in few)
 

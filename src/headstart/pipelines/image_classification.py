@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError, InputError
+from headstart.nn.hooks import inputs_of
 from headstart.pipelines.base import ShortRepr, batched, is_one_image, load_both
 from headstart.pipelines.confidence import UNKNOWN, believed, folder_of, minimums_of
-from headstart.pipelines.unknown import LEVEL, Reference, captured, head_of
+from headstart.pipelines.unknown import LEVEL, Reference, head_of
 
 logger = logging.getLogger("headstart")
 
@@ -191,7 +192,7 @@ class ImageClassificationPipeline(ShortRepr):
         same = len({part.shape for part in parts}) == 1
         reference = self.reference
         layer = None if reference is None else head_of(self.model, self.model.config.num_labels)
-        with torch.inference_mode(), captured(layer) as seen:
+        with torch.inference_mode(), inputs_of(layer) as seen:
             batches = (
                 batch.to(self.model.device, self.model.dtype)
                 for batch in ([torch.cat(parts)] if same else parts)
@@ -201,7 +202,7 @@ class ImageClassificationPipeline(ShortRepr):
             )  # (B, V)
         p_values: list[float | None] = [None] * len(logits)
         if reference is not None and seen:
-            p_values = list(reference.p_values(torch.cat(seen)).tolist())
+            p_values = list(reference.p_values(torch.cat(seen).float().cpu()).tolist())
         if self.kind == "regression":
             return logits, p_values
         if self.kind == "multi_label_classification":

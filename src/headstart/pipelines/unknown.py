@@ -6,11 +6,8 @@ Training finds the values (`headstart.features.unknown`), prediction reads them 
 Letters: B new examples, V classes, D features, R coordinates.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -112,21 +109,3 @@ def head_of(model: nn.Module, outputs: int) -> nn.Linear | None:
     """The linear layer that gives the scores; None of a network that an engine runs."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return next((each for each in reversed(layers) if each.out_features == outputs), None)
-
-
-@contextmanager
-def captured(layer: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collects what goes into a layer while the block is open."""
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-
-    def keep(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.append(arguments[0].detach().float().cpu())
-
-    handle = layer.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()

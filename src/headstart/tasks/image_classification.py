@@ -23,6 +23,7 @@ from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import IMAGE_ROLES, MANY, SPLITS, DataOptions
+from headstart.data.passes import forward_passes
 from headstart.data.sources.raw import Source
 from headstart.errors import ConfigError, DataError, InputError, counted, listed
 from headstart.pipelines.base import batched
@@ -517,16 +518,18 @@ class ImageClassification(LabelledImages, HeadTask):
 
     # Evaluation -----------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, device: torch.device) -> Evaluation:
         """See `Task.evaluate`: `details` are logits or regression values (N, V) and labels."""
-        logits = []
-        for batch in self.image_batches(split):
-            if not batch:
-                continue
+
+        @torch.inference_mode()
+        def scores(batch: list[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.float32]:
             images = np.stack([image for _, image in batch])  # (B, H, W, 3)
             pixels = self.normalize(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
-            logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())
+            found: NDArray[np.float32] = model(pixel_values=pixels).logits.float().cpu().numpy()
+            return found  # (B, V)
+
+        batches = (batch for batch in self.image_batches(split) if batch)
+        logits = list(forward_passes(scores, batches, model))
         return self.evaluate_scores(split, self.problem.in_units(np.concatenate(logits)))
 
     def evaluate_scores(self, split: str, scores: NDArray[np.float32]) -> Evaluation:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from headstart.auto import AutoImageProcessor, AutoModelForImageClassification
 from headstart.checkpoint.documents import parse_json
 from headstart.errors import ConfigError, InputError, MissingExtraError
-from headstart.features.extract import inputs_of, model_key
+from headstart.features.extract import model_key
+from headstart.nn.hooks import inputs_of
 from headstart.tasks.image_classification import head_of, processor_side
 
 FILES = {".onnx": "onnxruntime", ".xml": "openvino"}
