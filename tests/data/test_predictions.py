@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from command_line import call
 from headstart import pipeline
+from headstart.data import inputs as data_inputs
+from headstart.data import predictions
 from headstart.data.cache import parallel
 from headstart.data.inputs import ImageInput, image_inputs
-from headstart.data.predictions import classify, in_batches, unique_stems
+from headstart.data.predictions import Prediction, classify, in_batches, once_a_file, unique_stems
 from headstart.data.results import ResultTable, remaining
 from headstart.errors import InputError
 from photo_data import photos, tiny_model  # noqa: F401 - fixtures
@@ -142,9 +144,94 @@ def test_parallel_keeps_the_order_and_reads_no_more_than_it_may():
 
 def test_written_images_have_names_of_their_own(tmp_path):
     names = ["a/x.png", "b/x.png", "x_2.png", "c/x.jpg", "c/x.png"]
-    inputs = [type("I", (), {"name": name})() for name in names]
-    stems = unique_stems(inputs, tmp_path)
+    inputs = [ImageInput(name, Path(name)) for name in names]
+    stems = unique_stems([*inputs, *inputs], tmp_path)
     assert len(set(stems)) == len(names) and stems[0] == tmp_path / "x"
+    assert stems[len(names) :] == stems[: len(names)]  # a file has one
+
+
+@pytest.mark.parametrize(("remembered", "most"), [(1, 1), (30, 3), (1000, 100)])
+def test_a_result_is_computed_once_while_it_is_remembered(remembered, most, monkeypatch):
+    """Against a list of the last results that occur again."""
+    monkeypatch.setattr(predictions, "REMEMBERED", remembered)
+    files = np.random.default_rng(0).integers(0, 12, 200).tolist() + [20, 21]
+    inputs = [ImageInput(f"row {i}", Path(str(file))) for i, file in enumerate(files)]
+    asked = []
+
+    def results(rows):
+        asked.extend(rows)
+        return (Prediction("", [{"label": files[i]}]) for i in rows)
+
+    found = list(once_a_file(inputs, results, 10))
+    assert [each.name for each in found] == [each.name for each in inputs]
+    assert [each.labels[0]["label"] for each in found] == files
+    recent, expected = [], []
+    for i, file in enumerate(files):
+        if file not in recent:
+            expected.append(i)
+        recent = [*(each for each in recent if each != file), file][-most:]
+    assert asked == expected
+
+
+def counted_reads(monkeypatch):
+    """Names of the files that are read from now on."""
+    read, load = [], data_inputs.load_image
+
+    def load_image(path):
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(data_inputs, "load_image", load_image)
+    return read
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predict_reads_a_file_of_many_rows_once(
+    suffix,
+    photos,  # noqa: F811
+    tiny_model,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    bad, out = tmp_path / "words.png", tmp_path / f"results{suffix}"
+    bad.write_text("words")
+    files = [*files_of(photos)[:4], bad]
+    order = [0, 1, 0, 2, 4, 1, 0, 3, 4, 2, 0, 3]
+    table = tmp_path / "rows.csv"
+    table.write_text("".join(["image\n", *(f"{files[i]}\n" for i in order)]))
+    words = ("predict", tiny_model, table, "--out", out)
+    read = counted_reads(monkeypatch)
+    assert call(capsys, *words)[0] == 3
+    assert sorted(read) == sorted(files)
+    rows = table_rows(out)
+    assert [each["path"] for each in rows] == [str(files[i]) for i in order]
+    assert [bool(each["error"]) for each in rows] == [i == 4 for i in order]
+    for i, each in zip(order, rows, strict=True):
+        same = rows[order.index(i)]
+        assert each == same
+    monkeypatch.setattr(ResultTable, "write", cut_after(5))
+    out.unlink()
+    (tmp_path / "results.csv.run.json").unlink(missing_ok=True)
+    assert call(capsys, *words)[0] == 130
+    monkeypatch.undo()
+    read = counted_reads(monkeypatch)
+    assert call(capsys, *words, "--resume")[0] == 3
+    assert sorted(read) == sorted(files)  # each is in the rest
+    assert [each["path"] for each in table_rows(out)] == [str(files[i]) for i in order]
+
+
+def cut_after(rows):
+    """`ResultTable.write` of a run that is stopped after so many rows."""
+    write, written = ResultTable.write, []
+
+    def cut(self, row):
+        if len(written) == rows:
+            raise KeyboardInterrupt
+        written.append(row)
+        write(self, row)
+
+    return cut
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -269,15 +356,8 @@ def test_predict_goes_on(suffix, photos, tiny_model, tmp_path, capsys, monkeypat
     bad.write_text("words")
     out = tmp_path / f"results{suffix}"
     words = ("predict", tiny_model, *files[:5], bad, *files[5:], "--top", 2, "--out", out)
-    write, written = ResultTable.write, []
-
-    def cut(self, row):
-        if len(written) == 7:
-            raise KeyboardInterrupt
-        written.append(row)
-        write(self, row)
-
-    monkeypatch.setattr(ResultTable, "write", cut)
+    write = ResultTable.write
+    monkeypatch.setattr(ResultTable, "write", cut_after(7))
     assert call(capsys, *words)[0] == 130
     monkeypatch.setattr(ResultTable, "write", write)
     code, _, err = call(capsys, *words)
@@ -367,3 +447,21 @@ def test_a_model_of_images_refuses_options_of_texts(
 ):
     code, _, err = call(capsys, "predict", tiny_model, photos, *option)
     assert code == 2 and message in err
+
+
+def test_a_file_of_many_rows_is_painted_once(photos, tmp_path):  # noqa: F811
+    files = files_of(photos)[:2]
+    inputs = image_inputs([files[0], files[1], files[0]])
+    painted = []
+
+    def write(pixels, stem):
+        painted.append(stem)
+        return {"mask_file": f"{stem}.png", "classes": [{"label": "a", "fraction": 1.0}]}
+
+    config = types.SimpleNamespace(id2label={0: "a"})
+    painter = types.SimpleNamespace(write=write, model=types.SimpleNamespace(config=config))
+    stems = unique_stems(inputs, tmp_path)
+    found = list(predictions.paint(painter, inputs, stems, 1))
+    assert painted == stems[:2]
+    assert [each.name for each in found] == [each.name for each in inputs]
+    assert found[2].files == found[0].files != found[1].files

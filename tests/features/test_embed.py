@@ -10,6 +10,7 @@ from PIL import Image
 import headstart
 from command_line import call
 from conftest import ROOT
+from headstart.data import inputs as data_inputs
 from headstart.data.embeddings import embedding_blocks, read_embeddings, read_facts
 from headstart.data.inputs import image_inputs
 from headstart.data.results import ResultTable, vector_of, vector_text
@@ -169,6 +170,23 @@ def test_a_file_that_was_cut_off_is_continued(
     assert not out.with_name(f"{out.name}.jsonl").exists()
     before = out.read_bytes()
     assert call(capsys, *words, "--resume")[0] == 3 and out.read_bytes() == before
+
+
+def test_a_file_of_many_rows_is_read_once(photos, tiny_model, monkeypatch):
+    read, load = [], data_inputs.load_image
+
+    def load_image(path):
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(data_inputs, "load_image", load_image)
+    files = files_of(photos)[:3]
+    order = [0, 1, 1, 0, 2, 0]
+    found = headstart.embed(tiny_model, [files[i] for i in order])
+    assert sorted(read) == sorted(files)
+    assert found.names == [str(files[i]) for i in order]
+    alone = headstart.embed(tiny_model, files)
+    np.testing.assert_allclose(found.features, alone.features[order], atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -43,6 +43,11 @@ class StoredImage:
 
     name: str
 
+    @property
+    def key(self) -> object:
+        """Equal for inputs that are the same file."""
+        return self.name
+
     def pixels(self) -> NDArray[np.uint8]:
         """The upright pixels, (H, W, 3) uint8.
 

@@ -1,6 +1,7 @@
 """The labelled images of one split."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,17 @@ class Examples:
 
 def distinct(images: Sequence[Source]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first row of each different image, (M,), and which of them each row shows, (N,)."""
+    return numbered(map(source_key, images))
+
+
+def numbered(keys: Iterable[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first position of each different key, (M,), and which of them each one is, (N,)."""
     number: dict[object, int] = {}
     first: list[int] = []
-    which = np.empty(len(images), dtype=np.int64)
-    for i, image in enumerate(images):
-        at = number.setdefault(source_key(image), len(first))
+    which = array("q")
+    for i, key in enumerate(keys):
+        at = number.setdefault(key, len(first))
         if at == len(first):
             first.append(i)
-        which[i] = at
-    return np.asarray(first, dtype=np.int64), which
+        which.append(at)
+    return np.asarray(first, dtype=np.int64), np.asarray(which, dtype=np.int64)

@@ -13,7 +13,14 @@ from headstart.data.cache import decode
 from headstart.data.interpret import source_of
 from headstart.data.options import DataOptions
 from headstart.data.sources.folders import FILE_SUFFIXES, read_source
-from headstart.data.sources.raw import IMAGE_COLUMNS, IMAGE_SUFFIXES, RawTable, Source, files_below
+from headstart.data.sources.raw import (
+    IMAGE_COLUMNS,
+    IMAGE_SUFFIXES,
+    RawTable,
+    Source,
+    files_below,
+    source_key,
+)
 from headstart.errors import InputError
 from headstart.images.decode import load_image
 
@@ -31,6 +38,11 @@ class ImageInput:
 
     name: str
     source: Source
+
+    @property
+    def key(self) -> object:
+        """Equal for inputs that are the same file."""
+        return source_key(self.source)
 
     def pixels(self) -> NDArray[np.uint8]:
         """The upright pixels, (H, W, 3) uint8.

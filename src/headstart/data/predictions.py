@@ -4,20 +4,30 @@ gives one row.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from headstart.data.cache import parallel
+from headstart.data.examples import numbered
 from headstart.data.inputs import ImageInput
 from headstart.data.passes import forward_passes
 from headstart.data.results import Kind
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.confidence import UNKNOWN
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Named = TypeVar("Named", bound="DataclassInstance")  # with a `name`
 VALUES = 8 * 3 * 224 * 224  # of preprocessed images in one forward pass, by default
 MOST = 64  # images in one forward pass, by default
+REMEMBERED = 128 << 20  # bytes of results of repeated files that are in memory together
+LABEL = 512  # bytes of one label of a prediction, about
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,34 @@ def attempt(
             return error
 
     return parallel(one, inputs, workers)
+
+
+def once_a_file(
+    inputs: Sequence[ImageInput], results: Callable[[list[int]], Iterator[Named]], size: int
+) -> Iterator[Named]:
+    """The result of each input, in order, under its name; a file that is repeated is computed once.
+
+    The last results that occur again are remembered, in bounded memory: where too many others were
+    needed since, a file is computed anew.
+
+    Args:
+        inputs: The images.
+        results: Gives the results of some of the inputs, by their numbers.
+        size: Bytes of one result.
+    """
+    _, which = numbered(each.key for each in inputs)
+    repeated = np.bincount(which) > 1
+    most = max(1, REMEMBERED // size)
+    computed: list[int] = []
+    turn = lru_cache(most)(lambda file: len(computed))  # in which the result is computed
+    for i, file in enumerate(which.tolist()):
+        if not repeated[file] or turn(file) == len(computed):
+            computed.append(i)
+    found = results(computed)
+    remembered = lru_cache(most)(lambda file: next(found))  # the same ones as those of `turn`
+    for each, file in zip(inputs, which.tolist(), strict=True):
+        result = remembered(file) if repeated[file] else next(found)
+        yield replace(result, name=each.name)
 
 
 def in_batches(
@@ -124,6 +162,21 @@ def classify(
         batch_size: Images in one forward pass; see `in_batches`.
         workers: Threads that read and preprocess; None is one for each processor, at most 8.
     """
+
+    def results(rows: list[int]) -> Iterator[Prediction]:
+        return _classify(pipe, [inputs[i] for i in rows], top_k, batch_size, workers)
+
+    return once_a_file(inputs, results, LABEL * (2 + (top_k or 1)))
+
+
+def _classify(
+    pipe: Any,
+    inputs: Sequence[ImageInput],
+    top_k: int | None,
+    batch_size: int | None,
+    workers: int | None,
+) -> Iterator[Prediction]:
+    """As `classify`, of inputs that are each a file of their own."""
     ready = attempt(lambda each: pipe.pixel_values(each.pixels()), inputs, workers)
     for batch in forward_passes(
         lambda batch: computed(lambda parts: zip(*pipe.compared(parts), strict=True), batch),
@@ -151,6 +204,17 @@ def paint(
         stems: Paths of the written images, without their endings; see `unique_stems`.
         workers: Threads that read.
     """
+
+    def results(rows: list[int]) -> Iterator[Prediction]:
+        return _paint(painter, [inputs[i] for i in rows], [stems[i] for i in rows], workers)
+
+    return once_a_file(inputs, results, LABEL * len(painter.model.config.id2label))
+
+
+def _paint(
+    painter: Any, inputs: Sequence[ImageInput], stems: Sequence[Path], workers: int | None
+) -> Iterator[Prediction]:
+    """As `paint`, of inputs that are each a file of their own."""
     ready = attempt(ImageInput.pixels, inputs, workers)
     for each, pixels, stem in zip(inputs, ready, stems, strict=True):
         if isinstance(pixels, InputError):
@@ -165,18 +229,22 @@ def paint(
 
 
 def unique_stems(inputs: Sequence[ImageInput], folder: Path) -> list[Path]:
-    """A path in a folder for the images written for each input, without its ending."""
+    """A path in a folder for the images written for each input, without its ending.
+
+    Inputs that are the same file have the same one.
+    """
     taken: set[str] = set()
     last: dict[str, int] = {}
+    files, which = numbered(each.key for each in inputs)
     found = []
-    for each in inputs:
-        first = name = PurePath(each.name).stem
+    for i in files.tolist():
+        first = name = PurePath(inputs[i].name).stem
         while name in taken:
             last[first] = last.get(first, 1) + 1
             name = f"{first}_{last[first]}"
         taken.add(name)
         found.append(folder / name)
-    return found
+    return [found[file] for file in which.tolist()]
 
 
 # Rows ---------------------------------------------------------------------------------------------

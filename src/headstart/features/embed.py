@@ -21,7 +21,7 @@ from headstart.auto import AutoImageProcessor, AutoTokenizer
 from headstart.data.embeddings import IMAGE_COLUMNS, TEXT_COLUMNS, Embeddings, read_embeddings
 from headstart.data.inputs import ImageInput, image_inputs
 from headstart.data.passes import forward_passes
-from headstart.data.predictions import attempt, computed, in_batches
+from headstart.data.predictions import attempt, computed, in_batches, once_a_file
 from headstart.data.results import EMBEDDING_SUFFIXES, ResultTable, remaining, vector_text
 from headstart.data.text_files import read_inputs
 from headstart.errors import ConfigError, InputError
@@ -33,6 +33,7 @@ from headstart.pipelines.features import FeatureExtractionPipeline
 from headstart.progress import Progress, Silent
 
 Floats = NDArray[np.float32]
+ROW = 512  # bytes of an embedded image beside its vector, about
 TEXTS = 8  # in one forward pass, by default
 CLASSIFIERS = ("image-classification", "text-classification")
 
@@ -174,6 +175,17 @@ def image_vectors(
     workers: int | None = None,
 ) -> Iterator[Embedded]:
     """The vector of each image, in order; reading and preprocessing overlap with the network."""
+
+    def results(rows: list[int]) -> Iterator[Embedded]:
+        return _image_vectors(embedder, [inputs[i] for i in rows], batch_size, workers)
+
+    return once_a_file(inputs, results, 4 * embedder.width + ROW)
+
+
+def _image_vectors(
+    embedder: Embedder, inputs: Sequence[ImageInput], batch_size: int | None, workers: int | None
+) -> Iterator[Embedded]:
+    """As `image_vectors`, of inputs that are each a file of their own."""
     ready = attempt(lambda each: embedder.pixel_values(each.pixels()), inputs, workers)
     for batch in forward_passes(
         lambda batch: computed(embedder.of_images, batch),
