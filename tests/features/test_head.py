@@ -13,7 +13,16 @@ import headstart
 from headstart import AutoModelForImageClassification
 from headstart.errors import DataError
 from headstart.features.extract import model_key
-from headstart.features.head import STRENGTHS, Problem, fit_head, install, logistic, span
+from headstart.features.head import (
+    STRENGTHS,
+    Problem,
+    blas_threads,
+    fit_head,
+    install,
+    logistic,
+    one_thread,
+    span,
+)
 from headstart.nn.hooks import inputs_of
 from headstart.progress import Lines
 from headstart.tasks.image_classification import head_of
@@ -31,6 +40,31 @@ def blobs(examples, width, classes, seed=0):
     labels = np.arange(examples) % classes
     centres = rng.normal(size=(classes, width))
     return (centres[labels] + 1.5 * rng.normal(size=(examples, width))).astype(np.float32), labels
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with blas_threads().limit(limits=2, user_api="blas"):
+        yield
+    torch.set_num_threads(before)
+
+
+def threads_now():
+    """Of torch, and of the libraries of numpy and scipy."""
+    pools = blas_threads().select(user_api="blas").info()
+    return [torch.get_num_threads(), *(each["num_threads"] for each in pools)]
+
+
+def test_small_problems_take_one_thread_of_every_library(two_threads):
+    assert set(threads_now()) == {2}
+    with one_thread() as before:
+        assert before == 2 and set(threads_now()) == {1}
+        with one_thread() as inside:
+            assert inside == 1
+        assert set(threads_now()) == {1}
+    assert set(threads_now()) == {2}
 
 
 @pytest.mark.parametrize("classes", [2, 4])

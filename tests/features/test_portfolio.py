@@ -227,6 +227,19 @@ def test_a_discriminant_in_cross_validation_is_fitted_to_the_other_folds():
     np.testing.assert_allclose(found[1][fold == 2], expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["logistic", "discriminant"])
+def test_folds_side_by_side_give_the_bits_of_one_after_another(kind):
+    """Of many features and of fewer examples than features, one setting after another."""
+    for examples, width in ((60, 16), (40, 500)):
+        features, labels = np.random.default_rng(0).normal(size=(examples, width)), np.arange(3)
+        comparison = Comparison(np.resize(labels, examples), 3)
+        starts = [], []
+        for setting in (0.1, 0.5):
+            one = comparison.held_out(kind, features, setting, starts[0])
+            three = comparison.held_out(kind, features, setting, starts[1], workers=3)
+            assert np.array_equal(one, three)
+
+
 def test_scores_of_a_discriminant_are_scaled_to_probabilities():
     features, labels = blobs(60, 3, noise=4.0)
     trial = compared(features, labels, candidate("all", "discriminant")).plain

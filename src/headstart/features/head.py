@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +25,7 @@ from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.errors import ConfigError
 from headstart.features.discriminant import FEW, ROWS, Discriminant, Statistics
 from headstart.features.extract import Extractor
-from headstart.metrics.optional import scikit_learn, scipy
+from headstart.metrics.optional import scikit_learn, scipy, thread_pools
 from headstart.progress import Progress, Silent, duration
 from headstart.tasks.base import HeadTask
 
@@ -118,14 +118,29 @@ LARGE = 2e8
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside the block torch computes with one thread."""
+def one_thread() -> Iterator[int]:
+    """Inside the block torch, numpy and scipy compute with one thread for each caller.
+
+    Yields:
+        How many threads there were: independent pieces of work that may run at a time.
+    """
     before = torch.get_num_threads()
+    if before == 1:  # also inside another such block
+        yield 1
+        return
     torch.set_num_threads(1)
     try:
-        yield
+        with blas_threads().limit(limits=1, user_api="blas"):
+            yield before
     finally:
         torch.set_num_threads(before)
+
+
+@cache
+def blas_threads() -> Any:
+    """Sets the threads of numpy's and scipy's linear algebra; to find both takes milliseconds."""
+    scipy("linalg")  # has a library of its own, which has to be loaded before it is looked for
+    return thread_pools().ThreadpoolController()
 
 
 @dataclass(frozen=True)
@@ -361,13 +376,13 @@ def cross_validate(
         seen(1)
         return loss(held, found)
 
-    for strength in STRENGTHS:
-        with one_thread():  # each of the folds has its own
-            parts = parallel(partial(held_out, strength=strength), range(folds), None)
+    with one_thread() as workers:  # each of the folds has its own
+        for strength in STRENGTHS:
+            parts = parallel(partial(held_out, strength=strength), range(folds), workers)
             losses[strength] = sum(parts) / len(problem.x)
-        last = list(losses.values())[-3:]
-        if len(last) == 3 and last[0] < last[1] < last[2]:
-            break  # less regularization only harms from here on
+            last = list(losses.values())[-3:]
+            if len(last) == 3 and last[0] < last[1] < last[2]:
+                break  # less regularization only harms from here on
     return losses
 
 

@@ -9,7 +9,8 @@ Letters: N examples, D features, V outputs, R repetitions of the cross-validatio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -288,19 +289,20 @@ class Comparison:
             settled: Whether no other setting is tried.
             seen: Receives how many more fits are done.
         """
-        x, _, _ = scaled(features, candidate.stages)
-        x, _ = narrowed(x, candidate.head)
-        scores, setting = climb(
-            (near,) if settled and near else settings_of(candidate.head),
-            near or FIRST.get(candidate.head),
-            partial(self.held_out, candidate.head, x, seen=seen),
-            lambda found: float(np.mean([self.loss(each) for each in found])),
-        )
-        scales: tuple[float, ...] = (1.0,)
-        if candidate.head == "discriminant":  # its probabilities are extreme: scale the scores
-            scales, losses = self.mixed((scores,))
-        else:
-            losses = np.mean([self.loss(each) for each in scores], axis=0)
+        with one_thread() as workers:  # each of the folds has its own
+            x, _, _ = scaled(features, candidate.stages)
+            x, _ = narrowed(x, candidate.head)
+            scores, setting = climb(
+                (near,) if settled and near else settings_of(candidate.head),
+                near or FIRST.get(candidate.head),
+                partial(self.held_out, candidate.head, x, seen=seen, workers=workers),
+                lambda found: float(np.mean([self.loss(each) for each in found])),
+            )
+            scales: tuple[float, ...] = (1.0,)
+            if candidate.head == "discriminant":  # its probabilities are extreme: scale the scores
+                scales, losses = self.mixed((scores,))
+            else:
+                losses = np.mean([self.loss(each) for each in scores], axis=0)
         return self.add(Trial((candidate,), (setting,), scales, losses, (scores,)))
 
     def add(self, trial: Trial) -> Trial:
@@ -341,26 +343,35 @@ class Comparison:
         x: NDArray[Any],
         setting: float,
         starts: list[Any],
+        *,
         seen: Callable[[int], None] = lambda count: None,
+        workers: int = 1,
     ) -> Doubles:
-        """Scores (R, N, V) of each example by heads that were fitted to the other folds."""
+        """Scores (R, N, V) of each example by heads that were fitted to the other folds.
+
+        Args:
+            head: Kind of head.
+            x: Standardized features (N, D).
+            setting: Its regularization or shrinkage.
+            starts: What each fold goes on from with another setting; empty at first.
+            seen: Receives how many more fits are done.
+            workers: Fits at a time.
+        """
         scores = np.zeros((len(self.folds), len(x), self.classes))
         problem = self.problem(x)
-        total, few = None, FEW * len(x) < x.shape[1]
-        if head == DISCRIMINANT and not few:
-            total = Statistics.of(x, self.labels, self.classes, self.weights)
         tasks = [(r, number) for r in range(len(self.folds)) for number in range(self.count)]
+        few = FEW * len(x) < x.shape[1]
+        if not starts and head == DISCRIMINANT and not few:
+            starts += self.statistics(x, workers)
         starts += [None] * (len(tasks) - len(starts))
 
         def one(at: int) -> None:
             r, number = tasks[at]
             held = self.folds[r] == number
-            if total is not None:
-                weights = None if self.weights is None else self.weights[held]
-                removed = Statistics.of(x[held], self.labels[held], self.classes, weights)
-                found = discriminant(total - removed, setting)
-            elif head == DISCRIMINANT:
+            if head == DISCRIMINANT and few:
                 found = discriminant_of_few(problem.take(~held), setting)
+            elif head == DISCRIMINANT:
+                found = discriminant(starts[at], setting)
             else:
                 found = fit_linear(
                     head, problem.take(~held), setting, starts[at], 1e-4, COMPARING, exact=False
@@ -369,9 +380,23 @@ class Comparison:
             scores[r, held] = x[held] @ found.weight.T + found.bias
             seen(1)
 
-        with one_thread():  # each of the folds has its own
-            list(parallel(one, range(len(tasks)), None))
+        list(parallel(one, range(len(tasks)), workers))
         return scores
+
+    def statistics(self, x: NDArray[Any], workers: int) -> list[Statistics]:
+        """Statistics of the examples that are not in a fold, of each repetition's folds in turn."""
+
+        def held_out(fold: NDArray[np.bool_]) -> Statistics:
+            weights = None if self.weights is None else self.weights[fold]
+            return Statistics.of(x[fold], self.labels[fold], self.classes, weights)
+
+        found = []
+        for folds in self.folds:
+            members = [folds == number for number in range(self.count)]
+            parts = list(parallel(held_out, members, workers))
+            total = reduce(add, parts)
+            found += [total - part for part in parts]
+        return found
 
     def mixed(self, scores: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], Doubles]:
         """Factors of added scores that minimize the loss, and the loss of each example.

@@ -1,6 +1,6 @@
-"""scikit-learn and scipy, imported when they are first needed.
+"""scikit-learn, scipy and threadpoolctl, imported when they are first needed.
 
-Both belong to the extra `train`; scikit-learn takes about a second to import, so that a run which
+All belong to the extra `train`; scikit-learn takes about a second to import, so that a run which
 needs none of it does not load it.
 """
 
@@ -18,6 +18,11 @@ def scikit_learn(module: str) -> Any:
 def scipy(module: str) -> Any:
     """A module of scipy, such as "optimize"."""
     return _load(f"scipy.{module}", "scipy")
+
+
+def thread_pools() -> Any:
+    """threadpoolctl, which scikit-learn limits the threads of libraries with."""
+    return _load("threadpoolctl", "threadpoolctl")
 
 
 def _load(module: str, package: str) -> Any:
