@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.data.passes import forward_passes
+from headstart.data.passes import MOST, forward_passes
 from headstart.nn.hooks import inputs_of
 
 
@@ -16,6 +16,18 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def test_all_threads_are_divided_among_the_passes(two_threads):
+    together = Barrier(MOST, timeout=60)
+    torch.set_num_threads(2 * MOST - 1)
+
+    def compute(batch):
+        together.wait()
+        return torch.get_num_threads()
+
+    counts = list(forward_passes(compute, range(MOST), nn.Linear(1, 1)))
+    assert sorted(counts) == [1] + [2] * (MOST - 1)
 
 
 def test_batches_are_computed_at_a_time_and_come_in_order(two_threads):

@@ -41,9 +41,11 @@ def forward_passes(
         yield from map(function, together)
         return
     before = torch.get_num_threads()
+    counts = iter([len(range(i, before, passes)) for i in range(passes)])  # in sum `before`
 
-    def start() -> None:  # the number belongs to the thread that sets it
-        torch.set_num_threads(before // passes)
+    def start() -> None:
+        torch.get_num_threads()  # gives a new thread the number that was set last, by any thread
+        torch.set_num_threads(next(counts))
 
     try:
         yield from parallel(function, together, passes, waiting=WAITING, start=start)
