@@ -46,7 +46,7 @@ def run(photos, model, out, limit):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=90,
+        timeout=300,
     )
     return done.returncode, done.stderr
 

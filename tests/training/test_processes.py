@@ -25,7 +25,7 @@ def in_two(port):
 
 def completed(command):
     """What a command that succeeds writes to standard error."""
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -102,7 +102,7 @@ def test_a_shared_model_survives_the_death_of_a_process(photos, tiny_model, tmp_
     while not list((out / "checkpoints").glob("step-*")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(children(process.pid)["1"], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     ours = [line for line in errors.splitlines() if line.startswith("headstart: ")]
     assert ours == [

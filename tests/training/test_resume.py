@@ -37,7 +37,7 @@ def start(photos, model, out, *more):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     return process.returncode, errors
 
 

@@ -202,7 +202,7 @@ def test_two_processes_and_a_killed_run_have_the_losses_of_one(shards, tiny_mode
     while not list((out / "checkpoints").glob("step-*")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     state = json.loads(next((out / "checkpoints").glob("step-*/state.json")).read_text())
     assert len(state["positions"]) == 4 and np.sum(state["positions"]) > 0
     train(pattern(shards), out=out, resume=True, device="cpu", workers=1)
