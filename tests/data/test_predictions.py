@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import shutil
 import tarfile
 import types
@@ -19,10 +20,12 @@ from command_line import call
 from headstart import pipeline
 from headstart.data import inputs as data_inputs
 from headstart.data import predictions
+from headstart.data.blocks import image_blocks
 from headstart.data.cache import parallel
 from headstart.data.inputs import ImageInput, image_inputs
 from headstart.data.predictions import Prediction, classify, in_batches, once_a_file, unique_stems
 from headstart.data.results import ResultTable, remaining
+from headstart.data.sources.raw import Lazy
 from headstart.errors import InputError
 from photo_data import photos, tiny_model  # noqa: F401 - fixtures
 
@@ -465,3 +468,17 @@ def test_a_file_of_many_rows_is_painted_once(photos, tmp_path):  # noqa: F811
     assert painted == stems[:2]
     assert [each.name for each in found] == [each.name for each in inputs]
     assert found[2].files == found[0].files != found[1].files
+
+
+def test_the_inputs_of_a_table_are_made_when_they_are_used(photos, tmp_path):  # noqa: F811
+    """A million rows are not a million objects, and a part of them does not hold the others."""
+    files = [str(each) for each in files_of(photos)[:3]] * 2
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *files, ""]))
+    inputs = image_inputs([tmp_path / "rows.csv"])
+    assert isinstance(inputs, Lazy)
+    assert [each.name for each in inputs] == files
+    assert not hasattr(inputs[0], "__dict__")
+    both = image_inputs([tmp_path / "rows.csv", Path(files[0])])
+    assert [each.name for each in both] == [*files, files[0]]
+    blocks = list(image_blocks([str(tmp_path / "rows.csv")], 4))
+    assert [len(pickle.loads(pickle.dumps(each.inputs))) for each in blocks] == [4, 2]

@@ -20,7 +20,7 @@ from headstart.cli.options import (
     WorkersOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_line, print_table, resumable
+from headstart.cli.terminal import load_torch, print_line, print_table, reading_inputs, resumable
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def embed(
         return
     cluster.check_absent(files, out, actors)
     embedder = Embedder(model, best_device(device), long)
-    inputs = inputs_for(embedder, files or [], text or [], lines)
+    with reading_inputs(files):
+        inputs = inputs_for(embedder, files or [], text or [], lines)
     with resumable(Path(out)), progress_for_terminal() as progress:
         lost = write_embeddings(
             embedder,

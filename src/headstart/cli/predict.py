@@ -23,7 +23,7 @@ from headstart.cli.options import (
     RayOption,
 )
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
-from headstart.cli.terminal import load_torch, print_line, print_table, resumable
+from headstart.cli.terminal import load_torch, print_line, print_table, reading_inputs, resumable
 from headstart.errors import ConfigError, counted
 
 PROGRAMS = (".onnx", ".xml")  # endings of what `headstart export --full` writes
@@ -177,9 +177,9 @@ def predict(
     load_torch()
     paths = [Path(each) for each in files or []]
     if wanted.reads_texts:
-        _predict_texts(
-            wanted, text_files.read_inputs(wanted.task, paths, text or [], question, lines)
-        )
+        with reading_inputs(files):
+            texts = text_files.read_inputs(wanted.task, paths, text or [], question, lines)
+        _predict_texts(wanted, texts)
     elif _predict_images(wanted, paths):
         raise typer.Exit(DATA_ERROR)
 
@@ -322,9 +322,12 @@ def _predict_images(wanted: _Wanted, paths: list[Path]) -> int:
     """Predictions for images, in a table or on the terminal; returns how many have an error."""
     from headstart.data import predictions
     from headstart.data.inputs import ImageInput, image_inputs
+    from headstart.data.sources.raw import Lazy
     from headstart.pipelines.base import fingerprint
 
-    images, table, top = image_inputs(paths), wanted.table, wanted.top
+    table, top = wanted.table, wanted.top
+    with reading_inputs(map(str, paths)):
+        images = image_inputs(paths)
     pipe, kind, names = _image_pipeline(wanted)
     stems: Sequence[Path] = ()
     if wanted.paints:
@@ -349,7 +352,7 @@ def _predict_images(wanted: _Wanted, paths: list[Path]) -> int:
 
     key = pipe.key if wanted.program else fingerprint(pipe)
     facts = wanted.facts(key, top=str(limit), threshold=str(wanted.threshold))
-    inputs = [each.name for each in images]
+    inputs = Lazy(lambda i: images[i].name, range(len(images)))
     return _write(table, columns, inputs, rows, wanted.resume, "img", facts)
 
 

@@ -6,8 +6,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from headstart.progress import plain, write_line
 
@@ -72,6 +73,14 @@ def load_torch() -> None:
         gc.freeze()
         if collects:
             gc.enable()
+
+
+def reading_inputs(files: Iterable[str] | None) -> AbstractContextManager[Any]:
+    """Shows on a terminal that inputs are read, but for those that a person may be typing (-)."""
+    from headstart.progress import Silent, progress_for_terminal
+
+    progress = Silent() if "-" in (files or ()) else progress_for_terminal()
+    return progress.counting("reading inputs", 1, "lists")
 
 
 def print_table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

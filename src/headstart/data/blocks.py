@@ -157,7 +157,7 @@ def text_blocks(
 
 def _parts(inputs: Sequence[Input], rows: int) -> Iterator[Block]:
     for start in range(0, len(inputs), rows):
-        yield Block(inputs[start : start + rows])
+        yield Block(list(inputs[start : start + rows]))  # not the whole table, where it is sent
 
 
 def _kind(name: str) -> str:

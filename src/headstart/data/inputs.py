@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from headstart.data.sources.folders import FILE_SUFFIXES, read_source
 from headstart.data.sources.raw import (
     IMAGE_COLUMNS,
     IMAGE_SUFFIXES,
+    Lazy,
     RawTable,
     Source,
     files_below,
+    joined,
     source_key,
 )
 from headstart.errors import InputError
@@ -27,7 +29,7 @@ from headstart.images.decode import load_image
 STDIN = "-"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageInput:
     """An image, and how the user knows it.
 
@@ -87,7 +89,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
+def image_inputs(paths: Sequence[Path]) -> Sequence[ImageInput]:
     """The images that words of the command line stand for, in order.
 
     Args:
@@ -103,7 +105,7 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
         raise InputError(
             "which images? Give files, folders, tables of paths, tars, or - for a list"
         )
-    found: list[ImageInput] = []
+    found: list[Sequence[ImageInput]] = []
     for path in paths:
         if str(path) == STDIN:
             text = sys.stdin.read()
@@ -111,34 +113,37 @@ def image_inputs(paths: Sequence[Path]) -> list[ImageInput]:
             lines = [line for line in parts if line.strip()]
             if not lines:
                 raise InputError("standard input (-) is empty; expected one path a line")
-            found += [ImageInput(line, Path(line)) for line in lines]
+            found.append([ImageInput(line, Path(line)) for line in lines])
         elif path.suffix.lower() in FILE_SUFFIXES and path.is_file():
-            found += _rows(path)
+            found.append(_rows(path))
         elif not path.exists() and glob.has_magic(str(path)):
             # absolute patterns too
             names = glob.glob(str(path), recursive=True)  # noqa: PTH207
             matches = sorted(map(Path, names))
             if not matches:
                 raise InputError(f"no file matches {path}")
-            found += [ImageInput(str(each), each) for each in image_files(matches)]
+            found.append([ImageInput(str(each), each) for each in image_files(matches)])
         else:
-            found += [ImageInput(str(each), each) for each in image_files([path])]
-    return found
+            found.append([ImageInput(str(each), each) for each in image_files([path])])
+    return joined(found)
 
 
-def _rows(path: Path) -> list[ImageInput]:
+def _rows(path: Path) -> Sequence[ImageInput]:
     """The images of a table or tar, row by row."""
     tables = read_source(path, DataOptions(target="none")).values()
-    return [each for parts in tables for table in parts for each in table_inputs(table)]
+    return joined([table_inputs(table) for parts in tables for table in parts])
 
 
-def table_inputs(table: RawTable) -> Iterator[ImageInput]:
+def table_inputs(table: RawTable) -> Sequence[ImageInput]:
     """The image of every row of a table.
 
     Raises:
         DataError: No column of images, or a row without one.
     """
     source = source_of(table, table.column("image", table.image, IMAGE_COLUMNS))
-    for i in range(len(table)):
-        image = source(i)
-        yield ImageInput(str(image) if isinstance(image, Path) else table.where(i), image)
+
+    def make(row: int) -> ImageInput:
+        image = source(row)
+        return ImageInput(str(image) if isinstance(image, Path) else table.where(row), image)
+
+    return Lazy(make, range(len(table)))

@@ -3,6 +3,7 @@ gives one row.
 """
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from headstart.data.examples import numbered
 from headstart.data.inputs import ImageInput
 from headstart.data.passes import forward_passes
 from headstart.data.results import Kind
+from headstart.data.sources.raw import take
 from headstart.errors import ConfigError, InputError
 from headstart.pipelines.confidence import UNKNOWN
 
@@ -73,7 +75,7 @@ def attempt(
 
 
 def once_a_file(
-    inputs: Sequence[ImageInput], results: Callable[[list[int]], Iterator[Named]], size: int
+    inputs: Sequence[ImageInput], results: Callable[[Sequence[int]], Iterator[Named]], size: int
 ) -> Iterator[Named]:
     """The result of each input, in order, under its name; a file that is repeated is computed once.
 
@@ -88,12 +90,12 @@ def once_a_file(
     _, which = numbered(each.key for each in inputs)
     repeated = np.bincount(which) > 1
     most = max(1, REMEMBERED // size)
-    computed: list[int] = []
-    turn = lru_cache(most)(lambda file: len(computed))  # in which the result is computed
+    rows = array("q")  # that are computed
+    turn = lru_cache(most)(lambda file: len(rows))  # in which the result is computed
     for i, file in enumerate(which.tolist()):
-        if not repeated[file] or turn(file) == len(computed):
-            computed.append(i)
-    found = results(computed)
+        if not repeated[file] or turn(file) == len(rows):
+            rows.append(i)
+    found = results(rows)
     remembered = lru_cache(most)(lambda file: next(found))  # the same ones as those of `turn`
     for each, file in zip(inputs, which.tolist(), strict=True):
         result = remembered(file) if repeated[file] else next(found)
@@ -163,8 +165,8 @@ def classify(
         workers: Threads that read and preprocess; None is one for each processor, at most 8.
     """
 
-    def results(rows: list[int]) -> Iterator[Prediction]:
-        return _classify(pipe, [inputs[i] for i in rows], top_k, batch_size, workers)
+    def results(rows: Sequence[int]) -> Iterator[Prediction]:
+        return _classify(pipe, take(inputs, rows), top_k, batch_size, workers)
 
     return once_a_file(inputs, results, LABEL * (2 + (top_k or 1)))
 
@@ -205,8 +207,8 @@ def paint(
         workers: Threads that read.
     """
 
-    def results(rows: list[int]) -> Iterator[Prediction]:
-        return _paint(painter, [inputs[i] for i in rows], [stems[i] for i in rows], workers)
+    def results(rows: Sequence[int]) -> Iterator[Prediction]:
+        return _paint(painter, take(inputs, rows), take(stems, rows), workers)
 
     return once_a_file(inputs, results, LABEL * len(painter.model.config.id2label))
 

@@ -315,8 +315,8 @@ def remaining(table: ResultTable, names: Sequence[str]) -> int:
         InputError: The rows of the table are of other inputs.
     """
     done = len(table.names)
-    written = [csv_cell(name) for name in names] if table.kind == ".csv" else list(names)
-    if table.names != written[:done]:
+    written = [csv_cell(each) if table.kind == ".csv" else each for each in names[:done]]
+    if table.names != written:
         pairs = zip(table.names, [*written, *[""] * done], strict=False)
         first = next(i for i, (old, new) in enumerate(pairs) if old != new)
         raise InputError(

@@ -23,6 +23,7 @@ from headstart.data.inputs import ImageInput, image_inputs
 from headstart.data.passes import forward_passes
 from headstart.data.predictions import attempt, computed, in_batches, once_a_file
 from headstart.data.results import EMBEDDING_SUFFIXES, ResultTable, remaining, vector_text
+from headstart.data.sources.raw import Lazy, take
 from headstart.data.text_files import read_inputs
 from headstart.errors import ConfigError, InputError
 from headstart.features.extract import model_key
@@ -176,8 +177,8 @@ def image_vectors(
 ) -> Iterator[Embedded]:
     """The vector of each image, in order; reading and preprocessing overlap with the network."""
 
-    def results(rows: list[int]) -> Iterator[Embedded]:
-        return _image_vectors(embedder, [inputs[i] for i in rows], batch_size, workers)
+    def results(rows: Sequence[int]) -> Iterator[Embedded]:
+        return _image_vectors(embedder, take(inputs, rows), batch_size, workers)
 
     return once_a_file(inputs, results, 4 * embedder.width + ROW)
 
@@ -245,7 +246,8 @@ def write_embeddings(
     """
     show = progress or Silent()
     columns = TEXT_COLUMNS if embedder.reads_text else IMAGE_COLUMNS
-    names = [each[0] if embedder.reads_text else each.name for each in inputs]
+    name = (lambda i: inputs[i][0]) if embedder.reads_text else (lambda i: inputs[i].name)
+    names = Lazy(name, range(len(inputs)))
     unit = "texts" if embedder.reads_text else "img"
     facts = embedder.facts | ({"long": embedder.long} if embedder.reads_text else {})
     with ResultTable(
@@ -341,7 +343,7 @@ def embed(
 
 def inputs_for(
     embedder: Embedder, inputs: Any, texts: Sequence[str] = (), by_line: bool = False
-) -> list[Any]:
+) -> Sequence[Any]:
     """What a network is to embed: `ImageInput`s, or pairs of name and text.
 
     Args:
@@ -368,7 +370,7 @@ def inputs_for(
     if texts or by_line:
         raise InputError(f"{embedder.name} reads images; texts are for a text model")
     if not arrays:
-        return list(image_inputs([Path(each) for each in every]))
+        return image_inputs([Path(each) for each in every])
     return [
         item
         for i, each in enumerate(every)
