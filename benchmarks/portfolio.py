@@ -15,7 +15,9 @@ over held-out images in pairs. Nothing is chosen by held-out images. `--also NAM
 of class folders below train and val, at most 60 images of each class. CIFAR-100 is of rows that
 bit-mini 1 was not pretrained on. `--until HH:MM` stops in time; the number of draws that were
 reached is in every row. The results hold which images each contender has right, and are written
-after every draw: a later call goes on from there, if the network is the same.
+after every draw: a later call goes on from there, if the network is the same; with `--again` it
+selects the heads of known trials anew and keeps the other contenders ("selected" in the results is
+the day of that).
 """
 
 import argparse
@@ -29,6 +31,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +150,18 @@ def contend(
     means = np.stack([x[labels == c].mean(0) for c in range(V)])
     distances = np.square(test).sum(1)[:, None] - 2 * test @ means.T + np.square(means).sum(1)
     right["nearest mean"] = distances.argmin(1) == truth
-    if not search_too:
-        return result_of(right, seconds, "")
+    found = result_of(right, seconds)
+    return found | selected(views, sides, rows, draw, found) if search_too else found
 
+
+def selected(
+    views: Views, sides: list[int], rows: NDArray[Any], draw: int, known: dict[str, Any]
+) -> dict[str, Any]:
+    """As `contend`, of the selected head alone; the other contenders are those of a known trial."""
+    task = views.task
+    digests, labels = task.feature_digests(), task.targets("train")[rows]
+    truth, V = task.targets("validation"), len(task.classes)
+    names = [digests["train"][row] for row in rows]
     began = time.process_time()
     comparison = Comparison(
         labels,
@@ -163,19 +175,20 @@ def contend(
     view = choice.candidates[0].view
     found = views.features(view, names)
     fitted = fit_trial(choice, lambda each: views.of(each, found), labels, V, None)
-    seconds["portfolio"] = time.process_time() - began
+    seconds = time.process_time() - began
     held = views.features(view, digests["validation"])[:, -fitted.weight.shape[1] :]
-    right["portfolio"] = (held @ fitted.weight.T + fitted.bias).argmax(1) == truth
-    return result_of(right, seconds, choice.name)
+    right = (held @ fitted.weight.T + fitted.bias).argmax(1) == truth
+    mine = result_of({"portfolio": right}, {"portfolio": seconds})
+    merged = {key: known[key] | mine[key] for key in ("right", "seconds")}
+    return known | merged | {"chosen": choice.name, "selected": date.today().isoformat()}
 
 
-def result_of(right: dict[str, Booleans], seconds: dict[str, float], chosen: str) -> dict[str, Any]:
+def result_of(right: dict[str, Booleans], seconds: dict[str, float]) -> dict[str, Any]:
     """What the file holds of one trial."""
     return {
-        "count": len(right["plain"]),
+        "count": len(next(iter(right.values()))),
         "right": {who: packed(each) for who, each in right.items()},
         "seconds": {who: round(each, 3) for who, each in seconds.items()},
-        "chosen": chosen,
     }
 
 
@@ -228,6 +241,7 @@ def main() -> None:
     parser.add_argument("--first-draw", type=int, default=0)
     parser.add_argument("--loaded", action="store_true", help="say that the machine was busy")
     parser.add_argument("--no-search", action="store_true", help="the cheap contenders alone")
+    parser.add_argument("--again", action="store_true", help="select the head of known trials anew")
     parser.add_argument("--also", nargs="*", default=[])
     parser.add_argument("--until", help="HH:MM after which nothing new is begun")
     parser.add_argument("--out", type=Path, default=RESULTS / "portfolio.json")
@@ -252,12 +266,16 @@ def main() -> None:
             if shots > np.bincount(labels).min() or is_late(args.until):
                 continue
             key = {"data": name, "shots": shots, "draw": draw}
-            if any(each | key == each for each in trials):
+            known = [at for at, each in enumerate(trials) if each | key == each]
+            if known and not args.again:
                 continue
             rows = subset(labels, shots, draw)
-            trials.append(key | contend(views, sides, rows, draw, not args.no_search))
+            if known:
+                trials[known[0]] = selected(views, sides, rows, draw, trials[known[0]])
+            else:
+                trials.append(key | contend(views, sides, rows, draw, not args.no_search))
             write_results(args.out, facts, trials, row_of)
-            print(name, shots, draw, trials[-1]["seconds"], flush=True)
+            print(name, shots, draw, trials[(known or [-1])[0]]["seconds"], flush=True)
 
 
 def known_trials(path: Path, weights: str) -> list[dict[str, Any]]:
