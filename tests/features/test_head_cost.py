@@ -1,6 +1,5 @@
 """The estimated cost of fitting a head."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,17 +10,46 @@ from headstart.features.head import HeadCost, head_cost
 
 
 def test_larger_and_mirrored_images_are_counted_by_their_pixels():
-    cost = HeadCost(features=4.0, fit=1.0, memory=2**30)
-    assert cost.seconds == 5 and "larger" not in cost.text()
-    # all are compared at 96 and 128 pixels after 64, then twice 128: as they are, and mirrored
-    searched = cost.with_search([64, 96, 128])
-    assert searched.search == 4 * (2.25 + 4 + 8) and searched.seconds == 62
-    assert "4s for features, up to 57s for larger and mirrored images" in searched.text()
-    part = replace(cost, part=0.1).with_search([64, 96, 128], limit=16)
-    assert part.search == pytest.approx(0.1 * 4 * (2.25 + 4) + 4 * 4)  # nothing above 16 s
-    assert cost.with_search([64], limit=3).search == 0
-    assert cost.with_search([64]).search == 4  # mirror images alone
+    cost = HeadCost(features=4.0, fit=1.0, memory=2**30, report=2.0)
+    assert cost.seconds == 7 and "larger" not in cost.text()
     assert cost.with_search([]) == cost  # texts
+    # all examples are compared: 64 pixels, then 96 and mirror images of 64
+    few = cost.with_search([64, 96, 128])
+    assert few.search == 4 * 2.25 + 4 and few.seconds == 20
+    # at most at 96, at 128, mirrored at 128, and the heads once more
+    assert few.more == 4 * (4 + 4) + 1
+    assert "about 20s" in few.text() and "13s to try larger and mirrored images" in few.text()
+    assert "up to 53s if larger or mirrored images are better" in few.text()
+    assert cost.with_search([64]).more == 1  # mirror images are known from trying
+
+
+def test_views_are_tried_on_a_part_of_many_examples():
+    cost = HeadCost(features=100.0, fit=10.0, memory=2**30, part=0.4, tried=0.02)
+    many = cost.with_search([64, 96, 128])
+    assert many.search == pytest.approx(0.02 * (225 + 100))
+    assert many.more == pytest.approx(0.4 * 225 + 400 + 400 - 0.02 * 225 + 10)
+    # nothing above the limit is computed of all: neither 128 pixels nor mirror images of 96
+    less = cost.with_search([64, 96, 128], limit=300)
+    assert less.search == many.search and less.more == pytest.approx(225 - 0.02 * 225 + 10)
+    none = cost.with_search([64, 96, 128], limit=99)
+    assert none.search == none.more == 0 and "larger" not in none.text()
+
+
+@pytest.mark.parametrize(
+    ("side", "mirrored", "extra"),
+    [
+        (64, False, 0),
+        (64, True, 100 - 2 + 10),
+        (96, False, 225 - 4.5 + 10),
+        (128, True, 0.4 * 225 + 400 + 400 - 4.5 + 10),
+        (None, False, 0),
+    ],
+)
+def test_the_chosen_view_is_expected_in_the_end(side, mirrored, extra):
+    cost = HeadCost(features=100.0, fit=10.0, memory=2**30, part=0.4, tried=0.02)
+    many = cost.with_search([64, 96, 128])
+    found = many.with_view([64, 96, 128], side, mirrored=mirrored)
+    assert found.seconds == pytest.approx(many.seconds + extra) and found.more == 0
 
 
 def test_known_features_leave_the_comparison_and_the_report():
@@ -32,21 +60,25 @@ def test_known_features_leave_the_comparison_and_the_report():
 
 def test_the_time_of_a_large_head_is_measured_on_a_part(monkeypatch):
     """80,000 examples of 768 features and 200 classes: all take a second, and 40 are enough."""
-    rows = []
+    shapes = []
     now = [0.0]
 
-    def fit(problem, strength, **options):
-        rows.append(problem.x.shape)
-        now[0] += len(problem.x) / 80_000
+    def fit(problem, strength, progress, iterations, **options):
+        now[0] += 100  # what goes before does not count
+        shapes.append(problem.x.shape)
+        for step in range(iterations):
+            progress.update(step + 1, {})
+            now[0] += len(problem.x) / 80_000 * (1 if step else 7)
+        progress.update(500, {})
 
     monkeypatch.setattr(head, "logistic", fit)
     monkeypatch.setattr(head.time, "perf_counter", lambda: now[0])
     seconds = head.fitting_seconds(80_000, 768, 200)
-    assert rows == [(5209, 768)] * 3
-    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 2700 * 1302 / 80_000)
-    rows.clear()
-    head.fitting_seconds(500, 768, 2)
-    assert rows == [(500, 500)] * 3
+    assert shapes == [(2605, 768)]
+    assert seconds == pytest.approx(5e11 / (80_000 * 768 * 200) + 1800 * 1302 / 80_000)
+    # few examples are compared three times
+    assert head.fitting_seconds(200, 768, 2) == pytest.approx((300 + 3 * 1800) / 400)
+    assert shapes[1] == (200, 200)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +110,9 @@ def test_memory_follows_from_examples_features_and_classes(
     cost = head_cost(task, extractor, 1e6)
     assert cost.memory == 1e6 + expected
     assert cost.features == pytest.approx((train + 10 - 1) / 1000)
+    total = train + 10
+    assert cost.part == min(train, head.CV_EXAMPLES) / total
+    assert cost.tried == min(train, head.OF_CLASS * 200) / total  # fewer than half, or all
 
 
 def test_heads_of_a_closed_form_take_little(monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import takewhile
 from typing import Any, Self
 
 import numpy as np
@@ -38,45 +39,80 @@ class HeadCost:
         features: Seconds for the features that are not known from before.
         fit: Seconds for the head itself, and for the comparison of heads.
         memory: Bytes.
-        search: Seconds for the features of larger and of mirrored images, if all are tried.
+        search: Seconds for trying larger and mirrored images.
+        more: Seconds that these add at most where they are better.
         report: Seconds for the report.
-        part: Fraction of the examples that heads are compared on.
+        part: Fraction of the examples of all splits that heads are compared on.
+        tried: Fraction of these examples that larger and mirrored images are tried on first.
     """
 
     features: float
     fit: float
     memory: float
     search: float = 0.0
+    more: float = 0.0
     report: float = 0.0
     part: float = 1.0
+    tried: float = 1.0
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
+        """Of everything, if images of the usual view turn out best."""
         return self.features + self.search + self.fit + self.report
 
     def with_search(self, sides: Sequence[int], limit: float = math.inf) -> Self:
-        """The most that trying images of these sides costs, the usual one first, and mirrored ones.
+        """The same with the time for larger and for mirrored images.
 
-        Time grows with the number of pixels. Views are compared on a part of the examples; one is
-        computed of all that takes no longer than the limit.
+        Args:
+            sides: Sides of the images to try, the usual one first; none for texts.
+            limit: Seconds above which the features of all examples in a view are not computed.
         """
-        times = [self.features * (side / sides[0]) ** 2 for side in sides]
-        # of all examples: larger images, mirrored ones, and those that are both
-        views = [*times[1:], *times[:1], *(2 * each for each in times[1:])]
-        last = max((each for each in views if each <= limit), default=0.0)
-        return replace(self, search=self.part * sum(times[1:]) + last)
+        if not sides:
+            return self
+        times = self.times(sides)
+        larger = list(takewhile(lambda each: each <= limit, times[1:]))
+        first = [each for each in (*larger[:1], times[0]) if each <= limit]
+        more = [
+            self.extra(sides, side, mirrored=mirrored)
+            for side, each in zip(sides, [times[0], *larger], strict=False)
+            for mirrored in (False, True)
+            if each * (1 + (mirrored and side > sides[0]) * (1 - self.part)) <= limit
+        ]
+        return replace(self, search=self.tried * sum(first), more=max(more, default=0.0))
+
+    def with_view(self, sides: Sequence[int], side: int | None, *, mirrored: bool) -> Self:
+        """The same once it is known which view is best."""
+        extra = 0.0 if side is None else self.extra(sides, side, mirrored=mirrored)
+        return replace(self, search=self.search + extra, more=0.0)
+
+    def times(self, sides: Sequence[int]) -> list[float]:
+        """Seconds for the features of all examples by side: they grow with the pixels."""
+        return [self.features * (side / sides[0]) ** 2 for side in sides]
+
+    def extra(self, sides: Sequence[int], side: int, *, mirrored: bool) -> float:
+        """Seconds that a better view adds: heads are compared on each size up to it, and again on
+        it, before the features of all examples are computed.
+        """
+        at = sides.index(side)
+        if not at and not mirrored:
+            return 0.0
+        times = self.times(sides)
+        rest = (1 - self.part) * times[at] if at else 0.0
+        known = self.tried * times[1 if at else 0]  # from trying
+        compared = self.part * sum(times[1 : at + 1])
+        return compared + rest + mirrored * times[at] - known + self.fit
 
     def text(self) -> str:
         """One line for the user."""
-        more = f"up to {duration(self.search)} for larger and mirrored images, "
+        trying = f"{duration(self.search)} to try larger and mirrored images, "
         parts = (
-            f"{duration(self.features)} for features, {more if self.search else ''}"
+            f"{duration(self.features)} for features, {trying if self.search else ''}"
             f"{duration(self.fit)} for the head, {duration(self.report)} for the report"
         )
+        most = f"up to {duration(self.seconds + self.more)} if larger or mirrored images are better"
         return (
-            f"about {duration(self.seconds)} on this machine ({parts}), {self.memory / 2**30:.1f}"
-            " GB of memory"
+            f"about {duration(self.seconds)} on this machine ({parts}),"
+            f"{f' {most},' if self.more else ''} {self.memory / 2**30:.1f} GB of memory"
         )
 
 
@@ -95,6 +131,7 @@ COMPARED = 5e7
 MOST_COMPARED = 2e8
 FEWEST_COMPARED = 500  # examples, if there are so many, where there is no head of a closed form
 OF_CLASS = 4  # examples of each class that are compared at least
+PART = 200  # examples on which another view has to gain before all are computed in it
 # examples of each class on which logistic heads have to be compared where not all are; with as
 # many or fewer, shrunken discriminants of all stages are as accurate or better
 ENOUGH = 20
@@ -102,11 +139,12 @@ ITERATIONS = 500
 # products of examples, features and outputs that the iterations of the last fit may take, where
 # these are not fewer than so many
 FITTING, FEWEST_ITERATIONS = 5e11, 20
-# of the loss, one after another, that a fit takes as long as: 150 to 600 on photos and satellite
+# of the solver, one after another, that a fit takes as long as: 50 to 550 on photos and satellite
 # images
-EVALUATIONS = 400
-# in the comparison of heads by cross-validation, which is repeated for few examples
-COMPARED_EVALUATIONS = 2700
+FIT_ITERATIONS = 300
+# in the comparison of heads by cross-validation, which is repeated for few examples: 1,000 to 2,600
+COMPARED_ITERATIONS = 1800
+TIMED_ITERATIONS = 5
 REPORT = 3.0  # seconds that figures, page and learning curve take, whatever the size of the data
 # discriminants that are fitted in the comparison of heads, and passes over the compared examples
 CLOSED_FITS, CLOSED_PASSES = 55, 5
@@ -522,27 +560,35 @@ def threads_for(large: bool) -> Iterator[None]:
         yield
 
 
+class Clock(Silent):
+    """Notes when each step is done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
+        """See `Progress.update`."""
+        self.times.append(time.perf_counter())
+
+
 def fitting_seconds(examples: int, width: int, classes: int) -> float:
     """About how long logistic heads take to compare and to fit.
 
-    How many evaluations of the loss it needs depends on the data, by a factor of 2. The time of one
-    is measured on zeros, and on a part of them where there are many.
+    How many iterations of the solver it needs depends on the data, by a factor of 2. The time of
+    one is measured on random numbers, and on a part of them where there are many.
     """
     part_compared = compared_examples(examples, width, classes, MULTI) / examples
-    width = min(width, examples)
+    width, classes = min(width, examples), max(2, classes)
     size = examples * width * classes
-    part = min(examples, math.ceil(4 * LARGE / (width * classes)))
-    rows = np.zeros((part, width), dtype=np.float32)
-    problem = Problem(rows, np.arange(part) % classes, classes)
-    times = []
-    for _ in range(3):  # the first one also imports the solver
-        began = time.perf_counter()
-        logistic(problem, 1.0, tolerance=1.0, iterations=1)
-        times.append(time.perf_counter() - began)
+    part = min(examples, math.ceil(2 * LARGE / (width * classes)))
+    rows = np.random.default_rng(0).standard_normal((part, width), dtype=np.float32)
+    problem, clock = Problem(rows, np.arange(part) % classes, classes), Clock()
+    logistic(problem, 1.0, tolerance=0.0, progress=clock, iterations=TIMED_ITERATIONS, exact=False)
+    iteration = min(np.diff(clock.times[:-1]))  # the last time is that of the end
     repeats = 3 if examples < 300 else 1
-    compared = COMPARED_EVALUATIONS * repeats * part_compared
-    fitted = min(EVALUATIONS, max(FEWEST_ITERATIONS, FITTING / size))
-    return (fitted + compared) * min(times) * examples / part
+    compared = COMPARED_ITERATIONS * repeats * part_compared
+    fitted = min(FIT_ITERATIONS, max(FEWEST_ITERATIONS, FITTING / size))
+    return float((fitted + compared) * iteration * examples / part)
 
 
 def comparable(width: int, classes: int, work: float) -> int:
@@ -569,6 +615,15 @@ def compared_examples(examples: int, width: int, classes: int, kind: str) -> int
         return min(examples, max(CV_EXAMPLES, OF_CLASS * classes))
     fewest = max(FEWEST_COMPARED, OF_CLASS * classes)
     return min(examples, CV_EXAMPLES, max(fewest, comparable(width, classes, MOST_COMPARED)))
+
+
+def tried_examples(compared: int, classes: int) -> int:
+    """Examples on which another view has to gain before heads are compared on it.
+
+    As many as are compared where not even half would be saved.
+    """
+    count = max(PART, OF_CLASS * classes)
+    return count if 2 * count <= compared else compared
 
 
 def closed_seconds(examples: int, width: int, classes: int) -> float:
@@ -614,5 +669,6 @@ def head_cost(task: HeadTask, extractor: Extractor, base_memory: float) -> HeadC
     seconds = extractor.seconds(missing, task.feature_sizes(missing))
     closed = closed_form(N, D, V, task.problem.kind)
     fit = closed_seconds(N, D, V) if closed else fitting_seconds(N, D, V)
-    part = compared_examples(N, D, V, task.problem.kind) / N
-    return HeadCost(seconds, fit, memory, report=REPORT, part=part)
+    compared = compared_examples(N, D, V, task.problem.kind)
+    part, tried = compared / total, tried_examples(compared, V) / total
+    return HeadCost(seconds, fit, memory, report=REPORT, part=part, tried=tried)

@@ -26,7 +26,6 @@ from headstart.features.head import (
     FITTING,
     ITERATIONS,
     LARGE,
-    OF_CLASS,
     STRENGTHS,
     Fit,
     Problem,
@@ -43,6 +42,7 @@ from headstart.features.head import (
     squares,
     standardized,
     stratified,
+    tried_examples,
 )
 from headstart.metrics.optional import scipy
 from headstart.progress import Progress, Silent
@@ -57,7 +57,6 @@ REPEATED = 300  # examples below which the folds are sampled several times
 REPEATS = 3
 BEST = 3  # candidates that are averaged
 PERFECT = 0.01  # held-out loss below which nothing is left to gain
-PART = 200  # examples on which another view has to gain before all are computed in it
 COMPARING = 2e10  # products that the iterations of a logistic head may take in the comparison
 # more than the estimate of the least squared error: what counts here is the inverse
 SHRINKAGES = (0.1, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98)
@@ -216,8 +215,8 @@ class Comparison:
 
         None where not even half would be saved, or a class would have too few.
         """
-        count = max(PART, OF_CLASS * self.classes)
-        if 2 * count > len(self.rows):
+        count = tried_examples(len(self.rows), self.classes)
+        if count == len(self.rows):
             return None
         rng = np.random.default_rng([len(self.rows), 0x9A47])
         single = self.kind == SINGLE

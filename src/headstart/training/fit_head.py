@@ -115,6 +115,8 @@ def find_head(
         run.progress.report(note)
     run.recipe = dataclasses.replace(run.recipe, crop=task.side)
     task.notes += found.notes
+    view = found.choice.candidates[0].view
+    cost = cost.with_view(sides, view.side, mirrored=view.mirrored)
     return Fitted(found, views, cost, given_up)
 
 
