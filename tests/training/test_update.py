@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 import headstart
 from command_line import call
 from headstart import AutoModelForImageClassification, pipeline
+from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.features import choice
 from headstart.features.memory import Head, Memory
 from headstart.features.portfolio import Comparison
+from headstart.tasks.image_classification import ImageClassification
+from headstart.training import seen
 from headstart.training import update as module
 from headstart.training.update import exchanged, existing_run
 from photo_data import CLASSES, make_class_folders, make_photo
@@ -283,3 +287,32 @@ def test_the_commands_are_the_functions(tiny_model, photos, tmp_path, capsys):
     assert len(Memory.read(run).digests["train"]) == 16
     code, _, err = call(capsys, "forget", run, more / "dog" / "dog_0.png", "--device", "cpu")
     assert code == 3 and "1 of 1 images are not among those" in err
+
+
+def test_copies_of_training_images_are_known_after_a_change(tiny_model, tmp_path):
+    """Images that were scaled and saved again have other bytes; their looks are remembered."""
+    rng = np.random.default_rng(0)
+
+    def draw(folder, count):
+        for label in ("a", "b"):
+            (folder / label).mkdir(parents=True)
+            for i in range(count):
+                blocks = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8).repeat(16, 0)
+                image = Image.fromarray(blocks.repeat(16, 1))
+                image.save(folder / label / f"{i}.png")
+        return folder
+
+    first, more = draw(tmp_path / "first", 10), draw(tmp_path / "more", 3)
+    run = run_on(first, tiny_model, tmp_path / "run", val_fraction=0.0)
+    headstart.update(run, more, device="cpu")
+    headstart.forget(run, first / "a" / "0.png", device="cpu")
+    copies = tmp_path / "copies"
+    for source in (first / "a" / "0.png", first / "a" / "1.png", more / "b" / "2.png"):
+        target = copies / source.parent.name / f"{source.parents[1].name}_{source.stem}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(source).resize((150, 150)).save(target)
+    task = ImageClassification.read(copies, DataOptions(val_fraction=0.0))
+    found = seen.looks_trained_on(run, task, "train")
+    names = [name for name, known in zip(task.names("train"), found, strict=True) if known]
+    assert [Path(name).name for name in names] == ["first_1.jpg", "more_2.jpg"]
+    assert seen.trained_on(run, ImageClassification.read(more, DataOptions()), "train").all()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.checkpoint import atomic_write
-from headstart.data.duplicates import near_pairs
+from headstart.data.duplicates import FLAT, near_pairs
 from headstart.report.sections import DECODED, hashes_of
 from headstart.tasks.base import Task
 from headstart.tasks.image_classification import ImageClassification
@@ -48,6 +48,31 @@ def write_digests(
         np.savez_compressed(file, allow_pickle=False, **found | more)
 
     atomic_write(folder / FILE, write)
+
+
+def changed_looks(
+    folder: Path, task: ImageClassification, digests: Sequence[str]
+) -> NDArray[np.uint64] | None:
+    """Difference hashes (N,) of the training images of a run whose examples change.
+
+    Those that the run knows are kept, new ones are read where they are not too many; `FLAT` stands
+    for the others. None where the run knows none.
+
+    Args:
+        folder: The result folder before the change.
+        task: The images that were added or removed.
+        digests: Content hashes of the training images from now on, N of them.
+    """
+    train, looks = _read(folder, "train"), _read(folder, LOOKS)
+    if train is None or looks is None or len(train) != len(looks):
+        return None
+    known = dict(zip(train.tolist(), looks.tolist(), strict=True))
+    keys, own = short(digests).tolist(), short(task.digests("train"))
+    rows = np.flatnonzero(np.isin(own, list(set(keys) - set(known))))
+    if len(rows) <= DECODED:
+        found = task.difference_hashes("train", rows)
+        known |= dict(zip(own[rows].tolist(), found.tolist(), strict=True))
+    return np.array([known.get(key, FLAT) for key in keys], dtype=np.uint64)
 
 
 def trained_on(folder: Path, task: Task, split: str) -> NDArray[np.bool_] | None:

@@ -47,7 +47,7 @@ from headstart.training.predictions import PREDICTIONS, figures
 from headstart.training.request import RESULTS, Request
 from headstart.training.result import summary
 from headstart.training.seen import FILE as SEEN
-from headstart.training.seen import write_digests
+from headstart.training.seen import changed_looks, write_digests
 
 TASK = "image-classification"
 # written anew, or about the model before: an update leaves them out
@@ -463,7 +463,8 @@ def write_state(new: Path, change: Change, result: Result) -> None:
     memory.write(new)
     if result.reference is not None:
         result.reference.write(new)
-    write_digests(new, memory.digests)
+    looks = changed_looks(change.folder, change.task, memory.digests["train"])
+    write_digests(new, memory.digests, looks)
     if (evaluation := result.evaluation) is not None:
         calibration = evaluation.calibration
         if calibration and (confidence := confidence_of(calibration)):
