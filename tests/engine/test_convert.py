@@ -196,3 +196,13 @@ def test_models_says_what_is_cached(tmp_path, capsys, monkeypatch):
     code, out, _ = call(capsys, "models")
     row = next(line.split("\t") for line in out.splitlines() if line.startswith("BiT-M-R50x1\t"))
     assert code == 0 and row[-1] == "yes" and "MB" in row[3]
+
+
+def test_a_run_is_not_replaced_by_its_model(tmp_path):
+    run = tmp_path / "run"
+    saved("bit", run)
+    (run / "results.json").write_text("{}")
+    for source in (run, run / "model.safetensors"):
+        with pytest.raises(ConfigError, match="holds a run, whose results"):
+            convert(source, run, overwrite=True)
+    assert (run / "results.json").exists()

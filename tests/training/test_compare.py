@@ -6,9 +6,9 @@ import statistics
 import pytest
 
 from command_line import call
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, FileFormatError
 from headstart.tasks.result import Spread
-from headstart.training.compare import several
+from headstart.training.compare import failed_before, several
 from headstart.training.loop import Loop
 
 
@@ -116,3 +116,13 @@ def test_an_option_that_a_task_does_not_have_is_refused(capsys, photos, tmp_path
     words = ("train", photos, "--model", "bit-mini", "--out", tmp_path / "x", "--option", "lane=4")
     code, _, err = call(capsys, *words)
     assert code == 2 and "image-classification has no option 'lane'; its options:" in err
+
+
+@pytest.mark.parametrize(
+    "row", [{"error": "diverged"}, {"value": [1], "folder": "x", "error": "y"}]
+)
+def test_a_damaged_comparison_is_an_error(tmp_path, row):
+    content = {"name": "lr", "metric": None, "values": [row]}
+    (tmp_path / "comparison.json").write_text(json.dumps(content))
+    with pytest.raises(FileFormatError, match=r"comparison\.json.*'value'"):
+        failed_before("lr", tmp_path)

@@ -14,6 +14,7 @@ from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.progress import Lines, Silent, plain
 from headstart.tasks import task_class
+from headstart.training import lock
 from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
 from headstart.training.log import read_metrics
@@ -89,6 +90,69 @@ def test_a_run_is_overwritten_only_on_request(folder, tiny_model, tmp_path):
         headstart.train(folder, model=tiny_model, out=tmp_path / "mine", overwrite=True, **HEAD)
 
 
+def test_what_the_run_reads_is_not_overwritten(folder, tiny_model, tmp_path, monkeypatch):
+    run = headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD).folder
+    inside = shutil.copytree(folder, run / "data")
+    before = sorted(run.rglob("*"))
+    for data, more in (
+        (folder, {"model": run}),
+        (inside, {"model": tiny_model}),
+        (folder, {"model": tiny_model, "test": inside}),
+    ):
+        with pytest.raises(ConfigError, match="overwrite would remove .*, which this run reads"):
+            headstart.train(data, out=run, overwrite=True, **more, **HEAD)
+    monkeypatch.chdir(inside)
+    with pytest.raises(ConfigError, match="would remove the current folder"):
+        headstart.train(folder, model=tiny_model, out=run, overwrite=True, **HEAD)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(folder, tiny_model, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, what in (("file/x", "file is a file"), ("link", "link is a link to nothing")):
+        with pytest.raises(ConfigError, match=what):
+            headstart.train(folder, model=tiny_model, out=tmp_path / name, **HEAD)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_process_finished_meanwhile_stays(
+    folder, tiny_model, tmp_path, monkeypatch, resume
+):
+    """The other one begins and ends while this one reads its data."""
+    out, other = tmp_path / "run", tmp_path / "other"
+    headstart.train(folder, model=tiny_model, out=other, **HEAD)
+    if resume:
+        out.mkdir()
+        shutil.copy2(other / "run.json", out)
+
+    def meanwhile(run):
+        shutil.copytree(other, out, dirs_exist_ok=True)
+
+    monkeypatch.setattr("headstart.training.run.announce", meanwhile)
+    more = {"resume": True} if resume else {"model": tiny_model, "seed": 3, **HEAD}
+    what = "was finished by another process" if resume else "holds a finished run"
+    with pytest.raises(ConfigError, match=what):
+        headstart.train(folder, out=out, **more)
+    assert (out / "run.json").read_bytes() == (other / "run.json").read_bytes()
+
+
+def test_the_lock_is_that_of_the_file_in_the_folder(tmp_path, monkeypatch):
+    """A run that ends removes the file that another has opened already."""
+    with locked(tmp_path):
+        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").touch()  # of a run that began since
+    assert (tmp_path / ".lock").exists()
+
+    def late(handle, take=lock.take_lock):
+        (tmp_path / ".lock").unlink()
+        return take(handle)
+
+    monkeypatch.setattr(lock, "take_lock", late)
+    with pytest.raises(ConfigError, match="another run writes into"), locked(tmp_path):
+        pass
+
+
 def test_a_folder_that_is_removed_meanwhile_is_no_success(
     folder, tiny_model, tmp_path, monkeypatch
 ):
@@ -115,6 +179,8 @@ def test_a_relative_model_is_found_from_anywhere(folder, tiny_model, tmp_path, m
 
 def test_a_damaged_log_is_read_as_far_as_it_is_whole(tmp_path):
     lines = [b'{"step": 1, "loss": 2.0}', b"\xff\xfe", b"[1]", b'{"loss": 1.0}', b'{"step": 2']
+    lines += [b'{"step": 3, "validation": 5}', b'{"step": 3, "validation": {"accuracy": "high"}}']
+    lines += [b'{"step": 3, "loss": "low"}', b'{"step": 3, "loss": [1]}', b'{"step": true}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
 

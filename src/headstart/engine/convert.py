@@ -19,6 +19,7 @@ from headstart.checkpoint import atomic_write, read_checkpoint, write_tensors
 from headstart.config import Compat
 from headstart.errors import ConfigError, HeadstartError, WeightsError
 from headstart.loading import family_of, load_checkpoint
+from headstart.pipelines.base import RESULTS
 from headstart.registry import Family, families, find_published, locate
 
 BIN = "pytorch_model.bin"
@@ -82,6 +83,10 @@ def convert(
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(
             f"{target} holds other things than a model, which are not deleted; choose another name"
+        )
+    if (target / RESULTS).is_file():
+        raise ConfigError(
+            f"{target} holds a run, whose results and report would be lost; choose another name"
         )
     if format not in ("safetensors", "bin"):
         raise ConfigError(f"format={format!r}; expected safetensors or bin")

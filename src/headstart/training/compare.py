@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.checkpoint import atomic_write
-from headstart.checkpoint.documents import read_object, value_of
+from headstart.checkpoint.documents import as_dataclass, read_object, value_of
 from headstart.errors import ConfigError
 from headstart.pipelines.base import read_results
 from headstart.recipe import Recipe
@@ -137,8 +137,9 @@ def failed_before(name: str, out: Path) -> dict[float, str]:
         raise ConfigError(
             f"{out} compares values of {found['name']}, not of {name}; choose another --out"
         )
-    rows = value_of(found, "values", list[dict[str, Any]], path)
-    return {row["value"]: row["error"] for row in rows if row.get("error") is not None}
+    values = value_of(found, "values", list[dict[str, Any]], path)
+    rows = [as_dataclass(Compared, each, path) for each in values]
+    return {row.value: row.error for row in rows if row.error is not None}
 
 
 def headline_of(result: Result) -> str:

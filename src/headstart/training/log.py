@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from headstart.checkpoint.documents import MAX_TEXT, decode_text, parse_json, read_bytes
+from headstart.checkpoint import atomic_write
+from headstart.checkpoint.documents import MAX_TEXT, decode_text, is_kind, parse_json, read_bytes
 from headstart.errors import FileFormatError, MissingExtraError
 
 
@@ -40,9 +41,7 @@ class MetricsLog:
                 for line in read_metrics(self.path)
                 if line["step"] < step + ("validation" not in line)
             ]
-            self.path.write_text(
-                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
-            )
+            atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:
         """Adds a line."""
@@ -86,6 +85,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         where = f"{path} line {number}"
         with contextlib.suppress(FileFormatError):  # the last line of a killed run
             found = parse_json(decode_text(line, where), where, nan=True)
-            if isinstance(found, dict) and type(found.get("step")) is int:
+            if is_kind(found, dict[str, Any]) and _is_line(found):
                 lines.append(found)
     return lines
+
+
+def _is_line(values: dict[str, Any]) -> bool:
+    """Whether values are what `MetricsLog` writes: a step, numbers, and those of a validation."""
+    numbers = {name: value for name, value in values.items() if name != "validation"}
+    held_out = values.get("validation", {})
+    return is_kind(values.get("step"), int) and all(
+        is_kind(each, dict[str, float]) for each in (numbers, held_out)
+    )

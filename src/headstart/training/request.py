@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -182,9 +183,15 @@ def check_same(
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuses a result folder that holds something, unless it is a run to overwrite."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
+    """Refuses a result folder that holds something, unless it is a run to overwrite, and one that
+    cannot be made.
+    """
+    above = next(each for each in (out, *out.absolute().parents) if os.path.lexists(each))
+    if not above.is_dir():
+        what = "is a link to nothing" if above.is_symlink() else "is a file"
+        raise ConfigError(f"--out {out}: {above} {what}; give a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: {above} may not be written to; choose another folder")
     if (out / RUN).exists():
         if overwrite:
             return
@@ -198,6 +205,46 @@ def check_free(out: Path, overwrite: bool) -> None:
     ):
         raise ConfigError(
             f"{out} is not empty; choose another --out, so that nothing there is overwritten"
+        )
+
+
+def check_kept(out: Path, overwrite: bool, inputs: Iterable[Any]) -> None:
+    """Refuses to overwrite a folder that holds what the run reads.
+
+    Args:
+        out: Result folder.
+        overwrite: Whether a run in it is removed.
+        inputs: Paths and names that the run is given.
+
+    Raises:
+        ConfigError: One of them, or the current folder, lies in `out`.
+    """
+    if not (overwrite and (out / RUN).exists()):
+        return
+    home = out.resolve()
+    if Path.cwd().is_relative_to(home):
+        raise ConfigError(
+            f"--overwrite would remove the current folder, {home}; choose another --out"
+        )
+    paths = [Path(each) for each in inputs if isinstance(each, str | Path)]
+    for path in paths:
+        if path.resolve().is_relative_to(home):
+            raise ConfigError(
+                f"--overwrite would remove {path}, which this run reads; choose another --out"
+            )
+
+
+def check_still(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuses what another process did to the result folder while the data was read.
+
+    Raises:
+        ConfigError: A run was begun or finished there.
+    """
+    if not resume:
+        check_free(out, overwrite)
+    elif (out / RESULTS).exists():
+        raise ConfigError(
+            f"the run in {out} was finished by another process; nothing is left to do"
         )
 
 

@@ -32,8 +32,10 @@ from headstart.training.request import (
     absolute,
     announce,
     check_free,
+    check_kept,
     check_options,
     check_same,
+    check_still,
     clear,
     model_of,
     new_run,
@@ -154,6 +156,9 @@ def train(
         name = model_of(model, task)
         if not dry_run:
             check_free(out, overwrite)
+            check_kept(
+                out, overwrite, [data, name, validation, test, *(task_options or {}).values()]
+            )
         check_options(shots, draws, max_error)
         if stream and task_class(task).name != "image-classification":
             raise ConfigError(f"--stream is for image-classification; {task} reads all its data")
@@ -178,6 +183,8 @@ def train(
     if dry_run:
         return estimate_run(run)
     with world.lost_processes(), locked(out) if world.is_main else contextlib.nullcontext():
+        if world.is_main:
+            check_still(out, resume, overwrite)
         if overwrite and not resume and world.is_main:
             clear(out)
         if resume:
