@@ -278,6 +278,17 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(unlabelled, teacher, tmp_
     assert logs[0] == logs[1]
 
 
+def test_the_report_of_a_run_that_was_killed_before_it_is_written(unlabelled, teacher, tmp_path):
+    values = {"student": BitConfig(**STUDENT), "out": tmp_path, "feature_weight": 1.0, **SMALL}
+    made = distill(teacher, unlabelled, **values)
+    page = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    again = distill(teacher, unlabelled, out=tmp_path, resume=True)
+    assert again.metrics == made.metrics
+    table = page[page.index("Student and teacher") :].partition("</table>")[0]
+    assert table.count("<td") > 3 and table in (tmp_path / "report.html").read_text()
+
+
 def test_a_resumed_run_keeps_its_settings(unlabelled, teacher, tiny_model, tmp_path, monkeypatch):
     out = tmp_path / "run"
 

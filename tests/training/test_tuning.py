@@ -97,6 +97,14 @@ def test_the_better_one_is_kept(photos, tiny_model, tmp_path, capsys, monkeypatc
         assert not (tmp_path / name / "head").exists()
     recipes = {n: yaml.safe_load((tmp_path / n / "recipe.yaml").read_text()) for n in found}
     assert recipes["kept"]["tune"] == "head" and recipes["replaced"]["tune"] == "full"
+    for name, recipe in recipes.items():  # what the next command reads of the run
+        request = json.loads((tmp_path / name / "run.json").read_text())["recipe"]
+        assert {key: request[key] for key in recipe} == recipe
+    card = (tmp_path / "kept" / "README.md").read_text()
+    (tmp_path / "kept" / "report.html").unlink()
+    headstart.train(photos, out=tmp_path / "kept", resume=True)
+    assert "A linear head was fitted" in card
+    assert (tmp_path / "kept" / "README.md").read_text() == card
     assert same(weights(tmp_path / "kept"), weights(head.folder))
     assert found["kept"].metrics == head.metrics
     assert not same(weights(tmp_path / "replaced"), weights(head.folder))

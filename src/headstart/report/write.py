@@ -167,8 +167,19 @@ def describe_training(recipe: Recipe) -> str:
     return (
         f"Recipe `{recipe.name}`: {recipe.steps} steps of {recipe.batch_size} examples,"
         f" {recipe.optimizer} at {recipe.lr:g}, {recipe.schedule} schedule, {recipe.precision},"
-        f" seed {recipe.seed}; every value is in `recipe.yaml`."
+        f" seed {recipe.seed}{trained_part(recipe)}; every value is in `recipe.yaml`."
     )
+
+
+def trained_part(recipe: Recipe) -> str:
+    """Which parameters were trained, where not all of them."""
+    if recipe.lora_rank:
+        return f", LoRA of rank {recipe.lora_rank} and the head alone"
+    names = recipe.unfreeze or recipe.freeze
+    listed = ", ".join(f"`{name}`" for name in names)
+    if not listed:
+        return ""
+    return f", {listed} alone" if recipe.unfreeze else f", all but {listed}"
 
 
 def write_card(

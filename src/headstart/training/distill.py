@@ -36,7 +36,7 @@ from headstart.progress import Progress
 from headstart.recipe import Recipe
 from headstart.registry import families
 from headstart.tasks.base import Evaluation
-from headstart.tasks.image_classification import LabelledImages, head_of
+from headstart.tasks.image_classification import LabelledImages, head_of, processor_side
 from headstart.tasks.result import Result
 from headstart.training.distill_settings import FUNCTION, Settings, TextSettings, teacher_function
 from headstart.training.request import Request, absolute, check_free
@@ -164,8 +164,7 @@ class Distillation(LabelledImages):
             crop=max(self.side, teacher),
             resize=None if resize is None else round(resize * larger),
         )
-        self.teacher.mean = self.settings.teacher_mean or self.teacher.mean or self._own("mean")
-        self.teacher.std = self.settings.teacher_std or self.teacher.std or self._own("std")
+        self._normalize_teacher()
         self.head = head_of(model)
         if self.settings.feature_weight:
             features = self.teacher(torch.zeros(1, 3, teacher, teacher))[1]
@@ -176,6 +175,19 @@ class Distillation(LabelledImages):
                 )
             model.add_module(PROJECTION, nn.Linear(self.head.in_features, features.shape[1]))
         return model
+
+    def attach(self, name: str | Path) -> nn.Module:
+        """See `Task.attach`: the student, which has the teacher's classes."""
+        self._probe()
+        model = super().attach(name)
+        self.side, self.head = processor_side(self.processor) or 0, head_of(model)
+        self._normalize_teacher()
+        return model
+
+    def _normalize_teacher(self) -> None:
+        """Sets how the teacher's images are normalized, where it does not say itself."""
+        self.teacher.mean = self.settings.teacher_mean or self.teacher.mean or self._own("mean")
+        self.teacher.std = self.settings.teacher_std or self.teacher.std or self._own("std")
 
     def new_model(self, name: str, revision: str | None, overrides: dict[str, Any]) -> nn.Module:
         """See `LabelledImages.new_model`: perhaps randomly initialized."""

@@ -101,6 +101,8 @@ def write_result(
     saved.save_pretrained(out)
     task.save(out)
     write_recipe(out, result.recipe)
+    # a head that was kept has not the recipe of the training that it was compared with
+    dataclasses.replace(request, recipe=result.recipe.to_dict()).write(out)
     write_seen(out, task)
     if evaluation is not None:
         evaluation.max_error = request.options["extra"].get("max_error")
