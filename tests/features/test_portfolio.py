@@ -13,7 +13,7 @@ from headstart.features import head
 from headstart.features.choice import Views, search
 from headstart.features.discriminant import Discriminant, Statistics
 from headstart.features.extract import Extractor, extractor_of
-from headstart.features.head import Problem, log_loss, logistic
+from headstart.features.head import HeadCost, Problem, log_loss, logistic
 from headstart.features.portfolio import (
     Candidate,
     Comparison,
@@ -360,10 +360,19 @@ def test_mirror_images_are_taken_where_they_gain():
     assert choice.candidates[0].view == View(32, True)
 
 
-def test_a_view_without_promise_is_computed_for_a_part_of_the_examples():
+def test_a_view_without_promise_is_computed_for_a_part_of_the_examples(monkeypatch):
+    part, fit = [], Comparison.try_candidate
+
+    def fitted(self, candidate, features, *args, **options):
+        if len(features) == 200:
+            part.append(candidate.view)
+        return fit(self, candidate, features, *args, **options)
+
+    monkeypatch.setattr(Comparison, "try_candidate", fitted)
     best, labels = blobs(600, 3, noise=2.5)
     views = {View(32): best, View(48): sharper(best, 1.0), View(32, True): best}
     choice, comparison, notes, asked = choose(views, labels, [32, 48, 64])
+    assert part == [View(32), View(48), View(32, True)]  # the usual view once
     assert asked == {View(32): 600, View(48): 200, View(32, True): 200}
     assert {each.view for trial in comparison.trials for each in trial.candidates} == {View(32)}
     assert choice.candidates[0].view == View(32)
@@ -452,8 +461,18 @@ def test_a_run_with_larger_and_mirror_images(tmp_path, monkeypatch, tiny_model, 
     monkeypatch.setattr(ImageClassification, "sides", lambda self: [20, 28])
     monkeypatch.setattr("headstart.features.choice.PERFECT", 0.0)
     monkeypatch.setattr(Comparison, "better", lambda self, trial, other: trial is not other)
+    expected, count = [], HeadCost.with_view
+
+    def with_view(self, *view, **options):
+        expected.append((self.seconds, self.more, *view, options["mirrored"]))
+        return count(self, *view, **options)
+
+    monkeypatch.setattr(HeadCost, "with_view", with_view)
     options = {"model": tiny_model, "tune": "head", "device": "cpu"}
     found = headstart.train(photos, out=tmp_path / "a", **options)
+    ((usual, more, *view),) = expected
+    assert view == [[20, 28], 28, True]
+    assert usual < found.estimated == pytest.approx(usual + more)
     model = headstart.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
     assert model.config.pooled_hidden_states and model.config.average_mirrored
     assert found.recipe.crop == 28

@@ -269,12 +269,16 @@ def no_promise(
     """
     rows, few = part
     names = [digests[row] for row in rows]
-    before, after = (
-        few.try_candidate(
-            each, views.of(each, views.features(each.view, names)), choice.settings[0], settled=True
-        )
-        for each in (choice.candidates[0], candidate)
-    )
+    setting = choice.settings[0]
+
+    def on_part(head: Candidate) -> Trial:
+        for known in few.trials:  # of an earlier view
+            if (known.candidates, known.settings) == ((head,), (setting,)):
+                return known
+        features = views.of(head, views.features(head.view, names))
+        return few.try_candidate(head, features, setting, settled=True)
+
+    before, after = on_part(choice.candidates[0]), on_part(candidate)
     gain, error = few.gain(after, before)
     if gain > error:
         return None
