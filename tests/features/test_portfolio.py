@@ -410,22 +410,25 @@ def test_few_examples_have_no_part():
 
 
 def test_time_for_a_view_grows_with_pixels(tmp_path, monkeypatch, tiny_model, photos):
-    """Nothing is measured again once features were computed."""
+    """Nothing is measured again, and real features count more than the first measurement."""
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     task = ImageClassification.read(photos, DataOptions())
     model = task.build(tiny_model, Recipe(tune="head", crop=20)).eval()
     extractor = extractor_of(task, model, torch.device("cpu"))
     views = Views(task, extractor, task.head(model).in_features)
     names = [name for split in task.feature_digests().values() for name in split]
-    assert views.seconds(View(28), names) > 0 and not views.paces  # measured
+    measured = views.seconds(View(28), names)
+    assert measured == pytest.approx(views.paces[28] * len(names)) and measured > 0
     monkeypatch.setattr(Extractor, "seconds", None)
+    assert views.seconds(View(56), names) == pytest.approx(4 * measured)
     monkeypatch.setattr("headstart.features.choice.MEASURED", len(names) + 1)
     views.fill(20, True, names[:1])
-    assert not views.paces  # too few to tell
+    assert list(views.paces) == [28]  # too few to tell
     monkeypatch.setattr("headstart.features.choice.MEASURED", len(names))
     views.compute(20)
     assert views.seconds(View(20), names) == 0
-    views.paces[20] = 0.5
+    assert list(views.paces) == [28, 20]
+    views.paces = {20: 0.5}
     assert views.seconds(View(40), names) == pytest.approx(4 * 0.5 * len(names))
     assert views.seconds(View(40, True), names) == pytest.approx(8 * 0.5 * len(names))
     assert views.seconds(View(20, True), names) == pytest.approx(0.5 * (len(names) - 1))

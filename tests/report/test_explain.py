@@ -229,8 +229,11 @@ def test_several_labels_and_numbers_have_heat_too(tiny_model, tmp_path, kind, ca
 
 
 @pytest.mark.parametrize("mean", [True, False])
-def test_images_explained_together_are_those_explained_alone(tiny_model, mean):
-    """Of one size, of several, and more than are decoded at a time; each for a class of its own."""
+def test_images_explained_together_are_those_explained_alone(tiny_model, mean, monkeypatch):
+    """Of one size, of several, and more than are decoded at a time or fit into one pass; each for
+    a class of its own.
+    """
+    monkeypatch.setattr("headstart.report.explain.PASS_VALUES", 3 * 3 * 24 * 24)
     beit = tiny_beit(use_relative_position_bias=True, use_mean_pooling=mean)
     bit = AutoModelForImageClassification.from_pretrained(tiny_model).eval()
     rng = np.random.default_rng(0)

@@ -149,9 +149,11 @@ class Views:
         for flipped in (False, True)[: 1 + view.mirrored]:
             missing = self.missing(view.side, flipped, digests)
             sizes = self.task.feature_sizes(missing)
-            if not self.paces:
-                total += self.extractor_of(view.side, flipped).seconds(missing, sizes)
+            if not missing:
                 continue
+            if not self.paces:
+                seconds = self.extractor_of(view.side, flipped).seconds(missing, sizes)
+                self.paces[view.side] = seconds / sum(sizes)
             side = view.side if view.side in self.paces else max(self.paces, key=lambda s: s or 0)
             growth = (view.side / side) ** 2 if view.side and side else 1.0
             total += self.paces[side] * growth * sum(sizes)

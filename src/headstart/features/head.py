@@ -483,30 +483,39 @@ def logistic(
     dtype = torch.float64 if exact and not large else torch.float32
     x = torch.as_tensor(problem.x, dtype=dtype, device=device)
     labels = torch.as_tensor(problem.labels, device=device)
-    labels = labels if labels.ndim == 1 else labels.to(dtype)
+    single = labels.ndim == 1
+    labels = labels[:, None] if single else labels.to(dtype)
+    minus_ones = torch.full((N, 1), -1.0, dtype=dtype, device=device)
     weights = problem.weights
     counts = None if weights is None else torch.as_tensor(weights, dtype=dtype, device=device)
+    if counts is not None and single:
+        counts = counts[:, None]
     progress = progress or Silent()
     pace = paces(problem, strength)
 
     def mean_loss(flat: Doubles) -> tuple[float, Doubles]:
         """The mean loss and its gradient, both (V * (D + 1),); biases are the last column."""
-        parameters = torch.as_tensor(pace * flat.reshape(V, D + 1), dtype=dtype, device=device)
-        weight, bias = parameters[:, :-1], parameters[:, -1]
-        logits = torch.addmm(bias, x, weight.T)  # (N, V)
-        loss = losses_of(logits, labels, counts).sum(dtype=torch.float64)
-        if labels.ndim == 1:
-            slopes = logits.softmax(dim=1)
-            slopes[torch.arange(N, device=device), labels] -= 1
-            slopes = slopes if counts is None else slopes * counts[:, None]
+        parameters = pace * flat.reshape(V, D + 1)
+        values = torch.as_tensor(parameters, dtype=dtype, device=device)
+        weight, bias = values[:, :-1], values[:, -1]
+        logits = (x @ weight.T).add_(bias)  # (N, V)
+        if single:
+            slopes = logits.log_softmax(dim=1)
+            losses = -slopes.gather(1, labels)  # (N, 1)
+            slopes.exp_().scatter_add_(1, labels, minus_ones)
         else:
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
             slopes = logits.sigmoid() - labels
-            slopes = slopes if counts is None else slopes * counts
-        penalty = weight.square().sum(dtype=torch.float64) / (2 * strength)
-        gradient = torch.cat(
-            [slopes.T @ x + weight / strength, slopes.sum(dim=0)[:, None]], dim=1
-        )  # (V, D + 1)
-        return float(loss + penalty) / N, (pace / N * gradient.cpu().double().numpy()).ravel()
+        if counts is not None:
+            losses *= counts
+            slopes *= counts
+        gradient = np.empty((V, D + 1))
+        gradient[:, :-1] = (slopes.T @ x).numpy(force=True)
+        gradient[:, :-1] += parameters[:, :-1] / strength
+        gradient[:, -1] = slopes.sum(dim=0).numpy(force=True)
+        gradient *= pace / N
+        penalty = np.square(parameters[:, :-1]).sum() / (2 * strength)
+        return float(losses.sum(dtype=torch.float64) + penalty) / N, gradient.ravel()
 
     first = np.zeros((V, D + 1))
     if start is not None:

@@ -64,6 +64,7 @@ START_SHRINKAGE = 0.5
 # where the search for a setting begins: more regularization than is usually best takes few
 # iterations, and is where the next ones go on
 FIRST = {"logistic": 0.01}
+SMALL = 1e6  # products up to which threads wait for each other longer than they compute
 WIDEST = 2048  # features from which a discriminant is fitted in the span of fewer examples
 
 
@@ -379,7 +380,8 @@ class Comparison:
             scores[r, held] = x[held] @ found.weight.T + found.bias
             seen(1)
 
-        list(parallel(one, range(len(tasks)), workers))
+        several = partial(parallel, workers=workers) if x.size * self.classes > SMALL else map
+        list(several(one, range(len(tasks))))
         return scores
 
     def statistics(self, x: NDArray[Any], workers: int) -> list[Statistics]:

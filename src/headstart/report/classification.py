@@ -219,7 +219,7 @@ def calibration_section(found: Calibration) -> Section:
         shown.append((f"temperature {found.temperature:.2f}", found.crossed))
     errors, figures = [], []
     for title, confidence in shown:
-        figure = new_figure(4.2, 3.2)
+        figure = new_figure(4.2, 3.2, short=True)
         axes = figure.subplots()
         bins = reliability(confidence, found.right)
         used = bins.count > 0

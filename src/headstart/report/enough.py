@@ -26,7 +26,7 @@ def curve_section(found: Forecast) -> Section:
     """Measured and expected accuracy by number of training examples."""
     import numpy as np
 
-    figure = new_figure(5.6, 3.4)
+    figure = new_figure(5.6, 3.4, short=True)
     axes = figure.subplots()
     curve, count = found.curve, found.examples
     ahead = np.geomspace(curve.sizes[-1], AHEAD * count, 40)

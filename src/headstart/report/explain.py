@@ -8,7 +8,6 @@ has no place in the image: the attention it paid to each patch, as far as it rai
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 from headstart.data.labels import MULTI, REGRESSION
 from headstart.errors import ConfigError
 from headstart.images.decode import decode
+from headstart.pipelines.base import batched
 
 TINT = np.array([255.0, 120.0, 20.0], np.float32)  # where the network looked
 FINE = 7  # rows and columns that a map must have to point at something
 TOGETHER = 8  # images decoded at a time
-FEW_VALUES = 3 * 128 * 128  # of an image; of larger ones, passes together save no time
+PASS_VALUES = 3 * 480 * 480  # of the images of one pass, which needs no more memory than one large
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def explain_several(
     indices = None if labels is None else [int(config.label2id[label]) for label in labels]
     decoded = (decode(image)[0] for image in images)  # (H, W, 3)
     done = 0
-    while chunk := list(islice(decoded, TOGETHER)):
+    for chunk in batched(decoded, TOGETHER):
         chosen = None if indices is None else indices[done : done + len(chunk)]
         yield from _explained(model, processor, chunk, chosen, temperature)
         done += len(chunk)
@@ -248,9 +248,9 @@ def _explained(
     """Explanations of decoded images; those that the network sees in one size share one pass."""
     config = model.eval().config
     values = [processor(each, return_tensors="pt")["pixel_values"] for each in images]
-    few = all(each.shape == values[0].shape and each.numel() <= FEW_VALUES for each in values)
-    passes = [range(len(images))] if few else [range(i, i + 1) for i in range(len(images))]
-    for rows in passes:
+    same = all(each.shape == values[0].shape for each in values)
+    count = max(1, PASS_VALUES // values[0].numel()) if same else 1
+    for rows in batched(range(len(images)), count):
         batch = torch.cat([values[i] for i in rows]).to(model.device)
         chosen = None if indices is None else [indices[i] for i in rows]
         for i, (heat, scores, index) in zip(rows, heat_maps(model, batch, chosen), strict=True):

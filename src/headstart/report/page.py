@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).parent / "report.html"
 BLUE, ORANGE, GRAY = "#2364aa", "#d1603d", "#9aa5b1"
+# inches around a chart for a title, for the names of both axes and for short numbers beside them
+LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.25, 0.52, 0.32
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,23 @@ class Section:
     wide: bool = False
 
 
-def new_figure(width: float = 6.4, height: float = 3.6) -> "Figure":
-    """An empty matplotlib figure in the report's style, sizes in inches."""
+def new_figure(width: float = 6.4, height: float = 3.6, *, short: bool = False) -> "Figure":
+    """An empty matplotlib figure in the report's style.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        short: Whether the words beside its one chart are numbers of at most five digits. Other
+            words are measured, which takes longer than drawing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "train") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=None if short else "constrained")
+    if short:
+        figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
+    return figure
 
 
 def plain_axes(axes: Any) -> None:

@@ -48,7 +48,7 @@ def reference_sections(reference: Reference | None) -> list[Section]:
         return []
     distances = reference.distances.numpy()
     limit = float(distances[min(len(distances) - 1, int((1 - LEVEL) * (len(distances) + 1)))])
-    figure = new_figure(4.4, 2.4)
+    figure = new_figure(4.4, 2.4, short=True)
     axes = figure.subplots()
     axes.hist(distances, bins=30, color=BLUE)
     axes.axvline(limit, color=GRAY, linestyle="--", linewidth=1)
