@@ -40,8 +40,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Iterable[object], limit: int = 8, separator: str = ", ") -> str:
-    """Names for a message: the first `limit` of them, "and N more"."""
-    shown = [str(name) for name in names]
+    """Names for a message: the first `limit` of them, long ones cut, "and N more"."""
+    shown = [cut(str(name)) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return separator.join(shown[:limit]) + more
 
@@ -50,16 +50,17 @@ def _shortened(message: str) -> str:
     """A message whose lines, and their number, are bounded: begin and end of a line remain."""
     lines = message.split("\n")
     # Cut before escaping, which takes time: a message may quote a file of any size.
-    shown = [_cut(printable(_cut(line))) for line in lines[: MAX_LINES - 1]]
+    shown = [cut(printable(cut(line))) for line in lines[: MAX_LINES - 1]]
     while sum(map(len, shown)) > MAX_MESSAGE - 100 and len(shown) > 1:
         shown.pop()
     rest = len(lines) - len(shown)
     return "\n".join([*shown, *([f"and {rest} more lines"] if rest else [])])
 
 
-def _cut(line: str) -> str:
-    begin, end = MAX_LINE * 5 // 8, MAX_LINE * 3 // 8
-    return line if len(line) <= MAX_LINE else f"{line[:begin]} … {line[-end:]}"
+def cut(line: str, longest: int = MAX_LINE) -> str:
+    """A line of at most so many characters: begin and end remain."""
+    begin, end = longest * 5 // 8, longest * 3 // 8
+    return line if len(line) <= longest else f"{line[:begin]} … {line[-end:]}"
 
 
 class HeadstartError(Exception):

@@ -294,6 +294,15 @@ def test_a_pickle_of_ever_more_references_ends(tmp_path):
         read_tensors(tmp_path / "a")
 
 
+@pytest.mark.parametrize("step", [b"(", b"]", b"N", b"N0"])
+def test_a_pickle_of_millions_of_steps_is_refused(tmp_path, step):
+    """A checkpoint of 10,000 tensors has half a million."""
+    path = tmp_path / "long.pth"
+    path.write_bytes(b"\x80\x02" + step * 2_100_000 + b"N.")
+    with pytest.raises(FileFormatError, match="a pickle of more than 2,000,000 steps"):
+        read_tensors(path)
+
+
 def test_deep_and_circular_pickles_end(tmp_path):
     (tmp_path / "deep").write_bytes(assembled(b"]" * 100_000 + b"a" * 99_999))
     (tmp_path / "ring").write_bytes(assembled(b"]\x94h\0a"))

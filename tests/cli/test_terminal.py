@@ -11,6 +11,8 @@ import pytest
 
 from headstart.cli import terminal
 from headstart.cli.app import main
+from headstart.cli.terminal import print_line
+from headstart.errors import listed
 from headstart.progress import plain
 
 
@@ -116,3 +118,11 @@ def test_messages_hold_no_control_characters(capsys):
     assert plain(shown) == shown
     record = logging.LogRecord("headstart", logging.WARNING, "", 0, "%s \x07b", ("\x1ba",), None)
     assert terminal.PlainFormatter().format(record) == "a b"
+
+
+def test_names_of_any_length_are_cut_in_messages(capsys):
+    name = "A" * 1_000_000 + "z"
+    assert len(listed([name, "b"])) < 1000 and listed([name, "b"]).endswith("z, b")
+    print_line(f"first\n{name} is a class")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "first" and len(second) < 5000 and second.endswith("z is a class")

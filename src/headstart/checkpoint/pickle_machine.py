@@ -13,7 +13,7 @@ from typing import Any
 from headstart.checkpoint.documents import brief
 from headstart.errors import FileFormatError
 
-MAX_OPERATIONS = 20_000_000
+MAX_OPERATIONS = 2_000_000  # a checkpoint of 10,000 tensors has half a million
 MAX_COPIED = 20_000_000  # values of containers that calls copy
 _MARK = object()
 _FLAT = (str, bytes, int, float, bool, type(None))
@@ -104,7 +104,7 @@ class Machine:
                     return self.stack.pop()
                 if count > MAX_OPERATIONS:
                     raise FileFormatError(
-                        f"{self.where} is a pickle of more than {MAX_OPERATIONS} steps"
+                        f"{self.where} is a pickle of more than {MAX_OPERATIONS:,} steps"
                     )
                 self._step(opcode.name, argument)
         except FileFormatError:

@@ -9,6 +9,7 @@ from headstart.cli.arguments import check_model, named_values
 from headstart.cli.options import ColumnOption, DataArgument, WorkersOption
 from headstart.cli.output import DATA_ERROR, JsonOption, emit
 from headstart.cli.terminal import load_torch, print_line, print_table
+from headstart.errors import cut, listed
 
 
 def audit(
@@ -73,17 +74,21 @@ def audit(
         rows = [("unreadable", name, reason) for name, reason in found.unreadable]
         for pair in found.pairs:
             words = [f"{pair.kind} duplicate"] + ["leak: " + " and ".join(pair.splits)] * pair.leaks
-            words += ["classes: " + " and ".join(pair.labels)] * pair.contradicts
+            words += ["classes: " + listed(pair.labels, separator=" and ")] * pair.contradicts
             rows.append((", ".join(words), pair.first, pair.second))
         rows += [(each.kind, each.name, each.reason) for each in found.bad_photos]
         for doubt in found.mislabelled:
             reason = (
-                f"is {doubt.label} ({doubt.probability:.0%}), looks like {doubt.likely}"
+                f"is {cut(doubt.label)} ({doubt.probability:.0%}), looks like {cut(doubt.likely)}"
                 f" ({doubt.likely_probability:.0%})"
             )
             rows.append(("probably mislabelled", doubt.name, reason))
         rows += [
-            ("outlier", each.name, f"{each.label}, {each.distance:.1f} deviations from the others")
+            (
+                "outlier",
+                each.name,
+                f"{cut(each.label)}, {each.distance:.1f} deviations from the others",
+            )
             for each in found.outliers
         ]
         print_table("", ("what", "image", "and"), rows)

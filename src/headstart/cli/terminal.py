@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from headstart.errors import MAX_MESSAGE, cut
 from headstart.progress import plain, write_line
 
 # names of files and classes come from outside: a break would make two rows of one
@@ -49,8 +50,12 @@ class PlainFormatter(logging.Formatter):
 
 
 def print_line(text: str, *, error: bool = False) -> None:
-    """A line without control characters on standard output, or on standard error."""
-    write_line(plain(text), sys.stderr if error else sys.stdout)
+    """A line without control characters on standard output, or on standard error.
+
+    Names of any length come from files; where they make a line too long, its middle is left out.
+    """
+    shown = "\n".join(cut(line, MAX_MESSAGE) for line in plain(text).split("\n"))
+    write_line(shown, sys.stderr if error else sys.stdout)
 
 
 def load_torch() -> None:
