@@ -50,6 +50,17 @@ def test_a_notebook_shows_one_bar_and_the_lines_above_it(cell):
     assert "<progress" not in cell[-1] and "classes: " in cell[-1]
 
 
+def test_counted_work_leaves_no_bar_in_a_notebook(cell):
+    progress = progress_for_python()
+    progress.report("evaluating 8 examples")
+    with progress.counting("evaluating", 8):
+        assert "<progress" in cell[-1]
+    assert cell[-1] == "<pre>evaluating 8 examples</pre>"
+    with pytest.raises(ValueError), progress.counting("reading labels", 1):
+        raise ValueError
+    assert cell[-1] == "<pre>evaluating 8 examples</pre>"
+
+
 @pytest.mark.slow
 def test_train_shows_itself_in_a_notebook(cell, photos, tiny_model, tmp_path):
     sizes = {"steps": 2, "batch_size": 4, "resize": 24, "crop": 20, "device": "cpu"}

@@ -245,6 +245,10 @@ class Notebook(Progress):
         self.lines.append(escape(plain(text)))
         self._render("")
 
+    def remove(self) -> None:
+        """See `Progress.remove`."""
+        self._render("")
+
     def close(self) -> None:
         """See `Progress.close`."""
         self._render("")

@@ -118,7 +118,7 @@ def held_out(folder: Path, task: Task, split: str, choose: bool) -> list[str]:
         task.keep(split, np.flatnonzero(~seen))
         return [
             f"evaluating the {len(seen) - count} of {len(seen)} examples that the model was not"
-            f" trained on (--split {split} evaluates all)"
+            f" trained on (the split {split!r}, given by name, is evaluated whole)"
         ]
     return [
         f"warning: the model was trained on {count} of these {len(seen)} examples, so the result is"

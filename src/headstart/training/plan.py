@@ -15,7 +15,7 @@ from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError, counted
 from headstart.features.memory import Memory
 from headstart.features.plan import FEW, POOL, margins_of, typical, uncertain
-from headstart.progress import Progress, Silent
+from headstart.progress import Progress, progress_for_python
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training.update import attached, existing_run
 
@@ -53,7 +53,7 @@ def plan(
         number: How many images.
         device: Where to compute features; None takes the best there is.
         seed: Decides the groups.
-        progress: Where progress is shown; None is silent.
+        progress: Where progress is shown; None shows it in notebooks and is silent elsewhere.
 
     Returns:
         At most `number` images.
@@ -69,7 +69,7 @@ def plan(
     """
     if number < 1:
         raise ConfigError(f"number={number}; it must be at least 1")
-    folder, progress = existing_run(run), progress or Silent()
+    folder, progress = existing_run(run), progress or progress_for_python()
     memory = Memory.read(folder)
     paths = [unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled)
     inputs = image_inputs([Path(path) for path in paths])

@@ -34,7 +34,7 @@ from headstart.features.unknown import fit_reference
 from headstart.metrics.calibration import confidence_of
 from headstart.metrics.learning_curve import Forecast
 from headstart.pipelines.base import read_results
-from headstart.progress import Progress, Silent
+from headstart.progress import Progress, progress_for_python
 from headstart.recipe import Recipe
 from headstart.registry import FOLDER_LOADERS
 from headstart.report.write import write_card
@@ -81,7 +81,7 @@ def update(
         skip_bad: Leave out unreadable images.
         device: Where to compute features; None takes the best there is.
         workers: Threads that read and decode.
-        progress: Where progress is shown; None is silent.
+        progress: Where progress is shown; None shows it in notebooks and is silent elsewhere.
 
     Returns:
         The result, evaluated on the images that were held out where their features are cached.
@@ -96,7 +96,11 @@ def update(
         >>> result.metrics["accuracy"]  # doctest: +SKIP
         0.94
     """
-    folder, progress, began = existing_run(run), progress or Silent(), time.perf_counter()
+    folder, progress, began = (
+        existing_run(run),
+        progress or progress_for_python(),
+        time.perf_counter(),
+    )
     with locked(folder):
         memory = Memory.read(folder)
         options = DataOptions(
@@ -153,7 +157,7 @@ def forget(
         run: The result folder.
         images: Images, folders of them, or globs.
         device: Where to compute features; None takes the best there is.
-        progress: Where progress is shown; None is silent.
+        progress: Where progress is shown; None shows it in notebooks and is silent elsewhere.
 
     Returns:
         The result, evaluated on the images that were held out where their features are cached.
@@ -167,7 +171,11 @@ def forget(
         >>> headstart.forget("runs/photos", "photos/train/cat/0012.jpg")  # doctest: +SKIP
         Result('runs/photos', accuracy=0.93)
     """
-    folder, progress, began = existing_run(run), progress or Silent(), time.perf_counter()
+    folder, progress, began = (
+        existing_run(run),
+        progress or progress_for_python(),
+        time.perf_counter(),
+    )
     paths = [images] if isinstance(images, str | Path) else list(images)
     with locked(folder):
         memory = Memory.read(folder)
