@@ -18,6 +18,7 @@ from typing import Any, Self, TextIO
 _CODES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
 CONTROLS = re.compile(f"[{_CODES}]")
 CONTROLS_AND_SURROGATES = re.compile(rf"[{_CODES}\ud800-\udfff]")
+PACE = 900.0  # seconds whose steps tell the time left, of the last 1,000 steps
 SHORT = 1.0  # seconds of counted work that nobody needs to see
 TITLES = {
     "r2": "R²",
@@ -171,6 +172,7 @@ class Bar(Progress):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
+            speed_estimate_period=PACE,
         )
         self.job: Any = None
         self.unit = "img"

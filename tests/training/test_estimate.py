@@ -13,11 +13,13 @@ from headstart.errors import ConfigError
 from headstart.features.head import head_cost
 from headstart.progress import Lines, Silent
 from headstart.recipe import Facts, Recipe, finetune, hyper_rule
+from headstart.tasks.image import UNOPENED
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training.estimate import (
     RESERVE,
     Estimate,
     fit_budget,
+    hashing_seconds,
     measure,
     parse_budget,
     peak_memory,
@@ -299,3 +301,11 @@ def test_the_cost_is_reported_first(photos, tiny_model, tmp_path, capsys):
         < printed.index("validation accuracy")
     )
     assert "(expected " in printed.splitlines()[-1]
+
+
+def test_the_report_of_many_images_takes_time(tmp_path, photos):
+    """Those that are opened before training are compared with each other."""
+    task = ImageClassification.read(photos, DataOptions())
+    assert hashing_seconds(task) == pytest.approx(2e-4 * sum(task.splits.values()))
+    task.sizes["train"][:3, 0] = UNOPENED
+    assert hashing_seconds(task) == pytest.approx(2e-4 * (sum(task.splits.values()) - 3))

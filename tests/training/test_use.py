@@ -13,11 +13,13 @@ from headstart.data import cache
 from headstart.data.options import DataOptions
 from headstart.errors import ConfigError, DataError
 from headstart.progress import Lines, Silent, plain
+from headstart.report import sections
 from headstart.tasks import task_class
 from headstart.training import lock
 from headstart.training.evaluate import evaluate
 from headstart.training.lock import locked
 from headstart.training.log import read_metrics
+from headstart.training.result import PARTS
 from photo_data import make_class_folders, make_photo
 
 SMALL = {"steps": 3, "lr": 0.05, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu"}
@@ -340,7 +342,35 @@ def test_what_is_decoded_in_every_epoch_is_said(folder, tiny_model, tmp_path, mo
     assert line in (found.folder / "report.html").read_text()
     assert ("decoding images", 20, "img") in jobs.jobs and ("evaluating", 4, "img") in jobs.jobs
     assert ("measuring the time", 1, "runs") in jobs.jobs
-    assert ("writing results and report", 1, "folders") in jobs.jobs
+    assert ("writing results and report", PARTS, "parts") in jobs.jobs
+
+
+class Counted(Silent):
+    """Notes the steps of each piece of work."""
+
+    def __init__(self):
+        self.done, self.label = {}, ""
+
+    def start(self, label, total, done=0, unit="img"):
+        self.label, self.done[label] = label, [done]
+
+    def update(self, done, values, rate=None):
+        self.done[self.label].append(done)
+
+
+def test_the_report_counts_its_parts_and_hashes_an_image_once(
+    folder, tiny_model, tmp_path, monkeypatch
+):
+    hashed, original = [], sections.difference_hash
+    monkeypatch.setattr(
+        sections, "difference_hash", lambda image: hashed.append(1) or original(image)
+    )
+    monkeypatch.setattr("headstart.progress.SHORT", -1.0)
+    shown = Counted()
+    headstart.train(folder, model=tiny_model, out=tmp_path / "run", progress=shown, **SMALL)
+    assert len(hashed) == 20
+    assert shown.done["hashing images"] == list(range(21))
+    assert shown.done["writing results and report"] == list(range(PARTS + 1))
 
 
 @pytest.mark.parametrize(

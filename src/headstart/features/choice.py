@@ -170,6 +170,7 @@ def search(
     digests: Sequence[str],
     sides: Sequence[int],
     afford: Callable[[View], bool],
+    tried: Callable[[int], None] = lambda count: None,
 ) -> tuple[Trial, list[str]]:
     """The head with the least held-out loss, as far as the evidence goes.
 
@@ -182,22 +183,20 @@ def search(
         digests: Of the compared examples.
         sides: Sides of the images to try, the usual one first; none for texts.
         afford: Whether there is time for a view.
+        tried: Receives how many more heads are compared, of at most `most_trials`.
 
     Returns:
         The choice, and what was left out.
     """
     kinds, notes = comparison.heads, list[str]()
     usual = View(sides[0] if sides else None)
-    expected = 4 * len(kinds) + len(sides)
 
     def attempt(candidate: Candidate, near: float | None = None, settled: bool = False) -> Trial:
         features = views.of(candidate, views.features(candidate.view, digests))
-        done = len(comparison.trials)
-        views.progress.start("comparing heads", max(expected, done + 1), done, unit="heads")
         fits = comparison.fits(candidate.head, settled)
         with views.progress.counting(candidate.name, fits, "fits") as seen:
             found = comparison.try_candidate(candidate, features, near, settled=settled, seen=seen)
-        views.progress.update(len(comparison.trials), {})
+        tried(1)
         return found
 
     part = comparison.part()
@@ -215,7 +214,6 @@ def search(
 
     plain = choice = attempt(Candidate(usual, "last", kinds[0]))
     if plain.loss < PERFECT:
-        views.progress.update(expected, {})
         return plain, ["nothing is left to gain: no other head was tried"]
     stages = ("last", "all") if views.wide else ("last",)
     others = [Candidate(usual, stage, kind) for stage in stages for kind in kinds]
@@ -243,11 +241,15 @@ def search(
             gain, error = comparison.gain(best, found)
             if found is not best and gain < HOPELESS * error:
                 attempt(replace(candidate, view=view), found.settings[0])
-    views.progress.update(max(expected, len(comparison.trials)), {})
     average = comparison.average_best(view)
     if average is not None and comparison.better(average, choice):
         choice = average
     return choice, notes
+
+
+def most_trials(comparison: Comparison, sides: Sequence[int]) -> int:
+    """Heads that `search` compares at most: all at the usual size, views of one, all on a view."""
+    return 4 * len(comparison.heads) + len(sides)
 
 
 def no_promise(
@@ -342,7 +344,9 @@ def tune_head(
     )
     if comparison.possible:
         compared = [digests["train"][row] for row in comparison.rows]
-        choice, notes = search(views, comparison, compared, sides, afford)
+        most = most_trials(comparison, sides)
+        with progress.counting("comparing heads", most, "heads") as tried:
+            choice, notes = search(views, comparison, compared, sides, afford, tried)
     else:
         plain = Candidate(usual, "last", heads_of(problem.kind)[0])
         choice = Trial((plain,), (1.0,), (1.0,), np.zeros(0), ())

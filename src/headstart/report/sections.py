@@ -68,7 +68,18 @@ def image_sections(task: Any, evaluation: Evaluation) -> list[Section]:
 
 
 def hashes_of(task: Any) -> dict[str, NDArray[np.uint64]]:
-    """Difference hash of every image by split; `FLAT` where its pixels are not at hand."""
+    """Difference hash of every image by split; `FLAT` where its pixels are not at hand.
+
+    They are remembered: the model's folder and its report have them.
+    """
+    if {split: len(each) for split, each in task.looks.items()} != task.splits:
+        task.looks = _hashes_of(task)
+    found: dict[str, NDArray[np.uint64]] = task.looks
+    return found
+
+
+def _hashes_of(task: Any) -> dict[str, NDArray[np.uint64]]:
+    """As `hashes_of`, computed."""
 
     def look(at: tuple[str, int]) -> int:
         split, index = at
@@ -81,9 +92,13 @@ def hashes_of(task: Any) -> dict[str, NDArray[np.uint64]]:
     if not task.caches and sum(task.splits.values()) <= DECODED:  # only a head was fitted
         return {s: task.difference_hashes(s, np.arange(n)) for s, n in task.splits.items()}
     hashes = {split: np.full(n, FLAT, dtype=np.uint64) for split, n in task.splits.items()}
-    for split, rows in opened_rows(task).items():
-        at = [(split, row) for row in rows.tolist()]
-        hashes[split][rows] = list(parallel(look, at, task.options.workers))
+    opened = opened_rows(task)
+    every = [(split, row) for split, rows in opened.items() for row in rows.tolist()]
+    with task.options.progress.counting("hashing images", len(every)) as seen:
+        found = parallel(look, every, task.options.workers)
+        for (split, row), value in zip(every, found, strict=True):
+            hashes[split][row] = value
+            seen(1)
     return hashes
 
 

@@ -1,6 +1,6 @@
 """The report and the model card of a finished run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ PAGES = ("report.html", "README.md")
 
 
 def write_pages(
-    task: Task, result: Result, results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+    task: Task,
+    result: Result,
+    results: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    seen: Callable[[int], None],
 ) -> None:
     """Writes `README.md` (the model card) and `report.html` into the result folder.
 
@@ -36,9 +40,11 @@ def write_pages(
         result: What the run made.
         results: What `results.json` holds.
         metrics: What `metrics.jsonl` holds.
+        seen: Receives how many more of the two are written.
     """
     assert result.folder is not None
     write_card(result.folder, task, results, result.recipe)
+    seen(1)
     first = [] if result.spread is None else [spread_section(result.spread, task.headline)]
     if result.forecast is not None:
         first += enough_sections(result.forecast)
@@ -47,6 +53,7 @@ def write_pages(
     write_report(
         result.folder, task, result.evaluations, results, result.recipe, metrics, first, last
     )
+    seen(1)
 
 
 def spread_section(spread: Spread, headline: str) -> Section:

@@ -52,6 +52,7 @@ class LabelledImages(ImageTask):
         self.model: nn.Module | None = None
         self.unread: dict[str, str] = {}  # digest → reason, of images without features
         self.hashes: dict[str, int] = {}  # difference hashes of images that were decoded
+        self.looks: dict[str, NDArray[np.uint64]] = {}  # by split, of the images as they are seen
         self.lost: dict[str, str] = {}  # name of an unreadable training image → why
         self._look()
         digests = self.digests_of.items()
@@ -499,7 +500,10 @@ class ImageClassification(LabelledImages, HeadTask):
         if missing:
             unseen = [digest for digest in missing if digest not in self.hashes]
             found = parallel(lambda d: small_hash(decode(sources[d])), unseen, self.options.workers)
-            self.hashes |= dict(zip(unseen, found, strict=True))
+            with self.options.progress.counting("hashing images", len(unseen)) as seen:
+                for digest, value in zip(unseen, found, strict=True):
+                    self.hashes[digest] = value
+                    seen(1)
             bits = np.array([self.hashes[digest] for digest in missing], dtype=">u8")
             table = np.unpackbits(bits.view(np.uint8).reshape(-1, 8), axis=1)  # (N, 64)
             store.add(missing, table.astype(np.float32))

@@ -23,6 +23,7 @@ from headstart.features.unknown import EXAMPLES
 from headstart.progress import duration
 from headstart.recipe import Recipe
 from headstart.tasks.base import HeadTask, Task
+from headstart.tasks.image_classification import ImageClassification
 from headstart.training.loop import Loop, seed_all
 from headstart.training.micro_batch import memory_per_example
 from headstart.training.optim import autocast
@@ -41,6 +42,7 @@ SHORT: dict[str, Any] = {
     "batch_size": 64,
 }
 SIDES = (320, 224, 160, 128)  # resolutions to fall back to
+HASHING = 2e-4  # seconds of the report for each image that is compared with the others
 LONG = 3600.0  # seconds from which on a run on a CPU is called long
 
 
@@ -153,9 +155,16 @@ def _measured(loop: Loop) -> Estimate:
             evaluated,
             memory,
             last,
-            REPORT + unknown_seconds(task, forward, loop.world.size),
+            REPORT + hashing_seconds(task) + unknown_seconds(task, forward, loop.world.size),
         )
     )
+
+
+def hashing_seconds(task: Task) -> float:
+    """Time in which the report looks for images that are nearly the same."""
+    if not isinstance(task, ImageClassification):
+        return 0.0
+    return HASHING * sum(n - len(task.unopened(split)) for split, n in task.splits.items())
 
 
 def unknown_seconds(task: Task, forward: float, processes: int) -> float:

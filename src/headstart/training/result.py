@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ from headstart.training.tuning import HEAD
 
 RECIPE = "recipe.yaml"
 DRAWS = "draws"  # of the other draws, in the result folder
+Seen = Callable[[int], None]
+PARTS = 7  # of a result folder: model, examples, confidence, predictions, numbers, card, report
+
+
+def unseen(count: int) -> None:
+    """Takes how many parts are written, where nobody is shown it."""
 
 
 def begin(run: Run, full: Recipe | None = None) -> None:
@@ -71,9 +77,9 @@ def finish(run: Run, network: nn.Module, result: Result) -> Result:
                 f"the result folder {run.out} was removed during the run; nothing was written"
             )
         result.seconds = time.perf_counter() - run.began
-        with run.progress.counting("writing results and report", 1, "folders"):
-            values = write_result(run.task, network, result, run.request, run.world.device)
-            write_report(run, result, values)
+        with run.progress.counting("writing results and report", PARTS, "parts") as seen:
+            values = write_result(run.task, network, result, run.request, run.world.device, seen)
+            write_report(run, result, values, seen)
         remove_working_files(run.out)
         result.seconds = time.perf_counter() - run.began
         run.progress.report(summary(run.task, result))
@@ -86,9 +92,16 @@ def finish(run: Run, network: nn.Module, result: Result) -> Result:
 
 
 def write_result(
-    task: Task, model: nn.Module, result: Result, request: Request, device: torch.device
+    task: Task,
+    model: nn.Module,
+    result: Result,
+    request: Request,
+    device: torch.device,
+    seen: Seen = unseen,
 ) -> dict[str, Any]:
     """Writes model, processor, recipe, predictions and numbers.
+
+    `seen` receives how many more of the `PARTS` are written.
 
     Returns:
         What `results.json` holds; it is written last, and its presence means that the result is
@@ -103,7 +116,9 @@ def write_result(
     write_recipe(out, result.recipe)
     # a head that was kept has not the recipe of the training that it was compared with
     dataclasses.replace(request, recipe=result.recipe.to_dict()).write(out)
+    seen(1)
     write_seen(out, task)
+    seen(1)
     if evaluation is not None:
         evaluation.max_error = request.options["extra"].get("max_error")
         calibration = evaluation.calibration
@@ -112,7 +127,9 @@ def write_result(
             with_sets(found, details["logits"], details["labels"]).write(out)
     if result.reference is not None:
         result.reference.write(out)
+    seen(1)
     write_predictions(out, task, result.evaluations)
+    seen(1)
     values = {
         "task": task.result_task,
         "model": request.model,
@@ -134,6 +151,7 @@ def write_result(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")
+    seen(1)
     return values
 
 
@@ -186,11 +204,15 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}, {threads}"
 
 
-def write_report(run: Run, result: Result, values: Mapping[str, Any]) -> None:
-    """Writes report and model card; one that fails never loses the run."""
+def write_report(run: Run, result: Result, values: Mapping[str, Any], seen: Seen = unseen) -> None:
+    """Writes report and model card; one that fails never loses the run.
+
+    `seen` receives how many more of the `PARTS` are written.
+    """
     file = run.out / "metrics.jsonl"
     try:
-        write_pages(run.task, result, values, read_metrics(file) if file.exists() else [])
+        metrics = read_metrics(file) if file.exists() else []
+        write_pages(run.task, result, values, metrics, seen)
     except (
         HeadstartError,
         ArithmeticError,
