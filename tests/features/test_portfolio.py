@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import headstart
-from headstart.data.labels import MULTI, REGRESSION
+from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import DataOptions
 from headstart.features import head
 from headstart.features.choice import Views, most_trials, search
@@ -246,6 +246,27 @@ def test_scores_of_a_discriminant_are_scaled_to_probabilities():
     comparison = Comparison(labels, 3)
     raw = np.mean([comparison.loss(each) for each in trial.scores[0]])
     assert trial.scales[0] < 1 and trial.loss < raw
+
+
+@pytest.mark.parametrize(
+    "kind, labels",
+    [
+        (SINGLE, np.arange(16) % 2),
+        (MULTI, (np.arange(48).reshape(16, 3) % 5 > 2).astype(np.float64)),
+        (REGRESSION, np.arange(32.0).reshape(16, 2)),
+    ],
+)
+def test_examples_that_are_all_the_same_get_a_head(kind, labels):
+    features = np.full((16, 30), 0.5, dtype=np.float32)  # fewer examples than features
+    comparison = Comparison(labels, 2 if kind == SINGLE else labels.shape[1], kind)
+    for name in comparison.heads:
+        for stages in ("last", "all"):
+            trial = comparison.try_candidate(Candidate(View(), stages, name), features)
+            fit = fit_trial(trial, lambda _: features, labels, comparison.classes, None)
+            scores = features @ fit.weight.T + fit.bias
+            assert np.isfinite(scores).all()
+            if kind == REGRESSION:
+                np.testing.assert_allclose(scores[0], labels.mean(axis=0), rtol=1e-6)
 
 
 def test_several_labels_and_numbers():

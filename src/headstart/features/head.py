@@ -319,12 +319,19 @@ def compact(x: NDArray[Any]) -> tuple[NDArray[Any], Doubles | None]:
 
 
 def span(x: Doubles) -> Doubles:
-    """An orthonormal basis (R, D) of the rows of x (N, D), R at most N."""
+    """An orthonormal basis (R, D) of the rows of x (N, D), R at most N.
+
+    Of rows that are all 0 it is one row of zeros, for which a head can be fitted as for any other.
+    """
     rows = torch.from_numpy(x)
     with one_thread():
         squares, vectors = torch.linalg.eigh(rows @ rows.T)  # (N,), (N, N)
-        used = squares > 1e-12 * squares.max()
-        return np.asarray((vectors[:, used] / squares[used].sqrt()).T @ rows)
+        largest = float(squares[-1]) or 1.0
+        used = squares > 1e-12 * largest
+        used[-1] = True
+        return np.asarray(
+            (vectors[:, used] / squares[used].clamp(min=1e-12 * largest).sqrt()).T @ rows
+        )
 
 
 def held_out_scores(
