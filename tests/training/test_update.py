@@ -17,6 +17,7 @@ from headstart.errors import ConfigError, DataError
 from headstart.features import choice
 from headstart.features.memory import Head, Memory
 from headstart.features.portfolio import Comparison
+from headstart.pipelines.confidence import Confidence
 from headstart.tasks.image_classification import ImageClassification
 from headstart.training import seen
 from headstart.training import update as module
@@ -93,6 +94,24 @@ def test_added_and_removed_images_give_the_model_of_what_remains(
         for one, other in both:
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
     assert len(json.loads((run / "results.json").read_text())["updates"]) == 2
+
+
+@pytest.mark.parametrize("head", ["discriminant"], indirect=True)
+def test_refusal_and_candidates_follow_the_changed_run(head, tiny_model, tmp_path):
+    data = make_class_folders(tmp_path / "data", {"bird": 50, "cat": 50})
+    run = run_on(data, tiny_model, tmp_path / "run", max_error=0.03, val_fraction=0.5)
+    before = Confidence.read(run)
+    assert before.max_error == 0.03 and len(before.minimums) == 2
+    more = make_class_folders(tmp_path / "more", {"dog": 3}, first_seed=200)
+    result = headstart.update(run, more, device="cpu")
+    after = Confidence.read(run)
+    assert (after.max_error, after.coverage) == (0.03, before.coverage)
+    assert len(after.minimums) == 3
+    assert not any("any more" in note for note in result.notes)
+    without_cache(tmp_path)
+    notes = headstart.forget(run, more / "dog" / "dog_0.png", device="cpu").notes
+    assert sum("any more" in note for note in notes) == 2  # neither confidence nor p-values
+    assert not (run / "confidence.json").exists() and not (run / "unknown.safetensors").exists()
 
 
 def test_new_classes_are_learned_and_forgotten(head, tiny_model, tmp_path):

@@ -121,10 +121,7 @@ def write_result(
     seen(1)
     if evaluation is not None:
         evaluation.max_error = request.options["extra"].get("max_error")
-        calibration = evaluation.calibration
-        if calibration and (found := confidence_of(calibration, evaluation.max_error)):
-            details = evaluation.details
-            with_sets(found, details["logits"], details["labels"]).write(out)
+        write_confidence(out, evaluation)
     if result.reference is not None:
         result.reference.write(out)
     seen(1)
@@ -153,6 +150,14 @@ def write_result(
     atomic_write(out / RESULTS, json.dumps(values, indent=2) + "\n")
     seen(1)
     return values
+
+
+def write_confidence(folder: Path, evaluation: Evaluation) -> None:
+    """Writes `confidence.json` of a classifier that was evaluated on enough examples."""
+    calibration = evaluation.calibration
+    if calibration and (found := confidence_of(calibration, evaluation.max_error)):
+        details = evaluation.details
+        with_sets(found, details["logits"], details["labels"]).write(folder)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

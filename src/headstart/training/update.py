@@ -31,9 +31,10 @@ from headstart.features.enough import FEWEST, FEWEST_OF_CLASS, forecast_of
 from headstart.features.extract import Extractor, extractor_of
 from headstart.features.memory import Memory, refit
 from headstart.features.unknown import fit_reference
-from headstart.metrics.calibration import confidence_of
 from headstart.metrics.learning_curve import Forecast
 from headstart.pipelines.base import read_results
+from headstart.pipelines.confidence import FILE as CONFIDENCE
+from headstart.pipelines.unknown import FILE as UNKNOWN
 from headstart.progress import Progress, progress_for_python
 from headstart.recipe import Recipe
 from headstart.registry import FOLDER_LOADERS
@@ -45,7 +46,7 @@ from headstart.tasks.result import Result
 from headstart.training.lock import LOCK, locked
 from headstart.training.predictions import PREDICTIONS, figures
 from headstart.training.request import RESULTS, Request
-from headstart.training.result import summary
+from headstart.training.result import summary, write_confidence
 from headstart.training.seen import FILE as SEEN
 from headstart.training.seen import changed_looks, write_digests
 
@@ -53,7 +54,7 @@ TASK = "image-classification"
 # written anew, or about the model before: an update leaves them out
 REPLACED = (
     "*.safetensors", "*.safetensors.index.json", "report.html", "README.md", PREDICTIONS,
-    "confidence.json", "metrics.jsonl", "tensorboard", RESULTS, SEEN, LOCK, ".*.tmp",
+    CONFIDENCE, "metrics.jsonl", "tensorboard", RESULTS, SEEN, LOCK, ".*.tmp",
 )  # fmt: skip
 
 
@@ -391,6 +392,13 @@ def replace_run(change: Change) -> Result:
             f"not evaluated on the {listed(missing_splits)} images, whose features are not in the"
             " cache: headstart evaluate does it"
         )
+    if memory.kind == SINGLE and not evaluations and (change.folder / CONFIDENCE).is_file():
+        notes.append(f"there is no confidence from which on to predict any more ({CONFIDENCE})")
+    if memory.kind == SINGLE and "train" not in features and (change.folder / UNKNOWN).is_file():
+        notes.append(
+            f"predictions have no p-value any more ({UNKNOWN}): not all training images have"
+            " features in the cache"
+        )
     found = forecast(memory, features)
     reference = None
     if memory.kind == SINGLE and "train" in features:
@@ -474,9 +482,8 @@ def write_state(new: Path, change: Change, result: Result) -> None:
     looks = changed_looks(change.folder, change.task, memory.digests["train"])
     write_digests(new, memory.digests, looks)
     if (evaluation := result.evaluation) is not None:
-        calibration = evaluation.calibration
-        if calibration and (confidence := confidence_of(calibration)):
-            confidence.write(new)
+        evaluation.max_error = Request.read(change.folder).options["extra"].get("max_error")
+        write_confidence(new, evaluation)
     values = read_results(change.folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     history = [*values.get("updates", []), {"finished": now, "notes": list(notes)}]
