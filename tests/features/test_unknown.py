@@ -41,6 +41,38 @@ def test_p_values_hold_on_new_examples_of_the_known_classes():
     assert np.mean(small[0.2]) > 0.1, "p-values that are all large say nothing"
 
 
+@pytest.mark.parametrize("count, held", [(40, 0), (48, 16), (70, 10)])
+def test_p_values_hold_where_examples_are_fewer_than_coordinates(count, held):
+    """Distances grow with the number of coordinates, which is that of the folds."""
+    rng, small = np.random.default_rng(7), []
+    for seed in range(30):
+        x, labels = examples(rng, [0, 1, 2, 3], count + held, width=100)
+        found = fit_reference(x[:count], labels[:count], x[count:], seed=seed)
+        p = found.p_values(torch.from_numpy(examples(rng, [0, 1, 2, 3], 500, width=100)[0]))
+        small.append((p <= 0.1).float().mean())
+    assert 0.05 < np.mean(small) < 0.125
+
+
+def test_p_values_of_series_hold_where_groups_are_known():
+    """Five shots of each scene: a scene of its own is farther away than another shot."""
+    rng, refused = np.random.default_rng(8), {True: [], False: []}
+    for seed in range(8):
+        scenes, labels = examples(rng, [0, 1, 2, 3], 60)
+        shots = np.repeat(scenes, 5, axis=0) + rng.normal(0, 0.1, (300, 24)).astype(np.float32)
+        new = torch.from_numpy(examples(rng, [0, 1, 2, 3], 500)[0])
+        for grouped in refused:
+            groups = (lambda rows: rows // 5) if grouped else None
+            found = fit_reference(shots, np.repeat(labels, 5), seed=seed, groups=groups)
+            refused[grouped].append((found.p_values(new) <= 0.05).float().mean())
+    assert np.mean(refused[True]) < 0.08 < 0.12 < np.mean(refused[False])
+
+
+def test_a_group_of_most_examples_is_no_fold():
+    x, labels = examples(np.random.default_rng(9), [0, 1], 60)
+    whole = fit_reference(x, labels, groups=lambda rows: np.minimum(rows // 45, 1))
+    assert torch.equal(whole.distances, fit_reference(x, labels).distances)
+
+
 def test_other_classes_have_small_p_values():
     rng = np.random.default_rng(2)
     x, labels = examples(rng, [0, 1, 2, 3], 200)
@@ -138,7 +170,7 @@ def test_a_trained_head_tells_what_it_has_not_seen(tiny_model, tmp_path, caplog)
     assert not any(each[0]["label"] == UNKNOWN for each in plain(files))
 
     class Input:
-        name = "x"
+        name = key = "x"
 
         def pixels(self):
             return np.zeros((40, 40, 3), dtype=np.uint8)

@@ -8,6 +8,7 @@ examples that the coordinates were found without: folds of the training examples
 Letters: N examples, D features, R coordinates, V classes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def fit_reference(
     held_out: Floats | None = None,
     seed: int = 0,
     *,
+    groups: Callable[[Ints], Ints] | None = None,
     trained: bool = False,
 ) -> Reference | None:
     """What tells examples of the known classes from others.
@@ -44,6 +46,8 @@ def fit_reference(
         labels: Their classes, (N,).
         held_out: Features of examples of the same classes that were not trained on, (M, D).
         seed: Decides folds, and which examples are taken where there are many.
+        groups: Gives the group of each of some training examples, (N,): those that are nearly the
+            same, whose distances say nothing of one another.
         trained: Whether the network was trained on the training examples, which pulls them
             together: then only held-out examples tell how large distances are.
 
@@ -56,24 +60,42 @@ def fit_reference(
     more = 0 if held_out is None else len(held_out)
     if (0 if trained else len(x)) + more < FEWEST or len(x) < 2 * FOLDS:
         return None
-    fold = np.empty(len(x), dtype=np.int64)
-    fold[np.argsort(y, kind="stable")] = np.arange(len(x)) % FOLDS  # of every class
-    distances = []
-    for number in range(0 if trained else FOLDS):
-        held, others = fold == number, fold != number
-        distances.append(_fitted(x[others], y[others]).distances_of(torch.from_numpy(x[held])))
-    found = _fitted(x, y)
+    size, distances = len(x), []
+    if not trained:
+        fold = _folds(y, None if groups is None else groups(rows))
+        size -= int(np.bincount(fold).max())  # distances grow with the number of coordinates
+        for number in np.unique(fold):
+            held, others = fold == number, fold != number
+            inside = _fitted(x[others], y[others], size)
+            distances.append(inside.distances_of(torch.from_numpy(x[held])))
+    found = _fitted(x, y, size)
     if held_out is not None and more:
         some = np.asarray(held_out[: MOST["distances"] - len(x)], dtype=np.float32)
         distances.append(found.distances_of(torch.from_numpy(some)))
     return Reference(found.mean, found.basis, found.centers, torch.cat(distances).sort().values)
 
 
-def _fitted(x: Floats, labels: Ints) -> Reference:
-    """Coordinates and centers of the classes; no distances yet."""
+def _folds(labels: Ints, groups: Ints | None) -> Ints:
+    """Fold of each example, (N,), each with its part of every class; members of a group share one.
+
+    The groups are ignored where a fold would hold more than half of the examples.
+    """
+    if groups is None:
+        groups = np.arange(len(labels))
+    _, first, which = np.unique(groups, return_index=True, return_inverse=True)
+    fold = np.empty(len(first), dtype=np.int64)
+    fold[np.argsort(labels[first], kind="stable")] = np.arange(len(first)) % FOLDS
+    found = np.asarray(fold[which])
+    return found if 2 * np.bincount(found).max() <= len(labels) else _folds(labels, None)
+
+
+def _fitted(x: Floats, labels: Ints, examples: int) -> Reference:
+    """Coordinates, at most as many as so many examples allow, and centers of the classes; no
+    distances yet.
+    """
     mean = x.mean(axis=0)
     centered = x - mean
-    size = min(COORDINATES, len(x) - 1, x.shape[1])
+    size = min(COORDINATES, examples - 1, x.shape[1])
     axes = principal_axes(centered, size)
     inside = centered @ axes.T  # (N, R)
     scale = float(np.sqrt(np.square(inside).mean())) or 1.0
@@ -125,7 +147,11 @@ def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference |
     held_out = [rows[split] for split in rows if split != "train"]
     labels = task.targets("train")
     return fit_reference(
-        rows["train"], labels, np.concatenate(held_out) if held_out else None, seed
+        rows["train"],
+        labels,
+        np.concatenate(held_out) if held_out else None,
+        seed,
+        groups=task.groups,
     )
 
 
