@@ -81,6 +81,14 @@ def test_the_time_of_a_large_head_is_measured_on_a_part(monkeypatch):
     assert shapes[1] == (200, 200)
 
 
+def test_a_head_that_is_fitted_at_once_takes_no_time(monkeypatch):
+    def fit(problem, strength, progress, **options):
+        progress.update(500, {})
+
+    monkeypatch.setattr(head, "logistic", fit)
+    assert head.fitting_seconds(2, 3, 1) == 0
+
+
 @pytest.mark.parametrize(
     ("train", "features", "classes", "expected"),
     [
