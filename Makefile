@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test web check fast lint types stubs triton docs clean
+.PHONY: demo test half1 half2 web check fast lint types stubs triton docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -27,7 +27,12 @@ web:
 	 || echo "npm cannot install onnxruntime-web: its test is skipped"
 
 test: $(VENV)/dev lint types web
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory -j2 half1 half2
+
+# Every second file of the tests in a process of its own. One thread each: two processes whose
+# threads wait for each other are slower than one.
+half1 half2: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --half $(@:half%=%)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
