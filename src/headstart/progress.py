@@ -132,7 +132,7 @@ class Lines(Progress):
             return
         self.last = now
         left = (now - self.began) / max(1, done - self.first) * (self.total - done)
-        speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
+        speed = f"  {rate:.0f} {self.unit}/s" if rate and rate >= 0.5 else ""
         self.report(
             f"{self.label} {done}/{self.total}  {value_text(values)}{speed}  {duration(left)} left"
         )
@@ -187,7 +187,7 @@ class Bar(Progress):
 
     def update(self, done: int, values: dict[str, float], rate: float | None = None) -> None:
         """See `Progress.update`."""
-        speed = f"{rate:.0f} {self.unit}/s" if rate else ""
+        speed = f"{rate:.0f} {self.unit}/s" if rate and rate >= 0.5 else ""
         self.bar.update(self.job, completed=done, values=value_text(values), rate=speed)
 
     def report(self, text: str) -> None:
@@ -238,7 +238,7 @@ class Notebook(Progress):
         if now - self.last < 0.2 and done < self.total:
             return
         self.last = now
-        speed = f"  {rate:.0f} {self.unit}/s" if rate else ""
+        speed = f"  {rate:.0f} {self.unit}/s" if rate and rate >= 0.5 else ""
         text = f"{self.label} {done}/{self.total}  {value_text(values)}{speed}"
         self._render(f'<progress value="{done}" max="{self.total}"></progress> {escape(text)}')
 

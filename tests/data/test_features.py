@@ -9,7 +9,7 @@ import pytest
 from headstart.checkpoint.reading import read_tensors
 from headstart.cli.app import main
 from headstart.data import features
-from headstart.data.features import FeatureStore, cached_networks, evict, limit
+from headstart.data.features import HASHES, FeatureStore, cached_networks, evict, limit
 from headstart.errors import ConfigError
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -133,10 +133,12 @@ def test_sizes_while_another_process_removes_files(tmp_path):
 def test_cache_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
     FeatureStore("network").add(["a"], np.zeros((1, 100_000), dtype=np.float32))
+    FeatureStore(HASHES).add(["a"], np.zeros((1, 64), dtype=np.float32))
     for arguments in (["cache", "info"], ["cache", "clear", "--yes"], ["cache", "info"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert not stop.value.code
     shown = capsys.readouterr().out
+    assert "difference-hashes  0.0 MB, by which near duplicates are found" in shown
     assert "1 network, 0.4 MB" in shown and "network  " in shown and "MB removed" in shown
     assert "0 networks" in shown and features.cached_networks() == {}

@@ -1,6 +1,7 @@
 """The choice of a head: folds, gains, folding into one layer; and whole runs with it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from headstart.progress import Silent
 from headstart.recipe import Recipe
 from headstart.tasks.base import joined_groups
 from headstart.tasks.image_classification import ImageClassification
+from headstart.training import fit_head
 
 LAST, USUAL = 6, View(32)
 
@@ -475,6 +477,36 @@ def test_a_perfect_plain_head_ends_the_search():
     choice, comparison, notes, _ = choose({View(32): features}, labels, [32, 48])
     assert len(comparison.trials) == 1 and choice is comparison.plain
     assert notes == ["nothing is left to gain: no other head was tried"]
+
+
+def test_a_run_survives_the_removal_of_its_features(tmp_path, monkeypatch, tiny_model, photos):
+    """Other runs evict the least recently used features; `headstart cache clear` does too."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    whole = headstart.train(photos, model=tiny_model, out=tmp_path / "a", tune="head", device="cpu")
+    before = whole.forecast and whole.forecast.to_dict()
+    removed = []
+
+    def evicting(function):
+        def call(*arguments, **options):
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+            removed.append(function.__name__)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("tune_head", "forecast", "reference_of", "memory_of"):
+        place = f"headstart.training.fit_head.{name}"
+        monkeypatch.setattr(place, evicting(getattr(fit_head, name)))
+    monkeypatch.setattr(fit_head, "write_memory", evicting(fit_head.write_memory))
+    found = headstart.train(photos, model=tiny_model, out=tmp_path / "b", tune="head", device="cpu")
+    assert sorted(removed) == [
+        "forecast", "memory_of", "reference_of", "tune_head", "write_memory",
+    ]  # fmt: skip
+    assert found.metrics == pytest.approx(whole.metrics)
+    assert (found.forecast and found.forecast.to_dict()) == before
+    assert (found.folder / "unknown.safetensors").exists() == (
+        whole.folder / "unknown.safetensors"
+    ).exists()
 
 
 def test_a_run_with_larger_and_mirror_images(tmp_path, monkeypatch, tiny_model, photos):

@@ -11,18 +11,22 @@ app = typer.Typer(no_args_is_help=True, help="Show or remove cached features of 
 
 def info() -> dict[str, Any]:
     """Show the folder, the size and the limit of the cached features."""
-    from headstart.data.features import cached_networks, features_folder, limit
+    from headstart.data.features import HASHES, cached_networks, features_folder, limit
     from headstart.errors import counted
 
     sizes = cached_networks()
     bound, total = limit(), sum(sizes.values())
-    number = counted(len(sizes), "network")
+    networks = {folder.name: size for folder, size in sizes.items() if folder.name != HASHES}
+    hashes = total - sum(networks.values())
+    number = counted(len(networks), "network")
     print(f"{features_folder()}: {number}, {total / 1e6:.1f} MB")
     print(f"limit {bound / 1e9:g} GB (HEADSTART_CACHE_LIMIT), least recently used removed first")
-    for folder, size in sizes.items():
-        print(f"{folder.name}  {size / 1e6:.1f} MB")
-    networks = {folder.name: size for folder, size in sizes.items()}
-    return {"folder": str(features_folder()), "bytes": total, "limit": bound, "networks": networks}
+    for name, size in networks.items():
+        print(f"{name}  {size / 1e6:.1f} MB")
+    if hashes:
+        print(f"{HASHES}  {hashes / 1e6:.1f} MB, by which near duplicates are found")
+    values = {"folder": str(features_folder()), "bytes": total, "limit": bound}
+    return values | {"networks": networks, "hashes": hashes}
 
 
 def clear(

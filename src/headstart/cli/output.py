@@ -151,6 +151,7 @@ KEYS: dict[str, dict[str, str]] = {
         "bytes": "their size",
         "limit": "bytes that they may take",
         "networks": "name → bytes",
+        "hashes": "bytes of the hashes by which near duplicates are found",
     },
     "cache clear": {"bytes": "what was removed"},
     "skill": {"skill": "the text"},

@@ -26,6 +26,7 @@ from headstart.data.cache import cache_folder
 from headstart.errors import ConfigError, HeadstartError
 
 Floats = NDArray[np.float32]
+HASHES = "difference-hashes"  # folder of those of images, one bit a feature, beside the networks'
 LIMIT = 10  # GB
 MANY_SHARDS = 32  # more small ones are merged
 SMALL = 64 << 20  # bytes of features in a small shard

@@ -57,7 +57,10 @@ def forecast(
     labels = task.targets("train")
     if len(labels) < max(FEWEST, FEWEST_OF_CLASS * len(task.classes)):
         return None
-    store, digests = extractor.store(), task.feature_digests()
+    digests = task.feature_digests()
+    store = extractor.found(
+        [each for names in digests.values() for each in names], progress or Silent()
+    )
     others = [split for split in digests if split != "train"]
     held_out = None
     if others:

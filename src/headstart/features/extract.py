@@ -115,6 +115,12 @@ class Extractor:
                 store.add(names, np.concatenate(rows)[: len(names)])
         return store
 
+    def found(self, digests: Sequence[str], progress: Progress) -> FeatureStore:
+        """As `fill`, of features that were computed in this run: the cache may have lost them."""
+        store = self.store()
+        whole = all(digest in store for digest in digests if digest)
+        return store if whole else self.fill(digests, progress)
+
     def seconds(self, missing: Sequence[str], sizes: Sequence[int]) -> float:
         """Time that the features of these examples will take, measured on a few of middle size."""
         if not missing:

@@ -134,7 +134,9 @@ def has_p_values(task: HeadTask) -> bool:
     return task.name == "image-classification" and task.problem.kind == SINGLE
 
 
-def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference | None:
+def reference_of(
+    task: HeadTask, extractor: Extractor, seed: int, progress: Progress
+) -> Reference | None:
     """What tells a task's classes from others, from the features that its head was fitted on.
 
     Returns:
@@ -142,7 +144,8 @@ def reference_of(task: HeadTask, extractor: Extractor, seed: int) -> Reference |
     """
     if not has_p_values(task):
         return None
-    store, digests = extractor.store(), task.feature_digests()
+    digests = task.feature_digests()
+    store = extractor.found([each for names in digests.values() for each in names], progress)
     rows: dict[str, Any] = {split: store[names] for split, names in digests.items() if names}
     held_out = [rows[split] for split in rows if split != "train"]
     labels = task.targets("train")

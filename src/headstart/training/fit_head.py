@@ -155,7 +155,8 @@ def write_memory(run: Run, fitted: Fitted, folder: Path) -> None:
     """Writes what `update`, `forget` and `plan` need to know of the examples."""
     task, choice = run.task, fitted.found.choice
     if isinstance(task, HeadTask) and task.name == "image-classification":
-        store = extractor_of(task, fitted.network, run.world.device).store()
+        extractor = extractor_of(task, fitted.network, run.world.device)
+        store = extractor.found(task.feature_digests()["train"], run.progress)
         weights = run.recipe.class_weights
         memory_of(task, choice, fitted.views.usual, weights, store).write(folder)
 
@@ -173,5 +174,5 @@ def write_head(run: Run, model: nn.Module, result: Result) -> Result:
         finished = extractor_of(task, model, run.world.device)
         with run.progress:
             result.forecast = forecast(task, finished, run.recipe.seed, run.progress)
-        result.reference = reference_of(task, finished, run.recipe.seed)
+        result.reference = reference_of(task, finished, run.recipe.seed, run.progress)
     return finish(run, model, result)
