@@ -467,27 +467,13 @@ def ridge(
     return Solution(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
 
 
-def logistic(
-    problem: Problem,
-    strength: float,
-    start: Solution | None = None,
-    tolerance: float = 1e-7,
-    *,
-    progress: Progress | None = None,
-    iterations: int = ITERATIONS,
-    exact: bool = True,
-) -> Solution:
-    """Logistic regression with an L2 penalty of 1 / strength on the weights.
-
-    Minimizes `sum of cross-entropies + |W|² / (2 strength)` by L-BFGS, as scikit-learn does; with
-    labels (N, V) each label is a problem of its own. Large problems are evaluated in float32 by all
-    threads, or on the accelerator where there is one; others in float32 too unless `exact`.
+def mean_loss_of(
+    problem: Problem, strength: float, pace: Doubles, dtype: torch.dtype, device: torch.device
+) -> Callable[[Doubles], tuple[float, Doubles]]:
+    """The function that `logistic` minimizes: of parameters (V * (D + 1),), each divided by its
+    unit of `pace` (see `paces`), with its gradient.
     """
-    N, D = problem.x.shape
-    V = problem.classes
-    large = N * D * V > LARGE
-    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
-    dtype = torch.float64 if exact and not large else torch.float32
+    (N, D), V = problem.x.shape, problem.classes
     x = torch.as_tensor(problem.x, dtype=dtype, device=device)
     labels = torch.as_tensor(problem.labels, device=device)
     single = labels.ndim == 1
@@ -497,8 +483,6 @@ def logistic(
     counts = None if weights is None else torch.as_tensor(weights, dtype=dtype, device=device)
     if counts is not None and single:
         counts = counts[:, None]
-    progress = progress or Silent()
-    pace = paces(problem, strength)
 
     def mean_loss(flat: Doubles) -> tuple[float, Doubles]:
         """The mean loss and its gradient, both (V * (D + 1),); biases are the last column."""
@@ -524,6 +508,32 @@ def logistic(
         penalty = np.square(parameters[:, :-1]).sum() / (2 * strength)
         return float(losses.sum(dtype=torch.float64) + penalty) / N, gradient.ravel()
 
+    return mean_loss
+
+
+def logistic(
+    problem: Problem,
+    strength: float,
+    start: Solution | None = None,
+    tolerance: float = 1e-7,
+    *,
+    progress: Progress | None = None,
+    iterations: int = ITERATIONS,
+    exact: bool = True,
+) -> Solution:
+    """Logistic regression with an L2 penalty of 1 / strength on the weights.
+
+    Minimizes `sum of cross-entropies + |W|² / (2 strength)` by L-BFGS, as scikit-learn does; with
+    labels (N, V) each label is a problem of its own. Large problems are evaluated in float32 by all
+    threads, or on the accelerator where there is one; others in float32 too unless `exact`.
+    """
+    N, D = problem.x.shape
+    V = problem.classes
+    large = N * D * V > LARGE
+    device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
+    dtype = torch.float64 if exact and not large else torch.float32
+    progress = progress or Silent()
+    pace = paces(problem, strength)
     first = np.zeros((V, D + 1))
     if start is not None:
         first = np.concatenate([start.weight, start.bias[:, None]], axis=1)
@@ -535,7 +545,7 @@ def logistic(
 
     with threads_for(large), torch.inference_mode():
         result = scipy("optimize").minimize(
-            mean_loss,
+            mean_loss_of(problem, strength, pace, dtype, device),
             (first / pace).ravel(),
             jac=True,
             method="L-BFGS-B",
