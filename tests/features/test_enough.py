@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import headstart
 from headstart.features import enough
@@ -141,3 +142,27 @@ def test_a_run_says_whether_its_data_is_enough(each, shown, tiny_model, tmp_path
     if shown:
         assert values["enough"]["forecast"][1]["examples"] == 48
         assert {each["name"] for each in values["enough"]["classes"]} == {"bird", "cat"}
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_series_are_called_optimistic(shots, tiny_model, tmp_path):
+    """Copies with one other pixel are nearly the same image."""
+    rng = np.random.default_rng(shots)
+    for name in ("bird", "cat"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for scene in range(24 // shots):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            for shot in range(shots):
+                pixels[0, 0] = shot
+                file = tmp_path / "data" / name / f"{scene}_{shot}.png"
+                Image.fromarray(pixels).save(file)
+    run = headstart.train(
+        tmp_path / "data", model=tiny_model, out=tmp_path / "run", tune="head", crop=20,
+        device="cpu",
+    )  # fmt: skip
+    values = json.loads((tmp_path / "run" / "results.json").read_text())["enough"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    series = shots > 1
+    assert (values["related"] > 0.9) == series and (values["related"] == 0) != series
+    assert ("the forecast is optimistic" in run.forecast.text()) == series
+    assert ("the forecast is optimistic" in page) == series

@@ -83,6 +83,7 @@ def test_a_target_above_the_floor_is_out_of_reach():
     assert found.examples_for(0.95).value == np.inf
     forecast = Forecast(curve_of(law(0.2, 0.05, 0.8)), found, 500, [])
     assert "80% needs" in forecast.text() and "more than 50,000" in forecast.text()
+    assert forecast.caution == ""
     values = json.loads(json.dumps(forecast.to_dict(), allow_nan=False))
     assert values["targets"][-1]["examples"] is None
     assert [each["examples"] for each in values["forecast"]] == [500, 1000, 2000]

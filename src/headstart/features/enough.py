@@ -8,6 +8,7 @@ Letters: N training examples, M held-out examples, D features, R dimensions of t
 classes, K sizes.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -66,9 +67,14 @@ def forecast(
     if others:
         rows = np.concatenate([store[digests[split]] for split in others])
         held_out = rows, np.concatenate([task.targets(split) for split in others])
-    return forecast_of(
+    found = forecast_of(
         store[digests["train"]], labels, task.classes, held_out, seed=seed, progress=progress
     )
+    if len(labels) > MOST:  # not all of them were compared when the head was selected
+        return found
+    group = task.groups(np.arange(len(labels)))
+    related = float((np.bincount(group)[group] > 1).mean())
+    return dataclasses.replace(found, related=related)
 
 
 def forecast_of(

@@ -33,6 +33,7 @@ DRIFT = 0.09
 SAMPLES = 4000
 INTERVAL = 0.8  # probability that intervals are made for
 LIMIT = 100.0  # multiple of the present examples up to which a target is looked for
+RELATED = 0.1  # fraction of related examples from which on forecasts are called optimistic
 GOALS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
@@ -196,12 +197,25 @@ class Forecast:
         laws: Power laws that fit them.
         examples: Training examples there are.
         gains: What twice the examples should bring each class, the largest gain first.
+        related: Fraction of the training examples that share a group with others, or are nearly
+            the same: random subsets divide them.
     """
 
     curve: LearningCurve
     laws: PowerLaws
     examples: int
     gains: list[ClassGain]
+    related: float = 0.0
+
+    @property
+    def caution(self) -> str:
+        """Why the forecast is too high; empty where it need not be."""
+        if self.related <= RELATED:
+            return ""
+        return (
+            f"{self.related:.0%} of the training examples share a group with others or are nearly"
+            " the same, and random subsets divide them: the forecast is optimistic"
+        )
 
     @property
     def now(self) -> Estimate:
@@ -238,7 +252,7 @@ class Forecast:
         if targets := self.targets():
             goal, needed = targets[0]
             line += f"; {goal:.0%} needs {self.needed_text(needed)}"
-        return line
+        return f"{line}; {self.caution}" if self.caution else line
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` holds."""
@@ -259,6 +273,7 @@ class Forecast:
                 for goal, needed in self.targets()
             ],
             "classes": [vars(each) for each in self.gains],
+            "related": self.related,
         }
 
 

@@ -76,6 +76,8 @@ def curve_section(found: Forecast) -> Section:
     )
     for goal, needed in found.targets():
         text += f" {goal:.0%} needs {found.needed_text(needed)} training examples."
+    if found.caution:
+        text += f" {found.caution}."
     rows = [
         [f"{factor * count:,} ({factor} ×)", *accuracy_cells(found.laws.accuracy(factor * count))]
         for factor in (1, 2, AHEAD)
