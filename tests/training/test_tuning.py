@@ -329,7 +329,7 @@ def test_features_that_are_done_outlive_a_stopped_run(
 ):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     options = {"model": tiny_model, "tune": "head", "device": "cpu", "out": tmp_path / "run"}
-    monkeypatch.setattr("headstart.tasks.image_classification.FEATURES_BATCH", 4)
+    monkeypatch.setattr("headstart.tasks.image_classification.images_in_a_pass", lambda values: 4)
     compute, calls = Extractor.compute, []
 
     def stopped(self, inputs):

@@ -17,6 +17,9 @@ from headstart.data.cache import parallel
 T = TypeVar("T")
 U = TypeVar("U")
 MOST = 4  # passes at a time: each needs memory for its activations
+# values and images of one pass: fewer are mostly overhead, of more the activations leave the cache
+VALUES = 8 * 3 * 224 * 224
+IMAGES = 64
 WAITING = 2  # batches and results that wait, for each of them
 
 
@@ -51,6 +54,11 @@ def forward_passes(
         yield from parallel(function, together, passes, waiting=WAITING, start=start)
     finally:
         torch.set_num_threads(before)  # of threads that are yet to come
+
+
+def images_in_a_pass(values: int) -> int:
+    """How many images of so many values each are computed together on a CPU."""
+    return min(IMAGES, -(-VALUES // values))
 
 
 def passes_of(model: nn.Module | None) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from headstart.data.cache import parallel
 from headstart.data.examples import numbered
 from headstart.data.inputs import ImageInput
-from headstart.data.passes import forward_passes
+from headstart.data.passes import IMAGES, VALUES, forward_passes
 from headstart.data.results import Kind
 from headstart.data.sources.raw import take
 from headstart.errors import ConfigError, InputError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Named = TypeVar("Named", bound="DataclassInstance")  # with a `name`
-VALUES = 8 * 3 * 224 * 224  # of preprocessed images in one forward pass, by default
-MOST = 64  # images in one forward pass, by default
 REMEMBERED = 128 << 20  # bytes of results of repeated files that are in memory together
 LABEL = 512  # bytes of one label of a prediction, about
 
@@ -123,7 +121,7 @@ def in_batches(
     for pair in zip(inputs, ready, strict=True):
         batch.append(pair)
         values += 0 if isinstance(pair[1], InputError) else math.prod(pair[1].shape)
-        if len(batch) == (batch_size or MOST) or (batch_size is None and values >= VALUES):
+        if len(batch) == (batch_size or IMAGES) or (batch_size is None and values >= VALUES):
             yield batch
             batch, values = [], 0
     if batch:

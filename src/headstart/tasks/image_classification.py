@@ -23,7 +23,7 @@ from headstart.data.features import FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import IMAGE_ROLES, MANY, SPLITS, DataOptions
-from headstart.data.passes import forward_passes
+from headstart.data.passes import forward_passes, images_in_a_pass
 from headstart.data.sources.raw import Source
 from headstart.errors import ConfigError, DataError, InputError, counted, listed
 from headstart.pipelines.base import batched
@@ -32,9 +32,6 @@ from headstart.tasks.base import Evaluation, HeadTask, Inputs, joined_groups
 from headstart.tasks.image import ImageTask
 from headstart.tasks.problems import problem_of
 
-# images in one pass: more make a processor wait for fresh memory (BiT-50: 86 ms an image at 32, 67
-# at 16)
-FEATURES_BATCH = 16
 READ_TOGETHER = 512  # images that threads read ahead of the network
 LARGER_SIDES = (1.5, 2.0)  # times the usual side: tried for a fitted head
 COUNTED = 100_000  # unreadable images of which each is counted once
@@ -441,7 +438,8 @@ class ImageClassification(LabelledImages, HeadTask):
             for row, digest in enumerate(self.digests_of[split])
             if digest in wanted
         }
-        size = FEATURES_BATCH if processor_side(self.processor) else 1
+        side = processor_side(self.processor)
+        size = images_in_a_pass(3 * side * side) if side else 1
         for part in batched(digests, READ_TOGETHER):
             images = parallel(lambda d: self._pixels(sources[d], d), part, self.options.workers)
             for batch in batched(zip(part, images, strict=True), size):
