@@ -94,8 +94,10 @@ def test_a_head_that_is_fitted_at_once_takes_no_time(monkeypatch):
     [
         # 8 bytes: features, two copies of the training ones, three arrays of scores, the solver
         (100, 30, 5, 4 * 110 * 30 + 16 * 100 * 30 + 24 * 100 * 5 + 192 * 5 * 30),
+        # a closed form: a copy of the training ones, and covariances
+        (90_000, 768, 200, 4 * 90_010 * 768 + 4 * 90_000 * 768 + 96 * 768**2),
         # 4 bytes above LARGE
-        (90_000, 768, 200, 4 * 90_010 * 768 + 8 * 90_000 * 768 + 12 * 90_000 * 200 + 192 * 153_600),
+        (90_000, 768, 50, 4 * 90_010 * 768 + 8 * 90_000 * 768 + 12 * 90_000 * 50 + 192 * 38_400),
     ],
 )
 def test_memory_follows_from_examples_features_and_classes(
@@ -120,7 +122,8 @@ def test_memory_follows_from_examples_features_and_classes(
     assert cost.features == pytest.approx((train + 10 - 1) / 1000)
     total = train + 10
     assert cost.part == min(train, head.CV_EXAMPLES) / total
-    assert cost.tried == min(train, head.OF_CLASS * 200) / total  # fewer than half, or all
+    tried = max(head.PART, head.OF_CLASS * classes)
+    assert cost.tried == min(train, tried) / total  # fewer than half, or all
 
 
 def test_heads_of_a_closed_form_take_little(monkeypatch):

@@ -14,7 +14,7 @@ from headstart.cli.app import main
 from headstart.data.duplicates import FLAT, NEAR, difference_hash, near_pairs
 from headstart.progress import Silent
 from headstart.report import suspects
-from headstart.report.audit import audit
+from headstart.report.audit import announced, audit
 from headstart.report.suspects import doubtful_labels, neighbour_distances, outliers
 from photo_data import make_class_folders
 
@@ -275,3 +275,12 @@ def test_bad_photos_are_named_counted_and_shown(folder, tmp_path, capsys):
     text = page.read_text()
     assert "Dark (1)" in text and "Odd-shaped (1)" in text and "900x90" in text
     assert "2 bad photos (1 dark, 1 odd-shaped)" in text
+
+
+def test_a_short_time_is_a_few_seconds():
+    assert [announced(seconds) for seconds in (0.0, 4.9, 5.1, 80)] == [
+        "a few seconds",
+        "a few seconds",
+        "about 5s",
+        "about 1m 20s",
+    ]

@@ -36,6 +36,7 @@ TEXTS = {
     "odd-shaped": "Much wider or taller than the others: resizing to a square distorts them.",
     "grayscale": "Without color where most others have some: the color may give the class away.",
 }
+FEW_SECONDS = 5.0  # up to which a time is not announced as a number
 MEASURED = 32  # images by which the time is estimated
 SHOWN = 60  # images of one kind on the page
 
@@ -171,7 +172,7 @@ def audit(
         for name, image in zip(part.names, part.images, strict=True)
     }
     options.progress.report(
-        f"{len(every)} images: about {duration(_looking_seconds(read, options))}"
+        f"{len(every)} images: {announced(_looking_seconds(read, options))}"
         " to look at them on this machine"
     )
     results = _looked_at(read, options)
@@ -212,9 +213,7 @@ def _doubt(found: Audit, read: ImageData, options: DataOptions, model: str) -> N
     missing = [each for each in dict.fromkeys(everything) if each and each not in known]
     if missing:
         seconds = extractor.seconds(missing, task.feature_sizes(missing))
-        progress.report(
-            f"features of {len(missing)} images: about {duration(seconds)} on this machine"
-        )
+        progress.report(f"features of {len(missing)} images: {announced(seconds)} on this machine")
     with progress:
         store = extractor.fill(everything, progress)
     task.drop_unread()
@@ -316,6 +315,11 @@ def _looking_seconds(read: ImageData, options: DataOptions) -> float:
     looked = sum(1 for _ in parallel(_look, sources, options.workers))
     elapsed = time.perf_counter() - began
     return elapsed / max(1, looked) * sum(map(len, read.splits.values()))
+
+
+def announced(seconds: float) -> str:
+    """A time as it is announced: imports and the network's loading take some seconds too."""
+    return "a few seconds" if seconds < FEW_SECONDS else f"about {duration(seconds)}"
 
 
 def _looked_at(read: ImageData, options: DataOptions) -> list[tuple[str, int, Look] | str]:
