@@ -28,7 +28,7 @@ from headstart.training.evaluate import evaluate
 from photo_data import make_class_folders
 
 RNG = np.random.default_rng(0)
-TRAINING = ("steps", "lr")
+TRAINING = ("batch_size", "resize", "micro_batch", "steps", "lr")
 SMALL = {"steps": 40, "lr": 0.05, "batch_size": 16, "resize": 24, "crop": 20, "device": "cpu"}
 
 

@@ -35,7 +35,7 @@ from headstart.training.tuning import (
 )
 
 FEW = {"steps": 4, "lr": 0.01, "batch_size": 8, "tune": "auto", "device": "cpu", "seed": 3}
-ALONE = {"batch_size": 8, "tune": "head", "device": "cpu", "seed": 3}  # the head of `FEW`
+ALONE = {"tune": "head", "device": "cpu", "seed": 3}  # the head of `FEW`
 LARGE = 25_000_000
 
 

@@ -391,11 +391,26 @@ def test_texts_are_not_read_in_silence(task, row, tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"lr": 0.1}, {"mixup": 0.2}, {"epochs": 2}, {"freeze": ["bit"]}, {"precision": "bf16"}],
+    [{"lr": 0.1}, {"mixup": 0.2}, {"epochs": 2}, {"freeze": ["bit"]}, {"precision": "bf16"}]
+    + [{"batch_size": 8}, {"micro_batch": 4}, {"resize": 24}],
 )
 def test_a_fitted_head_refuses_values_of_training(folder, tiny_model, tmp_path, values):
     with pytest.raises(ConfigError, match=f"has no use for {next(iter(values))}=; leave it out"):
         headstart.train(folder, model=tiny_model, out=tmp_path / "run", **HEAD, **values)
+
+
+def test_a_fitted_head_refuses_recipes_of_training(folder, tiny_model, tmp_path):
+    file = tmp_path / "full.yaml"
+    file.write_text("lr: 0.5\nseed: 2\n")
+    values = {"model": tiny_model, "out": tmp_path / "run", **HEAD}
+    with pytest.raises(ConfigError, match=r"full\.yaml: .* has no use for lr; leave it out"):
+        headstart.train(folder, config=file, **values)
+    with pytest.raises(ConfigError, match="has no use for recipe='finetune'"):
+        headstart.train(folder, recipe="finetune", **values)
+    first = headstart.train(folder, **values)  # what a head's run wrote is read again
+    again = values | {"out": tmp_path / "again"}
+    second = headstart.train(folder, config=tmp_path / "run" / "recipe.yaml", **again)
+    assert second.recipe.relevant() == first.recipe.relevant()
 
 
 def test_texts_refuse_values_of_images(tmp_path):

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from headstart.checkpoint import atomic_write
 from headstart.checkpoint.documents import as_dataclass, read_object
 from headstart.data.labels import SINGLE
 from headstart.data.options import SPLITS, DataOptions
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, listed
 from headstart.loading import family_of
 from headstart.package_data import MADE_FOR_HEADS
 from headstart.progress import Progress
@@ -42,7 +42,7 @@ RUN, RESULTS = "run.json", "results.json"
 # recipe values that also have an effect on a head alone; any other asks for full training
 SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
 # what a call may give with `tune="head"`; `lora_rank` has an error of its own
-WITH_HEADS = (*SHARED_VALUES, "resize", "batch_size", "micro_batch", "lora_rank")
+WITH_HEADS = (*SHARED_VALUES, "lora_rank")
 OF_IMAGES = ("resize", "crop", "mixup", "cutmix", "augment")
 
 
@@ -330,24 +330,36 @@ class RecipeOptions:
         tune = self.values.get("tune")
         return not self.is_fixed if tune is None else bool(tune == "auto")
 
-    def check_used(self, reads_text: bool) -> None:
+    def check_used(self, reads_text: bool, fits_head: bool) -> None:
         """Refuses values of the call that would have no effect.
+
+        Args:
+            reads_text: Whether the model reads texts.
+            fits_head: Whether the task has a head to fit; another refuses `tune="head"` itself.
 
         Raises:
             ConfigError: Values of full training for a fitted head, or of images for texts.
         """
         given = [key for key, value in self.values.items() if value is not None]
         given += ["epochs"] * (self.epochs is not None)
-        unused = [key for key in given if key not in WITH_HEADS]
-        if unused and self.get("tune") == "head":
-            raise ConfigError(
-                "tune='head' fits the last layer without training steps, and has no use for"
-                f" {', '.join(f'{key}=' for key in unused)}; leave it out, or give tune='full'"
-            )
+        if self.get("tune") == "head" and fits_head:
+            self._check_used_by_head(given)
         unused = [key for key in given if key in OF_IMAGES]
         if unused and reads_text:
             names = ", ".join(f"{key}=" for key in unused)
             raise ConfigError(f"the model reads texts, and {names} is for images; leave it out")
+
+    def _check_used_by_head(self, given: Sequence[str]) -> None:
+        why = "tune='head' fits the last layer without training steps, and has no use for"
+        way_out = "leave it out, or give tune='full'"
+        if self.name is not None:
+            raise ConfigError(f"{why} recipe={self.name!r}; {way_out}")
+        unused = [key for key in given if key not in WITH_HEADS]
+        if unused:
+            raise ConfigError(f"{why} {', '.join(f'{key}=' for key in unused)}; {way_out}")
+        of_file = [key for key in self.file if key not in (*WITH_HEADS, "name", "recipe")]
+        if of_file:
+            raise ConfigError(f"{self.config}: {why} {listed(of_file)}; {way_out}")
 
     def resolve(self, model: str, task: Task, revision: str | None) -> Recipe:
         """The recipe from its four layers; the family's own is a function that it names.
@@ -362,7 +374,7 @@ class RecipeOptions:
         """
         family, _ = family_of(model, revision=revision)
         check_task(family, task.result_task)
-        self.check_used(family.reads_text)
+        self.check_used(family.reads_text, can_fit_head(task))
         facts, name = task.facts(), self.name or self.file.get("recipe")
         if name is not None:
             base = named_recipe(name, facts)
