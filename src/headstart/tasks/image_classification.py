@@ -19,7 +19,7 @@ from headstart.auto import AutoConfig, AutoImageProcessor, AutoModelForImageClas
 from headstart.data.augment import color_jitter, cutmix_box, rand_augment, random_erase
 from headstart.data.cache import Bad, PixelCache, decode, parallel, random_part, square
 from headstart.data.duplicates import difference_hash, near_pairs
-from headstart.data.features import FeatureStore
+from headstart.data.features import HASHES, FeatureStore
 from headstart.data.images import ImageData, combined_fingerprint, read_images
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
 from headstart.data.options import IMAGE_ROLES, MANY, SPLITS, DataOptions
@@ -36,7 +36,6 @@ READ_TOGETHER = 512  # images that threads read ahead of the network
 LARGER_SIDES = (1.5, 2.0)  # times the usual side: tried for a fitted head
 COUNTED = 100_000  # unreadable images of which each is counted once
 REPORTED = 10  # unreadable images that are named as they are found
-HASHES = "difference-hashes"  # where they are cached, one bit a feature
 
 
 class LabelledImages(ImageTask):
