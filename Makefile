@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test half1 half2 web check fast lint types stubs triton docs clean
+.PHONY: demo test web check fast lint types stubs triton docs clean
 
 # Stamps of what is installed: made anew when the project's dependencies change.
 $(VENV)/core: pyproject.toml constraints.txt setup.py
@@ -26,13 +26,9 @@ web:
 	 || npm install --silent --no-audit --no-fund --prefix build onnxruntime-web@1.30.0 \
 	 || echo "npm cannot install onnxruntime-web: its test is skipped"
 
+# Two processes of one thread each: threads of two processes that wait for each other are slower.
 test: $(VENV)/dev lint types web
-	$(MAKE) --no-print-directory -j2 half1 half2
-
-# Every second file of the tests in a process of its own. One thread each: two processes whose
-# threads wait for each other are slower than one.
-half1 half2: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --half $(@:half%=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

