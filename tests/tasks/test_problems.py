@@ -16,7 +16,7 @@ import headstart
 from headstart import AutoModelForImageClassification, pipeline
 from headstart.cli.app import main
 from headstart.data.labels import MULTI, REGRESSION, SINGLE
-from headstart.errors import ConfigError, DataError
+from headstart.errors import ConfigError, DataError, TrainingInterrupted
 from headstart.features.head import Problem, fit_head, logistic, ridge
 from headstart.metrics.multilabel import average_precision
 from headstart.metrics.regression import r_squared
@@ -459,7 +459,7 @@ def test_draws_go_on_after_an_interruption(tiny_model, tmp_path, monkeypatch):
         write(*arguments)
 
     monkeypatch.setattr(module, "write_result", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted, match=f"to go on: .*--out {tmp_path}/run --resume"):
         headstart.train(tmp_path / "d", out=tmp_path / "run", shots=2, draws=3, **values)
     again = headstart.train(tmp_path / "d", out=tmp_path / "run", resume=True, device="cpu")
     assert [path.name for path in calls] == ["2", "3", "3", "run"]

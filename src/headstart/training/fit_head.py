@@ -21,7 +21,7 @@ from headstart.training.estimate import RESERVE, peak_memory, smaller_sides
 from headstart.training.log import MetricsLog
 from headstart.training.micro_batch import free_memory
 from headstart.training.request import RUN, Run
-from headstart.training.result import begin, finish, resume_command
+from headstart.training.result import begin, finish, resume_command, stoppable
 
 AUTO_SECONDS = 600.0  # of full training, from which on `tune="auto"` takes the head alone
 
@@ -172,7 +172,7 @@ def write_head(run: Run, model: nn.Module, result: Result) -> Result:
         log.close()
     if run.world.is_main:
         finished = extractor_of(task, model, run.world.device)
-        with run.progress:
+        with stoppable(run), run.progress:
             result.forecast = forecast(task, finished, run.recipe.seed, run.progress)
-        result.reference = reference_of(task, finished, run.recipe.seed, run.progress)
+            result.reference = reference_of(task, finished, run.recipe.seed, run.progress)
     return finish(run, model, result)

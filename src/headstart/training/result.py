@@ -6,7 +6,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from headstart._version import __version__
 from headstart.checkpoint import atomic_write
-from headstart.errors import ConfigError, HeadstartError, MissingExtraError
+from headstart.errors import ConfigError, HeadstartError, MissingExtraError, TrainingInterrupted
 from headstart.metrics.calibration import confidence_of
 from headstart.metrics.conformal import with_sets
 from headstart.pipelines.base import read_results
@@ -36,6 +37,21 @@ RECIPE = "recipe.yaml"
 DRAWS = "draws"  # of the other draws, in the result folder
 Seen = Callable[[int], None]
 PARTS = 7  # of a result folder: model, examples, confidence, predictions, numbers, card, report
+
+
+@contextmanager
+def stoppable(run: Run) -> Iterator[None]:
+    """Says of a run that is stopped inside the block how to go on.
+
+    Raises:
+        TrainingInterrupted: It was stopped.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"stopped before the result was complete; to go on: {resume_command(run)}"
+        ) from None
 
 
 def unseen(count: int) -> None:
@@ -77,7 +93,10 @@ def finish(run: Run, network: nn.Module, result: Result) -> Result:
                 f"the result folder {run.out} was removed during the run; nothing was written"
             )
         result.seconds = time.perf_counter() - run.began
-        with run.progress.counting("writing results and report", PARTS, "parts") as seen:
+        with (
+            stoppable(run),
+            run.progress.counting("writing results and report", PARTS, "parts") as seen,
+        ):
             values = write_result(run.task, network, result, run.request, run.world.device, seen)
             write_report(run, result, values, seen)
         remove_working_files(run.out)
