@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -21,6 +22,7 @@ from headstart.training.lock import locked
 from headstart.training.log import read_metrics
 from headstart.training.result import PARTS
 from photo_data import make_class_folders, make_photo
+from tiny_networks import NETWORKS
 
 SMALL = {"steps": 3, "lr": 0.05, "batch_size": 8, "resize": 24, "crop": 20, "device": "cpu"}
 HEAD = {"tune": "head", "crop": 20, "device": "cpu"}
@@ -419,4 +421,27 @@ def test_texts_refuse_values_of_images(tmp_path):
     with pytest.raises(ConfigError, match="reads texts, and crop=, mixup= is for images"):
         headstart.train(
             tmp_path / "t.tsv", task="text-classification", out=tmp_path / "run", crop=20, mixup=0.5
+        )
+
+
+@pytest.mark.parametrize(
+    "values", [{"mixup": 0.2}, {"class_weights": "balanced"}, {"problem_type": "multi-label"}]
+)
+def test_segmentation_refuses_what_is_for_classes_of_images(tmp_path, values):
+    for kind, shape in (("images", (32, 32, 3)), ("masks", (32, 32))):
+        (tmp_path / kind).mkdir()
+        for i in range(5):
+            pixels = np.arange(np.prod(shape)).reshape(shape) % 2
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / f"{i}.png")
+    NETWORKS["beit"]().save_pretrained(tmp_path / "beit")
+    headstart.BeitImageProcessor().save_pretrained(tmp_path / "beit")
+    message = f"{next(iter(values))}=.* is for .* of whole examples, not for semantic-segmentation"
+    with pytest.raises(ConfigError, match=message):
+        headstart.train(
+            tmp_path / "images",
+            model=tmp_path / "beit",
+            out=tmp_path / "run",
+            task="semantic-segmentation",
+            task_options={"masks": tmp_path / "masks"},
+            **values,
         )

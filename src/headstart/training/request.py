@@ -43,6 +43,8 @@ RUN, RESULTS = "run.json", "results.json"
 SHARED_VALUES = ("seed", "crop", "class_weights", "max_length", "tune")
 # what a call may give with `tune="head"`; `lora_rank` has an error of its own
 WITH_HEADS = (*SHARED_VALUES, "lora_rank")
+OF_CLASSES = ("mixup", "cutmix", "class_weights")
+WITHOUT_CLASSES = ("semantic-segmentation", "masked-image-modeling")
 OF_IMAGES = ("resize", "crop", "mixup", "cutmix", "augment")
 
 
@@ -279,6 +281,11 @@ def read_data(request: Request, workers: int | None, progress: Progress) -> Task
     """
     options = DataOptions(**(request.options | {"workers": workers, "progress": progress}))
     kind = task_class(request.task)
+    if kind.name in WITHOUT_CLASSES and options.problem_type is not None:
+        raise ConfigError(
+            f"problem_type={options.problem_type!r} is for labels of whole examples, not for"
+            f" {kind.name}; leave it out"
+        )
     kind.check_options(options)
     task = kind.read(request.data, options)
     if isinstance(task, HeadTask) and task.problem.kind != SINGLE and "max_error" in options.extra:
@@ -330,10 +337,11 @@ class RecipeOptions:
         tune = self.values.get("tune")
         return not self.is_fixed if tune is None else bool(tune == "auto")
 
-    def check_used(self, reads_text: bool, fits_head: bool) -> None:
+    def check_used(self, task: str, reads_text: bool, fits_head: bool) -> None:
         """Refuses values of the call that would have no effect.
 
         Args:
+            task: Name of the task.
             reads_text: Whether the model reads texts.
             fits_head: Whether the task has a head to fit; another refuses `tune="head"` itself.
 
@@ -344,6 +352,12 @@ class RecipeOptions:
         given += ["epochs"] * (self.epochs is not None)
         if self.get("tune") == "head" and fits_head:
             self._check_used_by_head(given)
+        unused = [key for key in given if key in OF_CLASSES and self.values[key] not in (0, "none")]
+        if unused and task in WITHOUT_CLASSES:
+            names = ", ".join(f"{key}=" for key in unused)
+            raise ConfigError(
+                f"{names} is for classes of whole examples, not for {task}; leave it out"
+            )
         unused = [key for key in given if key in OF_IMAGES]
         if unused and reads_text:
             names = ", ".join(f"{key}=" for key in unused)
@@ -374,7 +388,7 @@ class RecipeOptions:
         """
         family, _ = family_of(model, revision=revision)
         check_task(family, task.result_task)
-        self.check_used(family.reads_text, can_fit_head(task))
+        self.check_used(task.name, family.reads_text, can_fit_head(task))
         facts, name = task.facts(), self.name or self.file.get("recipe")
         if name is not None:
             base = named_recipe(name, facts)
