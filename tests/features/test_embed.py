@@ -152,7 +152,7 @@ def test_a_file_that_was_cut_off_is_continued(
 
     monkeypatch.setattr(ResultTable, "write", cut)
     code, _, err = call(capsys, *words)
-    assert code == 130 and "interrupted; " in err and "with --resume" in err
+    assert code == 130 and "headstart: interrupted" in err and "with --resume" in err
     monkeypatch.setattr(ResultTable, "write", write)
     with pytest.raises(InputError, match="the run was cut off; continue it with --resume"):
         read_embeddings(out)

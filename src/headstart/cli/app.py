@@ -146,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.code == USAGE_ERROR and "--json" in given:
             what = "the command line is not valid: see standard error"
             output.emit_usage(given, what)
-        if error.code == INTERRUPTED:
+        if error.code == INTERRUPTED:  # of the command-line library, which says nothing
+            print_line("headstart: interrupted", error=True)
             output.emit_error("interrupted", "interrupted", "run it again")
         raise
     finally:

@@ -144,5 +144,5 @@ def resumable(path: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         how = f"{path} holds the rows so far; to go on: the same command with --resume"
-        print_line(f"headstart: interrupted; {how}", error=True)
+        print_line(f"headstart: {how}", error=True)
         raise
