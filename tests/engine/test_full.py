@@ -230,6 +230,29 @@ def test_predict_takes_a_file(tmp_path, capsys):
         assert code == 2 and text in err, err
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_a_file_has_the_conformal_sets_and_refuses_by_p_values(ending, folder, tmp_path, capsys):
+    """The threshold is 0: the p-values alone refuse."""
+    from headstart.engine.full_file import FullFile
+
+    bare, file = tmp_path / "bare", tmp_path / f"m{ending}"
+    shutil.copytree(folder, bare)
+    outputs = len(headstart.AutoConfig.from_pretrained(bare).id2label)
+    minimums = [0.0] + [1.0] * (outputs - 1)  # the set of every image is that of the first class
+    choice = Choice(max_error=0.05, threshold=0.0, refused=0.0, error=0.01)
+    Confidence(1.0, 100, [choice], 0.05, 0.9, 0.9, minimums).write(bare)
+    assert call(capsys, "export", bare, "--out", file, "--full")[0] == 0
+    assert FullFile(file).minimums == minimums and FullFile(file).refuses
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = []
+    for model in (bare, file):
+        out = tmp_path / f"{model.name}.jsonl"
+        call(capsys, "predict", model, tmp_path / "a.png", "--refuse", "--out", out)
+        rows.append(json.loads(out.read_text()))
+    assert rows[0]["candidates"] == rows[1]["candidates"] and len(rows[1]["candidates"]) == 1
+    assert rows[0]["refused"] == rows[1]["refused"]
+
+
 def test_p_values_without_a_threshold_refuse_nothing(folder, tmp_path, capsys):
     """As of a folder whose training was evaluated on too few examples."""
     bare, file = tmp_path / "bare", tmp_path / "m.onnx"

@@ -79,6 +79,7 @@ def export_full(
         "temperature": repr(pipe.temperature),
         "threshold": repr(pipe.threshold),
         "refuses": str(pipe.refuses),
+        "minimums": json.dumps(pipe.minimums),
         "tests": json.dumps([asdict(each) for each in examples]),
     }
     write_full(graph, path, to, facts)

@@ -109,6 +109,12 @@ class FullFile:
         self.threshold = float(facts.get("threshold", "0"))
         # files of earlier versions do not say it; their p-values alone refuse nothing
         self.refuses = facts.get("refuses", str(self.threshold > 0)) == "True"
+        minimums = parse_json(facts.get("minimums", "null"), f"{path}: minimums")
+        if minimums is not None:
+            check_kind(minimums, list[float], f"{path}: minimums")
+            if len(minimums) != len(labels):
+                raise FileFormatError(f"{path}: {len(minimums)} minimums for {len(labels)} labels")
+        self.minimums: list[float] | None = minimums
         self.examples = [as_dataclass(Example, each, f"{path}: tests") for each in tests]
 
     def __call__(self, image: Array) -> dict[str, Array]:
@@ -218,11 +224,18 @@ class FullClassifier:
             order = np.array([int(row.scores.argmax())])
         more = {} if p_value is None else {"p_value": p_value}
         labels = [{"label": self.labels[i], "score": float(row.scores[i])} | more for i in order]
+        if (minimums := self.file.minimums) is not None:
+            for i, each in zip(order, labels, strict=True):
+                each["in_set"] = float(row.scores[i]) >= minimums[i]
         return labels, refused
 
     def candidates(self, row: Answer) -> list[str] | None:
-        """None: a file holds no conformal sets."""
-        return None
+        """Classes of the conformal set, best first; None where the file has no minimums."""
+        minimums = self.file.minimums
+        if minimums is None:
+            return None
+        order = np.argsort(-row.scores, kind="stable")
+        return [self.labels[i] for i in order if float(row.scores[i]) >= minimums[i]]
 
 
 def _open_onnx(path: Path) -> tuple[Run, dict[str, str]]:
@@ -255,7 +268,7 @@ def _open_openvino(path: Path) -> tuple[Run, dict[str, str]]:
         graph = core.read_model(str(path))
         facts = {
             key: str(graph.get_rt_info(["headstart", key]).value)
-            for key in ("full", "labels", "tests", "kind", "threshold")
+            for key in ("full", "labels", "tests", "kind", "threshold", "refuses", "minimums")
             if graph.has_rt_info(["headstart", key])
         }
         program = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
