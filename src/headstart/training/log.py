@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class MetricsLog:
         if self.board is None:
             return
         if self._board is None:  # what a resumed run writes again takes the place of what is there
+            wait_for_a_second_of_its_own(self.board)
             self._board = self._writer(
                 str(self.board), purge_step=values["step"] + ("validation" in values)
             )
@@ -76,6 +78,16 @@ class MetricsLog:
             if each is not None:
                 each.close()
         self._file = self._board = None
+
+
+def wait_for_a_second_of_its_own(board: Path) -> None:
+    """Waits until TensorBoard's folder has no file of the present second.
+
+    TensorBoard reads files in the order of their names: a second, then a counter as text, of which
+    "10" comes before "9". What it reads too late it takes for the remains of a run before.
+    """
+    while any(board.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
