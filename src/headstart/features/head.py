@@ -145,7 +145,7 @@ FIT_ITERATIONS = 300
 # in the comparison of heads by cross-validation, which is repeated for few examples: 1,000 to 2,600
 COMPARED_ITERATIONS = 1800
 TIMED_ITERATIONS = 5
-REPORT = 3.0  # seconds that figures, page and learning curve take, whatever the size of the data
+REPORT = 2.0  # seconds that figures, page and learning curve take, whatever the size of the data
 # discriminants that are fitted in the comparison of heads, and passes over the compared examples
 CLOSED_FITS, CLOSED_PASSES = 55, 5
 # matrices (D, D) of float64 in memory together: with 2,240 features of 20,000 and 50,000 examples
