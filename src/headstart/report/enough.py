@@ -65,7 +65,7 @@ def curve_section(found: Forecast) -> Section:
     axes.set(xlabel="training examples", ylabel="accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     plain_axes(axes)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     now, doubled = found.now, found.doubled
     text = (
         f"Linear discriminants on the same features, fitted to random parts of the {count} training"
